@@ -1,0 +1,37 @@
+# Sourced by the other scripts: makes .venv beside the checkout and installs the package into it.
+# Usage: install_into_venv EXTRAS      e.g. install_into_venv ""   or   install_into_venv "[dev]"
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+PYTHON="${PYTHON:-python3.11}"
+VENV="$ROOT/.venv"
+
+say() { printf '\n== %s\n' "$*"; }
+
+# A CPU machine must not pull gigabytes of CUDA. The pinned torch version alone gives a CPU build only where pip is
+# configured with a CPU wheel; elsewhere, without a CUDA device, ask for PyTorch's own CPU index.
+torch_index_arguments() {
+    if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then return; fi
+    local links
+    links="$("$VENV/bin/python" -m pip config get global.find-links 2>/dev/null || true) ${PIP_FIND_LINKS:-}"
+    for place in $links; do
+        if compgen -G "${place#file://}/torch-*" >/dev/null; then return; fi
+    done
+    echo "--extra-index-url https://download.pytorch.org/whl/cpu"
+}
+
+install_into_venv() {
+    local extras="$1" stamp="$VENV/.installed-${1:-core}"
+    if [ ! -x "$VENV/bin/python" ]; then
+        say "making $VENV"
+        "$PYTHON" -m venv "$VENV"
+    fi
+    if [ -f "$stamp" ] && [ "$stamp" -nt "$ROOT/pyproject.toml" ] && [ "$stamp" -nt "$ROOT/launch/constraints.txt" ]; then
+        return
+    fi
+    say "installing onpolicy_sdft$extras (one to three minutes)"
+    # shellcheck disable=SC2046  # two words are meant
+    "$VENV/bin/python" -m pip install --progress-bar off --constraint "$ROOT/launch/constraints.txt" \
+        $(torch_index_arguments) --editable "$ROOT$extras" | grep -E '^(Collecting torch|Successfully)' || true
+    "$VENV/bin/python" -c 'import torch, transformers, onpolicy_sdft; print("torch", torch.__version__)'
+    touch "$stamp"
+}

@@ -1,0 +1,29 @@
+"""Fine-tune chat models on demonstrations without making them forget.
+
+    from onpolicy_sdft import load_config, train, load_run
+
+    config = load_config("configs/online/quickstart.yaml", **{"train.max_steps": 5})
+    outcome = train(config)
+    print(load_run(outcome.run.path).sample(["Write a Python function that sums a list."]))
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "load_config": "onpolicy_sdft.config.load",
+    "train": "onpolicy_sdft.build.train",
+    "evaluate": "onpolicy_sdft.build.finished",
+    "load_run": "onpolicy_sdft.build.finished",
+    "load_model": "onpolicy_sdft.build.finished",
+}
+__all__ = ["evaluate", "load_config", "load_model", "load_run", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: torch is not loaded before it is needed."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

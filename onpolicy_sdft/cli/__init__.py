@@ -1,0 +1,1 @@
+"""The ``sdft`` command: one file a verb, no logic."""

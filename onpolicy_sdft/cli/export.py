@@ -1,0 +1,24 @@
+"""``sdft export``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jsonargparse import ArgumentParser
+
+from onpolicy_sdft.cli.target import split_target
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Export a run's model."""
+    parser = ArgumentParser(prog="sdft export RUN", description="Write a run's model for transformers or peft.")
+    parser.add_argument("--output", type=str, help="Directory to write.")
+    parser.add_argument("--merged", action="store_true", help="Fold the adapter into the base: a plain model.")
+    parser.add_argument("--push_to_hub", type=str, help="Hub name USER/NAME to push to (off by default).")
+    target, rest = split_target(parser, arguments)
+    options = parser.parse_args(rest)
+    from onpolicy_sdft.build.finished import export
+    from onpolicy_sdft.build.train import say_to_stderr
+
+    export(target, options.output, merged=options.merged, push_to_hub=options.push_to_hub, say=say_to_stderr)
+    return 0

@@ -1,0 +1,50 @@
+"""``sdft VERB ...``: find the verb, run it, turn errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from onpolicy_sdft.errors import SdftError
+
+#: Verb -> what it does, as in ``sdft --help``. Each lives in ``cli/VERB.py`` with ``run(arguments) -> exit code``.
+VERBS = {
+    "train": "score the seed model, train, score again, leave a report",
+    "eval": "score a model or a run on tasks",
+    "probe": "is the model, shown the demonstration, a good teacher? before anything is trained",
+    "chat": "talk to a model or a run",
+    "export": "write a run's model, merged if asked, or push it to the hub",
+    "report": "write a run's curves and page again",
+    "models": "list or fetch embedded models",
+}
+
+
+def usage() -> str:
+    """Return the overview of verbs."""
+    lines = ["usage: sdft VERB [options]", "", "Fine-tune chat models on demonstrations without forgetting.", ""]
+    lines += [f"  {verb:8} {text}" for verb, text in VERBS.items()]
+    return "\n".join([*lines, "", "sdft VERB --help shows every option with its default."])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; return its exit code: 0 done, 2 an error to mend, 130/143 stopped by a signal and saved."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        print(f"sdft: there is no verb {verb!r}.{hint}\n\n{usage()}", file=sys.stderr)
+        return 2
+    try:
+        return int(importlib.import_module(f"onpolicy_sdft.cli.{verb}").run(rest))
+    except SdftError as error:
+        print(f"sdft {verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"sdft {verb}: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,29 @@
+"""``sdft models``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from onpolicy_sdft.models.embedded import EMBEDDED_MODELS, embedded_path, fetch
+
+
+def run(arguments: Sequence[str]) -> int:
+    """List embedded models, or fetch one into the cache."""
+    parser = ArgumentParser(prog="sdft models", description="Chat models that need no model hub.")
+    parser.add_argument("action", choices=["list", "fetch"], help="What to do.")
+    parser.add_argument("name", nargs="?", help="Model to fetch.")
+    parser.add_argument("--cache_dir", type=str, help="Where to keep it (default: ~/.cache/onpolicy_sdft).")
+    options = parser.parse_args(list(arguments))
+    cache_dir = Path(options.cache_dir).expanduser() if options.cache_dir else None
+    if options.action == "fetch":
+        name = options.name or next(iter(EMBEDDED_MODELS))
+        print(fetch(name, cache_dir, report=lambda text: print(text, file=sys.stderr, flush=True)))
+        return 0
+    for name, record in EMBEDDED_MODELS.items():
+        state = "fetched" if embedded_path(name, cache_dir).is_dir() else "not fetched"
+        print(f"embedded:{name}  {record.licence}  from {record.requirement}  {state}")
+    return 0

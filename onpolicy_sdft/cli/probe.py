@@ -1,0 +1,43 @@
+"""``sdft probe``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onpolicy_sdft.config.load import make_parser, parse
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Probe the teacher and print a table with a recommendation."""
+    parser = make_parser("sdft probe", "Is the model, shown the demonstration, a good teacher?")
+    parser.add_argument(
+        "--templates", type=list[str], default=["reference", "example", "prior_turn"], help="Context templates to try."
+    )
+    parser.add_argument("--temperatures", type=list[float], default=[1.0], help="Sampling temperatures to try.")
+    parser.add_argument("--num_examples", type=int, default=32, help="Demonstrations to try them on.")
+    config, options = parse(parser, arguments)
+    from onpolicy_sdft.build.probe import run_probe
+    from onpolicy_sdft.build.train import say_to_stderr
+    from onpolicy_sdft.runs.progress import print_table
+
+    outcome = run_probe(config, options.templates, options.temperatures, options.num_examples, say_to_stderr)
+    rows = [
+        (
+            row.template,
+            f"{row.temperature:g}",
+            f"{row.score:.2f} [{row.low:.2f}, {row.high:.2f}]",
+            f"{row.keep_rate:.2f}",
+            f"{row.verbatim_rate:.2f}",
+            ", ".join(f"{reason} {count}" for reason, count in sorted(row.reasons.items())) or "-",
+            f"{row.entropy:.2f}",
+            f"{row.mean_length:.0f}",
+            f"{row.length_ratio:.2f}",
+            f"{row.seconds_per_rollout * config.train.batch_size:.1f}",
+        )
+        for row in outcome.rows
+    ]
+    columns = ["template", "T", "score [95 %]", "kept", "verbatim", "refused", "entropy", "tokens", "ratio", "s/step"]
+    print_table(f"probe of {config.model.name}, n = {options.num_examples}", columns, rows)
+    print(f"s/step: seconds of writing per step of {config.train.batch_size}; learning comes on top.")
+    print(outcome.recommendation)
+    return 0

@@ -1,0 +1,35 @@
+"""The closing table of a training run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from onpolicy_sdft.report.tables import before_after_table, kl_sentence
+from onpolicy_sdft.runs.files import read_json, read_jsonl
+
+if TYPE_CHECKING:
+    from onpolicy_sdft.runs.directory import RunDirectory
+    from onpolicy_sdft.train.loop import FitResult
+
+
+def print_summary(run: RunDirectory, result: FitResult) -> None:
+    """Print scores before and after, speed, and where everything is."""
+    summary = read_json(run.eval_summary_path) if run.eval_summary_path.is_file() else {}
+    if summary:
+        print(before_after_table(summary).to_text())
+    sentence = kl_sentence(summary)
+    if sentence:
+        print(sentence)
+    metrics = [record["values"] for record in read_jsonl(run.metrics_path)] if run.metrics_path.is_file() else []
+    if metrics:
+        seconds = sum(values["time/step_seconds"] for values in metrics)
+        learned = sum(values["train/num_loss_tokens"] for values in metrics)
+        written = [v["rollout/tokens_per_second"] for v in metrics if "rollout/tokens_per_second" in v]
+        speed = f"{learned / seconds:.0f} learned tokens/s over whole steps"
+        if written:
+            speed += f", {sum(written) / len(written):.0f} tokens/s while writing rollouts"
+        print(f"{len(metrics)} steps in {seconds:.0f} s ({result.reason}): {speed}")
+    print(f"run directory  {run.path}")
+    print(f"report         {run.report_path}")
+    print(f"plots          {run.plots_path}")
+    print(f"model          {run.model_path}")

@@ -1,0 +1,28 @@
+"""``sdft train``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from onpolicy_sdft.config.load import make_parser, parse
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Train as the options say, then write the report."""
+    parser = make_parser("sdft train", "Train a chat model on demonstrations; every option is a field of the config.")
+    config, _ = parse(parser, arguments)
+    from onpolicy_sdft.build.train import train
+    from onpolicy_sdft.cli.summary import print_summary
+    from onpolicy_sdft.report.html import build_report
+
+    outcome = train(config, command=["sdft", "train", *arguments])
+    build_report(outcome.run)
+    print_summary(outcome.run, outcome.result)
+    if outcome.result.exit_code:
+        print(
+            f"stopped by {outcome.result.reason} after a whole step; the state is saved. "
+            "Go on with the same command and --train.resume auto.",
+            file=sys.stderr,
+        )
+    return outcome.result.exit_code

@@ -1,0 +1,1 @@
+"""Every option once, typed and documented."""

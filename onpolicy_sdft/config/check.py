@@ -1,0 +1,153 @@
+"""Refuse option values and combinations that cannot be meant, with the way out."""
+
+from __future__ import annotations
+
+from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig
+from onpolicy_sdft.errors import ConfigError
+
+
+def check(config: RunConfig) -> None:
+    """Check a config as a whole.
+
+    Raises:
+        ConfigError: On the first value or combination that is refused.
+    """
+    _check_ranges(config)
+    _check_model(config)
+    _check_rollout(config)
+    _check_eval(config)
+    if config.train.targets == "demonstrations" and config.context.num_demonstrations > 1:
+        raise ConfigError(
+            "context.num_demonstrations above 1 shows examples to the teacher, but train.targets=demonstrations "
+            "asks none. Way out: --context.num_demonstrations 1, or --train.targets policy."
+        )
+    if config.optim.schedule == "cosine" and config.train.max_loss_tokens is not None:
+        raise ConfigError(
+            "optim.schedule=cosine needs to know the number of steps, but train.max_loss_tokens ends the run at an "
+            "unknown one. Way out: --optim.schedule constant, or drop train.max_loss_tokens."
+        )
+
+
+def _require(condition: bool, name: str, value: object, wanted: str) -> None:
+    if not condition:
+        raise ConfigError(f"{name}={value!r} is not usable: it must be {wanted}.")
+
+
+def _check_ranges(config: RunConfig) -> None:
+    at_least_one = {
+        "lora.r": config.lora.r,
+        "lora.alpha": config.lora.alpha,
+        "context.num_demonstrations": config.context.num_demonstrations,
+        "context.max_teacher_tokens": config.context.max_teacher_tokens,
+        "context.max_student_tokens": config.context.max_student_tokens,
+        "rollout.max_new_tokens": config.rollout.max_new_tokens,
+        "rollout.batch_size": config.rollout.batch_size,
+        "screening.max_attempts": config.screening.max_attempts,
+        "screening.loop_ngram": config.screening.loop_ngram,
+        "screening.loop_repeats": config.screening.loop_repeats,
+        "objective.chunk_tokens": config.objective.chunk_tokens,
+        "train.batch_size": config.train.batch_size,
+        "train.num_epochs": config.train.num_epochs,
+        "train.micro_batch_tokens": config.train.micro_batch_tokens,
+        "train.max_bad_steps": config.train.max_bad_steps,
+        "train.keep_checkpoints": config.train.keep_checkpoints,
+        "eval.num_samples": config.eval.num_samples,
+        "eval.batch_size": config.eval.batch_size,
+        "eval.kl_max_new_tokens": config.eval.kl_max_new_tokens,
+    }
+    optional = {
+        "data.limit": config.data.limit,
+        "train.max_steps": config.train.max_steps,
+        "train.max_loss_tokens": config.train.max_loss_tokens,
+        "train.checkpoint_steps": config.train.checkpoint_steps,
+        "eval.every_steps": config.eval.every_steps,
+        "eval.early_stop": config.eval.early_stop,
+    }
+    for name, value in at_least_one.items():
+        _require(value >= 1, name, value, "at least 1")
+    for name, bound in optional.items():
+        _require(bound is None or bound >= 1, name, bound, "at least 1, or null")
+    _require(0 <= config.lora.dropout < 1, "lora.dropout", config.lora.dropout, "in [0, 1)")
+    _require(config.optim.lr > 0, "optim.lr", config.optim.lr, "above 0")
+    _require(config.optim.eps > 0, "optim.eps", config.optim.eps, "above 0")
+    for beta in config.optim.betas:
+        _require(0 <= beta < 1, "optim.betas", config.optim.betas, "in [0, 1)")
+    for name, number in {
+        "optim.weight_decay": config.optim.weight_decay,
+        "optim.warmup_steps": config.optim.warmup_steps,
+        "optim.max_grad_norm": config.optim.max_grad_norm,
+        "train.rollout_samples": config.train.rollout_samples,
+        "eval.kl_prompts": config.eval.kl_prompts,
+        "screening.min_length_ratio": config.screening.min_length_ratio,
+    }.items():
+        _require(number >= 0, name, number, "0 or more")
+    longest, shortest = config.screening.max_length_ratio, config.screening.min_length_ratio
+    _require(longest > shortest, "screening.max_length_ratio", longest, f"above min_length_ratio={shortest}")
+
+
+def _check_model(config: RunConfig) -> None:
+    if not config.lora.enabled and config.model.dtype != "float32":
+        raise ConfigError(
+            f"Full fine-tuning (lora.enabled=false) with model.dtype={config.model.dtype}: most updates would be "
+            "lost to rounding. Way out: --model.dtype float32 --train.precision bf16 (bf16 compute, float32 weights)."
+        )
+    if config.model.load_in_4bit and not config.lora.enabled:
+        raise ConfigError(
+            "model.load_in_4bit=true freezes the base, so there is nothing to train without adapters. "
+            "Way out: --lora.enabled true, or --model.load_in_4bit false."
+        )
+
+
+def _check_rollout(config: RunConfig) -> None:
+    rollout = config.rollout
+    _require(rollout.temperature >= 0, "rollout.temperature", rollout.temperature, "0 (greedy) or more")
+    _require(rollout.top_k >= 0, "rollout.top_k", rollout.top_k, "0 (keep all) or more")
+    _require(0 < rollout.top_p <= 1, "rollout.top_p", rollout.top_p, "in (0, 1]")
+    _require(0 <= rollout.min_p < 1, "rollout.min_p", rollout.min_p, "in [0, 1)")
+    narrowed = rollout.top_k > 0 or rollout.top_p < 1 or rollout.min_p > 0
+    if rollout.temperature == 0 and narrowed:
+        raise ConfigError(
+            "rollout.temperature=0 is greedy, so top_k, top_p and min_p would do nothing. "
+            "Way out: a temperature above 0, or leave them at 0, 1 and 0."
+        )
+    if rollout.temperature == 0 and "resample" in {
+        config.screening.banned,
+        config.screening.empty,
+        config.screening.truncated,
+        config.screening.looping,
+        config.screening.length,
+        config.screening.check,
+    }:
+        raise ConfigError(
+            "A greedy rollout (rollout.temperature=0) drawn again is the same rollout, so a screening verdict "
+            "'resample' cannot help. Way out: a temperature above 0, or the verdict fallback."
+        )
+
+
+def _check_eval(config: RunConfig) -> None:
+    evaluation = config.eval
+    _require(evaluation.temperature >= 0, "eval.temperature", evaluation.temperature, "0 (greedy) or more")
+    if evaluation.num_samples > 1 and evaluation.temperature == 0:
+        raise ConfigError(
+            f"eval.num_samples={evaluation.num_samples} greedy answers would all be the same. "
+            "Way out: --eval.temperature 1, or --eval.num_samples 1."
+        )
+    for name in ("every_steps", "best_metric", "early_stop"):
+        if getattr(evaluation, name) is not None and not evaluation.validation:
+            raise ConfigError(f"eval.{name} is set but eval.validation names no set. Way out: add one.")
+    if evaluation.validation and evaluation.every_steps is None:
+        raise ConfigError("eval.validation names sets but eval.every_steps is unset. Way out: set it.")
+    if evaluation.early_stop is not None and evaluation.best_metric is None:
+        raise ConfigError("eval.early_stop needs to know what better means. Way out: set eval.best_metric.")
+    known = [f"eval/{item.label}/score" for item in evaluation.validation]
+    if evaluation.best_metric is not None and evaluation.best_metric not in known:
+        raise ConfigError(f"eval.best_metric={evaluation.best_metric!r} is none of: {', '.join(known)}.")
+    for sets in (evaluation.sets, evaluation.validation):
+        _check_labels(sets)
+
+
+def _check_labels(sets: list[EvalSetConfig]) -> None:
+    labels = [item.label for item in sets]
+    twice = {label for label in labels if labels.count(label) > 1}
+    if twice:
+        raise ConfigError(f"Two evaluation sets are called {twice.pop()!r}. Give each its own label.")

@@ -1,0 +1,325 @@
+"""Every option of the program, once: its type, its vetted default and what it does.
+
+Sections are plain dataclasses; the text under a field is its help text in ``sdft train --help``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+VerdictName = Literal["keep", "fallback", "drop", "resample"]
+
+
+@dataclass
+class ModelConfig:
+    """Which weights are trained and how they are held."""
+
+    name: str = "embedded:smollm2-135m-instruct"
+    """``embedded:NAME`` (see ``sdft models``), a local path, or a hub id."""
+    revision: str | None = None
+    """Hub revision (branch, tag or commit)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Storage dtype of the weights. ``bfloat16`` is for a frozen LoRA base: trained weights stay float32."""
+    attn_implementation: str = "sdpa"
+    """Attention of the training forward, as transformers names it."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    load_in_4bit: bool = False
+    """Quantised base for LoRA (extra ``bitsandbytes``, needs a CUDA device)."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a hub model."""
+    cache_dir: str | None = None
+    """Where embedded models are kept. Unset: ``~/.cache/onpolicy_sdft``."""
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapters; off means full fine-tuning."""
+
+    enabled: bool = True
+    """Train adapters (true) or every weight (false)."""
+    r: int = 16
+    """Rank."""
+    alpha: int = 32
+    """Scale: the update is multiplied by alpha / r."""
+    dropout: float = 0.0
+    """Dropout on the adapter input while learning; never in rollouts."""
+    target_modules: str | list[str] = "all-linear"
+    """Module names, or ``all-linear`` for every linear layer but the head."""
+
+
+@dataclass
+class DataConfig:
+    """Where demonstrations come from and which columns hold them."""
+
+    name: str | None = None
+    """``embedded:GENERATOR`` or a hub data set. Exactly one of ``name`` and ``path``."""
+    path: str | None = None
+    """Local .json, .jsonl, .csv or .parquet file."""
+    split: str = "train"
+    """Split of a hub or embedded set."""
+    limit: int | None = None
+    """Use the first rows only."""
+    seed: int = 0
+    """Seed of an embedded generator."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of an embedded generator, or keyword arguments for the hub loader (e.g. ``name: main``)."""
+    prompt_column: str = "prompt"
+    """Column of the question."""
+    response_column: str = "response"
+    """Column of the expert's answer."""
+    system_column: str | None = None
+    """Column of a system message."""
+    messages_column: str | None = None
+    """Column of whole conversations; the last assistant turn is the demonstration."""
+    id_column: str | None = None
+    """Column of unique example ids. Unset: a digest of the row's text and its number."""
+    system: str | None = None
+    """One system message for all rows that have none of their own."""
+    wording: bool = True
+    """Ask in the task's wording; false takes the prompt column as it stands."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """Stop at a bad row, or leave it out and count it."""
+
+
+@dataclass
+class TaskConfig:
+    """What a right answer is."""
+
+    name: str = "free_form"
+    """A task of the package, ``package.module:Class``, or ``file.py:Class``."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the task, e.g. ``allow_execution: true`` for ``python_code``."""
+
+
+@dataclass
+class ContextConfig:
+    """The two prompt views: the student's bare prompt and the teacher's with the demonstration."""
+
+    template: str = "prior_turn"
+    """reference | example | prior_turn | acl_gsm8k | acl_openfunctions | acl_alpaca | a Jinja file."""
+    num_demonstrations: int = 1
+    """Demonstrations shown to the teacher; above 1 adds other examples of the data set."""
+    neighbours: Literal["random", "nearest"] = "random"
+    """How the other examples are chosen: by seed, or by word overlap with the prompt."""
+    max_teacher_tokens: int = 1024
+    """Longest teacher prompt; a longer one trims the demonstration, never the question."""
+    max_student_tokens: int = 1024
+    """Longest bare prompt."""
+    on_too_long: Literal["error", "drop"] = "error"
+    """What to do with rows that cannot fit even after trimming."""
+    student_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Chat template arguments of the student's view (tools, thinking mode)."""
+    teacher_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Chat template arguments of the teacher's view."""
+
+
+@dataclass
+class RolloutConfig:
+    """How the policy writes completions."""
+
+    backend: Literal["hf"] = "hf"
+    """``hf``: transformers' generate."""
+    max_new_tokens: int = 256
+    """Longest completion, terminator included."""
+    batch_size: int = 32
+    """Completions written at once."""
+    merge_adapter: bool = True
+    """Decode from a merged copy of the LoRA layers (faster); false decodes with the adapters beside them."""
+    temperature: float = 1.0
+    """1 samples the policy's own law; 0 is greedy."""
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of tokens with this much mass; 1 keeps all."""
+    min_p: float = 0.0
+    """Drop tokens below this fraction of the likeliest one; 0 drops none."""
+
+
+@dataclass
+class ScreeningConfig:
+    """Which rollouts are learned, and what is learned instead of the others."""
+
+    banned: VerdictName = "fallback"
+    """Verdict on a rollout that talks about the reference answer."""
+    empty: VerdictName = "fallback"
+    """Verdict on a rollout without text."""
+    truncated: VerdictName = "fallback"
+    """Verdict on a rollout that hit the length limit."""
+    looping: VerdictName = "fallback"
+    """Verdict on a rollout that repeats itself."""
+    length: VerdictName = "fallback"
+    """Verdict on a rollout much shorter or longer than the demonstration."""
+    check: VerdictName = "fallback"
+    """Verdict on a rollout that fails the task's check."""
+    max_attempts: int = 3
+    """Draws per demonstration where a verdict is ``resample``; then the demonstration is learned."""
+    banned_phrases: list[str] = field(
+        default_factory=lambda: [
+            "reference answer",
+            "reference response",
+            "your response",
+            "my response",
+            "your own response",
+            "my own response",
+            "now it's your turn",
+        ]
+    )
+    """Phrases (any case) that give the teacher's prompt away."""
+    min_length_ratio: float = 0.2
+    """Shortest rollout, as a fraction of the demonstration's tokens."""
+    max_length_ratio: float = 5.0
+    """Longest rollout, as a multiple of the demonstration's tokens (and at least 32 tokens longer)."""
+    loop_ngram: int = 8
+    """A rollout loops when one n-gram of this many tokens stands more than ``loop_repeats`` times in it."""
+    loop_repeats: int = 3
+    """See ``loop_ngram``."""
+
+
+@dataclass
+class ObjectiveConfig:
+    """What the student minimises."""
+
+    name: Literal["nll"] = "nll"
+    """``nll``: negative log-likelihood of the target from the bare prompt, at temperature 1."""
+    chunk_tokens: int = 1024
+    """Loss tokens whose logits are alive at once."""
+    kernel: Literal["chunks", "torch"] = "chunks"
+    """``chunks``: recomputed chunks of cross-entropy; ``torch``: torch's linear_cross_entropy."""
+
+
+@dataclass
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    lr: float = 2e-4
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW betas."""
+    eps: float = 1e-8
+    """AdamW epsilon."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay on matrices (never on norms and biases)."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up: stay, or fall to zero on a cosine."""
+    warmup_steps: int = 2
+    """Linear warm-up."""
+    max_grad_norm: float = 1.0
+    """Clip the global gradient norm; 0 turns clipping off."""
+
+
+@dataclass
+class TrainConfig:
+    """The loop."""
+
+    targets: Literal["policy", "demonstrations"] = "policy"
+    """``policy``: on-policy self-distillation (sdft). ``demonstrations``: plain fine-tuning (sft)."""
+    output_dir: str = "runs/run"
+    """The run directory."""
+    seed: int = 0
+    """Seed of the order, the noise keys and the adapters."""
+    batch_size: int = 16
+    """Demonstrations per optimizer step, over all ranks."""
+    max_steps: int | None = None
+    """Optimizer steps. Unset: as ``num_epochs`` says."""
+    num_epochs: int = 1
+    """Passes over the data, when ``max_steps`` is unset."""
+    max_loss_tokens: int | None = None
+    """Stop once this many loss tokens were learned: a fair budget between methods."""
+    micro_batch_tokens: int = 4096
+    """Padded tokens per forward pass; rows are sorted by length first."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Compute dtype of the learning pass; weights that are trained stay float32."""
+    max_bad_steps: int = 5
+    """Stop after this many steps in a row without an update (all dropped, or not finite)."""
+    resume: Literal["never", "auto"] = "never"
+    """``auto`` goes on from the last checkpoint of ``output_dir``, if there is one."""
+    checkpoint_steps: int | None = 50
+    """Save every so many steps, and always at the end. Unset: only at the end."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept."""
+    trackers: list[str] = field(default_factory=list)
+    """Experiment trackers by name: tensorboard, wandb, trackio."""
+    rollout_samples: int = 4
+    """Rollouts written to ``rollouts.jsonl`` each step."""
+    warn_length_ratio: float = 2.0
+    """Warn when rollouts are on average this many times longer than the demonstrations."""
+    warn_truncated_rate: float = 0.3
+    """Warn when this share of the rollouts hits the length limit."""
+    deterministic: bool = True
+    """Ask torch for deterministic kernels, so that a resumed run repeats the uninterrupted one."""
+
+
+@dataclass
+class EvalSetConfig:
+    """One set of questions a model is scored on."""
+
+    label: str = "task"
+    """Name in tables and metrics."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The questions."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """The check."""
+    max_new_tokens: int = 256
+    """Longest answer."""
+    retention: bool = False
+    """True: what the seed model could do before; false: what is being taught."""
+
+
+@dataclass
+class EvalConfig:
+    """Scores before, during and after training."""
+
+    sets: list[EvalSetConfig] = field(default_factory=list)
+    """Sets scored before and after training, and by ``sdft eval``."""
+    validation: list[EvalSetConfig] = field(default_factory=list)
+    """Sets scored during training, every ``every_steps``."""
+    every_steps: int | None = None
+    """Validate every so many steps. Unset: never."""
+    best_metric: str | None = None
+    """Metric (``eval/LABEL/score`` of a validation set) whose best weights are kept in ``best/``."""
+    early_stop: int | None = None
+    """Stop after this many validations without a better ``best_metric``."""
+    before_and_after: bool = True
+    """Score the seed model before training and the trained one after."""
+    temperature: float = 0.0
+    """0 is greedy; above 0 samples."""
+    num_samples: int = 1
+    """Samples per question (above 1 only with a temperature above 0)."""
+    batch_size: int = 64
+    """Completions written at once."""
+    seed: int = 0
+    """Seed of sampled evaluation."""
+    kl_prompts: int = 60
+    """General prompts whose seed completions measure KL(seed || tuned); 0 turns it off."""
+    kl_max_new_tokens: int = 96
+    """Longest of those completions."""
+
+
+@dataclass
+class RunConfig:
+    """Everything one run needs; a section a field."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The weights."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Demonstrations."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """The check of an answer."""
+    context: ContextConfig = field(default_factory=ContextConfig)
+    """The two prompt views."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """Generation."""
+    screening: ScreeningConfig = field(default_factory=ScreeningConfig)
+    """Verdicts on rollouts."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """The loss."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """The optimizer."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The loop."""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    """Scores."""

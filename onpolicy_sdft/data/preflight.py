@@ -1,0 +1,68 @@
+"""What the lengths of a data set look like, before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onpolicy_sdft.data.views import Prepared
+
+
+@dataclass(frozen=True, slots=True)
+class LengthRow:
+    """Quantiles and a histogram of one kind of length, in tokens."""
+
+    name: str
+    smallest: int
+    median: int
+    p95: int
+    largest: int
+    histogram: str  # one character a bin, from smallest to largest
+
+
+def describe_lengths(prepared: Prepared, max_new_tokens: int) -> tuple[list[LengthRow], list[str]]:
+    """Summarise the lengths of both views and of the demonstrations.
+
+    Args:
+        prepared: The data set.
+        max_new_tokens: Longest rollout, for the warning.
+
+    Returns:
+        Rows of a table, and warnings to show before anything is computed.
+    """
+    rows = [
+        _row("bare prompt (student)", [len(views.student_ids) for views in prepared.views]),
+        _row("prompt + demonstration (teacher)", [len(views.teacher_ids) for views in prepared.views]),
+        _row("demonstration", [len(views.response_ids) for views in prepared.views]),
+    ]
+    warnings = []
+    if prepared.trimmed_ids:
+        warnings.append(
+            f"{len(prepared.trimmed_ids)} demonstrations are cut to fit context.max_teacher_tokens: "
+            f"{_some(prepared.trimmed_ids)}"
+        )
+    if prepared.dropped_ids:
+        warnings.append(
+            f"{len(prepared.dropped_ids)} rows are left out, they do not fit: {_some(prepared.dropped_ids)}"
+        )
+    longer = [v.demonstration.example_id for v in prepared.views if len(v.response_ids) > max_new_tokens]
+    if longer:
+        warnings.append(
+            f"{len(longer)} demonstrations are longer than rollout.max_new_tokens={max_new_tokens}, their "
+            f"rollouts will be truncated: {_some(longer)}"
+        )
+    return rows, warnings
+
+
+def _row(name: str, lengths: Sequence[int]) -> LengthRow:
+    counts, _ = np.histogram(lengths, bins=16)
+    bars = " ▁▂▃▄▅▆▇█"
+    scaled = np.ceil(counts / counts.max() * (len(bars) - 1)).astype(int)
+    smallest, median, p95, largest = np.quantile(lengths, [0, 0.5, 0.95, 1]).round().astype(int).tolist()
+    return LengthRow(name, smallest, median, p95, largest, "".join(bars[level] for level in scaled))
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:5]) + (f", ... ({len(ids)} in all)" if len(ids) > 5 else "")

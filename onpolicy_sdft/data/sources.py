@@ -1,0 +1,245 @@
+"""Demonstrations from a file, the hub, or an embedded generator; every bad row is named.
+
+Local JSON Lines are read line by line and CSV as text, so that an error can name its row and nothing is
+guessed about types (a loader that infers them turns the answer "007" into 7).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onpolicy_sdft.data.generators import generate_rows
+from onpolicy_sdft.errors import ConfigError, DataError
+from onpolicy_sdft.types import Demonstration, Turn
+
+if TYPE_CHECKING:
+    from onpolicy_sdft.config.schema import DataConfig
+    from onpolicy_sdft.tasks.protocol import Task
+
+EMBEDDED_PREFIX = "embedded:"
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class DemonstrationSet:
+    """Checked demonstrations and where they came from."""
+
+    demonstrations: tuple[Demonstration, ...]
+    where: str  # file or set, for messages
+    skipped: tuple[str, ...]  # one line per row left out on request
+    fingerprint: str  # sha256 over ids, prompts and responses
+
+
+def load_demonstrations(config: DataConfig, task: Task, *, section: str = "data") -> DemonstrationSet:
+    """Load, map and check the rows of a data source.
+
+    Args:
+        config: Source and column names.
+        task: Gives the wording of the prompt and says whether a row's answer can be checked.
+        section: Config section, for messages.
+
+    Raises:
+        ConfigError: If the source is not exactly one of ``name`` and ``path``.
+        DataError: If a row is bad (with file, row number and the way out) or none is left.
+    """
+    if (config.name is None) == (config.path is None):
+        raise ConfigError(
+            f"Set exactly one of {section}.name and {section}.path "
+            f"(they are {config.name!r} and {config.path!r}). For example --{section}.path rows.jsonl."
+        )
+    where = config.path or config.name or ""
+    found: list[Demonstration] = []
+    skipped: list[str] = []
+    seen: dict[str, int] = {}
+    for number, row in enumerate(_rows(config), start=1):
+        if config.limit is not None and len(found) + len(skipped) >= config.limit:
+            break
+        try:
+            if isinstance(row, DataError):
+                raise row
+            demonstration = _demonstration(row, number, config, task)
+            if demonstration.example_id in seen:
+                raise DataError(
+                    f"id {demonstration.example_id!r} also stands in row {seen[demonstration.example_id]}; "
+                    "ids must be unique"
+                )
+        except DataError as error:
+            message = f"{where}, row {number}: {error}"
+            if config.on_bad_row == "error":
+                raise DataError(
+                    f"{message}. Mend the row, or leave bad rows out and count them: --{section}.on_bad_row skip."
+                ) from error
+            skipped.append(message)
+            continue
+        seen[demonstration.example_id] = number
+        found.append(demonstration)
+    if not found:
+        tail = f" ({len(skipped)} rows were skipped; the first: {skipped[0]})" if skipped else ""
+        raise DataError(f"{where}: no rows to learn from{tail}.")
+    return DemonstrationSet(tuple(found), where, tuple(skipped), fingerprint(found))
+
+
+def fingerprint(demonstrations: list[Demonstration]) -> str:
+    """Digest ids, conversations and responses, in order."""
+    digest = hashlib.sha256()
+    for demonstration in demonstrations:
+        turns = [(turn.role, turn.content) for turn in demonstration.turns]
+        digest.update(json.dumps([demonstration.example_id, turns, demonstration.response]).encode())
+    return digest.hexdigest()
+
+
+def _rows(config: DataConfig) -> Iterator[Mapping[str, Any] | DataError]:
+    if config.name is not None and config.name.startswith(EMBEDDED_PREFIX):
+        generator = config.name.removeprefix(EMBEDDED_PREFIX)
+        yield from generate_rows(
+            generator, split=config.split, limit=config.limit, seed=config.seed, options=config.options
+        )
+    elif config.name is not None:
+        yield from _hub_rows(config)
+    else:
+        yield from _file_rows(Path(config.path or "").expanduser())
+
+
+def _hub_rows(config: DataConfig) -> Iterator[Mapping[str, Any]]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(config.name, split=config.split, **config.options)
+    except Exception as error:  # the loader raises many kinds; each means the set cannot be had
+        raise DataError(
+            f"Cannot load data.name={config.name!r}, split {config.split!r}: {error}. "
+            f"Without a hub, use --data.path FILE or --data.name {EMBEDDED_PREFIX}NAME."
+        ) from error
+    yield from rows
+
+
+def _file_rows(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
+    if not path.is_file():
+        raise DataError(f"data.path={str(path)!r} is not a file.")
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl":
+        yield from _json_lines(path)
+    elif suffix == ".json":
+        yield from _json_array(path)
+    elif suffix == ".csv":
+        import pandas
+
+        try:
+            frame = pandas.read_csv(path, dtype=str, keep_default_na=False)
+        except (pandas.errors.ParserError, pandas.errors.EmptyDataError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: not readable as CSV: {error}.") from error
+        for record in frame.to_dict("records"):
+            yield {str(key): value for key, value in record.items()}
+    elif suffix == ".parquet":
+        import datasets
+
+        try:
+            yield from datasets.Dataset.from_parquet(str(path))
+        except Exception as error:  # pyarrow and datasets raise several unrelated kinds
+            raise DataError(f"{path}: not readable as Parquet: {error}.") from error
+    else:
+        raise DataError(f"{path}: unknown ending {suffix!r}; give .jsonl, .json, .csv or .parquet.")
+
+
+def _json_lines(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            if not line.strip():
+                yield DataError("an empty line")
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                yield DataError(f"not valid JSON ({error.msg} at column {error.colno})")
+                continue
+            yield row if isinstance(row, dict) else DataError(f"not an object but {type(row).__name__}")
+
+
+def _json_array(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}: not valid JSON ({error.msg} at line {error.lineno}, column {error.colno})."
+        ) from error
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: expected an array of objects, found {type(rows).__name__}.")
+    for row in rows:
+        yield row if isinstance(row, dict) else DataError(f"not an object but {type(row).__name__}")
+
+
+def _demonstration(row: Mapping[str, Any], number: int, config: DataConfig, task: Task) -> Demonstration:
+    if config.messages_column is not None:
+        turns, response = _conversation(_column(row, config.messages_column))
+        used = {config.messages_column}
+    else:
+        prompt = _text(row, config.prompt_column)
+        response = _text(row, config.response_column)
+        turns = [Turn("user", prompt)]
+        used = {config.prompt_column, config.response_column}
+    system = _text(row, config.system_column) if config.system_column else config.system
+    if system is not None and turns[0].role != "system":
+        turns = [Turn("system", system), *turns]
+    question = turns[-1].content
+    if config.wording:
+        turns = [*turns[:-1], Turn("user", task.ask(question))]
+    fields = {key: value for key, value in row.items() if key not in used}
+    demonstration = Demonstration(
+        example_id=_example_id(row, number, _id_column(config), question, response),
+        turns=tuple(turns),
+        response=response,
+        fields=fields,
+    )
+    task.check_demonstration(demonstration)
+    return demonstration
+
+
+def _id_column(config: DataConfig) -> str | None:
+    embedded = config.name is not None and config.name.startswith(EMBEDDED_PREFIX)
+    return config.id_column or ("id" if embedded else None)
+
+
+def _example_id(row: Mapping[str, Any], number: int, id_column: str | None, question: str, response: str) -> str:
+    if id_column is not None:
+        return str(_column(row, id_column))
+    digest = hashlib.sha256(json.dumps([number, question, response]).encode()).hexdigest()
+    return f"{number:06d}-{digest[:8]}"
+
+
+def _column(row: Mapping[str, Any], column: str) -> Any:
+    if column not in row or row[column] is None:
+        raise DataError(f"no column {column!r}; the row has {sorted(map(str, row))}")
+    return row[column]
+
+
+def _text(row: Mapping[str, Any], column: str) -> str:
+    value = _column(row, column)
+    if not isinstance(value, str):
+        raise DataError(f"column {column!r} is not a string but {type(value).__name__}: {value!r:.60}")
+    if not value.strip():
+        raise DataError(f"column {column!r} is empty")
+    return value
+
+
+def _conversation(messages: Any) -> tuple[list[Turn], str]:
+    if not isinstance(messages, list) or not messages:
+        raise DataError("the messages column is not a list of messages")
+    turns = []
+    for index, message in enumerate(messages):
+        role = message.get("role") if isinstance(message, Mapping) else None
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if role not in ROLES or not isinstance(content, str):
+            raise DataError(f"message {index} needs a role out of {ROLES} and a string content")
+        turns.append(Turn(role, content))
+    while turns and turns[-1].role != "assistant":
+        turns.pop()  # what follows the last answer is no part of the demonstration
+    if len(turns) < 2 or turns[-2].role not in ("user", "tool"):
+        raise DataError("the messages hold no assistant turn that answers a user turn")
+    if not turns[-1].content.strip():
+        raise DataError("the last assistant turn is empty")
+    return turns[:-1], turns[-1].content

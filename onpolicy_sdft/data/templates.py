@@ -1,0 +1,128 @@
+"""How the teacher is shown the demonstration: named context templates, or a Jinja file of your own.
+
+A template rewrites the last user turn (and may set the system message). It sees ``question``,
+``demonstration`` and ``examples`` (other rows of the data set, each with ``question`` and ``response``).
+Sources: ``acl_*`` are the prompts of Yang et al. (ACL 2024, arXiv:2402.13669, released templates), without the
+forced first words of the gsm8k one, which would start the teacher's answer in another state than the
+student's; ``example`` follows Shenfeld et al. (2026, arXiv:2601.19897).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import StrictUndefined, TemplateError
+from jinja2.sandbox import SandboxedEnvironment
+
+from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.types import Demonstration, Turn
+
+PRIOR_TURN = "prior_turn"
+
+_EXAMPLES = (
+    "{% for example in examples %}Another question:\n{{ example.question }}\n\n"
+    "Its answer:\n{{ example.response }}\n\n{% endfor %}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ContextTemplate:
+    """Jinja sources of the teacher's last user turn and, where given, of its system message."""
+
+    user: str
+    system: str | None = None
+
+
+TEMPLATES: dict[str, ContextTemplate] = {
+    "reference": ContextTemplate(
+        _EXAMPLES + "{{ question }}\n\nReference answer:\n{{ demonstration }}\n\n"
+        "Using the reference answer as a guide, write your own response to the question."
+    ),
+    "example": ContextTemplate(
+        _EXAMPLES + "{{ question }}\n\nThis is an example of a response to the question:\n"
+        "{{ demonstration }}\n\nNow answer with a response of your own."
+    ),
+    "acl_gsm8k": ContextTemplate(
+        _EXAMPLES + "{{ question }}\n\n{{ demonstration }}",
+        system="You are an expert in math. Below are a math question and its reference answer. "
+        "Refer to the reference answer and write a response that appropriately answers the question.",
+    ),
+    "acl_openfunctions": ContextTemplate(
+        _EXAMPLES + "### Instruction:\n{{ question }}\n\n### Reference Answer:\n{{ demonstration }}\n\n### Response:",
+        system="Below are an instruction that describes a task along with a reference answer. "
+        "Refer to the reference answer and write your own response.",
+    ),
+    "acl_alpaca": ContextTemplate(
+        _EXAMPLES + "### Instruction:\n{{ question }}\n\n### Reference Answer:\n{{ demonstration }}\n\n### Response:",
+        system="Below are an instruction that describes a task along with a reference answer. "
+        "Using the reference answer as a guide, write your own response.",
+    ),
+}
+
+
+class TeacherContext:
+    """Builds the teacher's conversation for a demonstration.
+
+    Args:
+        template: A name of ``TEMPLATES``, ``prior_turn``, or the path of a Jinja file.
+
+    Raises:
+        ConfigError: If there is no such template, or the file does not compile.
+    """
+
+    def __init__(self, template: str) -> None:
+        self.name = template
+        self._user = self._system = None
+        if template == PRIOR_TURN:
+            return
+        source = TEMPLATES.get(template) or _from_file(template)
+        environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False)
+        try:
+            self._user = environment.from_string(source.user)
+            self._system = environment.from_string(source.system) if source.system else None
+        except TemplateError as error:
+            raise ConfigError(f"context.template={template!r} does not compile: {error}") from error
+
+    def turns(self, demonstration: Demonstration, shown: str, examples: Sequence[Demonstration]) -> list[Turn]:
+        """Return the teacher's conversation, ending in a user turn.
+
+        Args:
+            demonstration: The example being answered.
+            shown: Its response as shown, possibly trimmed.
+            examples: Other rows of the data set.
+        """
+        before, question = list(demonstration.turns[:-1]), demonstration.turns[-1]
+        if self._user is None:
+            others = [turn for other in examples for turn in _exchange(other)]
+            system = before[:1] if before and before[0].role == "system" else []
+            return [*system, *others, *before[len(system) :], question, Turn("assistant", shown), question]
+        others_text = [{"question": other.prompt, "response": other.response} for other in examples]
+        values = {"question": question.content, "demonstration": shown, "examples": others_text}
+        try:
+            content = self._user.render(values)
+            if self._system is not None:
+                before = [turn for turn in before if turn.role != "system"]
+                before.insert(0, Turn("system", self._system.render(values)))
+        except TemplateError as error:
+            raise ConfigError(f"context.template={self.name!r} cannot be rendered: {error}") from error
+        return [*before, Turn(question.role, content)]
+
+
+def _exchange(demonstration: Demonstration) -> list[Turn]:
+    return [demonstration.turns[-1], Turn("assistant", demonstration.response)]
+
+
+def _from_file(template: str) -> ContextTemplate:
+    path = Path(template).expanduser()
+    if path.is_file():
+        return ContextTemplate(path.read_text(encoding="utf-8"))
+    names = [*TEMPLATES, PRIOR_TURN]
+    near = difflib.get_close_matches(template, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(
+        f"context.template={template!r} is neither a template nor a file.{hint} "
+        f"There are: {', '.join(sorted(names))}, or the path of a Jinja file."
+    )

@@ -1,0 +1,137 @@
+"""How far a tuned model has moved from its seed on general prompts.
+
+The seed model writes one completion per general prompt, once; KL(seed || tuned) is then measured over the full
+vocabulary at every token of those completions, so every method is measured on the same tokens.
+
+Shape letters: N tokens, D hidden size, V vocabulary, C tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+import torch
+
+from onpolicy_sdft.data.collate import collate, split_by_budget
+from onpolicy_sdft.eval.intervals import ratio_interval
+from onpolicy_sdft.eval.runner import EVAL_STEP
+from onpolicy_sdft.models.policy import body, head_of
+from onpolicy_sdft.rollout.backend import no_trace
+from onpolicy_sdft.rollout.sampling import SamplingLaw
+from onpolicy_sdft.types import NoiseKey, RolloutRequest, Turn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from onpolicy_sdft.data.views import Renderer
+    from onpolicy_sdft.rollout.backend import OnProgress, RolloutBackend
+
+_CHUNK_TOKENS = 256
+_MICRO_BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class SeedCompletion:
+    """What the seed model said to one general prompt."""
+
+    example_id: str
+    prompt: str
+    text: str
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SeedKL:
+    """Mean per-token KL(seed || tuned) in nats, with a 95 % bootstrap interval over completions."""
+
+    mean: float
+    low: float
+    high: float
+    num_completions: int
+    num_tokens: int
+    sums: tuple[float, ...]  # per completion, in the order of the completions
+
+
+def general_prompts(limit: int | None = None) -> list[tuple[str, str]]:
+    """Return (id, prompt) of the general prompts that ship with the project."""
+    text = (files("onpolicy_sdft.eval") / "general_prompts.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    return [(row["id"], row["prompt"]) for row in rows][:limit]
+
+
+def write_seed_completions(
+    backend: RolloutBackend,
+    renderer: Renderer,
+    num_prompts: int,
+    max_new_tokens: int,
+    on_progress: OnProgress,
+) -> list[SeedCompletion]:
+    """Let the seed model answer general prompts, sampled from its own law with fixed noise keys."""
+    prompts = general_prompts(num_prompts)
+    requests = [
+        RolloutRequest(renderer.student_ids([Turn("user", prompt)]), NoiseKey(0, EVAL_STEP, name), max_new_tokens)
+        for name, prompt in prompts
+    ]
+    rollouts = backend.generate(requests, SamplingLaw(), on_progress)
+    return [
+        SeedCompletion(name, prompt, renderer.decode(r.token_ids), r.prompt_token_ids, r.token_ids)
+        for (name, prompt), r in zip(prompts, rollouts, strict=True)
+    ]
+
+
+def kl_to_seed(
+    tuned: PreTrainedModel,
+    as_seed: Callable[[], AbstractContextManager[PreTrainedModel]],
+    completions: Sequence[SeedCompletion],
+    pad_token_id: int,
+    on_progress: OnProgress,
+) -> SeedKL:
+    """Measure mean per-token KL(seed || tuned) over the seed's completions.
+
+    Args:
+        tuned: The tuned model.
+        as_seed: Context that gives the seed model (the same weights with the adapter off, or another copy).
+        completions: From :func:`write_seed_completions`.
+        pad_token_id: Any valid id.
+        on_progress: Told of finished completions and tokens.
+    """
+    order = {(c.prompt_ids, c.token_ids): index for index, c in enumerate(completions)}
+    sums = [0.0] * len(completions)
+    pairs = [(c.prompt_ids, c.token_ids) for c in completions]
+    device = tuned.get_input_embeddings().weight.device
+    for group in split_by_budget(pairs, _MICRO_BATCH_TOKENS):
+        batch = collate(group, pad_token_id, device)
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+        where = (batch.loss_rows, batch.loss_positions)
+        with no_trace(tuned):
+            tuned_ND = body(tuned)(**inputs).last_hidden_state[where]
+            tuned_head = head_of(tuned)
+            with as_seed() as seed, no_trace(seed):
+                seed_ND = body(seed)(**inputs).last_hidden_state[where]
+                seed_head = head_of(seed)
+            kl_N = torch.cat(
+                [
+                    _kl(seed_head.logits(p_CD), tuned_head.logits(q_CD))
+                    for p_CD, q_CD in zip(seed_ND.split(_CHUNK_TOKENS), tuned_ND.split(_CHUNK_TOKENS), strict=True)
+                ]
+            )
+        rows = batch.loss_rows.tolist()
+        for row, value in zip(rows, kl_N.tolist(), strict=True):
+            prompt_ids, token_ids = group[row]
+            sums[order[tuple(prompt_ids), tuple(token_ids)]] += value
+        on_progress(len(group), batch.num_loss_tokens)
+    counts = [len(c.token_ids) for c in completions]
+    low, high = ratio_interval(sums, counts)
+    return SeedKL(sum(sums) / sum(counts), low, high, len(completions), sum(counts), tuple(sums))
+
+
+def _kl(logits_p_CV: torch.Tensor, logits_q_CV: torch.Tensor) -> torch.Tensor:
+    """KL(p || q) of each row, in nats: [C, V], [C, V] -> [C]."""
+    log_p, log_q = torch.log_softmax(logits_p_CV, -1), torch.log_softmax(logits_q_CV, -1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)

@@ -1,0 +1,149 @@
+"""Score a model on sets of questions: one record per answer, an interval per set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from scipy.special import comb
+
+from onpolicy_sdft.eval.intervals import mean_interval, wilson_interval
+from onpolicy_sdft.rollout.sampling import SamplingLaw
+from onpolicy_sdft.types import Demonstration, NoiseKey, Rollout, RolloutRequest
+
+if TYPE_CHECKING:
+    from onpolicy_sdft.config.schema import EvalConfig
+    from onpolicy_sdft.data.views import Renderer
+    from onpolicy_sdft.rollout.backend import OnProgress, RolloutBackend
+    from onpolicy_sdft.tasks.protocol import Task
+
+#: Step of the noise keys of evaluation: no optimizer step has it.
+EVAL_STEP = -1
+
+
+@dataclass(frozen=True, slots=True)
+class EvalSet:
+    """Questions with their check, loaded."""
+
+    label: str
+    demonstrations: Sequence[Demonstration]
+    task: Task
+    max_new_tokens: int
+    retention: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SetScore:
+    """The score of one set."""
+
+    label: str
+    retention: bool
+    score: float  # share of right answers; with several samples the mean over questions of that share
+    low: float  # 95 % interval
+    high: float
+    n: int  # questions
+    pass_at_k: float | None  # with several samples: share of questions with at least one right answer (unbiased)
+    mean_length: float  # tokens an answer
+    truncated_rate: float
+    tokens_per_second: float
+    records: tuple[dict[str, Any], ...]  # one per answer
+
+
+def score_set(
+    questions: EvalSet,
+    backend: RolloutBackend,
+    renderer: Renderer,
+    config: EvalConfig,
+    on_progress: OnProgress,
+) -> SetScore:
+    """Answer every question from its bare prompt and check the answers.
+
+    Greedy at ``eval.temperature`` 0, else sampled ``eval.num_samples`` times with noise keyed by the question.
+    """
+    requests = [
+        RolloutRequest(
+            prompt_token_ids=renderer.student_ids(question.turns),
+            key=NoiseKey(config.seed, EVAL_STEP, question.example_id, sample),
+            max_new_tokens=questions.max_new_tokens,
+        )
+        for question in questions.demonstrations
+        for sample in range(config.num_samples)
+    ]
+    started = time.perf_counter()
+    rollouts = backend.generate(requests, SamplingLaw(temperature=config.temperature), on_progress)
+    seconds = time.perf_counter() - started
+    asked = [question for question in questions.demonstrations for _ in range(config.num_samples)]
+    records = check_answers(asked, rollouts, questions.task, renderer.decode)
+    return summarise(questions, records, rollouts, config.num_samples, seconds)
+
+
+def check_answers(
+    asked: Sequence[Demonstration],
+    rollouts: Sequence[Rollout],
+    task: Task,
+    decode: Callable[[Sequence[int]], str],
+) -> list[dict[str, Any]]:
+    """Check each answer and return one record each."""
+
+    def record(pair: tuple[Demonstration, Rollout]) -> dict[str, Any]:
+        question, rollout = pair
+        text = decode(rollout.token_ids)
+        result = task.check(text, question)
+        return {
+            "example_id": question.example_id,
+            "sample": rollout.key.sample_index,
+            "correct": result.correct,
+            "reason": result.reason,
+            "answer": result.answer,
+            "prompt": question.prompt,
+            "reference": question.response,
+            "completion": text,
+            "num_tokens": len(rollout.token_ids),
+            "finish_reason": rollout.finish_reason,
+        }
+
+    with ThreadPoolExecutor(2) as pool:  # a code check waits for its subprocess
+        return list(pool.map(record, zip(asked, rollouts, strict=True)))
+
+
+def summarise(
+    questions: EvalSet,
+    records: list[dict[str, Any]],
+    rollouts: Sequence[Rollout],
+    num_samples: int,
+    seconds: float,
+) -> SetScore:
+    """Turn records into a score with its interval."""
+    n = len(questions.demonstrations)
+    right = [sum(r["correct"] for r in records[i : i + num_samples]) for i in range(0, len(records), num_samples)]
+    score = sum(right) / len(records)
+    if num_samples == 1:
+        low, high = wilson_interval(sum(right), n)
+    else:
+        low, high = mean_interval([count / num_samples for count in right])
+    num_tokens = sum(len(rollout.token_ids) for rollout in rollouts)
+    return SetScore(
+        label=questions.label,
+        retention=questions.retention,
+        score=score,
+        low=low,
+        high=high,
+        n=n,
+        pass_at_k=pass_at_k(right, num_samples, num_samples) if num_samples > 1 else None,
+        mean_length=num_tokens / len(rollouts),
+        truncated_rate=sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
+        tokens_per_second=num_tokens / seconds if seconds > 0 else 0.0,
+        records=tuple(records),
+    )
+
+
+def pass_at_k(num_right: Sequence[int], num_samples: int, k: int) -> float:
+    """Return the unbiased estimate of pass@k, averaged over questions.
+
+    Source: Chen et al. (2021), arXiv:2107.03374, equation 1.
+    """
+    missed = [comb(num_samples - right, k) / comb(num_samples, k) for right in num_right]
+    return float(1.0 - sum(missed) / len(missed))

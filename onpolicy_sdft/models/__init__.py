@@ -1,0 +1,1 @@
+"""Weights: loading (hub, local, embedded), adapters, and the policy that learns."""

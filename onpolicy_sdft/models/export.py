@@ -1,0 +1,83 @@
+"""Leave the trained weights as transformers and peft expect them, with a card that says how they were made."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_PACKAGES = ("onpolicy_sdft", "torch", "transformers", "peft", "accelerate")
+
+
+def export_model(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    base_name: str,
+    facts: Mapping[str, str],
+    summary: Mapping[str, Any],
+) -> None:
+    """Write the adapter or the full model, tokenizer, generation config and model card; whole or not at all.
+
+    Args:
+        model: The trained model; with adapters, only these are written.
+        tokenizer: Saved beside it.
+        directory: Replaced if it is there.
+        base_name: ``model.name`` of the run; an adapter names it as its base.
+        facts: Lines of the card: method, data, and so on.
+        summary: Scores by stage, as in ``eval/summary.json``.
+    """
+    scratch = directory.with_name(f".tmp-{directory.name}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    if isinstance(model, PeftModel):
+        for adapter in model.peft_config.values():
+            adapter.base_model_name_or_path = base_name
+    model.save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
+    generation_config = model.generation_config
+    if generation_config is not None:
+        generation_config.save_pretrained(scratch)
+    is_adapter = isinstance(model, PeftModel)
+    (scratch / "README.md").write_text(model_card(base_name, is_adapter, facts, summary), encoding="utf-8")
+    if directory.exists():
+        shutil.rmtree(directory)
+    scratch.rename(directory)
+
+
+def merge_adapter(model: PeftModel) -> PreTrainedModel:
+    """Return a plain model with the adapter folded in, computed in float32."""
+    dtype = model.get_base_model().dtype
+    merged = model.to(torch.float32).merge_and_unload()
+    return merged.to(dtype)
+
+
+def model_card(base_name: str, is_adapter: bool, facts: Mapping[str, str], summary: Mapping[str, Any]) -> str:
+    """Return a model card in the hub's format: method, data, scores with intervals, versions."""
+    header = ["---", "library_name: " + ("peft" if is_adapter else "transformers"), "tags:"]
+    header += ["- onpolicy_sdft", "- self-distillation"]
+    if not base_name.startswith("embedded:") and not Path(base_name).exists():
+        header.append(f"base_model: {base_name}")
+    lines = [*header, "---", "", f"# {base_name}, fine-tuned with onpolicy_sdft", ""]
+    lines += [f"* {key}: {value}" for key, value in facts.items()]
+    for stage, scores in summary.items():
+        for item in scores.get("sets", []):
+            lines.append(
+                f"* {stage}: {item['label']} {item['score']:.3f} "
+                f"[{item['low']:.3f}, {item['high']:.3f}] (n = {item['n']}, 95 % Wilson)"
+            )
+        if scores.get("kl"):
+            kl = scores["kl"]
+            lines.append(
+                f"* {stage}: KL(seed || tuned) {kl['mean']:.4f} nats per token "
+                f"[{kl['low']:.4f}, {kl['high']:.4f}] ({kl['num_completions']} completions)"
+            )
+    lines.append("* versions: " + ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES))
+    return "\n".join([*lines, ""])

@@ -1,0 +1,58 @@
+"""Adapters: put them on, and get the model back that carries them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+
+from onpolicy_sdft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from onpolicy_sdft.config.schema import LoraConfig, ModelConfig
+
+
+def prepare_trainable(
+    model: PreTrainedModel, lora: LoraConfig, model_config: ModelConfig, seed: int
+) -> PreTrainedModel | PeftModel:
+    """Return the model with exactly the parameters trainable that the config says, in float32.
+
+    Args:
+        model: As loaded.
+        lora: Adapter options; off means every weight is trained.
+        model_config: For checkpointing and quantisation.
+        seed: Seeds the adapters' initial weights.
+
+    Raises:
+        ConfigError: If ``lora.target_modules`` matches no layer.
+    """
+    if model_config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    if not lora.enabled:
+        model.requires_grad_(True)
+        return model
+    if model_config.load_in_4bit:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=model_config.gradient_checkpointing)
+    peft_config = PeftLoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return cast(PeftModel, get_peft_model(model, peft_config))
+    except ValueError as error:
+        raise ConfigError(f"lora.target_modules={lora.target_modules!r}: {error}") from error
+
+
+def inner_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Return the causal language model itself, adapters in place, without PEFT's wrapper."""
+    return cast("PreTrainedModel", model.get_base_model()) if isinstance(model, PeftModel) else model

@@ -1,0 +1,141 @@
+"""The policy: the trainable weights, with the head and the loss inside the wrapped forward.
+
+Under ZeRO-3 and FSDP2 the head's weight exists only inside the wrapped module's forward, so the objective is
+called there and nothing outside touches a parameter.
+
+Shape letters: B sequences, T positions, N loss tokens, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import nn
+
+from onpolicy_sdft.errors import ModelError
+from onpolicy_sdft.models.lora import inner_model
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from onpolicy_sdft.types import MicroBatch
+
+
+class Objective(Protocol):
+    """A pure function of tensors; see ``objectives/``."""
+
+    def __call__(self, hidden_ND: torch.Tensor, head: Head, labels_N: torch.Tensor, law: None) -> torch.Tensor:
+        """Return the loss summed over the N loss tokens, in nats."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The output layer: ``logits = softcap(scale * (hidden @ weight.T + bias))``."""
+
+    weight_VD: torch.Tensor
+    bias_V: torch.Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether logits are a plain linear map of the hidden state."""
+        return self.scale == 1.0 and self.softcap is None
+
+    def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+        """Compute logits, float32 or wider: [N, D] -> [N, V]."""
+        logits = nn.functional.linear(hidden_ND, self.weight_VD, self.bias_V)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = logits * self.scale if self.scale != 1.0 else logits
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyOutput:
+    """What one micro-batch gives."""
+
+    loss_sum: torch.Tensor  # [] summed over loss tokens, in nats; carries the gradient
+
+
+class Policy(nn.Module):
+    """A causal language model whose forward ends in an objective.
+
+    Args:
+        model: The model, with or without adapters.
+
+    Raises:
+        ModelError: If the model's head is of a kind that is not known here.
+    """
+
+    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
+        super().__init__()
+        self.model = model
+        check_head(inner_model(model))
+
+    def forward(self, batch: MicroBatch, objective: Objective, law: None = None) -> PolicyOutput:
+        """Score a micro-batch's loss tokens from its bare prompts.
+
+        Hidden states of all positions go through the body; only those at loss tokens reach the head.
+        """
+        inner = inner_model(self.model)
+        hidden_BTD = body(inner)(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        ).last_hidden_state
+        hidden_ND = hidden_BTD[batch.loss_rows, batch.loss_positions]
+        loss_sum = objective(hidden_ND, head_of(inner), batch.labels, law)
+        return PolicyOutput(loss_sum=loss_sum)
+
+
+def body(model: PreTrainedModel) -> nn.Module:
+    """Return the stack of layers below the head, final norm included."""
+    found = model.get_decoder() if hasattr(model, "get_decoder") else None
+    if found is None or found is model:
+        found = model.base_model
+    if found is model:
+        raise ModelError(f"{type(model).__name__} does not separate its layers from its head.")
+    return found
+
+
+def head_of(model: PreTrainedModel) -> Head:
+    """Return the head of a model, with the logit scale and soft cap its config names."""
+    layer = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
+    scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite
+    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma
+    return Head(layer.weight, getattr(layer, "bias", None), scale, float(softcap) if softcap else None)
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel) -> None:
+    """Refuse a model whose own logits are not what :func:`head_of` computes.
+
+    Raises:
+        ModelError: If they differ, or if there is no output layer.
+    """
+    if model.get_output_embeddings() is None:
+        raise ModelError(f"{type(model).__name__} has no output layer; a causal language model is needed.")
+    weight = model.get_output_embeddings().weight
+    if weight.numel() == 0 or weight.is_meta:  # sharded before it came here: nothing to compare with
+        return
+    was_training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        ids = torch.arange(1, 5, device=weight.device)[None]
+        own = model(input_ids=ids, use_cache=False).logits.float()
+        hidden = body(model)(input_ids=ids, use_cache=False).last_hidden_state
+        ours = head_of(model).logits(hidden.to(weight.dtype)).float()
+    finally:
+        for module, flag in was_training.items():
+            module.training = flag
+    tolerance = 1e-3 if weight.dtype == torch.float32 else 0.25
+    if own.shape != ours.shape or not torch.allclose(own, ours, rtol=1e-2, atol=tolerance):
+        raise ModelError(
+            f"{type(model).__name__} computes its logits in a way that is not known here (largest difference "
+            f"{(own - ours).abs().max().item():.3g} from hidden @ head). Training it would optimise other "
+            "logits than it samples from. Use another model, or teach models/policy.py its head."
+        )

@@ -1,0 +1,324 @@
+"""PNG curves from ``metrics.jsonl`` and ``eval/summary.json``.
+
+Each drawing function takes what was logged and returns a figure, or None where the run has nothing
+to draw. To add a curve, write such a function and list it in ``CURVES``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from onpolicy_sdft.report.drawing import (
+    BLACK,
+    BLUE,
+    CYCLE,
+    GREEN,
+    GREY,
+    MANY_STEPS,
+    ORANGE,
+    PURPLE,
+    RED,
+    Record,
+    finish,
+    new_figure,
+    plot_metric,
+    png_bytes,
+    series,
+    style,
+)
+from onpolicy_sdft.report.tables import paired_sets
+
+_PARTS = {
+    "rollout": "time/rollout_seconds",
+    "screen": "time/screen_seconds",
+    "learn": "time/learn_seconds",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One picture of the report."""
+
+    title: str
+    caption: str
+    draw: Callable[[Sequence[Record], Mapping[str, Any]], Figure | None]
+
+
+def draw_loss(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Figure | None:
+    """Draw the loss per token, with steps that took no update marked below.
+
+    Args:
+        metrics: Lines of ``metrics.jsonl``.
+        summary: Not used.
+
+    Returns:
+        The figure, or None without a loss.
+    """
+    figure, axes = new_figure()
+    if not plot_metric(axes, metrics, "loss/nll", "loss", BLUE):
+        return None
+    skipped = [record["step"] for record in metrics if record.get("skipped")]
+    if skipped:
+        axes.plot(
+            skipped,
+            [0.02] * len(skipped),
+            "x",
+            color=RED,
+            label=f"no update (steps: {len(skipped)})",
+            transform=axes.get_xaxis_transform(),
+        )
+    axes.set_ylabel("nats per loss token")
+    return finish(figure, axes)
+
+
+def draw_lengths(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Figure | None:
+    """Draw how long rollouts are, and how that compares with the demonstrations.
+
+    Args:
+        metrics: Lines of ``metrics.jsonl``.
+        summary: Not used.
+
+    Returns:
+        The figure, or None without lengths.
+    """
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    drawn = [
+        plot_metric(upper, metrics, "rollout/mean_length", "mean length of rollouts", BLUE),
+        plot_metric(lower, metrics, "rollout/length_ratio", "length / demonstration", GREEN),
+        plot_metric(lower, metrics, "rollout/truncated_rate", "truncated (share)", RED),
+    ]
+    if not any(drawn):
+        return None
+    lower.axhline(1.0, color=GREY, linewidth=0.8, linestyle=":")
+    upper.set_ylabel("tokens")
+    upper.set_ylim(bottom=0)
+    lower.set_ylabel("ratio, share")
+    lower.set_ylim(bottom=0)
+    style(upper)
+    return finish(figure, lower)
+
+
+def draw_fallbacks(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Figure | None:
+    """Draw the share of rollouts that were not learned, in all and by reason.
+
+    Args:
+        metrics: Lines of ``metrics.jsonl``.
+        summary: Not used.
+
+    Returns:
+        The figure, or None without screening figures.
+    """
+    figure, axes = new_figure()
+    drawn = [
+        plot_metric(axes, metrics, "screen/fallback_rate", "fallback (all reasons)", BLACK),
+        plot_metric(axes, metrics, "screen/drop_rate", "drop (all reasons)", GREY, skip_zero=True),
+    ]
+    prefix, suffix = "screen/reason/", "_rate"
+    keys = {key for record in metrics for key in record.get("values") or {}}
+    reasons = sorted(key for key in keys if key.startswith(prefix) and key.endswith(suffix))
+    for number, key in enumerate(reasons):
+        name = key.removeprefix(prefix).removesuffix(suffix).replace("_", " ")
+        color = CYCLE[number % 6]
+        drawn.append(plot_metric(axes, metrics, key, name, color, linestyle="--", skip_zero=True))
+    if not any(drawn):
+        return None
+    axes.set_ylabel("share of rollouts")
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    return finish(figure, axes)
+
+
+def draw_scores(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Figure | None:
+    """Draw the scores before and after with their 95 % intervals, task and retention apart.
+
+    Args:
+        metrics: Not used.
+        summary: ``eval/summary.json``.
+
+    Returns:
+        The figure, or None without scores.
+    """
+    pairs = paired_sets(summary)
+    taught = [p for p in pairs if not (p[1] or p[0] or {}).get("retention")]
+    retention = [p for p in pairs if (p[1] or p[0] or {}).get("retention")]
+    panels = [(name, group) for name, group in (("task (being taught)", taught), ("retention", retention)) if group]
+    if not panels:
+        return None
+    ratios = [len(group) for _, group in panels]
+    width = min(14.0, 2.4 + 1.5 * sum(ratios) + len(panels))
+    figure = Figure(figsize=(max(5.0, width), 3.8), layout="constrained")
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=ratios)
+    for axes, (name, group) in zip(grid[0], panels, strict=True):
+        _score_bars(axes, group)
+        axes.set_title(name, fontsize=10)
+    grid[0][0].set_ylabel("score, 95 % interval")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+def draw_validation(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Figure | None:
+    """Draw the scores measured during training.
+
+    Args:
+        metrics: Lines of ``metrics.jsonl``.
+        summary: Not used.
+
+    Returns:
+        The figure, or None where nothing was validated.
+    """
+    figure, axes = new_figure()
+    keys = {key for record in metrics for key in record.get("values") or {}}
+    keys = {key for key in keys if key.startswith("eval/") and key.endswith("/score")}
+    for number, key in enumerate(sorted(keys)):
+        steps, values = series(metrics, key)
+        label = key.removeprefix("eval/").removesuffix("/score")
+        axes.plot(steps, values, "o-", color=CYCLE[number % len(CYCLE)], label=label)
+    if not keys:
+        return None
+    axes.set_ylabel("score")
+    axes.set_ylim(0, None)
+    return finish(figure, axes)
+
+
+def draw_time(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Figure | None:
+    """Draw what the seconds of each step were spent on, stacked.
+
+    Args:
+        metrics: Lines of ``metrics.jsonl``.
+        summary: Not used.
+
+    Returns:
+        The figure, or None without times.
+    """
+    timed = [r for r in metrics if (r.get("values") or {}).get("time/step_seconds") is not None]
+    if not timed:
+        return None
+    figure, axes = new_figure()
+    steps = [record["step"] for record in timed]
+    split = {n: [r["values"].get(k) or 0.0 for r in timed] for n, k in _PARTS.items()}
+    totals = [record["values"]["time/step_seconds"] for record in timed]
+    known = [sum(parts) for parts in zip(*split.values(), strict=True)]
+    split["other"] = [max(0.0, t - k) for t, k in zip(totals, known, strict=True)]
+    whole = sum(sum(values) for values in split.values()) or 1.0
+    bottom = [0.0] * len(steps)
+    for (name, values), color in zip(split.items(), (BLUE, ORANGE, GREEN, GREY), strict=True):
+        label = f"{name} ({sum(values) / whole:.0%})"
+        top = [b + v for b, v in zip(bottom, values, strict=True)]
+        if len(steps) < MANY_STEPS:
+            axes.bar(steps, values, bottom=bottom, width=0.8, color=color, label=label)
+        else:
+            axes.fill_between(steps, bottom, top, step="mid", color=color, linewidth=0, label=label)
+        bottom = top
+    axes.set_ylabel("seconds per step")
+    axes.set_ylim(bottom=0)
+    return finish(figure, axes)
+
+
+def draw_diversity(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Figure | None:
+    """Draw the signs of collapse: entropy, distinct bigrams, and copying of the demonstration.
+
+    Args:
+        metrics: Lines of ``metrics.jsonl``.
+        summary: Not used.
+
+    Returns:
+        The figure, or None without them.
+    """
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    drawn = [
+        plot_metric(upper, metrics, "rollout/entropy", "mean token entropy", PURPLE),
+        plot_metric(lower, metrics, "rollout/distinct_2", "distinct-2", BLUE),
+        plot_metric(lower, metrics, "rollout/demonstration_overlap", "overlap with demonstration", ORANGE),
+    ]
+    if not any(drawn):
+        return None
+    upper.set_ylabel("nats")
+    upper.set_ylim(bottom=0)
+    lower.set_ylabel("share")
+    lower.set_ylim(0, 1.05)
+    style(upper)
+    return finish(figure, lower)
+
+
+CURVES: Mapping[str, Curve] = {
+    "scores": Curve(
+        "Score before and after",
+        "Retention sets hold what the seed model could do before: they should not fall.",
+        draw_scores,
+    ),
+    "loss": Curve("Loss", "Negative log-likelihood of the targets, bare prompt.", draw_loss),
+    "validation": Curve("Score during training", "On the validation sets.", draw_validation),
+    "fallbacks": Curve(
+        "Fallbacks by reason",
+        "Rollouts that were not learned; the demonstration was, or nothing.",
+        draw_fallbacks,
+    ),
+    "lengths": Curve("Lengths", "A ratio that climbs means that answers grow away from the data.", draw_lengths),
+    "diversity": Curve("Entropy and variety", "A steady fall of either is a sign of collapse.", draw_diversity),
+    "time": Curve("Time", "Where the seconds of a step went.", draw_time),
+}
+
+
+def draw_curves(metrics: Sequence[Record], summary: Mapping[str, Any]) -> tuple[dict[str, bytes], list[str]]:
+    """Draw every curve the run has data for.
+
+    Args:
+        metrics: Lines of ``metrics.jsonl``; may be empty.
+        summary: ``eval/summary.json``; may be empty.
+
+    Returns:
+        PNG files by name (keys of ``CURVES``), and titles of the curves without data.
+    """
+    pictures, missing = {}, []
+    for name, curve in CURVES.items():
+        figure = curve.draw(metrics, summary)
+        if figure is None:
+            missing.append(curve.title)
+        else:
+            pictures[name] = png_bytes(figure)
+    return pictures, missing
+
+
+def _score_bars(axes: Axes, pairs: Sequence[tuple[Record | None, Record | None]]) -> None:
+    for side, (name, color) in enumerate((("before", GREY), ("after", BLUE))):
+        for place, pair in enumerate(pairs):
+            entry = pair[side]
+            if entry is None or entry.get("score") is None:
+                continue
+            x, score = place + (side - 0.5) * 0.38, entry["score"]
+            axes.bar(x, score, width=0.36, color=color)
+            top = score
+            if entry.get("low") is not None and entry.get("high") is not None:
+                reach = [[max(0.0, score - entry["low"])], [max(0.0, entry["high"] - score)]]
+                axes.errorbar(x, score, yerr=reach, color=BLACK, capsize=3, linewidth=1.2)
+                top = max(score, entry["high"])
+            axes.annotate(
+                f"{score:.2f}",
+                (x, top),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
+        axes.bar(0, 0, color=color, label=name)  # one entry of the legend a side, data or none
+    axes.set_xticks(range(len(pairs)), [_label(pair) for pair in pairs], fontsize=8)
+    axes.set_xlim(-0.6, len(pairs) - 0.4)
+    axes.set_ylim(0, max(1.1, axes.get_ylim()[1]))
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _label(pair: tuple[Record | None, Record | None]) -> str:
+    entry = pair[1] or pair[0] or {}
+    name = str(entry.get("label", "")).replace("$", "\\$")  # not the start of a formula
+    return f"{name if len(name) <= 20 else name[:19] + '…'}\nn = {entry.get('n', '-')}"

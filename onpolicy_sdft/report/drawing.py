@@ -1,0 +1,160 @@
+"""Drawing one logged metric, and the look all curves share."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+Record = Mapping[str, Any]
+
+# Okabe and Ito's palette: told apart with any kind of colour vision.
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY, GREY, BLACK = "#CC79A7", "#56B4E9", "#999999", "#000000"
+CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK, GREY)
+MANY_STEPS = 30  # from here on curves are smoothed and drawn without markers
+
+
+def series(metrics: Sequence[Record], key: str) -> tuple[list[int], list[float]]:
+    """Pick one metric out of the log.
+
+    Args:
+        metrics: Lines of ``metrics.jsonl``.
+        key: Metric, ``area/quantity``.
+
+    Returns:
+        Steps that have the metric, and its values; NaN where ``null`` was logged.
+    """
+    steps, values = [], []
+    for record in metrics:
+        if key in (record.get("values") or {}):
+            value = record["values"][key]
+            steps.append(record["step"])
+            values.append(math.nan if value is None else float(value))
+    return steps, values
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """Render a figure.
+
+    Args:
+        figure: The figure.
+
+    Returns:
+        A PNG file.
+    """
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
+def new_figure() -> tuple[Figure, Axes]:
+    """Make a figure with one plot, outside pyplot's global state.
+
+    Returns:
+        The figure and its axes.
+    """
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    return figure, figure.subplots()
+
+
+def plot_metric(
+    axes: Axes,
+    metrics: Sequence[Record],
+    key: str,
+    label: str,
+    color: str,
+    *,
+    linestyle: str = "-",
+    skip_zero: bool = False,
+) -> bool:
+    """Draw one metric over the steps: points while they are few, else a smoothed curve.
+
+    Args:
+        axes: Where to.
+        metrics: Lines of ``metrics.jsonl``.
+        key: Metric, ``area/quantity``.
+        label: Name in the legend.
+        color: Colour of the curve.
+        linestyle: Style of the curve, as matplotlib names it.
+        skip_zero: Leave a metric out that is zero at every step.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    steps, values = series(metrics, key)
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite or (skip_zero and not any(finite)):
+        return False
+    if len(finite) < MANY_STEPS:
+        axes.plot(steps, values, linestyle, marker="o", markersize=4, color=color, label=label)
+    else:
+        axes.plot(steps, values, "-", color=color, alpha=0.25, linewidth=0.8)
+        axes.plot(steps, smooth(values), linestyle, color=color, linewidth=1.8, label=label)
+    return True
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """Take the running mean over a tenth of the curve, centred, leaving gaps out.
+
+    Towards the ends the window shrinks on both sides alike, so that a curve that starts steep is
+    not drawn flat there.
+
+    Args:
+        values: The curve; NaN is a gap.
+
+    Returns:
+        As many values; NaN only where a whole window is a gap.
+    """
+    reach = max(1, len(values) // 20)
+    means = []
+    for i in range(len(values)):
+        here = min(reach, i, len(values) - 1 - i)
+        window = [v for v in values[i - here : i + here + 1] if math.isfinite(v)]
+        means.append(sum(window) / len(window) if window else math.nan)
+    return means
+
+
+def style(axes: Axes) -> None:
+    """Give a plot its grid and legend.
+
+    Args:
+        axes: The plot.
+    """
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    handles, _ = axes.get_legend_handles_labels()
+    if handles:
+        # Above the plot, where it covers no data.
+        axes.legend(
+            frameon=False,
+            fontsize=8,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            borderaxespad=0.2,
+            ncols=4,
+        )
+
+
+def finish(figure: Figure, axes: Axes) -> Figure:
+    """Style the lowest plot of a figure and label its steps.
+
+    Args:
+        figure: The figure.
+        axes: Its lowest plot.
+
+    Returns:
+        The figure.
+    """
+    style(axes)
+    axes.set_xlabel("optimizer step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    return figure

@@ -1,0 +1,175 @@
+"""The before / after table of ``eval/summary.json``, as cells, markdown and plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from onpolicy_sdft.runs.plain_table import format_plain_table, numeric_columns
+
+COLUMNS = (
+    "set",
+    "kind",
+    "n",
+    "before [95 %]",
+    "after [95 %]",
+    "change",
+    "mean length",
+    "truncated",
+    "tokens/s",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TextTable:
+    """A table whose cells are text already."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def to_text(self) -> str:
+        """Lay the table out in aligned plain text.
+
+        Returns:
+            Lines joined by newlines.
+        """
+        return format_plain_table(self.columns, self.rows)
+
+    def to_markdown(self) -> str:
+        """Write the table in GitHub's markdown.
+
+        Returns:
+            Lines joined by newlines.
+        """
+        numeric = numeric_columns(self.columns, self.rows)
+        rule = ["---:" if right else "---" for right in numeric]
+        cells = [[_markdown_cell(cell) for cell in row] for row in (self.columns, *self.rows)]
+        cells.insert(1, rule)
+        return "\n".join("| " + " | ".join(row) + " |" for row in cells)
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Which columns hold figures only."""
+        return numeric_columns(self.columns, self.rows)
+
+
+def before_after_table(summary: Mapping[str, Any]) -> TextTable:
+    """Put the scores before and after training side by side, what is taught first.
+
+    Args:
+        summary: ``eval/summary.json``; ``before`` or ``after`` may be absent.
+
+    Returns:
+        One row a set. A dash stands for what was not measured. Length, truncation and speed are
+        of the latest evaluation; length is shown as before -> after where both are known.
+    """
+    rows = tuple(_row(before, after) for before, after in paired_sets(summary))
+    return TextTable(COLUMNS, rows)
+
+
+def scores_table(stage: Mapping[str, Any]) -> TextTable:
+    """List the scores of one evaluation.
+
+    Args:
+        stage: One stage of ``eval/summary.json``.
+
+    Returns:
+        One row a set.
+    """
+    rows = tuple(
+        (
+            str(entry["label"]),
+            "retention" if entry.get("retention") else "task",
+            _count(entry.get("n")),
+            _score(entry),
+            _decimal(entry.get("pass_at_k"), 3),
+            _decimal(entry.get("mean_length"), 0),
+            "-" if entry.get("truncated_rate") is None else f"{entry['truncated_rate']:.0%}",
+            _decimal(entry.get("tokens_per_second"), 0),
+        )
+        for entry in stage.get("sets") or []
+    )
+    columns = ("set", "kind", "n", "score [95 %]", "pass@k", "mean length", "truncated", "tokens/s")
+    return TextTable(columns, rows)
+
+
+def paired_sets(
+    summary: Mapping[str, Any],
+) -> list[tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]]:
+    """Match the sets of the two evaluations by label.
+
+    Args:
+        summary: ``eval/summary.json``.
+
+    Returns:
+        (before, after) pairs, at least one of them there; taught sets first, then retention.
+    """
+    before, after = (
+        {entry["label"]: entry for entry in (summary.get(stage) or {}).get("sets") or []}
+        for stage in ("before", "after")
+    )
+    pairs = [(before.get(label), after.get(label)) for label in {**before, **after}]
+    return sorted(pairs, key=lambda pair: bool((pair[1] or pair[0] or {}).get("retention")))
+
+
+def kl_sentence(summary: Mapping[str, Any]) -> str | None:
+    """Say how far the trained model has moved from the seed model.
+
+    Args:
+        summary: ``eval/summary.json``.
+
+    Returns:
+        One sentence, or None where it was not measured.
+    """
+    kl = (summary.get("after") or {}).get("kl")
+    if not kl or kl.get("mean") is None:
+        return None
+    interval = ""
+    if kl.get("low") is not None and kl.get("high") is not None:
+        interval = f" [{kl['low']:.4f}, {kl['high']:.4f}]"
+    return (
+        f"KL(seed || tuned) on general prompts: {kl['mean']:.4f}{interval} nats per token "
+        f"({_count(kl.get('num_completions'))} completions, {_count(kl.get('num_tokens'))} tokens)."
+    )
+
+
+def _row(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> tuple[str, ...]:
+    latest = after or before or {}
+    sizes = dict.fromkeys(_count(side.get("n")) for side in (before, after) if side)
+    lengths = [_decimal(side.get("mean_length"), 0) for side in (before, after) if side]
+    change = "-"
+    if before and after and before.get("score") is not None and after.get("score") is not None:
+        change = f"{after['score'] - before['score']:+.3f}"
+    truncated = latest.get("truncated_rate")
+    return (
+        str(latest.get("label", "-")),
+        "retention" if latest.get("retention") else "task",
+        " -> ".join(sizes),
+        _score(before),
+        _score(after),
+        change,
+        " -> ".join(lengths),
+        "-" if truncated is None else f"{truncated:.0%}",
+        _decimal(latest.get("tokens_per_second"), 0),
+    )
+
+
+def _score(entry: Mapping[str, Any] | None) -> str:
+    if entry is None or entry.get("score") is None:
+        return "-"
+    if entry.get("low") is None or entry.get("high") is None:
+        return f"{entry['score']:.3f}"
+    return f"{entry['score']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"
+
+
+def _decimal(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _markdown_cell(cell: str) -> str:
+    return cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")

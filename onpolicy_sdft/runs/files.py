@@ -1,0 +1,247 @@
+"""Strict JSON, atomic files and append-only JSONL.
+
+JSON written here is strict: a float that is not finite becomes ``null``, and a file that holds the
+literals ``NaN`` or ``Infinity`` is refused on reading. A JSONL file may end in one torn line (the
+process was killed while writing it); a broken line anywhere else is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from onpolicy_sdft.errors import RunDirectoryError
+
+
+def dumps_strict(value: Any, *, indent: int | None = None) -> str:
+    """Serialise to strict JSON, with ``null`` for floats that are not finite.
+
+    Args:
+        value: Mappings, lists, tuples, strings, numbers, booleans and None, nested at will.
+        indent: Spaces per level; None keeps everything on one line.
+
+    Returns:
+        JSON text; readable as it stands where UTF-8 can hold it, escaped where it cannot.
+
+    Raises:
+        TypeError: A value of another type (a tensor, a path).
+    """
+    finite = _without_non_finite(value)
+    text = json.dumps(finite, ensure_ascii=False, allow_nan=False, indent=indent)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate, which only an escape can carry
+        text = json.dumps(finite, ensure_ascii=True, allow_nan=False, indent=indent)
+    return text
+
+
+def loads_strict(text: str | bytes) -> Any:
+    """Parse strict JSON.
+
+    Args:
+        text: JSON text, or its UTF-8 bytes.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: Not JSON, not UTF-8, or one of the literals NaN and Infinity.
+    """
+    return json.loads(text, parse_constant=_refuse_constant)
+
+
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees either the old content or the new.
+
+    Args:
+        path: Target; its directory is made where needed.
+        data: Whole new content.
+
+    Raises:
+        OSError: The disk is full or the directory cannot be written; the old file is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target: os.replace is atomic within one file system only.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write UTF-8 text as :func:`write_bytes_atomic` does.
+
+    Args:
+        path: Target; its directory is made where needed.
+        text: Whole new content; a lone surrogate becomes a question mark.
+    """
+    write_bytes_atomic(path, text.encode("utf-8", "replace"))
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Write strict, indented JSON as :func:`write_bytes_atomic` does.
+
+    Args:
+        path: Target; its directory is made where needed.
+        value: As :func:`dumps_strict` takes it.
+    """
+    write_bytes_atomic(path, (dumps_strict(value, indent=2) + "\n").encode())
+
+
+def write_jsonl_atomic(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write a whole JSONL file as :func:`write_bytes_atomic` does.
+
+    Args:
+        path: Target; its directory is made where needed.
+        records: One mapping a line.
+    """
+    write_bytes_atomic(path, _lines(records))
+
+
+def read_json(path: Path) -> Any:
+    """Read a strict JSON file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The value.
+
+    Raises:
+        RunDirectoryError: The file is missing or is not strict JSON.
+    """
+    try:
+        return loads_strict(path.read_bytes())
+    except FileNotFoundError as error:
+        raise RunDirectoryError(f"{path} does not exist.") from error
+    except ValueError as error:
+        raise RunDirectoryError(
+            f"{path} is not valid JSON: {error}. Delete it and write it again with the command that makes it."
+        ) from error
+
+
+def append_jsonl(path: Path, *records: Mapping[str, Any]) -> None:
+    """Add lines to a JSONL file, in one write, visible to readers at once.
+
+    A torn last line that an earlier process left is cut off first, so that it cannot swallow the
+    first new one.
+
+    Args:
+        path: The file; made, with its directory, where needed.
+        *records: One mapping a line.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = _lines(records)
+    with path.open("a+b") as stream:
+        data = _mend_tail(stream) + data
+        stream.write(data)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read a JSONL file, leaving out one torn last line.
+
+    Args:
+        path: The file.
+
+    Returns:
+        One mapping a line.
+
+    Raises:
+        RunDirectoryError: The file is missing, or a line other than a torn last one is not a
+            strict JSON object.
+    """
+    return [record for _, record in read_jsonl_lines(path)]
+
+
+def read_jsonl_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """Read a JSONL file as :func:`read_jsonl` does, with each record's own bytes.
+
+    Args:
+        path: The file.
+
+    Returns:
+        (line without its newline, record) pairs.
+
+    Raises:
+        RunDirectoryError: As for :func:`read_jsonl`.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError as error:
+        raise RunDirectoryError(f"{path} does not exist.") from error
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = loads_strict(line)
+            if not isinstance(record, dict):
+                raise ValueError("expected a JSON object")
+        except ValueError as error:
+            if number == len(lines):  # no newline after it: the write was cut short
+                break
+            raise RunDirectoryError(
+                f"{path}, line {number} is damaged: {error}. Only the last line of a run's log may "
+                "be cut short; remove this line to go on without it."
+            ) from error
+        records.append((line, record))
+    return records
+
+
+def _lines(records: Iterable[Mapping[str, Any]]) -> bytes:
+    return "".join(dumps_strict(record) + "\n" for record in records).encode()
+
+
+def _mend_tail(stream: Any) -> bytes:
+    """Cut a torn last line off; return what must be written before the next line."""
+    end = stream.seek(0, os.SEEK_END)
+    if end == 0:
+        return b""
+    stream.seek(end - 1)
+    if stream.read(1) == b"\n":
+        return b""
+    stream.seek(0)
+    content = stream.read()
+    start_of_tail = content.rfind(b"\n") + 1
+    try:
+        loads_strict(content[start_of_tail:])
+    except ValueError:
+        stream.truncate(start_of_tail)
+        return b""
+    return b"\n"  # a whole record that lacks only its newline
+
+
+def _without_non_finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _without_non_finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_non_finite(item) for item in value]
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not strict JSON")
+
+
+def _sync_directory(path: Path) -> None:
+    """Make a rename durable, where the system lets a directory be synced."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,253 @@
+"""How far a job is: a live bar on a terminal, plain lines elsewhere.
+
+Both show the same text. Whether the stream is a terminal is asked of the stream alone.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Column, Table
+from rich.text import Text
+
+from onpolicy_sdft.runs.plain_table import format_plain_table, numeric_columns
+
+Field = float | int | str | None
+
+
+class Progress:
+    """Progress of one job: ``with Progress("train", 200, "steps") as p: p.update(loss=1.2)``."""
+
+    def __init__(
+        self,
+        description: str,
+        total: int | None = None,
+        unit: str = "",
+        *,
+        start: int = 0,
+        stream: TextIO | None = None,
+        every_seconds: float = 5.0,
+        enabled: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Describe the job; nothing is shown before the ``with`` block is entered.
+
+        Args:
+            description: What is being done, e.g. ``train``.
+            total: How many units there are; None when nobody knows.
+            unit: What is counted, e.g. ``steps``.
+            start: Units that were done before (a resumed run); they do not count in the ETA.
+            stream: Where to; None is standard error.
+            every_seconds: Least time between two plain lines.
+            enabled: False shows nothing, for all ranks but the first.
+            clock: Seconds that never go back.
+        """
+        self.description = description
+        self.total = total
+        self.unit = unit
+        self.completed = start
+        self._start = start
+        self._stream = sys.stderr if stream is None else stream
+        self._every_seconds = every_seconds
+        self._enabled = enabled
+        self._clock = clock
+        self._fields: dict[str, Field] = {}
+        self._live: RichProgress | None = None
+        self._began = 0.0
+        self._paused_seconds = 0.0
+        self._last_line_at = -math.inf
+        self._last_line = ""
+
+    def __enter__(self) -> Self:
+        """Start the clock and show the job."""
+        self._began = self._clock()
+        self._live = self._start_live() if self._enabled else None
+        if self._live is None:
+            self._write_line(self._text())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave the last state on the screen, also after an exception."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        else:
+            self._write_line(self._text())
+
+    def update(self, advance: int = 1, **fields: Field) -> None:
+        """Count finished units and show the newest figures.
+
+        Args:
+            advance: Units finished since the last call.
+            **fields: Figures by name. They stay until given again; None takes one away. A name
+                that ends in ``_rate`` is shown in per cent.
+        """
+        self.completed += advance
+        self._fields.update(fields)
+        if self._live is not None:
+            task = self._live.task_ids[0]
+            count, details = self._count(), self._details()
+            self._live.update(task, completed=self.completed, count=count, details=details)
+        elif self._clock() - self._last_line_at >= self._every_seconds:
+            self._write_line(self._text())
+
+    def note(self, text: str) -> None:
+        """Write a line of its own, such as a warning, without garbling the bar.
+
+        Args:
+            text: The line.
+        """
+        if self._live is not None:
+            self._live.console.print(Text(text), soft_wrap=True)
+        elif self._enabled:
+            self._print(text)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Take the bar off the screen while another job shows its own; that time is not counted.
+
+        Yields:
+            Nothing.
+        """
+        began = self._clock()
+        live = self._live
+        if live is not None:
+            live.live.transient = True
+            live.stop()
+        try:
+            yield
+        finally:
+            self._paused_seconds += self._clock() - began
+            if live is not None:
+                live.live.transient = False
+                live.start()
+
+    def _start_live(self) -> RichProgress | None:
+        if not _is_terminal(self._stream):
+            return None
+        console = Console(file=self._stream, force_terminal=True)
+        if console.is_dumb_terminal:
+            return None
+        live = RichProgress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[count]}", markup=False),
+            TextColumn(
+                "{task.fields[details]}",
+                markup=False,
+                table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+            ),
+            TimeElapsedColumn(),
+            console=console,
+            expand=True,
+        )
+        live.add_task(
+            self.description,
+            total=self.total,
+            completed=self.completed,
+            count=self._count(),
+            details=self._details(),
+        )
+        live.start()
+        return live
+
+    def _text(self) -> str:
+        elapsed = f"elapsed {format_seconds(self._elapsed())}"
+        parts = [f"{self.description} {self._count()}", self._details(), elapsed]
+        return ", ".join(part for part in parts if part)
+
+    def _count(self) -> str:
+        count = str(self.completed) if self.total is None else f"{self.completed}/{self.total}"
+        return f"{count} {self.unit}".rstrip()
+
+    def _details(self) -> str:
+        parts = [
+            f"{name.replace('_per_second', '/s').replace('_', ' ')} {_format_field(name, value)}"
+            for name, value in self._fields.items()
+            if value is not None
+        ]
+        done = self.completed - self._start
+        if self.total is not None and done > 0 and self.completed < self.total:
+            left = self._elapsed() / done * (self.total - self.completed)
+            parts.append(f"eta {format_seconds(left)}")
+        return ", ".join(parts)
+
+    def _elapsed(self) -> float:
+        return self._clock() - self._began - self._paused_seconds
+
+    def _write_line(self, line: str) -> None:
+        if self._enabled and line != self._last_line:
+            self._print(line)
+            self._last_line = line
+            self._last_line_at = self._clock()
+
+    def _print(self, line: str) -> None:
+        # Flushed at once: a pipe or a log file is otherwise buffered by the kilobyte.
+        print(line, file=self._stream, flush=True)
+
+
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    stream: TextIO | None = None,
+) -> None:
+    """Print a table: ruled on a terminal, aligned plain text elsewhere.
+
+    Args:
+        title: Line above the table.
+        columns: Column headings.
+        rows: Cells, one sequence a row, as long as ``columns``.
+        stream: Where to; None is standard output.
+    """
+    stream = sys.stdout if stream is None else stream
+    if not _is_terminal(stream):
+        print(f"{title}\n{format_plain_table(columns, rows)}", file=stream, flush=True)
+        return
+    table = Table(title=Text(title), title_justify="left")
+    for column, numeric in zip(columns, numeric_columns(columns, rows), strict=True):
+        table.add_column(Text(column), justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # Text: no markup is read out of the cells
+    Console(file=stream, force_terminal=True).print(table)
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration as people read it.
+
+    Args:
+        seconds: The duration, in seconds.
+
+    Returns:
+        E.g. ``0:42``, ``10:55`` or ``1:02:03``.
+    """
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _format_field(name: str, value: Field) -> str:
+    if not isinstance(value, float) or not math.isfinite(value):
+        return str(value)
+    if name.endswith("_rate"):
+        return f"{value:.0%}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    return bool(getattr(stream, "isatty", lambda: False)())

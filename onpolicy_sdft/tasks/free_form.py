@@ -1,0 +1,37 @@
+"""Answers nobody checks: instruction following, chat, writing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onpolicy_sdft.errors import DataError
+from onpolicy_sdft.tasks.protocol import Task
+from onpolicy_sdft.types import CheckResult, Demonstration
+
+
+@dataclass(frozen=True)
+class FreeForm(Task):
+    """Any text will do: correct unless empty."""
+
+    name = "free_form"
+
+    def ask(self, prompt: str) -> str:
+        """Return the prompt as it stands."""
+        return prompt
+
+    def check(self, completion: str, demonstration: Demonstration) -> CheckResult:
+        """Accept every completion that is not blank."""
+        if not completion.strip():
+            return CheckResult(False, "empty")
+        return CheckResult(True)
+
+    def reference_answer(self, demonstration: Demonstration) -> str:
+        """Return the response."""
+        return demonstration.response
+
+    def check_demonstration(self, demonstration: Demonstration) -> None:
+        """Refuse a blank response."""
+        if not demonstration.response.strip():
+            raise DataError(
+                f"example {demonstration.example_id!r}: the response is empty; mend the row or leave it out"
+            )

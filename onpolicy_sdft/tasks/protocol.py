@@ -1,0 +1,110 @@
+"""What a task is, and how its checks read the fields of a demonstration."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Protocol
+
+from onpolicy_sdft.errors import DataError, TaskError
+from onpolicy_sdft.types import CheckResult, Demonstration
+
+
+class Task(Protocol):
+    """What "right" means for one kind of question: its wording, its check, an answer that passes.
+
+    A task of your own is any class with these members; deriving it from this one supplies
+    ``check_demonstration``. Its constructor takes the options of ``task.options`` by keyword.
+    """
+
+    name: str
+
+    @abstractmethod
+    def ask(self, prompt: str) -> str:
+        """Word the user turn.
+
+        Args:
+            prompt: The bare question.
+
+        Returns:
+            The question with what the check expects of an answer.
+        """
+
+    @abstractmethod
+    def check(self, completion: str, demonstration: Demonstration) -> CheckResult:
+        """Say whether a completion answers the demonstration's question.
+
+        Args:
+            completion: Text the model wrote, without template tokens.
+            demonstration: The question with the expert's answer.
+
+        Returns:
+            The verdict, with a short countable reason when it is wrong.
+
+        Raises:
+            DataError: The demonstration cannot be checked (see ``check_demonstration``).
+            TaskError: The check cannot run.
+        """
+
+    @abstractmethod
+    def reference_answer(self, demonstration: Demonstration) -> str:
+        """Return an answer that passes ``check``.
+
+        Args:
+            demonstration: The question with the expert's answer.
+
+        Returns:
+            The answer as a completion would state it.
+        """
+
+    def check_demonstration(self, demonstration: Demonstration) -> None:
+        """Refuse a demonstration that ``check`` could not judge; called before any work is done.
+
+        Args:
+            demonstration: The question with the expert's answer.
+
+        Raises:
+            DataError: A field is missing or malformed, or the response holds no answer.
+            TaskError: The check cannot run at all with these options.
+        """
+        return
+
+
+def reference_text(demonstration: Demonstration, field: str) -> str:
+    """Return the bare answer of a demonstration: the field if the row has it, else the response.
+
+    Args:
+        demonstration: The question with the expert's answer.
+        field: Name of the column of bare answers.
+
+    Returns:
+        The answer as text.
+
+    Raises:
+        DataError: The field holds something other than text or a number.
+    """
+    value = demonstration.fields.get(field)
+    if value is None:
+        return demonstration.response
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise bad_field(demonstration, field, f"is {value!r}, not text or a number")
+    return str(value)
+
+
+def bad_field(demonstration: Demonstration, field: str, problem: str) -> DataError:
+    """Return the error for a field that a check cannot use; the problem starts with a verb."""
+    return DataError(f"example {demonstration.example_id!r}: field {field!r} {problem}; mend the row or leave it out")
+
+
+def require_bool(task: str, **options: object) -> None:
+    """Refuse options that are not true or false, such as the text ``"false"``.
+
+    Args:
+        task: Name of the task, for the message.
+        **options: The values by option name.
+
+    Raises:
+        TaskError: A value is not a bool.
+    """
+    for option, value in options.items():
+        if not isinstance(value, bool):
+            raise TaskError(f"task {task}: option {option!r} is {value!r}; give true or false")

@@ -1,0 +1,289 @@
+"""Short programs, checked by running the demonstration's tests."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from onpolicy_sdft.errors import TaskError
+from onpolicy_sdft.tasks.protocol import Task, bad_field, require_bool
+from onpolicy_sdft.types import CheckResult, Demonstration
+
+_CHILD = Path(__file__).with_name("code_child.py")
+_FENCE = re.compile(r"```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+_CODE_LINE = re.compile(r"^(?:async def |def |class |import |from \w|@\w|\w+\s*=)", re.MULTILINE)
+# How long the interpreter may take to start on a busy machine; not part of the code's own time.
+_START_SECONDS = 60.0
+_REPORT_BYTES = 1 << 16
+_FILE_BYTES = 1 << 20
+
+
+def extract_code(completion: str) -> str | None:
+    """Return the program of a completion.
+
+    Of the ``` blocks marked as Python or not marked, those that define something are joined, so
+    that a usage example after the function is not run; without such a block the first one is taken.
+    Without fences the program is the longest run of lines that parses, from the first line that
+    looks like code.
+
+    Args:
+        completion: Text the model wrote.
+
+    Returns:
+        The program, or None where there is none. It need not parse.
+    """
+    blocks = [text for mark, text in _FENCE.findall(completion) if mark.lower() in ("", "python", "py", "python3")]
+    if blocks:
+        defining = [block for block in blocks if _defines(block)]
+        return "\n".join(defining) if defining else blocks[0]
+    start = _CODE_LINE.search(completion)
+    if start is None:
+        return None
+    lines = completion[start.start() :].splitlines()
+    for end in range(len(lines), 0, -1):
+        text = "\n".join(lines[:end])
+        if _parse(text) is not None:
+            return text
+    return "\n".join(lines)
+
+
+def _parse(text: str) -> ast.Module | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _defines(text: str) -> bool:
+    tree = _parse(text)
+    return tree is not None and any(
+        isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for node in tree.body
+    )
+
+
+@dataclass(frozen=True)
+class PythonCode(Task):
+    """The program in the completion passes the demonstration's tests.
+
+    Rows have a field ``tests_field``: a string of ``assert`` statements, or a list of such strings.
+    They run after the program, in its name space, in a process of its own with an empty
+    environment, a temporary working directory, a fixed hash seed, limits on CPU time, wall time,
+    address space and file size, no new processes or threads, and output thrown away. The network is
+    off: by an empty network name space where the system permits one to be made, and in any case by
+    an audit hook that refuses sockets, processes and writes outside the directory. Started as root,
+    the process becomes ``nobody`` where ``nobody`` can read the interpreter; elsewhere (one under
+    ``/root``) it stays root, and only the hook stands between the code and new processes.
+
+    This stops accidents, not attacks. It is not a sandbox against a hostile model: the code can
+    read what the user can read, an audit hook can be got round, and the verdict comes from the
+    process that ran the code. Run models you do not trust in a container or virtual machine without
+    secrets.
+
+    Needs Linux for all of its limits; where one cannot be set, the check raises instead of running
+    without it.
+
+    Attributes:
+        allow_execution: Must be set to run anything.
+        cpu_seconds: CPU time of one check, in whole seconds.
+        wall_seconds: Wall time of one check, not counting the start of the interpreter.
+        memory_mb: Address space of one check, in MiB.
+        tests_field: Column of the tests.
+    """
+
+    allow_execution: bool = False
+    cpu_seconds: int = 2
+    wall_seconds: float = 10.0
+    memory_mb: int = 512
+    tests_field: str = "tests"
+    name = "python_code"
+
+    def __post_init__(self) -> None:
+        require_bool(self.name, allow_execution=self.allow_execution)
+        for option, least in (("cpu_seconds", 1), ("wall_seconds", 0), ("memory_mb", 64)):
+            value = getattr(self, option)
+            whole = option != "wall_seconds"
+            is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+            if not is_number or value < least or value == 0:
+                kind = "a whole number" if whole else "a number"
+                raise TaskError(
+                    f"task {self.name}: option {option!r} is {value!r}; give {kind} "
+                    + (f"of at least {least}" if least else "above 0")
+                )
+
+    def ask(self, prompt: str) -> str:
+        """Ask for one code block."""
+        return f"{prompt}\n\nAnswer with one Python code block."
+
+    def check(self, completion: str, demonstration: Demonstration) -> CheckResult:
+        """Run the tests on the completion's program."""
+        self._require_execution()
+        tests = self._tests(demonstration)
+        code = extract_code(completion)
+        if code is None or not code.strip():
+            return CheckResult(False, "no_code")
+        if _parse(code) is None:
+            return CheckResult(False, "syntax_error", code)
+        reason = self._run(code, tests)
+        return CheckResult(not reason, reason, code)
+
+    def reference_answer(self, demonstration: Demonstration) -> str:
+        """Return the response."""
+        return demonstration.response
+
+    def check_demonstration(self, demonstration: Demonstration) -> None:
+        """Refuse missing or broken tests, a response without a program, and execution left off.
+
+        The tests are not run: that a response passes is for ``check`` to say.
+        """
+        self._require_execution()
+        self._tests(demonstration)
+        code = extract_code(demonstration.response)
+        if code is None or not code.strip() or _parse(code) is None:
+            raise bad_field(demonstration, "response", "holds no Python program that parses")
+
+    def _require_execution(self) -> None:
+        if not self.allow_execution:
+            raise TaskError(
+                f"task {self.name} runs code that a model wrote, which is off unless asked "
+                "for; ask with --task.options '{allow_execution: true}' (limits apply, but it is "
+                "not a sandbox)"
+            )
+
+    def _tests(self, demonstration: Demonstration) -> list[str]:
+        value = demonstration.fields.get(self.tests_field)
+        if value is None:
+            raise bad_field(demonstration, self.tests_field, "is missing")
+        tests = [value] if isinstance(value, str) else value
+        if not isinstance(tests, Sequence) or not all(isinstance(test, str) for test in tests):
+            raise bad_field(demonstration, self.tests_field, f"is {value!r}, not a string or list of strings")
+        for test in tests:
+            if _parse(test) is None:
+                raise bad_field(demonstration, self.tests_field, f"has a test that is not Python: {test!r}")
+        if not any(test.strip() for test in tests):
+            raise bad_field(demonstration, self.tests_field, "holds no test")
+        return list(tests)
+
+    def _run(self, code: str, tests: list[str]) -> str:
+        """Return why the program is wrong, or nothing where its tests pass."""
+        job = {
+            "code": code,
+            "tests": tests,
+            "cpu_seconds": self.cpu_seconds,
+            "memory_bytes": self.memory_mb << 20,
+            "file_bytes": _FILE_BYTES,
+        }
+        with tempfile.TemporaryDirectory(prefix="code-check-", ignore_cleanup_errors=True) as folder:
+            process = _start(folder)
+            try:
+                return self._verdict(process, job)
+            finally:
+                # Before wait(): until the leader is reaped, its group id cannot be another's.
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                for pipe in (process.stdin, process.stdout, process.stderr):
+                    assert pipe is not None
+                    with suppress(BrokenPipeError):
+                        pipe.close()
+
+    def _verdict(self, process: subprocess.Popen[bytes], job: dict[str, object]) -> str:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        with suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(job).encode())
+            process.stdin.close()
+        received = bytearray()
+        _receive(process.stdout, received, 1, _START_SECONDS)
+        if not received.startswith(b"ready\n"):
+            raise TaskError(
+                f"task {self.name}: the process that checks code did not start: "
+                f"{_last_words(process.stderr)!r}; it needs Linux and a readable {sys.executable}"
+            )
+        deadline = time.monotonic() + self.wall_seconds
+        _receive(process.stdout, received, 2, self.wall_seconds)
+        lines = received.split(b"\n")
+        if len(lines) > 2:
+            try:
+                status = json.loads(lines[1])["status"]
+            except (ValueError, KeyError, TypeError):  # the code wrote into the report itself
+                return "crashed"
+            return "" if status == "ok" else str(status)
+        ended_by = _exit_signal(process.pid, deadline)
+        if ended_by is None or ended_by in (signal.SIGXCPU, signal.SIGKILL):
+            return "timeout"
+        return "crashed" if ended_by else "exited"
+
+
+def _start(folder: str) -> subprocess.Popen[bytes]:
+    """Start the child in the folder, isolated from environment, user site and working directory."""
+    # What -I does, but that would also ignore PYTHONHASHSEED: with a random one the order of a set
+    # of strings, and with it a verdict, could differ from run to run.
+    command = [sys.executable, "-s", "-P", "-B", str(_CHILD)]
+    environment = {
+        "PYTHONHASHSEED": "0",
+        "PYTHONUTF8": "1",
+        "HOME": folder,
+        "TMPDIR": folder,
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        cwd=folder,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def _receive(pipe: IO[bytes], received: bytearray, num_lines: int, seconds: float) -> None:
+    """Read until so many lines are there, the pipe is closed, the time is over or too much came."""
+    deadline = time.monotonic() + seconds
+    with selectors.DefaultSelector() as selector:
+        selector.register(pipe, selectors.EVENT_READ)
+        while received.count(b"\n") < num_lines and len(received) < _REPORT_BYTES:
+            if not selector.select(max(0.0, deadline - time.monotonic())):
+                return
+            part = os.read(pipe.fileno(), _REPORT_BYTES)
+            if not part:
+                return
+            received += part
+
+
+def _exit_signal(pid: int, deadline: float) -> int | None:
+    """Return the signal that ended a process (0: none), or None if it lives past the deadline."""
+    while True:
+        # WNOWAIT leaves the process to be reaped after its group is killed.
+        state = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        if state is not None:
+            return 0 if state.si_code == os.CLD_EXITED else state.si_status
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(0.005)
+
+
+def _last_words(pipe: IO[bytes]) -> str:
+    received = bytearray()
+    _receive(pipe, received, 1000, 1.0)
+    lines = received.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""

@@ -1,0 +1,132 @@
+"""Checkpoints: whole or absent, the newest few kept, and enough in them to repeat the run bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from onpolicy_sdft.errors import RunDirectoryError
+from onpolicy_sdft.runs.files import read_json, write_json_atomic
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from onpolicy_sdft.runs.directory import RunDirectory
+    from onpolicy_sdft.train.step import TrainState
+
+_WEIGHTS, _OPTIMIZER, _STATE = "trainable.safetensors", "optimizer.pt", "state.json"
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpointer:
+    """Saves and restores everything that changes during training.
+
+    Only trainable weights are kept: a frozen base never changes. The position in the data is the step itself,
+    and noise keys hold the step, so neither needs state of its own.
+    """
+
+    run: RunDirectory
+    model: nn.Module
+    optimizer: Optimizer
+    schedule: LRScheduler
+    identity: Mapping[str, Any]  # what must be the same for a resumed run to mean anything
+    keep: int
+
+    def save(self, state: TrainState) -> Path:
+        """Write the checkpoint of a step; older ones beyond ``keep`` go afterwards."""
+        target = self.run.checkpoint_path(state.step)
+        scratch = target.with_name(f".tmp-{target.name}")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        save_file(_trainable(self.model), scratch / _WEIGHTS)
+        torch.save(
+            {
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "rng_cpu": torch.get_rng_state(),
+                "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            },
+            scratch / _OPTIMIZER,
+        )
+        record = {"version": _VERSION, "state": asdict(state), "identity": dict(self.identity)}
+        write_json_atomic(scratch / _STATE, record)
+        for file in scratch.iterdir():
+            _sync(file)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(scratch, target)
+        _sync(target.parent)
+        for step in self.run.checkpoint_steps()[: -self.keep]:
+            shutil.rmtree(self.run.checkpoint_path(step))
+        return target
+
+    def resume(self, state: TrainState) -> Path | None:
+        """Load the newest checkpoint into the model, optimizer, schedule, random state and ``state``.
+
+        Returns:
+            Its path, or None when the run has none.
+
+        Raises:
+            RunDirectoryError: If it was made by a run with other data or settings, or is of another version.
+        """
+        steps = self.run.checkpoint_steps()
+        if not steps:
+            return None
+        source = self.run.checkpoint_path(steps[-1])
+        record = read_json(source / _STATE)
+        if record.get("version") != _VERSION:
+            raise RunDirectoryError(
+                f"{source} has checkpoint version {record.get('version')}, this program writes {_VERSION}. "
+                "Resume with the version that made it, or start a new train.output_dir."
+            )
+        self._check_identity(source, record["identity"])
+        self._load_weights(source)
+        extra = torch.load(source / _OPTIMIZER, weights_only=True, map_location="cpu")
+        self.optimizer.load_state_dict(extra["optimizer"])
+        self.schedule.load_state_dict(extra["schedule"])
+        torch.set_rng_state(extra["rng_cpu"])
+        if torch.cuda.is_available() and extra["rng_cuda"]:
+            torch.cuda.set_rng_state_all(extra["rng_cuda"])
+        for name, value in record["state"].items():
+            setattr(state, name, value)
+        return source
+
+    def _check_identity(self, source: Path, saved: Mapping[str, Any]) -> None:
+        now = json.loads(json.dumps(dict(self.identity)))
+        differing = sorted(key for key in {*saved, *now} if saved.get(key) != now.get(key))
+        if differing:
+            key = differing[0]
+            raise RunDirectoryError(
+                f"{source} belongs to a run with another {key}: it has {saved.get(key)!r}, this run "
+                f"{now.get(key)!r} ({len(differing)} differences: {', '.join(differing)}). Use the same settings, "
+                "or another train.output_dir."
+            )
+
+    def _load_weights(self, source: Path) -> None:
+        parameters = dict(self.model.named_parameters())
+        for name, value in load_file(source / _WEIGHTS).items():
+            parameters[name].data.copy_(value)
+
+
+def _trainable(model: nn.Module) -> dict[str, torch.Tensor]:
+    # Tied weights appear once in named_parameters, so nothing is stored twice.
+    return {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

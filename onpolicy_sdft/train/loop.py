@@ -1,0 +1,219 @@
+"""The loop around the step: order, logs, warnings, validation, checkpoints, and a clean stop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from onpolicy_sdft.data.order import batch_indices
+from onpolicy_sdft.errors import ConfigError, TrainingError
+from onpolicy_sdft.train.signals import StopRequest, stop_on_signals
+
+if TYPE_CHECKING:
+    from onpolicy_sdft.config.schema import RunConfig, TrainConfig
+    from onpolicy_sdft.runs.directory import RunDirectory
+    from onpolicy_sdft.runs.progress import Progress
+    from onpolicy_sdft.train.checkpoint import Checkpointer
+    from onpolicy_sdft.train.step import Trainer
+    from onpolicy_sdft.train.trackers import Tracker
+    from onpolicy_sdft.types import StepMetrics, Target, Views
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long the run is."""
+
+    num_steps: int
+    num_presentations: int | None  # stop the data stream here; None where the steps decide
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the loop is handed rather than imports."""
+
+    validate: Callable[[], Mapping[str, float]] | None = None  # metrics of the validation sets
+    save_best: Callable[[], None] | None = None  # keep the current weights as the best
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """How the loop ended."""
+
+    reason: str  # finished | loss_token_budget | early_stop | SIGTERM | SIGINT
+    exit_code: int
+
+
+def make_plan(config: TrainConfig, num_examples: int) -> Plan:
+    """Turn steps or epochs into a plan.
+
+    Raises:
+        ConfigError: If a batch is larger than the data set.
+    """
+    if config.batch_size > num_examples:
+        raise ConfigError(
+            f"train.batch_size={config.batch_size} is more than the {num_examples} examples there are: one step "
+            f"would learn some of them twice. Way out: --train.batch_size {num_examples} or less."
+        )
+    if config.max_steps is not None:
+        return Plan(config.max_steps, None)
+    num_presentations = num_examples * config.num_epochs
+    return Plan(math.ceil(num_presentations / config.batch_size), num_presentations)
+
+
+@dataclass
+class Loop:
+    """Runs a trainer over a plan."""
+
+    trainer: Trainer
+    views: Sequence[Views]
+    plan: Plan
+    config: RunConfig
+    run: RunDirectory
+    checkpointer: Checkpointer
+    trackers: Sequence[Tracker]
+    progress: Progress
+    hooks: Hooks
+    wall_clock: Callable[[], float] = time.time
+
+    def fit(self) -> FitResult:
+        """Train until the plan, a budget, an early stop or a signal ends it; always leaves a checkpoint.
+
+        Raises:
+            TrainingError: After ``train.max_bad_steps`` steps in a row without an update.
+        """
+        state = self.trainer.state
+        with self.progress, stop_on_signals() as stop:
+            reason = self._reason_to_stop(stop)
+            while not reason:
+                metrics = self.trainer.train_step(self._batch(state.step))
+                validation = self._validate() if self._validation_is_due() else {}
+                self._log(metrics, validation)
+                self._check_bad_steps(metrics)
+                reason = self._reason_to_stop(stop)
+                every = self.config.train.checkpoint_steps
+                if reason or (every and state.step % every == 0):
+                    self._save()
+        return FitResult(reason, stop.exit_code)
+
+    def _batch(self, step: int) -> list[Views]:
+        indices = batch_indices(
+            step,
+            batch_size=self.config.train.batch_size,
+            num_examples=len(self.views),
+            seed=self.config.train.seed,
+            num_presentations=self.plan.num_presentations,
+        )
+        backend = self.trainer.backend
+        return [self.views[index] for index in indices][backend.rank :: backend.num_ranks]
+
+    def _reason_to_stop(self, stop: StopRequest) -> str:
+        state, config = self.trainer.state, self.config
+        if stop.signal is not None:
+            return "SIGTERM" if stop.exit_code == 143 else "SIGINT"
+        if state.step >= self.plan.num_steps:
+            return "finished"
+        budget = config.train.max_loss_tokens
+        if budget is not None and state.total_loss_tokens >= budget:
+            return "loss_token_budget"
+        patience = config.eval.early_stop
+        if patience is not None and state.validations_without_gain >= patience:
+            return "early_stop"
+        return ""
+
+    def _validation_is_due(self) -> bool:
+        every = self.config.eval.every_steps
+        return self.hooks.validate is not None and bool(every) and self.trainer.state.step % every == 0
+
+    def _validate(self) -> dict[str, float]:
+        assert self.hooks.validate is not None
+        with self.progress.paused():
+            metrics = dict(self.hooks.validate())
+        name, state = self.config.eval.best_metric, self.trainer.state
+        if name is None:
+            return metrics
+        if name not in metrics:
+            raise ConfigError(
+                f"eval.best_metric={name!r} is none of the validation metrics: {', '.join(sorted(metrics))}."
+            )
+        if state.best_score is None or metrics[name] > state.best_score:
+            state.best_score, state.validations_without_gain = metrics[name], 0
+            if self.hooks.save_best is not None:
+                self.hooks.save_best()
+        else:
+            state.validations_without_gain += 1
+        return metrics
+
+    def _log(self, metrics: StepMetrics, validation: Mapping[str, float]) -> None:
+        values = {**metrics.values, **validation}
+        seconds = values["time/rollout_seconds"]
+        if "rollout/mean_length" in values and seconds > 0:
+            values["rollout/tokens_per_second"] = values["rollout/mean_length"] * len(metrics.targets) / seconds
+        values["train/tokens_per_second"] = values["train/num_loss_tokens"] / max(1e-9, values["time/step_seconds"])
+        if self.trainer.backend.rank == 0:
+            self.run.append_metrics(
+                {"step": metrics.step, "skipped": metrics.skipped, "time": self.wall_clock(), "values": values}
+            )
+            samples = metrics.targets[: self.config.train.rollout_samples]
+            self.run.append_rollouts([self._sample(metrics.step, target) for target in samples])
+            for tracker in self.trackers:
+                tracker.log(values, metrics.step)
+        shown: dict[str, Any] = {"loss": values["loss/nll"], "tokens_per_s": values["train/tokens_per_second"]}
+        if "screen/fallback_rate" in values:
+            shown["fallback_rate"] = values["screen/fallback_rate"]
+        shown |= {name.split("/", 1)[1]: value for name, value in validation.items() if name.endswith("/score")}
+        self.progress.update(1, written=None, **shown)
+        self._warn(metrics, values)
+
+    def _warn(self, metrics: StepMetrics, values: Mapping[str, float]) -> None:
+        config = self.config.train
+        if metrics.skipped:
+            self.progress.note(f"warning: step {metrics.step} was skipped ({metrics.skipped})")
+        ratio, truncated = values.get("rollout/length_ratio", 0.0), values.get("rollout/truncated_rate", 0.0)
+        if ratio > config.warn_length_ratio:
+            self.progress.note(
+                f"warning: step {metrics.step}: rollouts are {ratio:.1f} times as long as the demonstrations "
+                f"(train.warn_length_ratio={config.warn_length_ratio})"
+            )
+        if truncated > config.warn_truncated_rate:
+            self.progress.note(
+                f"warning: step {metrics.step}: {truncated:.0%} of the rollouts hit rollout.max_new_tokens "
+                f"(train.warn_truncated_rate={config.warn_truncated_rate})"
+            )
+
+    def _sample(self, step: int, target: Target) -> dict[str, Any]:
+        demonstration, rollout = target.views.demonstration, target.rollout
+        logprobs = rollout.logprobs if rollout else ()
+        return {
+            "step": step,
+            "example_id": demonstration.example_id,
+            "attempt": target.attempt,
+            "prompt": demonstration.prompt,
+            "demonstration": demonstration.response,
+            "rollout": self.trainer.screen.decode(rollout.token_ids) if rollout else None,
+            "target": target.text,
+            "verdict": target.verdict,
+            "reason": target.reason,
+            "num_tokens": len(rollout.token_ids) if rollout else len(target.token_ids),
+            "logprob_mean": sum(logprobs) / len(logprobs) if logprobs else None,
+        }
+
+    def _check_bad_steps(self, metrics: StepMetrics) -> None:
+        state, limit = self.trainer.state, self.config.train.max_bad_steps
+        if state.bad_steps_in_a_row < limit:
+            return
+        self._save()
+        ways_out = {
+            "all_dropped": "look at rollouts.jsonl and loosen screening.* (fallback instead of drop)",
+            "not_finite": "lower optim.lr, or use train.precision fp32",
+        }
+        raise TrainingError(
+            f"{state.bad_steps_in_a_row} steps in a row made no update (train.max_bad_steps={limit}; the last one: "
+            f"{metrics.skipped}). The state is saved. Way out: {ways_out[metrics.skipped]}."
+        )
+
+    def _save(self) -> None:
+        if self.trainer.backend.rank == 0:
+            self.checkpointer.save(self.trainer.state)

@@ -1,0 +1,52 @@
+"""AdamW and its learning-rate schedule."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import get_scheduler
+
+from onpolicy_sdft.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from onpolicy_sdft.config.schema import OptimConfig
+
+_SCHEDULES = {"constant": "constant_with_warmup", "cosine": "cosine"}
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """Build AdamW over the trainable parameters; norms and biases are not decayed.
+
+    Raises:
+        ModelError: If a trainable parameter is not float32 or wider: updates of the usual size would be rounded
+            away.
+    """
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    narrow = [name for name, p in trainable.items() if p.dtype not in (torch.float32, torch.float64)]
+    if narrow:
+        raise ModelError(
+            f"{len(narrow)} trainable weights are {trainable[narrow[0]].dtype} (first: {narrow[0]}): most updates "
+            "of the size of the learning rate would be lost to rounding. Way out: --model.dtype float32 "
+            "(with --train.precision bf16 for speed), or --lora.enabled true."
+        )
+    groups = [
+        {"params": [p for p in trainable.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable.values() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=tuple(config.betas), eps=config.eps)
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, config: OptimConfig, num_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Build the warm-up and what follows it; one tick per optimizer step taken."""
+    return get_scheduler(
+        _SCHEDULES[config.schedule],
+        optimizer,
+        num_warmup_steps=config.warmup_steps,
+        num_training_steps=num_steps,
+    )

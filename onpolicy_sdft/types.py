@@ -1,0 +1,133 @@
+"""Small frozen records that cross rooms.
+
+Shape letters: B sequences in a micro-batch, T positions, N loss tokens of a micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+FinishReason = Literal["stop", "length"]
+Verdict = Literal["keep", "fallback", "drop", "resample"]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a conversation."""
+
+    role: str  # "system" | "user" | "assistant"
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A prompt with the expert's answer to it.
+
+    ``turns`` is the conversation up to and including the last user turn; ``response`` answers it. ``fields``
+    holds whatever else the task's check needs (unit tests, choices, the bare answer), as loaded from the row.
+    """
+
+    example_id: str  # unique within the data set and stable: noise keys are derived from it
+    turns: tuple[Turn, ...]
+    response: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> str:
+        """Text of the last user turn."""
+        return self.turns[-1].content
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """A demonstration as the model meets it: the two prompt views and the answer, as token ids."""
+
+    demonstration: Demonstration
+    student_ids: tuple[int, ...]  # bare prompt, generation header included
+    teacher_ids: tuple[int, ...]  # prompt with the demonstration, same header
+    response_ids: tuple[int, ...]  # the demonstration as a target, terminator included
+    num_trimmed_tokens: int = 0  # cut off the end of the shown demonstration
+    num_dropped_examples: int = 0  # k-shot examples left out to make room
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What a task's check says of one completion."""
+
+    correct: bool
+    reason: str = ""  # short and countable, e.g. "wrong_answer"; empty when correct
+    answer: str | None = None  # what was extracted and compared, for the records
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseKey:
+    """Identity of one draw: the sampled tokens are a function of it and of the law, and of nothing else."""
+
+    seed: int
+    step: int
+    example_id: str
+    sample_index: int = 0
+    attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRequest:
+    """One completion to write."""
+
+    prompt_token_ids: tuple[int, ...]
+    key: NoiseKey
+    max_new_tokens: int
+    draft_token_ids: tuple[tuple[int, ...], ...] = ()  # texts worth looking n-grams up in; a hint, never a constraint
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A completion the policy wrote, with how likely each token was when it was drawn."""
+
+    key: NoiseKey
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]  # ends in exactly one terminator iff finish_reason == "stop"
+    logprobs: tuple[float, ...]  # log pi(y_t) at temperature 1, in nats
+    sampling_logprobs: tuple[float, ...]  # under the processed law the token was drawn from, in nats
+    entropies: tuple[float, ...]  # entropy of the temperature-1 law at each token, in nats
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the student learns for one demonstration."""
+
+    views: Views
+    token_ids: tuple[int, ...]  # the loss tokens, terminator included when there is one
+    text: str
+    verdict: Verdict  # "keep": the rollout is learned; "fallback": the demonstration is; "drop": nothing is
+    reason: str  # why it was not kept; empty when kept
+    rollout: Rollout | None  # None when the demonstration was the source from the start
+    attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Right-padded prompt + target rows, and where their loss tokens stand."""
+
+    input_ids: torch.Tensor  # [B, T] int64
+    attention_mask: torch.Tensor  # [B, T] int64, 1 on real tokens
+    loss_rows: torch.Tensor  # [N] int64, row of each loss token
+    loss_positions: torch.Tensor  # [N] int64, position whose hidden state predicts the loss token
+    labels: torch.Tensor  # [N] int64, the loss tokens
+    num_loss_tokens: int  # N
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """What one optimizer step did; keys of ``values`` are ``area/quantity``."""
+
+    step: int
+    skipped: str  # why no optimizer step was taken; empty when one was
+    values: Mapping[str, float]
+    targets: tuple[Target, ...] = ()

@@ -1,0 +1,70 @@
+"""A byte tokenizer and tiny random models, made on the spot: no download, no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, plus the markers of a chat template; padding is the terminator, as in many models."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
+    fast.add_special_tokens({"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"})
+    fast.pad_token = "<|im_end|>"
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def make_model(dtype: torch.dtype = torch.float32, seed: int = 0, vocab_size: int = 264) -> LlamaForCausalLM:
+    """Two small layers; weights large enough that its law is not flat."""
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=vocab_size - 8,
+        eos_token_id=vocab_size - 7,
+        pad_token_id=vocab_size - 7,
+        initializer_range=0.3,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config).to(dtype)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer()
+
+
+@pytest.fixture
+def tiny_model() -> Callable[..., LlamaForCausalLM]:
+    return make_model
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model on disk, as ``model.name`` takes it."""
+    directory = tmp_path_factory.mktemp("tiny-model")
+    make_model().save_pretrained(directory)
+    make_tokenizer().save_pretrained(directory)
+    return directory

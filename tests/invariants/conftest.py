@@ -1,0 +1,104 @@
+"""A whole trainer over a tiny model, without files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from onpolicy_sdft.config.schema import ContextConfig, OptimConfig, ScreeningConfig
+from onpolicy_sdft.data.views import Renderer, prepare
+from onpolicy_sdft.models.policy import Policy
+from onpolicy_sdft.objectives.nll import nll
+from onpolicy_sdft.rollout.hf import HFBackend
+from onpolicy_sdft.rollout.sampling import SamplingLaw
+from onpolicy_sdft.screening.screen import Screen
+from onpolicy_sdft.tasks import load_task
+from onpolicy_sdft.train.backend import Backend
+from onpolicy_sdft.train.optim import make_optimizer, make_schedule
+from onpolicy_sdft.train.source import DemonstrationSource, PolicySource
+from onpolicy_sdft.train.step import Trainer, TrainState
+from onpolicy_sdft.types import Demonstration, Turn, Views
+
+TERMINATOR = 257
+DEMONSTRATIONS = [
+    Demonstration(f"example-{i}", (Turn("user", f"question {i} " + "x" * i),), "answer " + "y" * (1 + 2 * i))
+    for i in range(6)
+]
+
+
+@dataclass
+class Bench:
+    """A trainer and what it was made of."""
+
+    trainer: Trainer
+    model: torch.nn.Module
+    views: Sequence[Views]
+    rollout_backend: HFBackend
+    optimizer: torch.optim.Optimizer
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """Gradients of one step, caught before they are used."""
+        caught: dict[str, torch.Tensor] = {}
+
+        def catch(max_norm: float) -> float:
+            caught.update({n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None})
+            return float("nan")  # as a step that is skipped: nothing is updated
+
+        self.trainer.backend.optimizer_step = catch  # type: ignore[method-assign]
+        self.trainer.train_step(self.views)
+        return caught
+
+
+@pytest.fixture
+def make_bench(tokenizer: Any, tiny_model: Callable[..., Any]) -> Callable[..., Bench]:
+    def make(
+        *,
+        dtype: torch.dtype = torch.float32,
+        lora: dict[str, Any] | None = None,
+        targets: str = "policy",
+        law: SamplingLaw | None = None,
+        screening: ScreeningConfig | None = None,
+        micro_batch_tokens: int = 100_000,
+        chunk_tokens: int = 1024,
+        max_new_tokens: int = 24,
+        lr: float = 1e-2,
+        merge_adapter: bool = True,
+        seed: int = 0,
+    ) -> Bench:
+        model: Any = tiny_model(dtype)
+        if lora is not None:
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                model = get_peft_model(
+                    model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **lora)
+                )
+        context = ContextConfig()
+        renderer = Renderer(tokenizer, context)
+        views = prepare(DEMONSTRATIONS, renderer, context, seed).views
+        hf = HFBackend(model, (TERMINATOR,), TERMINATOR, 4, merge_adapter)
+        backend = Backend("fp32")
+        optimizer = make_optimizer(model, OptimConfig(lr=lr))
+        policy, prepared = backend.prepare(Policy(model), optimizer)
+        source = PolicySource(hf, law or SamplingLaw(), max_new_tokens, seed)
+        screening = screening or ScreeningConfig(truncated="keep", looping="keep", length="keep", empty="keep")
+        trainer = Trainer(
+            policy=policy,
+            source=source if targets == "policy" else DemonstrationSource(),
+            screen=Screen(screening, load_task("free_form", {}), renderer.decode),
+            objective=partial(nll, chunk_tokens=chunk_tokens),
+            backend=backend,
+            schedule=make_schedule(optimizer, OptimConfig(lr=lr, warmup_steps=0), 100),
+            max_grad_norm=0.0,
+            micro_batch_tokens=micro_batch_tokens,
+            pad_token_id=TERMINATOR,
+            state=TrainState(),
+        )
+        return Bench(trainer, model, views, hf, prepared)
+
+    return make

@@ -1,0 +1,126 @@
+"""Rules 1, 2 and 7 of the step: one denominator, the right gradient, the loss at temperature 1."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from onpolicy_sdft.config.schema import ScreeningConfig
+from onpolicy_sdft.rollout.sampling import SamplingLaw
+
+DEVICE_DTYPE = torch.float64
+
+
+def naive_loss(bench, targets):
+    """Token mean of cross-entropy by plain forwards of one unpadded row each."""
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for target in targets:
+        ids = torch.tensor([[*target.views.student_ids, *target.token_ids]])
+        logits = bench.model(input_ids=ids).logits[0]
+        start = len(target.views.student_ids)
+        total = total + F.cross_entropy(logits[start - 1 : -1], ids[0, start:], reduction="sum")
+        count += len(target.token_ids)
+    return total / count
+
+
+@pytest.mark.parametrize("lora", [None, {}], ids=["full", "lora"])
+@pytest.mark.parametrize("targets", ["policy", "demonstrations"])
+def test_the_gradient_of_a_step_equals_a_naive_reference_in_float64(make_bench, lora, targets):
+    bench = make_bench(dtype=DEVICE_DTYPE, lora=lora, targets=targets, micro_batch_tokens=300)
+    if lora is not None:  # adapters start at zero, where half of their gradient is zero too
+        for name, parameter in bench.model.named_parameters():
+            if "lora_" in name:
+                parameter.data.normal_(generator=torch.Generator().manual_seed(len(name)))
+                parameter.data.mul_(0.05)
+    ours = bench.gradients()
+    rollouts = bench.trainer.source.rollouts(bench.views, step=0)
+    learned = bench.trainer.screen(bench.views, rollouts, lambda v, n: [])
+    bench.model.zero_grad()
+    naive_loss(bench, learned).backward()
+    theirs = {n: p.grad for n, p in bench.model.named_parameters() if p.grad is not None}
+    assert ours.keys() == theirs.keys()
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize(("tokens", "chunk"), [(1, 3), (250, 7), (400, 1024)])
+def test_the_gradient_does_not_depend_on_the_micro_batch_split_or_the_chunk(make_bench, tokens, chunk):
+    whole = make_bench(dtype=DEVICE_DTYPE).gradients()
+    split = make_bench(dtype=DEVICE_DTYPE, micro_batch_tokens=tokens, chunk_tokens=chunk).gradients()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(split[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_the_loss_is_at_temperature_one_even_when_sampling_is_not(make_bench):
+    bench = make_bench(dtype=DEVICE_DTYPE, law=SamplingLaw(temperature=0.5, top_k=20))
+    rollouts = bench.trainer.source.rollouts(bench.views, step=0)
+    targets = bench.trainer.screen(bench.views, rollouts, lambda v, n: [])
+    expected = naive_loss(bench, targets).item()
+    metrics = bench.trainer.train_step(bench.views)
+    assert [t.token_ids for t in metrics.targets] == [t.token_ids for t in targets]
+    assert math.isclose(metrics.values["loss/nll"], expected, rel_tol=1e-9)
+
+
+def test_plain_fine_tuning_learns_the_demonstration_and_exactly_one_terminator(make_bench):
+    bench = make_bench(targets="demonstrations")
+    for target in bench.trainer.train_step(bench.views).targets:
+        assert target.token_ids == target.views.response_ids
+        assert target.token_ids.count(257) == 1
+        assert target.token_ids[-1] == 257
+
+
+def test_a_step_whose_targets_are_all_dropped_changes_nothing_and_is_counted(make_bench):
+    bench = make_bench(screening=ScreeningConfig(truncated="drop", looping="drop", length="drop", empty="drop"), max_new_tokens=1)
+    before = {n: p.clone() for n, p in bench.model.named_parameters()}
+    metrics = bench.trainer.train_step(bench.views)
+    assert metrics.skipped == "all_dropped"
+    assert bench.trainer.state.bad_steps_in_a_row == 1
+    assert bench.trainer.state.num_updates == 0
+    assert all(torch.equal(p, before[n]) for n, p in bench.model.named_parameters())
+
+
+@pytest.mark.parametrize("poison", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(make_bench, poison):
+    bench = make_bench(targets="demonstrations")
+    before = {n: p.clone() for n, p in bench.model.named_parameters()}
+    objective = bench.trainer.objective
+
+    def poisoned(hidden, head, labels, law):
+        if poison == "loss":
+            return objective(hidden, head, labels, law) * math.inf
+        hidden.register_hook(lambda gradient: gradient * math.nan)
+        return objective(hidden, head, labels, law)
+
+    bench.trainer.objective = poisoned
+    metrics = bench.trainer.train_step(bench.views)
+    assert metrics.skipped == "not_finite"
+    assert bench.trainer.state.bad_steps_in_a_row == 1
+    assert all(torch.equal(p, before[n]) for n, p in bench.model.named_parameters())
+    bench.trainer.objective = objective
+    assert bench.trainer.train_step(bench.views).skipped == ""
+    assert bench.trainer.state.bad_steps_in_a_row == 0
+    assert all(p.isfinite().all() for p in bench.model.parameters())
+
+
+def test_a_rank_without_targets_still_reaches_every_weight_in_its_backward(make_bench):
+    bench = make_bench(targets="demonstrations")
+    bench.trainer.backend.max_over_ranks = lambda value: value + 1  # another rank has one more
+    *_, empty = bench.trainer.pair(bench.trainer.screen(bench.views, [None] * 6, lambda v, n: []))
+    assert empty.num_loss_tokens == 0
+    loss = bench.trainer.policy(empty, bench.trainer.objective).loss_sum
+    assert loss.item() == 0.0
+    loss.backward()
+    assert all(p.grad is not None for p in bench.model.parameters() if p.requires_grad)
+
+
+def test_training_on_its_own_rollouts_makes_them_likelier_from_the_bare_prompt(make_bench):
+    bench = make_bench(lr=5e-3)
+    first = bench.trainer.train_step(bench.views)
+    before = first.values["loss/nll"]
+    batches = bench.trainer.pair(first.targets)
+    with torch.no_grad():
+        total = sum(bench.trainer.policy(b, bench.trainer.objective).loss_sum.item() for b in batches)
+    assert total / sum(b.num_loss_tokens for b in batches) < before

@@ -1,0 +1,158 @@
+"""exact, multiple_choice and free_form."""
+
+from __future__ import annotations
+
+import pytest
+
+from onpolicy_sdft.errors import DataError, TaskError
+from onpolicy_sdft.tasks import load_task
+from onpolicy_sdft.tasks.multiple_choice import chosen_label, list_choices
+from onpolicy_sdft.types import Demonstration, Turn
+
+CITIES = ["Paris", "London", "New York", "York"]
+CHOICE = load_task("multiple_choice", {})
+
+
+def demonstration(response: str, prompt: str = "Which?", **fields: object) -> Demonstration:
+    return Demonstration("row-1", (Turn("user", prompt),), response, fields)
+
+
+@pytest.mark.parametrize(
+    ("completion", "options", "correct"),
+    [
+        ("New York", {}, True),
+        ("  new \n york ", {}, True),
+        ("new york", {"ignore_case": False}, False),
+        ("New  York", {"ignore_whitespace": False}, False),
+        (" New York\n", {"ignore_whitespace": False, "ignore_case": False}, True),
+        ("New York.", {}, False),
+        ("", {}, False),
+    ],
+)
+def test_exact_compares_normalised_text(completion: str, options: dict[str, bool], correct: bool) -> None:
+    task = load_task("exact", options)
+    assert task.check(completion, demonstration("New York")).correct is correct
+
+
+def test_exact_prefers_the_answer_field_and_its_reference_passes() -> None:
+    task = load_task("exact", {})
+    row = demonstration("It is four.", answer=4)
+    task.check_demonstration(row)
+    assert task.check(task.reference_answer(row), row).correct
+    assert not task.check("It is four.", row).correct
+
+
+def test_exact_reads_composed_and_decomposed_letters_alike() -> None:
+    assert load_task("exact", {}).check("cafe\u0301", demonstration("caf\u00e9")).correct
+
+
+def test_exact_refuses_an_empty_reference_and_never_finds_two_empty_texts_equal() -> None:
+    task = load_task("exact", {})
+    with pytest.raises(DataError, match="row-1"):
+        task.check_demonstration(demonstration(" "))
+    with pytest.raises(DataError, match="row-1"):
+        task.check("", demonstration(" "))
+
+
+def test_exact_refuses_an_option_that_is_not_true_or_false() -> None:
+    with pytest.raises(TaskError, match="'ignore_case' is 'false'"):
+        load_task("exact", {"ignore_case": "false"})
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("B", "B"),
+        ("b.", "B"),
+        ("(B)", "B"),
+        ("**B**", "B"),
+        ("B. London", "B"),
+        ("B) London", "B"),
+        ("B London", "B"),
+        ("B: because it is", "B"),
+        ("London", "B"),
+        ("london.", "B"),
+        ("It is London, of course", "B"),
+        ("The answer is B.", "B"),
+        ("The answer is (B) London", "B"),
+        ("Paris and London are out. The answer is New York.", "C"),
+        ("Answer: C", "C"),
+        ("I would choose option B", "B"),
+        ("New York", "C"),
+        ("York", "D"),
+        ("The answer is \\boxed{B}", "B"),
+        ("B. Paris", None),
+        ("Paris or London", None),
+        ("A city in Europe", None),
+        ("E", None),
+        ("", None),
+        ("(A) or (B)", None),
+        ("Londoners", None),
+    ],
+)
+def test_an_option_is_picked_by_letter_or_words(text: str, label: str | None) -> None:
+    assert chosen_label(text, dict(zip("ABCD", CITIES, strict=True))) == label
+
+
+def test_options_that_contain_each_other_are_told_apart() -> None:
+    assert chosen_label("about 10 km away", {"A": "10", "B": "10 km"}) == "B"
+    assert chosen_label("-5", {"A": "5", "B": "-5"}) == "B"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"choices": CITIES, "answer": "B"},
+        {"choices": CITIES, "answer": 1},
+        {"choices": CITIES, "answer": "London"},
+        {"choices": {"1": "Paris", "2": "London"}, "answer": "2"},
+        {"choices": {"label": ["A", "B"], "text": ["Paris", "London"]}, "answer": "B"},
+    ],
+)
+def test_every_form_of_choices_and_answer_is_read_and_its_reference_passes(
+    fields: dict[str, object],
+) -> None:
+    row = demonstration("?", list_choices("Which?", CITIES), **fields)
+    CHOICE.check_demonstration(row)
+    assert CHOICE.check(CHOICE.reference_answer(row), row).correct
+    assert CHOICE.check("London", row).correct
+    wrong = CHOICE.check("Paris", row)
+    assert (wrong.correct, wrong.reason) == (False, "wrong_answer")
+    assert CHOICE.check("hm", row).reason == "no_choice"
+
+
+def test_without_an_answer_field_the_response_says_which() -> None:
+    row = demonstration("B. London", list_choices("Which?", CITIES), choices=CITIES)
+    CHOICE.check_demonstration(row)
+    assert CHOICE.reference_answer(row) == "B. London"
+    assert CHOICE.check("B", row).correct
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"answer": "A"}, "'choices' is missing"),
+        ({"choices": "Paris", "answer": "A"}, "not a list"),
+        ({"choices": ["Paris"], "answer": "A"}, "1 usable"),
+        ({"choices": ["Paris", "paris"], "answer": "A"}, "repeated"),
+        ({"choices": CITIES, "answer": "Rome"}, "'Rome'"),
+        ({"choices": CITIES, "answer": 4}, "4"),
+        ({"choices": CITIES}, "no field 'answer'"),
+        ({"choices": [*CITIES, "Rome"], "answer": "A"}, "'Rome'.*does not show"),
+    ],
+)
+def test_a_question_that_cannot_be_checked_is_named(fields: dict[str, object], problem: str) -> None:
+    row = demonstration("?", list_choices("Which?", CITIES), **fields)
+    with pytest.raises(DataError, match=rf"row-1.*{problem}"):
+        CHOICE.check_demonstration(row)
+
+
+def test_free_form_accepts_everything_but_nothing() -> None:
+    task = load_task("free_form", {})
+    row = demonstration("Hello.")
+    task.check_demonstration(row)
+    assert task.ask("Hi") == "Hi"
+    assert task.check(task.reference_answer(row), row).correct
+    assert task.check(" \n", row).reason == "empty"
+    with pytest.raises(DataError, match="row-1"):
+        task.check_demonstration(demonstration(" "))
