@@ -1,10 +1,10 @@
 """Fine-tune chat models on demonstrations without making them forget.
 
-    from onpolicy_sdft import load_config, train, load_run
+from onpolicy_sdft import fit, load_config, load_run
 
-    config = load_config("configs/online/quickstart.yaml", **{"train.max_steps": 5})
-    outcome = train(config)
-    print(load_run(outcome.run.path).sample(["Write a Python function that sums a list."]))
+config = load_config("configs/online/quickstart.yaml", **{"train.max_steps": 5})
+outcome = fit(config)
+print(load_run(outcome.run.path).sample(["Write a Python function that sums a list."]))
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 _PUBLIC = {
     "load_config": "onpolicy_sdft.config.load",
-    "train": "onpolicy_sdft.build.train",
+    "fit": "onpolicy_sdft.build.train",
     "evaluate": "onpolicy_sdft.build.finished",
     "load_run": "onpolicy_sdft.build.finished",
     "load_model": "onpolicy_sdft.build.finished",
 }
-__all__ = ["evaluate", "load_config", "load_model", "load_run", "train"]
+__all__ = ["evaluate", "fit", "load_config", "load_model", "load_run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from jsonargparse import ArgumentParser
-
-from onpolicy_sdft.cli.target import split_target
+from onpolicy_sdft.cli.target import option_parser, parse_options, split_target
 
 
 def run(arguments: Sequence[str]) -> int:
     """Answer lines from standard input until it ends; every line is a new conversation."""
-    parser = ArgumentParser(prog="sdft chat TARGET", description="Talk to a run or a model; one line, one question.")
+    parser = option_parser("sdft chat TARGET", "Talk to a run or a model; one line, one question.")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy.")
     parser.add_argument("--max_new_tokens", type=int, default=256, help="Longest answer.")
     parser.add_argument("--system", type=str, help="System message.")
     target, rest = split_target(parser, arguments)
-    options = parser.parse_args(rest)
+    options = parse_options(parser, rest)
     from onpolicy_sdft.build.finished import is_run, load_model, load_run
     from onpolicy_sdft.build.train import say_to_stderr
     from onpolicy_sdft.config.schema import RunConfig

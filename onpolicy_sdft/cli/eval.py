@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from onpolicy_sdft.cli.target import split_target
 from onpolicy_sdft.config.load import make_parser, parse
@@ -15,21 +16,18 @@ def run(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--output", type=str, help="Where to keep the records (default: the run, or runs/eval-NAME).")
     target, rest = split_target(parser, arguments)
+    own = Path(target) / "config.yaml"
+    if own.is_file() and not any(flag.partition("=")[0] == "--config" for flag in rest):
+        rest = ["--config", str(own), *rest]  # a run is scored as its own config says, flags on top
     config, options = parse(parser, rest)
-    from onpolicy_sdft.build.finished import evaluate, is_run
+    from onpolicy_sdft.build.finished import evaluate
     from onpolicy_sdft.build.train import say_to_stderr
     from onpolicy_sdft.report.tables import kl_sentence, scores_table
 
-    own = is_run(target) and not rest_has_config(rest)
-    directory, summary = evaluate(target, None if own else config, options.output, say_to_stderr)
+    directory, summary = evaluate(target, config, options.output, say_to_stderr)
     print(scores_table(summary).to_text())
     sentence = kl_sentence({"after": summary})
     if sentence:
         print(sentence)
     print(f"records        {directory.eval_path}")
     return 0
-
-
-def rest_has_config(arguments: Sequence[str]) -> bool:
-    """Whether options were given that a run's own config does not have."""
-    return any(a.startswith("--") and not a.startswith("--output") for a in arguments)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jsonargparse import ArgumentParser
-
-from onpolicy_sdft.cli.target import split_target
+from onpolicy_sdft.cli.target import option_parser, parse_options, split_target
 
 
 def run(arguments: Sequence[str]) -> int:
     """Export a run's model."""
-    parser = ArgumentParser(prog="sdft export RUN", description="Write a run's model for transformers or peft.")
+    parser = option_parser("sdft export RUN", "Write a run's model for transformers or peft.")
     parser.add_argument("--output", type=str, help="Directory to write.")
     parser.add_argument("--merged", action="store_true", help="Fold the adapter into the base: a plain model.")
     parser.add_argument("--push_to_hub", type=str, help="Hub name USER/NAME to push to (off by default).")
     target, rest = split_target(parser, arguments)
-    options = parser.parse_args(rest)
+    options = parse_options(parser, rest)
     from onpolicy_sdft.build.finished import export
     from onpolicy_sdft.build.train import say_to_stderr
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig
 from onpolicy_sdft.errors import ConfigError
+
+#: Label of the set that ``eval.path`` makes.
+TEST_LABEL = "test"
 
 
 def check(config: RunConfig) -> None:
@@ -60,6 +65,7 @@ def _check_ranges(config: RunConfig) -> None:
         "train.max_steps": config.train.max_steps,
         "train.max_loss_tokens": config.train.max_loss_tokens,
         "train.checkpoint_steps": config.train.checkpoint_steps,
+        "eval.limit": config.eval.limit,
         "eval.every_steps": config.eval.every_steps,
         "eval.early_stop": config.eval.early_stop,
     }
@@ -142,8 +148,19 @@ def _check_eval(config: RunConfig) -> None:
     known = [f"eval/{item.label}/score" for item in evaluation.validation]
     if evaluation.best_metric is not None and evaluation.best_metric not in known:
         raise ConfigError(f"eval.best_metric={evaluation.best_metric!r} is none of: {', '.join(known)}.")
-    for sets in (evaluation.sets, evaluation.validation):
+    if evaluation.limit is not None and evaluation.path is None:
+        raise ConfigError(f"eval.limit={evaluation.limit} limits eval.path, which is unset. Way out: set eval.path.")
+    for sets in (evaluation_sets(config), evaluation.validation):
         _check_labels(sets)
+
+
+def evaluation_sets(config: RunConfig) -> list[EvalSetConfig]:
+    """Return the sets scored before and after training: ``eval.sets``, and ``eval.path`` as one more."""
+    if config.eval.path is None:
+        return config.eval.sets
+    rows = replace(config.data, name=None, path=config.eval.path, limit=config.eval.limit)
+    own = EvalSetConfig(TEST_LABEL, rows, config.task, config.rollout.max_new_tokens)
+    return [own, *config.eval.sets]
 
 
 def _check_labels(sets: list[EvalSetConfig]) -> None:

@@ -7,10 +7,10 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from onpolicy_sdft.config.check import check
 from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig
@@ -21,11 +21,10 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 def make_parser(prog: str, description: str) -> ArgumentParser:
     """Return a parser with every option of :class:`RunConfig` as ``--section.field`` and ``--config FILE``."""
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of options; flags after it win.")
-    for section in dataclasses.fields(RunConfig):
-        kind = type(section.default_factory())  # type: ignore[misc]
-        parser.add_class_arguments(kind, section.name)
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file of options; flags after it win.")
+    for name, kind in get_type_hints(RunConfig).items():
+        parser.add_class_arguments(kind, name)
     return parser
 
 
@@ -38,12 +37,10 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[RunConfig, 
     Raises:
         ConfigError: With the field, the value and the nearest valid name.
     """
-    from jsonargparse import ArgumentError
-
     try:
         namespace = parser.parse_args(list(arguments))
     except (ArgumentError, OSError) as error:
-        raise ConfigError(_explain(str(error), parser)) from error
+        raise ConfigError(explain(str(error), parser)) from error
     config = to_config(parser, namespace)
     check(config)
     return config, namespace
@@ -66,8 +63,14 @@ def load_config(*files: str | Path, **overrides: Any) -> RunConfig:
 
 def to_config(parser: ArgumentParser, namespace: Namespace) -> RunConfig:
     """Turn a parsed namespace into the config object."""
-    built = parser.instantiate_classes(namespace)
-    return RunConfig(**{section.name: built[section.name] for section in dataclasses.fields(RunConfig)})
+    sections = [section.name for section in dataclasses.fields(RunConfig)]
+    for section in sections:
+        if not isinstance(namespace.get(section), Namespace):
+            raise ConfigError(f"{section}={namespace.get(section)!r} is not usable: {section} is a section of options.")
+    built = parser.instantiate(namespace)
+    for section in sections:
+        _require_values(section, built[section])
+    return RunConfig(**{section: built[section] for section in sections})
 
 
 def dump_config(config: RunConfig) -> str:
@@ -94,19 +97,54 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _explain(message: str, parser: ArgumentParser) -> str:
-    """Add the nearest valid option to the parser's message about an unknown one."""
-    unknown = re.search(
-        r"[Uu]nrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)' is not|option '([\w.]+)'$", message
-    )
-    name = next((group for group in unknown.groups() if group), "") if unknown else ""
+def _require_values(section: str, value: Any) -> None:
+    """Refuse ``null`` where an option has no such meaning."""
+    hints = get_type_hints(type(value))
+    for item in dataclasses.fields(value):
+        if getattr(value, item.name) is None and type(None) not in get_args(hints[item.name]):
+            raise ConfigError(f"{section}.{item.name}=null is not usable: give a value, or leave the option out.")
+
+
+def explain(message: str, parser: ArgumentParser) -> str:
+    """Say in one line which option or value was refused, and the nearest one that would not be."""
+    place = ".".join(re.findall(r'Parser key "([\w.]+)"', message))
+    if "class_path" in message:  # inside an item of eval.sets or eval.validation
+        place = re.sub(r"^eval\.(sets|validation)\b", r"eval.\1[]", place)
+    if "Expected a" in message and place:
+        return _explain_value(message, place)
+    text = " ".join(message.split())
     group = re.search(r"Group '([\w.]+)' does not accept", message)
-    name = f"{group[1]}.{name}" if group else name
-    names = field_names() + field_names(EvalSetConfig, "eval.sets[].")
-    if not name or name in names:
-        return message.strip()
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5) or difflib.get_close_matches(
-        name.rsplit(".", 1)[-1], [n.rsplit(".", 1)[-1] for n in names], n=1
-    )
-    hint = f" The nearest option is {near[0]!r}." if near else ""
-    return f"{message.strip()}{hint} See {parser.prog} --help."
+    unknown = re.search(r"[Uu]nrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'", message)
+    if unknown is None:
+        return f"{text} See {parser.prog} --help."
+    name = ".".join(part for part in (place, group and group[1], unknown[1] or unknown[2]) if part)
+    names = field_names(EvalSetConfig, place + ".") if place else [key for key, _ in parser.get_defaults().items()]
+    near, section = _nearest_option(name, names), name.partition(".")[0]
+    there = [known.partition(".")[2] for known in names if known.startswith(f"{section}.")]
+    hint = f" The nearest option is {near!r}." if near else f" {section} has: {', '.join(there)}." if there else ""
+    return f"There is no option {name!r}.{hint} See {parser.prog} --help."
+
+
+def _explain_value(message: str, name: str) -> str:
+    text = " ".join(message.split())
+    given = re.search(r"Given value: (.*)$", text) or re.search(r"Got value: (.*)$", text)
+    value = re.sub(r"^None$", "null", given[1]) if given else ""
+    choices = re.findall(r"'([^']*)'", " ".join(re.findall(r"typing\.Literal\[(.*?)\]", text)))
+    kinds = re.findall(r"Expected an? (.*?)(?=\.? Got value| - Expected| Given value|$)", text)
+    wanted = [kind for kind in dict.fromkeys(kinds) if not kind.startswith("typing.Literal")]
+    wanted = ["null" if "NoneType" in kind else re.sub(r"<class '(\w+)'>", r"\1", kind) for kind in wanted]
+    near = difflib.get_close_matches(value, choices, n=1)
+    hint = f" The nearest is {near[0]!r}." if near else ""
+    return f"{name}={value!r} is not usable: expected {' or '.join([*map(repr, choices), *wanted])}.{hint}"
+
+
+def _nearest_option(name: str, names: Sequence[str]) -> str | None:
+    """Find the option somebody may have meant: the same last word in another section, else similar spelling."""
+    section, _, last = name.rpartition(".")
+    same = [known for known in names if known.rpartition(".")[2] == last]
+    if same:
+        return difflib.get_close_matches(name, same, n=1, cutoff=0)[0]
+    siblings = [known for known in names if section and known.rpartition(".")[0] == section]
+    words = {known.rpartition(".")[2]: known for known in siblings or names}
+    near = difflib.get_close_matches(last, words, n=1)
+    return words[near[0]] if near else None

@@ -273,6 +273,10 @@ class EvalConfig:
 
     sets: list[EvalSetConfig] = field(default_factory=list)
     """Sets scored before and after training, and by ``sdft eval``."""
+    path: str | None = None
+    """A file of test rows with the columns and the task of ``data``: one more set, labelled ``test``."""
+    limit: int | None = None
+    """Use the first rows of ``path`` only."""
     validation: list[EvalSetConfig] = field(default_factory=list)
     """Sets scored during training, every ``every_steps``."""
     every_steps: int | None = None

@@ -44,7 +44,9 @@ def collate(pairs: Sequence[Pair], pad_token_id: int, device: torch.device | str
     num_positions = max(len(prompt) + len(target) for prompt, target in pairs)
     input_ids_BT = torch.full((len(pairs), num_positions), pad_token_id, dtype=torch.int64)
     attention_mask_BT = torch.zeros_like(input_ids_BT)
-    rows, positions, labels = [], [], []
+    rows: list[int] = []
+    positions: list[int] = []
+    labels: list[int] = []
     for row, (prompt, target) in enumerate(pairs):
         ids = [*prompt, *target]
         input_ids_BT[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)

@@ -43,6 +43,9 @@ def choose_neighbours(
             # A few spares: some draws may be the example itself or share its prompt.
             ranked = generator.sample(range(len(demonstrations)), min(len(demonstrations), num_neighbours + 8))
         others = [other for other in ranked if demonstrations[other].prompt != demonstration.prompt]
+        if len(others) < num_neighbours and len(ranked) < len(demonstrations):  # one prompt stands in many rows
+            ranked = generator.sample(range(len(demonstrations)), len(demonstrations))
+            others = [other for other in ranked if demonstrations[other].prompt != demonstration.prompt]
         found.append(tuple(reversed(others[:num_neighbours])))
     return found
 
@@ -59,7 +62,8 @@ class _Overlap:
 
     def __call__(self, index: int) -> np.ndarray:
         common = np.asarray((self.matrix @ self.matrix[index].T).todense()).ravel()
-        return common / np.maximum(self.sizes + self.sizes[index] - common, 1.0)
+        overlap: np.ndarray = common / np.maximum(self.sizes + self.sizes[index] - common, 1.0)
+        return overlap
 
 
 def _overlap(demonstrations: Sequence[Demonstration]) -> _Overlap:

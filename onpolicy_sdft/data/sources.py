@@ -6,6 +6,7 @@ guessed about types (a loader that infers them turns the answer "007" into 7).
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -127,14 +128,7 @@ def _file_rows(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
     elif suffix == ".json":
         yield from _json_array(path)
     elif suffix == ".csv":
-        import pandas
-
-        try:
-            frame = pandas.read_csv(path, dtype=str, keep_default_na=False)
-        except (pandas.errors.ParserError, pandas.errors.EmptyDataError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: not readable as CSV: {error}.") from error
-        for record in frame.to_dict("records"):
-            yield {str(key): value for key, value in record.items()}
+        yield from _csv_rows(path)
     elif suffix == ".parquet":
         import datasets
 
@@ -147,13 +141,16 @@ def _file_rows(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
 
 
 def _json_lines(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for line in lines:
             if not line.strip():
                 yield DataError("an empty line")
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8-sig"))
+            except UnicodeDecodeError as error:
+                yield DataError(f"not UTF-8 (byte {error.start} of the line)")
+                continue
             except json.JSONDecodeError as error:
                 yield DataError(f"not valid JSON ({error.msg} at column {error.colno})")
                 continue
@@ -162,15 +159,33 @@ def _json_lines(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
 
 def _json_array(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
     except json.JSONDecodeError as error:
+        hint = " A file with one object a line must be called .jsonl." if error.msg == "Extra data" else ""
         raise DataError(
-            f"{path}: not valid JSON ({error.msg} at line {error.lineno}, column {error.colno})."
+            f"{path}: not valid JSON ({error.msg} at line {error.lineno}, column {error.colno}).{hint}"
         ) from error
     if not isinstance(rows, list):
         raise DataError(f"{path}: expected an array of objects, found {type(rows).__name__}.")
     for row in rows:
         yield row if isinstance(row, dict) else DataError(f"not an object but {type(row).__name__}")
+
+
+def _csv_rows(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            rows = csv.reader(lines, strict=True)
+            header = next(rows, [])
+            for row in rows:
+                if len(row) == len(header):
+                    yield dict(zip(header, row, strict=True))
+                else:
+                    found = f"{len(row)} cells under {len(header)} columns" if row else "an empty line"
+                    yield DataError(f"{found} (line {rows.line_num} of the file)")
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not readable as CSV in UTF-8: {error}.") from error
 
 
 def _demonstration(row: Mapping[str, Any], number: int, config: DataConfig, task: Task) -> Demonstration:
@@ -182,11 +197,11 @@ def _demonstration(row: Mapping[str, Any], number: int, config: DataConfig, task
         response = _text(row, config.response_column)
         turns = [Turn("user", prompt)]
         used = {config.prompt_column, config.response_column}
-    system = _text(row, config.system_column) if config.system_column else config.system
+    system = _system(row, config)
     if system is not None and turns[0].role != "system":
         turns = [Turn("system", system), *turns]
     question = turns[-1].content
-    if config.wording:
+    if config.wording and turns[-1].role == "user":
         turns = [*turns[:-1], Turn("user", task.ask(question))]
     fields = {key: value for key, value in row.items() if key not in used}
     demonstration = Demonstration(
@@ -197,6 +212,15 @@ def _demonstration(row: Mapping[str, Any], number: int, config: DataConfig, task
     )
     task.check_demonstration(demonstration)
     return demonstration
+
+
+def _system(row: Mapping[str, Any], config: DataConfig) -> str | None:
+    """The row's own system message; ``data.system`` where the row leaves it blank or there is no column."""
+    if config.system_column is None:
+        return config.system
+    if config.system_column in row and row[config.system_column] in (None, ""):
+        return config.system
+    return _text(row, config.system_column)
 
 
 def _id_column(config: DataConfig) -> str | None:
@@ -223,7 +247,15 @@ def _text(row: Mapping[str, Any], column: str) -> str:
         raise DataError(f"column {column!r} is not a string but {type(value).__name__}: {value!r:.60}")
     if not value.strip():
         raise DataError(f"column {column!r} is empty")
+    _require_unicode(value, f"column {column!r}")
     return value
+
+
+def _require_unicode(text: str, what: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair: JSON can spell it, no tokenizer takes it
+        raise DataError(f"{what} holds half a character at position {error.start}") from error
 
 
 def _conversation(messages: Any) -> tuple[list[Turn], str]:
@@ -235,11 +267,14 @@ def _conversation(messages: Any) -> tuple[list[Turn], str]:
         content = message.get("content") if isinstance(message, Mapping) else None
         if role not in ROLES or not isinstance(content, str):
             raise DataError(f"message {index} needs a role out of {ROLES} and a string content")
+        _require_unicode(content, f"message {index}")
         turns.append(Turn(role, content))
     while turns and turns[-1].role != "assistant":
         turns.pop()  # what follows the last answer is no part of the demonstration
     if len(turns) < 2 or turns[-2].role not in ("user", "tool"):
         raise DataError("the messages hold no assistant turn that answers a user turn")
+    if not turns[-2].content.strip():
+        raise DataError("the last user turn is empty")
     if not turns[-1].content.strip():
         raise DataError("the last assistant turn is empty")
     return turns[:-1], turns[-1].content

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import StrictUndefined, TemplateError
+from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.sandbox import SandboxedEnvironment
 
 from onpolicy_sdft.errors import ConfigError
@@ -70,7 +70,8 @@ class TeacherContext:
         template: A name of ``TEMPLATES``, ``prior_turn``, or the path of a Jinja file.
 
     Raises:
-        ConfigError: If there is no such template, or the file does not compile.
+        ConfigError: If there is no such template, or the file does not compile or leaves the question or the
+            demonstration out.
     """
 
     def __init__(self, template: str) -> None:
@@ -85,6 +86,9 @@ class TeacherContext:
             self._system = environment.from_string(source.system) if source.system else None
         except TemplateError as error:
             raise ConfigError(f"context.template={template!r} does not compile: {error}") from error
+        missing = {"question", "demonstration"} - meta.find_undeclared_variables(environment.parse(source.user))
+        if missing:
+            raise ConfigError(f"context.template={template!r} must show {{{{ {sorted(missing)[0]} }}}} somewhere.")
 
     def turns(self, demonstration: Demonstration, shown: str, examples: Sequence[Demonstration]) -> list[Turn]:
         """Return the teacher's conversation, ending in a user turn.
@@ -106,7 +110,7 @@ class TeacherContext:
             if self._system is not None:
                 before = [turn for turn in before if turn.role != "system"]
                 before.insert(0, Turn("system", self._system.render(values)))
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
             raise ConfigError(f"context.template={self.name!r} cannot be rendered: {error}") from error
         return [*before, Turn(question.role, content)]
 

@@ -72,22 +72,21 @@ class Renderer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of a completion, special tokens left out."""
-        text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
-        return text
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def _render(self, turns: Sequence[Turn], template_kwargs: dict[str, Any], *, generation: bool) -> str:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
         try:
-            text: str = self.tokenizer.apply_chat_template(
+            text = self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=generation, **template_kwargs
             )
         except (TemplateError, TypeError, ValueError) as error:
             roles = [turn.role for turn in turns]
             raise ConfigError(
-                f"The tokenizer's chat template cannot render the roles {roles}: {error}. "
-                "Another context.template may fit it (prior_turn needs assistant turns)."
+                f"The tokenizer's chat template cannot render the roles {roles}: {error}. Another context.template "
+                "may fit it: prior_turn needs assistant turns, the acl_ ones a system message (as data.system does)."
             ) from error
-        return text
+        return str(text)
 
     def _ids(self, text: str) -> list[int]:
         # The template wrote every special token there is to be: adding more would double the first one.
@@ -126,7 +125,7 @@ def prepare(demonstrations: Sequence[Demonstration], renderer: Renderer, config:
     """Build both views of every demonstration and make them fit, before any step is taken.
 
     Raises:
-        DataError: If rows cannot fit and ``context.on_too_long`` is ``error``.
+        DataError: If rows cannot fit and ``context.on_too_long`` is ``error``, or a response spells the terminator.
     """
     context = TeacherContext(config.template)
     neighbours = choose_neighbours(demonstrations, config.num_demonstrations - 1, config.neighbours, seed)
@@ -136,6 +135,12 @@ def prepare(demonstrations: Sequence[Demonstration], renderer: Renderer, config:
         examples = [demonstrations[index] for index in indices]
         student_ids = renderer.student_ids(demonstration.turns)
         response_ids = renderer.response_ids(demonstration.response)
+        if renderer.terminator_id in response_ids[:-1]:
+            raise DataError(
+                f"example {demonstration.example_id!r}: its response spells the terminator "
+                f"{renderer.tokenizer.convert_ids_to_tokens(renderer.terminator_id)!r}, which the chat template adds "
+                "by itself. Take it out of the row."
+            )
         fitted = _fit_teacher(demonstration, examples, renderer, context, config.max_teacher_tokens)
         if len(student_ids) > config.max_student_tokens or fitted is None:
             too_long.append((demonstration.example_id, len(student_ids)))
@@ -179,7 +184,7 @@ def _fit_teacher(
     response = renderer.text_ids(demonstration.response)
     kept = len(response) - (len(ids) - limit)
     while kept > 0:
-        text = renderer.decode(response[:kept])
+        text = renderer.decode(response[:kept]).rstrip("\ufffd")  # a character cut in half
         ids = renderer.teacher_ids(context.turns(demonstration, text, []))
         if len(ids) <= limit:
             return ids, len(response) - kept, len(examples)

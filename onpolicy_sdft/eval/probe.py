@@ -114,8 +114,8 @@ def recommend(bare: Sequence[ProbeRow], conditioned: Sequence[ProbeRow]) -> str:
     where = f"context.template={best.template}, rollout.temperature={best.temperature:g}"
     if own < 0.1:
         return (
-            f"No setting is a good teacher: at best ({where}) {own:.0%} of the rollouts would be learned as the model's "
-            "own words, so training would be close to plain fine-tuning. Try a lower temperature, more "
+            f"No setting is a good teacher: at best ({where}) {own:.0%} of the rollouts would be learned as the "
+            "model's own words, so training would be close to plain fine-tuning. Try a lower temperature, more "
             "rollout.max_new_tokens, another template, or a larger model."
         )
     if best.score <= reference:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from onpolicy_sdft.data.collate import collate, split_by_budget
+from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.intervals import ratio_interval
 from onpolicy_sdft.eval.runner import EVAL_STEP
 from onpolicy_sdft.models.policy import body, head_of
@@ -59,9 +60,17 @@ class SeedKL:
 
 
 def general_prompts(limit: int | None = None) -> list[tuple[str, str]]:
-    """Return (id, prompt) of the general prompts that ship with the project."""
+    """Return (id, prompt) of the general prompts that ship with the project.
+
+    Raises:
+        ConfigError: If ``limit`` asks for more than there are.
+    """
     text = (files("onpolicy_sdft.eval") / "general_prompts.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    if limit is not None and limit > len(rows):
+        raise ConfigError(
+            f"eval.kl_prompts={limit}, but there are {len(rows)} general prompts. Way out: ask for fewer."
+        )
     return [(row["id"], row["prompt"]) for row in rows][:limit]
 
 
@@ -104,7 +113,7 @@ def kl_to_seed(
     order = {(c.prompt_ids, c.token_ids): index for index, c in enumerate(completions)}
     sums = [0.0] * len(completions)
     pairs = [(c.prompt_ids, c.token_ids) for c in completions]
-    device = tuned.get_input_embeddings().weight.device
+    device = head_of(tuned).weight_VD.device
     for group in split_by_budget(pairs, _MICRO_BATCH_TOKENS):
         batch = collate(group, pad_token_id, device)
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}

@@ -58,27 +58,27 @@ class Screen:
         return [self._settle(target) if target.verdict == "resample" else target for target in targets]
 
     def reason(self, views: Views, rollout: Rollout, text: str) -> str:
-        """Return the first reason against a rollout, cheapest first; empty when there is none."""
-        config, num_tokens = self.config, len(rollout.token_ids)
-        if not text.strip():
-            return "empty"
-        if rollout.finish_reason == "length":
-            return "truncated"
-        if is_looping(rollout.token_ids, config.loop_ngram, config.loop_repeats):
-            return "looping"
-        if banned_phrase(text, config.banned_phrases) is not None:
-            return "banned"
-        lengths = (config.min_length_ratio, config.max_length_ratio)
-        if is_length_off(num_tokens, len(views.response_ids), *lengths):
-            return "length"
-        if self.verdicts["check"] != "keep" and not self.task.check(text, views.demonstration).correct:
-            return "check"
-        return ""
+        """Return the first reason against a rollout, cheapest first; empty when there is none.
+
+        A reason whose verdict is ``keep`` is none, so that it cannot hide a graver one.
+        """
+        config, num_tokens, num_reference = self.config, len(rollout.token_ids), len(views.response_ids)
+        holds: dict[str, Callable[[], bool]] = {
+            "empty": lambda: not text.strip(),
+            "truncated": lambda: rollout.finish_reason == "length",
+            "looping": lambda: is_looping(rollout.token_ids, config.loop_ngram, config.loop_repeats),
+            "banned": lambda: banned_phrase(text, config.banned_phrases) is not None,
+            "length": lambda: is_length_off(
+                num_tokens, num_reference, config.min_length_ratio, config.max_length_ratio
+            ),
+            "check": lambda: not self.task.check(text, views.demonstration).correct,
+        }
+        return next((name for name in REASONS if self.verdicts[name] != "keep" and holds[name]()), "")
 
     def _judge(self, views: Sequence[Views], rollouts: Sequence[Rollout | None], attempt: int) -> list[Target]:
         pairs = list(zip(views, rollouts, strict=True))
         with ThreadPoolExecutor(self.num_workers) as pool:
-            return list(pool.map(lambda pair: self._target(*pair, attempt), pairs))
+            return list(pool.map(lambda pair: self._target(pair[0], pair[1], attempt), pairs))
 
     def _target(self, views: Views, rollout: Rollout | None, attempt: int) -> Target:
         if rollout is None:

@@ -2,37 +2,50 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+from onpolicy_sdft.errors import TaskError
 from onpolicy_sdft.tasks.protocol import Task, bad_field, reference_text, require_bool
 from onpolicy_sdft.types import CheckResult, Demonstration
+
+_MATCHES = ("whole", "contains")
+_ALIASES = "aliases"
 
 
 @dataclass(frozen=True)
 class Exact(Task):
-    """The completion is the answer, up to case and white space.
+    """The completion is the answer, or contains it, up to case and white space.
 
     The reference is the field ``answer_field`` if the row has one, else the whole response.
     Unicode is compared in canonical composition, and blanks at both ends never count.
 
     Attributes:
+        match: ``whole``: the completion is the reference and nothing else. ``contains``: the
+            reference, or one of the row's ``aliases`` (a list of text, optional), stands in the
+            completion as whole words; a number is not found inside another (12 in 12.5 or -12).
         ignore_case: Compare case-folded text.
         ignore_whitespace: Read every run of white space as one blank.
         answer_field: Column of the bare answer.
     """
 
+    match: Literal["whole", "contains"] = "whole"
     ignore_case: bool = True
     ignore_whitespace: bool = True
     answer_field: str = "answer"
     name = "exact"
 
     def __post_init__(self) -> None:
+        if self.match not in _MATCHES:
+            raise TaskError(f"task {self.name}: option 'match' is {self.match!r}; give one of {', '.join(_MATCHES)}")
         require_bool(self.name, ignore_case=self.ignore_case, ignore_whitespace=self.ignore_whitespace)
 
     def ask(self, prompt: str) -> str:
-        """Ask for the bare answer."""
-        return f"{prompt}\n\nReply with the answer only."
+        """Ask for the bare answer where it must stand alone, else leave the prompt as it is."""
+        return f"{prompt}\n\nReply with the answer only." if self.match == "whole" else prompt
 
     def check(self, completion: str, demonstration: Demonstration) -> CheckResult:
         """Compare the normalised texts; an empty completion is never right."""
@@ -40,21 +53,47 @@ class Exact(Task):
         answer = self._normalise(completion)
         if not answer:
             return CheckResult(False, "empty")
-        if answer != self._normalise(reference_text(demonstration, self.answer_field)):
-            return CheckResult(False, "wrong_answer", answer)
-        return CheckResult(True, answer=answer)
+        found = _stands_in if self.match == "contains" else str.__eq__
+        right = any(found(text, answer) for text in self._accepted(demonstration))
+        return CheckResult(right, "" if right else "wrong_answer", answer)
 
     def reference_answer(self, demonstration: Demonstration) -> str:
-        """Return the bare answer."""
+        """Return the bare answer, or the response where that is accepted as well."""
+        if self.match == "contains" and self.check(demonstration.response, demonstration).correct:
+            return demonstration.response
         return reference_text(demonstration, self.answer_field)
 
     def check_demonstration(self, demonstration: Demonstration) -> None:
-        """Refuse an empty reference."""
+        """Refuse an empty reference, and aliases that are no list of text."""
         if not self._normalise(reference_text(demonstration, self.answer_field)):
             raise bad_field(demonstration, self.answer_field, "and the response hold no answer")
+        if self.match == "contains" and not all(self._accepted(demonstration)):
+            raise bad_field(demonstration, _ALIASES, "has an empty text")
+
+    def _accepted(self, demonstration: Demonstration) -> list[str]:
+        """Return the normalised texts that are right, the reference first."""
+        texts = [reference_text(demonstration, self.answer_field)]
+        aliases = demonstration.fields.get(_ALIASES)
+        if self.match == "contains" and aliases is not None:
+            listed = isinstance(aliases, Sequence) and not isinstance(aliases, str)
+            if not listed or not all(isinstance(alias, str) for alias in aliases):
+                raise bad_field(demonstration, _ALIASES, f"is {aliases!r}, not a list of text")
+            texts += aliases
+        return [self._normalise(text) for text in texts]
 
     def _normalise(self, text: str) -> str:
         text = unicodedata.normalize("NFC", text).strip()
         if self.ignore_whitespace:
             text = " ".join(text.split())
         return text.casefold() if self.ignore_case else text
+
+
+def _stands_in(words: str, text: str) -> bool:
+    """Say whether ``words`` stand in ``text``, not as a part of a longer word or number."""
+    # An underscore is markup here (_Paris_), so it does not make a word longer.
+    before, after = r"(?<![^\W_])", r"(?![^\W_])"
+    if words[0].isdigit():
+        before += r"(?<!\d[.,])(?<![-\u2212])"
+    if words[-1].isdigit():
+        after += r"(?![.,]\d)"
+    return re.search(before + re.escape(words) + after, text) is not None

@@ -30,14 +30,10 @@ class Backend:
 
     def __init__(self, precision: str) -> None:
         self.accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
-        if self.accelerator.distributed_type not in (
-            DistributedType.NO,
-            DistributedType.MULTI_GPU,
-            DistributedType.MULTI_CPU,
-        ):
+        if self.accelerator.num_processes > 1 or self.accelerator.distributed_type != DistributedType.NO:
             raise ConfigError(
-                f"accelerate was launched as {self.accelerator.distributed_type.value}; one process and DDP "
-                "are supported. Way out: accelerate launch --multi_gpu, or plain python."
+                f"Launched as {self.accelerator.distributed_type.value} with {self.accelerator.num_processes} "
+                "processes: this version trains in one process. Way out: plain `sdft train`, without accelerate launch."
             )
         self._policy: Policy | None = None
         self._optimizer: torch.optim.Optimizer | None = None

@@ -73,7 +73,9 @@ def test_plain_fine_tuning_learns_the_demonstration_and_exactly_one_terminator(m
 
 
 def test_a_step_whose_targets_are_all_dropped_changes_nothing_and_is_counted(make_bench):
-    bench = make_bench(screening=ScreeningConfig(truncated="drop", looping="drop", length="drop", empty="drop"), max_new_tokens=1)
+    bench = make_bench(
+        screening=ScreeningConfig(truncated="drop", looping="drop", length="drop", empty="drop"), max_new_tokens=1
+    )
     before = {n: p.clone() for n, p in bench.model.named_parameters()}
     metrics = bench.trainer.train_step(bench.views)
     assert metrics.skipped == "all_dropped"

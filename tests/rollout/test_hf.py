@@ -24,9 +24,7 @@ PROMPTS = [[1, 2, 3], [4, 5], [6, 7, 8, 9, 10, 11], [12], [13, 14, 15]]
 def test_greedy_equals_plain_greedy_decoding_by_forwards(tiny_model):
     model = tiny_model(torch.float64).eval()
     backend = HFBackend(model, (TERMINATOR,), TERMINATOR, 2)
-    for request, rollout in zip(
-        ask(PROMPTS), backend.generate(ask(PROMPTS), SamplingLaw(temperature=0)), strict=True
-    ):
+    for request, rollout in zip(ask(PROMPTS), backend.generate(ask(PROMPTS), SamplingLaw(temperature=0)), strict=True):
         ids = list(request.prompt_token_ids)
         while len(ids) < len(request.prompt_token_ids) + 12 and ids[-1] != TERMINATOR:
             with torch.no_grad():
@@ -52,7 +50,9 @@ def test_another_step_draws_other_tokens(tiny_model):
     assert [r.token_ids for r in first] != [r.token_ids for r in second]
 
 
-@pytest.mark.parametrize("law", [SamplingLaw(), SamplingLaw(temperature=0.7), SamplingLaw(top_p=0.8), SamplingLaw(top_k=5)])
+@pytest.mark.parametrize(
+    "law", [SamplingLaw(), SamplingLaw(temperature=0.7), SamplingLaw(top_p=0.8), SamplingLaw(top_k=5)]
+)
 def test_the_first_two_tokens_follow_the_exact_law(tiny_model, law):
     """Chi-square against enumeration on a small vocabulary."""
     vocab_size, num_draws = 12, 6000
@@ -68,7 +68,7 @@ def test_the_first_two_tokens_follow_the_exact_law(tiny_model, law):
             continue
         for second, p in enumerate(processed(model, [1, 2, first], law).tolist()):
             expected[first, second] = p_first * p
-    counts = {pair: 0 for pair in expected}
+    counts = dict.fromkeys(expected, 0)
     for pair in drawn:
         counts[pair] += 1
     assert all(expected[pair] > 0 for pair in drawn)
@@ -128,7 +128,13 @@ def test_nothing_asked_gives_nothing(tiny_model):
 
 @pytest.mark.parametrize(
     ("ids", "limit", "expected"),
-    [([5, 9, 7], 3, (2, True)), ([9], 3, (1, True)), ([5, 6, 9], 2, (2, False)), ([5], 4, (1, False)), ([], 4, (0, False))],
+    [
+        ([5, 9, 7], 3, (2, True)),
+        ([9], 3, (1, True)),
+        ([5, 6, 9], 2, (2, False)),
+        ([5], 4, (1, False)),
+        ([], 4, (0, False)),
+    ],
 )
 def test_a_text_is_cut_behind_its_first_terminator_within_the_limit(ids, limit, expected):
     assert cut_at_terminator(ids, frozenset({9}), limit) == expected

@@ -60,6 +60,86 @@ def test_exact_refuses_an_option_that_is_not_true_or_false() -> None:
 
 
 @pytest.mark.parametrize(
+    ("completion", "options", "correct"),
+    [
+        ("New York", {}, True),
+        ("The largest city is  NEW\nyork, of course.", {}, True),
+        ("It is **New York**.", {}, True),
+        ("It is _New York_.", {}, True),
+        ("They call it the Big Apple!", {}, True),
+        ("It is big-apple", {}, False),
+        ("It is New Yorkshire", {}, False),
+        ("It is York, which is new", {}, False),
+        ("The largest city is NEW york", {"ignore_case": False}, False),
+        ("The largest city is New  York", {"ignore_whitespace": False}, False),
+        ("", {}, False),
+        (" \n", {}, False),
+    ],
+)
+def test_exact_can_look_for_the_answer_or_an_alias_as_whole_words(
+    completion: str, options: dict[str, bool], correct: bool
+) -> None:
+    task = load_task("exact", {"match": "contains", **options})
+    row = demonstration("It is New York.", answer="New York", aliases=["the Big Apple"])
+    assert task.check(completion, row).correct is correct
+    assert not load_task("exact", options).check("the Big Apple", row).correct
+
+
+@pytest.mark.parametrize(
+    ("completion", "correct"),
+    [
+        ("7 + 5 = 12.", True),
+        ("12, I think", True),
+        ("(12)", True),
+        ("Twelve!", True),
+        ("12.5", False),
+        ("3.12", False),
+        ("12,000", False),
+        ("-12", False),
+        ("112", False),
+        ("12th", False),
+    ],
+)
+def test_exact_does_not_find_a_number_inside_another(completion: str, correct: bool) -> None:
+    row = demonstration("It is 12.", answer=12, aliases=["twelve"])
+    assert load_task("exact", {"match": "contains"}).check(completion, row).correct is correct
+
+
+def test_exact_asks_for_the_bare_answer_only_where_it_must_stand_alone() -> None:
+    assert load_task("exact", {}).ask("Which?") == "Which?\n\nReply with the answer only."
+    assert load_task("exact", {"match": "contains"}).ask("Which?") == "Which?"
+
+
+@pytest.mark.parametrize(("response", "reference"), [("It is four.", "It is four."), ("Sure!", "4")])
+def test_exact_gives_a_reference_that_passes_when_the_answer_may_be_contained(response: str, reference: str) -> None:
+    task = load_task("exact", {"match": "contains"})
+    row = demonstration(response, answer=4, aliases=["four"])
+    task.check_demonstration(row)
+    assert task.reference_answer(row) == reference
+    assert task.check(reference, row).correct
+
+
+@pytest.mark.parametrize("aliases", [None, []])
+def test_exact_needs_no_aliases(aliases: object) -> None:
+    row = demonstration("It is four.", answer="four", aliases=aliases)
+    assert load_task("exact", {"match": "contains"}).check("four, surely", row).correct
+
+
+@pytest.mark.parametrize("aliases", ["four", [4], [" "], {"four": 4}])
+def test_exact_refuses_aliases_that_are_no_list_of_text(aliases: object) -> None:
+    row = demonstration("It is 4.", answer=4, aliases=aliases)
+    with pytest.raises(DataError, match=r"row-1.*'aliases'"):
+        load_task("exact", {"match": "contains"}).check_demonstration(row)
+    load_task("exact", {}).check_demonstration(row)
+
+
+@pytest.mark.parametrize("match", ["contain", True, None, ["whole"]])
+def test_exact_refuses_an_unknown_match(match: object) -> None:
+    with pytest.raises(TaskError, match=r"'match' is .*give one of whole, contains"):
+        load_task("exact", {"match": match})
+
+
+@pytest.mark.parametrize(
     ("text", "label"),
     [
         ("B", "B"),

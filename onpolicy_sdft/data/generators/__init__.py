@@ -9,6 +9,7 @@ from onpolicy_sdft.data.generators import (
     function_calls,
     list_functions,
     math_word_problems,
+    short_facts,
     word_categories,
 )
 from onpolicy_sdft.data.generators.common import Generate, nearest
@@ -18,6 +19,7 @@ GENERATORS: dict[str, Generate] = {
     "list_functions": list_functions.generate,
     "function_calls": function_calls.generate,
     "math_word_problems": math_word_problems.generate,
+    "short_facts": short_facts.generate,
     "word_categories": word_categories.generate,
 }
 

@@ -20,6 +20,7 @@ OPTIONS = {
     "list_functions": {"style": "terse"},
     "function_calls": {"num_functions": 3},
     "math_word_problems": {"templates": "short"},
+    "short_facts": {},
     "word_categories": {},
 }
 
@@ -80,6 +81,7 @@ def test_the_global_random_state_is_left_alone(name):
         ("list_functions", "a1d126a19e88ef22"),
         ("function_calls", "25f01952a1d5db0d"),
         ("math_word_problems", "e58c5bbd2fc33082"),
+        ("short_facts", "5151e1b4a9aa73b7"),
         ("word_categories", "39136963ed1cd599"),
     ],
 )
@@ -131,6 +133,7 @@ def test_a_seed_that_is_no_integer_is_refused(seed):
         ("list_functions", "stile", "did you mean 'style'"),
         ("function_calls", "num_function", "did you mean 'num_functions'"),
         ("math_word_problems", "template", "did you mean 'templates'"),
+        ("short_facts", "style", "it has none"),
         ("word_categories", "style", "it has none"),
     ],
 )

@@ -1,0 +1,112 @@
+"""Score a model on its evaluation sets and measure its distance from the seed; keep every record."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from onpolicy_sdft.build.parts import Chat, seed_context, tick
+from onpolicy_sdft.eval.retention import SeedCompletion, SeedKL, kl_to_seed, write_seed_completions
+from onpolicy_sdft.eval.runner import EvalSet, SetScore, score_set
+from onpolicy_sdft.models.lora import inner_model
+from onpolicy_sdft.runs.files import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
+from onpolicy_sdft.runs.progress import Progress
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from onpolicy_sdft.config.schema import RunConfig
+    from onpolicy_sdft.runs.directory import RunDirectory
+
+
+def score_sets(
+    config: RunConfig, chat: Chat, model: PreTrainedModel | PeftModel, sets: Sequence[EvalSet], stage: str
+) -> list[SetScore]:
+    """Score a model on each set, with a progress bar a set."""
+    backend = chat.backend(model, config.eval.batch_size)
+    scores = []
+    for questions in sets:
+        total = len(questions.demonstrations) * config.eval.num_samples
+        with Progress(f"{stage}: {questions.label}", total, "answers") as progress:
+            score = score_set(questions, backend, chat.renderer, config.eval, tick(progress))
+            progress.update(0, score=score.score)
+        scores.append(score)
+    return scores
+
+
+def evaluate_stage(
+    config: RunConfig,
+    chat: Chat,
+    model: PreTrainedModel | PeftModel,
+    sets: Sequence[EvalSet],
+    run: RunDirectory,
+    stage: str,
+) -> dict[str, Any]:
+    """Score one stage of a run (``before`` or ``after``) and write records and summary.
+
+    The seed model's completions of the general prompts are written in stage ``before`` and reused.
+
+    Returns:
+        The stage's part of ``eval/summary.json``.
+    """
+    summary = read_json(run.eval_summary_path) if run.eval_summary_path.is_file() else {}
+    scores = score_sets(config, chat, model, sets, stage)
+    run.eval_path.mkdir(exist_ok=True)
+    for score in scores:
+        write_jsonl_atomic(run.eval_records_path(stage, score.label), score.records)
+    kl = None
+    if config.eval.kl_prompts:
+        completions = seed_completions(config, chat, model, run.eval_path / "seed_completions.jsonl")
+        if stage != "before":
+            kl = measure_kl(config, chat, model, completions)
+    summary[stage] = {"sets": [_without_records(score) for score in scores], "kl": _kl_entry(kl)}
+    write_json_atomic(run.eval_summary_path, summary)
+    return dict(summary[stage])
+
+
+def seed_completions(
+    config: RunConfig, chat: Chat, model: PreTrainedModel | PeftModel, path: Path
+) -> list[SeedCompletion]:
+    """Read the seed model's completions, or let it write them now."""
+    if path.is_file():
+        return [
+            SeedCompletion(
+                row["example_id"], row["prompt"], row["text"], tuple(row["prompt_ids"]), tuple(row["token_ids"])
+            )
+            for row in read_jsonl(path)
+        ]
+    with (
+        Progress("seed model: general prompts", config.eval.kl_prompts, "completions") as progress,
+        seed_context(config, model)() as seed,
+    ):
+        backend = chat.backend(seed, config.eval.batch_size)
+        completions = write_seed_completions(
+            backend, chat.renderer, config.eval.kl_prompts, config.eval.kl_max_new_tokens, tick(progress)
+        )
+    write_jsonl_atomic(path, [dataclasses.asdict(completion) for completion in completions])
+    return completions
+
+
+def measure_kl(
+    config: RunConfig,
+    chat: Chat,
+    model: PreTrainedModel | PeftModel,
+    completions: Sequence[SeedCompletion],
+) -> SeedKL:
+    """Measure KL(seed || model) on the seed's completions, with a progress bar."""
+    with Progress("KL to the seed model", len(completions), "completions") as progress:
+        return kl_to_seed(
+            inner_model(model), seed_context(config, model), completions, chat.pad_token_id, tick(progress)
+        )
+
+
+def _without_records(score: SetScore) -> dict[str, Any]:
+    return {item.name: getattr(score, item.name) for item in dataclasses.fields(score) if item.name != "records"}
+
+
+def _kl_entry(kl: SeedKL | None) -> dict[str, Any] | None:
+    return None if kl is None else dataclasses.asdict(kl)

@@ -1,0 +1,181 @@
+"""A finished run, or any model, ready to be scored, sampled or exported."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft import PeftModel
+
+from onpolicy_sdft.build.evaluate import evaluate_stage
+from onpolicy_sdft.build.parts import Chat, load_chat, load_eval_sets
+from onpolicy_sdft.config.check import evaluation_sets
+from onpolicy_sdft.config.load import load_config
+from onpolicy_sdft.errors import ConfigError, RunDirectoryError
+from onpolicy_sdft.models.export import export_model, merge_adapter
+from onpolicy_sdft.rollout.sampling import SamplingLaw
+from onpolicy_sdft.runs.directory import RunDirectory
+from onpolicy_sdft.runs.files import read_json
+from onpolicy_sdft.types import NoiseKey, RolloutRequest, Turn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from onpolicy_sdft.config.schema import RunConfig
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A model with its prompts, and the run it came from if it came from one."""
+
+    config: RunConfig  # of the run; ``model.name`` is the seed model
+    chat: Chat
+    model: PreTrainedModel | PeftModel
+    run: RunDirectory | None
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        *,
+        temperature: float = 0.0,
+        max_new_tokens: int = 256,
+        system: str | None = None,
+        seed: int = 0,
+    ) -> list[str]:
+        """Answer prompts; greedy at temperature 0.
+
+        Args:
+            prompts: User turns.
+            temperature: Of the samples.
+            max_new_tokens: Longest answer, in tokens.
+            system: A system message for all of them.
+            seed: Of the samples; the same seed gives the same answers.
+        """
+        before = [Turn("system", system)] if system else []
+        requests = [
+            RolloutRequest(
+                self.chat.renderer.student_ids([*before, Turn("user", prompt)]),
+                NoiseKey(seed, 0, f"sample-{index}"),
+                max_new_tokens,
+            )
+            for index, prompt in enumerate(prompts)
+        ]
+        backend = self.chat.backend(self.model, self.config.rollout.batch_size)
+        rollouts = backend.generate(requests, SamplingLaw(temperature=temperature))
+        return [self.chat.renderer.decode(rollout.token_ids) for rollout in rollouts]
+
+
+def is_run(target: str | Path) -> bool:
+    """Whether a path is a run directory."""
+    return (Path(target) / "manifest.json").is_file()
+
+
+def load_run(path: str | Path, say: Say = lambda text: None) -> Finished:
+    """Load the trained model of a run directory.
+
+    Raises:
+        RunDirectoryError: If the run has no model yet.
+    """
+    run = RunDirectory.open(path, require=["config.yaml"])
+    if not run.model_path.is_dir():
+        raise RunDirectoryError(
+            f"{run.path} has no model/ yet: its training was not finished. Go on with sdft train --config "
+            f"{run.config_path} --train.resume auto."
+        )
+    config = load_config(run.config_path)
+    if (run.model_path / "adapter_config.json").is_file():
+        chat = load_chat(config, say)
+        model = PeftModel.from_pretrained(chat.loaded.model, run.model_path)
+        return Finished(config, chat, model, run)
+    tuned = dataclasses.replace(config, model=dataclasses.replace(config.model, name=str(run.model_path)))
+    chat = load_chat(tuned, say)
+    return Finished(config, chat, chat.loaded.model, run)
+
+
+def load_model(name: str, config: RunConfig, say: Say = lambda text: None) -> Finished:
+    """Load any model by hub id, path or embedded name, with the prompts of a config."""
+    named = dataclasses.replace(config, model=dataclasses.replace(config.model, name=name))
+    chat = load_chat(named, say)
+    return Finished(config, chat, chat.loaded.model, None)
+
+
+def evaluate(
+    target: str | Path,
+    config: RunConfig | None = None,
+    output: str | Path | None = None,
+    say: Say = lambda text: None,
+) -> tuple[RunDirectory, dict[str, Any]]:
+    """Score a run or a model on the evaluation sets of a config (of the run's own when none is given).
+
+    Args:
+        target: Run directory, local model, hub id or embedded name.
+        config: Where the sets come from; needed for a model that is not a run.
+        output: Directory for the records; unset means the run itself, or ``runs/eval-NAME``.
+        say: Told what is going on.
+
+    Returns:
+        Where the records are, and the summary of stage ``eval``.
+
+    Raises:
+        ConfigError: If there is no set to score on.
+    """
+    if config is None and not is_run(target):
+        raise ConfigError(f"{target} is not a run directory, so say what to score it on: --config FILE.")
+    if config is None:
+        config = load_config(RunDirectory.open(target, require=["config.yaml"]).config_path)
+    if not evaluation_sets(config):
+        raise ConfigError("There is no set to score on. Way out: --eval.path FILE, or --config FILE with eval.sets.")
+    sets = load_eval_sets(evaluation_sets(config))
+    finished = load_run(target, say) if is_run(target) else load_model(str(target), config, say)
+    if output is None and finished.run is not None:
+        run = finished.run
+    else:
+        default = "runs/eval-" + "".join(c if c.isalnum() else "-" for c in str(target))
+        run = RunDirectory.create(output or default, resume=True)
+    summary = evaluate_stage(config, finished.chat, finished.model, sets, run, "eval")
+    return run, summary
+
+
+def export(
+    target: str | Path,
+    output: str | Path | None,
+    *,
+    merged: bool,
+    push_to_hub: str | None,
+    say: Say,
+) -> Path | None:
+    """Write a run's model elsewhere, merged if asked, and push it to the hub if asked.
+
+    Returns:
+        Where it was written; None when it was only pushed.
+
+    Raises:
+        ConfigError: If neither an output nor a hub name is given.
+    """
+    if output is None and push_to_hub is None:
+        raise ConfigError("Say where to: --output DIR, or --push_to_hub USER/NAME.")
+    finished = load_run(target, say)
+    assert finished.run is not None
+    model = finished.model
+    if merged and isinstance(model, PeftModel):
+        model = merge_adapter(model)
+    summary = _scores(finished.run)
+    tokenizer = finished.chat.loaded.tokenizer
+    if output is not None:
+        facts = {"run": str(finished.run.path), "merged": str(merged).lower()}
+        export_model(model, tokenizer, Path(output), finished.config.model.name, facts, summary)
+        say(f"written to {output}")
+    if push_to_hub is not None:
+        model.push_to_hub(push_to_hub)  # type: ignore[arg-type]  # transformers wraps it in a way mypy misreads
+        tokenizer.push_to_hub(push_to_hub)
+        say(f"pushed to {push_to_hub}")
+    return Path(output) if output is not None else None
+
+
+def _scores(run: RunDirectory) -> Mapping[str, Any]:
+    return read_json(run.eval_summary_path) if run.eval_summary_path.is_file() else {}

@@ -1,0 +1,137 @@
+"""Config -> objects: model, prompts, data, evaluation sets, rollout backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from peft import PeftModel
+
+from onpolicy_sdft.data.preflight import describe_lengths
+from onpolicy_sdft.data.sources import DemonstrationSet, load_demonstrations
+from onpolicy_sdft.data.views import Prepared, Renderer, prepare
+from onpolicy_sdft.eval.runner import EvalSet
+from onpolicy_sdft.models.load import LoadedModel, load, terminator_ids
+from onpolicy_sdft.models.lora import inner_model
+from onpolicy_sdft.rollout.hf import HFBackend
+from onpolicy_sdft.runs.progress import Progress, print_table
+from onpolicy_sdft.tasks import load_task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig
+    from onpolicy_sdft.tasks.protocol import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The demonstrations, their check, and both views of each."""
+
+    task: Task
+    loaded: DemonstrationSet
+    prepared: Prepared
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A model that can be asked: weights, prompts, terminators."""
+
+    loaded: LoadedModel
+    renderer: Renderer
+    terminators: tuple[int, ...]
+
+    @property
+    def pad_token_id(self) -> int:
+        """Any valid id for padding; masks tell it from text."""
+        return int(self.loaded.tokenizer.pad_token_id)
+
+    def backend(self, model: PreTrainedModel | PeftModel, batch_size: int, *, merge_adapter: bool = True) -> HFBackend:
+        """Return a rollout backend over a model."""
+        return HFBackend(model, self.terminators, self.pad_token_id, batch_size, merge_adapter)
+
+
+def load_chat(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> Chat:
+    """Load the model of a config and what is needed to talk to it."""
+    say(f"loading {config.model.name}")
+    loaded = load(config.model)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not config.model.load_in_4bit:
+        loaded.model.to(device)  # type: ignore[arg-type]  # transformers wraps .to in a way mypy misreads
+    renderer = Renderer(loaded.tokenizer, config.context)
+    terminators = {*terminator_ids(loaded.model, loaded.tokenizer), renderer.terminator_id}
+    return Chat(loaded, renderer, tuple(sorted(terminators)))
+
+
+def load_data(config: RunConfig, renderer: Renderer) -> Data:
+    """Load and check the demonstrations, and make both views fit."""
+    task = load_task(config.task.name, config.task.options)
+    loaded = load_demonstrations(config.data, task)
+    prepared = prepare(loaded.demonstrations, renderer, config.context, config.train.seed)
+    return Data(task, loaded, prepared)
+
+
+def load_eval_sets(configs: Sequence[EvalSetConfig], section: str = "eval.sets") -> list[EvalSet]:
+    """Load and check the questions of evaluation sets."""
+    found = []
+    for index, item in enumerate(configs):
+        task = load_task(item.task.name, item.task.options)
+        rows = load_demonstrations(item.data, task, section=f"{section}[{index}].data")
+        found.append(EvalSet(item.label, rows.demonstrations, task, item.max_new_tokens, item.retention))
+    return found
+
+
+def print_preflight(data: Data, config: RunConfig, say: Callable[[str], None]) -> None:
+    """Show where the data came from, how long both views are, and what was cut or left out."""
+    loaded, prepared = data.loaded, data.prepared
+    say(f"{len(prepared.views)} demonstrations from {loaded.where}")
+    for message in loaded.skipped[:5]:
+        say(f"warning: skipped {message}")
+    if loaded.skipped:
+        say(f"warning: {len(loaded.skipped)} bad rows were skipped (data.on_bad_row=skip)")
+    rows, warnings = describe_lengths(prepared, config.rollout.max_new_tokens)
+    print_table(
+        "lengths in tokens",
+        ["view", "min", "median", "p95", "max", "histogram"],
+        [(r.name, str(r.smallest), str(r.median), str(r.p95), str(r.largest), r.histogram) for r in rows],
+    )
+    for warning in warnings:
+        say(f"warning: {warning}")
+
+
+@contextmanager
+def adapter_off(model: PeftModel) -> Iterator[PreTrainedModel]:
+    """Give the seed model of a LoRA run: the same weights without the adapter."""
+    with model.disable_adapter():
+        yield inner_model(model)
+
+
+def seed_context(
+    config: RunConfig, model: PreTrainedModel | PeftModel
+) -> Callable[[], AbstractContextManager[PreTrainedModel]]:
+    """Return a context that gives the seed model: the adapter off, or a second copy for full fine-tuning."""
+    if isinstance(model, PeftModel):
+        return lambda: adapter_off(model)
+    seed = load(config.model).model
+    seed.to(model.device)  # type: ignore[arg-type]  # as in load_chat
+
+    @contextmanager
+    def second_copy() -> Iterator[PreTrainedModel]:
+        yield seed
+
+    return second_copy
+
+
+def tick(progress: Progress) -> Callable[[int, int], None]:
+    """Return a rollout callback that advances a bar by finished completions and shows tokens written."""
+    written = 0
+
+    def on_progress(num_finished: int, num_tokens: int) -> None:
+        nonlocal written
+        written += num_tokens
+        progress.update(num_finished, tokens=written)
+
+    return on_progress

@@ -1,0 +1,244 @@
+"""The main job: score the seed, train, score again, export."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import set_seed
+
+from onpolicy_sdft.build.evaluate import evaluate_stage, score_sets
+from onpolicy_sdft.build.parts import Chat, Data, load_chat, load_data, load_eval_sets, print_preflight
+from onpolicy_sdft.config.check import evaluation_sets
+from onpolicy_sdft.config.load import dump_config
+from onpolicy_sdft.eval.runner import EvalSet
+from onpolicy_sdft.models.export import export_model
+from onpolicy_sdft.models.lora import prepare_trainable
+from onpolicy_sdft.models.policy import Policy
+from onpolicy_sdft.objectives.nll import nll
+from onpolicy_sdft.rollout.sampling import SamplingLaw
+from onpolicy_sdft.runs.directory import RunDirectory
+from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_atomic
+from onpolicy_sdft.runs.manifest import collect_manifest
+from onpolicy_sdft.runs.progress import Progress
+from onpolicy_sdft.screening.screen import Screen
+from onpolicy_sdft.train.backend import Backend
+from onpolicy_sdft.train.checkpoint import Checkpointer
+from onpolicy_sdft.train.loop import FitResult, Hooks, Loop, Plan, make_plan
+from onpolicy_sdft.train.optim import make_optimizer, make_schedule
+from onpolicy_sdft.train.source import DemonstrationSource, PolicySource, TargetSource
+from onpolicy_sdft.train.step import Trainer, TrainState, count_parameters
+from onpolicy_sdft.train.trackers import check_trackers, open_trackers
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from onpolicy_sdft.config.schema import RunConfig
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOutcome:
+    """What a training job left behind."""
+
+    run: RunDirectory
+    result: FitResult
+    summary: Mapping[str, Any]  # eval/summary.json; empty when nothing was scored
+
+
+def say_to_stderr(text: str) -> None:
+    """Tell the person at the terminal."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def fit(config: RunConfig, command: Sequence[str] = (), say: Say = say_to_stderr) -> TrainOutcome:
+    """Run the main job of a config.
+
+    Everything that can be wrong with options, data and model is found before the first step; an interrupted run
+    leaves a checkpoint and is taken up with ``train.resume=auto``.
+
+    Args:
+        config: Checked options.
+        command: The command line, for the manifest.
+        say: Told what is going on, a line at a time.
+
+    Raises:
+        SdftError: On anything the user can mend.
+    """
+    check_trackers(config.train.trackers)
+    torch.use_deterministic_algorithms(config.train.deterministic, warn_only=True)
+    backend = Backend(config.train.precision)
+    with warnings.catch_warnings(action="always", category=UserWarning):
+        chat = load_chat(config, say)
+    data = load_data(config, chat.renderer)
+    sets = load_eval_sets(evaluation_sets(config))
+    validation = load_eval_sets(config.eval.validation, "eval.validation")
+    plan = make_plan(config.train, len(data.prepared.views))
+    print_preflight(data, config, say)
+    model = prepare_trainable(chat.loaded.model, config.lora, config.model, config.train.seed)
+    _disable_base_dropout(model)
+    trainable, total = count_parameters(model)
+    say(f"{trainable / 1e6:.2f} M of {total / 1e6:.1f} M parameters are trained")
+    run = RunDirectory.create(config.train.output_dir, resume=config.train.resume == "auto")
+    _write_identity(config, data, run, command, backend)
+
+    if config.eval.before_and_after and sets and not _has_stage(run, "before"):
+        evaluate_stage(config, chat, model, sets, run, "before")
+    progress = Progress("train", plan.num_steps, "steps", enabled=backend.rank == 0)
+    trainer, optimizer = _make_trainer(config, chat, data, model, backend, plan, progress)
+    checkpointer = Checkpointer(
+        run, model, optimizer, trainer.schedule, _identity(config, data), config.train.keep_checkpoints
+    )
+    set_seed(config.train.seed)  # of dropout; rollouts and the order have keys of their own
+    _resume(config, run, checkpointer, trainer, progress, say)
+    trackers = open_trackers(
+        config.train.trackers, run.path, dataclasses.asdict(config), is_main_process=backend.rank == 0
+    )
+    export = partial(_export, config, chat, model, data)
+    loop = Loop(
+        trainer, data.prepared.views, plan, config, run, checkpointer, trackers, progress,
+        hooks=Hooks(
+            validate=partial(_validate, config, chat, model, validation) if validation else None,
+            save_best=lambda: export(run.best_path, {}),
+        ),
+    )  # fmt: skip
+    try:
+        result = loop.fit()
+    finally:
+        for tracker in trackers:
+            tracker.finish()
+    summary: dict[str, Any] = {}
+    if result.exit_code == 0:
+        if config.eval.before_and_after and sets:
+            summary = {"after": evaluate_stage(config, chat, model, sets, run, "after")}
+        export(run.model_path, summary)
+    return TrainOutcome(run, result, summary)
+
+
+def _make_trainer(
+    config: RunConfig,
+    chat: Chat,
+    data: Data,
+    model: PreTrainedModel | PeftModel,
+    backend: Backend,
+    plan: Plan,
+    progress: Progress,
+) -> tuple[Trainer, torch.optim.Optimizer]:
+    optimizer = make_optimizer(model, config.optim)
+    policy, prepared_optimizer = backend.prepare(Policy(model), optimizer)
+    objective = partial(nll, chunk_tokens=config.objective.chunk_tokens, kernel=config.objective.kernel)
+    trainer = Trainer(
+        policy=policy,
+        source=_make_source(config, chat, model, progress),
+        screen=Screen(config.screening, data.task, chat.renderer.decode),
+        objective=objective,
+        backend=backend,
+        schedule=make_schedule(optimizer, config.optim, plan.num_steps),
+        max_grad_norm=config.optim.max_grad_norm,
+        micro_batch_tokens=config.train.micro_batch_tokens,
+        pad_token_id=chat.pad_token_id,
+        state=TrainState(),
+    )
+    return trainer, prepared_optimizer
+
+
+def _make_source(config: RunConfig, chat: Chat, model: PreTrainedModel | PeftModel, progress: Progress) -> TargetSource:
+    if config.train.targets == "demonstrations":
+        return DemonstrationSource()
+    rollout = config.rollout
+    law = SamplingLaw(rollout.temperature, rollout.top_k, rollout.top_p, rollout.min_p)
+    backends = {"hf": chat.backend}
+    backend = backends[rollout.backend](model, rollout.batch_size, merge_adapter=rollout.merge_adapter)
+
+    def on_progress(num_finished: int, num_tokens: int) -> None:
+        progress.update(0, writing=num_tokens)
+
+    return PolicySource(backend, law, rollout.max_new_tokens, config.train.seed, on_progress)
+
+
+def _validate(
+    config: RunConfig, chat: Chat, model: PreTrainedModel | PeftModel, sets: Sequence[EvalSet]
+) -> dict[str, float]:
+    scores = score_sets(config, chat, model, sets, "validation")
+    return {f"eval/{score.label}/score": score.score for score in scores}
+
+
+def _export(
+    config: RunConfig,
+    chat: Chat,
+    model: PreTrainedModel | PeftModel,
+    data: Data,
+    directory: Any,
+    summary: Mapping[str, Any],
+) -> None:
+    facts = {
+        "method": "sdft" if config.train.targets == "policy" else "sft",
+        "data": f"{data.loaded.where} ({len(data.prepared.views)} rows, sha256 {data.loaded.fingerprint[:16]})",
+        "objective": config.objective.name,
+        "context template": config.context.template,
+    }
+    export_model(model, chat.loaded.tokenizer, directory, config.model.name, facts, summary)
+
+
+def _disable_base_dropout(model: torch.nn.Module) -> None:
+    """Keep the base's own dropout out of the learning pass: it would train another law than is sampled."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Dropout) and "lora_" not in name:
+            module.p = 0.0
+
+
+def _identity(config: RunConfig, data: Data) -> dict[str, Any]:
+    """What must not change between a checkpoint and the run that goes on from it."""
+    frozen = dataclasses.asdict(config)
+    train = {key: frozen["train"][key] for key in ("targets", "seed", "batch_size", "precision", "micro_batch_tokens")}
+    return {
+        "data": data.loaded.fingerprint,
+        "model": {**frozen["model"], "cache_dir": None},
+        **{section: frozen[section] for section in ("lora", "context", "rollout", "screening", "objective", "optim")},
+        "train": train,
+    }
+
+
+def _write_identity(config: RunConfig, data: Data, run: RunDirectory, command: Sequence[str], backend: Backend) -> None:
+    if backend.rank != 0:
+        return
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    manifest = collect_manifest(
+        command=list(command),
+        seeds={"train.seed": config.train.seed, "eval.seed": config.eval.seed, "data.seed": config.data.seed},
+        data_fingerprint={"train": data.loaded.fingerprint},
+        gpu_names=gpus,
+        extra={
+            "num_ranks": backend.num_ranks,
+            "num_demonstrations": len(data.prepared.views),
+            "skipped_rows": len(data.loaded.skipped),
+            "dropped_ids": list(data.prepared.dropped_ids),
+            "trimmed_ids": list(data.prepared.trimmed_ids),
+        },
+    )
+    write_text_atomic(run.config_path, dump_config(config))
+    write_json_atomic(run.manifest_path, manifest)
+
+
+def _resume(
+    config: RunConfig, run: RunDirectory, checkpointer: Checkpointer, trainer: Trainer, progress: Progress, say: Say
+) -> None:
+    if config.train.resume != "auto":
+        return
+    source = checkpointer.resume(trainer.state)
+    dropped = run.truncate_after_step(trainer.state.step)
+    if source is not None:
+        progress.update(trainer.state.step)
+        say(f"resuming from {source} (step {trainer.state.step}; {dropped} later log lines dropped)")
+
+
+def _has_stage(run: RunDirectory, stage: str) -> bool:
+    return run.eval_summary_path.is_file() and stage in read_json(run.eval_summary_path)

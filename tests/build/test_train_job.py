@@ -1,0 +1,234 @@
+"""The main job through its public functions, on a tiny model: it runs, resumes bit for bit, and stops cleanly."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from onpolicy_sdft import evaluate, fit, load_config, load_run
+from onpolicy_sdft.cli.main import main
+from onpolicy_sdft.errors import RunDirectoryError, TrainingError
+from onpolicy_sdft.runs.files import read_json, read_jsonl
+
+YAML = """
+model: {{name: {model}}}
+lora: {{r: 4, alpha: 8, dropout: 0.2}}
+data: {{path: {data}}}
+task: {{name: exact}}
+rollout: {{max_new_tokens: 10, batch_size: 4}}
+screening: {{truncated: keep, looping: keep, length: keep, check: keep}}
+optim: {{lr: 0.01, warmup_steps: 1}}
+train: {{batch_size: 4, max_steps: 6, checkpoint_steps: 2, output_dir: {output}, micro_batch_tokens: 400}}
+eval:
+  kl_prompts: 3
+  kl_max_new_tokens: 6
+  sets:
+    - {{label: task, data: {{path: {data}, limit: 3}}, task: {{name: exact}}, max_new_tokens: 5}}
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path, model_dir: Path) -> dict[str, Path]:
+    words = ("one", "two", "three", "four", "five", "six", "seven")
+    rows = [{"prompt": f"say {word}", "response": word} for word in words]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = tmp_path / "config.yaml"
+    config.write_text(YAML.format(model=model_dir, data=data, output=tmp_path / "run"))
+    return {"config": config, "data": data, "output": tmp_path / "run", "tmp": tmp_path}
+
+
+def quiet(text: str) -> None:
+    """Say nothing."""
+
+
+def losses(run: Path) -> list[tuple[Any, ...]]:
+    keys = ("loss/nll", "train/grad_norm", "rollout/mean_length", "train/lr")
+    return [(r["step"], *(r["values"].get(k) for k in keys)) for r in read_jsonl(run / "metrics.jsonl")]
+
+
+def final_weights(run: Path) -> dict[str, torch.Tensor]:
+    newest = sorted((run / "checkpoints").glob("step-*"))[-1]
+    return load_file(newest / "trainable.safetensors")
+
+
+def test_a_run_leaves_everything_a_person_needs(files):
+    outcome = fit(load_config(files["config"]), ["sdft", "train"], quiet)
+    run = outcome.run.path
+    assert outcome.result.reason == "finished"
+    assert [row["step"] for row in read_jsonl(run / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"step-000004", "step-000006"}
+    assert (run / "model" / "adapter_model.safetensors").is_file()
+    card = (run / "model" / "README.md").read_text()
+    assert "method: sdft" in card
+    assert "95 % Wilson" in card
+    summary = read_json(run / "eval" / "summary.json")
+    assert summary["before"]["sets"][0]["n"] == 3
+    assert summary["after"]["kl"]["mean"] > 0
+    manifest = read_json(run / "manifest.json")
+    assert manifest["seeds"]["train.seed"] == 0
+    assert len(read_jsonl(run / "rollouts.jsonl")) == 24
+    assert load_config(run / "config.yaml") == load_config(files["config"])
+    finished = load_run(run)
+    assert finished.sample(["say one"], max_new_tokens=4) == finished.sample(["say one"], max_new_tokens=4)
+    _, scores = evaluate(run)
+    assert scores["sets"][0]["score"] == summary["after"]["sets"][0]["score"]
+    assert scores["kl"]["mean"] == pytest.approx(summary["after"]["kl"]["mean"], rel=1e-4)
+
+
+@pytest.mark.parametrize("lora", ["true", "false"], ids=["lora", "full"])
+@pytest.mark.parametrize("targets", ["policy", "demonstrations"])
+def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(files, targets, lora):
+    common = {
+        "lora.enabled": lora,
+        "train.targets": targets,
+        "eval.before_and_after": False,
+        "optim.schedule": "cosine",
+    }
+    whole, parts = str(files["tmp"] / "whole"), str(files["tmp"] / "parts")
+    fit(load_config(files["config"], **common, **{"train.output_dir": whole}), say=quiet)
+
+    interrupted = load_config(files["config"], **common, **{"train.output_dir": parts})
+    stop_after(interrupted, 4)
+    torch.manual_seed(12345)  # another process, another state of every generator
+    torch.rand(7)
+    fit(load_config(files["config"], **common, **{"train.output_dir": parts, "train.resume": "auto"}), say=quiet)
+
+    assert losses(Path(whole)) == losses(Path(parts))
+    first, second = final_weights(Path(whole)), final_weights(Path(parts))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def stop_after(config: Any, step: int) -> None:
+    """Run a job and ask it to stop, as SIGTERM does, once it logged a step."""
+    from onpolicy_sdft.runs.directory import RunDirectory
+
+    original = RunDirectory.append_metrics
+
+    def spy(self: RunDirectory, record: Any) -> None:
+        original(self, record)
+        if record["step"] == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    RunDirectory.append_metrics = spy  # type: ignore[method-assign]
+    try:
+        outcome = fit(config, say=quiet)
+    finally:
+        RunDirectory.append_metrics = original  # type: ignore[method-assign]
+    assert outcome.result.reason == "SIGTERM"
+    assert outcome.result.exit_code == 143
+
+
+def test_log_lines_behind_the_checkpoint_are_dropped_on_resume(files):
+    config = load_config(files["config"], **{"eval.before_and_after": False})
+    stop_after(config, 3)
+    run = files["output"]
+    (run / "checkpoints" / "step-000003").rename(run / "gone")  # killed before it could save: step 2 is the newest
+    fit(load_config(files["config"], **{"eval.before_and_after": False, "train.resume": "auto"}), say=quiet)
+    assert [row["step"] for row in read_jsonl(run / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_second_run_in_the_same_directory_is_refused_with_the_way_out(files):
+    config = load_config(files["config"], **{"eval.before_and_after": False, "train.max_steps": 1})
+    fit(config, say=quiet)
+    with pytest.raises(RunDirectoryError, match="resume"):
+        fit(config, say=quiet)
+
+
+def test_resuming_with_other_settings_is_refused_and_names_them(files):
+    base = {"eval.before_and_after": False, "train.max_steps": 2}
+    fit(load_config(files["config"], **base), say=quiet)
+    other = load_config(files["config"], **base, **{"train.resume": "auto", "optim.lr": 0.5})
+    with pytest.raises(RunDirectoryError, match="optim"):
+        fit(other, say=quiet)
+
+
+def test_bad_steps_in_a_row_stop_the_run_with_its_state_saved(files):
+    config = load_config(
+        files["config"],
+        **{
+            "eval.before_and_after": False, "screening.check": "drop", "screening.truncated": "drop",
+            "screening.empty": "drop", "screening.length": "drop", "screening.looping": "drop",
+            "train.max_bad_steps": 2,
+        },
+    )  # fmt: skip
+    with pytest.raises(TrainingError, match=r"max_bad_steps=2.*loosen screening"):
+        fit(config, say=quiet)
+    assert (files["output"] / "checkpoints" / "step-000002").is_dir()
+
+
+def test_a_budget_of_loss_tokens_ends_the_run(files):
+    config = load_config(files["config"], **{"eval.before_and_after": False, "train.max_loss_tokens": 50})
+    outcome = fit(config, say=quiet)
+    assert outcome.result.reason == "loss_token_budget"
+    totals = [r["values"]["train/total_loss_tokens"] for r in read_jsonl(outcome.run.path / "metrics.jsonl")]
+    assert totals[-1] >= 50
+    assert all(total < 50 for total in totals[:-1])
+
+
+def test_validation_keeps_the_best_weights_and_stops_early(files):
+    extra = files["tmp"] / "validation.yaml"
+    extra.write_text(
+        "eval:\n  every_steps: 1\n  early_stop: 2\n  best_metric: eval/held_out/score\n  before_and_after: false\n"
+        f"  validation:\n    - {{label: held_out, data: {{path: {files['data']}, limit: 2}}, task: {{name: exact}},"
+        " max_new_tokens: 4}\n"
+    )
+    outcome = fit(load_config(files["config"], extra), say=quiet)
+    assert outcome.result.reason == "early_stop"
+    assert (outcome.run.path / "best" / "adapter_model.safetensors").is_file()
+    metrics = read_jsonl(outcome.run.path / "metrics.jsonl")
+    assert all("eval/held_out/score" in row["values"] for row in metrics)
+
+
+def test_epochs_present_every_example_equally_often(files):
+    config = load_config(
+        files["config"],
+        **{"eval.before_and_after": False, "train.max_steps": None, "train.num_epochs": 2, "train.rollout_samples": 4},
+    )
+    outcome = fit(config, say=quiet)
+    seen = [row["example_id"] for row in read_jsonl(outcome.run.path / "rollouts.jsonl")]
+    assert len(seen) == 14
+    assert {seen.count(name) for name in seen} == {2}
+
+
+def test_exporting_merged_gives_a_plain_model_with_the_adapters_logits(files):
+    outcome = fit(load_config(files["config"], **{"eval.before_and_after": False}), say=quiet)
+    merged = files["tmp"] / "merged"
+    assert main(["export", str(outcome.run.path), "--output", str(merged), "--merged"]) == 0
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(merged)
+    tuned = load_run(outcome.run.path).model
+    ids = torch.arange(1, 9)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(plain(input_ids=ids).logits, tuned(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_killed_process_goes_on_where_it_was(files):
+    """The same through the command line: SIGTERM, exit code 143, --train.resume auto."""
+    command = [sys.executable, "-m", "onpolicy_sdft", "train", "--config", str(files["config"])]
+    command += ["--eval.before_and_after", "false", "--train.max_steps", "200"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("train ") and not line.startswith("train 0/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    rest = process.stderr.read()
+    assert process.wait(60) == 143, rest
+    assert "--train.resume auto" in rest
+    steps = [row["step"] for row in read_jsonl(files["output"] / "metrics.jsonl")]
+    done = subprocess.run([*command[:-1], str(steps[-1] + 1), "--train.resume", "auto"], check=False, timeout=120)
+    assert done.returncode == 0
+    assert [row["step"] for row in read_jsonl(files["output"] / "metrics.jsonl")] == [*steps, steps[-1] + 1]
+    assert (files["output"] / "report.html").is_file()

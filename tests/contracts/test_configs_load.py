@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from onpolicy_sdft.config.check import evaluation_sets
+from onpolicy_sdft.config.load import dump_config, load_config
+from onpolicy_sdft.data.templates import TeacherContext
+from onpolicy_sdft.tasks import load_task
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").rglob("*.y*ml"))
+NAMES = [str(path.relative_to(ROOT)) for path in CONFIGS]
+
+
+def test_there_are_configs():
+    assert "configs/online/quickstart.yaml" in NAMES
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
+def test_every_shipped_config_loads_checks_and_comes_back_the_same(path, tmp_path):
+    config = load_config(path)
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_config(config))
+    assert load_config(again) == config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
+def test_every_shipped_config_names_a_template_and_tasks_that_exist(path):
+    config = load_config(path)
+    TeacherContext(config.context.template)
+    for task in (config.task, *(item.task for item in [*evaluation_sets(config), *config.eval.validation])):
+        load_task(task.name, task.options)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
+def test_every_shipped_config_says_what_it_is_for(path):
+    assert path.read_text().startswith("# ")

@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onpolicy_sdft.config.schema import DataConfig
+from onpolicy_sdft.data.sources import DemonstrationSet, load_demonstrations
+from onpolicy_sdft.errors import ConfigError, DataError
+from onpolicy_sdft.tasks import load_task
+from onpolicy_sdft.tasks.free_form import FreeForm
+from onpolicy_sdft.types import Turn
+
+ROWS = [
+    {"prompt": "2 + 2?", "response": "4", "level": 1},
+    {"prompt": "Capital of France?", "response": "Paris", "level": 2},
+]
+
+
+class Worded(FreeForm):
+    def ask(self, prompt: str) -> str:
+        return f"Q: {prompt}"
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def load(path: Path, **options: Any) -> DemonstrationSet:
+    return load_demonstrations(DataConfig(path=str(path), **options), FreeForm())
+
+
+def load_rows(tmp_path: Path, rows: Iterable[Mapping[str, Any]], **options: Any) -> DemonstrationSet:
+    return load(write_jsonl(tmp_path / "rows.jsonl", rows), **options)
+
+
+@pytest.fixture
+def parquet_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def test_json_lines_become_demonstrations_with_their_other_columns_as_fields(tmp_path):
+    found = load_rows(tmp_path, ROWS)
+    first = found.demonstrations[0]
+    assert first.turns == (Turn("user", "2 + 2?"),)
+    assert first.response == "4"
+    assert first.fields == {"level": 1}
+    assert found.skipped == ()
+    assert len({d.example_id for d in found.demonstrations}) == 2
+
+
+def test_a_json_array_gives_the_same_demonstrations_as_json_lines(tmp_path):
+    array = tmp_path / "rows.json"
+    array.write_text(json.dumps(ROWS))
+    assert load(array).demonstrations == load_rows(tmp_path, ROWS).demonstrations
+
+
+def test_csv_cells_stay_text(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text('prompt,response,note\n"agent, please",007,NA\n"two\nlines",1e3,\n')
+    first, second = load(path).demonstrations
+    assert (first.prompt, first.response, first.fields) == ("agent, please", "007", {"note": "NA"})
+    assert (second.prompt, second.response, second.fields) == ("two\nlines", "1e3", {"note": ""})
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,response\nq,a\n", encoding="utf-8-sig")
+    assert load(path).demonstrations[0].prompt == "q"
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "q", "response": "a"}\n', encoding="utf-8-sig")
+    assert load(path).demonstrations[0].prompt == "q"
+
+
+@pytest.mark.parametrize("line", ["q,a,more", "q"])
+def test_a_csv_row_with_another_number_of_cells_is_named_and_never_shifted(tmp_path, line):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"prompt,response\nq,a\n{line}\n")
+    with pytest.raises(DataError, match=r"rows\.csv, row 2: \d cells under 2 columns \(line 3 of the file\)"):
+        load(path)
+
+
+def test_a_broken_csv_quote_names_the_file(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text('prompt,response\n"q,a\n')
+    with pytest.raises(DataError, match=r"rows\.csv: not readable as CSV"):
+        load(path)
+
+
+@pytest.mark.usefixtures("parquet_cache")
+def test_parquet_is_read_with_its_lists_of_messages(tmp_path):
+    import datasets
+
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    path = tmp_path / "rows.parquet"
+    datasets.Dataset.from_list([{"messages": messages, "level": 3}]).to_parquet(str(path))
+    (found,) = load(path, messages_column="messages").demonstrations
+    assert (found.prompt, found.response, dict(found.fields)) == ("hi", "hello", {"level": 3})
+
+
+@pytest.mark.usefixtures("parquet_cache")
+def test_a_broken_parquet_file_is_named(tmp_path):
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(b"no parquet at all")
+    with pytest.raises(DataError, match=r"rows\.parquet: not readable as Parquet"):
+        load(path)
+
+
+def test_an_embedded_set_is_the_same_twice_and_uses_its_own_ids():
+    config = DataConfig(name="embedded:list_functions", split="test", limit=3)
+    task = load_task("python_code", {"allow_execution": True})
+    first, second = load_demonstrations(config, task), load_demonstrations(config, task)
+    assert first == second
+    assert [d.example_id for d in first.demonstrations] == [d.fields["id"] for d in first.demonstrations]
+    assert first.where == "embedded:list_functions"
+
+
+def test_a_hub_set_gets_its_split_and_loader_options(monkeypatch):
+    import datasets
+
+    asked = {}
+
+    def load_dataset(path, **options):
+        asked.update(options, path=path)
+        return ROWS
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    config = DataConfig(name="someone/set", split="validation", options={"name": "main"})
+    assert len(load_demonstrations(config, FreeForm()).demonstrations) == 2
+    assert asked == {"path": "someone/set", "split": "validation", "name": "main"}
+
+
+def test_a_hub_set_that_cannot_be_had_names_the_way_without_a_hub(monkeypatch):
+    import datasets
+
+    def load_dataset(path, **options):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(DataError, match=r"someone/set.*no route.*--data\.path FILE"):
+        load_demonstrations(DataConfig(name="someone/set"), FreeForm())
+
+
+@pytest.mark.parametrize("both", [{}, {"name": "a", "path": "b"}])
+def test_exactly_one_source_must_be_named(both):
+    with pytest.raises(ConfigError, match=r"exactly one of eval\.sets\[0\]\.data\.name and"):
+        load_demonstrations(DataConfig(**both), FreeForm(), section="eval.sets[0].data")
+
+
+BAD_ROWS = {
+    "missing column": ({"prompt": "q"}, r"no column 'response'; the row has \['prompt'\]"),
+    "null": ({"prompt": "q", "response": None}, "no column 'response'"),
+    "empty prompt": ({"prompt": "  ", "response": "a"}, "column 'prompt' is empty"),
+    "empty response": ({"prompt": "q", "response": ""}, "column 'response' is empty"),
+    "not a string": ({"prompt": "q", "response": 4}, "column 'response' is not a string but int: 4"),
+    "half a character": ({"prompt": "q", "response": "a\ud83d"}, "column 'response' holds half a character"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ROWS)
+def test_a_bad_row_names_file_row_and_way_out(tmp_path, kind):
+    row, problem = BAD_ROWS[kind]
+    with pytest.raises(DataError, match=rf"rows\.jsonl, row 2: {problem}.*--data\.on_bad_row skip"):
+        load_rows(tmp_path, [ROWS[0], row])
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b'{"prompt": "q", \n', r"not valid JSON \(.* at column \d+\)"),
+        (b"[1, 2]\n", "not an object but list"),
+        (b"\n", "an empty line"),
+        (b'{"prompt": "\xff", "response": "a"}\n', "not UTF-8"),
+    ],
+)
+def test_a_broken_json_line_names_file_and_row(tmp_path, line, problem):
+    path = write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    path.write_bytes(path.read_bytes() + line)
+    with pytest.raises(DataError, match=rf"rows\.jsonl, row 3: {problem}"):
+        load(path)
+
+
+def test_json_lines_under_the_name_of_an_array_say_so(tmp_path):
+    path = write_jsonl(tmp_path / "rows.json", ROWS)
+    with pytest.raises(DataError, match=r"at line 2, column 1.*must be called \.jsonl"):
+        load(path)
+
+
+def test_duplicate_ids_name_both_rows(tmp_path):
+    rows = [{**row, "key": key} for row, key in zip(ROWS, [1, "1"], strict=True)]
+    with pytest.raises(DataError, match="row 2: id '1' also stands in row 1; ids must be unique"):
+        load_rows(tmp_path, rows, id_column="key")
+
+
+def test_ids_come_from_the_id_column_or_differ_for_equal_rows(tmp_path):
+    rows = [{**ROWS[0], "key": key} for key in ("a", "b")]
+    assert [d.example_id for d in load_rows(tmp_path, rows, id_column="key").demonstrations] == ["a", "b"]
+    assert len({d.example_id for d in load_rows(tmp_path, rows).demonstrations}) == 2
+
+
+def test_zero_rows_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"rows\.jsonl: no rows to learn from\."):
+        load_rows(tmp_path, [])
+
+
+def test_a_file_whose_rows_are_all_bad_is_refused_with_the_first_of_them(tmp_path):
+    with pytest.raises(DataError, match=r"1 rows were skipped; the first: .*row 1: column 'response' is empty"):
+        load_rows(tmp_path, [{"prompt": "q", "response": ""}], on_bad_row="skip")
+
+
+def test_skipped_rows_are_counted_and_named(tmp_path):
+    found = load_rows(tmp_path, [ROWS[0], {"prompt": "q"}, ROWS[1]], on_bad_row="skip")
+    assert [d.response for d in found.demonstrations] == ["4", "Paris"]
+    (line,) = found.skipped
+    assert "rows.jsonl, row 2: no column 'response'" in line
+
+
+def test_a_limit_takes_the_first_rows_and_does_not_read_on(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    with path.open("a") as lines:
+        lines.write("broken\n")
+    assert [d.response for d in load(path, limit=2).demonstrations] == ["4", "Paris"]
+
+
+@pytest.mark.parametrize(("name", "problem"), [("none.jsonl", "is not a file"), ("rows.txt", "unknown ending '.txt'")])
+def test_a_path_that_cannot_be_read_is_named(tmp_path, name, problem):
+    (tmp_path / "rows.txt").write_text("x")
+    with pytest.raises(DataError, match=problem):
+        load(tmp_path / name)
+
+
+def test_the_last_assistant_turn_of_a_conversation_is_the_demonstration(tmp_path):
+    turns = [("system", "be kind"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e")]
+    row = {"chat": [{"role": role, "content": content} for role, content in turns]}
+    (found,) = load_rows(tmp_path, [row], messages_column="chat").demonstrations
+    assert found.turns == tuple(Turn(*turn) for turn in turns[:4])
+    assert found.response == "d"
+
+
+@pytest.mark.parametrize(
+    ("messages", "problem"),
+    [
+        ([], "not a list of messages"),
+        ("hello", "not a list of messages"),
+        ([{"role": "user", "content": "q"}], "no assistant turn that answers a user turn"),
+        ([{"role": "assistant", "content": "a"}], "no assistant turn that answers a user turn"),
+        ([{"role": "bot", "content": "a"}], "message 0 needs a role out of"),
+        ([{"role": "user", "content": None}], "message 0 needs a role out of"),
+        ([{"role": "user", "content": " "}, {"role": "assistant", "content": "a"}], "last user turn is empty"),
+        ([{"role": "user", "content": "q"}, {"role": "assistant", "content": " "}], "last assistant turn is empty"),
+    ],
+)
+def test_a_conversation_that_holds_no_demonstration_is_refused(tmp_path, messages, problem):
+    with pytest.raises(DataError, match=rf"row 1: .*{problem}"):
+        load_rows(tmp_path, [{"chat": messages}], messages_column="chat")
+
+
+def test_a_row_with_a_system_message_of_its_own_keeps_it(tmp_path):
+    rows = [{**ROWS[0], "sys": "mine"}, {**ROWS[1], "sys": ""}, {**ROWS[1], "sys": None}]
+    found = load_rows(tmp_path, rows, system_column="sys", system="everybody's").demonstrations
+    assert [d.turns[0] for d in found] == [Turn("system", t) for t in ("mine", "everybody's", "everybody's")]
+
+
+def test_a_system_column_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="no column 'sys'"):
+        load_rows(tmp_path, ROWS, system_column="sys")
+
+
+def test_a_conversation_with_a_system_turn_is_not_given_a_second_one(tmp_path):
+    turns = [("system", "first"), ("user", "a"), ("assistant", "b")]
+    row = {"chat": [{"role": role, "content": content} for role, content in turns]}
+    (found,) = load_rows(tmp_path, [row], messages_column="chat", system="second").demonstrations
+    assert [turn.content for turn in found.turns if turn.role == "system"] == ["first"]
+
+
+def test_the_task_words_the_question_unless_told_not_to(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    config = DataConfig(path=str(path))
+    worded = load_demonstrations(config, Worded()).demonstrations
+    plain = load_demonstrations(dataclasses.replace(config, wording=False), Worded()).demonstrations
+    assert worded[0].prompt == "Q: 2 + 2?"
+    assert plain[0].prompt == "2 + 2?"
+    assert worded[0].example_id == plain[0].example_id
+
+
+def test_a_tool_result_that_is_answered_stays_a_tool_turn(tmp_path):
+    turns = [("user", "weather?"), ("assistant", "look()"), ("tool", "rain"), ("assistant", "It rains.")]
+    row = {"chat": [{"role": role, "content": content} for role, content in turns]}
+    path = write_jsonl(tmp_path / "rows.jsonl", [row])
+    config = DataConfig(path=str(path), messages_column="chat")
+    (found,) = load_demonstrations(config, Worded()).demonstrations
+    assert found.turns[-1] == Turn("tool", "rain")
+
+
+def test_a_row_the_task_cannot_check_is_a_bad_row(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "q", "response": "no number here"}])
+    with pytest.raises(DataError, match=r"rows\.jsonl, row 1: .*on_bad_row skip"):
+        load_demonstrations(DataConfig(path=str(path)), load_task("math_word_problem", {}))
+
+
+def test_the_fingerprint_changes_with_prompt_response_order_and_number_of_rows(tmp_path):
+    changed = [
+        ROWS,
+        [{**ROWS[0], "prompt": "2+2?"}, ROWS[1]],
+        [{**ROWS[0], "response": "four"}, ROWS[1]],
+        ROWS[::-1],
+        ROWS[:1],
+    ]
+    digests = [load_rows(tmp_path, rows).fingerprint for rows in changed]
+    assert len(set(digests)) == len(changed)
+    assert load_rows(tmp_path, ROWS).fingerprint == digests[0]

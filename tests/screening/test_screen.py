@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from onpolicy_sdft.config.schema import ScreeningConfig
+from onpolicy_sdft.screening.reasons import REASONS
+from onpolicy_sdft.screening.screen import Screen
+from onpolicy_sdft.tasks.free_form import FreeForm
+from onpolicy_sdft.types import CheckResult, Demonstration, NoiseKey, Rollout, Turn, Views
+
+END = 0
+RESPONSE = "the expert's own answer"
+
+
+class SaysYes(FreeForm):
+    """Right when the answer holds a yes; counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def check(self, completion: str, demonstration: Demonstration) -> CheckResult:
+        self.asked.append(completion)
+        return CheckResult("yes" in completion, "no_yes")
+
+
+def encode(text: str) -> tuple[int, ...]:
+    return tuple(ord(character) for character in text)
+
+
+def decode(token_ids: Sequence[int]) -> str:
+    return "".join(chr(token) for token in token_ids if token != END)
+
+
+def views(name: str = "id-0", response: str = RESPONSE) -> Views:
+    demonstration = Demonstration(name, (Turn("user", "q"),), response)
+    return Views(demonstration, (1, 2), (1, 3, 2), (*encode(response), END))
+
+
+def rollout(text: str, *, truncated: bool = False, attempt: int = 0) -> Rollout:
+    ids = encode(text) + (() if truncated else (END,))
+    numbers = (0.0,) * len(ids)
+    reason = "length" if truncated else "stop"
+    return Rollout(NoiseKey(0, 0, "id-0", 0, attempt), (1, 3, 2), ids, numbers, numbers, numbers, reason)
+
+
+def screen(**options: Any) -> Screen:
+    return Screen(ScreeningConfig(**options), SaysYes(), decode)
+
+
+def never(views: Sequence[Views], attempt: int) -> Sequence[Rollout]:
+    raise AssertionError("nothing is to be drawn again")
+
+
+REFUSED = {
+    "empty": rollout("  "),
+    "truncated": rollout("yes, and then", truncated=True),
+    "looping": rollout("yes, well, " * 5),
+    "banned": rollout("yes, as my own response"),
+    "length": rollout("yes" + "".join(map(str, range(200)))),
+    "check": rollout("no, not so at all"),
+}
+
+
+def test_a_rollout_without_a_reason_is_learned_as_it_was_written():
+    written = rollout("yes, this is it")
+    (target,) = screen()([views()], [written], never)
+    assert (target.verdict, target.reason, target.attempt) == ("keep", "", 0)
+    assert target.token_ids == written.token_ids
+    assert target.text == "yes, this is it"
+    assert target.rollout is written
+
+
+def test_every_reason_has_an_example_here():
+    assert tuple(REFUSED) == REASONS
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_by_default_every_reason_falls_back_to_the_demonstration(reason):
+    shown = views()
+    (target,) = screen()([shown], [REFUSED[reason]], never)
+    assert (target.verdict, target.reason) == ("fallback", reason)
+    assert target.token_ids == shown.response_ids
+    assert target.text == RESPONSE
+    assert target.rollout is REFUSED[reason]
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_a_dropped_rollout_has_no_tokens_to_learn(reason):
+    (target,) = screen(**{reason: "drop"})([views()], [REFUSED[reason]], never)
+    assert (target.verdict, target.reason, target.token_ids) == ("drop", reason, ())
+    assert target.rollout is REFUSED[reason]
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_a_reason_that_is_kept_is_none(reason):
+    others = dict.fromkeys(REASONS, "keep")
+    (target,) = screen(**others)([views()], [REFUSED[reason]], never)
+    assert (target.verdict, target.reason) == ("keep", "")
+    assert target.token_ids == REFUSED[reason].token_ids
+
+
+def test_a_reason_that_is_kept_does_not_hide_a_graver_one():
+    wrong = rollout("no, and then", truncated=True)
+    (target,) = screen(truncated="keep", check="drop")([views()], [wrong], never)
+    assert (target.verdict, target.reason) == ("drop", "check")
+
+
+def test_the_cheapest_reason_is_named_and_the_check_is_not_run_for_nothing():
+    judge = screen()
+    (target,) = judge([views()], [rollout("no, said my response, " * 5, truncated=True)], never)
+    assert target.reason == "truncated"
+    assert judge.task.asked == []
+    judge = screen(check="keep")
+    judge([views()], [rollout("no, not so at all")], never)
+    assert judge.task.asked == []
+
+
+def test_without_a_rollout_the_demonstration_is_the_target_and_nothing_is_checked():
+    judge, shown = screen(), views()
+    (target,) = judge([shown], [None], never)
+    assert (target.verdict, target.reason, target.rollout) == ("keep", "", None)
+    assert (target.token_ids, target.text) == (shown.response_ids, RESPONSE)
+    assert judge.task.asked == []
+
+
+def test_targets_come_in_the_order_of_the_examples():
+    names = [f"id-{i}" for i in range(20)]
+    rollouts = [rollout("yes, sir") if i % 3 else None if i % 2 else rollout("no, sir") for i in range(20)]
+    targets = screen()([views(name) for name in names], rollouts, never)
+    assert [target.views.demonstration.example_id for target in targets] == names
+    assert [target.rollout for target in targets] == rollouts
+
+
+def test_a_refused_rollout_is_drawn_again_and_only_it():
+    asked: list[tuple[list[str], int]] = []
+
+    def again(retried: Sequence[Views], attempt: int) -> Sequence[Rollout]:
+        asked.append(([v.demonstration.example_id for v in retried], attempt))
+        return [rollout("yes, at last", attempt=attempt) for _ in retried]
+
+    rollouts = [rollout("yes, sir"), rollout("no, sir"), rollout("no, sir")]
+    targets = screen(check="resample")([views("a"), views("b"), views("c")], rollouts, again)
+    assert asked == [(["b", "c"], 1)]
+    assert [target.verdict for target in targets] == ["keep"] * 3
+    assert [target.attempt for target in targets] == [0, 1, 1]
+    assert targets[1].text == "yes, at last"
+
+
+@pytest.mark.parametrize("max_attempts", [1, 2, 4])
+def test_after_the_last_attempt_the_demonstration_is_learned(max_attempts):
+    attempts: list[int] = []
+
+    def again(retried: Sequence[Views], attempt: int) -> Sequence[Rollout]:
+        attempts.append(attempt)
+        return [rollout("no, sir", attempt=attempt) for _ in retried]
+
+    shown = views()
+    (target,) = screen(check="resample", max_attempts=max_attempts)([shown], [rollout("no, sir")], again)
+    assert attempts == list(range(1, max_attempts))
+    assert (target.verdict, target.reason, target.attempt) == ("fallback", "check", max_attempts - 1)
+    assert target.token_ids == shown.response_ids
+    assert target.rollout.key.attempt == max_attempts - 1
+
+
+def test_a_new_draw_is_judged_by_its_own_reason():
+    def again(retried: Sequence[Views], attempt: int) -> Sequence[Rollout]:
+        return [REFUSED["truncated"] for _ in retried]
+
+    (target,) = screen(check="resample", truncated="drop")([views()], [REFUSED["check"]], again)
+    assert (target.verdict, target.reason, target.attempt) == ("drop", "truncated", 1)
+
+
+def test_no_examples_give_no_targets():
+    assert screen()([], [], never) == []
