@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from peft import PeftModel
 
-from onpolicy_sdft.data.preflight import describe_lengths
+from onpolicy_sdft.data.preflight import describe_lengths, refuse_beyond_window
 from onpolicy_sdft.data.sources import DemonstrationSet, load_demonstrations
 from onpolicy_sdft.data.views import Prepared, Renderer, prepare
 from onpolicy_sdft.eval.runner import EvalSet
@@ -66,11 +66,13 @@ def load_chat(config: RunConfig, say: Callable[[str], None] = lambda text: None)
     return Chat(loaded, renderer, tuple(sorted(terminators)))
 
 
-def load_data(config: RunConfig, renderer: Renderer) -> Data:
+def load_data(config: RunConfig, chat: Chat) -> Data:
     """Load and check the demonstrations, and make both views fit."""
     task = load_task(config.task.name, config.task.options)
     loaded = load_demonstrations(config.data, task)
-    prepared = prepare(loaded.demonstrations, renderer, config.context, config.train.seed)
+    prepared = prepare(loaded.demonstrations, chat.renderer, config.context, config.train.seed)
+    window = getattr(chat.loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    refuse_beyond_window(prepared, config.rollout.max_new_tokens, window)
     return Data(task, loaded, prepared)
 
 

@@ -29,7 +29,7 @@ from onpolicy_sdft.runs.manifest import collect_manifest
 from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.train.backend import Backend
-from onpolicy_sdft.train.checkpoint import Checkpointer
+from onpolicy_sdft.train.checkpoint import Checkpointer, refuse_other_run
 from onpolicy_sdft.train.loop import FitResult, Hooks, Loop, Plan, make_plan
 from onpolicy_sdft.train.optim import make_optimizer, make_schedule
 from onpolicy_sdft.train.source import DemonstrationSource, PolicySource, TargetSource
@@ -75,10 +75,11 @@ def fit(config: RunConfig, command: Sequence[str] = (), say: Say = say_to_stderr
     """
     check_trackers(config.train.trackers)
     torch.use_deterministic_algorithms(config.train.deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over every buffer
     backend = Backend(config.train.precision)
     with warnings.catch_warnings(action="always", category=UserWarning):
         chat = load_chat(config, say)
-    data = load_data(config, chat.renderer)
+    data = load_data(config, chat)
     sets = load_eval_sets(evaluation_sets(config))
     validation = load_eval_sets(config.eval.validation, "eval.validation")
     plan = make_plan(config.train, len(data.prepared.views))
@@ -88,6 +89,7 @@ def fit(config: RunConfig, command: Sequence[str] = (), say: Say = say_to_stderr
     trainable, total = count_parameters(model)
     say(f"{trainable / 1e6:.2f} M of {total / 1e6:.1f} M parameters are trained")
     run = RunDirectory.create(config.train.output_dir, resume=config.train.resume == "auto")
+    refuse_other_run(run, _identity(config, data))
     _write_identity(config, data, run, command, backend)
 
     if config.eval.before_and_after and sets and not _has_stage(run, "before"):

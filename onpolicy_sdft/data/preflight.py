@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onpolicy_sdft.data.views import Prepared
+from onpolicy_sdft.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,30 @@ def describe_lengths(prepared: Prepared, max_new_tokens: int) -> tuple[list[Leng
             f"rollouts will be truncated: {_some(longer)}"
         )
     return rows, warnings
+
+
+def refuse_beyond_window(prepared: Prepared, max_new_tokens: int, window: int | None) -> None:
+    """Refuse views that do not fit into the model's context window together with what is written after them.
+
+    Args:
+        prepared: The data set.
+        max_new_tokens: Longest rollout.
+        window: Positions the model has; None when it does not say.
+
+    Raises:
+        DataError: With the longest example, the numbers and the way out.
+    """
+    for views in prepared.views:
+        longest = max(
+            len(views.teacher_ids) + max_new_tokens,
+            len(views.student_ids) + max(max_new_tokens, len(views.response_ids)),
+        )
+        if window is not None and longest > window:
+            raise DataError(
+                f"Example {views.demonstration.example_id} needs {longest} positions with its answer, the model has "
+                f"{window}. Lower context.max_teacher_tokens, context.max_student_tokens or rollout.max_new_tokens, "
+                "and drop the rows that do not fit: --context.on_too_long drop."
+            )
 
 
 def _row(name: str, lengths: Sequence[int]) -> LengthRow:

@@ -267,6 +267,8 @@ def _conversation(messages: Any) -> tuple[list[Turn], str]:
         content = message.get("content") if isinstance(message, Mapping) else None
         if role not in ROLES or not isinstance(content, str):
             raise DataError(f"message {index} needs a role out of {ROLES} and a string content")
+        if message.get("tool_calls"):
+            raise DataError(f"message {index} has tool_calls, which are not supported: write the call as its content")
         _require_unicode(content, f"message {index}")
         turns.append(Turn(role, content))
     while turns and turns[-1].role != "assistant":

@@ -84,13 +84,7 @@ class Checkpointer:
         if not steps:
             return None
         source = self.run.checkpoint_path(steps[-1])
-        record = read_json(source / _STATE)
-        if record.get("version") != _VERSION:
-            raise RunDirectoryError(
-                f"{source} has checkpoint version {record.get('version')}, this program writes {_VERSION}. "
-                "Resume with the version that made it, or start a new train.output_dir."
-            )
-        self._check_identity(source, record["identity"])
+        record = refuse_other_run(self.run, self.identity)
         self._load_weights(source)
         extra = torch.load(source / _OPTIMIZER, weights_only=True, map_location="cpu")
         self.optimizer.load_state_dict(extra["optimizer"])
@@ -102,21 +96,41 @@ class Checkpointer:
             setattr(state, name, value)
         return source
 
-    def _check_identity(self, source: Path, saved: Mapping[str, Any]) -> None:
-        now = json.loads(json.dumps(dict(self.identity)))
-        differing = sorted(key for key in {*saved, *now} if saved.get(key) != now.get(key))
-        if differing:
-            key = differing[0]
-            raise RunDirectoryError(
-                f"{source} belongs to a run with another {key}: it has {saved.get(key)!r}, this run "
-                f"{now.get(key)!r} ({len(differing)} differences: {', '.join(differing)}). Use the same settings, "
-                "or another train.output_dir."
-            )
-
     def _load_weights(self, source: Path) -> None:
         parameters = dict(self.model.named_parameters())
         for name, value in load_file(source / _WEIGHTS).items():
             parameters[name].data.copy_(value)
+
+
+def refuse_other_run(run: RunDirectory, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Refuse to go on from the newest checkpoint if another run made it; call it before anything is written.
+
+    Returns:
+        The checkpoint's record; empty when there is none.
+
+    Raises:
+        RunDirectoryError: If its identity differs, naming what does, or it is of another version.
+    """
+    steps = run.checkpoint_steps()
+    if not steps:
+        return {}
+    source = run.checkpoint_path(steps[-1])
+    record: dict[str, Any] = read_json(source / _STATE)
+    if record.get("version") != _VERSION:
+        raise RunDirectoryError(
+            f"{source} has checkpoint version {record.get('version')}, this program writes {_VERSION}. "
+            "Resume with the version that made it, or start a new train.output_dir."
+        )
+    saved, now = record["identity"], json.loads(json.dumps(dict(identity)))
+    differing = sorted(key for key in {*saved, *now} if saved.get(key) != now.get(key))
+    if differing:
+        key = differing[0]
+        raise RunDirectoryError(
+            f"{source} belongs to a run with another {key}: it has {saved.get(key)!r}, this run {now.get(key)!r} "
+            f"({len(differing)} differences: {', '.join(differing)}). Use the same settings, or another "
+            "train.output_dir."
+        )
+    return record
 
 
 def _trainable(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+
+from onpolicy_sdft.config.schema import OptimConfig, TrainConfig
+from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.rollout.sampling import SamplingLaw
+from onpolicy_sdft.train.loop import Plan, make_plan
+from onpolicy_sdft.train.optim import make_optimizer, make_schedule
+from onpolicy_sdft.train.signals import stop_on_signals
+from onpolicy_sdft.train.source import DemonstrationSource, PolicySource
+from onpolicy_sdft.types import Demonstration, Turn, Views
+
+
+def test_steps_or_epochs_make_the_plan():
+    assert make_plan(TrainConfig(max_steps=7, batch_size=4), 10) == Plan(7, None)
+    assert make_plan(TrainConfig(num_epochs=2, batch_size=4), 10) == Plan(5, 20)
+    assert make_plan(TrainConfig(num_epochs=1, batch_size=4), 10) == Plan(3, 10)
+
+
+def test_a_batch_larger_than_the_data_is_refused_with_the_way_out():
+    with pytest.raises(ConfigError, match="batch_size 10 or less"):
+        make_plan(TrainConfig(batch_size=11), 10)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_first_signal_is_a_request_and_handlers_are_put_back(number, code):
+    before = signal.getsignal(number)
+    with stop_on_signals() as stop:
+        assert not stop
+        os.kill(os.getpid(), number)
+        assert stop
+        assert stop.exit_code == code
+        assert signal.getsignal(number) is before, "a second signal must act at once"
+    assert signal.getsignal(number) is before
+
+
+def test_norms_and_biases_are_not_decayed(tiny_model):
+    optimizer = make_optimizer(tiny_model(), OptimConfig(weight_decay=0.1))
+    decayed, plain = optimizer.param_groups
+    assert decayed["weight_decay"] == 0.1
+    assert plain["weight_decay"] == 0.0
+    assert all(p.ndim >= 2 for p in decayed["params"])
+    assert all(p.ndim == 1 for p in plain["params"])
+
+
+@pytest.mark.parametrize(("schedule", "last"), [("constant", 1.0), ("cosine", 0.0)])
+def test_schedules_warm_up_and_then_stay_or_fall(schedule, last):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    lr = make_schedule(optimizer, OptimConfig(lr=1.0, warmup_steps=4, schedule=schedule), 20)
+    rates = []
+    for _ in range(20):
+        rates.append(lr.get_last_lr()[0])
+        optimizer.step()
+        lr.step()
+    assert rates[:5] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert lr.get_last_lr()[0] == pytest.approx(last, abs=1e-6)
+
+
+def views(name):
+    return Views(Demonstration(name, (Turn("user", "q"),), "r"), (1,), (1, 2, 3), (4, 5))
+
+
+class Recorder:
+    """A backend that only remembers what it was asked."""
+
+    def generate(self, requests, law, on_progress=None):
+        self.requests, self.law = requests, law
+        return []
+
+
+def test_requests_carry_the_teachers_prompt_the_key_and_the_demonstration_as_a_draft():
+    backend = Recorder()
+    source = PolicySource(backend, SamplingLaw(0.7), 9, seed=3)
+    source.rollouts([views("a"), views("b"), views("a")], step=5, attempt=1)
+    first, second, third = backend.requests
+    assert first.prompt_token_ids == (1, 2, 3)
+    assert first.max_new_tokens == 9
+    assert first.draft_token_ids == ((4, 5),)
+    assert (first.key.seed, first.key.step, first.key.example_id, first.key.attempt) == (3, 5, "a", 1)
+    assert second.key.example_id == "b"
+    assert (first.key.sample_index, third.key.sample_index) == (0, 1), "twice in a step must not repeat its noise"
+    assert backend.law == SamplingLaw(0.7)
+
+
+def test_plain_fine_tuning_writes_nothing():
+    assert DemonstrationSource().rollouts([views("a")] * 3, step=0) == [None] * 3

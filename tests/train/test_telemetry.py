@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+
+from onpolicy_sdft.train.telemetry import distinct_n, overlap, rollout_metrics, screen_metrics
+from onpolicy_sdft.types import Demonstration, NoiseKey, Rollout, Target, Turn, Views
+
+
+def target(ids, reference, *, verdict="keep", reason="", finish="stop", attempt=0):
+    demonstration = Demonstration("a", (Turn("user", "q"),), "r")
+    views = Views(demonstration, (1,), (1, 2), tuple(reference))
+    n = len(ids)
+    rollout = Rollout(NoiseKey(0, 0, "a"), (1, 2), tuple(ids), (-1.0,) * n, (-1.0,) * n, (0.5,) * n, finish)
+    return Target(views, tuple(ids), "", verdict, reason, rollout, attempt)
+
+
+def test_distinct_two_counts_different_pairs_among_all_pairs():
+    assert distinct_n([[1, 2, 1, 2], [1, 2]], 2) == pytest.approx(2 / 4)
+    assert distinct_n([[1]], 2) == 0.0
+
+
+def test_overlap_is_the_share_of_n_grams_found_in_the_reference():
+    assert overlap([1, 2, 3, 4, 5], [9, 1, 2, 3, 4]) == pytest.approx(1 / 2)
+    assert overlap([1, 2], [0, 1, 2, 3]) == 1.0
+    assert overlap([], [1]) == 0.0
+
+
+def test_rates_are_over_what_was_written():
+    targets = [
+        target([1, 2, 3, 4], [1, 2, 3, 4]),
+        target([5, 6], [1, 2], verdict="fallback", reason="check"),
+        target([7], [1, 2], verdict="drop", reason="truncated", finish="length", attempt=2),
+    ]
+    screen = screen_metrics(targets)
+    assert screen["screen/keep_rate"] == pytest.approx(1 / 3)
+    assert screen["screen/reason/check_rate"] == pytest.approx(1 / 3)
+    assert screen["screen/mean_attempts"] == pytest.approx(5 / 3)
+    rollout = rollout_metrics(targets)
+    assert rollout["rollout/mean_length"] == pytest.approx(7 / 3)
+    assert rollout["rollout/length_ratio"] == pytest.approx(7 / 8)
+    assert rollout["rollout/truncated_rate"] == pytest.approx(1 / 3)
+    assert rollout["rollout/verbatim_rate"] == pytest.approx(1 / 3)
+    assert rollout["rollout/entropy"] == pytest.approx(0.5)
+
+
+def test_a_step_that_wrote_nothing_has_no_rollout_metrics():
+    learned = Target(target([1], [1]).views, (1,), "", "keep", "", None)
+    assert rollout_metrics([learned]) == {}
+    assert screen_metrics([learned]) == {}
