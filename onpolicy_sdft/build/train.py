@@ -75,7 +75,8 @@ def fit(config: RunConfig, command: Sequence[str] = (), say: Say = say_to_stderr
     """
     check_trackers(config.train.trackers)
     torch.use_deterministic_algorithms(config.train.deterministic, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over every buffer
+    # A debugging aid of torch's that would cost a pass over every new buffer.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     backend = Backend(config.train.precision)
     with warnings.catch_warnings(action="always", category=UserWarning):
         chat = load_chat(config, say)

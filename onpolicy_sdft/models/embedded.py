@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -147,7 +148,7 @@ def _convert(gguf: Path, directory: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where, file = str(gguf.parent), gguf.name
-    model = AutoModelForCausalLM.from_pretrained(where, gguf_file=file, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(where, gguf_file=file, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=file)
     # The weights are plain float32 by now; what is left of the quantiser only makes saving refuse.
     if hasattr(model.config, "quantization_config"):

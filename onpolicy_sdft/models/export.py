@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from peft import PeftModel
@@ -40,7 +40,11 @@ def export_model(
     if isinstance(model, PeftModel):
         for adapter in model.peft_config.values():
             adapter.base_model_name_or_path = base_name
-    model.save_pretrained(scratch)
+    if isinstance(model, PeftModel):
+        # Embeddings are never trained here; "auto" would look for the base on the hub to find that out.
+        model.save_pretrained(str(scratch), save_embedding_layers=False)
+    else:
+        model.save_pretrained(str(scratch))
     tokenizer.save_pretrained(scratch)
     generation_config = model.generation_config
     if generation_config is not None:
@@ -56,7 +60,7 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
     """Return a plain model with the adapter folded in, computed in float32."""
     dtype = model.get_base_model().dtype
     merged = model.to(torch.float32).merge_and_unload()
-    return merged.to(dtype)
+    return cast("PreTrainedModel", merged.to(dtype))
 
 
 def model_card(base_name: str, is_adapter: bool, facts: Mapping[str, str], summary: Mapping[str, Any]) -> str:

@@ -71,7 +71,7 @@ def nll(
     if kernel == "torch":
         return _torch_kernel(hidden_ND, head, labels_N, chunk_tokens)
     total = hidden_ND.new_zeros((), dtype=torch.promote_types(hidden_ND.dtype, torch.float32))
-    chunks = list(zip(hidden_ND.split(chunk_tokens), labels_N.split(chunk_tokens), strict=True))
+    chunks = list(zip(torch.split(hidden_ND, chunk_tokens), torch.split(labels_N, chunk_tokens), strict=True))
     for hidden_CD, labels_C in chunks:
         if len(chunks) == 1:  # nothing to save by computing the only chunk twice
             return _chunk(hidden_CD, head, labels_C)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from onpolicy_sdft.rollout.sampling import SamplingLaw
     from onpolicy_sdft.types import Rollout, RolloutRequest
 
+_CHECKPOINTING = "gradient_checkpointing"  # the flag transformers keeps on its layers
+
 #: Told the number of finished completions and of tokens written since the last call.
 OnProgress = Callable[[int, int], None]
 
@@ -44,19 +46,19 @@ def no_trace(model: nn.Module) -> Iterator[None]:
     """
     flags = {module: module.training for module in model.modules()}
     checkpointing = {
-        module: module.gradient_checkpointing
+        module: getattr(module, _CHECKPOINTING)
         for module in model.modules()
-        if isinstance(getattr(module, "gradient_checkpointing", None), bool)
+        if isinstance(getattr(module, _CHECKPOINTING, None), bool)
     }
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
         try:
             model.eval()
             for module in checkpointing:
-                module.gradient_checkpointing = False
+                setattr(module, _CHECKPOINTING, False)
             yield
         finally:
             for module, flag in flags.items():
                 module.training = flag
             for module, enabled in checkpointing.items():
-                module.gradient_checkpointing = enabled
+                setattr(module, _CHECKPOINTING, enabled)

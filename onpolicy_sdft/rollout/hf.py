@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
@@ -79,7 +79,7 @@ class HFBackend:
             yield order[start : start + self.batch_size]
 
     def _write(self, requests: list[RolloutRequest], law: SamplingLaw, on_progress: OnProgress) -> list[Rollout]:
-        model = inner_model(self.model)
+        model: Any = inner_model(self.model)
         device = model.get_input_embeddings().weight.device
         longest = max(len(request.prompt_token_ids) for request in requests)
         input_ids_BT = torch.full((len(requests), longest), self.pad_token_id, dtype=torch.int64)

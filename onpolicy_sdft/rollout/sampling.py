@@ -6,7 +6,7 @@ Shape letters: B rows, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
@@ -21,6 +21,9 @@ from onpolicy_sdft.rollout.noise import gumbel_noise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+#: None of the warpers looks at the text before.
+_NO_IDS: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,7 @@ def draw(
     else:
         processed_BV = raw_BV
         if len(processors):
-            processed_BV = torch.log_softmax(processors(None, logits_BV), dim=-1)
+            processed_BV = torch.log_softmax(processors(_NO_IDS, logits_BV), dim=-1)
         scores_BV = processed_BV + gumbel_noise(words_B2, positions_B, logits_BV.shape[-1])
     token_ids_B = scores_BV.argmax(-1)
     chosen = token_ids_B[:, None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
@@ -27,7 +27,7 @@ def merged_adapter(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     Memory: one more copy of the targeted linears, in the base's dtype, while the context is open. A model without
     adapters, with its adapter off, or with a base that cannot be merged (quantised, convolutions) is left as it is.
     """
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
     if not isinstance(model, PeftModel) or not all(_can_merge(layer) for layer in layers):
         yield
         return

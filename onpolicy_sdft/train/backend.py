@@ -51,7 +51,7 @@ class Backend:
     @property
     def device(self) -> torch.device:
         """Where this rank computes."""
-        return self.accelerator.device
+        return torch.device(self.accelerator.device)
 
     def prepare(self, policy: Policy, optimizer: torch.optim.Optimizer) -> tuple[Policy, torch.optim.Optimizer]:
         """Wrap policy and optimizer for this launch; call once."""

@@ -125,7 +125,7 @@ class Loop:
 
     def _validation_is_due(self) -> bool:
         every = self.config.eval.every_steps
-        return self.hooks.validate is not None and bool(every) and self.trainer.state.step % every == 0
+        return self.hooks.validate is not None and every is not None and self.trainer.state.step % every == 0
 
     def _validate(self) -> dict[str, float]:
         assert self.hooks.validate is not None

@@ -37,16 +37,17 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         {"params": [p for p in trainable.values() if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=tuple(config.betas), eps=config.eps)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps)
 
 
 def make_schedule(
     optimizer: torch.optim.Optimizer, config: OptimConfig, num_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """Build the warm-up and what follows it; one tick per optimizer step taken."""
-    return get_scheduler(
+    schedule: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
         _SCHEDULES[config.schedule],
         optimizer,
         num_warmup_steps=config.warmup_steps,
         num_training_steps=num_steps,
     )
+    return schedule

@@ -43,6 +43,15 @@ class TrainState:
     validations_without_gain: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """How the learning part of a step went."""
+
+    loss_sum: float  # nats, over all loss tokens and ranks
+    grad_norm: float  # before clipping
+    skipped: str  # why no update was made; empty when one was
+
+
 @dataclass
 class Trainer:
     """The parts of a step; ``backend`` has prepared ``policy`` and the schedule's optimizer."""
@@ -61,46 +70,52 @@ class Trainer:
 
     def train_step(self, views: Sequence[Views]) -> StepMetrics:
         """Write, screen and learn one batch of demonstrations (this rank's share of it)."""
-        started = self.clock()
-        again = partial(self.source.rollouts, step=self.state.step)
-        rollouts = again(views)  # 1. Rollout: current weights, demonstration in context
-        rolled = self.clock()
-        targets = self.screen(views, rollouts, lambda v, n: again(v, attempt=n))  # 2. Screen: keep / fall back / drop
-        screened = self.clock()
-        batches = self.pair(targets)  # 3. Pair with the bare prompt
+        times = [self.clock()]
+        write = partial(self.source.rollouts, step=self.state.step)
+        rollouts = write(views)  # 1. Rollout: current weights, demonstration in context
+        times.append(self.clock())
+        targets = self.screen(views, rollouts, lambda v, attempt: write(v, attempt=attempt))  # 2. Screen
+        times.append(self.clock())
+        batches = self.pair(targets)  # 3. Pair with the bare prompt: same number of micro-batches on every rank
         num_loss_tokens = int(self.backend.sum_over_ranks(sum(b.num_loss_tokens for b in batches)))
-        loss_sum, grad_norm, skipped = 0.0, 0.0, "" if num_loss_tokens else "all_dropped"
-        if num_loss_tokens:  # 4. Learn: one denominator for the whole step, known before any backward
-            self.policy.train()
-            for batch in batches:
-                out = self.policy(batch, self.objective)  # head and loss run inside the wrapped forward
-                self.backend.backward(out.loss_sum / num_loss_tokens, last=batch is batches[-1])
-                loss_sum += out.loss_sum.item()
-            loss_sum = self.backend.sum_over_ranks(loss_sum)
-            if math.isfinite(loss_sum):
-                grad_norm = self.backend.optimizer_step(self.max_grad_norm)
-            else:
-                self.backend.discard_gradients()
-            if not (math.isfinite(loss_sum) and math.isfinite(grad_norm)):
-                skipped = "not_finite"
-        rate = self.schedule.get_last_lr()[0]
-        self._advance(num_loss_tokens, skipped)
-        ended = self.clock()
+        learned = self.learn(batches, num_loss_tokens)  # 4. Learn, unless everything was dropped
+        times.append(self.clock())
         values = {
-            "loss/nll": loss_sum / max(1, num_loss_tokens),
-            "train/grad_norm": grad_norm,
-            "train/lr": rate,
+            "loss/nll": learned.loss_sum / max(1, num_loss_tokens),
+            "train/grad_norm": learned.grad_norm,
+            "train/lr": float(self.schedule.get_last_lr()[0]),
             "train/num_loss_tokens": num_loss_tokens,
-            "train/total_loss_tokens": self.state.total_loss_tokens,
             "train/num_micro_batches": len(batches),
-            "time/rollout_seconds": rolled - started,
-            "time/screen_seconds": screened - rolled,
-            "time/learn_seconds": ended - screened,
-            "time/step_seconds": ended - started,
+            **{
+                f"time/{part}_seconds": times[i + 1] - times[i] for i, part in enumerate(("rollout", "screen", "learn"))
+            },
+            "time/step_seconds": times[-1] - times[0],
             **rollout_metrics(targets),
             **screen_metrics(targets),
         }
-        return StepMetrics(self.state.step, skipped, values, tuple(targets))
+        self._advance(num_loss_tokens, learned.skipped)
+        values["train/total_loss_tokens"] = self.state.total_loss_tokens
+        return StepMetrics(self.state.step, learned.skipped, values, tuple(targets))
+
+    def learn(self, batches: Sequence[MicroBatch], num_loss_tokens: int) -> Learned:
+        """Take one optimizer step; one denominator for all of it, known before any backward.
+
+        Nothing is updated when there is no loss token on any rank, or the loss or gradient is not finite.
+        """
+        if not num_loss_tokens:
+            return Learned(0.0, 0.0, "all_dropped")
+        self.policy.train()
+        loss_sum = 0.0
+        for batch in batches:
+            out = self.policy(batch, self.objective)  # head and loss run inside the wrapped forward
+            self.backend.backward(out.loss_sum / num_loss_tokens, last=batch is batches[-1])
+            loss_sum += out.loss_sum.item()
+        loss_sum = self.backend.sum_over_ranks(loss_sum)
+        if not math.isfinite(loss_sum):
+            self.backend.discard_gradients()
+            return Learned(loss_sum, math.nan, "not_finite")
+        grad_norm = self.backend.optimizer_step(self.max_grad_norm)
+        return Learned(loss_sum, grad_norm, "" if math.isfinite(grad_norm) else "not_finite")
 
     def pair(self, targets: Sequence[Target]) -> list[MicroBatch]:
         """Put each target behind its bare prompt; every rank gets the same number of micro-batches."""
