@@ -20,8 +20,8 @@ def run(arguments: Sequence[str]) -> int:
     if own.is_file() and not any(flag.partition("=")[0] == "--config" for flag in rest):
         rest = ["--config", str(own), *rest]  # a run is scored as its own config says, flags on top
     config, options = parse(parser, rest)
-    from onpolicy_sdft.build.finished import evaluate
-    from onpolicy_sdft.build.train import say_to_stderr
+    from onpolicy_sdft.jobs.finished import evaluate
+    from onpolicy_sdft.jobs.train import say_to_stderr
     from onpolicy_sdft.report.tables import kl_sentence, scores_table
 
     directory, summary = evaluate(target, config, options.output, say_to_stderr)

@@ -16,8 +16,8 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--temperatures", type=list[float], default=[1.0], help="Sampling temperatures to try.")
     parser.add_argument("--num_examples", type=int, default=32, help="Demonstrations to try them on.")
     config, options = parse(parser, arguments)
-    from onpolicy_sdft.build.probe import run_probe
-    from onpolicy_sdft.build.train import say_to_stderr
+    from onpolicy_sdft.jobs.probe import run_probe
+    from onpolicy_sdft.jobs.train import say_to_stderr
     from onpolicy_sdft.runs.progress import print_table
 
     outcome = run_probe(config, options.templates, options.temperatures, options.num_examples, say_to_stderr)

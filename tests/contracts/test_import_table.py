@@ -25,10 +25,10 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"runs"},
     "train": PARTS - {"tasks"},
     "eval": PARTS,
-    "build": PARTS | {"train", "eval"},
-    "cli": PARTS | {"train", "eval", "build", "report"},
+    "jobs": PARTS | {"train", "eval"},
+    "cli": PARTS | {"train", "eval", "jobs", "report"},
     "__main__": {"cli"},
-    "__init__": {"config", "build"},
+    "__init__": {"config", "jobs"},
 }
 TORCH_FREE = {"errors", "types", "config", "runs", "report"}
 

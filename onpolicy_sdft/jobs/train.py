@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import set_seed
 
-from onpolicy_sdft.build.evaluate import evaluate_stage, score_sets
-from onpolicy_sdft.build.parts import Chat, Data, load_chat, load_data, load_eval_sets, print_preflight
+from onpolicy_sdft.jobs.evaluate import evaluate_stage, score_sets
+from onpolicy_sdft.jobs.parts import Chat, Data, load_chat, load_data, load_eval_sets, print_preflight
 from onpolicy_sdft.config.check import evaluation_sets
 from onpolicy_sdft.config.load import dump_config
 from onpolicy_sdft.eval.runner import EvalSet

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
 
-from onpolicy_sdft.build.evaluate import evaluate_stage
-from onpolicy_sdft.build.parts import Chat, load_chat, load_eval_sets
+from onpolicy_sdft.jobs.evaluate import evaluate_stage
+from onpolicy_sdft.jobs.parts import Chat, load_chat, load_eval_sets
 from onpolicy_sdft.config.check import evaluation_sets
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError

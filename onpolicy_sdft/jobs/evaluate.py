@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from onpolicy_sdft.build.parts import Chat, seed_context, tick
+from onpolicy_sdft.jobs.parts import Chat, seed_context, tick
 from onpolicy_sdft.eval.retention import SeedCompletion, SeedKL, kl_to_seed, write_seed_completions
 from onpolicy_sdft.eval.runner import EvalSet, SetScore, score_set
 from onpolicy_sdft.models.lora import inner_model

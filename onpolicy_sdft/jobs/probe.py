@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from onpolicy_sdft.build.parts import load_chat, tick
+from onpolicy_sdft.jobs.parts import load_chat, tick
 from onpolicy_sdft.data.order import permutation
 from onpolicy_sdft.data.sources import load_demonstrations
 from onpolicy_sdft.data.templates import TeacherContext
