@@ -19,7 +19,7 @@ from onpolicy_sdft.runs.files import read_json, read_jsonl, write_json_atomic, w
 from onpolicy_sdft.runs.manifest import git_state, hardware, package_versions
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ROOT / "configs" / "online" / "forgetting.yaml"
+CONFIGS = ROOT / "configs" / "online"
 METHODS = {"sft": ROOT / "configs" / "methods" / "sft.yaml", "sdft": ROOT / "configs" / "methods" / "sdft.yaml"}
 
 
@@ -30,12 +30,12 @@ def sdft(*arguments: str | Path) -> None:
     subprocess.run(command, check=True, cwd=ROOT)
 
 
-def run_one(output: Path, method: str, seed: int, extra: list[str]) -> dict[str, object]:
+def run_one(config: Path, output: Path, method: str, seed: int, extra: list[str]) -> dict[str, object]:
     """Train one method with one seed, score it, and return its row."""
     run = output / f"{method}-seed{seed}"
     if not (run / "model").is_dir():
         sdft(
-            "train", "--config", CONFIG, "--config", METHODS[method], "--train.output_dir", run,
+            "train", "--config", config, "--config", METHODS[method], "--train.output_dir", run,
             "--train.seed", str(seed), "--train.resume", "auto", "--eval.before_and_after", "false", *extra,
         )  # fmt: skip
     if "eval" not in (read_json(run / "eval" / "summary.json") if (run / "eval" / "summary.json").is_file() else {}):
@@ -51,12 +51,12 @@ def run_one(output: Path, method: str, seed: int, extra: list[str]) -> dict[str,
     }
 
 
-def score_seed(output: Path, extra: list[str]) -> dict[str, object]:
+def score_seed(config: Path, output: Path, extra: list[str]) -> dict[str, object]:
     """Score the model before any training."""
     place = output / "seed-model"
     if not (place / "eval" / "summary.json").is_file():
-        config = ["--config", str(CONFIG), "--eval.kl_prompts", "0", *extra]
-        sdft("eval", "embedded:smollm2-135m-instruct", *config, "--output", place)
+        options = ["--config", str(config), "--eval.kl_prompts", "0", *extra]
+        sdft("eval", "embedded:smollm2-135m-instruct", *options, "--output", place)
     return {"method": "seed model", "seed": None, "steps": 0, **read_json(place / "eval" / "summary.json")["eval"]}
 
 
@@ -82,15 +82,17 @@ def table(rows: list[dict[str, object]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "forgetting")
+    parser.add_argument("--config", type=Path, default=CONFIGS / "forgetting.yaml")
+    parser.add_argument("--output", type=Path, help="Where the runs go (default: runs/NAME of the config).")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--results", type=Path, help="Directory for forgetting.json and forgetting.md.")
+    parser.add_argument("--results", type=Path, help="Directory for NAME.json and NAME.md.")
     options, extra = parser.parse_known_args()
-    output = options.output.resolve()
-    rows = [score_seed(output, extra)]
+    config = options.config.resolve()
+    output = (options.output or ROOT / "runs" / config.stem).resolve()
+    rows = [score_seed(config, output, extra)]
     for seed in options.seeds:
-        rows += [run_one(output, method, seed, extra) for method in options.methods]
+        rows += [run_one(config, output, method, seed, extra) for method in options.methods]
     print(table(rows))
     if options.results:
         record = {
@@ -98,12 +100,12 @@ def main() -> None:
             "git": git_state(ROOT),
             "hardware": hardware(),
             "versions": package_versions(["torch", "transformers", "peft", "accelerate"]),
-            "config": CONFIG.read_text(encoding="utf-8"),
+            "config": config.read_text(encoding="utf-8"),
             "rows": rows,
         }
         options.results.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(options.results / "forgetting.json", json.loads(json.dumps(record)))
-        write_text_atomic(options.results / "forgetting.md", table(rows) + "\n")
+        write_json_atomic(options.results / f"{config.stem}.json", json.loads(json.dumps(record)))
+        write_text_atomic(options.results / f"{config.stem}.md", table(rows) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,10 @@ torch_index_arguments() {
 install_into_venv() {
     local extras="$1" stamp="$VENV/.installed-${1:-core}"
     if [ ! -x "$VENV/bin/python" ]; then
+        if ! command -v "$PYTHON" >/dev/null; then
+            echo "$PYTHON is not there: install Python 3.11 or later, or name one with PYTHON=..." >&2
+            exit 2
+        fi
         say "making $VENV"
         "$PYTHON" -m venv "$VENV"
     fi
@@ -31,7 +35,8 @@ install_into_venv() {
     say "installing onpolicy_sdft$extras (one to three minutes)"
     # shellcheck disable=SC2046  # two words are meant
     "$VENV/bin/python" -m pip install --progress-bar off --constraint "$ROOT/launch/constraints.txt" \
-        $(torch_index_arguments) --editable "$ROOT$extras" | grep -E '^(Collecting torch|Successfully)' || true
+        $(torch_index_arguments) --editable "$ROOT$extras" |
+        { grep -E '^ *(Downloading|Building|Installing|Successfully)' || true; } # pip's own failure still ends the script
     "$VENV/bin/python" -c 'import torch, transformers, onpolicy_sdft; print("torch", torch.__version__)'
     touch "$stamp"
 }

@@ -28,16 +28,19 @@ def run(arguments: Sequence[str]) -> int:
             f"{row.score:.2f} [{row.low:.2f}, {row.high:.2f}]",
             f"{row.keep_rate:.2f}",
             f"{row.verbatim_rate:.2f}",
-            ", ".join(f"{reason} {count}" for reason, count in sorted(row.reasons.items())) or "-",
+            ", ".join(f"{reason} {count / row.n:.0%}" for reason, count in sorted(row.reasons.items())) or "-",
             f"{row.entropy:.2f}",
             f"{row.mean_length:.0f}",
             f"{row.length_ratio:.2f}",
-            f"{row.seconds_per_rollout * config.train.batch_size:.1f}",
+            f"{row.seconds_per_rollout * config.train.batch_size + outcome.learning_seconds:.1f}",
         )
         for row in outcome.rows
     ]
     columns = ["template", "T", "score [95 %]", "kept", "verbatim", "refused", "entropy", "tokens", "ratio", "s/step"]
-    print_table(f"probe of {config.model.name}, n = {options.num_examples}", columns, rows)
-    print(f"s/step: seconds of writing per step of {config.train.batch_size}; learning comes on top.")
+    print_table(f"probe of {config.model.name}, n = {outcome.rows[0].n}", columns, rows)
+    print(
+        f"s/step: expected seconds per step of {config.train.batch_size}, of which {outcome.learning_seconds:.1f} s "
+        "learning; refused: share of rollouts by reason."
+    )
     print(outcome.recommendation)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig
@@ -69,6 +70,10 @@ def _check_ranges(config: RunConfig) -> None:
         "eval.every_steps": config.eval.every_steps,
         "eval.early_stop": config.eval.early_stop,
     }
+    for label, item in (("eval.sets", config.eval.sets), ("eval.validation", config.eval.validation)):
+        for index, questions in enumerate(item):
+            at_least_one[f"{label}[{index}].max_new_tokens"] = questions.max_new_tokens
+            optional[f"{label}[{index}].data.limit"] = questions.data.limit
     for name, value in at_least_one.items():
         _require(value >= 1, name, value, "at least 1")
     for name, bound in optional.items():
@@ -92,6 +97,16 @@ def _check_ranges(config: RunConfig) -> None:
 
 
 def _check_model(config: RunConfig) -> None:
+    if config.data.path is not None and (config.data.options or config.data.split != "train"):
+        raise ConfigError(
+            f"data.split and data.options belong to a hub or embedded set, but data.path={config.data.path!r} is a "
+            "file. Way out: --data.split train --data.options '{}'."
+        )
+    if config.model.revision is not None and config.model.name.startswith("embedded:"):
+        raise ConfigError(
+            f"model.revision={config.model.revision!r} names a hub revision, but {config.model.name} is embedded. "
+            "Way out: --model.revision null."
+        )
     if not config.lora.enabled and config.model.dtype != "float32":
         raise ConfigError(
             f"Full fine-tuning (lora.enabled=false) with model.dtype={config.model.dtype}: most updates would be "
@@ -158,13 +173,19 @@ def evaluation_sets(config: RunConfig) -> list[EvalSetConfig]:
     """Return the sets scored before and after training: ``eval.sets``, and ``eval.path`` as one more."""
     if config.eval.path is None:
         return config.eval.sets
-    rows = replace(config.data, name=None, path=config.eval.path, limit=config.eval.limit)
+    rows = replace(config.data, name=None, path=config.eval.path, limit=config.eval.limit, split="train", options={})
     own = EvalSetConfig(TEST_LABEL, rows, config.task, config.rollout.max_new_tokens)
     return [own, *config.eval.sets]
 
 
 def _check_labels(sets: list[EvalSetConfig]) -> None:
     labels = [item.label for item in sets]
+    for label in labels:
+        if not re.fullmatch(r"[\w.+-]+", label):
+            raise ConfigError(
+                f"The evaluation set label {label!r} names a file and a metric. Way out: letters, digits, '_', '-' and "
+                "'.' only."
+            )
     twice = {label for label in labels if labels.count(label) > 1}
     if twice:
         raise ConfigError(f"Two evaluation sets are called {twice.pop()!r}. Give each its own label.")

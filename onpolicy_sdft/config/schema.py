@@ -186,7 +186,7 @@ class ObjectiveConfig:
     chunk_tokens: int = 1024
     """Loss tokens whose logits are alive at once."""
     kernel: Literal["chunks", "torch"] = "chunks"
-    """``chunks``: recomputed chunks of cross-entropy; ``torch``: torch's linear_cross_entropy."""
+    """``chunks``: recomputed chunks of cross-entropy; ``torch``: torch's linear_cross_entropy (slower on a CPU)."""
 
 
 @dataclass
@@ -204,7 +204,7 @@ class OptimConfig:
     schedule: Literal["constant", "cosine"] = "constant"
     """After the warm-up: stay, or fall to zero on a cosine."""
     warmup_steps: int = 2
-    """Linear warm-up."""
+    """Linear warm-up from 0: as in transformers, the first step of a warm-up changes nothing."""
     max_grad_norm: float = 1.0
     """Clip the global gradient norm; 0 turns clipping off."""
 

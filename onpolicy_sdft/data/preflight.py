@@ -44,6 +44,11 @@ def describe_lengths(prepared: Prepared, max_new_tokens: int) -> tuple[list[Leng
             f"{len(prepared.trimmed_ids)} demonstrations are cut to fit context.max_teacher_tokens: "
             f"{_some(prepared.trimmed_ids)}"
         )
+    fewer = [v.demonstration.example_id for v in prepared.views if v.num_dropped_examples]
+    if fewer:
+        warnings.append(
+            f"{len(fewer)} teacher contexts show fewer than context.num_demonstrations to fit: {_some(fewer)}"
+        )
     if prepared.dropped_ids:
         warnings.append(
             f"{len(prepared.dropped_ids)} rows are left out, they do not fit: {_some(prepared.dropped_ids)}"

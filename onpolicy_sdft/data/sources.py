@@ -86,11 +86,12 @@ def load_demonstrations(config: DataConfig, task: Task, *, section: str = "data"
 
 
 def fingerprint(demonstrations: list[Demonstration]) -> str:
-    """Digest ids, conversations and responses, in order."""
+    """Digest ids, conversations, responses and the fields their check reads, in order."""
     digest = hashlib.sha256()
     for demonstration in demonstrations:
         turns = [(turn.role, turn.content) for turn in demonstration.turns]
-        digest.update(json.dumps([demonstration.example_id, turns, demonstration.response]).encode())
+        fields = sorted((str(key), repr(value)) for key, value in demonstration.fields.items())
+        digest.update(json.dumps([demonstration.example_id, turns, demonstration.response, fields]).encode())
     return digest.hexdigest()
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from onpolicy_sdft.jobs.parts import Chat, seed_context, tick
+from onpolicy_sdft.config.check import evaluation_sets
 from onpolicy_sdft.eval.retention import SeedCompletion, SeedKL, kl_to_seed, write_seed_completions
 from onpolicy_sdft.eval.runner import EvalSet, SetScore, score_set
+from onpolicy_sdft.jobs.parts import Chat, seed_context, tick
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.runs.files import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 from onpolicy_sdft.runs.progress import Progress
@@ -27,7 +29,7 @@ def score_sets(
     config: RunConfig, chat: Chat, model: PreTrainedModel | PeftModel, sets: Sequence[EvalSet], stage: str
 ) -> list[SetScore]:
     """Score a model on each set, with a progress bar a set."""
-    backend = chat.backend(model, config.eval.batch_size)
+    backend = chat.backend(model, config.eval.batch_size, merge_adapter=config.rollout.merge_adapter)
     scores = []
     for questions in sets:
         total = len(questions.demonstrations) * config.eval.num_samples
@@ -60,18 +62,42 @@ def evaluate_stage(
         write_jsonl_atomic(run.eval_records_path(stage, score.label), score.records)
     kl = None
     if config.eval.kl_prompts:
-        completions = seed_completions(config, chat, model, run.eval_path / "seed_completions.jsonl")
+        completions = seed_completions(config, chat, model, run.eval_path, untrained=stage == "before")
         if stage != "before":
             kl = measure_kl(config, chat, model, completions)
-    summary[stage] = {"sets": [_without_records(score) for score in scores], "kl": _kl_entry(kl)}
+    scored = [_without_records(score) for score in scores]
+    summary[stage] = {"identity": eval_identity(config), "sets": scored, "kl": _kl_entry(kl)}
     write_json_atomic(run.eval_summary_path, summary)
     return dict(summary[stage])
 
 
+def eval_identity(config: RunConfig) -> str:
+    """Digest what decides the seed model's scores, so that scores of another question are never taken for these."""
+    parts = (
+        config.model, config.context.student_template_kwargs, evaluation_sets(config), config.eval.temperature,
+        config.eval.num_samples, config.eval.seed, config.eval.kl_prompts, config.eval.kl_max_new_tokens,
+    )  # fmt: skip
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def has_stage(run: RunDirectory, stage: str, config: RunConfig) -> bool:
+    """Whether a stage was scored already, by this model on these sets."""
+    if not run.eval_summary_path.is_file():
+        return False
+    return bool(read_json(run.eval_summary_path).get(stage, {}).get("identity") == eval_identity(config))
+
+
 def seed_completions(
-    config: RunConfig, chat: Chat, model: PreTrainedModel | PeftModel, path: Path
+    config: RunConfig, chat: Chat, model: PreTrainedModel | PeftModel, directory: Path, *, untrained: bool
 ) -> list[SeedCompletion]:
-    """Read the seed model's completions, or let it write them now."""
+    """Read the seed model's completions, or let it write them now; the file's name tells what it belongs to."""
+    asked = (
+        config.model,
+        config.context.student_template_kwargs,
+        config.eval.kl_prompts,
+        config.eval.kl_max_new_tokens,
+    )
+    path = directory / f"seed_completions-{hashlib.sha256(repr(asked).encode()).hexdigest()[:8]}.jsonl"
     if path.is_file():
         return [
             SeedCompletion(
@@ -81,7 +107,7 @@ def seed_completions(
         ]
     with (
         Progress("seed model: general prompts", config.eval.kl_prompts, "completions") as progress,
-        seed_context(config, model)() as seed,
+        seed_context(config, model, untrained=untrained)() as seed,
     ):
         backend = chat.backend(seed, config.eval.batch_size)
         completions = write_seed_completions(

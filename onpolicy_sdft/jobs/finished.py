@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
 
-from onpolicy_sdft.jobs.evaluate import evaluate_stage
-from onpolicy_sdft.jobs.parts import Chat, load_chat, load_eval_sets
 from onpolicy_sdft.config.check import evaluation_sets
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
-from onpolicy_sdft.models.export import export_model, merge_adapter
+from onpolicy_sdft.eval.retention import general_prompts
+from onpolicy_sdft.jobs.evaluate import evaluate_stage
+from onpolicy_sdft.jobs.parts import Chat, load_chat, load_eval_sets, refuse_unaskable
+from onpolicy_sdft.models.export import export_model, merge_adapter, refuse_foreign
 from onpolicy_sdft.rollout.sampling import SamplingLaw
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_json
@@ -24,7 +25,7 @@ from onpolicy_sdft.types import NoiseKey, RolloutRequest, Turn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from onpolicy_sdft.config.schema import RunConfig
+    from onpolicy_sdft.config.schema import EvalConfig, RunConfig
 
 Say = Callable[[str], None]
 
@@ -65,7 +66,8 @@ class Finished:
             )
             for index, prompt in enumerate(prompts)
         ]
-        backend = self.chat.backend(self.model, self.config.rollout.batch_size)
+        rollout = self.config.rollout
+        backend = self.chat.backend(self.model, rollout.batch_size, merge_adapter=rollout.merge_adapter)
         rollouts = backend.generate(requests, SamplingLaw(temperature=temperature))
         return [self.chat.renderer.decode(rollout.token_ids) for rollout in rollouts]
 
@@ -131,7 +133,16 @@ def evaluate(
     if not evaluation_sets(config):
         raise ConfigError("There is no set to score on. Way out: --eval.path FILE, or --config FILE with eval.sets.")
     sets = load_eval_sets(evaluation_sets(config))
-    finished = load_run(target, say) if is_run(target) else load_model(str(target), config, say)
+    general_prompts(config.eval.kl_prompts)  # asking for more than there are is refused before any work
+    if is_run(target):
+        finished = load_run(target, say)
+        config = dataclasses.replace(config, model=finished.config.model)  # whatever the sets: its own seed
+    else:
+        finished = load_model(str(target), config, say)
+        config = dataclasses.replace(
+            config, model=dataclasses.replace(config.model, name=str(target)), eval=_without_kl(config, say)
+        )
+    refuse_unaskable(finished.chat, sets)
     if output is None and finished.run is not None:
         run = finished.run
     else:
@@ -139,6 +150,12 @@ def evaluate(
         run = RunDirectory.create(output or default, resume=True)
     summary = evaluate_stage(config, finished.chat, finished.model, sets, run, "eval")
     return run, summary
+
+
+def _without_kl(config: RunConfig, say: Say) -> EvalConfig:
+    if config.eval.kl_prompts:
+        say("KL to a seed model is measured for runs only: a model alone does not say what it was tuned from")
+    return dataclasses.replace(config.eval, kl_prompts=0)
 
 
 def export(
@@ -159,15 +176,21 @@ def export(
     """
     if output is None and push_to_hub is None:
         raise ConfigError("Say where to: --output DIR, or --push_to_hub USER/NAME.")
+    if output is not None:
+        refuse_foreign(Path(output).resolve())
+        if Path(target).resolve() in (Path(output).resolve(), *Path(output).resolve().parents):
+            raise ConfigError(f"--output {output} is inside the run itself. Way out: another directory.")
     finished = load_run(target, say)
     assert finished.run is not None
     model = finished.model
     if merged and isinstance(model, PeftModel):
+        if finished.config.model.load_in_4bit:
+            raise ConfigError("--merged cannot fold an adapter into a 4-bit base. Way out: export the adapter alone.")
         model = merge_adapter(model)
     summary = _scores(finished.run)
     tokenizer = finished.chat.loaded.tokenizer
     if output is not None:
-        facts = {"run": str(finished.run.path), "merged": str(merged).lower()}
+        facts = {**_facts(finished), "merged": str(merged).lower()}
         export_model(model, tokenizer, Path(output), finished.config.model.name, facts, summary)
         say(f"written to {output}")
     if push_to_hub is not None:
@@ -175,6 +198,26 @@ def export(
         tokenizer.push_to_hub(push_to_hub)
         say(f"pushed to {push_to_hub}")
     return Path(output) if output is not None else None
+
+
+def _facts(finished: Finished) -> dict[str, str]:
+    assert finished.run is not None
+    config = finished.config
+    manifest = read_json(finished.run.manifest_path) if finished.run.manifest_path.is_file() else {}
+    fingerprint = str((manifest.get("data_fingerprint") or {}).get("train", "unknown"))[:16]
+    facts = model_facts(config, config.data.path or config.data.name or "", fingerprint)
+    return facts | {"run": finished.run.path.name}
+
+
+def model_facts(config: RunConfig, where: str, fingerprint: str) -> dict[str, str]:
+    """Return the lines of a model card that say how the model was made."""
+    return {
+        "method": "sdft" if config.train.targets == "policy" else "sft",
+        "data": f"{where} (sha256 {fingerprint[:16]})",
+        "objective": config.objective.name,
+        "context template": config.context.template,
+        "seed": str(config.train.seed),
+    }
 
 
 def _scores(run: RunDirectory) -> Mapping[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +13,7 @@ from peft import PeftModel
 from onpolicy_sdft.data.preflight import describe_lengths, refuse_beyond_window
 from onpolicy_sdft.data.sources import DemonstrationSet, load_demonstrations
 from onpolicy_sdft.data.views import Prepared, Renderer, prepare
+from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.eval.runner import EvalSet
 from onpolicy_sdft.models.load import LoadedModel, load, terminator_ids
 from onpolicy_sdft.models.lora import inner_model
@@ -57,7 +58,7 @@ class Chat:
 def load_chat(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> Chat:
     """Load the model of a config and what is needed to talk to it."""
     say(f"loading {config.model.name}")
-    loaded = load(config.model)
+    loaded = load(config.model, say)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if not config.model.load_in_4bit:
         loaded.model.to(device)  # type: ignore[arg-type]  # transformers wraps .to in a way mypy misreads
@@ -66,14 +67,49 @@ def load_chat(config: RunConfig, say: Callable[[str], None] = lambda text: None)
     return Chat(loaded, renderer, tuple(sorted(terminators)))
 
 
-def load_data(config: RunConfig, chat: Chat) -> Data:
-    """Load and check the demonstrations, and make both views fit."""
+def load_rows(config: RunConfig) -> tuple[Task, DemonstrationSet]:
+    """Load and check the demonstrations: all that can be done before the model is there."""
     task = load_task(config.task.name, config.task.options)
-    loaded = load_demonstrations(config.data, task)
-    prepared = prepare(loaded.demonstrations, chat.renderer, config.context, config.train.seed)
-    window = getattr(chat.loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    return task, load_demonstrations(config.data, task)
+
+
+def make_views(config: RunConfig, chat: Chat, task: Task, loaded: DemonstrationSet) -> Data:
+    """Make both views of every demonstration fit the configured limits and the model's own context window."""
+    window, context = context_window(chat), config.context
+    if window is not None:
+        room = max(1, window - config.rollout.max_new_tokens)
+        context = replace(
+            context,
+            max_teacher_tokens=min(context.max_teacher_tokens, room),
+            max_student_tokens=min(context.max_student_tokens, room),
+        )
+    prepared = prepare(loaded.demonstrations, chat.renderer, context, config.train.seed)
     refuse_beyond_window(prepared, config.rollout.max_new_tokens, window)
     return Data(task, loaded, prepared)
+
+
+def context_window(chat: Chat) -> int | None:
+    """Positions the model has; None when its config does not say."""
+    window = getattr(chat.loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    return None if window is None else int(window)
+
+
+def refuse_unaskable(chat: Chat, sets: Sequence[EvalSet]) -> None:
+    """Refuse questions that the chat template cannot render or that do not fit, before any work is done.
+
+    Raises:
+        ConfigError: If the chat template fails.
+        DataError: If a question and its longest answer are more than the model's context window.
+    """
+    window = context_window(chat)
+    for questions in sets:
+        for question in questions.demonstrations:
+            needed = len(chat.renderer.student_ids(question.turns)) + questions.max_new_tokens
+            if window is not None and needed > window:
+                raise DataError(
+                    f"Question {question.example_id} of evaluation set {questions.label!r} needs {needed} positions "
+                    f"with its answer, the model has {window}. Lower its max_new_tokens or leave the row out."
+                )
 
 
 def load_eval_sets(configs: Sequence[EvalSetConfig], section: str = "eval.sets") -> list[EvalSet]:
@@ -112,11 +148,19 @@ def adapter_off(model: PeftModel) -> Iterator[PreTrainedModel]:
 
 
 def seed_context(
-    config: RunConfig, model: PreTrainedModel | PeftModel
+    config: RunConfig, model: PreTrainedModel | PeftModel, *, untrained: bool = False
 ) -> Callable[[], AbstractContextManager[PreTrainedModel]]:
-    """Return a context that gives the seed model: the adapter off, or a second copy for full fine-tuning."""
+    """Return a context that gives the seed model: the adapter off, or a second copy for full fine-tuning.
+
+    Args:
+        config: Names the seed model.
+        model: The model at hand.
+        untrained: Whether it is still the seed model itself.
+    """
     if isinstance(model, PeftModel):
         return lambda: adapter_off(model)
+    if untrained:
+        return lambda: nullcontext(model)
     seed = load(config.model).model
     seed.to(model.device)  # type: ignore[arg-type]  # as in load_chat
 

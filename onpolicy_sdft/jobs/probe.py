@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from onpolicy_sdft.jobs.parts import load_chat, tick
+import torch
+
+from onpolicy_sdft.data.collate import collate, split_by_budget
 from onpolicy_sdft.data.order import permutation
 from onpolicy_sdft.data.sources import load_demonstrations
 from onpolicy_sdft.data.templates import TeacherContext
 from onpolicy_sdft.data.views import prepare
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.probe import ProbeRow, probe, recommend
+from onpolicy_sdft.jobs.parts import Chat, load_chat, tick
+from onpolicy_sdft.models.lora import prepare_trainable
+from onpolicy_sdft.models.policy import Policy
+from onpolicy_sdft.objectives.nll import nll
 from onpolicy_sdft.rollout.sampling import SamplingLaw
 from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.screening.screen import Screen
@@ -21,6 +29,7 @@ from onpolicy_sdft.tasks import load_task
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig
+    from onpolicy_sdft.types import Views
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +38,7 @@ class ProbeOutcome:
 
     rows: tuple[ProbeRow, ...]
     recommendation: str
+    learning_seconds: float  # expected per step, to be added to the writing
 
 
 def run_probe(
@@ -53,7 +63,11 @@ def run_probe(
     total = len(loaded.demonstrations)
     if num_examples > total:
         raise ConfigError(f"num_examples={num_examples}, but there are {total} demonstrations. Way out: ask for fewer.")
-    chosen = [loaded.demonstrations[i] for i in permutation(total, config.train.seed, 0)[:num_examples]]
+    chosen = {loaded.demonstrations[i].example_id for i in permutation(total, config.train.seed, 0)[:num_examples]}
+    # Other examples of a k-shot context come from the whole set, as in training.
+    rows = loaded.demonstrations if config.context.num_demonstrations > 1 else [
+        demonstration for demonstration in loaded.demonstrations if demonstration.example_id in chosen
+    ]  # fmt: skip
     screen = Screen(config.screening, task, chat.renderer.decode)
     backend = chat.backend(chat.loaded.model, config.rollout.batch_size)
     rollout = config.rollout
@@ -64,11 +78,32 @@ def run_probe(
         for template in ("bare", *templates):
             shown = config.context.template if template == "bare" else template
             context = dataclasses.replace(config.context, template=shown)
-            views = prepare(chosen, chat.renderer, context, config.train.seed).views
+            prepared = prepare(rows, chat.renderer, context, config.train.seed).views
+            views = [view for view in prepared if view.demonstration.example_id in chosen]
             with Progress(f"probe {template} at T={temperature:g}", len(views), "rollouts") as progress:
                 row = probe(
                     views, template=template, law=law, backend=backend, screen=screen, task=task,
                     max_new_tokens=rollout.max_new_tokens, seed=config.train.seed, on_progress=tick(progress),
                 )  # fmt: skip
             (bare if template == "bare" else conditioned).append(row)
-    return ProbeOutcome((*bare, *conditioned), recommend(bare, conditioned))
+    learning = _seconds_per_learning_step(config, chat, views)
+    return ProbeOutcome((*bare, *conditioned), recommend(bare, conditioned), learning)
+
+
+def _seconds_per_learning_step(config: RunConfig, chat: Chat, views: Sequence[Views]) -> float:
+    """Time forward and backward of one step's worth of demonstrations; nothing is updated."""
+    model = prepare_trainable(chat.loaded.model, config.lora, config.model, config.train.seed)
+    policy = Policy(model).train()
+    objective = partial(nll, chunk_tokens=config.objective.chunk_tokens, kernel=config.objective.kernel)
+    pairs = [(view.student_ids, view.response_ids) for view in views[: config.train.batch_size]]
+    device = model.get_input_embeddings().weight.device
+    started = time.perf_counter()
+    bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16")
+    with Progress("probe: learning", len(pairs), "targets") as progress:
+        for group in split_by_budget(pairs, config.train.micro_batch_tokens):
+            with bf16:
+                loss = policy(collate(group, chat.pad_token_id, device), objective).loss_sum
+            loss.backward()
+            progress.update(len(group))
+    policy.zero_grad(set_to_none=True)
+    return (time.perf_counter() - started) * config.train.batch_size / len(pairs)

@@ -13,11 +13,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import set_seed
 
-from onpolicy_sdft.jobs.evaluate import evaluate_stage, score_sets
-from onpolicy_sdft.jobs.parts import Chat, Data, load_chat, load_data, load_eval_sets, print_preflight
 from onpolicy_sdft.config.check import evaluation_sets
 from onpolicy_sdft.config.load import dump_config
+from onpolicy_sdft.eval.retention import general_prompts
 from onpolicy_sdft.eval.runner import EvalSet
+from onpolicy_sdft.jobs.evaluate import evaluate_stage, has_stage, score_sets
+from onpolicy_sdft.jobs.finished import model_facts
+from onpolicy_sdft.jobs.parts import (
+    Chat,
+    Data,
+    load_chat,
+    load_eval_sets,
+    load_rows,
+    make_views,
+    print_preflight,
+    refuse_unaskable,
+)
 from onpolicy_sdft.models.export import export_model
 from onpolicy_sdft.models.lora import prepare_trainable
 from onpolicy_sdft.models.policy import Policy
@@ -78,11 +89,14 @@ def fit(config: RunConfig, command: Sequence[str] = (), say: Say = say_to_stderr
     # A debugging aid of torch's that would cost a pass over every new buffer.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     backend = Backend(config.train.precision)
-    with warnings.catch_warnings(action="always", category=UserWarning):
-        chat = load_chat(config, say)
-    data = load_data(config, chat)
+    task, rows = load_rows(config)
     sets = load_eval_sets(evaluation_sets(config))
     validation = load_eval_sets(config.eval.validation, "eval.validation")
+    general_prompts(config.eval.kl_prompts)  # asking for more than there are is refused here, not after training
+    with warnings.catch_warnings(action="always", category=UserWarning):
+        chat = load_chat(config, say)
+    data = make_views(config, chat, task, rows)
+    refuse_unaskable(chat, [*sets, *validation])
     plan = make_plan(config.train, len(data.prepared.views))
     print_preflight(data, config, say)
     model = prepare_trainable(chat.loaded.model, config.lora, config.model, config.train.seed)
@@ -93,10 +107,11 @@ def fit(config: RunConfig, command: Sequence[str] = (), say: Say = say_to_stderr
     refuse_other_run(run, _identity(config, data))
     _write_identity(config, data, run, command, backend)
 
-    if config.eval.before_and_after and sets and not _has_stage(run, "before"):
-        evaluate_stage(config, chat, model, sets, run, "before")
     progress = Progress("train", plan.num_steps, "steps", enabled=backend.rank == 0)
     trainer, optimizer = _make_trainer(config, chat, data, model, backend, plan, progress)
+    scored = config.eval.before_and_after and bool(sets or config.eval.kl_prompts)
+    if scored and not has_stage(run, "before", config):
+        evaluate_stage(config, chat, model, sets, run, "before")
     checkpointer = Checkpointer(
         run, model, optimizer, trainer.schedule, _identity(config, data), config.train.keep_checkpoints
     )
@@ -120,7 +135,7 @@ def fit(config: RunConfig, command: Sequence[str] = (), say: Say = say_to_stderr
             tracker.finish()
     summary: dict[str, Any] = {}
     if result.exit_code == 0:
-        if config.eval.before_and_after and sets:
+        if scored:
             summary = {"after": evaluate_stage(config, chat, model, sets, run, "after")}
         export(run.model_path, summary)
     return TrainOutcome(run, result, summary)
@@ -182,12 +197,8 @@ def _export(
     directory: Any,
     summary: Mapping[str, Any],
 ) -> None:
-    facts = {
-        "method": "sdft" if config.train.targets == "policy" else "sft",
-        "data": f"{data.loaded.where} ({len(data.prepared.views)} rows, sha256 {data.loaded.fingerprint[:16]})",
-        "objective": config.objective.name,
-        "context template": config.context.template,
-    }
+    facts = model_facts(config, data.loaded.where, data.loaded.fingerprint)
+    facts["rows"] = str(len(data.prepared.views))
     export_model(model, chat.loaded.tokenizer, directory, config.model.name, facts, summary)
 
 
@@ -202,8 +213,13 @@ def _identity(config: RunConfig, data: Data) -> dict[str, Any]:
     """What must not change between a checkpoint and the run that goes on from it."""
     frozen = dataclasses.asdict(config)
     train = {key: frozen["train"][key] for key in ("targets", "seed", "batch_size", "precision", "micro_batch_tokens")}
+    if config.train.max_steps is None:
+        train["num_epochs"] = config.train.num_epochs
+    if config.optim.schedule == "cosine":
+        train["max_steps"] = config.train.max_steps
     return {
         "data": data.loaded.fingerprint,
+        "task": frozen["task"],
         "model": {**frozen["model"], "cache_dir": None},
         **{section: frozen[section] for section in ("lora", "context", "rollout", "screening", "objective", "optim")},
         "train": train,
@@ -227,8 +243,14 @@ def _write_identity(config: RunConfig, data: Data, run: RunDirectory, command: S
             "trimmed_ids": list(data.prepared.trimmed_ids),
         },
     )
+    if run.manifest_path.is_file():  # a resumed run keeps the record of its start
+        manifest = {**read_json(run.manifest_path), "resumed": [*_resumptions(run), manifest]}
     write_text_atomic(run.config_path, dump_config(config))
     write_json_atomic(run.manifest_path, manifest)
+
+
+def _resumptions(run: RunDirectory) -> list[Any]:
+    return list(read_json(run.manifest_path).get("resumed", []))
 
 
 def _resume(
@@ -241,7 +263,3 @@ def _resume(
     if source is not None:
         progress.update(trainer.state.step)
         say(f"resuming from {source} (step {trainer.state.step}; {dropped} later log lines dropped)")
-
-
-def _has_stage(run: RunDirectory, stage: str) -> bool:
-    return run.eval_summary_path.is_file() and stage in read_json(run.eval_summary_path)

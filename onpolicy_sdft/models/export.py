@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from peft import PeftModel
 
+from onpolicy_sdft.errors import ConfigError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_CARD_MARK = "fine-tuned with onpolicy_sdft"
 _PACKAGES = ("onpolicy_sdft", "torch", "transformers", "peft", "accelerate")
 
 
@@ -27,14 +30,21 @@ def export_model(
 ) -> None:
     """Write the adapter or the full model, tokenizer, generation config and model card; whole or not at all.
 
+    A directory that is there already is replaced only if it is empty or holds an earlier export.
+
     Args:
         model: The trained model; with adapters, only these are written.
         tokenizer: Saved beside it.
-        directory: Replaced if it is there.
+        directory: Where to.
         base_name: ``model.name`` of the run; an adapter names it as its base.
         facts: Lines of the card: method, data, and so on.
         summary: Scores by stage, as in ``eval/summary.json``.
+
+    Raises:
+        ConfigError: If the directory holds anything else; nothing is touched then.
     """
+    directory = directory.resolve()
+    refuse_foreign(directory)
     scratch = directory.with_name(f".tmp-{directory.name}")
     shutil.rmtree(scratch, ignore_errors=True)
     if isinstance(model, PeftModel):
@@ -51,9 +61,25 @@ def export_model(
         generation_config.save_pretrained(scratch)
     is_adapter = isinstance(model, PeftModel)
     (scratch / "README.md").write_text(model_card(base_name, is_adapter, facts, summary), encoding="utf-8")
+    old = directory.with_name(f".old-{directory.name}")
+    shutil.rmtree(old, ignore_errors=True)
     if directory.exists():
-        shutil.rmtree(directory)
+        directory.rename(old)
     scratch.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def refuse_foreign(directory: Path) -> None:
+    """Refuse to replace a directory that is neither empty nor an earlier export.
+
+    Raises:
+        ConfigError: If it is something else.
+    """
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return
+    card = directory / "README.md"
+    if not card.is_file() or _CARD_MARK not in card.read_text(encoding="utf-8", errors="replace"):
+        raise ConfigError(f"{directory} holds other files and is not overwritten. Way out: name a new directory.")
 
 
 def merge_adapter(model: PeftModel) -> PreTrainedModel:
@@ -69,7 +95,7 @@ def model_card(base_name: str, is_adapter: bool, facts: Mapping[str, str], summa
     header += ["- onpolicy_sdft", "- self-distillation"]
     if not base_name.startswith("embedded:") and not Path(base_name).exists():
         header.append(f"base_model: {base_name}")
-    lines = [*header, "---", "", f"# {base_name}, fine-tuned with onpolicy_sdft", ""]
+    lines = [*header, "---", "", f"# {base_name}, {_CARD_MARK}", ""]
     lines += [f"* {key}: {value}" for key, value in facts.items()]
     for stage, scores in summary.items():
         for item in scores.get("sets", []):

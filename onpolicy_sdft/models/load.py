@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,11 +39,11 @@ class LoadedModel:
     source: str  # what was asked for, as in the config
 
 
-def resolve_source(config: ModelConfig) -> str:
+def resolve_source(config: ModelConfig, report: Callable[[str], None] = lambda text: None) -> str:
     """Turn ``model.name`` into something ``from_pretrained`` takes, fetching an embedded model if need be."""
     if config.name.startswith(embedded.PREFIX):
         cache_dir = Path(config.cache_dir).expanduser() if config.cache_dir else None
-        return str(embedded.fetch(config.name.removeprefix(embedded.PREFIX), cache_dir))
+        return str(embedded.fetch(config.name.removeprefix(embedded.PREFIX), cache_dir, report))
     return config.name
 
 
@@ -75,13 +76,13 @@ def load_tokenizer(source: str, config: ModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load(config: ModelConfig) -> LoadedModel:
+def load(config: ModelConfig, report: Callable[[str], None] = lambda text: None) -> LoadedModel:
     """Load model and tokenizer as the config says; a saved adapter is merged into its base.
 
     Raises:
         ModelError: If the source cannot be loaded, with the value and the way out.
     """
-    source = resolve_source(config)
+    source = resolve_source(config, report)
     adapter = source if (Path(source) / "adapter_config.json").is_file() else None
     if adapter is not None:
         source = _adapter_base(adapter, config)

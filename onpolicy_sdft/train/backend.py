@@ -29,7 +29,13 @@ class Backend:
     """
 
     def __init__(self, precision: str) -> None:
-        self.accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+        try:
+            self.accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+        except ValueError as error:  # accelerate keeps one precision a process
+            raise ConfigError(
+                f"train.precision={precision!r}, but this process has trained in another precision before: {error}. "
+                "Way out: another process, or the same precision."
+            ) from error
         if self.accelerator.num_processes > 1 or self.accelerator.distributed_type != DistributedType.NO:
             raise ConfigError(
                 f"Launched as {self.accelerator.distributed_type.value} with {self.accelerator.num_processes} "

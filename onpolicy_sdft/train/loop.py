@@ -88,10 +88,14 @@ class Loop:
         with self.progress, stop_on_signals() as stop:
             reason = self._reason_to_stop(stop)
             while not reason:
-                metrics = self.trainer.train_step(self._batch(state.step))
-                validation = self._validate() if self._validation_is_due() else {}
-                self._log(metrics, validation)
-                self._check_bad_steps(metrics)
+                try:
+                    metrics = self.trainer.train_step(self._batch(state.step))
+                    validation = self._validate() if self._validation_is_due() else {}
+                    self._log(metrics, validation)
+                    self._check_bad_steps(metrics)
+                except Exception:  # whatever it is (a check, a full disk): the whole steps before it are not lost
+                    self._save()
+                    raise
                 reason = self._reason_to_stop(stop)
                 every = self.config.train.checkpoint_steps
                 if reason or (every and state.step % every == 0):
@@ -158,14 +162,20 @@ class Loop:
             )
             samples = metrics.targets[: self.config.train.rollout_samples]
             self.run.append_rollouts([self._sample(metrics.step, target) for target in samples])
-            for tracker in self.trackers:
-                tracker.log(values, metrics.step)
+            self._track(values, metrics.step)
         shown: dict[str, Any] = {"loss": values["loss/nll"], "tokens_per_s": values["train/tokens_per_second"]}
         if "screen/fallback_rate" in values:
             shown["fallback_rate"] = values["screen/fallback_rate"]
         shown |= {name.split("/", 1)[1]: value for name, value in validation.items() if name.endswith("/score")}
         self.progress.update(1, written=None, **shown)
         self._warn(metrics, values)
+
+    def _track(self, values: Mapping[str, float], step: int) -> None:
+        for tracker in self.trackers:
+            try:
+                tracker.log(values, step)
+            except Exception as error:  # a tracker's network is no reason to lose a run; metrics.jsonl has it all
+                self.progress.note(f"warning: step {step}: a tracker failed: {error}")
 
     def _warn(self, metrics: StepMetrics, values: Mapping[str, float]) -> None:
         config = self.config.train
@@ -204,7 +214,6 @@ class Loop:
         state, limit = self.trainer.state, self.config.train.max_bad_steps
         if state.bad_steps_in_a_row < limit:
             return
-        self._save()
         ways_out = {
             "all_dropped": "look at rollouts.jsonl and loosen screening.* (fallback instead of drop)",
             "not_finite": "lower optim.lr, or use train.precision fp32",

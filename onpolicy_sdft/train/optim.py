@@ -43,7 +43,10 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 def make_schedule(
     optimizer: torch.optim.Optimizer, config: OptimConfig, num_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Build the warm-up and what follows it; one tick per optimizer step taken."""
+    """Build the warm-up and what follows it; one tick per optimizer step taken.
+
+    As transformers defines it, the rate of step k of the warm-up is ``lr * k / warmup_steps``: 0 at the first.
+    """
     schedule: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
         _SCHEDULES[config.schedule],
         optimizer,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -232,3 +233,95 @@ def test_a_killed_process_goes_on_where_it_was(files):
     assert done.returncode == 0
     assert [row["step"] for row in read_jsonl(files["output"] / "metrics.jsonl")] == [*steps, steps[-1] + 1]
     assert (files["output"] / "report.html").is_file()
+
+
+def test_an_export_never_replaces_what_is_not_an_export(files):
+    outcome = fit(load_config(files["config"], **{"eval.before_and_after": False, "train.max_steps": 1}), say=quiet)
+    precious = files["tmp"] / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    run = str(outcome.run.path)
+    assert main(["export", run, "--output", str(precious)]) == 2
+    assert (precious / "thesis.txt").read_text() == "years of work"
+    assert main(["export", run, "--output", str(outcome.run.model_path)]) == 2
+    assert (outcome.run.model_path / "adapter_model.safetensors").is_file()
+    for _ in range(2):  # an earlier export may be replaced
+        assert main(["export", run, "--output", str(files["tmp"] / "exported")]) == 0
+    assert "method: sdft" in (files["tmp"] / "exported" / "README.md").read_text()
+
+
+def test_an_exception_in_the_middle_of_a_run_loses_no_whole_step(files, monkeypatch):
+    config = load_config(files["config"], **{"eval.before_and_after": False, "train.checkpoint_steps": 100})
+    calls = []
+
+    def explode(self, views, rollout, text):
+        calls.append(text)
+        if len(calls) > 10:
+            raise ZeroDivisionError("in a user's own check")
+        return ""
+
+    monkeypatch.setattr("onpolicy_sdft.screening.screen.Screen.reason", explode)
+    with pytest.raises(ZeroDivisionError):
+        fit(config, say=quiet)
+    assert [p.name for p in (files["output"] / "checkpoints").iterdir()] == ["step-000002"]
+
+
+def test_a_refused_resume_leaves_the_record_of_the_run_as_it_was(files):
+    base = {"eval.before_and_after": False, "train.max_steps": 1}
+    outcome = fit(load_config(files["config"], **base), say=quiet)
+    before = outcome.run.manifest_path.read_text(), outcome.run.config_path.read_text()
+    with pytest.raises(RunDirectoryError):
+        fit(load_config(files["config"], **base, **{"train.resume": "auto", "train.seed": 9}), say=quiet)
+    assert (outcome.run.manifest_path.read_text(), outcome.run.config_path.read_text()) == before
+
+
+def test_scores_of_the_seed_model_are_not_reused_for_other_questions(files):
+    base = {"train.max_steps": 1, "eval.kl_prompts": 0}
+    fit(load_config(files["config"], **base), say=quiet)
+    longer = load_config(files["config"], **base, **{"train.resume": "auto", "eval.seed": 5})
+    fit(longer, say=quiet)
+    summary = read_json(files["output"] / "eval" / "summary.json")
+    assert summary["before"]["identity"] == summary["after"]["identity"]
+
+
+def test_a_model_that_is_no_run_is_scored_without_a_kl(files, model_dir):
+    config = load_config(files["config"])
+    said = []
+    _, summary = evaluate(str(model_dir), config, files["tmp"] / "scores", said.append)
+    assert summary["kl"] is None
+    assert any("runs only" in text for text in said)
+
+
+def test_the_probe_and_the_chat_work_through_the_command_line(files, capsys, monkeypatch):
+    arguments = ["probe", "--config", str(files["config"]), "--num_examples", "3", "--templates", "[prior_turn]"]
+    assert main(arguments) == 0
+    assert "expected seconds per step" in capsys.readouterr().out
+    outcome = fit(load_config(files["config"], **{"eval.before_and_after": False, "train.max_steps": 1}), say=quiet)
+    capsys.readouterr()
+    monkeypatch.setattr("sys.stdin", io.StringIO("say one\n\nsay two\n"))
+    assert main(["chat", str(outcome.run.path), "--max_new_tokens", "3"]) == 0
+
+
+@pytest.mark.parametrize("precision", ["bf16"])
+def test_bfloat16_compute_on_float32_weights_trains_and_resumes_bit_for_bit(files, precision):
+    common = {"lora.enabled": "false", "eval.before_and_after": False, "train.precision": precision}
+    script = (
+        "import sys, torch\n"
+        "from onpolicy_sdft import fit, load_config\n"
+        "args = dict(a.split('=', 1) for a in sys.argv[2:])\n"
+        "fit(load_config(sys.argv[1], **args), say=lambda text: None)\n"
+    )
+
+    def run(**options: Any) -> None:
+        merged = {**common, **options}
+        flags = [f"{key}={value}" for key, value in merged.items()]
+        # A process of its own: accelerate keeps one precision a process.
+        subprocess.run([sys.executable, "-c", script, str(files["config"]), *flags], check=True, timeout=120)
+
+    whole, parts = str(files["tmp"] / "whole"), str(files["tmp"] / "parts")
+    run(**{"train.output_dir": whole, "train.max_steps": 4})
+    run(**{"train.output_dir": parts, "train.max_steps": 2})
+    run(**{"train.output_dir": parts, "train.max_steps": 4, "train.resume": "auto"})
+    first, second = final_weights(Path(whole)), final_weights(Path(parts))
+    assert all(value.dtype == torch.float32 for value in first.values())
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -62,7 +62,7 @@ def test_a_saved_adapter_is_merged_into_its_base(model_dir, tmp_path):
     model = prepare_trainable(load(config).model, LoraConfig(r=4), config, seed=0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
-            parameter.data.normal_()
+            parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
     model.save_pretrained(tmp_path / "adapter")
     AutoTokenizer.from_pretrained(model_dir).save_pretrained(tmp_path / "adapter")
     merged = load(dataclasses.replace(config, name=str(tmp_path / "adapter"))).model

@@ -64,9 +64,7 @@ def test_plain_lines_come_at_most_every_so_often_and_are_flushed(clock):
         "train 6/40 steps",
         "train 8/40 steps",
     ]
-    assert lines[1] == (
-        "train 3/40 steps, loss 1.235, tokens/s 1,234, fallback rate 12%, eta 2:28, elapsed 0:12"
-    )
+    assert lines[1] == ("train 3/40 steps, loss 1.235, tokens/s 1,234, fallback rate 12%, eta 2:28, elapsed 0:12")
     assert stream.num_flushes >= len(lines)
 
 
@@ -168,16 +166,12 @@ def test_tables_are_aligned_text_or_ruled_and_never_read_as_markup(terminal):
     columns, rows = ("set", "n"), [("[red]task[/red]", "128")]
     plain = Stream()
     print_table("Scores", columns, rows, stream=plain)
-    assert plain.getvalue() == (
-        "Scores\nset                n\n---------------  ---\n[red]task[/red]  128\n"
-    )
+    assert plain.getvalue() == ("Scores\nset                n\n---------------  ---\n[red]task[/red]  128\n")
     print_table("Scores", columns, rows, stream=terminal)
     assert "[red]task[/red]" in visible(terminal.getvalue())
     assert "│" in terminal.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (42.4, "0:42"), (655, "10:55"), (3723, "1:02:03")]
-)
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (42.4, "0:42"), (655, "10:55"), (3723, "1:02:03")])
 def test_durations_read_as_clocks_do(seconds, text):
     assert format_seconds(seconds) == text
