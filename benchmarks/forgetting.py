@@ -45,6 +45,7 @@ def run_one(config: Path, output: Path, method: str, seed: int, extra: list[str]
         "method": method,
         "seed": seed,
         "steps": len(metrics),
+        "git": read_json(run / "manifest.json")["git"],
         "loss_tokens": int(metrics[-1]["train/total_loss_tokens"]),
         "mean_fallback_rate": sum(m.get("screen/fallback_rate", 0.0) for m in metrics) / len(metrics),
         **read_json(run / "eval" / "summary.json")["eval"],
