@@ -96,7 +96,7 @@ def _seconds_per_learning_step(config: RunConfig, chat: Chat, views: Sequence[Vi
     policy = Policy(model).train()
     objective = partial(nll, chunk_tokens=config.objective.chunk_tokens, kernel=config.objective.kernel)
     pairs = [(view.student_ids, view.response_ids) for view in views[: config.train.batch_size]]
-    device = model.get_input_embeddings().weight.device
+    device = next(model.parameters()).device
     started = time.perf_counter()
     bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16")
     with Progress("probe: learning", len(pairs), "targets") as progress:
