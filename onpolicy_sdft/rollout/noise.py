@@ -42,7 +42,7 @@ def key_words(keys: Sequence[NoiseKey]) -> torch.Tensor:
 def gumbel_noise(words_B2: torch.Tensor, positions_B: torch.Tensor, vocab_size: int) -> torch.Tensor:
     """Fill standard Gumbel noise for one position of each row.
 
-    Integer hashing of the vocabulary ids: about a third of the time of ``Tensor.exponential_`` on a CPU, no
+    Integer hashing of the vocabulary ids: a third to a half of the time of ``Tensor.exponential_`` on a CPU, no
     generator state, and the same numbers on every device.
 
     Args:
