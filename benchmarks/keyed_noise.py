@@ -34,7 +34,7 @@ def main() -> None:
         ratios, ours, theirs = [], [], []
         for index in range(options.rounds + 5):
             start = time.perf_counter()
-            gumbel_noise(words, positions + index, VOCAB_SIZE)
+            gumbel_noise(words, positions + index, ids)
             middle = time.perf_counter()
             buffer.exponential_()
             end = time.perf_counter()

@@ -1,6 +1,7 @@
 """Small frozen records that cross rooms.
 
-Shape letters: B sequences in a micro-batch, T positions, N loss tokens of a micro-batch.
+Shape letters: B sequences in a micro-batch, T positions, N loss tokens of a micro-batch, C tokens of a completion,
+D hidden size, K kept alternatives.
 """
 
 from __future__ import annotations
@@ -76,6 +77,22 @@ class NoiseKey:
 
 
 @dataclass(frozen=True, slots=True)
+class SamplingLaw:
+    """How logits become the law of the next token; the default is the model's own law."""
+
+    temperature: float = 1.0  # 0: greedy
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0  # 1: none; looks at the whole prefix, prompt included
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class RolloutRequest:
     """One completion to write."""
 
@@ -83,6 +100,24 @@ class RolloutRequest:
     key: NoiseKey
     max_new_tokens: int
     draft_token_ids: tuple[tuple[int, ...], ...] = ()  # texts worth looking n-grams up in; a hint, never a constraint
+    expected_new_tokens: int | None = None  # a guess, for the order of work only
+    law: SamplingLaw | None = None  # None: the law of the call
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a rollout keeps of the law at each token, beyond the log-probability of the token itself."""
+
+    hidden: bool = False  # the final hidden state, for objectives over the whole vocabulary
+    top_k: int = 0  # this many likeliest tokens with their log-probabilities
+
+
+@dataclass(frozen=True, slots=True)
+class TopLogprobs:
+    """The likeliest tokens at each position of a completion, at temperature 1."""
+
+    token_ids: torch.Tensor  # [C, K] int64, likeliest first
+    logprobs: torch.Tensor  # [C, K] nats
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +131,18 @@ class Rollout:
     sampling_logprobs: tuple[float, ...]  # under the processed law the token was drawn from, in nats
     entropies: tuple[float, ...]  # entropy of the temperature-1 law at each token, in nats
     finish_reason: FinishReason
+    hidden: torch.Tensor | None = field(default=None, compare=False, repr=False)  # [C, D], see Record
+    top: TopLogprobs | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """How far a rollout call has come since it last said so."""
+
+    num_finished: int  # completions that ended
+    num_tokens: int  # tokens written
+    slots_in_use: int | None = None  # completions being written at the moment
+    accept_rate: float | None = None  # share of drafted tokens that were kept, over the call so far
 
 
 @dataclass(frozen=True, slots=True)

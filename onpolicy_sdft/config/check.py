@@ -48,6 +48,7 @@ def _check_ranges(config: RunConfig) -> None:
         "context.max_student_tokens": config.context.max_student_tokens,
         "rollout.max_new_tokens": config.rollout.max_new_tokens,
         "rollout.batch_size": config.rollout.batch_size,
+        "rollout.prefill_tokens": config.rollout.prefill_tokens,
         "screening.max_attempts": config.screening.max_attempts,
         "screening.loop_ngram": config.screening.loop_ngram,
         "screening.loop_repeats": config.screening.loop_repeats,
@@ -63,6 +64,7 @@ def _check_ranges(config: RunConfig) -> None:
     }
     optional = {
         "data.limit": config.data.limit,
+        "rollout.num_slots": config.rollout.num_slots,
         "train.max_steps": config.train.max_steps,
         "train.max_loss_tokens": config.train.max_loss_tokens,
         "train.checkpoint_steps": config.train.checkpoint_steps,
@@ -89,6 +91,8 @@ def _check_ranges(config: RunConfig) -> None:
         "optim.max_grad_norm": config.optim.max_grad_norm,
         "train.rollout_samples": config.train.rollout_samples,
         "eval.kl_prompts": config.eval.kl_prompts,
+        "rollout.max_draft_tokens": config.rollout.max_draft_tokens,
+        "rollout.draft_store_tokens": config.rollout.draft_store_tokens,
         "screening.min_length_ratio": config.screening.min_length_ratio,
     }.items():
         _require(number >= 0, name, number, "0 or more")
@@ -125,6 +129,14 @@ def _check_rollout(config: RunConfig) -> None:
     _require(rollout.top_k >= 0, "rollout.top_k", rollout.top_k, "0 (keep all) or more")
     _require(0 < rollout.top_p <= 1, "rollout.top_p", rollout.top_p, "in (0, 1]")
     _require(0 <= rollout.min_p < 1, "rollout.min_p", rollout.min_p, "in [0, 1)")
+    _require(rollout.repetition_penalty > 0, "rollout.repetition_penalty", rollout.repetition_penalty, "above 0")
+    _require(0 < rollout.kv_fraction < 1, "rollout.kv_fraction", rollout.kv_fraction, "in (0, 1)")
+    _require(rollout.kv_gib is None or rollout.kv_gib > 0, "rollout.kv_gib", rollout.kv_gib, "above 0, or null")
+    if rollout.deterministic and rollout.num_slots is None:
+        raise ConfigError(
+            "rollout.deterministic=true takes the engine's shapes from the options alone, but rollout.num_slots is "
+            "unset. Way out: set it (48 is what a CPU gets by itself)."
+        )
     narrowed = rollout.top_k > 0 or rollout.top_p < 1 or rollout.min_p > 0
     if rollout.temperature == 0 and narrowed:
         raise ConfigError(

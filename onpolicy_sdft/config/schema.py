@@ -119,14 +119,35 @@ class ContextConfig:
 class RolloutConfig:
     """How the policy writes completions."""
 
-    backend: Literal["hf"] = "hf"
-    """``hf``: transformers' generate."""
+    backend: Literal["engine", "hf"] = "engine"
+    """``engine``: slots that are refilled as texts end; ``hf``: transformers' generate, slow and simple. A model the
+    engine cannot serve goes to ``hf``, with a line that says why."""
     max_new_tokens: int = 256
     """Longest completion, terminator included."""
-    batch_size: int = 32
-    """Completions written at once."""
+    num_slots: int | None = None
+    """Completions the engine writes at once. Unset: what pays on the device, as far as memory goes."""
+    kv_gib: float | None = None
+    """Memory for the engine's keys and values, in GiB. Unset: ``kv_fraction`` of what is free at the first rollout."""
+    kv_fraction: float = 0.4
+    """See ``kv_gib``."""
+    prefill_tokens: int = 1024
+    """Prompt tokens the engine runs in one forward."""
+    max_draft_tokens: int = 8
+    """Longest draft the engine verifies in one forward, 0: none. How much of it pays follows from measured step
+    times. Drafts never change which tokens are written."""
+    drafts: list[Literal["history", "demonstration"]] = field(default_factory=lambda: ["history", "demonstration"])
+    """Where drafts are looked up besides the completion itself: the last rollout of the example, the demonstration."""
+    draft_store_tokens: int = 4_000_000
+    """Tokens of last rollouts kept for drafts (4 bytes each in a checkpoint); the longest unused go first."""
+    decode_copy: Literal["auto", "none", "packed", "bfloat16"] = "auto"
+    """Copy of the weights the engine decodes from: ``packed`` for the CPU's kernels, ``bfloat16`` of float32 weights,
+    ``none``, or ``auto``: packed on a CPU."""
     merge_adapter: bool = True
     """Decode from a merged copy of the LoRA layers (faster); false decodes with the adapters beside them."""
+    deterministic: bool = False
+    """Take the engine's shapes from these options alone (``num_slots``, ``max_draft_tokens``): nothing is measured."""
+    batch_size: int = 32
+    """Completions the ``hf`` backend writes at once."""
     temperature: float = 1.0
     """1 samples the policy's own law; 0 is greedy."""
     top_k: int = 0
@@ -135,6 +156,8 @@ class RolloutConfig:
     """Keep the smallest set of tokens with this much mass; 1 keeps all."""
     min_p: float = 0.0
     """Drop tokens below this fraction of the likeliest one; 0 drops none."""
+    repetition_penalty: float = 1.0
+    """Above 1 lowers the logits of tokens that stand in the prompt or the completion already (arXiv:1909.05858)."""
 
 
 @dataclass
@@ -292,7 +315,7 @@ class EvalConfig:
     num_samples: int = 1
     """Samples per question (above 1 only with a temperature above 0)."""
     batch_size: int = 64
-    """Completions written at once."""
+    """Completions the ``hf`` rollout backend writes at once."""
     seed: int = 0
     """Seed of sampled evaluation."""
     kl_prompts: int = 60

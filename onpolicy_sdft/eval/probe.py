@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 from onpolicy_sdft.eval.intervals import wilson_interval
 from onpolicy_sdft.eval.runner import EVAL_STEP
-from onpolicy_sdft.rollout.sampling import SamplingLaw
-from onpolicy_sdft.types import NoiseKey, Rollout, RolloutRequest, Views
+from onpolicy_sdft.types import NoiseKey, Rollout, RolloutRequest, SamplingLaw, Views
 
 if TYPE_CHECKING:
     from onpolicy_sdft.rollout.backend import OnProgress, RolloutBackend

@@ -23,8 +23,7 @@ from onpolicy_sdft.eval.intervals import ratio_interval
 from onpolicy_sdft.eval.runner import EVAL_STEP
 from onpolicy_sdft.models.policy import body, head_of
 from onpolicy_sdft.rollout.backend import no_trace
-from onpolicy_sdft.rollout.sampling import SamplingLaw
-from onpolicy_sdft.types import NoiseKey, RolloutRequest, Turn
+from onpolicy_sdft.types import Advance, NoiseKey, RolloutRequest, SamplingLaw, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -134,7 +133,7 @@ def kl_to_seed(
         for row, value in zip(rows, kl_N.tolist(), strict=True):
             prompt_ids, token_ids = group[row]
             sums[order[tuple(prompt_ids), tuple(token_ids)]] += value
-        on_progress(len(group), batch.num_loss_tokens)
+        on_progress(Advance(len(group), batch.num_loss_tokens))
     counts = [len(c.token_ids) for c in completions]
     low, high = ratio_interval(sums, counts)
     return SeedKL(sum(sums) / sum(counts), low, high, len(completions), sum(counts), tuple(sums))

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from scipy.special import comb
 
 from onpolicy_sdft.eval.intervals import mean_interval, wilson_interval
-from onpolicy_sdft.rollout.sampling import SamplingLaw
-from onpolicy_sdft.types import Demonstration, NoiseKey, Rollout, RolloutRequest
+from onpolicy_sdft.types import Demonstration, NoiseKey, Rollout, RolloutRequest, SamplingLaw
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import EvalConfig

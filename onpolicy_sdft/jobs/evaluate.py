@@ -29,7 +29,7 @@ def score_sets(
     config: RunConfig, chat: Chat, model: PreTrainedModel | PeftModel, sets: Sequence[EvalSet], stage: str
 ) -> list[SetScore]:
     """Score a model on each set, with a progress bar a set."""
-    backend = chat.backend(model, config.eval.batch_size, merge_adapter=config.rollout.merge_adapter)
+    backend = chat.backend(model, config.rollout, config.eval.batch_size)
     scores = []
     for questions in sets:
         total = len(questions.demonstrations) * config.eval.num_samples
@@ -109,7 +109,7 @@ def seed_completions(
         Progress("seed model: general prompts", config.eval.kl_prompts, "completions") as progress,
         seed_context(config, model, untrained=untrained)() as seed,
     ):
-        backend = chat.backend(seed, config.eval.batch_size)
+        backend = chat.new_backend(seed, config.rollout, config.eval.batch_size)
         completions = write_seed_completions(
             backend, chat.renderer, config.eval.kl_prompts, config.eval.kl_max_new_tokens, tick(progress)
         )

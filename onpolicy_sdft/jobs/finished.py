@@ -17,10 +17,9 @@ from onpolicy_sdft.eval.retention import general_prompts
 from onpolicy_sdft.jobs.evaluate import evaluate_stage
 from onpolicy_sdft.jobs.parts import Chat, load_chat, load_eval_sets, refuse_unaskable
 from onpolicy_sdft.models.export import export_model, merge_adapter, refuse_foreign
-from onpolicy_sdft.rollout.sampling import SamplingLaw
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_json
-from onpolicy_sdft.types import NoiseKey, RolloutRequest, Turn
+from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingLaw, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,7 +66,7 @@ class Finished:
             for index, prompt in enumerate(prompts)
         ]
         rollout = self.config.rollout
-        backend = self.chat.backend(self.model, rollout.batch_size, merge_adapter=rollout.merge_adapter)
+        backend = self.chat.backend(self.model, rollout, rollout.batch_size)
         rollouts = backend.generate(requests, SamplingLaw(temperature=temperature))
         return [self.chat.renderer.decode(rollout.token_ids) for rollout in rollouts]
 

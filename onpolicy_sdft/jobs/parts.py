@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,15 +18,27 @@ from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.eval.runner import EvalSet
 from onpolicy_sdft.models.load import LoadedModel, load, terminator_ids
 from onpolicy_sdft.models.lora import inner_model
+from onpolicy_sdft.rollout.attention import UnsupportedModel
+from onpolicy_sdft.rollout.engine import EngineOptions, RolloutEngine
 from onpolicy_sdft.rollout.hf import HFBackend
+from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.runs.progress import Progress, print_table
 from onpolicy_sdft.tasks import load_task
+from onpolicy_sdft.types import Advance, SamplingLaw
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig
+    from onpolicy_sdft.config.schema import EvalSetConfig, RolloutConfig, RunConfig
+    from onpolicy_sdft.rollout.backend import OnProgress, RolloutBackend
     from onpolicy_sdft.tasks.protocol import Task
+
+
+Say = Callable[[str], None]
+
+
+def say_nothing(text: str) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +57,48 @@ class Chat:
     loaded: LoadedModel
     renderer: Renderer
     terminators: tuple[int, ...]
+    backends: dict[tuple[int, int], RolloutBackend] = field(default_factory=dict, repr=False)
 
     @property
     def pad_token_id(self) -> int:
         """Any valid id for padding; masks tell it from text."""
         return int(self.loaded.tokenizer.pad_token_id)
 
-    def backend(self, model: PreTrainedModel | PeftModel, batch_size: int, *, merge_adapter: bool = True) -> HFBackend:
-        """Return a rollout backend over a model."""
-        return HFBackend(model, self.terminators, self.pad_token_id, batch_size, merge_adapter)
+    def backend(
+        self, model: PreTrainedModel | PeftModel, config: RolloutConfig, batch_size: int, say: Say = say_nothing
+    ) -> RolloutBackend:
+        """Return the rollout backend over a model that lives as long as this, the same one at every call."""
+        key = (id(inner_model(model)), batch_size if config.backend == "hf" else 0)
+        if key not in self.backends:
+            self.backends[key] = self.new_backend(model, config, batch_size, say)
+        return self.backends[key]
+
+    def new_backend(
+        self, model: PreTrainedModel | PeftModel, config: RolloutConfig, batch_size: int, say: Say = say_nothing
+    ) -> RolloutBackend:
+        """Return a rollout backend of its own over a model: the engine, or transformers' generate where it must be.
+
+        Args:
+            model: With or without adapters.
+            config: ``rollout`` of the run.
+            batch_size: Completions at once, of ``hf``.
+            say: Told how large the engine's slots are, or why the engine does not serve this model.
+        """
+        if config.backend == "engine":
+            options = EngineOptions(
+                num_slots=config.num_slots, kv_gib=config.kv_gib, kv_fraction=config.kv_fraction,
+                prefill_tokens=config.prefill_tokens, max_draft_tokens=config.max_draft_tokens,
+                deterministic=config.deterministic,
+            )  # fmt: skip
+            weights = LocalWeights(model, config.merge_adapter, config.decode_copy)
+            try:
+                return RolloutEngine(model, self.terminators, weights, options, say)
+            except UnsupportedModel as error:
+                say(f"rollouts go through transformers' generate: {type(inner_model(model)).__name__}: {error}")
+        return HFBackend(model, self.terminators, self.pad_token_id, batch_size, config.merge_adapter)
 
 
-def load_chat(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> Chat:
+def load_chat(config: RunConfig, say: Say = say_nothing) -> Chat:
     """Load the model of a config and what is needed to talk to it."""
     say(f"loading {config.model.name}")
     loaded = load(config.model, say)
@@ -122,7 +165,7 @@ def load_eval_sets(configs: Sequence[EvalSetConfig], section: str = "eval.sets")
     return found
 
 
-def print_preflight(data: Data, config: RunConfig, say: Callable[[str], None]) -> None:
+def print_preflight(data: Data, config: RunConfig, say: Say) -> None:
     """Show where the data came from, how long both views are, and what was cut or left out."""
     loaded, prepared = data.loaded, data.prepared
     say(f"{len(prepared.views)} demonstrations from {loaded.where}")
@@ -138,6 +181,11 @@ def print_preflight(data: Data, config: RunConfig, say: Callable[[str], None]) -
     )
     for warning in warnings:
         say(f"warning: {warning}")
+
+
+def sampling_law(config: RolloutConfig) -> SamplingLaw:
+    """Return the sampling law of a config."""
+    return SamplingLaw(config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty)
 
 
 @contextmanager
@@ -171,13 +219,17 @@ def seed_context(
     return second_copy
 
 
-def tick(progress: Progress) -> Callable[[int, int], None]:
-    """Return a rollout callback that advances a bar by finished completions and shows tokens written."""
-    written = 0
+def tick(progress: Progress) -> OnProgress:
+    """Return a rollout callback that advances a bar by finished completions and shows speed, slots and drafts."""
+    written, started = 0, time.perf_counter()
 
-    def on_progress(num_finished: int, num_tokens: int) -> None:
+    def on_progress(advance: Advance) -> None:
         nonlocal written
-        written += num_tokens
-        progress.update(num_finished, tokens=written)
+        written += advance.num_tokens
+        speed = written / max(1e-9, time.perf_counter() - started)
+        progress.update(
+            advance.num_finished, tokens=written, tokens_per_second=speed, slots=advance.slots_in_use,
+            accept_rate=advance.accept_rate,
+        )  # fmt: skip
 
     return on_progress

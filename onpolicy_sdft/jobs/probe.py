@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,11 +17,10 @@ from onpolicy_sdft.data.templates import TeacherContext
 from onpolicy_sdft.data.views import prepare
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.probe import ProbeRow, probe, recommend
-from onpolicy_sdft.jobs.parts import Chat, load_chat, tick
+from onpolicy_sdft.jobs.parts import Chat, load_chat, sampling_law, tick
 from onpolicy_sdft.models.lora import prepare_trainable
 from onpolicy_sdft.models.policy import Policy
 from onpolicy_sdft.objectives.nll import nll
-from onpolicy_sdft.rollout.sampling import SamplingLaw
 from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks import load_task
@@ -69,15 +67,15 @@ def run_probe(
         demonstration for demonstration in loaded.demonstrations if demonstration.example_id in chosen
     ]  # fmt: skip
     screen = Screen(config.screening, task, chat.renderer.decode)
-    backend = chat.backend(chat.loaded.model, config.rollout.batch_size)
+    backend = chat.backend(chat.loaded.model, config.rollout, config.rollout.batch_size, say)
     rollout = config.rollout
     bare: list[ProbeRow] = []
     conditioned: list[ProbeRow] = []
     for temperature in temperatures:
-        law = SamplingLaw(temperature, rollout.top_k, rollout.top_p, rollout.min_p)
+        law = replace(sampling_law(rollout), temperature=temperature)
         for template in ("bare", *templates):
             shown = config.context.template if template == "bare" else template
-            context = dataclasses.replace(config.context, template=shown)
+            context = replace(config.context, template=shown)
             prepared = prepare(rows, chat.renderer, context, config.train.seed).views
             views = [view for view in prepared if view.demonstration.example_id in chosen]
             with Progress(f"probe {template} at T={temperature:g}", len(views), "rollouts") as progress:

@@ -28,12 +28,13 @@ from onpolicy_sdft.jobs.parts import (
     make_views,
     print_preflight,
     refuse_unaskable,
+    sampling_law,
 )
 from onpolicy_sdft.models.export import export_model
 from onpolicy_sdft.models.lora import prepare_trainable
 from onpolicy_sdft.models.policy import Policy
 from onpolicy_sdft.objectives.nll import nll
-from onpolicy_sdft.rollout.sampling import SamplingLaw
+from onpolicy_sdft.rollout.drafts import DraftStore
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_atomic
 from onpolicy_sdft.runs.manifest import collect_manifest
@@ -46,6 +47,7 @@ from onpolicy_sdft.train.optim import make_optimizer, make_schedule
 from onpolicy_sdft.train.source import DemonstrationSource, PolicySource, TargetSource
 from onpolicy_sdft.train.step import Trainer, TrainState, count_parameters
 from onpolicy_sdft.train.trackers import check_trackers, open_trackers
+from onpolicy_sdft.types import Advance
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -113,7 +115,7 @@ def fit(config: RunConfig, command: Sequence[str] = (), say: Say = say_to_stderr
     if scored and not has_stage(run, "before", config):
         evaluate_stage(config, chat, model, sets, run, "before")
     checkpointer = Checkpointer(
-        run, model, optimizer, trainer.schedule, _identity(config, data), config.train.keep_checkpoints
+        run, model, optimizer, trainer.schedule, trainer.source, _identity(config, data), config.train.keep_checkpoints
     )
     set_seed(config.train.seed)  # of dropout; rollouts and the order have keys of their own
     _resume(config, run, checkpointer, trainer, progress, say)
@@ -172,14 +174,15 @@ def _make_source(config: RunConfig, chat: Chat, model: PreTrainedModel | PeftMod
     if config.train.targets == "demonstrations":
         return DemonstrationSource()
     rollout = config.rollout
-    law = SamplingLaw(rollout.temperature, rollout.top_k, rollout.top_p, rollout.min_p)
-    backends = {"hf": chat.backend}
-    backend = backends[rollout.backend](model, rollout.batch_size, merge_adapter=rollout.merge_adapter)
+    backend = chat.backend(model, rollout, rollout.batch_size, progress.note)
 
-    def on_progress(num_finished: int, num_tokens: int) -> None:
-        progress.update(0, writing=num_tokens)
+    def on_progress(advance: Advance) -> None:
+        progress.update(0, writing=advance.num_tokens, slots=advance.slots_in_use, accept_rate=advance.accept_rate)
 
-    return PolicySource(backend, law, rollout.max_new_tokens, config.train.seed, on_progress)
+    return PolicySource(
+        backend, sampling_law(rollout), rollout.max_new_tokens, config.train.seed, on_progress,
+        store=DraftStore(rollout.draft_store_tokens), drafts=rollout.drafts,
+    )  # fmt: skip
 
 
 def _validate(

@@ -55,6 +55,13 @@ def prepare_trainable(
         raise ConfigError(f"lora.target_modules={lora.target_modules!r}: {error}") from error
 
 
+def embedding_weight(model: PreTrainedModel) -> torch.Tensor:
+    """Return the input embedding's weight [V, D]: it tells where a model lives and in which dtype."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
+
+
 def inner_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """Return the causal language model itself, adapters in place, without PEFT's wrapper."""
     return cast("PreTrainedModel", model.get_base_model()) if isinstance(model, PeftModel) else model

@@ -48,7 +48,10 @@ class Head:
 
     def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
         """Compute logits, float32 or wider: [N, D] -> [N, V]."""
-        logits = nn.functional.linear(hidden_ND, self.weight_VD, self.bias_V)
+        return self.finish(nn.functional.linear(hidden_ND, self.weight_VD, self.bias_V))
+
+    def finish(self, logits: torch.Tensor) -> torch.Tensor:
+        """Turn what the output layer gives into logits, float32 or wider: [N, V] -> [N, V]."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
         logits = logits * self.scale if self.scale != 1.0 else logits
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)

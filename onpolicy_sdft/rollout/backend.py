@@ -4,36 +4,101 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+
+from onpolicy_sdft.types import Advance, Record
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from onpolicy_sdft.rollout.sampling import SamplingLaw
-    from onpolicy_sdft.types import Rollout, RolloutRequest
+    from onpolicy_sdft.types import Rollout, RolloutRequest, SamplingLaw
 
 _CHECKPOINTING = "gradient_checkpointing"  # the flag transformers keeps on its layers
 
-#: Told the number of finished completions and of tokens written since the last call.
-OnProgress = Callable[[int, int], None]
+#: Record nothing but the tokens and how likely they were.
+NO_RECORD = Record()
+
+#: Told how far a call has come.
+OnProgress = Callable[[Advance], None]
 
 
-def ignore_progress(num_finished: int, num_tokens: int) -> None:
+def ignore_progress(advance: Advance) -> None:
     """Take no notice."""
+
+
+@dataclass
+class RolloutStats:
+    """What one call of a backend did; a count or a time is 0 where the backend does not know it."""
+
+    num_tokens: int = 0  # kept, over all completions
+    num_prompt_tokens: int = 0  # of all prompts
+    num_shared_tokens: int = 0  # of those, copied from another slot instead of computed
+    num_prefill_forwards: int = 0
+    num_decode_forwards: int = 0
+    num_decode_rows: int = 0  # completions advanced, summed over decode forwards
+    num_drafted_tokens: int = 0
+    num_accepted_tokens: int = 0
+    num_slots: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0  # model, attention and sampling of decode forwards
+    attention_seconds: float = 0.0  # part of both
+    sampling_seconds: float = 0.0  # head and draw, part of both
+    draft_seconds: float = 0.0  # look-up and choice of drafts
+    weights_seconds: float = 0.0  # making the decode copy
+    total_seconds: float = 0.0
+
+    @property
+    def accept_rate(self) -> float | None:
+        """Share of drafted tokens that were kept; None when none was drafted."""
+        return self.num_accepted_tokens / self.num_drafted_tokens if self.num_drafted_tokens else None
+
+    def figures(self) -> dict[str, float]:
+        """Return the figures of a training step's log."""
+        if not self.num_slots:
+            return {}
+        forwards = max(1, self.num_decode_forwards)
+        return {
+            "rollout/num_slots": self.num_slots,
+            "rollout/slot_occupancy": self.num_decode_rows / forwards / self.num_slots,
+            "rollout/tokens_per_forward": self.num_tokens / forwards,
+            "rollout/accept_rate": self.accept_rate or 0.0,
+            "rollout/drafted_rate": self.num_drafted_tokens / max(1, self.num_tokens),
+            "time/rollout_prefill_seconds": self.prefill_seconds,
+            "time/rollout_decode_seconds": self.decode_seconds,
+        }
 
 
 class RolloutBackend(Protocol):
     """Writes completions with the current weights."""
+
+    stats: RolloutStats  # of the last call
 
     def generate(
         self,
         requests: Sequence[RolloutRequest],
         law: SamplingLaw,
         on_progress: OnProgress = ignore_progress,
+        record: Record = NO_RECORD,
     ) -> list[Rollout]:
-        """Write one completion per request, in the order of the requests."""
+        """Write one completion per request, in the order of the requests.
+
+        Args:
+            requests: What to write.
+            law: The sampling law of requests that have none of their own.
+            on_progress: Told how far the call has come.
+            record: What to keep of the law at each token.
+        """
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs to choose the same shapes again; empty when there is nothing."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up :meth:`state`."""
         ...
 
 

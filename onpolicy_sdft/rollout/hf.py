@@ -10,18 +10,19 @@ Shape letters: B rows of a batch, T prompt positions, V vocabulary.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from onpolicy_sdft.models.lora import inner_model
-from onpolicy_sdft.rollout.backend import OnProgress, ignore_progress, no_trace
+from onpolicy_sdft.rollout.backend import NO_RECORD, OnProgress, RolloutStats, ignore_progress, no_trace
 from onpolicy_sdft.rollout.noise import key_words
-from onpolicy_sdft.rollout.sampling import Draw, SamplingLaw, cut_at_terminator, draw
-from onpolicy_sdft.rollout.weights import merged_adapter
-from onpolicy_sdft.types import Rollout, RolloutRequest
+from onpolicy_sdft.rollout.sampling import Draw, cut_at_terminator, draw, likeliest, warpers
+from onpolicy_sdft.rollout.weights import DecodeCopy, LocalWeights
+from onpolicy_sdft.types import Advance, Record, Rollout, RolloutRequest, SamplingLaw, TopLogprobs
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -37,6 +38,7 @@ class HFBackend:
         pad_token_id: Any valid id; padding is masked.
         batch_size: Completions written at once.
         merge_adapter: Decode from a merged scratch copy of the LoRA-targeted linears.
+        decode_copy: See :class:`~onpolicy_sdft.rollout.weights.LocalWeights`.
     """
 
     def __init__(
@@ -46,28 +48,41 @@ class HFBackend:
         pad_token_id: int,
         batch_size: int,
         merge_adapter: bool = True,
+        decode_copy: DecodeCopy = "none",
     ) -> None:
         self.model = model
         self.terminators = tuple(terminators)
         self.pad_token_id = pad_token_id
         self.batch_size = batch_size
-        self.merge_adapter = merge_adapter
+        self.weights = LocalWeights(model, merge_adapter, decode_copy)
+        self.stats = RolloutStats()
 
     def generate(
         self,
         requests: Sequence[RolloutRequest],
         law: SamplingLaw,
         on_progress: OnProgress = ignore_progress,
+        record: Record = NO_RECORD,
     ) -> list[Rollout]:
         """Write one completion per request; see :class:`~onpolicy_sdft.rollout.backend.RolloutBackend`."""
+        self.stats = RolloutStats()
+        started = time.perf_counter()
         found: list[Rollout | None] = [None] * len(requests)
-        merged = merged_adapter(self.model) if self.merge_adapter else contextlib.nullcontext()
-        with no_trace(self.model), merged, _contiguous_head_input(inner_model(self.model)):
+        with no_trace(self.model), self.weights.open():
             for rows in self._batches(requests):
                 batch = [requests[row] for row in rows]
-                for row, rollout in zip(rows, self._write(batch, law, on_progress), strict=True):
+                for row, rollout in zip(rows, self._write(batch, law, on_progress, record), strict=True):
                     found[row] = rollout
+        self.stats.num_tokens = sum(len(rollout.token_ids) for rollout in found if rollout is not None)
+        self.stats.total_seconds = time.perf_counter() - started
         return [rollout for rollout in found if rollout is not None]
+
+    def state(self) -> dict[str, Any]:
+        """Return nothing: shapes follow from the requests."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up nothing."""
 
     def _batches(self, requests: Sequence[RolloutRequest]) -> Iterator[list[int]]:
         # Neighbours in length share a batch: less padding in the prompts, fewer idle rows at the end.
@@ -78,7 +93,9 @@ class HFBackend:
         for start in range(0, len(order), self.batch_size):
             yield order[start : start + self.batch_size]
 
-    def _write(self, requests: list[RolloutRequest], law: SamplingLaw, on_progress: OnProgress) -> list[Rollout]:
+    def _write(
+        self, requests: list[RolloutRequest], law: SamplingLaw, on_progress: OnProgress, record: Record
+    ) -> list[Rollout]:
         model: Any = inner_model(self.model)
         device = model.get_input_embeddings().weight.device
         longest = max(len(request.prompt_token_ids) for request in requests)
@@ -88,36 +105,41 @@ class HFBackend:
             ids = torch.tensor(request.prompt_token_ids, dtype=torch.int64)
             input_ids_BT[row, longest - len(ids) :] = ids
             mask_BT[row, longest - len(ids) :] = 1
-        drawing = _KeyedDrawing(requests, law, longest, self.terminators, on_progress)
+        drawing = _KeyedDrawing(requests, law, longest, self.terminators, on_progress, record)
         # A blank config: the checkpoint's own would fill every unset field (top_k, repetition penalty, ...).
         own_config = model.generation_config
         model.generation_config = GenerationConfig()
         try:
-            model.generate(
-                input_ids=input_ids_BT.to(device),
-                attention_mask=mask_BT.to(device),
-                logits_processor=LogitsProcessorList([drawing]),
-                generation_config=GenerationConfig(
-                    do_sample=False,
-                    max_new_tokens=max(request.max_new_tokens for request in requests),
-                    eos_token_id=list(self.terminators),
-                    pad_token_id=self.pad_token_id,
-                    use_cache=True,
-                ),
-            )
+            with _head_input(model, drawing.see_hidden):
+                model.generate(
+                    input_ids=input_ids_BT.to(device),
+                    attention_mask=mask_BT.to(device),
+                    logits_processor=LogitsProcessorList([drawing]),
+                    generation_config=GenerationConfig(
+                        do_sample=False,
+                        max_new_tokens=max(request.max_new_tokens for request in requests),
+                        eos_token_id=list(self.terminators),
+                        pad_token_id=self.pad_token_id,
+                        use_cache=True,
+                    ),
+                )
         finally:
             model.generation_config = own_config
         return drawing.rollouts()
 
 
 @contextlib.contextmanager
-def _contiguous_head_input(model: PreTrainedModel) -> Iterator[None]:
-    """Make the slice of the last position contiguous before it meets the head.
+def _head_input(model: PreTrainedModel, see: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """Show what goes into the head, and make it contiguous.
 
     Otherwise the first product of a batch copies the head's weight once per row (seconds on a CPU).
     """
-    head = model.get_output_embeddings()
-    handle = head.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(), *inputs[1:]))
+
+    def before(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        see(inputs[0])
+        return (inputs[0].contiguous(), *inputs[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(before)
     try:
         yield
     finally:
@@ -134,10 +156,17 @@ class _KeyedDrawing(LogitsProcessor):
         prompt_length: int,
         terminators: tuple[int, ...],
         on_progress: OnProgress,
+        record: Record,
     ) -> None:
         self.requests = requests
-        self.law = law
-        self.processors = law.processors()
+        self.record = record
+        self.hidden: list[torch.Tensor] = []  # a step each, [B, D]
+        self.top: list[TopLogprobs] = []  # a step each, [B, K]
+        laws = [request.law or law for request in requests]
+        self.groups = [  # transformers' warpers take one law a call
+            (warpers(one), [row for row, other in enumerate(laws) if other == one]) for one in dict.fromkeys(laws)
+        ]
+        self.greedy_B = torch.tensor([one.greedy for one in laws])
         self.prompt_length = prompt_length
         self.terminators = frozenset(terminators)
         self.on_progress = on_progress
@@ -145,31 +174,54 @@ class _KeyedDrawing(LogitsProcessor):
         self.draws: list[Draw] = []
         self.live = [True] * len(requests)
 
+    def see_hidden(self, hidden_BTD: torch.Tensor) -> None:
+        """Keep the hidden state the next token is drawn from."""
+        if self.record.hidden:
+            self.hidden.append(hidden_BTD[:, -1].clone())
+
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         position = input_ids.shape[1] - self.prompt_length
         positions_B = torch.full((len(self.requests),), position, device=scores.device)
-        drawn = draw(scores, self.law, self.processors, self.words_B2.to(scores.device), positions_B)
-        self.draws.append(
-            Draw(scores[:, :0], drawn.token_ids, drawn.logprobs, drawn.sampling_logprobs, drawn.entropies)
-        )
+        scores = scores.clamp(min=torch.finfo(scores.dtype).min)  # as the engine does
+        processed = self._process(input_ids, scores)
+        words_B2, greedy_B = self.words_B2.to(scores.device), self.greedy_B.to(scores.device)
+        if self.record.top_k:
+            self.top.append(likeliest(scores, self.record.top_k))
+        drawn = draw(scores, processed, greedy_B, words_B2, positions_B)
+        self.draws.append(drawn)
         self._report(drawn.token_ids.tolist(), position)
-        return drawn.scores
+        forced = torch.full_like(scores, -torch.inf)
+        return forced.scatter_(1, drawn.token_ids[:, None], 0.0)
+
+    def _process(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Put each row through its own law, with its own prefix and without the padding before it."""
+        if not any(len(group) for group, _ in self.groups):
+            return scores
+        processed = scores.clone()
+        for group, rows in self.groups:
+            group_of: Any = group  # transformers types ids as LongTensor
+            for row in rows:
+                start = self.prompt_length - len(self.requests[row].prompt_token_ids)
+                processed[row] = group_of(input_ids[row : row + 1, start:], scores[row : row + 1])[0]
+        return processed
 
     def _report(self, token_ids: list[int], position: int) -> None:
         num_live = sum(self.live)
         for row, token in enumerate(token_ids):
             limit = self.requests[row].max_new_tokens
             self.live[row] = self.live[row] and token not in self.terminators and position + 1 < limit
-        self.on_progress(num_live - sum(self.live), num_live)
+        num_still = sum(self.live)
+        self.on_progress(Advance(num_live - num_still, num_live, slots_in_use=num_still))
 
     def rollouts(self) -> list[Rollout]:
-        token_ids = torch.stack([d.token_ids for d in self.draws], dim=1).tolist()
-        logprobs = torch.stack([d.logprobs for d in self.draws], dim=1).tolist()
-        sampling = torch.stack([d.sampling_logprobs for d in self.draws], dim=1).tolist()
-        entropies = torch.stack([d.entropies for d in self.draws], dim=1).tolist()
+        token_ids, logprobs, sampling, entropies = (
+            torch.stack([getattr(d, name) for d in self.draws], dim=1).tolist()
+            for name in ("token_ids", "logprobs", "sampling_logprobs", "entropies")
+        )
         found = []
         for row, request in enumerate(self.requests):
             kept, stopped = cut_at_terminator(token_ids[row], self.terminators, request.max_new_tokens)
+            hidden, top = self.hidden[:kept], self.top[:kept]
             found.append(
                 Rollout(
                     key=request.key,
@@ -179,6 +231,13 @@ class _KeyedDrawing(LogitsProcessor):
                     sampling_logprobs=tuple(sampling[row][:kept]),
                     entropies=tuple(entropies[row][:kept]),
                     finish_reason="stop" if stopped else "length",
+                    hidden=torch.stack([step[row] for step in hidden]) if hidden else None,
+                    top=TopLogprobs(
+                        torch.stack([step.token_ids[row] for step in top]),
+                        torch.stack([step.logprobs[row] for step in top]),
+                    )
+                    if top
+                    else None,
                 )
             )
         return found

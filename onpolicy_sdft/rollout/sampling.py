@@ -1,69 +1,164 @@
 """The law a token is drawn from, and the draw.
 
-Shape letters: B rows, V vocabulary.
+A token is drawn in two moves, each an argmax of log-probability plus keyed Gumbel noise: first a block of
+neighbouring vocabulary ids by its total probability, then a token of that block. That is exactly the law,
+P(block) P(token | block), and asks for noise a thousand times instead of once per id of the vocabulary.
+
+Shape letters: B rows, V vocabulary, M blocks, W ids of a block, K kept candidates.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
 from onpolicy_sdft.rollout.noise import gumbel_noise
+from onpolicy_sdft.types import SamplingLaw, TopLogprobs
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+BLOCK = 64  # ids of a block; V / 64 + 64 draws of noise a token
+_BLOCK_IDS = 1 << 30  # blocks are numbered from here in the noise, above every vocabulary id
+CANDIDATES = 512  # likeliest tokens looked at before all of them are sorted
 
-#: None of the warpers looks at the text before.
-_NO_IDS: Any = None
+
+def warpers(law: SamplingLaw) -> LogitsProcessorList:
+    """Return transformers' own warpers, in its order, for what differs from the model's law."""
+    found = LogitsProcessorList()
+    if law.repetition_penalty != 1.0:
+        found.append(RepetitionPenaltyLogitsProcessor(law.repetition_penalty))
+    if not law.greedy and law.temperature != 1.0:
+        found.append(TemperatureLogitsWarper(law.temperature))
+    if law.top_k > 0:
+        found.append(TopKLogitsWarper(law.top_k))
+    if law.top_p < 1.0:
+        found.append(TopPLogitsWarper(law.top_p))
+    if law.min_p > 0.0:
+        found.append(MinPLogitsWarper(law.min_p))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingLaw:
-    """How logits become the law of the next token; the default is the model's own law."""
+class RowLaws:
+    """The sampling laws of a batch, a row each."""
 
-    temperature: float = 1.0  # 0: greedy
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
+    temperature_B: torch.Tensor  # 1 where greedy
+    top_k_B: torch.Tensor  # V where all are kept
+    top_p_B: torch.Tensor
+    min_p_B: torch.Tensor
+    greedy_B: torch.Tensor
+    penalty_B: torch.Tensor  # 1 where tokens may repeat
+    is_raw: bool  # every row is the model's own law, or greedy
+    is_filtered: bool  # some row leaves tokens out
+    is_penalised: bool  # some row looks at its prefix
 
-    @property
-    def greedy(self) -> bool:
-        """Whether the likeliest token is always taken."""
-        return self.temperature == 0.0
+    @staticmethod
+    def of(laws: Sequence[SamplingLaw], vocab_size: int, device: torch.device) -> RowLaws:
+        """Lay out laws as tensors."""
 
-    @property
-    def is_own_law(self) -> bool:
-        """Whether tokens are drawn from the model's law at temperature 1, unprocessed."""
-        return self == SamplingLaw()
+        def column(values: list[float] | list[int] | list[bool]) -> torch.Tensor:
+            return torch.tensor(values, device=device)
 
-    def processors(self) -> LogitsProcessorList:
-        """Return transformers' own warpers, in its order, for what differs from the model's law."""
-        found = LogitsProcessorList()
-        if not self.greedy and self.temperature != 1.0:
-            found.append(TemperatureLogitsWarper(self.temperature))
-        if self.top_k > 0:
-            found.append(TopKLogitsWarper(self.top_k))
-        if self.top_p < 1.0:
-            found.append(TopPLogitsWarper(self.top_p))
-        if self.min_p > 0.0:
-            found.append(MinPLogitsWarper(self.min_p))
-        return found
+        drawn = [law for law in laws if not law.greedy]
+        return RowLaws(
+            temperature_B=column([1.0 if law.greedy else float(law.temperature) for law in laws]),
+            top_k_B=column([min(law.top_k, vocab_size) or vocab_size for law in laws]),
+            top_p_B=column([float(law.top_p) for law in laws]),
+            min_p_B=column([float(law.min_p) for law in laws]),
+            greedy_B=column([law.greedy for law in laws]),
+            penalty_B=column([float(law.repetition_penalty) for law in laws]),
+            is_raw=all(law in (SamplingLaw(), SamplingLaw(temperature=0.0)) for law in laws),
+            is_penalised=any(law.repetition_penalty != 1.0 for law in laws),
+            is_filtered=any(law.top_k > 0 or law.top_p < 1.0 or law.min_p > 0.0 for law in drawn),
+        )
+
+    def __getitem__(self, rows: torch.Tensor) -> RowLaws:
+        """Pick rows."""
+        return RowLaws(
+            self.temperature_B[rows], self.top_k_B[rows], self.top_p_B[rows], self.min_p_B[rows],
+            self.greedy_B[rows], self.penalty_B[rows], self.is_raw, self.is_filtered, self.is_penalised,
+        )  # fmt: skip
+
+    def put(self, row: int, others: RowLaws, other_row: int) -> None:
+        """Overwrite one row in place."""
+        for name in ("temperature_B", "top_k_B", "top_p_B", "min_p_B", "greedy_B", "penalty_B"):
+            getattr(self, name)[row] = getattr(others, name)[other_row]
+
+    def process(self, logits_BV: torch.Tensor, num_candidates: int | None = CANDIDATES) -> torch.Tensor:
+        """Scale and filter each row by its own law; equal to transformers' warpers but for ties, which are kept.
+
+        Args:
+            logits_BV: float32 or wider.
+            num_candidates: Sort this many likeliest tokens first, and all of them only if they do not settle every
+                row; None sorts all at once and reads nothing back from the device.
+        """
+        if self.is_raw:
+            return logits_BV
+        scaled_BV = logits_BV / self.temperature_B[:, None].to(logits_BV.dtype)
+        if not self.is_filtered:
+            return scaled_BV
+        size = scaled_BV.shape[-1]
+        width = size if num_candidates is None else min(size, num_candidates)
+        floor_B, settled_B = self._floor(scaled_BV, width)
+        if width < size and not bool(settled_B.all()):
+            floor_B, _ = self._floor(scaled_BV, size)
+        return scaled_BV.masked_fill(scaled_BV < floor_B[:, None], -torch.inf)
+
+    def penalise(self, logits_BV: torch.Tensor, prefixes_BL: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+        """Lower the logits of tokens that stand in a row's own prefix.
+
+        Args:
+            logits_BV: float32 or wider.
+            prefixes_BL: Token ids, prompt first.
+            lengths_B: Used part of each prefix.
+
+        Source: Keskar et al. (2019), arXiv:1909.05858, equation 1, with the sign of the logit as in transformers.
+        """
+        if not self.is_penalised:
+            return logits_BV
+        # A place beyond the prefix repeats the first token's, so that its update changes nothing more.
+        there_BL = torch.arange(prefixes_BL.shape[1], device=logits_BV.device) < lengths_B[:, None]
+        ids_BL = torch.where(there_BL, prefixes_BL, prefixes_BL[:, :1])
+        found_BL = logits_BV.gather(1, ids_BL)
+        penalty_B1 = self.penalty_B[:, None].to(logits_BV.dtype)
+        return logits_BV.scatter(1, ids_BL, torch.where(found_BL < 0, found_BL * penalty_B1, found_BL / penalty_B1))
+
+    def _floor(self, scaled_BV: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the score of the least likely token each row keeps, and whether ``width`` tokens told."""
+        top_BK = scaled_BV.topk(width, dim=-1).values
+        rank_K = torch.arange(width, device=scaled_BV.device)
+        within_BK = rank_K < self.top_k_B[:, None]
+        no_top_k_B = self.top_k_B >= scaled_BV.shape[-1]
+        # Mass is relative to what top-k left: the total of the candidates then, of the whole row otherwise.
+        log_total_B = torch.where(
+            no_top_k_B,
+            torch.logsumexp(scaled_BV, -1),
+            torch.logsumexp(top_BK.masked_fill(~within_BK, -torch.inf), -1),
+        )
+        mass_BK = (top_BK - log_total_B[:, None]).exp()
+        before_BK = mass_BK.cumsum(-1) - mass_BK
+        kept_BK = within_BK & ((before_BK < self.top_p_B[:, None]) | (self.top_p_B[:, None] >= 1.0))
+        kept_BK &= top_BK >= top_BK[:, :1] + self.min_p_B[:, None].to(top_BK.dtype).log()
+        num_kept_B = kept_BK.sum(-1)
+        floor_B = top_BK.gather(-1, (num_kept_B - 1).clamp(min=0)[:, None])[:, 0]
+        nothing_left_out_B = no_top_k_B & (self.top_p_B >= 1.0) & (self.min_p_B <= 0.0)
+        floor_B = torch.where(nothing_left_out_B, torch.full_like(floor_B, -torch.inf), floor_B)
+        settled_B = torch.where(no_top_k_B, num_kept_B < width, self.top_k_B <= width)
+        return floor_B, settled_B | nothing_left_out_B
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
     """One drawn token per row."""
 
-    scores: torch.Tensor  # [B, V] its argmax is the token
     token_ids: torch.Tensor  # [B] int64
     logprobs: torch.Tensor  # [B] at temperature 1, unprocessed, nats
     sampling_logprobs: torch.Tensor  # [B] under the law it was drawn from, nats; 0 when greedy
@@ -72,39 +167,58 @@ class Draw:
 
 def draw(
     logits_BV: torch.Tensor,
-    law: SamplingLaw,
-    processors: LogitsProcessorList,
+    processed_BV: torch.Tensor,
+    greedy_B: torch.Tensor,
     words_B2: torch.Tensor,
     positions_B: torch.Tensor,
 ) -> Draw:
     """Draw the next token of each row from its processed law with its own keyed noise.
 
     Args:
-        logits_BV: The model's logits, float32 or wider.
-        law: The sampling law.
-        processors: ``law.processors()``, made once.
+        logits_BV: The model's logits, float32 or wider, finite.
+        processed_BV: Logits of the law to draw from; ``logits_BV`` itself where that is the model's own.
+        greedy_B: Rows that take the likeliest token instead.
         words_B2: Noise key words of the rows.
         positions_B: Index of the token within each completion.
     """
-    raw_BV = torch.log_softmax(logits_BV, dim=-1)
-    entropies_B = -(raw_BV.exp() * raw_BV).nan_to_num_(nan=0.0).sum(-1)
-    if law.greedy:
-        scores_BV = processed_BV = raw_BV
-    else:
-        processed_BV = raw_BV
-        if len(processors):
-            processed_BV = torch.log_softmax(processors(_NO_IDS, logits_BV), dim=-1)
-        scores_BV = processed_BV + gumbel_noise(words_B2, positions_B, logits_BV.shape[-1])
-    token_ids_B = scores_BV.argmax(-1)
-    chosen = token_ids_B[:, None]
-    sampling_B = processed_BV.gather(-1, chosen)[:, 0]
-    return Draw(
-        scores=scores_BV,
-        token_ids=token_ids_B,
-        logprobs=raw_BV.gather(-1, chosen)[:, 0],
-        sampling_logprobs=torch.zeros_like(sampling_B) if law.greedy else sampling_B,
-        entropies=entropies_B,
-    )
+    p_BV = torch.softmax(logits_BV, dim=-1)
+    largest_B, likeliest_B = logits_BV.max(-1)
+    log_total_B = largest_B - p_BV.gather(-1, likeliest_B[:, None])[:, 0].log()
+    entropies_B = (log_total_B - torch.linalg.vecdot(p_BV, logits_BV)).clamp(min=0.0)
+    is_raw = processed_BV is logits_BV
+    q_BV = p_BV if is_raw else torch.softmax(processed_BV, dim=-1)
+    drawn_B = _draw_in_blocks(q_BV, processed_BV, words_B2, positions_B)
+    greedy_choice_B = likeliest_B if is_raw else processed_BV.argmax(-1)
+    token_ids_B = torch.where(greedy_B, greedy_choice_B, drawn_B)
+    chosen_B1 = token_ids_B[:, None]
+    logprobs_B = logits_BV.gather(-1, chosen_B1)[:, 0] - log_total_B
+    sampling_B = logprobs_B if is_raw else q_BV.gather(-1, chosen_B1)[:, 0].log()
+    return Draw(token_ids_B, logprobs_B, torch.where(greedy_B, torch.zeros_like(sampling_B), sampling_B), entropies_B)
+
+
+def likeliest(logits_BV: torch.Tensor, num_kept: int) -> TopLogprobs:
+    """Return the likeliest tokens of each row with their log-probabilities at temperature 1."""
+    top = logits_BV.topk(min(num_kept, logits_BV.shape[-1]), dim=-1)
+    return TopLogprobs(top.indices, top.values - torch.logsumexp(logits_BV, -1, keepdim=True))
+
+
+def _draw_in_blocks(
+    q_BV: torch.Tensor, scores_BV: torch.Tensor, words_B2: torch.Tensor, positions_B: torch.Tensor
+) -> torch.Tensor:
+    """Draw a block by its probability, then a token of it: q [B, V] and its log up to a constant -> [B]."""
+    size = q_BV.shape[-1]
+    whole = size // BLOCK * BLOCK
+    mass_BM = q_BV[:, :whole].unflatten(-1, (-1, BLOCK)).sum(-1)
+    if whole < size:
+        mass_BM = torch.cat([mass_BM, q_BV[:, whole:].sum(-1, keepdim=True)], dim=-1)
+    blocks_M = torch.arange(_BLOCK_IDS, _BLOCK_IDS + mass_BM.shape[-1], dtype=torch.int32, device=q_BV.device)
+    block_B = (mass_BM.log() + gumbel_noise(words_B2, positions_B, blocks_M[None])).argmax(-1)
+    ids_BW = block_B[:, None] * BLOCK + torch.arange(BLOCK, device=q_BV.device)
+    inside_BW = scores_BV.gather(-1, ids_BW.clamp(max=size - 1))
+    inside_BW = inside_BW.masked_fill(ids_BW >= size, -torch.inf)
+    within_B = (inside_BW + gumbel_noise(words_B2, positions_B, ids_BW.to(torch.int32))).argmax(-1)
+    token_ids_B: torch.Tensor = block_B * BLOCK + within_B
+    return token_ids_B
 
 
 def cut_at_terminator(token_ids: Sequence[int], terminators: frozenset[int], limit: int) -> tuple[int, bool]:

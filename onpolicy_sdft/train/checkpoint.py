@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
     from onpolicy_sdft.runs.directory import RunDirectory
+    from onpolicy_sdft.train.source import TargetSource
     from onpolicy_sdft.train.step import TrainState
 
-_WEIGHTS, _OPTIMIZER, _STATE = "trainable.safetensors", "optimizer.pt", "state.json"
-_VERSION = 1
+_WEIGHTS, _OPTIMIZER, _SOURCE, _STATE = "trainable.safetensors", "optimizer.pt", "source.pt", "state.json"
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Checkpointer:
     model: nn.Module
     optimizer: Optimizer
     schedule: LRScheduler
+    source: TargetSource  # its draft store and what its shapes were chosen by
     identity: Mapping[str, Any]  # what must be the same for a resumed run to mean anything
     keep: int
 
@@ -59,6 +61,7 @@ class Checkpointer:
             },
             scratch / _OPTIMIZER,
         )
+        torch.save(self.source.state(), scratch / _SOURCE)
         record = {"version": _VERSION, "state": asdict(state), "identity": dict(self.identity)}
         write_json_atomic(scratch / _STATE, record)
         for file in scratch.iterdir():
@@ -89,6 +92,7 @@ class Checkpointer:
         extra = torch.load(source / _OPTIMIZER, weights_only=True, map_location="cpu")
         self.optimizer.load_state_dict(extra["optimizer"])
         self.schedule.load_state_dict(extra["schedule"])
+        self.source.restore(torch.load(source / _SOURCE, weights_only=True))
         torch.set_rng_state(extra["rng_cpu"])
         if torch.cuda.is_available() and extra["rng_cuda"]:
             torch.cuda.set_rng_state_all(extra["rng_cuda"])

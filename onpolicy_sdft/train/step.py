@@ -90,9 +90,11 @@ class Trainer:
                 f"time/{part}_seconds": times[i + 1] - times[i] for i, part in enumerate(("rollout", "screen", "learn"))
             },
             "time/step_seconds": times[-1] - times[0],
+            **self.source.figures(),
             **rollout_metrics(targets),
             **screen_metrics(targets),
         }
+        self.source.remember(targets)  # 5. Remember: these rollouts are the next epoch's drafts
         self._advance(num_loss_tokens, learned.skipped)
         values["train/total_loss_tokens"] = self.state.total_loss_tokens
         return StepMetrics(self.state.step, learned.skipped, values, tuple(targets))

@@ -11,10 +11,9 @@ from onpolicy_sdft.eval.intervals import wilson_interval
 from onpolicy_sdft.eval.probe import ProbeRow, probe, recommend, summarise_probe
 from onpolicy_sdft.rollout.backend import ignore_progress
 from onpolicy_sdft.rollout.hf import HFBackend
-from onpolicy_sdft.rollout.sampling import SamplingLaw
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks.exact import Exact
-from onpolicy_sdft.types import Demonstration, NoiseKey, Rollout, Turn
+from onpolicy_sdft.types import Demonstration, NoiseKey, Rollout, SamplingLaw, Turn
 
 END = 257
 

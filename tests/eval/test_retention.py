@@ -108,7 +108,7 @@ def test_the_adapter_switched_off_is_the_seed_as_well_as_a_second_copy(tiny_mode
 def test_progress_is_told_of_every_completion_and_token(tiny_model):
     told: list[tuple[int, int]] = []
     model, asked = tiny_model(), completions()
-    kl_to_seed(model, given(model), asked, PAD, lambda num, tokens: told.append((num, tokens)))
+    kl_to_seed(model, given(model), asked, PAD, lambda advance: told.append((advance.num_finished, advance.num_tokens)))
     assert sum(num for num, _ in told) == 5
     assert sum(tokens for _, tokens in told) == sum(len(completion.token_ids) for completion in asked)
 

@@ -11,9 +11,8 @@ from onpolicy_sdft.eval.intervals import mean_interval, wilson_interval
 from onpolicy_sdft.eval.runner import EVAL_STEP, EvalSet, pass_at_k, score_set
 from onpolicy_sdft.rollout.backend import ignore_progress
 from onpolicy_sdft.rollout.hf import HFBackend
-from onpolicy_sdft.rollout.sampling import SamplingLaw
 from onpolicy_sdft.tasks.free_form import FreeForm
-from onpolicy_sdft.types import CheckResult, Demonstration, NoiseKey, Rollout, RolloutRequest, Turn
+from onpolicy_sdft.types import CheckResult, Demonstration, NoiseKey, Rollout, RolloutRequest, SamplingLaw, Turn
 
 END = 257
 

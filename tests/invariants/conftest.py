@@ -16,14 +16,13 @@ from onpolicy_sdft.data.views import Renderer, prepare
 from onpolicy_sdft.models.policy import Policy
 from onpolicy_sdft.objectives.nll import nll
 from onpolicy_sdft.rollout.hf import HFBackend
-from onpolicy_sdft.rollout.sampling import SamplingLaw
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks import load_task
 from onpolicy_sdft.train.backend import Backend
 from onpolicy_sdft.train.optim import make_optimizer, make_schedule
 from onpolicy_sdft.train.source import DemonstrationSource, PolicySource
 from onpolicy_sdft.train.step import Trainer, TrainState
-from onpolicy_sdft.types import Demonstration, Turn, Views
+from onpolicy_sdft.types import Demonstration, SamplingLaw, Turn, Views
 
 TERMINATOR = 257
 DEMONSTRATIONS = [

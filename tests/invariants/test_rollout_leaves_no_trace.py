@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from onpolicy_sdft.config.schema import ScreeningConfig
-from onpolicy_sdft.rollout.sampling import SamplingLaw
-from onpolicy_sdft.types import NoiseKey, RolloutRequest
+from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingLaw
 
 
 def sha256(model) -> str:
@@ -61,7 +60,7 @@ def test_an_exception_in_the_middle_of_a_rollout_leaves_no_trace_either(make_ben
     stir(bench)
     before = snapshot(bench)
 
-    def explode(finished, tokens):
+    def explode(advance):
         raise RuntimeError("in the middle")
 
     with pytest.raises(RuntimeError, match="in the middle"):

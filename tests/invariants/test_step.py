@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from onpolicy_sdft.config.schema import ScreeningConfig
-from onpolicy_sdft.rollout.sampling import SamplingLaw
+from onpolicy_sdft.types import SamplingLaw
 
 DEVICE_DTYPE = torch.float64
 

@@ -114,9 +114,9 @@ def test_progress_counts_every_completion_and_token_once(tiny_model):
     backend = HFBackend(tiny_model(), (TERMINATOR, 10, 20, 30), TERMINATOR, 2)
     seen = [0, 0]
 
-    def count(finished, tokens):
-        seen[0] += finished
-        seen[1] += tokens
+    def count(advance):
+        seen[0] += advance.num_finished
+        seen[1] += advance.num_tokens
 
     rollouts = backend.generate(ask(PROMPTS, limit=30), SamplingLaw(), count)
     assert seen == [len(PROMPTS), sum(len(r.token_ids) for r in rollouts)]

@@ -10,7 +10,8 @@ from onpolicy_sdft.types import NoiseKey
 
 
 def noise(keys, position=0, vocab_size=50):
-    return gumbel_noise(key_words(keys), torch.full((len(keys),), position), vocab_size)
+    ids = torch.arange(vocab_size, dtype=torch.int32)[None]
+    return gumbel_noise(key_words(keys), torch.full((len(keys),), position), ids)
 
 
 def test_noise_is_the_same_for_the_same_key_whatever_the_batch():

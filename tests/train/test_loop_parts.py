@@ -8,12 +8,11 @@ import torch
 
 from onpolicy_sdft.config.schema import OptimConfig, TrainConfig
 from onpolicy_sdft.errors import ConfigError
-from onpolicy_sdft.rollout.sampling import SamplingLaw
 from onpolicy_sdft.train.loop import Plan, make_plan
 from onpolicy_sdft.train.optim import make_optimizer, make_schedule
 from onpolicy_sdft.train.signals import stop_on_signals
 from onpolicy_sdft.train.source import DemonstrationSource, PolicySource
-from onpolicy_sdft.types import Demonstration, Turn, Views
+from onpolicy_sdft.types import Demonstration, SamplingLaw, Turn, Views
 
 
 def test_steps_or_epochs_make_the_plan():
@@ -68,7 +67,7 @@ def views(name):
 class Recorder:
     """A backend that only remembers what it was asked."""
 
-    def generate(self, requests, law, on_progress=None):
+    def generate(self, requests, law, on_progress=None, record=None):
         self.requests, self.law = requests, law
         return []
 
@@ -80,7 +79,7 @@ def test_requests_carry_the_teachers_prompt_the_key_and_the_demonstration_as_a_d
     first, second, third = backend.requests
     assert first.prompt_token_ids == (1, 2, 3)
     assert first.max_new_tokens == 9
-    assert first.draft_token_ids == ((4, 5),)
+    assert first.draft_token_ids == ((), (4, 5))
     assert (first.key.seed, first.key.step, first.key.example_id, first.key.attempt) == (3, 5, "a", 1)
     assert second.key.example_id == "b"
     assert (first.key.sample_index, third.key.sample_index) == (0, 1), "twice in a step must not repeat its noise"

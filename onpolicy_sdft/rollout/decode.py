@@ -1,0 +1,174 @@
+"""One forward over slots and what follows from it: draw, verify drafts, write back. Tensors only.
+
+Nothing here reads a value back to the host, and every buffer it reads or writes keeps its address, so that
+:func:`grid_step` can be captured as a whole. On a CPU the engine calls the same parts with ragged packings.
+
+Shape letters: B rows (one slot each), Q tokens of a row (the pending one and its drafts), N packed tokens, V
+vocabulary, D hidden size, T terminators, S slots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from onpolicy_sdft.models.policy import body, head_of
+from onpolicy_sdft.rollout.drafts import look_up
+from onpolicy_sdft.rollout.sampling import Draw, draw, likeliest
+from onpolicy_sdft.rollout.slots import Packing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from onpolicy_sdft.rollout.attention import SlotAttention
+    from onpolicy_sdft.rollout.sampling import RowLaws
+    from onpolicy_sdft.rollout.slots import SlotTexts
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of a forward and where each drawn token belongs."""
+
+    slots_B: torch.Tensor  # [B] int64; the trash row for padding
+    num_drafts_B: torch.Tensor  # [B] int64, at most Q - 1
+    row_N: torch.Tensor  # [N] int64 row of each token that is drawn from
+    offset_N: torch.Tensor  # [N] int64 its place within the row, below Q
+    width: int  # Q
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a forward did to its rows."""
+
+    kept_B: torch.Tensor  # [B] int64 tokens written
+    accepted_B: torch.Tensor  # [B] int64 of them, drafted ones
+    done_B: torch.Tensor  # [B] bool, ended or at the limit
+
+
+def forward_hidden(
+    model: PreTrainedModel, texts: SlotTexts, attention: SlotAttention, packing: Packing
+) -> torch.Tensor:
+    """Run the layers over packed tokens: -> [N, D] final hidden states; keys and values are stored on the way."""
+    attention.cache.packing = packing
+    ids_N = texts.tokens[packing.slots_N, packing.positions_N]
+    layers: Any = body(model)
+    out = layers(
+        input_ids=ids_N[None], position_ids=packing.positions_N[None], past_key_values=attention.cache, use_cache=True,
+        slots=attention,
+    )  # fmt: skip
+    hidden_ND: torch.Tensor = out.last_hidden_state[0]
+    return hidden_ND
+
+
+def head_logits(model: PreTrainedModel, hidden_ND: torch.Tensor) -> torch.Tensor:
+    """Compute logits, float32 or wider, through the model's own output layer: [N, D] -> [N, V]."""
+    return head_of(model).finish(model.get_output_embeddings()(hidden_ND))
+
+
+def draw_and_settle(
+    texts: SlotTexts,
+    laws: RowLaws,
+    terminators_T: torch.Tensor,
+    rows: Rows,
+    logits_NV: torch.Tensor,
+    hidden_ND: torch.Tensor,
+    num_candidates: int | None,
+) -> Settled:
+    """Draw a token at every position, keep each row's tokens up to the first that differs from its draft, write them.
+
+    Every token is drawn from the model's own law with the noise of its own position, whatever the draft was, so the
+    law of what is kept does not depend on the drafts. A drafted terminator may be drawn and ends its row.
+    """
+    slots_N = rows.slots_B[rows.row_N]
+    positions_N = texts.lengths[slots_N] + rows.offset_N
+    places_N = positions_N + 1 - texts.starts[slots_N]  # of the drawn token within the completion
+    row_laws = laws[slots_N]
+    top = likeliest(logits_NV, texts.top_token_ids.shape[-1]) if texts.top_token_ids is not None else None
+    logits_NV = logits_NV.clamp_(min=torch.finfo(logits_NV.dtype).min)  # 0 * -inf in the entropy would be nan
+    processed_NV = logits_NV
+    if laws.is_penalised:  # each row's own prefix, drafts before it included
+        processed_NV = row_laws.penalise(logits_NV, texts.tokens[slots_N], positions_N + 1)
+    processed_NV = row_laws.process(processed_NV, num_candidates)
+    drawn = draw(logits_NV, processed_NV, row_laws.greedy_B, texts.words[slots_N], places_N)
+    next_N = texts.tokens[slots_N, positions_N + 1]
+    is_end_N = (drawn.token_ids[:, None] == terminators_T).any(-1)
+    matches_N = (rows.offset_N < rows.num_drafts_B[rows.row_N]) & (drawn.token_ids == next_N)
+    goes_on_BQ = torch.zeros(len(rows.slots_B), rows.width, dtype=torch.int64, device=slots_N.device)
+    goes_on_BQ[rows.row_N, rows.offset_N] = (matches_N & ~is_end_N).to(torch.int64)
+    kept_B = 1 + goes_on_BQ.cumprod(-1).sum(-1)
+    kept_N = rows.offset_N < kept_B[rows.row_N]
+    accepted_B = torch.zeros_like(kept_B).scatter_add_(0, rows.row_N, (kept_N & matches_N).to(torch.int64))
+    ended_B = torch.zeros_like(kept_B).scatter_add_(0, rows.row_N, (kept_N & is_end_N).to(torch.int64)) > 0
+    _write(texts, drawn, kept_N, slots_N, positions_N, places_N, rows.offset_N)
+    if texts.hidden is not None:
+        _keep(texts.hidden, (slots_N, places_N), hidden_ND, kept_N[:, None])
+    if top is not None and texts.top_token_ids is not None and texts.top_logprobs is not None:
+        _keep(texts.top_token_ids, (slots_N, places_N), top.token_ids, kept_N[:, None])
+        _keep(texts.top_logprobs, (slots_N, places_N), top.logprobs.to(texts.top_logprobs.dtype), kept_N[:, None])
+    is_real_B = rows.slots_B < len(texts.lengths) - 1
+    texts.lengths[rows.slots_B] = torch.where(is_real_B, texts.lengths[rows.slots_B] + kept_B, 0)
+    texts.draft_lengths[rows.slots_B] = torch.where(is_real_B, texts.draft_lengths[rows.slots_B] + kept_B, 0)
+    written_B = texts.lengths[rows.slots_B] + 1 - texts.starts[rows.slots_B]
+    return Settled(kept_B, accepted_B, ended_B | (written_B >= texts.limits[rows.slots_B]))
+
+
+def grid_step(
+    model: PreTrainedModel,
+    texts: SlotTexts,
+    attention: SlotAttention,
+    laws: RowLaws,
+    terminators_T: torch.Tensor,
+    slots_B: torch.Tensor,
+    max_drafts: int,
+) -> Settled:
+    """Advance B slots by one forward of 1 + ``max_drafts`` tokens each: look up, forward, draw, verify, write.
+
+    The whole step as one function of fixed shape, for capture; one (B, ``max_drafts``) bucket a capture.
+    """
+    width = max_drafts + 1
+    num_drafts_B = torch.zeros_like(slots_B)
+    if max_drafts:
+        drafts_BK, counts_B, _ = look_up(texts.draft_source[slots_B], texts.draft_lengths[slots_B], max_drafts)
+        left_B = texts.limits[slots_B] - (texts.lengths[slots_B] + 1 - texts.starts[slots_B])
+        num_drafts_B = torch.minimum(counts_B, (left_B - 1).clamp(min=0))
+        place_drafts(texts, slots_B, drafts_BK)
+    row_N = torch.arange(len(slots_B), device=slots_B.device).repeat_interleave(width)
+    offset_N = torch.arange(width, device=slots_B.device).repeat(len(slots_B))
+    rows = Rows(slots_B, num_drafts_B, row_N, offset_N, width)
+    packing = Packing(slots_B[row_N], texts.lengths[slots_B[row_N]] + offset_N, None, len(slots_B))
+    hidden_ND = forward_hidden(model, texts, attention, packing)
+    return draw_and_settle(texts, laws, terminators_T, rows, head_logits(model, hidden_ND), hidden_ND, None)
+
+
+def place_drafts(texts: SlotTexts, slots_B: torch.Tensor, drafts_BK: torch.Tensor) -> None:
+    """Write drafts behind the pending token of each slot."""
+    places_BK = texts.lengths[slots_B][:, None] + 1 + torch.arange(drafts_BK.shape[1], device=slots_B.device)
+    texts.tokens[slots_B[:, None], places_BK] = drafts_BK.clamp(min=0)
+
+
+def _write(
+    texts: SlotTexts,
+    drawn: Draw,
+    kept_N: torch.Tensor,
+    slots_N: torch.Tensor,
+    positions_N: torch.Tensor,
+    places_N: torch.Tensor,
+    offset_N: torch.Tensor,
+) -> None:
+    _keep(texts.tokens, (slots_N, positions_N + 1), drawn.token_ids, kept_N)
+    _keep(texts.draft_source, (slots_N, texts.draft_lengths[slots_N] + offset_N), drawn.token_ids, kept_N)
+    for buffer, value in (
+        (texts.logprobs, drawn.logprobs),
+        (texts.sampling_logprobs, drawn.sampling_logprobs),
+        (texts.entropies, drawn.entropies),
+    ):
+        _keep(buffer, (slots_N, places_N), value.to(buffer.dtype), kept_N)
+
+
+def _keep(
+    buffer: torch.Tensor, where: tuple[torch.Tensor, torch.Tensor], value: torch.Tensor, kept: torch.Tensor
+) -> None:
+    """Write the kept values and leave the other places as they are, at a fixed shape."""
+    buffer[where] = torch.where(kept, value, buffer[where])

@@ -1,0 +1,430 @@
+"""The rollout engine: generation on the training weights, over key-value slots that are refilled as texts end.
+
+One call writes all completions of an optimizer step. Prompts are packed into forwards without padding; a decode
+forward advances every live slot by its pending token and the drafts that are worth verifying. Attention, weights
+and sampling have their own files; this one holds the loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from onpolicy_sdft.models.lora import embedding_weight, inner_model
+from onpolicy_sdft.models.policy import head_of
+from onpolicy_sdft.rollout import cpu_attention
+from onpolicy_sdft.rollout.attention import SlotAttention, slot_attention_on, tiles
+from onpolicy_sdft.rollout.backend import NO_RECORD, OnProgress, RolloutStats, ignore_progress, no_trace
+from onpolicy_sdft.rollout.decode import Rows, Settled, draw_and_settle, forward_hidden, head_logits, place_drafts
+from onpolicy_sdft.rollout.drafts import lay_out, look_up
+from onpolicy_sdft.rollout.memory import Budget, choose_num_slots, kv_budget
+from onpolicy_sdft.rollout.noise import key_words
+from onpolicy_sdft.rollout.sampling import CANDIDATES, RowLaws
+from onpolicy_sdft.rollout.scheduler import PromptPiece, Scheduler
+from onpolicy_sdft.rollout.slots import Packing, Segment, SlotCache, SlotTexts, bytes_per_position
+from onpolicy_sdft.rollout.speculation import WIDTHS, Acceptance, StepCosts, choose_drafts
+from onpolicy_sdft.rollout.support import examine, runs_on_kernel
+from onpolicy_sdft.types import Advance, Record, Rollout, RolloutRequest, SamplingLaw, TopLogprobs
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from onpolicy_sdft.rollout.weights import WeightsView
+
+_LENGTH_STEP = 64  # slots are a multiple of this many positions long, so that calls of like lengths share a pool
+_WORTH_MEASURING = 2048  # tokens a call must be able to write before step times are measured for its drafts
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How the engine works; nothing here changes which tokens are written, up to rounding of the logits."""
+
+    num_slots: int | None = None  # None: from memory and the number of requests
+    kv_gib: float | None = None  # memory for keys and values; None: ``kv_fraction`` of what is free
+    kv_fraction: float = 0.4
+    prefill_tokens: int = 1024  # prompt tokens of one forward
+    max_draft_tokens: int = 8  # 0: no drafts
+    deterministic: bool = False  # shapes from these options alone: nothing is measured
+    use_kernel: bool | None = None  # CPU attention kernel; None: where it can run
+
+
+class RolloutEngine:
+    """Writes completions with the live weights.
+
+    Args:
+        model: The live model, adapters in place.
+        terminators: Token ids that end a completion.
+        weights: What to decode from.
+        options: How to work.
+        say: Told once how large the slots are.
+
+    Raises:
+        UnsupportedModel: If the model cannot be served; transformers' ``generate`` can (see ``hf.py``).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        terminators: Sequence[int],
+        weights: WeightsView,
+        options: EngineOptions,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.model = model
+        self.terminators = tuple(terminators)
+        self.weights = weights
+        self.options = options
+        self.say = say
+        self.stats = RolloutStats()
+        self.acceptance = Acceptance()
+        self.costs: StepCosts | None = None
+        self.budget: Budget | None = None
+        self._served = examine(inner_model(model))
+        self._pool: _Pool | None = None
+
+    def generate(
+        self,
+        requests: Sequence[RolloutRequest],
+        law: SamplingLaw,
+        on_progress: OnProgress = ignore_progress,
+        record: Record = NO_RECORD,
+    ) -> list[Rollout]:
+        """Write one completion per request; see :class:`~onpolicy_sdft.rollout.backend.RolloutBackend`.
+
+        Raises:
+            ConfigError: If the memory for keys and values is too small for one request.
+        """
+        self.stats = RolloutStats()
+        if not requests:
+            return []
+        started = time.perf_counter()
+        model = inner_model(self.model)
+        with no_trace(self.model), self.weights.open(), slot_attention_on(model):
+            self.stats.weights_seconds = time.perf_counter() - started
+            pool = self._make_pool(requests, record)
+            self._measure_costs(pool, requests)
+            call = _Call(self, model, pool, requests, law, on_progress, record)
+            rollouts = call.run()
+        self.stats.total_seconds = time.perf_counter() - started
+        return rollouts
+
+    def state(self) -> dict[str, Any]:
+        """Return what shapes were chosen by: step times, acceptance, memory."""
+        return {
+            "costs": None if self.costs is None else {"rows": self.costs.rows, "seconds": self.costs.seconds},
+            "kept": self.acceptance.kept,
+            "seen": self.acceptance.seen,
+            "budget": None if self.budget is None else (self.budget.num_bytes, self.budget.origin),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up :meth:`state`: nothing is measured again."""
+        costs, budget = state["costs"], state["budget"]
+        self.costs = None if costs is None else StepCosts(tuple(costs["rows"]), tuple(map(tuple, costs["seconds"])))
+        self.acceptance = Acceptance(dict(state["kept"]), dict(state["seen"]))
+        self.budget = None if budget is None else Budget(*budget)
+
+    def _make_pool(self, requests: Sequence[RolloutRequest], record: Record) -> _Pool:
+        """Return slots that fit the call, the ones at hand where they do."""
+        weight = embedding_weight(inner_model(self.model))  # in the dtype of the decode copy
+        max_drafts = self.options.max_draft_tokens
+        longest = max(r.max_new_tokens for r in requests)
+        needed = max(len(r.prompt_token_ids) + r.max_new_tokens for r in requests) + max_drafts
+        length = -(-needed // _LENGTH_STEP) * _LENGTH_STEP
+        source = max(sum(len(t) + 5 for t in r.draft_token_ids) for r in requests) + longest + max_drafts + 5
+        if self.budget is None:
+            self.budget = kv_budget(self.options.kv_gib, self.options.kv_fraction, weight.device)
+        wide = weight.dtype == torch.float64
+        while True:
+            a_position = bytes_per_position(self._served.shapes, weight.dtype)
+            num_slots = choose_num_slots(
+                self.options.num_slots, len(requests), length, a_position, self.budget, weight.device
+            )
+            old = self._pool
+            if old is not None and old.fits(num_slots, length, longest + max_drafts + 1, source, weight.dtype):
+                old.record(record, weight, longest + max_drafts + 1)
+                self.stats.num_slots = old.num_slots
+                return old
+            self._pool = old = None  # freed before the larger one is made
+            try:
+                cache = SlotCache(self._served.shapes, num_slots, length, weight.dtype, weight.device)
+                break
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if num_slots == 1 or "memory" not in str(error).lower():
+                    raise
+                self.budget = Budget(num_slots // 2 * length * a_position, "what could be allocated")
+                self.say(f"rollout: {num_slots} slots could not be allocated, trying {num_slots // 2}")
+        float_dtype = torch.float64 if wide else torch.float32
+        texts = SlotTexts.make(num_slots, length, longest + max_drafts + 1, source, float_dtype, weight.device)
+        use_kernel = self.options.use_kernel
+        attention = SlotAttention(cache, runs_on_kernel(inner_model(self.model)) if use_kernel is None else use_kernel)
+        self._pool = _Pool(cache, texts, attention, RowLaws.of([SamplingLaw()] * (num_slots + 1), 1, weight.device))
+        self._pool.record(record, weight, longest + max_drafts + 1)
+        self.stats.num_slots = num_slots
+        self.say(
+            f"rollout engine: {num_slots} slots of {length} positions "
+            f"({num_slots * length * a_position / 2**30:.2f} GiB of keys and values), decode copy of the weights "
+            f"{self.weights.num_bytes / 2**30:.2f} GiB"
+        )
+        return self._pool
+
+    def _measure_costs(self, pool: _Pool, requests: Sequence[RolloutRequest]) -> None:
+        few = sum(request.max_new_tokens for request in requests) < _WORTH_MEASURING
+        if self.costs is not None or self.options.deterministic or not self.options.max_draft_tokens or few:
+            return
+        call = _Call(self, inner_model(self.model), pool, (), SamplingLaw(), ignore_progress, NO_RECORD)
+        context = min(pool.cache.length - max(WIDTHS) - 1, 256)
+        for buffer in (*pool.cache.keys, *pool.cache.values):
+            buffer[:, :, : context + max(WIDTHS)].zero_()  # pages that were never touched would be read too fast
+        self.costs = StepCosts.measure(pool.num_slots, lambda rows, width: call.time_step(rows, width, context))
+
+
+@dataclass
+class _Pool:
+    """Slots with what stands in them; kept between calls."""
+
+    cache: SlotCache
+    texts: SlotTexts
+    attention: SlotAttention
+    laws: RowLaws
+
+    @property
+    def num_slots(self) -> int:
+        return self.cache.num_slots
+
+    def fits(self, num_slots: int, length: int, longest: int, source: int, dtype: torch.dtype) -> bool:
+        return (
+            self.num_slots == num_slots
+            and self.cache.length >= length
+            and self.texts.logprobs.shape[1] >= longest
+            and self.texts.draft_source.shape[1] >= source
+            and self.cache.keys[0].dtype == dtype
+        )
+
+    def record(self, record: Record, weight: torch.Tensor, longest: int) -> None:
+        """Make room for what a call records, and drop what it does not."""
+        texts, rows = self.texts, self.num_slots + 1
+        texts.hidden = weight.new_zeros(rows, longest, weight.shape[1]) if record.hidden else None
+        k = record.top_k
+        texts.top_token_ids = texts.tokens.new_zeros(rows, longest, k) if k else None
+        texts.top_logprobs = texts.logprobs.new_zeros(rows, longest, k) if k else None
+
+
+class _Call:
+    """One call of the engine."""
+
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        model: PreTrainedModel,
+        pool: _Pool,
+        requests: Sequence[RolloutRequest],
+        law: SamplingLaw,
+        on_progress: OnProgress,
+        record: Record,
+    ) -> None:
+        self.engine, self.model, self.pool = engine, model, pool
+        self.requests, self.on_progress, self.record = requests, on_progress, record
+        self.texts, self.attention = pool.texts, pool.attention
+        self.device = pool.texts.tokens.device
+        self.terminators_T = torch.tensor(engine.terminators, device=self.device)
+        self.group = engine._served.group
+        vocab_size = head_of(model).weight_VD.shape[0]
+        self.laws = RowLaws.of([request.law or law for request in requests] or [law], vocab_size, self.device)
+        pool.laws = replace(
+            pool.laws, is_raw=self.laws.is_raw, is_filtered=self.laws.is_filtered, is_penalised=self.laws.is_penalised
+        )
+        self.words_R2 = key_words([request.key for request in requests]).to(self.device)
+        self.scheduler = Scheduler(requests, pool.num_slots, engine.options.prefill_tokens)
+        self.stats = engine.stats
+        self.stats.num_prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
+        self.found: list[Rollout | None] = [None] * len(requests)
+        self.draft_ends: dict[int, list[int]] = {}  # slot -> where each text of its draft source ends
+        self.drafted: dict[int, list[int]] = {}  # slot -> draft tokens kept and looked at so far
+        pool.attention.seconds = 0.0
+        self.texts.lengths.zero_()
+        self.texts.draft_lengths.zero_()
+        if self.device.type == "cpu":
+            cpu_attention.use_threads_of_torch()
+
+    def run(self) -> list[Rollout]:
+        """Admit, decode, collect, until nobody waits and no slot is live."""
+        while self.scheduler.waiting or self.scheduler.live:
+            self._admit()
+            if self.scheduler.live:
+                self._decode()
+        self.stats.attention_seconds = self.attention.seconds
+        return [rollout for rollout in self.found if rollout is not None]
+
+    def _admit(self) -> None:
+        """Fill free slots and run their prompts; texts that end with their first token free them again."""
+        started = time.perf_counter()
+        while seats := self.scheduler.admit():
+            for seat in seats:
+                assert seat.request is not None
+                self._seat(seat.slot, seat.request)
+            while True:
+                copies, pieces, num_shared = self.scheduler.next_pack()
+                if not pieces:
+                    break
+                for source, target, length in copies:
+                    self.pool.cache.copy_prefix(source, target, length)
+                self.stats.num_shared_tokens += num_shared
+                self._prefill(pieces)
+                self.scheduler.filled(pieces)
+        self.stats.prefill_seconds += time.perf_counter() - started
+
+    def _seat(self, slot: int, index: int) -> None:
+        request, texts = self.requests[index], self.texts
+        prompt = torch.tensor(request.prompt_token_ids, device=self.device)
+        texts.tokens[slot, : len(prompt)] = prompt
+        texts.starts[slot] = len(prompt)
+        texts.limits[slot] = request.max_new_tokens
+        texts.words[slot] = self.words_R2[index]
+        self.pool.laws.put(slot, self.laws, index)
+        row, self.draft_ends[slot] = lay_out(request.prompt_token_ids, request.draft_token_ids)
+        texts.draft_source[slot, : len(row)] = torch.tensor(row, device=self.device)
+        texts.draft_lengths[slot] = len(row)
+        self.drafted[slot] = [0, 0]
+
+    def _prefill(self, pieces: Sequence[PromptPiece]) -> None:
+        """Run pieces of prompts as one packed forward and draw the first token behind each whole prompt."""
+        segments, start = [], 0
+        for piece in pieces:
+            segments.append(Segment(start, piece.count, piece.slot, piece.first))
+            start += piece.count
+        hidden_ND = self._forward(segments)
+        self.stats.num_prefill_forwards += 1
+        ends = [s.start + s.count - 1 for s, piece in zip(segments, pieces, strict=True) if piece.is_last]
+        slots = [piece.slot for piece in pieces if piece.is_last]
+        if not slots:
+            return
+        slots_B = torch.tensor(slots, device=self.device)
+        self.texts.lengths[slots_B] = self.texts.starts[slots_B] - 1  # the prompt's last token is pending
+        settled = self._settle(hidden_ND[ends], slots, [0] * len(slots))
+        self._collect(slots, settled)
+
+    def _decode(self) -> None:
+        """Advance every live slot by one forward."""
+        started = time.perf_counter()
+        slots = [seat.slot for seat in self.scheduler.live]
+        num_drafts, kinds = self._draft(slots)
+        self.stats.draft_seconds += time.perf_counter() - started
+        lengths = self.texts.lengths[slots].tolist()
+        segments, start = [], 0
+        for slot, length, drafts in zip(slots, lengths, num_drafts, strict=True):
+            segments.append(Segment(start, 1 + drafts, slot, length))
+            start += 1 + drafts
+        hidden_ND = self._forward(segments)
+        settled = self._settle(hidden_ND, slots, num_drafts)
+        accepted = settled.accepted_B.tolist()
+        self.stats.num_decode_forwards += 1
+        self.stats.num_decode_rows += len(slots)
+        self.stats.num_drafted_tokens += sum(num_drafts)
+        self.stats.num_accepted_tokens += sum(accepted)
+        for slot, kind, drafts, kept in zip(slots, kinds, num_drafts, accepted, strict=True):
+            if drafts:
+                seen = min(drafts, kept + 1)
+                self.engine.acceptance.saw(kind, kept, seen)
+                self.drafted[slot][0] += kept
+                self.drafted[slot][1] += seen
+        self._collect(slots, settled)
+        self.stats.decode_seconds += time.perf_counter() - started
+
+    def _draft(self, slots: list[int]) -> tuple[list[int], list[int]]:
+        """Write drafts behind the pending tokens; return how many each slot verifies and where they came from."""
+        texts, max_drafts = self.texts, self.engine.options.max_draft_tokens
+        if not max_drafts or (self.engine.costs is None and not self.engine.options.deterministic):
+            return [0] * len(slots), [0] * len(slots)
+        slots_B = torch.tensor(slots, device=self.device)
+        longest = int(texts.draft_lengths[slots_B].max())
+        drafts_BK, counts_B, places_B = look_up(
+            texts.draft_source[slots_B, :longest], texts.draft_lengths[slots_B], max_drafts
+        )
+        written_B = texts.lengths[slots_B] + 1 - texts.starts[slots_B]
+        counts = torch.minimum(counts_B, (texts.limits[slots_B] - written_B - 1).clamp(min=0)).tolist()
+        kinds = [
+            sum(place >= end for end in self.draft_ends[slot])
+            for slot, place in zip(slots, places_B.tolist(), strict=True)
+        ]
+        rates = [
+            self.engine.acceptance.rate(kind, *self.drafted[slot]) for slot, kind in zip(slots, kinds, strict=True)
+        ]
+        num_drafts = choose_drafts(rates, counts, self.engine.costs)
+        if any(num_drafts):
+            place_drafts(texts, slots_B, drafts_BK)
+        return num_drafts, kinds
+
+    def _forward(self, segments: list[Segment]) -> torch.Tensor:
+        slots_N = torch.tensor([s.slot for s in segments for _ in range(s.count)], device=self.device)
+        positions_N = torch.tensor(
+            [p for s in segments for p in range(s.position, s.position + s.count)], device=self.device
+        )
+        if self.attention.use_kernel:
+            self.attention.tiles_W4 = tiles(tuple(segments), self.group)
+        return forward_hidden(self.model, self.texts, self.attention, Packing(slots_N, positions_N, tuple(segments), 0))
+
+    def _settle(self, hidden_ND: torch.Tensor, slots: list[int], num_drafts: list[int]) -> Settled:
+        started = time.perf_counter()
+        rows = Rows(
+            slots_B=torch.tensor(slots, device=self.device),
+            num_drafts_B=torch.tensor(num_drafts, device=self.device),
+            row_N=torch.tensor([row for row, n in enumerate(num_drafts) for _ in range(n + 1)], device=self.device),
+            offset_N=torch.tensor([i for n in num_drafts for i in range(n + 1)], device=self.device),
+            width=max(num_drafts) + 1,
+        )
+        settled = draw_and_settle(
+            self.texts, self.pool.laws, self.terminators_T, rows, head_logits(self.model, hidden_ND), hidden_ND,
+            num_candidates=CANDIDATES,
+        )  # fmt: skip
+        self.stats.sampling_seconds += time.perf_counter() - started
+        return settled
+
+    def _collect(self, slots: list[int], settled: Settled) -> None:
+        """Take finished texts out of their slots and say how far the call has come."""
+        num_tokens = int(settled.kept_B.sum())
+        self.stats.num_tokens += num_tokens
+        finished = [slot for slot, done in zip(slots, settled.done_B.tolist(), strict=True) if done]
+        for slot in finished:
+            index = self.scheduler.seats[slot].request
+            assert index is not None
+            self.found[index] = self._rollout(slot, self.requests[index])
+            self.scheduler.release(slot)
+        self.on_progress(Advance(len(finished), num_tokens, len(self.scheduler.live), self.stats.accept_rate))
+
+    def _rollout(self, slot: int, request: RolloutRequest) -> Rollout:
+        texts = self.texts
+        start = len(request.prompt_token_ids)
+        length = int(texts.lengths[slot]) + 1 - start
+        token_ids = tuple(texts.tokens[slot, start : start + length].tolist())
+        top = None
+        if texts.top_token_ids is not None and texts.top_logprobs is not None:
+            top = TopLogprobs(texts.top_token_ids[slot, :length].clone(), texts.top_logprobs[slot, :length].clone())
+        return Rollout(
+            key=request.key,
+            prompt_token_ids=request.prompt_token_ids,
+            token_ids=token_ids,
+            logprobs=tuple(texts.logprobs[slot, :length].tolist()),
+            sampling_logprobs=tuple(texts.sampling_logprobs[slot, :length].tolist()),
+            entropies=tuple(texts.entropies[slot, :length].tolist()),
+            finish_reason="stop" if token_ids[-1] in self.engine.terminators else "length",
+            hidden=None if texts.hidden is None else texts.hidden[slot, :length].clone(),
+            top=top,
+        )
+
+    def time_step(self, num_rows: int, width: int, context: int) -> float:
+        """Run one decode forward over slots that hold nothing, and return its seconds."""
+        started = time.perf_counter()
+        slots = list(range(num_rows))
+        self.texts.lengths[:num_rows] = context
+        self.texts.starts[:num_rows] = context
+        self.texts.limits[:num_rows] = width + 1
+        self.texts.draft_lengths[:num_rows] = 0
+        hidden_ND = self._forward([Segment(row * width, width, row, context) for row in slots])
+        self._settle(hidden_ND, slots, [width - 1] * num_rows).kept_B.tolist()
+        return time.perf_counter() - started

@@ -1,0 +1,57 @@
+"""How many slots fit: from free memory where nothing else is said, refused with the numbers where not one does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from onpolicy_sdft.errors import ConfigError
+
+_GIB = 2**30
+_MAX_SLOTS = {"cpu": 48, "cuda": 256}  # where more rows stopped paying, or were not tried
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Memory for keys and values, fixed once a run."""
+
+    num_bytes: int
+    origin: str  # where the number came from, for messages
+
+
+def kv_budget(kv_gib: float | None, kv_fraction: float, device: torch.device) -> Budget:
+    """Return the memory keys and values may take: as configured, else a fraction of what is free now."""
+    if kv_gib is not None:
+        return Budget(int(kv_gib * _GIB), f"rollout.kv_gib={kv_gib:g}")
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return Budget(int(free * kv_fraction), f"rollout.kv_fraction={kv_fraction:g} of {free / _GIB:.2f} GiB free")
+
+
+def choose_num_slots(
+    asked: int | None, num_requests: int, length: int, bytes_per_position: int, budget: Budget, device: torch.device
+) -> int:
+    """Return the number of slots of a call: what was asked for or what pays, at most what fits and what is needed.
+
+    Args:
+        asked: ``rollout.num_slots``.
+        num_requests: Of the call.
+        length: Positions of a slot: longest prompt, longest completion and drafts.
+        bytes_per_position: Keys and values of one position in all layers.
+        budget: What may be used.
+        device: Where the slots live.
+
+    Raises:
+        ConfigError: If not even one slot fits, with the numbers.
+    """
+    slot_bytes = length * bytes_per_position
+    fit = budget.num_bytes // slot_bytes
+    if fit < 1:
+        raise ConfigError(
+            f"One rollout of {length} positions needs {slot_bytes / _GIB:.3f} GiB of keys and values "
+            f"({bytes_per_position} bytes a position), and {budget.num_bytes / _GIB:.3f} GiB may be used "
+            f"({budget.origin}). Way out: raise rollout.kv_gib, or lower context.max_teacher_tokens or "
+            "rollout.max_new_tokens."
+        )
+    return max(1, min(asked or _MAX_SLOTS.get(device.type, 64), num_requests, fit))

@@ -1,0 +1,150 @@
+"""Key-value slots: one request, one slot; every buffer at a fixed address for the life of the pool.
+
+Shape letters: S slots (row S is the trash row of padding), H key-value heads, L positions, D head size, N packed
+tokens, A layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import Cache
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """What one attention layer caches a position."""
+
+    num_heads: int
+    key_size: int
+    value_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Neighbouring tokens of one slot within a packed forward."""
+
+    start: int  # first packed token
+    count: int
+    slot: int
+    position: int  # of the first token within the slot
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """Which slot and position each packed token of a forward belongs to."""
+
+    slots_N: torch.Tensor  # [N] int64; the trash row for padding
+    positions_N: torch.Tensor  # [N] int64
+    segments: tuple[Segment, ...] | None  # known on the host; None inside a captured step
+    rows: int  # B of a [B, Q] grid of tokens; 0 when tokens are packed raggedly
+
+
+class SlotCache(Cache):
+    """Keys and values of all slots, as the cache object that transformers' attention layers write to.
+
+    ``packing`` says where the tokens of the next forward go; :meth:`update` scatters them there and returns the
+    whole buffers, which the attention function indexes itself.
+
+    Args:
+        shapes: One per attention layer.
+        num_slots: S.
+        length: L.
+        dtype: Of keys and values.
+        device: Where they live.
+    """
+
+    def __init__(
+        self, shapes: Sequence[LayerShape], num_slots: int, length: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__(layers=[])
+        self.num_slots = num_slots
+        self.length = length
+        self.packing: Packing | None = None
+
+        # Zeros, not empty: 0 times whatever an uninitialised buffer holds may be nan. The last row is for padding.
+        def buffer(num_heads: int, size: int) -> torch.Tensor:
+            return torch.zeros(num_slots + 1, num_heads, length, size, dtype=dtype, device=device)
+
+        self.keys = [buffer(shape.num_heads, shape.key_size) for shape in shapes]  # A of [S+1, H, L, D]
+        self.values = [buffer(shape.num_heads, shape.value_size) for shape in shapes]
+
+    @property
+    def trash(self) -> int:
+        """Index of the row that padding writes to."""
+        return self.num_slots
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store new keys and values, [1, H, N, D], and return the layer's whole buffers."""
+        packing = self.packing
+        assert packing is not None
+        keys, values = self.keys[layer_idx], self.values[layer_idx]
+        new_keys, new_values = key_states[0].transpose(0, 1), value_states[0].transpose(0, 1)
+        keys[packing.slots_N, :, packing.positions_N] = new_keys.to(keys.dtype)
+        values[packing.slots_N, :, packing.positions_N] = new_values.to(values.dtype)
+        return keys, values
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return 0: positions are given with every forward."""
+        return 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Return 0, as :meth:`get_seq_length`."""
+        return 0
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        """Copy the first positions of one slot to another."""
+        for buffer in (*self.keys, *self.values):
+            buffer[target, :, :length] = buffer[source, :, :length]
+
+
+def bytes_per_position(shapes: Sequence[LayerShape], dtype: torch.dtype) -> int:
+    """Return what one position of one slot takes."""
+    width = sum(shape.num_heads * (shape.key_size + shape.value_size) for shape in shapes)
+    return width * torch.empty((), dtype=dtype).element_size()
+
+
+@dataclass
+class SlotTexts:
+    """What stands in each slot and what was recorded of it, beside its keys and values.
+
+    Shape letters as above; X positions of ``draft_source``, C longest completion and a forward's width more.
+    """
+
+    tokens: torch.Tensor  # [S+1, L+1] int64: prompt, completion, drafts; the token at ``lengths`` is pending
+    lengths: torch.Tensor  # [S+1] int64: positions whose keys and values are stored
+    starts: torch.Tensor  # [S+1] int64: length of the prompt
+    limits: torch.Tensor  # [S+1] int64: longest completion
+    words: torch.Tensor  # [S+1, 2] int64: noise key words
+    draft_source: torch.Tensor  # [S+1, X] int64: texts to look n-grams up in, the completion last
+    draft_lengths: torch.Tensor  # [S+1] int64: used part of ``draft_source``
+    logprobs: torch.Tensor  # [S+1, C]
+    sampling_logprobs: torch.Tensor  # [S+1, C]
+    entropies: torch.Tensor  # [S+1, C]
+    hidden: torch.Tensor | None = None  # [S+1, C, hidden size]
+    top_token_ids: torch.Tensor | None = None  # [S+1, C, K]
+    top_logprobs: torch.Tensor | None = None  # [S+1, C, K]
+
+    @staticmethod
+    def make(
+        num_slots: int, length: int, longest: int, source_length: int, float_dtype: torch.dtype, device: torch.device
+    ) -> SlotTexts:
+        """Allocate for ``num_slots`` and the trash row, without what only some calls record."""
+        rows = num_slots + 1
+
+        def whole(*shape: int) -> torch.Tensor:
+            return torch.zeros(rows, *shape, dtype=torch.int64, device=device)
+
+        def real() -> torch.Tensor:
+            return torch.zeros(rows, longest, dtype=float_dtype, device=device)
+
+        return SlotTexts(
+            tokens=whole(length + 1), lengths=whole(), starts=whole(), limits=whole(), words=whole(2),
+            draft_source=whole(source_length), draft_lengths=whole(),
+            logprobs=real(), sampling_logprobs=real(), entropies=real(),
+        )  # fmt: skip
