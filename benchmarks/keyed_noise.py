@@ -28,6 +28,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     for batch_size in (1, 16, 64):
+        ids = torch.arange(VOCAB_SIZE, dtype=torch.int32)[None]
         words = key_words([NoiseKey(0, 0, str(i)) for i in range(batch_size)])
         positions = torch.zeros(batch_size, dtype=torch.int64)
         buffer = torch.empty(batch_size, VOCAB_SIZE)

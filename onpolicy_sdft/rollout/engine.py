@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from onpolicy_sdft.models.lora import embedding_weight, inner_model
 from onpolicy_sdft.models.policy import head_of
@@ -254,7 +255,7 @@ class _Call:
 
     def run(self) -> list[Rollout]:
         """Admit, decode, collect, until nobody waits and no slot is live."""
-        while self.scheduler.waiting or self.scheduler.live:
+        while self.scheduler.num_waiting or self.scheduler.live:
             self._admit()
             if self.scheduler.live:
                 self._decode()
@@ -264,10 +265,8 @@ class _Call:
     def _admit(self) -> None:
         """Fill free slots and run their prompts; texts that end with their first token free them again."""
         started = time.perf_counter()
-        while seats := self.scheduler.admit():
-            for seat in seats:
-                assert seat.request is not None
-                self._seat(seat.slot, seat.request)
+        while slots := self.scheduler.admit():
+            self._seat(slots)
             while True:
                 copies, pieces, num_shared = self.scheduler.next_pack()
                 if not pieces:
@@ -279,18 +278,31 @@ class _Call:
                 self.scheduler.filled(pieces)
         self.stats.prefill_seconds += time.perf_counter() - started
 
-    def _seat(self, slot: int, index: int) -> None:
-        request, texts = self.requests[index], self.texts
-        prompt = torch.tensor(request.prompt_token_ids, device=self.device)
-        texts.tokens[slot, : len(prompt)] = prompt
-        texts.starts[slot] = len(prompt)
-        texts.limits[slot] = request.max_new_tokens
-        texts.words[slot] = self.words_R2[index]
-        self.pool.laws.put(slot, self.laws, index)
-        row, self.draft_ends[slot] = lay_out(request.prompt_token_ids, request.draft_token_ids)
-        texts.draft_source[slot, : len(row)] = torch.tensor(row, device=self.device)
-        texts.draft_lengths[slot] = len(row)
-        self.drafted[slot] = [0, 0]
+    def _seat(self, slots: list[int]) -> None:
+        """Write what newly admitted requests need into their slots."""
+        texts, indices = self.texts, [self._request_in(slot) for slot in slots]
+        requests = [self.requests[index] for index in indices]
+        where = torch.tensor(slots, device=self.device)
+        prompts = [torch.tensor(request.prompt_token_ids) for request in requests]
+        padded = pad_sequence(prompts, batch_first=True).to(self.device)
+        texts.tokens[where, : padded.shape[1]] = padded
+        texts.starts[where] = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        texts.limits[where] = torch.tensor([request.max_new_tokens for request in requests], device=self.device)
+        texts.words[where] = self.words_R2[indices]
+        self.pool.laws.put(where, self.laws, torch.tensor(indices, device=self.device))
+        rows = []
+        for slot, request in zip(slots, requests, strict=True):
+            row, self.draft_ends[slot] = lay_out(request.prompt_token_ids, request.draft_token_ids)
+            rows.append(torch.tensor(row))
+            self.drafted[slot] = [0, 0]
+        padded = pad_sequence(rows, batch_first=True).to(self.device)
+        texts.draft_source[where, : padded.shape[1]] = padded
+        texts.draft_lengths[where] = torch.tensor([len(row) for row in rows], device=self.device)
+
+    def _request_in(self, slot: int) -> int:
+        index = self.scheduler.request_of[slot]
+        assert index is not None
+        return index
 
     def _prefill(self, pieces: Sequence[PromptPiece]) -> None:
         """Run pieces of prompts as one packed forward and draw the first token behind each whole prompt."""
@@ -312,7 +324,7 @@ class _Call:
     def _decode(self) -> None:
         """Advance every live slot by one forward."""
         started = time.perf_counter()
-        slots = [seat.slot for seat in self.scheduler.live]
+        slots = self.scheduler.live
         num_drafts, kinds = self._draft(slots)
         self.stats.draft_seconds += time.perf_counter() - started
         lengths = self.texts.lengths[slots].tolist()
@@ -391,8 +403,7 @@ class _Call:
         self.stats.num_tokens += num_tokens
         finished = [slot for slot, done in zip(slots, settled.done_B.tolist(), strict=True) if done]
         for slot in finished:
-            index = self.scheduler.seats[slot].request
-            assert index is not None
+            index = self._request_in(slot)
             self.found[index] = self._rollout(slot, self.requests[index])
             self.scheduler.release(slot)
         self.on_progress(Advance(len(finished), num_tokens, len(self.scheduler.live), self.stats.accept_rate))

@@ -87,10 +87,10 @@ class RowLaws:
             self.greedy_B[rows], self.penalty_B[rows], self.is_raw, self.is_filtered, self.is_penalised,
         )  # fmt: skip
 
-    def put(self, row: int, others: RowLaws, other_row: int) -> None:
-        """Overwrite one row in place."""
+    def put(self, rows: torch.Tensor, others: RowLaws, other_rows: torch.Tensor) -> None:
+        """Overwrite rows in place."""
         for name in ("temperature_B", "top_k_B", "top_p_B", "min_p_B", "greedy_B", "penalty_B"):
-            getattr(self, name)[row] = getattr(others, name)[other_row]
+            getattr(self, name)[rows] = getattr(others, name)[other_rows]
 
     def process(self, logits_BV: torch.Tensor, num_candidates: int | None = CANDIDATES) -> torch.Tensor:
         """Scale and filter each row by its own law; equal to transformers' warpers but for ties, which are kept.

@@ -7,22 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from onpolicy_sdft.types import RolloutRequest
 
 _MIN_SHARED = 8  # shorter common beginnings are computed again rather than copied
-
-
-@dataclass(slots=True)
-class Seat:
-    """One slot and the request in it."""
-
-    slot: int
-    request: int | None = None  # index within the call; None: free
-    prompt: np.ndarray = None  # type: ignore[assignment]  # int64 prompt whose keys and values stand in the slot
-    num_valid: int = 0  # leading prompt positions whose keys and values are there, also after the request has left
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,34 +38,44 @@ class Scheduler:
     def __init__(self, requests: Sequence[RolloutRequest], num_slots: int, prefill_tokens: int) -> None:
         self.requests = requests
         self.prefill_tokens = prefill_tokens
-        self.waiting = sorted(range(len(requests)), key=lambda i: (-expected_tokens(requests[i]), i))[::-1]
-        self.seats = [Seat(slot, None, np.zeros(0, dtype=np.int64)) for slot in range(num_slots)]
-        self._unfilled: list[Seat] = []  # seats whose prompt is not run yet, in order
-        self._targets: dict[int, np.ndarray] = {}  # slot -> prompt it is being filled with
+        self.request_of: list[int | None] = [None] * num_slots  # index within the call; None: the slot is free
+        self._waiting = sorted(range(len(requests)), key=lambda i: (-expected_tokens(requests[i]), i))[::-1]
+        longest = max((len(request.prompt_token_ids) for request in requests), default=0)
+        self._wanted = _Prompts(num_slots, longest)  # what each slot is being filled with
+        self._there = _Prompts(num_slots, longest)  # whose keys and values stand in it, also after the request has left
+        self._unfilled: list[int] = []  # slots whose prompt is not run yet, in order
+        self._started: set[int] = set()  # of those, the ones whose first piece was planned
 
     @property
-    def live(self) -> list[Seat]:
-        """Seats with a request."""
-        return [seat for seat in self.seats if seat.request is not None]
+    def num_waiting(self) -> int:
+        """Requests without a slot."""
+        return len(self._waiting)
 
-    def admit(self) -> list[Seat]:
-        """Seat as many waiting requests as there are free slots; each takes the free slot it shares most with."""
-        seated = []
-        free = [seat for seat in self.seats if seat.request is None]
-        while self.waiting and free:
-            index = self.waiting.pop()
+    @property
+    def live(self) -> list[int]:
+        """Slots with a request."""
+        return [slot for slot, request in enumerate(self.request_of) if request is not None]
+
+    def admit(self) -> list[int]:
+        """Give free slots to waiting requests, each the one it shares most with; return the slots."""
+        seated: list[int] = []
+        free = np.array([request is None for request in self.request_of])
+        while self._waiting and free.any():
+            index = self._waiting.pop()
             prompt = np.asarray(self.requests[index].prompt_token_ids, dtype=np.int64)
-            seat = max(free, key=lambda s: (_shared(prompt, s.prompt, s.num_valid), -s.num_valid, -s.slot))
-            free.remove(seat)
-            seat.request = index
-            self._unfilled.append(seat)
-            self._targets[seat.slot] = prompt
-            seated.append(seat)
+            # Of slots that share as much, the one whose content is the least loss.
+            worth = self._there.shared_with(prompt) * (1 << 32) - self._there.lengths
+            slot = int(np.where(free, worth, np.iinfo(np.int64).min).argmax())
+            free[slot] = False
+            self.request_of[slot] = index
+            self._wanted.put(slot, prompt, len(prompt))
+            self._unfilled.append(slot)
+            seated.append(slot)
         return seated
 
     def release(self, slot: int) -> None:
         """Free a slot; what stands in it can be shared until it is overwritten."""
-        self.seats[slot].request = None
+        self.request_of[slot] = None
 
     def next_pack(self) -> tuple[list[tuple[int, int, int]], list[PromptPiece], int]:
         """Return the next forward of prompts: prefixes to copy first, pieces to run, and the tokens that were shared.
@@ -87,32 +88,34 @@ class Scheduler:
         """
         copies: list[tuple[int, int, int]] = []
         pieces: list[PromptPiece] = []
-        in_pack: list[np.ndarray] = []
+        in_pack = np.zeros(len(self.request_of), dtype=bool)
         room, num_shared = self.prefill_tokens, 0
-        for seat in list(self._unfilled):
-            prompt = self._targets[seat.slot]
-            own = _shared(prompt, seat.prompt, seat.num_valid)
-            donor = max(self.seats, key=lambda s: _shared(prompt, s.prompt, s.num_valid))
-            best = _shared(prompt, donor.prompt, donor.num_valid)
-            pending = max((_shared(prompt, other, len(other)) for other in in_pack), default=0)
-            if pending >= best + _MIN_SHARED:
-                continue
-            if seat.prompt is not prompt:  # its first piece: what is there of the last occupant goes, but for this
-                first = min(best if best >= own + _MIN_SHARED else own, len(prompt) - 1)
+        for slot in list(self._unfilled):
+            prompt = self._wanted.prompt(slot)
+            if slot not in self._started:
+                shared = self._there.shared_with(prompt)
+                donor = int(shared.argmax())
+                if in_pack.any() and self._wanted.shared_with(prompt)[in_pack].max() >= shared[donor] + _MIN_SHARED:
+                    continue
+                if room < self.prefill_tokens and len(prompt) - shared[donor] > room:
+                    break
+                donor = donor if shared[donor] >= shared[slot] + _MIN_SHARED else slot
+                first = min(int(shared[donor]), len(prompt) - 1)  # the last token is run: it is drawn from
                 first = first if first >= _MIN_SHARED else 0
-                if donor is not seat and first > own:
-                    copies.append((donor.slot, seat.slot, first))
-                seat.prompt, seat.num_valid = prompt, first
+                if donor != slot and first:
+                    copies.append((donor, slot, first))
+                self._there.put(slot, prompt, first)
+                self._started.add(slot)
                 num_shared += first
-            count = min(len(prompt) - seat.num_valid, room)
-            if count < len(prompt) - seat.num_valid and pieces:
-                break
-            is_last = seat.num_valid + count == len(prompt)
-            pieces.append(PromptPiece(seat.slot, seat.num_valid, count, is_last))
-            in_pack.append(prompt)
+            first = int(self._there.lengths[slot])
+            count = min(len(prompt) - first, room)
+            is_last = first + count == len(prompt)
+            pieces.append(PromptPiece(slot, first, count, is_last))
+            in_pack[slot] = True
             room -= count
             if is_last:
-                self._unfilled.remove(seat)
+                self._unfilled.remove(slot)
+                self._started.discard(slot)
             if room <= 0 or not is_last:
                 break
         return copies, pieces, num_shared
@@ -120,19 +123,32 @@ class Scheduler:
     def filled(self, pieces: Sequence[PromptPiece]) -> None:
         """Note that pieces were run: their keys and values can be shared from now on."""
         for piece in pieces:
-            self.seats[piece.slot].num_valid = piece.first + piece.count
+            self._there.lengths[piece.slot] = piece.first + piece.count
+
+
+class _Prompts:
+    """A prompt a slot, and how much of it counts."""
+
+    def __init__(self, num_slots: int, longest: int) -> None:
+        self._ids = np.full((num_slots, longest), -1, dtype=np.int64)
+        self.lengths = np.zeros(num_slots, dtype=np.int64)
+        self._whole = np.zeros(num_slots, dtype=np.int64)
+
+    def put(self, slot: int, prompt: np.ndarray[Any, Any], length: int) -> None:
+        self._ids[slot, : len(prompt)] = prompt
+        self._whole[slot] = len(prompt)
+        self.lengths[slot] = length
+
+    def prompt(self, slot: int) -> np.ndarray[Any, Any]:
+        return self._ids[slot, : self._whole[slot]].copy()
+
+    def shared_with(self, prompt: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return how many leading tokens a prompt has in common with what counts of each slot's: [S]."""
+        differs = self._ids[:, : len(prompt)] != prompt
+        return np.minimum(np.where(differs.any(1), differs.argmax(1), len(prompt)), self.lengths)
 
 
 def expected_tokens(request: RolloutRequest) -> int:
     """Return how long a completion is expected to become: the caller's guess, at most the limit."""
     guess = request.expected_new_tokens
     return request.max_new_tokens if guess is None else min(guess, request.max_new_tokens)
-
-
-def _shared(prompt: np.ndarray, other: np.ndarray, num_valid: int) -> int:
-    """Return how many leading tokens two prompts have in common, among the first ``num_valid`` of the other."""
-    length = min(len(prompt), len(other), num_valid)
-    if not length or prompt[0] != other[0]:
-        return 0
-    differing = np.flatnonzero(prompt[:length] != other[:length])
-    return int(differing[0]) if len(differing) else length

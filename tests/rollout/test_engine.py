@@ -1,0 +1,297 @@
+"""The engine writes what transformers' generate writes, whatever its slots, its drafts and the order of requests."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from scipy import stats
+from toys import END, FAMILIES, ask, assert_same_but_for_ties, engine, make, tokens
+
+from onpolicy_sdft.models.policy import body, head_of
+from onpolicy_sdft.rollout.drafts import lay_out, look_up
+from onpolicy_sdft.rollout.hf import HFBackend
+from onpolicy_sdft.rollout.weights import LocalWeights
+from onpolicy_sdft.types import NoiseKey, Record, RolloutRequest, SamplingLaw
+
+LAWS = [SamplingLaw(), SamplingLaw(0.0), SamplingLaw(0.7, 20, 0.9, 0.02), SamplingLaw(0.2, repetition_penalty=1.05)]
+LAW_NAMES = ["own", "greedy", "filtered", "penalised"]
+SHAPES = [
+    {"num_slots": 1, "max_draft_tokens": 0},
+    {"num_slots": 3, "max_draft_tokens": 5},
+    {"num_slots": 16, "max_draft_tokens": 2, "prefill_tokens": 7},
+]
+
+
+@pytest.mark.parametrize("law", LAWS, ids=LAW_NAMES)
+def test_tokens_are_generates_for_any_slots_drafts_and_order_in_float64(law):
+    model, requests = make("llama", torch.float64), ask()
+    expected = tokens(HFBackend(model, (END,), END, 3).generate(requests, law))
+    drafted = 0
+    for shape in SHAPES:
+        one = engine(model, **shape)
+        assert tokens(one.generate(requests, law)) == expected
+        assert tokens(one.generate(requests[::-1], law)) == expected[::-1]
+        drafted += one.stats.num_drafted_tokens
+    assert drafted > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("law", LAWS[:3], ids=LAW_NAMES[:3])
+def test_every_family_writes_what_generate_writes_in_float32_but_for_ties(family, law):
+    model, requests = make(family), ask()
+    theirs = HFBackend(model, (END,), END, 3).generate(requests, law)
+    ours = engine(model).generate(requests, law)
+    assert_same_but_for_ties(model, ours, theirs, law)
+    for mine, other in zip(ours, theirs, strict=True):
+        if mine.token_ids == other.token_ids:
+            for name in ("logprobs", "sampling_logprobs", "entropies"):
+                torch.testing.assert_close(
+                    torch.tensor(getattr(mine, name)), torch.tensor(getattr(other, name)), atol=1e-4, rtol=1e-4
+                )
+            assert mine.finish_reason == other.finish_reason
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "gemma", "gpt_neox"])
+def test_behaviour_logprobs_in_bfloat16_are_near_a_plain_forward(family, record_property):
+    model = make(family, torch.bfloat16)
+    deltas = torch.cat(
+        [plain_logprobs(model, r) - torch.tensor(r.logprobs) for r in engine(model).generate(ask(), LAWS[0])]
+    )
+    record_property("mean_abs_delta", deltas.abs().mean().item())
+    record_property("max_abs_delta", deltas.abs().max().item())
+    assert deltas.abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("use_kernel", [True, False])
+def test_behaviour_logprobs_equal_a_plain_forward_of_the_same_tokens(use_kernel):
+    model = make("llama")
+    for rollout in engine(model, use_kernel=use_kernel).generate(ask(), SamplingLaw(0.8)):
+        torch.testing.assert_close(torch.tensor(rollout.logprobs), plain_logprobs(model, rollout), atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def plain_logprobs(model, rollout):
+    ids = torch.tensor([[*rollout.prompt_token_ids, *rollout.token_ids]])
+    hidden = body(model)(input_ids=ids, use_cache=False).last_hidden_state[0]
+    law = torch.log_softmax(head_of(model).logits(hidden[len(rollout.prompt_token_ids) - 1 : -1]), -1)
+    return law[range(len(rollout.token_ids)), list(rollout.token_ids)]
+
+
+def adapters(model, dtype):
+    wrapped = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(
+                parameter.shape, generator=torch.Generator().manual_seed(len(name)), dtype=torch.float32
+            ).mul(0.1).to(torch.float64 if dtype == torch.float64 else torch.float32)  # fmt: skip
+    return wrapped.eval()
+
+
+@pytest.mark.parametrize("merge", [True, False], ids=["merged", "unmerged"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gemma2", "gpt_neox"])
+def test_adapters_are_in_what_is_written_merged_or_not(family, merge):
+    model = adapters(make(family), torch.float32)
+    theirs = HFBackend(model, (END,), END, 4, merge_adapter=False).generate(ask(), SamplingLaw())
+    ours = engine(model, weights=LocalWeights(model, merge_adapter=merge)).generate(ask(), SamplingLaw())
+    assert_same_but_for_ties(model.get_base_model(), ours, theirs, SamplingLaw())
+    with model.disable_adapter():
+        without = engine(model).generate(ask(), SamplingLaw())
+    assert tokens(without) != tokens(ours)
+
+
+def test_a_law_of_its_own_holds_for_a_request_alone():
+    model, requests = make("llama", torch.float64), ask(len(LAWS))
+    mixed = [dataclasses.replace(request, law=law) for request, law in zip(requests, LAWS, strict=True)]
+    together = tokens(engine(model).generate(mixed, SamplingLaw(0.3)))
+    alone = [tokens(engine(model).generate([r], law))[0] for r, law in zip(requests, LAWS, strict=True)]
+    assert together == alone
+    assert tokens(HFBackend(model, (END,), END, 4).generate(mixed, SamplingLaw(0.3))) == alone
+
+
+@pytest.mark.parametrize(
+    ("law", "num_drafts"),
+    [(SamplingLaw(), 3), (SamplingLaw(top_p=0.8), 3), pytest.param(SamplingLaw(0.7), 0, marks=pytest.mark.slow)],
+    ids=["own law, drafts", "top-p, drafts", "temperature, no drafts"],
+)
+def test_the_first_two_tokens_follow_the_exact_law(law, num_drafts):
+    """Chi-square of 1e5 draws against enumeration on a vocabulary of 40, with drafts that are often right."""
+    vocab_size, num_draws, end = 40, 100_000, 39
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = FAMILIES["llama"]()
+        config.vocab_size, config.num_hidden_layers, config.eos_token_id, config.pad_token_id = vocab_size, 1, end, end
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_config(config).double().eval()
+    first = exact_law(model, [1, 2], law)
+    likely = int(first[:end].argmax())
+    draft = (likely, int(exact_law(model, [1, 2, likely], law).argmax()))
+    one = engine(model, (end,), num_slots=2500, max_draft_tokens=num_drafts)
+    requests = [RolloutRequest((1, 2), NoiseKey(0, i, "x"), 3, (draft,)) for i in range(num_draws)]
+    drawn = tokens(one.generate(requests, law))
+    assert (one.stats.num_accepted_tokens > 0) == (num_drafts > 0)
+    expected = {(end,): first[end].item()}
+    for token in range(end):
+        for second, p in enumerate(exact_law(model, [1, 2, token], law).tolist()):
+            expected[token, second] = first[token].item() * p
+    counts = dict.fromkeys(expected, 0)
+    for text in drawn:
+        counts[text[:2]] += 1
+    assert all(expected[text[:2]] > 0 for text in drawn)
+    large = [pair for pair in expected if expected[pair] * num_draws >= 5]
+    observed = [counts[pair] for pair in large] + [num_draws - sum(counts[pair] for pair in large)]
+    theory = [expected[pair] * num_draws for pair in large]
+    theory.append(num_draws - sum(theory))
+    if theory[-1] < 5:
+        observed, theory = observed[:-1], theory[:-1]
+    assert stats.chisquare(observed, theory, sum_check=False).pvalue > 1e-3
+
+
+@torch.no_grad()
+def exact_law(model, ids, law):
+    p = torch.softmax(model(input_ids=torch.tensor([ids])).logits[0, -1] / law.temperature, -1)
+    if law.top_p < 1:
+        ordered, order = p.sort(descending=True)
+        p[order[ordered.cumsum(-1) - ordered >= law.top_p]] = 0.0
+    return p / p.sum()
+
+
+def test_after_an_optimizer_step_in_place_it_writes_what_a_fresh_engine_writes():
+    """Rule 15: keys and values of the old weights are never used again, nor is a copy of them."""
+    model, requests = make("llama", torch.float64), ask()
+    used = engine(model)
+    before = tokens(used.generate(requests, SamplingLaw()))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    model(input_ids=torch.tensor([[1, 2, 3]])).logits.logsumexp(-1).sum().backward()
+    optimizer.step()
+    after = tokens(used.generate(requests, SamplingLaw()))
+    assert after == tokens(engine(model).generate(requests, SamplingLaw())) != before
+    packed = make("llama")
+    used = engine(packed, weights=LocalWeights(packed, decode_copy="packed"))
+    used.generate(requests, SamplingLaw())
+    packed.load_state_dict({name: value.float() for name, value in model.state_dict().items()})
+    ours, fresh = used.generate(requests, SamplingLaw()), engine(packed).generate(requests, SamplingLaw())
+    assert tokens(ours) == tokens(fresh)
+
+
+@pytest.mark.parametrize("use_kernel", [True, False])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_oss"])
+def test_what_a_longer_occupant_left_in_a_slot_is_never_read(family, use_kernel):
+    model = make(family)
+    long = [RolloutRequest(tuple(range(90)), NoiseKey(9, 9, str(i)), 60) for i in range(4)]
+    clean = engine(model, use_kernel=use_kernel).generate(ask(), SamplingLaw())
+    one = engine(model, use_kernel=use_kernel)
+    one.generate(long, SamplingLaw())
+    for buffer in (*one._pool.cache.keys, *one._pool.cache.values):
+        buffer.fill_(torch.nan)
+    poisoned = one.generate(ask(), SamplingLaw())
+    assert tokens(poisoned) == tokens(clean)
+    assert all(torch.tensor(r.logprobs).isfinite().all() for r in poisoned)
+
+
+def test_limits_of_one_a_terminator_first_no_draft_and_a_prompt_as_long_as_the_slot():
+    model = make("llama", torch.float64)
+    hf = HFBackend(model, tuple(range(0, 96, 2)), END, 4)  # half of all tokens end a text
+    requests = [
+        RolloutRequest(tuple(range(64)), NoiseKey(0, 0, "limit"), 1),
+        RolloutRequest((5,), NoiseKey(0, 0, "one token"), 9, ((),)),
+        RolloutRequest((5, 6, 7), NoiseKey(0, 0, "empty drafts"), 9, ((), ())),
+        RolloutRequest(tuple(range(56)), NoiseKey(0, 0, "full"), 8, ((1,), (2, 3))),
+    ]
+    one = engine(model, hf.terminators)
+    ours = one.generate(requests, SamplingLaw())
+    assert tokens(ours) == tokens(hf.generate(requests, SamplingLaw()))
+    assert len(ours[0].token_ids) == 1
+    many = [RolloutRequest((5, 6), NoiseKey(0, i, "end first"), 9) for i in range(40)]
+    ours = one.generate(many, SamplingLaw())
+    assert any(r.finish_reason == "stop" and len(r.token_ids) == 1 for r in ours)
+    for rollout in ours:
+        assert sum(token % 2 == 0 for token in rollout.token_ids) == (rollout.finish_reason == "stop")
+    assert one.generate([], SamplingLaw()) == []
+
+
+def test_samples_of_one_prompt_share_its_prefill_and_differ():
+    model = make("llama", torch.float64)
+    prompt = tuple(range(30))
+    requests = [RolloutRequest(prompt, NoiseKey(0, 0, "x", sample), 8) for sample in range(6)]
+    one = engine(model, num_slots=3)
+    ours = one.generate(requests, SamplingLaw())
+    assert one.stats.num_shared_tokens == 5 * 29  # all but the last token, whose hidden state is drawn from
+    assert tokens(ours) == tokens(HFBackend(model, (END,), END, 6).generate(requests, SamplingLaw()))
+    assert len({r.token_ids for r in ours}) > 1
+
+
+def test_more_requests_than_slots_wait_and_none_is_lost():
+    model, requests = make("llama", torch.float64), ask(30)
+    one = engine(model, num_slots=2)
+    seen = []
+    rollouts = one.generate(requests, SamplingLaw(), seen.append)
+    assert [r.key for r in rollouts] == [r.key for r in requests]
+    assert sum(a.num_finished for a in seen) == 30
+    assert sum(a.num_tokens for a in seen) == one.stats.num_tokens == sum(map(len, tokens(rollouts)))
+    assert max(a.slots_in_use for a in seen) == 2
+
+
+@pytest.mark.parametrize("backend", ["engine", "hf"])
+def test_recorded_hidden_states_and_laws_are_those_of_a_plain_forward(backend):
+    model, requests = make("llama", torch.float64), ask()
+    one = engine(model) if backend == "engine" else HFBackend(model, (END,), END, 3)
+    for rollout in one.generate(requests, SamplingLaw(0.8), record=Record(hidden=True, top_k=5)):
+        ids = torch.tensor([[*rollout.prompt_token_ids, *rollout.token_ids]])
+        with torch.no_grad():
+            hidden = body(model)(input_ids=ids, use_cache=False).last_hidden_state[0]
+            hidden = hidden[len(rollout.prompt_token_ids) - 1 : -1]
+            law = torch.log_softmax(head_of(model).logits(hidden), -1)
+        torch.testing.assert_close(rollout.hidden, hidden, atol=1e-9, rtol=0)
+        torch.testing.assert_close(rollout.top.logprobs.double(), law.topk(5).values, atol=1e-5, rtol=0)
+        assert torch.equal(rollout.top.token_ids, law.topk(5).indices)
+    assert one.generate(requests[:1], SamplingLaw())[0].hidden is None
+
+
+@pytest.mark.parametrize("num_drafts", [1, 4])
+def test_the_telemetry_of_drafts_equals_an_offline_replay_of_the_same_tokens(num_drafts):
+    model = make("llama", torch.float64)
+    first = engine(model).generate(ask(), SamplingLaw(0.5))
+    requests = [  # last epoch's text as a draft, with an error in it
+        dataclasses.replace(r, draft_token_ids=((*old.token_ids[:9], 3, *old.token_ids[10:]), old.token_ids[::2]))
+        for r, old in zip(ask(), first, strict=True)
+    ]
+    one = engine(model, max_draft_tokens=num_drafts)
+    rollouts = one.generate(requests, SamplingLaw(0.5))
+    drafted = accepted = forwards = 0
+    for request, rollout in zip(requests, rollouts, strict=True):
+        row, _ = lay_out(request.prompt_token_ids, request.draft_token_ids)
+        written = 1  # the first token comes with the prompt
+        while written < len(rollout.token_ids):
+            row_so_far = torch.tensor([row + list(rollout.token_ids[:written])])
+            drafts, count, _ = look_up(row_so_far, torch.tensor([row_so_far.shape[1]]), num_drafts)
+            draft = drafts[0, : min(int(count), request.max_new_tokens - written - 1)].tolist()
+            truth = rollout.token_ids[written : written + len(draft)]
+            right = len(list(itertools.takewhile(lambda p: p[0] == p[1], zip(draft, truth, strict=False))))
+            drafted, accepted, forwards = drafted + len(draft), accepted + right, forwards + 1
+            written += min(right + 1, len(rollout.token_ids) - written)
+    assert (one.stats.num_drafted_tokens, one.stats.num_accepted_tokens) == (drafted, accepted)
+    assert one.stats.num_decode_rows == forwards
+    assert accepted > 20
+
+
+def test_state_brings_back_step_times_acceptance_and_budget(monkeypatch):
+    model, requests = make("llama"), ask(120)
+    one = engine(model, deterministic=False, num_slots=8)
+    first = one.generate(requests, SamplingLaw(0.5))
+    assert one.costs is not None
+    other = engine(model, deterministic=False, num_slots=8)
+    other.restore(one.state())
+    monkeypatch.setattr("onpolicy_sdft.rollout.speculation.StepCosts.measure", None)  # nothing is measured again
+    assert (other.costs, other.acceptance, other.budget) == (one.costs, one.acceptance, one.budget)
+    again, resumed = one.generate(requests, SamplingLaw(0.5)), other.generate(requests, SamplingLaw(0.5))
+    assert again == resumed
+    assert (one.stats.num_drafted_tokens, one.stats.num_decode_forwards) == (
+        other.stats.num_drafted_tokens,
+        other.stats.num_decode_forwards,
+    )
+    assert tokens(first) == tokens(again)
