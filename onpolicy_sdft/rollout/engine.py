@@ -22,7 +22,7 @@ from onpolicy_sdft.rollout.attention import SlotAttention, slot_attention_on, ti
 from onpolicy_sdft.rollout.backend import NO_RECORD, OnProgress, RolloutStats, ignore_progress, no_trace
 from onpolicy_sdft.rollout.decode import Rows, Settled, draw_and_settle, forward_hidden, head_logits, place_drafts
 from onpolicy_sdft.rollout.drafts import lay_out, look_up
-from onpolicy_sdft.rollout.memory import Budget, choose_num_slots, kv_budget
+from onpolicy_sdft.rollout.memory import Budget, choose_num_slots, kv_budget, show_bytes
 from onpolicy_sdft.rollout.noise import key_words
 from onpolicy_sdft.rollout.sampling import CANDIDATES, RowLaws
 from onpolicy_sdft.rollout.scheduler import PromptPiece, Scheduler
@@ -169,8 +169,8 @@ class RolloutEngine:
         self.stats.num_slots = num_slots
         self.say(
             f"rollout engine: {num_slots} slots of {length} positions "
-            f"({num_slots * length * a_position / 2**30:.2f} GiB of keys and values), decode copy of the weights "
-            f"{self.weights.num_bytes / 2**30:.2f} GiB"
+            f"({show_bytes(num_slots * length * a_position)} of keys and values), "
+            f"decode copy of the weights {show_bytes(self.weights.num_bytes)}"
         )
         return self._pool
 

@@ -26,7 +26,12 @@ def kv_budget(kv_gib: float | None, kv_fraction: float, device: torch.device) ->
     if kv_gib is not None:
         return Budget(int(kv_gib * _GIB), f"rollout.kv_gib={kv_gib:g}")
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    return Budget(int(free * kv_fraction), f"rollout.kv_fraction={kv_fraction:g} of {free / _GIB:.2f} GiB free")
+    return Budget(int(free * kv_fraction), f"rollout.kv_fraction={kv_fraction:g} of {show_bytes(free)} free")
+
+
+def show_bytes(num_bytes: int) -> str:
+    """Write a number of bytes as people read it."""
+    return f"{num_bytes / _GIB:.2f} GiB" if num_bytes >= _GIB else f"{num_bytes / 2**20:.2f} MiB"
 
 
 def choose_num_slots(
@@ -49,8 +54,8 @@ def choose_num_slots(
     fit = budget.num_bytes // slot_bytes
     if fit < 1:
         raise ConfigError(
-            f"One rollout of {length} positions needs {slot_bytes / _GIB:.3f} GiB of keys and values "
-            f"({bytes_per_position} bytes a position), and {budget.num_bytes / _GIB:.3f} GiB may be used "
+            f"One rollout of {length} positions needs {show_bytes(slot_bytes)} of keys and values "
+            f"({bytes_per_position} bytes a position), and {show_bytes(budget.num_bytes)} may be used "
             f"({budget.origin}). Way out: raise rollout.kv_gib, or lower context.max_teacher_tokens or "
             "rollout.max_new_tokens."
         )

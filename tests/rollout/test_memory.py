@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from toys import END, ask, engine, make, tokens
+
+from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.rollout.memory import Budget, choose_num_slots, kv_budget
+from onpolicy_sdft.rollout.weights import LocalWeights
+from onpolicy_sdft.types import SamplingLaw
+
+CPU = torch.device("cpu")
+
+
+def test_a_budget_is_what_was_asked_for_or_a_fraction_of_what_is_free():
+    assert kv_budget(0.5, 0.9, CPU).num_bytes == 2**29
+    half, all_of_it = kv_budget(None, 0.25, CPU), kv_budget(None, 0.5, CPU)
+    assert 0 < half.num_bytes < all_of_it.num_bytes
+    assert "iB free" in half.origin
+
+
+@pytest.mark.parametrize(
+    ("asked", "num_requests", "budget", "expected"),
+    [(None, 100, 10**9, 48), (None, 5, 10**9, 5), (7, 100, 10**9, 7), (7, 100, 3500, 3), (200, 300, 10**9, 200)],
+)
+def test_slots_are_what_pays_at_most_what_fits_and_what_is_needed(asked, num_requests, budget, expected):
+    assert choose_num_slots(asked, num_requests, 100, 10, Budget(budget, "here"), CPU) == expected
+
+
+def test_a_budget_too_small_for_one_request_is_refused_with_the_numbers():
+    model = make("llama")
+    one = engine(model, kv_gib=1e-5)
+    with pytest.raises(ConfigError, match=r"One rollout of 128 positions needs 0\.05 MiB .* \(384 bytes .* 0\.01 MiB may"):
+        one.generate(ask(), SamplingLaw())
+
+
+def test_too_little_memory_for_all_defers_requests_and_loses_none():
+    model = make("llama", torch.float64)
+    plenty = engine(model, num_slots=None).generate(ask(12), SamplingLaw())
+    one = engine(model, num_slots=None, kv_gib=2.5 * 128 * 768 / 2**30)
+    assert tokens(one.generate(ask(12), SamplingLaw())) == tokens(plenty)
+    assert one.stats.num_slots == 2
+
+
+def test_memory_that_cannot_be_had_halves_the_slots_and_says_so(monkeypatch):
+    import onpolicy_sdft.rollout.engine as module
+
+    real = module.SlotCache
+
+    def small(shapes, num_slots, *rest):
+        if num_slots > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(shapes, num_slots, *rest)
+
+    monkeypatch.setattr(module, "SlotCache", small)
+    said = []
+    model = make("llama", torch.float64)
+    one = module.RolloutEngine(
+        model, (END,), LocalWeights(model), module.EngineOptions(num_slots=8, deterministic=True), said.append
+    )
+    assert tokens(one.generate(ask(), SamplingLaw())) == tokens(engine(model).generate(ask(), SamplingLaw()))
+    assert one.stats.num_slots == 2
+    assert "8 slots could not be allocated, trying 4" in said[0]

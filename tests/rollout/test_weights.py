@@ -1,0 +1,108 @@
+"""Decode copies give the model's own logits, cost what they say, and leave the weights alone."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from toys import make
+
+from onpolicy_sdft.models.lora import inner_model
+from onpolicy_sdft.rollout.weights import LocalWeights, can_pack
+
+IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+
+
+def sha256(model):
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def with_adapter(model, **options):
+    wrapped = get_peft_model(
+        model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.5, **options)
+    )
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    return wrapped.eval()
+
+
+@torch.no_grad()
+def logits(model):
+    return inner_model(model)(input_ids=IDS, use_cache=False).logits
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["plain", "adapter"])
+@pytest.mark.parametrize("merge", [True, False], ids=["merged", "unmerged"])
+@pytest.mark.parametrize("copy", ["none", "packed", "auto"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox"])
+def test_a_copy_computes_the_models_own_logits_and_leaves_no_trace(family, copy, merge, adapter):
+    model = with_adapter(make(family)) if adapter else make(family)
+    before, own = sha256(model), logits(model)
+    pointers = [p.data_ptr() for p in model.parameters()]
+    view = LocalWeights(model, merge, copy)
+    with view.open():
+        torch.testing.assert_close(logits(model), own, atol=2e-4, rtol=1e-4)
+        assert sha256(model) == before
+    assert torch.equal(logits(model), own)
+    assert sha256(model) == before
+    assert [p.data_ptr() for p in model.parameters()] == pointers
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+def test_an_exception_inside_closes_the_view():
+    model = with_adapter(make("llama"))
+    before, own = sha256(model), logits(model)
+    with pytest.raises(RuntimeError, match="inside"), LocalWeights(model, True, "bfloat16").open():
+        raise RuntimeError("inside")
+    assert sha256(model) == before
+    assert torch.equal(logits(model), own)
+
+
+def test_a_bfloat16_copy_of_float32_weights_is_near_and_costs_what_it_says():
+    model = with_adapter(make("llama"))
+    own = logits(model)
+    view = LocalWeights(model, True, "bfloat16")
+    with view.open():
+        inside = logits(model)
+        assert inside.dtype == torch.bfloat16
+    assert logits(model).dtype == torch.float32
+    assert (inside.float() - own).abs().mean() < 0.1 * own.std()
+    num_weights = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
+    assert 2 * num_weights <= view.num_bytes <= 2.7 * num_weights  # tied embedding and head are two copies
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_what_a_copy_takes_is_counted(dtype):
+    model = make("llama", dtype)
+    view = LocalWeights(model, True, "packed")
+    with view.open():
+        pass
+    linears = [m for m in model.modules() if type(m) is torch.nn.Linear]
+    expected = sum(m.weight.nbytes for m in linears) if dtype != torch.float64 and can_pack() else 0
+    assert view.num_bytes == expected
+
+
+def test_an_adapter_that_is_switched_off_is_not_merged():
+    model = with_adapter(make("llama"))
+    with model.disable_adapter():
+        base = logits(model)
+        with LocalWeights(model, True, "packed").open():
+            torch.testing.assert_close(logits(model), base, atol=2e-4, rtol=1e-4)
+    assert (logits(model) - base).abs().max() > 0.1
+
+
+def test_a_forward_of_a_modules_own_is_put_back():
+    model = make("llama")
+    layer = model.model.layers[0].mlp.up_proj
+    own = layer.forward
+    layer.forward = lambda x: own(x) * 2
+    patched = layer.forward
+    with LocalWeights(model, True, "packed").open():
+        assert layer.forward is not patched
+    assert layer.forward is patched
