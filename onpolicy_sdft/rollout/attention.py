@@ -148,7 +148,11 @@ def tiles(segments: tuple[Segment, ...], group: int) -> torch.Tensor:
         for offset in range(0, segment.count, width):
             count = min(width, segment.count - offset)
             found.append((segment.start + offset, count, segment.slot, segment.position + offset))
-    return torch.tensor(found, dtype=torch.int64).reshape(-1, 4)
+    # The kernel gives each thread a run of neighbouring tiles: deal them out so that each run is as much work.
+    order = sorted(range(len(found)), key=lambda i: -found[i][1] * (found[i][3] + found[i][1]))
+    num_threads = torch.get_num_threads()
+    dealt = [found[i] for first in range(num_threads) for i in order[first::num_threads]]
+    return torch.tensor(dealt, dtype=torch.int64).reshape(-1, 4)
 
 
 def segment_attention(

@@ -18,7 +18,7 @@ from numba import njit, prange, types
 from numba.extending import overload
 
 _BLOCK = 64  # keys whose transposed copy stays in the first-level cache
-_MIN_ROWS_TO_TRANSPOSE = 8  # below, the transposed copy costs more than it saves
+_MIN_ROWS_TO_TRANSPOSE = 48  # below, the transposed copy costs more than it saves
 _MAX_TILE_TOKENS = 32
 _MAX_TILE_SCORES = 1 << 17  # floats of one tile's scores: half of a second-level cache
 
@@ -84,22 +84,34 @@ def _scores_of(q_RD: Any, keys_LD: Any, first: int, last: int, scores_RJ: Any) -
         for j in range(width):
             for d in range(size):
                 block_DJ[d, j] = _load(keys_LD[start + j, d])
+        block_DJ[:, width:] = _f32(0.0)
+        _multiply(q_RD, block_DJ, scores_RJ, start - first)
+
+
+@njit(fastmath=True, cache=True)
+def _multiply(q_RD: Any, block_DJ: Any, scores_RJ: Any, offset: int) -> None:
+    """Multiply queries with a block of transposed keys: eight numbers of every row, then the next eight.
+
+    With the rows inside, neighbouring sums do not wait for each other; with the numbers inside they would.
+    """
+    num_rows, size = q_RD.shape
+    whole = size - size % 8
+    scores_RJ[:, offset : offset + _BLOCK] = _f32(0.0)
+    for d in range(0, whole, 8):
         for r in range(num_rows):
-            row_J = scores_RJ[r, start - first : start - first + width]
-            row_J[:] = _f32(0.0)
-            for d in range(0, size - size % 8, 8):
-                q0, q1, q2, q3 = q_RD[r, d], q_RD[r, d + 1], q_RD[r, d + 2], q_RD[r, d + 3]
-                q4, q5, q6, q7 = q_RD[r, d + 4], q_RD[r, d + 5], q_RD[r, d + 6], q_RD[r, d + 7]
-                for j in range(width):
-                    row_J[j] += (
-                        q0 * block_DJ[d, j] + q1 * block_DJ[d + 1, j] + q2 * block_DJ[d + 2, j]
-                        + q3 * block_DJ[d + 3, j] + q4 * block_DJ[d + 4, j] + q5 * block_DJ[d + 5, j]
-                        + q6 * block_DJ[d + 6, j] + q7 * block_DJ[d + 7, j]
-                    )  # fmt: skip
-            for d in range(size - size % 8, size):
-                q0 = q_RD[r, d]
-                for j in range(width):
-                    row_J[j] += q0 * block_DJ[d, j]
+            row_J = scores_RJ[r, offset : offset + _BLOCK]  # contiguous, as a slice of two axes would not be
+            q0, q1, q2, q3 = q_RD[r, d], q_RD[r, d + 1], q_RD[r, d + 2], q_RD[r, d + 3]
+            q4, q5, q6, q7 = q_RD[r, d + 4], q_RD[r, d + 5], q_RD[r, d + 6], q_RD[r, d + 7]
+            for j in range(_BLOCK):
+                row_J[j] += (
+                    q0 * block_DJ[d, j] + q1 * block_DJ[d + 1, j] + q2 * block_DJ[d + 2, j] + q3 * block_DJ[d + 3, j]
+                    + q4 * block_DJ[d + 4, j] + q5 * block_DJ[d + 5, j] + q6 * block_DJ[d + 6, j]
+                    + q7 * block_DJ[d + 7, j]
+                )  # fmt: skip
+    for d in range(whole, size):
+        for r in range(num_rows):
+            for j in range(_BLOCK):
+                scores_RJ[r, offset + j] += q_RD[r, d] * block_DJ[d, j]
 
 
 @njit(fastmath=True, cache=True)
@@ -127,21 +139,30 @@ def _weigh(row_J: Any, low: int, high: int, softcap: Any, has_sink: bool, sink: 
 def _mix(weights_RJ: Any, values_LD: Any, first: int, last: int, out_RD: Any) -> None:
     num_rows, size = out_RD.shape
     out_RD[:] = _f32(0.0)
-    whole = last - (last - first) % 4
+    whole, pairs = last - (last - first) % 4, num_rows - num_rows % 2
     for j in range(first, whole, 4):
-        for r in range(num_rows):
-            w0, w1 = weights_RJ[r, j - first], weights_RJ[r, j - first + 1]
-            w2, w3 = weights_RJ[r, j - first + 2], weights_RJ[r, j - first + 3]
+        i = j - first
+        for r in range(0, pairs, 2):  # two rows share each load of a value
+            a0, a1, a2, a3 = weights_RJ[r, i], weights_RJ[r, i + 1], weights_RJ[r, i + 2], weights_RJ[r, i + 3]
+            b0, b1 = weights_RJ[r + 1, i], weights_RJ[r + 1, i + 1]
+            b2, b3 = weights_RJ[r + 1, i + 2], weights_RJ[r + 1, i + 3]
+            for d in range(size):
+                v0, v1 = _load(values_LD[j, d]), _load(values_LD[j + 1, d])
+                v2, v3 = _load(values_LD[j + 2, d]), _load(values_LD[j + 3, d])
+                out_RD[r, d] += a0 * v0 + a1 * v1 + a2 * v2 + a3 * v3
+                out_RD[r + 1, d] += b0 * v0 + b1 * v1 + b2 * v2 + b3 * v3
+        for r in range(pairs, num_rows):
+            a0, a1, a2, a3 = weights_RJ[r, i], weights_RJ[r, i + 1], weights_RJ[r, i + 2], weights_RJ[r, i + 3]
             for d in range(size):
                 out_RD[r, d] += (
-                    w0 * _load(values_LD[j, d]) + w1 * _load(values_LD[j + 1, d])
-                    + w2 * _load(values_LD[j + 2, d]) + w3 * _load(values_LD[j + 3, d])
+                    a0 * _load(values_LD[j, d]) + a1 * _load(values_LD[j + 1, d])
+                    + a2 * _load(values_LD[j + 2, d]) + a3 * _load(values_LD[j + 3, d])
                 )  # fmt: skip
     for j in range(whole, last):
         for r in range(num_rows):
-            w0 = weights_RJ[r, j - first]
+            a0 = weights_RJ[r, j - first]
             for d in range(size):
-                out_RD[r, d] += w0 * _load(values_LD[j, d])
+                out_RD[r, d] += a0 * _load(values_LD[j, d])
 
 
 @njit(parallel=True, fastmath=True, cache=True)
@@ -162,7 +183,7 @@ def _attend(
                     q_RD[i * group + g, d] = _load(q_NHGD[start + i, head, g, d]) * scale
         first = max(0, position + 1 - window) if window > 0 else 0
         last = position + count
-        scores_RJ = np.empty((num_rows, last - first), np.float32)
+        scores_RJ = np.empty((num_rows, -(-(last - first) // _BLOCK) * _BLOCK), np.float32)
         _scores_of(q_RD, keys_SHLD[slot, head], first, last, scores_RJ)
         for i in range(count):
             high = position + i + 1

@@ -102,5 +102,5 @@ def test_a_grid_in_torch_operations_is_the_plain_sum(name, width):
 def test_tiles_cover_every_token_once_and_get_shorter_for_long_texts():
     packing = pack(RAGGED)
     covered = [n for start, count, _, _ in tiles(packing.segments, GROUP).tolist() for n in range(start, start + count)]
-    assert covered == list(range(len(packing.slots_N)))
+    assert sorted(covered) == list(range(len(packing.slots_N)))
     assert tile_tokens(100, 3) > tile_tokens(10_000, 3) >= tile_tokens(10_000_000, 3) == 1

@@ -1,0 +1,58 @@
+"""The decode step can be captured: one graph, no value read on the host, every buffer where it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from toys import END, ask, engine, make, tokens
+
+from onpolicy_sdft.rollout.attention import slot_attention_on
+from onpolicy_sdft.rollout.backend import NO_RECORD, ignore_progress
+from onpolicy_sdft.rollout.decode import grid_step
+from onpolicy_sdft.rollout.engine import _Call
+from onpolicy_sdft.types import SamplingLaw
+
+
+def prepared(model, requests, law, max_drafts):
+    """A call that has not begun, with the attention that runs on every device."""
+    one = engine(model, num_slots=len(requests), max_draft_tokens=max_drafts, use_kernel=False)
+    pool = one._make_pool(requests, NO_RECORD)
+    return _Call(one, model, pool, requests, law, ignore_progress, NO_RECORD)
+
+
+def addresses(call):
+    texts = [v.data_ptr() for v in vars(call.texts).values() if isinstance(v, torch.Tensor)]
+    return texts + [t.data_ptr() for t in (*call.pool.cache.keys, *call.pool.cache.values)]
+
+
+@pytest.mark.parametrize("max_drafts", [0, 3])
+@pytest.mark.parametrize(
+    "law", [SamplingLaw(), SamplingLaw(0.0), SamplingLaw(0.7, 20, 0.9)], ids=["own", "greedy", "filtered"]
+)
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "fullgraph"])
+def test_a_captured_step_writes_what_the_engine_writes_and_moves_no_buffer(compiled, law, max_drafts):
+    model = make("llama", torch.float64)
+    requests = [replace(request, max_new_tokens=18) for request in ask(6)]
+    expected = engine(model, num_slots=6, max_draft_tokens=max_drafts).generate(requests, law)
+    torch._dynamo.reset()
+    step = torch.compile(grid_step, fullgraph=True, backend="eager") if compiled else grid_step
+    call = prepared(model, requests, law, max_drafts)
+    with torch.no_grad(), slot_attention_on(model):
+        call._admit()
+        where = addresses(call)
+        # A bucket of 8 rows: six slots and two of padding, which write to the trash row.
+        slots = torch.tensor([*range(6), 6, 6])
+        for _ in range(17):
+            live = torch.tensor([s if s in call.scheduler.live else 6 for s in range(6)] + [6, 6])
+            slots.copy_(live)
+            if not call.scheduler.live:
+                break
+            settled = step(model, call.texts, call.attention, call.pool.laws, call.terminators_T, slots, max_drafts)
+            kept = type(settled)(settled.kept_B[:6], settled.accepted_B[:6], settled.done_B[:6])
+            rows = [row for row in range(6) if live[row] < 6]
+            call._collect(rows, type(settled)(kept.kept_B[rows], kept.accepted_B[rows], kept.done_B[rows]))
+        assert addresses(call) == where
+    assert tokens(call.found) == tokens(expected)
+    assert END not in {token for text in tokens(call.found) for token in text[:-1]}
