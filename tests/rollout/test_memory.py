@@ -30,7 +30,9 @@ def test_slots_are_what_pays_at_most_what_fits_and_what_is_needed(asked, num_req
 def test_a_budget_too_small_for_one_request_is_refused_with_the_numbers():
     model = make("llama")
     one = engine(model, kv_gib=1e-5)
-    with pytest.raises(ConfigError, match=r"One rollout of 128 positions needs 0\.05 MiB .* \(384 bytes .* 0\.01 MiB may"):
+    with pytest.raises(
+        ConfigError, match=r"One rollout of 128 positions needs 0\.05 MiB .* \(384 bytes .* 0\.01 MiB may"
+    ):
         one.generate(ask(), SamplingLaw())
 
 
