@@ -213,8 +213,8 @@ def table(rows: list[dict[str, Any]], config: dict[str, Any], num_requests: int)
     lines += [
         "",
         f"{num_requests} requests, at most {config['max_new_tokens']} new tokens, {config['dtype']}; useful tokens a "
-        f"second, median of n interleaved rounds; ratios to `{config['baseline']}` or to the same slots without drafts, "
-        "paired by round. Floors: matrix rate and memory bandwidth of the linears alone.",
+        f"second, median of n interleaved rounds; ratios to `{config['baseline']}` or to the same slots without "
+        "drafts, paired by round. Floors: matrix rate and memory bandwidth of the linears alone.",
     ]
     return "\n".join(lines)
 

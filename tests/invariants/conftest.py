@@ -15,7 +15,9 @@ from onpolicy_sdft.config.schema import ContextConfig, OptimConfig, ScreeningCon
 from onpolicy_sdft.data.views import Renderer, prepare
 from onpolicy_sdft.models.policy import Policy
 from onpolicy_sdft.objectives.nll import nll
+from onpolicy_sdft.rollout.engine import EngineOptions, RolloutEngine
 from onpolicy_sdft.rollout.hf import HFBackend
+from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks import load_task
 from onpolicy_sdft.train.backend import Backend
@@ -38,7 +40,7 @@ class Bench:
     trainer: Trainer
     model: torch.nn.Module
     views: Sequence[Views]
-    rollout_backend: HFBackend
+    rollout_backend: HFBackend | RolloutEngine
     optimizer: torch.optim.Optimizer
 
     def gradients(self) -> dict[str, torch.Tensor]:
@@ -69,6 +71,7 @@ def make_bench(tokenizer: Any, tiny_model: Callable[..., Any]) -> Callable[..., 
         lr: float = 1e-2,
         merge_adapter: bool = True,
         seed: int = 0,
+        rollouts: str = "engine",
     ) -> Bench:
         model: Any = tiny_model(dtype)
         if lora is not None:
@@ -80,11 +83,16 @@ def make_bench(tokenizer: Any, tiny_model: Callable[..., Any]) -> Callable[..., 
         context = ContextConfig()
         renderer = Renderer(tokenizer, context)
         views = prepare(DEMONSTRATIONS, renderer, context, seed).views
-        hf = HFBackend(model, (TERMINATOR,), TERMINATOR, 4, merge_adapter)
+        writes: HFBackend | RolloutEngine
+        if rollouts == "hf":
+            writes = HFBackend(model, (TERMINATOR,), TERMINATOR, 4, merge_adapter)
+        else:
+            options = EngineOptions(num_slots=4, max_draft_tokens=3, deterministic=True)
+            writes = RolloutEngine(model, (TERMINATOR,), LocalWeights(model, merge_adapter), options)
         backend = Backend("fp32")
         optimizer = make_optimizer(model, OptimConfig(lr=lr))
         policy, prepared = backend.prepare(Policy(model), optimizer)
-        source = PolicySource(hf, law or SamplingLaw(), max_new_tokens, seed)
+        source = PolicySource(writes, law or SamplingLaw(), max_new_tokens, seed)
         screening = screening or ScreeningConfig(truncated="keep", looping="keep", length="keep", empty="keep")
         trainer = Trainer(
             policy=policy,
@@ -98,6 +106,6 @@ def make_bench(tokenizer: Any, tiny_model: Callable[..., Any]) -> Callable[..., 
             pad_token_id=TERMINATOR,
             state=TrainState(),
         )
-        return Bench(trainer, model, views, hf, prepared)
+        return Bench(trainer, model, views, writes, prepared)
 
     return make

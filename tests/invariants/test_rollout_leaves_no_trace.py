@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 import pytest
 import torch
 
 from onpolicy_sdft.config.schema import ScreeningConfig
+from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingLaw
+
+
+@pytest.fixture(params=["engine", "hf"])
+def make_bench(request, make_bench):
+    """Every promise of this file is made by both backends."""
+    return functools.partial(make_bench, rollouts=request.param)
 
 
 def sha256(model) -> str:
@@ -41,6 +49,8 @@ def snapshot(bench):
         [len(module._forward_pre_hooks) for module in bench.model.modules()],
         torch.get_rng_state().tolist(),
         [p.data_ptr() for p in bench.model.parameters()],
+        [sorted(module.__dict__.keys() & {"forward"}) for module in bench.model.modules()],
+        inner_model(bench.model).config._attn_implementation,
         bench.rollout_backend.model.generation_config.to_dict(),
     )
 

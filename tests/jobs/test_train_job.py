@@ -110,6 +110,36 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(files, targets,
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+DRAFT_FIGURES = ("rollout/tokens_per_forward", "rollout/accept_rate", "rollout/drafted_rate", "rollout/slot_occupancy")
+
+
+@pytest.mark.parametrize("forgets", [False, True], ids=["as it is", "with the store lost"])
+def test_a_resumed_run_drafts_from_the_same_texts_in_the_same_shapes(files, monkeypatch, forgets):
+    """Rule 13 with the draft store, and that a store lost on the way would show."""
+    common = {
+        "eval.before_and_after": False, "train.max_steps": 8, "rollout.deterministic": True, "rollout.num_slots": 2,
+        "rollout.temperature": 0.3, "rollout.drafts": ["history"], "optim.lr": 1e-4,
+    }  # fmt: skip
+    whole, parts = str(files["tmp"] / "whole"), str(files["tmp"] / "parts")
+    fit(load_config(files["config"], **common, **{"train.output_dir": whole}), say=quiet)
+    stop_after(load_config(files["config"], **common, **{"train.output_dir": parts}), 4)
+    if forgets:
+        from onpolicy_sdft.rollout.drafts import DraftStore
+
+        monkeypatch.setattr(DraftStore, "restore", lambda self, state: None)
+    fit(load_config(files["config"], **common, **{"train.output_dir": parts, "train.resume": "auto"}), say=quiet)
+
+    def figures(run: str) -> list[tuple[Any, ...]]:
+        return [tuple(row["values"][key] for key in DRAFT_FIGURES) for row in read_jsonl(Path(run) / "metrics.jsonl")]
+
+    assert any(row[2] > 0 for row in figures(whole)[4:])
+    assert (figures(whole) == figures(parts)) is not forgets
+    if not forgets:
+        assert losses(Path(whole)) == losses(Path(parts))
+        first, second = final_weights(Path(whole)), final_weights(Path(parts))
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def stop_after(config: Any, step: int) -> None:
     """Run a job and ask it to stop, as SIGTERM does, once it logged a step."""
     from onpolicy_sdft.runs.directory import RunDirectory

@@ -1,0 +1,87 @@
+"""Row-wise laws against transformers' warpers, and the two-move draw against the law it stands for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy import stats
+
+from onpolicy_sdft.rollout.noise import key_words
+from onpolicy_sdft.rollout.sampling import RowLaws, draw, likeliest, warpers
+from onpolicy_sdft.types import NoiseKey, SamplingLaw
+
+CPU = torch.device("cpu")
+LAWS = [
+    SamplingLaw(),
+    SamplingLaw(0.6),
+    SamplingLaw(1.3, top_k=7),
+    SamplingLaw(top_p=0.7),
+    SamplingLaw(0.9, top_k=60, top_p=0.8),
+    SamplingLaw(min_p=0.1),
+    SamplingLaw(0.5, top_k=30, top_p=0.95, min_p=0.01),
+    SamplingLaw(top_p=0.999),
+    SamplingLaw(0.8, repetition_penalty=1.4),
+    SamplingLaw(top_k=5, repetition_penalty=0.7),
+]
+
+
+@pytest.mark.parametrize("num_candidates", [8, 512, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_of_many_laws_are_what_transformers_warpers_give_each_alone(num_candidates, dtype):
+    logits = torch.randn(len(LAWS), 300, dtype=dtype, generator=torch.Generator().manual_seed(1)) * 3
+    prefixes = torch.randint(0, 300, (len(LAWS), 40), generator=torch.Generator().manual_seed(2))
+    lengths = torch.arange(len(LAWS)) * 4 + 1
+    laws = RowLaws.of(LAWS, 300, CPU)
+    ours = laws.process(laws.penalise(logits, prefixes, lengths), num_candidates)
+    for row, law in enumerate(LAWS):
+        theirs = warpers(law)(prefixes[row : row + 1, : lengths[row]], logits[row : row + 1].clone())
+        torch.testing.assert_close(ours[row : row + 1], theirs, msg=str(law))
+
+
+def test_rows_can_be_picked_and_overwritten():
+    laws = RowLaws.of(LAWS, 300, CPU)
+    picked = laws[torch.tensor([3, 1])]
+    assert picked.top_p_B.tolist() == pytest.approx([0.7, 1.0])
+    picked.put(torch.tensor([0]), laws, torch.tensor([2]))
+    assert picked.top_k_B.tolist() == [7, 300]
+
+
+@pytest.mark.parametrize("vocab_size", [5, 64, 130])
+def test_a_draw_in_two_moves_follows_the_law(vocab_size):
+    logits = torch.linspace(-2, 2, vocab_size)[torch.randperm(vocab_size, generator=torch.Generator().manual_seed(0))]
+    num = 20_000
+    keys = key_words([NoiseKey(0, step, "x") for step in range(num)])
+    batch = logits.expand(num, -1).clone()
+    drawn = draw(batch, batch, torch.zeros(num, dtype=torch.bool), keys, torch.zeros(num, dtype=torch.int64))
+    counts = torch.bincount(drawn.token_ids, minlength=vocab_size)
+    assert stats.chisquare(counts, torch.softmax(logits.double(), -1) * num, sum_check=False).pvalue > 1e-3
+
+
+def test_what_is_recorded_with_a_draw_is_the_law_it_came_from():
+    logits = torch.randn(6, 200, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2
+    greedy = torch.tensor([False] * 5 + [True])
+    processed = logits / 0.7
+    found = draw(logits, processed, greedy, key_words([NoiseKey(0, 0, str(i)) for i in range(6)]), torch.arange(6))
+    raw, law, rows = torch.log_softmax(logits, -1), torch.log_softmax(processed, -1), torch.arange(6)
+    torch.testing.assert_close(found.logprobs, raw[rows, found.token_ids])
+    torch.testing.assert_close(found.sampling_logprobs[:5], law[rows, found.token_ids][:5])
+    torch.testing.assert_close(found.entropies, -(raw.exp() * raw).sum(-1))
+    assert found.sampling_logprobs[5] == 0.0
+    assert found.token_ids[5] == logits[5].argmax()
+
+
+def test_the_noise_is_asked_for_by_id_so_that_laws_with_fewer_tokens_draw_as_before():
+    """A law that keeps what was drawn draws it again: masking others does not move the noise."""
+    logits = torch.randn(200, 40, generator=torch.Generator().manual_seed(3))
+    words = key_words([NoiseKey(0, i, "x") for i in range(200)])
+    none, place = torch.zeros(200, dtype=torch.bool), torch.zeros(200, dtype=torch.int64)
+    whole = draw(logits.clone(), logits, none, words, place).token_ids
+    fewer = logits.scatter(1, ((whole + 1) % 40)[:, None], -torch.inf)
+    assert torch.equal(draw(logits.clone(), fewer, none, words, place).token_ids, whole)
+
+
+def test_the_likeliest_come_with_their_logprobs():
+    logits = torch.randn(3, 50, dtype=torch.float64)
+    top = likeliest(logits, 4)
+    torch.testing.assert_close(top.logprobs, torch.log_softmax(logits, -1).topk(4).values)
+    assert likeliest(logits, 99).token_ids.shape == (3, 50)
