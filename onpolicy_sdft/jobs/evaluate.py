@@ -109,7 +109,10 @@ def seed_completions(
         Progress("seed model: general prompts", config.eval.kl_prompts, "completions") as progress,
         seed_context(config, model, untrained=untrained)() as seed,
     ):
-        backend = chat.new_backend(seed, config.rollout, config.eval.batch_size)
+        same = inner_model(seed) is inner_model(
+            model
+        )  # the adapter is off meanwhile; another copy lives this long only
+        backend = (chat.backend if same else chat.new_backend)(seed, config.rollout, config.eval.batch_size)
         completions = write_seed_completions(
             backend, chat.renderer, config.eval.kl_prompts, config.eval.kl_max_new_tokens, tick(progress)
         )

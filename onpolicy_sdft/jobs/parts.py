@@ -57,6 +57,7 @@ class Chat:
     loaded: LoadedModel
     renderer: Renderer
     terminators: tuple[int, ...]
+    say: Say = say_nothing
     backends: dict[tuple[int, int], RolloutBackend] = field(default_factory=dict, repr=False)
 
     @property
@@ -65,7 +66,7 @@ class Chat:
         return int(self.loaded.tokenizer.pad_token_id)
 
     def backend(
-        self, model: PreTrainedModel | PeftModel, config: RolloutConfig, batch_size: int, say: Say = say_nothing
+        self, model: PreTrainedModel | PeftModel, config: RolloutConfig, batch_size: int, say: Say | None = None
     ) -> RolloutBackend:
         """Return the rollout backend over a model that lives as long as this, the same one at every call."""
         key = (id(inner_model(model)), batch_size if config.backend == "hf" else 0)
@@ -74,7 +75,7 @@ class Chat:
         return self.backends[key]
 
     def new_backend(
-        self, model: PreTrainedModel | PeftModel, config: RolloutConfig, batch_size: int, say: Say = say_nothing
+        self, model: PreTrainedModel | PeftModel, config: RolloutConfig, batch_size: int, say: Say | None = None
     ) -> RolloutBackend:
         """Return a rollout backend of its own over a model: the engine, or transformers' generate where it must be.
 
@@ -82,8 +83,10 @@ class Chat:
             model: With or without adapters.
             config: ``rollout`` of the run.
             batch_size: Completions at once, of ``hf``.
-            say: Told how large the engine's slots are, or why the engine does not serve this model.
+            say: Told how large the engine's slots are, or why the engine does not serve this model; this chat's own
+                listener when unset.
         """
+        say = say or self.say
         if config.backend == "engine":
             options = EngineOptions(
                 num_slots=config.num_slots, kv_gib=config.kv_gib, kv_fraction=config.kv_fraction,
@@ -107,7 +110,7 @@ def load_chat(config: RunConfig, say: Say = say_nothing) -> Chat:
         loaded.model.to(device)  # type: ignore[arg-type]  # transformers wraps .to in a way mypy misreads
     renderer = Renderer(loaded.tokenizer, config.context)
     terminators = {*terminator_ids(loaded.model, loaded.tokenizer), renderer.terminator_id}
-    return Chat(loaded, renderer, tuple(sorted(terminators)))
+    return Chat(loaded, renderer, tuple(sorted(terminators)), say)
 
 
 def load_rows(config: RunConfig) -> tuple[Task, DemonstrationSet]:

@@ -22,6 +22,9 @@ _MIN_ROWS_TO_TRANSPOSE = 48  # below, the transposed copy costs more than it sav
 _MAX_TILE_TOKENS = 32
 _MAX_TILE_SCORES = 1 << 17  # floats of one tile's scores: half of a second-level cache
 
+# The pool that torch computes in: two pools of threads would wait for each other's cores.
+numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]
+
 _f32 = np.float32
 _i32 = np.int32
 

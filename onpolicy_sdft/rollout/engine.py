@@ -18,15 +18,16 @@ from torch.nn.utils.rnn import pad_sequence
 from onpolicy_sdft.models.lora import embedding_weight, inner_model
 from onpolicy_sdft.models.policy import head_of
 from onpolicy_sdft.rollout import cpu_attention
-from onpolicy_sdft.rollout.attention import SlotAttention, slot_attention_on, tiles
+from onpolicy_sdft.rollout.attention import slot_attention_on, tiles
 from onpolicy_sdft.rollout.backend import NO_RECORD, OnProgress, RolloutStats, ignore_progress, no_trace
 from onpolicy_sdft.rollout.decode import Rows, Settled, draw_and_settle, forward_hidden, head_logits, place_drafts
 from onpolicy_sdft.rollout.drafts import lay_out, look_up
-from onpolicy_sdft.rollout.memory import Budget, choose_num_slots, kv_budget, show_bytes
+from onpolicy_sdft.rollout.memory import Budget, kv_budget, show_bytes
 from onpolicy_sdft.rollout.noise import key_words
+from onpolicy_sdft.rollout.pool import Pool, PoolNeeds, make_pool
 from onpolicy_sdft.rollout.sampling import CANDIDATES, RowLaws
 from onpolicy_sdft.rollout.scheduler import PromptPiece, Scheduler
-from onpolicy_sdft.rollout.slots import Packing, Segment, SlotCache, SlotTexts, bytes_per_position
+from onpolicy_sdft.rollout.slots import Packing, Segment
 from onpolicy_sdft.rollout.speculation import WIDTHS, Acceptance, StepCosts, choose_drafts
 from onpolicy_sdft.rollout.support import examine, runs_on_kernel
 from onpolicy_sdft.types import Advance, Record, Rollout, RolloutRequest, SamplingLaw, TopLogprobs
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     from onpolicy_sdft.rollout.weights import WeightsView
 
-_LENGTH_STEP = 64  # slots are a multiple of this many positions long, so that calls of like lengths share a pool
 _WORTH_MEASURING = 2048  # tokens a call must be able to write before step times are measured for its drafts
 
 
@@ -86,7 +86,7 @@ class RolloutEngine:
         self.costs: StepCosts | None = None
         self.budget: Budget | None = None
         self._served = examine(inner_model(model))
-        self._pool: _Pool | None = None
+        self._pool: Pool | None = None
 
     def generate(
         self,
@@ -130,51 +130,29 @@ class RolloutEngine:
         self.acceptance = Acceptance(dict(state["kept"]), dict(state["seen"]))
         self.budget = None if budget is None else Budget(*budget)
 
-    def _make_pool(self, requests: Sequence[RolloutRequest], record: Record) -> _Pool:
+    def _make_pool(self, requests: Sequence[RolloutRequest], record: Record) -> Pool:
         """Return slots that fit the call, the ones at hand where they do."""
-        weight = embedding_weight(inner_model(self.model))  # in the dtype of the decode copy
-        max_drafts = self.options.max_draft_tokens
-        longest = max(r.max_new_tokens for r in requests)
-        needed = max(len(r.prompt_token_ids) + r.max_new_tokens for r in requests) + max_drafts
-        length = -(-needed // _LENGTH_STEP) * _LENGTH_STEP
-        source = max(sum(len(t) + 5 for t in r.draft_token_ids) for r in requests) + longest + max_drafts + 5
+        model = inner_model(self.model)
+        weight = embedding_weight(model)  # in the dtype of the decode copy
         if self.budget is None:
             self.budget = kv_budget(self.options.kv_gib, self.options.kv_fraction, weight.device)
-        wide = weight.dtype == torch.float64
-        while True:
-            a_position = bytes_per_position(self._served.shapes, weight.dtype)
-            num_slots = choose_num_slots(
-                self.options.num_slots, len(requests), length, a_position, self.budget, weight.device
+        kernel = runs_on_kernel(model) if self.options.use_kernel is None else self.options.use_kernel
+        needs = PoolNeeds.of(requests, self.options.max_draft_tokens, weight.dtype, weight.device)
+        old, self._pool = self._pool, None  # freed before a larger one is made
+        pool = old if old is not None and old.fits(needs, self.options.num_slots, self.budget) else None
+        del old
+        if pool is None:
+            pool, self.budget = make_pool(
+                needs, self._served.shapes, self.options.num_slots, self.budget, kernel, self.say
             )
-            old = self._pool
-            if old is not None and old.fits(num_slots, length, longest + max_drafts + 1, source, weight.dtype):
-                old.record(record, weight, longest + max_drafts + 1)
-                self.stats.num_slots = old.num_slots
-                return old
-            self._pool = old = None  # freed before the larger one is made
-            try:
-                cache = SlotCache(self._served.shapes, num_slots, length, weight.dtype, weight.device)
-                break
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if num_slots == 1 or "memory" not in str(error).lower():
-                    raise
-                self.budget = Budget(num_slots // 2 * length * a_position, "what could be allocated")
-                self.say(f"rollout: {num_slots} slots could not be allocated, trying {num_slots // 2}")
-        float_dtype = torch.float64 if wide else torch.float32
-        texts = SlotTexts.make(num_slots, length, longest + max_drafts + 1, source, float_dtype, weight.device)
-        use_kernel = self.options.use_kernel
-        attention = SlotAttention(cache, runs_on_kernel(inner_model(self.model)) if use_kernel is None else use_kernel)
-        self._pool = _Pool(cache, texts, attention, RowLaws.of([SamplingLaw()] * (num_slots + 1), 1, weight.device))
-        self._pool.record(record, weight, longest + max_drafts + 1)
-        self.stats.num_slots = num_slots
-        self.say(
-            f"rollout engine: {num_slots} slots of {length} positions "
-            f"({show_bytes(num_slots * length * a_position)} of keys and values), "
-            f"decode copy of the weights {show_bytes(self.weights.num_bytes)}"
-        )
-        return self._pool
+            self.say(
+                f"rollout engine: {pool.describe()}, decode copy of the weights {show_bytes(self.weights.num_bytes)}"
+            )
+        pool.make_room_for(record, needs, weight.shape[1])
+        self._pool, self.stats.num_slots = pool, pool.num_slots
+        return pool
 
-    def _measure_costs(self, pool: _Pool, requests: Sequence[RolloutRequest]) -> None:
+    def _measure_costs(self, pool: Pool, requests: Sequence[RolloutRequest]) -> None:
         few = sum(request.max_new_tokens for request in requests) < _WORTH_MEASURING
         if self.costs is not None or self.options.deterministic or not self.options.max_draft_tokens or few:
             return
@@ -185,37 +163,6 @@ class RolloutEngine:
         self.costs = StepCosts.measure(pool.num_slots, lambda rows, width: call.time_step(rows, width, context))
 
 
-@dataclass
-class _Pool:
-    """Slots with what stands in them; kept between calls."""
-
-    cache: SlotCache
-    texts: SlotTexts
-    attention: SlotAttention
-    laws: RowLaws
-
-    @property
-    def num_slots(self) -> int:
-        return self.cache.num_slots
-
-    def fits(self, num_slots: int, length: int, longest: int, source: int, dtype: torch.dtype) -> bool:
-        return (
-            self.num_slots == num_slots
-            and self.cache.length >= length
-            and self.texts.logprobs.shape[1] >= longest
-            and self.texts.draft_source.shape[1] >= source
-            and self.cache.keys[0].dtype == dtype
-        )
-
-    def record(self, record: Record, weight: torch.Tensor, longest: int) -> None:
-        """Make room for what a call records, and drop what it does not."""
-        texts, rows = self.texts, self.num_slots + 1
-        texts.hidden = weight.new_zeros(rows, longest, weight.shape[1]) if record.hidden else None
-        k = record.top_k
-        texts.top_token_ids = texts.tokens.new_zeros(rows, longest, k) if k else None
-        texts.top_logprobs = texts.logprobs.new_zeros(rows, longest, k) if k else None
-
-
 class _Call:
     """One call of the engine."""
 
@@ -223,7 +170,7 @@ class _Call:
         self,
         engine: RolloutEngine,
         model: PreTrainedModel,
-        pool: _Pool,
+        pool: Pool,
         requests: Sequence[RolloutRequest],
         law: SamplingLaw,
         on_progress: OnProgress,

@@ -5,6 +5,7 @@ import torch
 from toys import END, ask, engine, make, tokens
 
 from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.rollout.engine import EngineOptions, RolloutEngine
 from onpolicy_sdft.rollout.memory import Budget, choose_num_slots, kv_budget
 from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.types import SamplingLaw
@@ -45,7 +46,7 @@ def test_too_little_memory_for_all_defers_requests_and_loses_none():
 
 
 def test_memory_that_cannot_be_had_halves_the_slots_and_says_so(monkeypatch):
-    import onpolicy_sdft.rollout.engine as module
+    import onpolicy_sdft.rollout.pool as module
 
     real = module.SlotCache
 
@@ -57,9 +58,8 @@ def test_memory_that_cannot_be_had_halves_the_slots_and_says_so(monkeypatch):
     monkeypatch.setattr(module, "SlotCache", small)
     said = []
     model = make("llama", torch.float64)
-    one = module.RolloutEngine(
-        model, (END,), LocalWeights(model), module.EngineOptions(num_slots=8, deterministic=True), said.append
-    )
+    options = EngineOptions(num_slots=8, deterministic=True)
+    one = RolloutEngine(model, (END,), LocalWeights(model), options, said.append)
     assert tokens(one.generate(ask(), SamplingLaw())) == tokens(engine(model).generate(ask(), SamplingLaw()))
     assert one.stats.num_slots == 2
     assert "8 slots could not be allocated, trying 4" in said[0]

@@ -1,0 +1,111 @@
+"""The slots of an engine: how large a call needs them, and making them within the memory there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from onpolicy_sdft.rollout.attention import SlotAttention
+from onpolicy_sdft.rollout.memory import Budget, choose_num_slots, show_bytes
+from onpolicy_sdft.rollout.sampling import RowLaws
+from onpolicy_sdft.rollout.slots import LayerShape, SlotCache, SlotTexts, bytes_per_position
+from onpolicy_sdft.rollout.speculation import WIDTHS
+from onpolicy_sdft.types import Record, RolloutRequest, SamplingLaw
+
+_LENGTH_STEP = 64  # slots are a multiple of this many positions long, so that calls of like lengths share a pool
+
+
+@dataclass(frozen=True, slots=True)
+class PoolNeeds:
+    """What a call needs of its slots."""
+
+    num_requests: int
+    length: int  # positions of a slot
+    longest: int  # tokens of a completion, and a forward's width behind it
+    source: int  # tokens of a row of draft texts
+    dtype: torch.dtype
+    device: torch.device
+
+    @staticmethod
+    def of(requests: Sequence[RolloutRequest], max_drafts: int, dtype: torch.dtype, device: torch.device) -> PoolNeeds:
+        """Read them off the requests."""
+        # A forward may write this much behind what is kept: its drafts, or the widest step that is timed.
+        width = max(max_drafts + 1, max(WIDTHS))
+        longest = max(request.max_new_tokens for request in requests) + width
+        needed = max(len(request.prompt_token_ids) + request.max_new_tokens for request in requests) + width
+        texts = max(sum(len(text) + 5 for text in request.draft_token_ids) for request in requests)
+        length = -(-needed // _LENGTH_STEP) * _LENGTH_STEP
+        return PoolNeeds(len(requests), length, longest, texts + longest + 5, dtype, device)
+
+
+@dataclass
+class Pool:
+    """Slots with what stands in them; kept between calls."""
+
+    cache: SlotCache
+    texts: SlotTexts
+    attention: SlotAttention
+    laws: RowLaws
+    bytes_per_position: int
+
+    @property
+    def num_slots(self) -> int:
+        """Completions at once."""
+        return self.cache.num_slots
+
+    def describe(self) -> str:
+        """Say how large it is."""
+        taken = show_bytes(self.num_slots * self.cache.length * self.bytes_per_position)
+        return f"{self.num_slots} slots of {self.cache.length} positions ({taken} of keys and values)"
+
+    def fits(self, needs: PoolNeeds, asked: int | None, budget: Budget) -> bool:
+        """Whether a call can use these slots, and would not get another number of them."""
+        if self.cache.length < needs.length or self.cache.keys[0].dtype != needs.dtype:
+            return False
+        wanted = choose_num_slots(
+            asked, needs.num_requests, needs.length, self.bytes_per_position, budget, needs.device
+        )
+        enough = self.texts.logprobs.shape[1] >= needs.longest and self.texts.draft_source.shape[1] >= needs.source
+        return enough and self.num_slots == wanted
+
+    def make_room_for(self, record: Record, needs: PoolNeeds, hidden_size: int) -> None:
+        """Allocate what a call records, and drop what it does not."""
+        texts, rows, longest = self.texts, self.num_slots + 1, self.texts.logprobs.shape[1]
+        texts.hidden = (
+            torch.zeros(rows, longest, hidden_size, dtype=needs.dtype, device=needs.device) if record.hidden else None
+        )
+        k = record.top_k
+        texts.top_token_ids = texts.tokens.new_zeros(rows, longest, k) if k else None
+        texts.top_logprobs = texts.logprobs.new_zeros(rows, longest, k) if k else None
+
+
+def make_pool(
+    needs: PoolNeeds,
+    shapes: Sequence[LayerShape],
+    asked: int | None,
+    budget: Budget,
+    use_kernel: bool,
+    say: Callable[[str], None],
+) -> tuple[Pool, Budget]:
+    """Allocate slots; memory that cannot be had after all halves their number, and is counted on no more.
+
+    Raises:
+        ConfigError: If not even one slot fits into the budget.
+    """
+    a_position = bytes_per_position(shapes, needs.dtype)
+    while True:
+        num_slots = choose_num_slots(asked, needs.num_requests, needs.length, a_position, budget, needs.device)
+        try:
+            cache = SlotCache(shapes, num_slots, needs.length, needs.dtype, needs.device)
+            break
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if num_slots == 1 or "memory" not in str(error).lower():
+                raise
+            budget = Budget(num_slots // 2 * needs.length * a_position, "what could be allocated")
+            say(f"rollout: {num_slots} slots could not be allocated, trying {num_slots // 2}")
+    wide = torch.float64 if needs.dtype == torch.float64 else torch.float32
+    texts = SlotTexts.make(num_slots, needs.length, needs.longest, needs.source, wide, needs.device)
+    laws = RowLaws.of([SamplingLaw()] * (num_slots + 1), 1, needs.device)
+    return Pool(cache, texts, SlotAttention(cache, use_kernel), laws, a_position), budget
