@@ -62,7 +62,7 @@ class RolloutEngine:
         terminators: Token ids that end a completion.
         weights: What to decode from.
         options: How to work.
-        say: Told once how large the slots are.
+        say: Told how large the first call's slots are, and when memory for as many cannot be had.
 
     Raises:
         UnsupportedModel: If the model cannot be served; transformers' ``generate`` can (see ``hf.py``).
@@ -87,6 +87,7 @@ class RolloutEngine:
         self.budget: Budget | None = None
         self._served = examine(inner_model(model))
         self._pool: Pool | None = None
+        self._announced = False
 
     def generate(
         self,
@@ -139,15 +140,17 @@ class RolloutEngine:
         kernel = runs_on_kernel(model) if self.options.use_kernel is None else self.options.use_kernel
         needs = PoolNeeds.of(requests, self.options.max_draft_tokens, weight.dtype, weight.device)
         old, self._pool = self._pool, None  # freed before a larger one is made
+        grown = needs if old is None else needs.at_least(old)  # so that calls of unlike lengths do not take turns
         pool = old if old is not None and old.fits(needs, self.options.num_slots, self.budget) else None
         del old
         if pool is None:
             pool, self.budget = make_pool(
-                needs, self._served.shapes, self.options.num_slots, self.budget, kernel, self.say
+                needs, grown, self._served.shapes, self.options.num_slots, self.budget, kernel, self.say
             )
-            self.say(
-                f"rollout engine: {pool.describe()}, decode copy of the weights {show_bytes(self.weights.num_bytes)}"
-            )
+            if not self._announced:
+                copied = show_bytes(self.weights.num_bytes)
+                self.say(f"rollout engine: {pool.describe()}, decode copy of the weights {copied}")
+                self._announced = True
         pool.make_room_for(record, needs, weight.shape[1])
         self._pool, self.stats.num_slots = pool, pool.num_slots
         return pool

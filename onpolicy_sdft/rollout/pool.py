@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -38,6 +38,15 @@ class PoolNeeds:
         texts = max(sum(len(text) + 5 for text in request.draft_token_ids) for request in requests)
         length = -(-needed // _LENGTH_STEP) * _LENGTH_STEP
         return PoolNeeds(len(requests), length, longest, texts + longest + 5, dtype, device)
+
+    def at_least(self, pool: Pool) -> PoolNeeds:
+        """Return needs that also hold what another pool had room for."""
+        return replace(
+            self,
+            length=max(self.length, pool.cache.length),
+            longest=max(self.longest, pool.texts.logprobs.shape[1]),
+            source=max(self.source, pool.texts.draft_source.shape[1]),
+        )
 
 
 @dataclass
@@ -83,6 +92,7 @@ class Pool:
 
 def make_pool(
     needs: PoolNeeds,
+    grown: PoolNeeds,
     shapes: Sequence[LayerShape],
     asked: int | None,
     budget: Budget,
@@ -91,14 +101,17 @@ def make_pool(
 ) -> tuple[Pool, Budget]:
     """Allocate slots; memory that cannot be had after all halves their number, and is counted on no more.
 
+    Their number follows from what the call needs; they are made as large as ``grown`` where the budget has room.
+
     Raises:
         ConfigError: If not even one slot fits into the budget.
     """
     a_position = bytes_per_position(shapes, needs.dtype)
     while True:
         num_slots = choose_num_slots(asked, needs.num_requests, needs.length, a_position, budget, needs.device)
+        made = grown if num_slots * grown.length * a_position <= budget.num_bytes else needs
         try:
-            cache = SlotCache(shapes, num_slots, needs.length, needs.dtype, needs.device)
+            cache = SlotCache(shapes, num_slots, made.length, needs.dtype, needs.device)
             break
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if num_slots == 1 or "memory" not in str(error).lower():
@@ -106,6 +119,6 @@ def make_pool(
             budget = Budget(num_slots // 2 * needs.length * a_position, "what could be allocated")
             say(f"rollout: {num_slots} slots could not be allocated, trying {num_slots // 2}")
     wide = torch.float64 if needs.dtype == torch.float64 else torch.float32
-    texts = SlotTexts.make(num_slots, needs.length, needs.longest, needs.source, wide, needs.device)
+    texts = SlotTexts.make(num_slots, made.length, made.longest, made.source, wide, needs.device)
     laws = RowLaws.of([SamplingLaw()] * (num_slots + 1), 1, needs.device)
     return Pool(cache, texts, SlotAttention(cache, use_kernel), laws, a_position), budget

@@ -45,6 +45,18 @@ def test_too_little_memory_for_all_defers_requests_and_loses_none():
     assert one.stats.num_slots == 2
 
 
+def test_slots_grow_to_what_was_ever_needed_and_are_announced_once():
+    model, said = make("llama"), []
+    one = RolloutEngine(model, (END,), LocalWeights(model), EngineOptions(num_slots=4, deterministic=True), said.append)
+    short, long = ask(4, limit=9), ask(4, limit=90)
+    for requests in (short, long, short, long):
+        one.generate(requests, SamplingLaw())
+    kept = one._pool
+    one.generate(short, SamplingLaw())
+    assert one._pool is kept
+    assert len(said) == 1
+
+
 def test_memory_that_cannot_be_had_halves_the_slots_and_says_so(monkeypatch):
     import onpolicy_sdft.rollout.pool as module
 
