@@ -109,9 +109,8 @@ def seed_completions(
         Progress("seed model: general prompts", config.eval.kl_prompts, "completions") as progress,
         seed_context(config, model, untrained=untrained)() as seed,
     ):
-        same = inner_model(seed) is inner_model(
-            model
-        )  # the adapter is off meanwhile; another copy lives this long only
+        # The model itself with its adapter off keeps its engine; another copy, and its engine, live this long only.
+        same = inner_model(seed) is inner_model(model)
         backend = (chat.backend if same else chat.new_backend)(seed, config.rollout, config.eval.batch_size)
         completions = write_seed_completions(
             backend, chat.renderer, config.eval.kl_prompts, config.eval.kl_max_new_tokens, tick(progress)

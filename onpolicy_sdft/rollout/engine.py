@@ -323,13 +323,9 @@ class _Call:
         return num_drafts, kinds
 
     def _forward(self, segments: list[Segment]) -> torch.Tensor:
-        slots_N = torch.tensor([s.slot for s in segments for _ in range(s.count)], device=self.device)
-        positions_N = torch.tensor(
-            [p for s in segments for p in range(s.position, s.position + s.count)], device=self.device
-        )
         if self.attention.use_kernel:
             self.attention.tiles_W4 = tiles(tuple(segments), self.group)
-        return forward_hidden(self.model, self.texts, self.attention, Packing(slots_N, positions_N, tuple(segments), 0))
+        return forward_hidden(self.model, self.texts, self.attention, Packing.of(segments, self.device))
 
     def _settle(self, hidden_ND: torch.Tensor, slots: list[int], num_drafts: list[int]) -> Settled:
         started = time.perf_counter()

@@ -21,7 +21,7 @@ from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.rollout.backend import NO_RECORD, OnProgress, RolloutStats, ignore_progress, no_trace
 from onpolicy_sdft.rollout.noise import key_words
 from onpolicy_sdft.rollout.sampling import Draw, cut_at_terminator, draw, likeliest, warpers
-from onpolicy_sdft.rollout.weights import DecodeCopy, LocalWeights
+from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.types import Advance, Record, Rollout, RolloutRequest, SamplingLaw, TopLogprobs
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ class HFBackend:
         pad_token_id: Any valid id; padding is masked.
         batch_size: Completions written at once.
         merge_adapter: Decode from a merged scratch copy of the LoRA-targeted linears.
-        decode_copy: See :class:`~onpolicy_sdft.rollout.weights.LocalWeights`.
     """
 
     def __init__(
@@ -48,13 +47,12 @@ class HFBackend:
         pad_token_id: int,
         batch_size: int,
         merge_adapter: bool = True,
-        decode_copy: DecodeCopy = "none",
     ) -> None:
         self.model = model
         self.terminators = tuple(terminators)
         self.pad_token_id = pad_token_id
         self.batch_size = batch_size
-        self.weights = LocalWeights(model, merge_adapter, decode_copy)
+        self.weights = LocalWeights(model, merge_adapter, "none")
         self.stats = RolloutStats()
 
     def generate(

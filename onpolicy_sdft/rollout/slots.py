@@ -42,6 +42,13 @@ class Packing:
     segments: tuple[Segment, ...] | None  # known on the host; None inside a captured step
     rows: int  # B of a [B, Q] grid of tokens; 0 when tokens are packed raggedly
 
+    @staticmethod
+    def of(segments: Sequence[Segment], device: torch.device) -> Packing:
+        """Lay segments one behind the other."""
+        slots = [s.slot for s in segments for _ in range(s.count)]
+        positions = [p for s in segments for p in range(s.position, s.position + s.count)]
+        return Packing(torch.tensor(slots, device=device), torch.tensor(positions, device=device), tuple(segments), 0)
+
 
 class SlotCache(Cache):
     """Keys and values of all slots, as the cache object that transformers' attention layers write to.

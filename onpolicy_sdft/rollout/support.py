@@ -149,13 +149,15 @@ def _run(
     for slot, position, ids in texts:
         segments.append(Segment(start, len(ids), slot, position))
         start += len(ids)
-    positions = torch.tensor([p for s in segments for p in range(s.position, s.position + s.count)], device=device)
-    slots = torch.tensor([s.slot for s in segments for _ in range(s.count)], device=device)
-    attention.cache.packing = Packing(slots, positions, tuple(segments), 0)
+    packing = attention.cache.packing = Packing.of(segments, device)
     attention.tiles_W4 = tiles(tuple(segments), group)
     flat = torch.tensor([[i for _, _, ids in texts for i in ids]], device=device)
     hidden = body(model)(
-        input_ids=flat, position_ids=positions[None], past_key_values=attention.cache, use_cache=True, slots=attention
+        input_ids=flat,
+        position_ids=packing.positions_N[None],
+        past_key_values=attention.cache,
+        use_cache=True,
+        slots=attention,
     ).last_hidden_state[0]
     found: torch.Tensor = hidden[[s.start + s.count - 1 for s in segments]]
     return found
