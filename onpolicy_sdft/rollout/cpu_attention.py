@@ -3,8 +3,10 @@
 torch's own kernels reach a quarter of the memory bandwidth at one query a row and read every row to the longest
 one's length; this reads what is there. The dense version of the same sum is ``attention.dense_attention``.
 
+Keys are stored in blocks, see :data:`KEY_BLOCK`; ``slots.SlotCache`` writes them so.
+
 Shape letters: S slots, H key-value heads, L positions of a slot, D head size, N packed tokens, G query heads a
-key-value head, R query rows of a tile (tokens x G), W tiles.
+key-value head, R query rows of a tile (tokens x G), W tiles or the keys of a block, B blocks, X = B x D.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ import torch
 from numba import njit, prange, types
 from numba.extending import overload
 
-_BLOCK = 64  # keys whose transposed copy stays in the first-level cache
-_MIN_ROWS_TO_TRANSPOSE = 48  # below, the transposed copy costs more than it saves
+from onpolicy_sdft.rollout.cpu_vectors import LANES, STRIP, larger, multiply_register, multiply_strip
+
+KEY_BLOCK = 64  # neighbouring keys that are stored number by number, so that a register holds one number of each
 _MAX_TILE_TOKENS = 32
 _MAX_TILE_SCORES = 1 << 17  # floats of one tile's scores: half of a second-level cache
 
@@ -71,106 +74,57 @@ def _load_typed(x):  # type: ignore[no-untyped-def]
 
 
 @njit(fastmath=True, cache=True)
-def _scores_of(q_RD: Any, keys_LD: Any, first: int, last: int, scores_RJ: Any) -> None:
-    num_rows, size = q_RD.shape
-    if num_rows < _MIN_ROWS_TO_TRANSPOSE:
-        for j in range(first, last):
-            for r in range(num_rows):
-                total = _f32(0.0)
-                for d in range(size):
-                    total += q_RD[r, d] * _load(keys_LD[j, d])
-                scores_RJ[r, j - first] = total
-        return
-    block_DJ = np.empty((size, _BLOCK), np.float32)
-    for start in range(first, last, _BLOCK):
-        width = min(_BLOCK, last - start)
-        for j in range(width):
-            for d in range(size):
-                block_DJ[d, j] = _load(keys_LD[start + j, d])
-        block_DJ[:, width:] = _f32(0.0)
-        _multiply(q_RD, block_DJ, scores_RJ, start - first)
-
-
-@njit(fastmath=True, cache=True)
-def _multiply(q_RD: Any, block_DJ: Any, scores_RJ: Any, offset: int) -> None:
-    """Multiply queries with a block of transposed keys: eight numbers of every row, then the next eight.
-
-    With the rows inside, neighbouring sums do not wait for each other; with the numbers inside they would.
-    """
-    num_rows, size = q_RD.shape
-    whole = size - size % 8
-    scores_RJ[:, offset : offset + _BLOCK] = _f32(0.0)
-    for d in range(0, whole, 8):
-        for r in range(num_rows):
-            row_J = scores_RJ[r, offset : offset + _BLOCK]  # contiguous, as a slice of two axes would not be
-            q0, q1, q2, q3 = q_RD[r, d], q_RD[r, d + 1], q_RD[r, d + 2], q_RD[r, d + 3]
-            q4, q5, q6, q7 = q_RD[r, d + 4], q_RD[r, d + 5], q_RD[r, d + 6], q_RD[r, d + 7]
-            for j in range(_BLOCK):
-                row_J[j] += (
-                    q0 * block_DJ[d, j] + q1 * block_DJ[d + 1, j] + q2 * block_DJ[d + 2, j] + q3 * block_DJ[d + 3, j]
-                    + q4 * block_DJ[d + 4, j] + q5 * block_DJ[d + 5, j] + q6 * block_DJ[d + 6, j]
-                    + q7 * block_DJ[d + 7, j]
-                )  # fmt: skip
-    for d in range(whole, size):
-        for r in range(num_rows):
-            for j in range(_BLOCK):
-                scores_RJ[r, offset + j] += q_RD[r, d] * block_DJ[d, j]
+def _scores_of(q_RD: Any, blocks_XW: Any, first: int, last: int, scores_RJ: Any) -> None:
+    """Multiply queries with the keys from ``first``, the start of a block, up to ``last``."""
+    size = q_RD.shape[1]
+    for j in range(first, last, KEY_BLOCK):
+        for strip in range(0, KEY_BLOCK, STRIP):
+            multiply_strip(q_RD, 0, blocks_XW, j // KEY_BLOCK * size, strip, size, scores_RJ, j - first + strip)
 
 
 @njit(fastmath=True, cache=True)
 def _weigh(row_J: Any, low: int, high: int, softcap: Any, has_sink: bool, sink: Any) -> None:
     """Turn one row's scores into weights in place; those outside [low, high) become 0."""
+    seen_J = row_J[low:high]  # counted from 0: an index that might be negative is not vectorised
     if softcap > 0:
-        for j in range(low, high):
-            row_J[j] = softcap * _tanh(row_J[j] / softcap)
-    largest = sink if has_sink else row_J[low]
-    for j in range(low, high):
-        largest = max(largest, row_J[j])
+        for j in range(len(seen_J)):
+            seen_J[j] = softcap * _tanh(seen_J[j] / softcap)
+    largest = sink if has_sink else seen_J[0]
+    for j in range(len(seen_J)):
+        largest = larger(largest, seen_J[j])
     total = _exp(sink - largest) if has_sink else _f32(0.0)
-    for j in range(low, high):
-        weight = _exp(row_J[j] - largest)
-        row_J[j] = weight
+    for j in range(len(seen_J)):
+        weight = _exp(seen_J[j] - largest)
+        seen_J[j] = weight
         total += weight
     scale = _f32(1.0) / total
-    for j in range(low, high):
-        row_J[j] *= scale
+    for j in range(len(seen_J)):
+        seen_J[j] *= scale
     row_J[:low] = _f32(0.0)
     row_J[high:] = _f32(0.0)
 
 
 @njit(fastmath=True, cache=True)
 def _mix(weights_RJ: Any, values_LD: Any, first: int, last: int, out_RD: Any) -> None:
+    """Sum values from ``first`` up to ``last`` by weight, strip by strip of their numbers."""
     num_rows, size = out_RD.shape
-    out_RD[:] = _f32(0.0)
-    whole, pairs = last - (last - first) % 4, num_rows - num_rows % 2
-    for j in range(first, whole, 4):
-        i = j - first
-        for r in range(0, pairs, 2):  # two rows share each load of a value
-            a0, a1, a2, a3 = weights_RJ[r, i], weights_RJ[r, i + 1], weights_RJ[r, i + 2], weights_RJ[r, i + 3]
-            b0, b1 = weights_RJ[r + 1, i], weights_RJ[r + 1, i + 1]
-            b2, b3 = weights_RJ[r + 1, i + 2], weights_RJ[r + 1, i + 3]
-            for d in range(size):
-                v0, v1 = _load(values_LD[j, d]), _load(values_LD[j + 1, d])
-                v2, v3 = _load(values_LD[j + 2, d]), _load(values_LD[j + 3, d])
-                out_RD[r, d] += a0 * v0 + a1 * v1 + a2 * v2 + a3 * v3
-                out_RD[r + 1, d] += b0 * v0 + b1 * v1 + b2 * v2 + b3 * v3
-        for r in range(pairs, num_rows):
-            a0, a1, a2, a3 = weights_RJ[r, i], weights_RJ[r, i + 1], weights_RJ[r, i + 2], weights_RJ[r, i + 3]
-            for d in range(size):
-                out_RD[r, d] += (
-                    a0 * _load(values_LD[j, d]) + a1 * _load(values_LD[j + 1, d])
-                    + a2 * _load(values_LD[j + 2, d]) + a3 * _load(values_LD[j + 3, d])
-                )  # fmt: skip
-    for j in range(whole, last):
-        for r in range(num_rows):
-            a0 = weights_RJ[r, j - first]
-            for d in range(size):
-                out_RD[r, d] += a0 * _load(values_LD[j, d])
+    count, d = last - first, 0
+    while d + STRIP <= size:
+        multiply_strip(weights_RJ, 0, values_LD, first, d, count, out_RD, d)
+        d += STRIP
+    while d + LANES <= size:
+        multiply_register(weights_RJ, 0, values_LD, first, d, count, out_RD, d)
+        d += LANES
+    for r in range(num_rows if d < size else 0):
+        out_RD[r, d:] = _f32(0.0)
+        for j in range(first, last):
+            for e in range(d, size):
+                out_RD[r, e] += weights_RJ[r, j - first] * _load(values_LD[j, e])
 
 
 @njit(parallel=True, fastmath=True, cache=True)
 def _attend(
-    q_NHGD: Any, keys_SHLD: Any, values_SHLD: Any, tiles_W4: Any, window: int, scale: Any, softcap: Any,
+    q_NHGD: Any, keys_SHXW: Any, values_SHLD: Any, tiles_W4: Any, window: int, scale: Any, softcap: Any,
     has_sinks: bool, sinks_HG: Any, out_NHGD: Any,
 ) -> None:  # fmt: skip
     _, num_heads, group, size = q_NHGD.shape
@@ -184,10 +138,10 @@ def _attend(
             for g in range(group):
                 for d in range(size):
                     q_RD[i * group + g, d] = _load(q_NHGD[start + i, head, g, d]) * scale
-        first = max(0, position + 1 - window) if window > 0 else 0
+        first = max(0, position + 1 - window) // KEY_BLOCK * KEY_BLOCK if window > 0 else 0
         last = position + count
-        scores_RJ = np.empty((num_rows, -(-(last - first) // _BLOCK) * _BLOCK), np.float32)
-        _scores_of(q_RD, keys_SHLD[slot, head], first, last, scores_RJ)
+        scores_RJ = np.empty((num_rows, -(-(last - first) // KEY_BLOCK) * KEY_BLOCK), np.float32)
+        _scores_of(q_RD, keys_SHXW[slot, head], first, last, scores_RJ)
         for i in range(count):
             high = position + i + 1
             low = max(0, high - window) if window > 0 else 0
@@ -203,7 +157,7 @@ def _attend(
 
 def slot_attention(
     q_NHGD: torch.Tensor,
-    keys_SHLD: torch.Tensor,
+    keys_SHBDW: torch.Tensor,
     values_SHLD: torch.Tensor,
     tiles_W4: torch.Tensor,
     *,
@@ -216,7 +170,7 @@ def slot_attention(
 
     Args:
         q_NHGD: Queries, float32 or bfloat16.
-        keys_SHLD: Cached keys, the new ones among them, of the same type.
+        keys_SHBDW: Cached keys, the new ones among them, of the same type, in blocks of W = ``KEY_BLOCK``.
         values_SHLD: Cached values; their head size may differ.
         tiles_W4: int64 rows (first packed token, tokens, slot, position of the first token); see :func:`tile_tokens`.
         scale: Multiplies the scores.
@@ -231,7 +185,7 @@ def slot_attention(
     sinks = sinks_HG.float() if sinks_HG is not None else torch.zeros(q_NHGD.shape[1:3])
     kernel: Any = _attend  # numba replaces the function by a dispatcher
     kernel(
-        *(_array(t) for t in (q_NHGD, keys_SHLD, values_SHLD, tiles_W4)),
+        *(_array(t) for t in (q_NHGD, keys_SHBDW.flatten(2, 3), values_SHLD, tiles_W4)),
         window, _f32(scale), _f32(softcap), sinks_HG is not None, sinks.numpy(), out_NHGD.numpy(),
     )  # fmt: skip
     return out_NHGD

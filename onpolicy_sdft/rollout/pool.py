@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from onpolicy_sdft.rollout.attention import SlotAttention
+from onpolicy_sdft.rollout.cpu_attention import KEY_BLOCK
 from onpolicy_sdft.rollout.memory import Budget, choose_num_slots, show_bytes
 from onpolicy_sdft.rollout.sampling import RowLaws
 from onpolicy_sdft.rollout.slots import LayerShape, SlotCache, SlotTexts, bytes_per_position
@@ -111,7 +112,9 @@ def make_pool(
         num_slots = choose_num_slots(asked, needs.num_requests, needs.length, a_position, budget, needs.device)
         made = grown if num_slots * grown.length * a_position <= budget.num_bytes else needs
         try:
-            cache = SlotCache(shapes, num_slots, made.length, needs.dtype, needs.device)
+            cache = SlotCache(
+                shapes, num_slots, made.length, needs.dtype, needs.device, KEY_BLOCK if use_kernel else 0
+            )
             break
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if num_slots == 1 or "memory" not in str(error).lower():

@@ -62,22 +62,37 @@ class SlotCache(Cache):
         length: L.
         dtype: Of keys and values.
         device: Where they live.
+        key_block: Store keys in blocks of this many positions, number by number, as the CPU kernel reads them;
+            0: position by position.
     """
 
     def __init__(
-        self, shapes: Sequence[LayerShape], num_slots: int, length: int, dtype: torch.dtype, device: torch.device
+        self,
+        shapes: Sequence[LayerShape],
+        num_slots: int,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        key_block: int = 0,
     ) -> None:
         super().__init__(layers=[])
         self.num_slots = num_slots
         self.length = length
+        self.key_block = key_block
         self.packing: Packing | None = None
 
         # Zeros, not empty: 0 times whatever an uninitialised buffer holds may be nan. The last row is for padding.
-        def buffer(num_heads: int, size: int) -> torch.Tensor:
-            return torch.zeros(num_slots + 1, num_heads, length, size, dtype=dtype, device=device)
+        def buffer(*shape: int) -> torch.Tensor:
+            return torch.zeros(num_slots + 1, *shape, dtype=dtype, device=device)
 
-        self.keys = [buffer(shape.num_heads, shape.key_size) for shape in shapes]  # A of [S+1, H, L, D]
-        self.values = [buffer(shape.num_heads, shape.value_size) for shape in shapes]
+        # A of [S+1, H, L, D], or of [S+1, H, blocks, D, positions of a block]
+        self.keys = [
+            buffer(s.num_heads, -(-length // key_block), s.key_size, key_block)
+            if key_block
+            else buffer(s.num_heads, length, s.key_size)
+            for s in shapes
+        ]
+        self.values = [buffer(s.num_heads, length, s.value_size) for s in shapes]
 
     @property
     def trash(self) -> int:
@@ -92,7 +107,11 @@ class SlotCache(Cache):
         assert packing is not None
         keys, values = self.keys[layer_idx], self.values[layer_idx]
         new_keys, new_values = key_states[0].transpose(0, 1), value_states[0].transpose(0, 1)
-        keys[packing.slots_N, :, packing.positions_N] = new_keys.to(keys.dtype)
+        if self.key_block:
+            blocks_N, within_N = packing.positions_N // self.key_block, packing.positions_N % self.key_block
+            keys[packing.slots_N, :, blocks_N, :, within_N] = new_keys.to(keys.dtype)
+        else:
+            keys[packing.slots_N, :, packing.positions_N] = new_keys.to(keys.dtype)
         values[packing.slots_N, :, packing.positions_N] = new_values.to(values.dtype)
         return keys, values
 
@@ -106,8 +125,10 @@ class SlotCache(Cache):
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         """Copy the first positions of one slot to another."""
-        for buffer in (*self.keys, *self.values):
-            buffer[target, :, :length] = buffer[source, :, :length]
+        num_blocks = -(-length // self.key_block) if self.key_block else length
+        for buffers, count in ((self.keys, num_blocks), (self.values, length)):
+            for buffer in buffers:
+                buffer[target, :, :count] = buffer[source, :, :count]
 
 
 def bytes_per_position(shapes: Sequence[LayerShape], dtype: torch.dtype) -> int:

@@ -13,6 +13,7 @@ from onpolicy_sdft.models.lora import embedding_weight
 from onpolicy_sdft.models.policy import body
 from onpolicy_sdft.rollout.attention import SlotAttention, UnsupportedModel, slot_attention_on, tiles
 from onpolicy_sdft.rollout.backend import no_trace
+from onpolicy_sdft.rollout.cpu_attention import KEY_BLOCK
 from onpolicy_sdft.rollout.slots import LayerShape, Packing, Segment, SlotCache
 
 if TYPE_CHECKING:
@@ -121,8 +122,9 @@ def _try(model: PreTrainedModel) -> tuple[Served, str]:
     config = model.config.get_text_config()
     group = max(1, config.num_attention_heads // min(shape.num_heads for shape in shapes))
     own = [_own_hidden(model, text)[-1] for text in _TRIED]
-    cache = SlotCache(shapes, len(_TRIED), max(map(len, _TRIED)) + 1, weight.dtype, weight.device)
-    attention = SlotAttention(cache, runs_on_kernel(model), watching=True)
+    kernel, length = runs_on_kernel(model), max(map(len, _TRIED)) + 1
+    cache = SlotCache(shapes, len(_TRIED), length, weight.dtype, weight.device, KEY_BLOCK if kernel else 0)
+    attention = SlotAttention(cache, kernel, watching=True)
     with slot_attention_on(model):
         _run(model, attention, [(slot, 0, text[:-1]) for slot, text in enumerate(_TRIED)], group)
         attention.watching = False

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from onpolicy_sdft.rollout.attention import Scoring, grid_attention, segment_attention, tiles
-from onpolicy_sdft.rollout.cpu_attention import slot_attention, tile_tokens
+from onpolicy_sdft.rollout.cpu_attention import KEY_BLOCK, slot_attention, tile_tokens
 from onpolicy_sdft.rollout.slots import Packing, Segment
 
 NUM_HEADS, GROUP, SIZE = 2, 3, 16
@@ -48,6 +48,12 @@ def poison(keys, values, packing):
         values[slot, :, end:] = torch.nan
 
 
+def in_blocks(keys):
+    """Lay keys [S, H, L, D] out as the kernel reads them."""
+    padded = torch.nn.functional.pad(keys, (0, 0, 0, -keys.shape[2] % KEY_BLOCK), value=torch.nan)
+    return padded.unflatten(2, (-1, KEY_BLOCK)).transpose(-1, -2).contiguous()
+
+
 def plain(q, keys, values, packing, how):
     """Softmax over the visible keys, one query at a time, in float64."""
     out = torch.zeros(*q.shape[:3], values.shape[-1], dtype=torch.float64)
@@ -71,7 +77,7 @@ def test_the_kernel_is_the_plain_sum_and_never_reads_beyond_a_length(name, dtype
     q, keys, values = inputs(len(packing.slots_N), dtype, value_size)
     poison(keys, values, packing)
     found = slot_attention(
-        q, keys, values, tiles(packing.segments, GROUP), scale=how.scale, window=how.window, softcap=how.softcap,
+        q, in_blocks(keys), values, tiles(packing.segments, GROUP), scale=how.scale, window=how.window, softcap=how.softcap,
         sinks_HG=None if how.sinks is None else how.sinks.reshape(NUM_HEADS, GROUP),
     )  # fmt: skip
     torch.testing.assert_close(found.double(), plain(q, keys, values, packing, how), atol=3e-6, rtol=1e-5)
