@@ -24,6 +24,7 @@ from benchmarks.rollout import contenders as kinds
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.jobs.parts import load_chat, load_rows, make_views
 from onpolicy_sdft.models.load import resolve_source
+from onpolicy_sdft.rollout.weights import pack_linear
 from onpolicy_sdft.runs.files import write_json_atomic, write_text_atomic
 from onpolicy_sdft.runs.manifest import git_state, hardware, package_versions
 
@@ -47,7 +48,7 @@ def main() -> None:
     chat, requests = load(config)
     model = chat.loaded.model.eval()
     found: dict[str, list[kinds.Pass]] = {}
-    machine = rates()
+    machine = rates(model)
     for temperature in config["temperatures"]:
         for name, passes in rounds(config, options, chat, model, requests, temperature).items():
             found[f"{name}, T={temperature:g}"] = passes
@@ -58,7 +59,7 @@ def main() -> None:
         name = f"rollout_{options.config.stem}"
         record = {
             "command": ["python -m benchmarks.rollout", *sys.argv[1:]], "config": config, "git": git_state(ROOT),
-            "hardware": hardware(), "threads": torch.get_num_threads(), "machine": machine,
+            "hardware": hardware(), "threads": torch.get_num_threads(), "allocator": allocator(), "machine": machine,
             "versions": package_versions(["torch", "transformers", "numba"]), "rows": rows,
         }  # fmt: skip
         write_json_atomic(options.results / f"{name}.json", json.loads(json.dumps(record)))
@@ -162,12 +163,15 @@ def interval(ratios: list[float]) -> list[float] | None:
     return [float(low), float(high)]
 
 
-def rates() -> dict[str, float]:
-    """Measure the machine: bytes and float32 operations a second, and the sizes of the embedded model."""
-    from onpolicy_sdft.rollout.weights import pack_linear
-
+def rates(model: Any) -> dict[str, float]:
+    """Measure the machine, bytes and operations a second in the model's dtype, and count what a token computes."""
+    weight = model.get_output_embeddings().weight
+    linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.weight is not weight]
     big, out = torch.randn(1 << 26), torch.empty(1 << 26)
-    weight, x = pack_linear(torch.randn(1536, 576)), torch.randn(1024, 576)
+    packed, x = (
+        pack_linear(torch.randn(1536, 576).to(weight.dtype)),
+        torch.randn(1024, 576).to(weight.dtype),
+    )
 
     def best(run: Any) -> float:
         times = []
@@ -178,11 +182,17 @@ def rates() -> dict[str, float]:
         return min(times)
 
     linear = torch.ops.mkldnn._linear_pointwise
-    seconds = best(lambda: [linear(x, weight, None, "none", [], "") for _ in range(20)])
+    seconds = best(lambda: [linear(x, packed, None, "none", [], "") for _ in range(20)])
     return {
         "bandwidth": 2 * big.nbytes / best(lambda: out.copy_(big)), "flops": 20 * 2 * 1024 * 1536 * 576 / seconds,
-        "body_parameters": 106.2e6, "head_parameters": 28.3e6, "bytes_per_parameter": 4.0,
+        "body_parameters": float(sum(m.weight.numel() for m in linears)), "head_parameters": float(weight.numel()),
+        "bytes_per_parameter": float(weight.element_size()),
     }  # fmt: skip
+
+
+def allocator() -> str:
+    """Return which allocator the process runs under: tcmalloc where it was preloaded."""
+    return "tcmalloc" if "tcmalloc" in Path("/proc/self/maps").read_text() else "the system's"
 
 
 def table(rows: list[dict[str, Any]], config: dict[str, Any], num_requests: int) -> str:

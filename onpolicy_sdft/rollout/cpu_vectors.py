@@ -30,7 +30,7 @@ STRIP = LANES * _VECTORS  # columns of one pass
 
 
 @intrinsic
-def larger(typing_context, x, y):  # type: ignore[no-untyped-def]  # noqa: ARG001  # numba calls it so
+def _larger(typing_context, x, y):  # type: ignore[no-untyped-def]  # numba calls it so
     """Return the larger of two float32 numbers, neither of them nan."""
     real = ir.FloatType()
 
@@ -39,6 +39,9 @@ def larger(typing_context, x, y):  # type: ignore[no-untyped-def]  # noqa: ARG00
         return builder.call(maximum, args, fastmath=("fast",))
 
     return types.float32(types.float32, types.float32), emit
+
+
+larger: Any = _larger  # a function within numba's code; what it is outside takes other arguments
 
 
 def _strip(rows: int, vectors: int) -> Any:
@@ -62,6 +65,8 @@ def _emit(context: Any, builder: Any, signature: Any, args: Any, rows: int, vect
     intp, real = ir.IntType(64), ir.FloatType()
     vector, wide = ir.VectorType(real, LANES), ir.VectorType(ir.IntType(32), LANES)
 
+    alloca: Any = cgutils.alloca_once_value
+
     def address(array: Any, i: Any, j: Any, num_bytes: int) -> Any:
         offset = builder.add(builder.mul(i, builder.extract_value(array.strides, 0)), builder.mul(j, intp(num_bytes)))
         return builder.add(builder.ptrtoint(array.data, intp), offset)
@@ -81,7 +86,7 @@ def _emit(context: Any, builder: Any, signature: Any, args: Any, rows: int, vect
         return builder.shuffle_vector(one, nothing, ir.Constant(wide, [0] * LANES))
 
     zero = ir.Constant(vector, [0.0] * LANES)
-    sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(vectors)] for _ in range(rows)]
+    sums = [[alloca(builder, zero) for _ in range(vectors)] for _ in range(rows)]
     a_rows = [address(a, builder.add(row, intp(r)), first, 4) for r in range(rows)]
     b_start, b_stride = address(b, b_row, column, b_bytes), builder.extract_value(b.strides, 0)
     with cgutils.for_range(builder, count) as loop:
@@ -95,9 +100,7 @@ def _emit(context: Any, builder: Any, signature: Any, args: Any, rows: int, vect
     for r in range(rows):
         place = address(out, builder.add(row, intp(r)), out_column, 4)
         for v in range(vectors):
-            builder.store(
-                builder.load(sums[r][v]), pointer(builder.add(place, intp(v * LANES * 4)), vector), align=4
-            )
+            builder.store(builder.load(sums[r][v]), pointer(builder.add(place, intp(v * LANES * 4)), vector), align=4)
     return context.get_dummy_value()
 
 
@@ -147,4 +150,3 @@ def multiply_register(
     while r < num_rows:
         _one_narrow(a_RN, r, first, b_NC, b_row, column, count, out_RC, out_column)
         r += 1
-

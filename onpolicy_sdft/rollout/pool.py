@@ -112,9 +112,7 @@ def make_pool(
         num_slots = choose_num_slots(asked, needs.num_requests, needs.length, a_position, budget, needs.device)
         made = grown if num_slots * grown.length * a_position <= budget.num_bytes else needs
         try:
-            cache = SlotCache(
-                shapes, num_slots, made.length, needs.dtype, needs.device, KEY_BLOCK if use_kernel else 0
-            )
+            cache = SlotCache(shapes, num_slots, made.length, needs.dtype, needs.device, KEY_BLOCK if use_kernel else 0)
             break
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if num_slots == 1 or "memory" not in str(error).lower():

@@ -77,7 +77,8 @@ def test_the_kernel_is_the_plain_sum_and_never_reads_beyond_a_length(name, dtype
     q, keys, values = inputs(len(packing.slots_N), dtype, value_size)
     poison(keys, values, packing)
     found = slot_attention(
-        q, in_blocks(keys), values, tiles(packing.segments, GROUP), scale=how.scale, window=how.window, softcap=how.softcap,
+        q, in_blocks(keys), values, tiles(packing.segments, GROUP),
+        scale=how.scale, window=how.window, softcap=how.softcap,
         sinks_HG=None if how.sinks is None else how.sinks.reshape(NUM_HEADS, GROUP),
     )  # fmt: skip
     torch.testing.assert_close(found.double(), plain(q, keys, values, packing, how), atol=3e-6, rtol=1e-5)
