@@ -6,7 +6,7 @@ D hidden size, K kept alternatives.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -159,6 +159,25 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Row:
+    """One target behind its bare prompt, and how its tokens are learned."""
+
+    prompt_ids: Sequence[int]
+    target_ids: Sequence[int]
+    teacher_ids: Sequence[int] = ()  # the prompt that the teacher's law is asked under
+    rollout: Rollout | None = None  # where the target came from, if it is one
+    plain: bool = False  # learned by nll whatever the objective is
+    counted: bool = True  # its tokens are in the step's denominator
+    weight: float = 1.0
+    num_skipped: int = 0  # first target tokens that are read but not learned
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and target."""
+        return len(self.prompt_ids) + len(self.target_ids)
+
+
+@dataclass(frozen=True, slots=True)
 class MicroBatch:
     """Right-padded prompt + target rows, and where their loss tokens stand."""
 
@@ -167,7 +186,11 @@ class MicroBatch:
     loss_rows: torch.Tensor  # [N] int64, row of each loss token
     loss_positions: torch.Tensor  # [N] int64, position whose hidden state predicts the loss token
     labels: torch.Tensor  # [N] int64, the loss tokens
+    weights: torch.Tensor  # [N] float32, weight of each loss token
+    plain: torch.Tensor  # [N] bool, learned by nll whatever the objective is
     num_loss_tokens: int  # N
+    num_counted_tokens: int  # of them in the step's denominator
+    rows: tuple[Row, ...]  # what it was made of
 
 
 @dataclass(frozen=True, slots=True)

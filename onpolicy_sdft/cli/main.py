@@ -14,6 +14,7 @@ VERBS = {
     "train": "score the seed model, train, score again, leave a report",
     "eval": "score a model or a run on tasks",
     "probe": "is the model, shown the demonstration, a good teacher? before anything is trained",
+    "distill": "rewrite a data set once with the seed model, for offline SDFT",
     "chat": "talk to a model or a run",
     "export": "write a run's model, merged if asked, or push it to the hub",
     "report": "write a run's curves and page again",

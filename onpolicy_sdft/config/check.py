@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+from onpolicy_sdft.config.check_method import check_method
 from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig
 from onpolicy_sdft.errors import ConfigError
 
@@ -22,11 +23,7 @@ def check(config: RunConfig) -> None:
     _check_model(config)
     _check_rollout(config)
     _check_eval(config)
-    if config.train.targets == "demonstrations" and config.context.num_demonstrations > 1:
-        raise ConfigError(
-            "context.num_demonstrations above 1 shows examples to the teacher, but train.targets=demonstrations "
-            "asks none. Way out: --context.num_demonstrations 1, or --train.targets policy."
-        )
+    check_method(config)
     if config.optim.schedule == "cosine" and config.train.max_loss_tokens is not None:
         raise ConfigError(
             "optim.schedule=cosine needs to know the number of steps, but train.max_loss_tokens ends the run at an "
@@ -49,10 +46,13 @@ def _check_ranges(config: RunConfig) -> None:
         "rollout.max_new_tokens": config.rollout.max_new_tokens,
         "rollout.batch_size": config.rollout.batch_size,
         "rollout.prefill_tokens": config.rollout.prefill_tokens,
+        "rollout.num_samples": config.rollout.num_samples,
         "screening.max_attempts": config.screening.max_attempts,
         "screening.loop_ngram": config.screening.loop_ngram,
         "screening.loop_repeats": config.screening.loop_repeats,
         "objective.chunk_tokens": config.objective.chunk_tokens,
+        "objective.num_kept": config.objective.num_kept,
+        "distill.batch_size": config.distill.batch_size,
         "train.batch_size": config.train.batch_size,
         "train.num_epochs": config.train.num_epochs,
         "train.micro_batch_tokens": config.train.micro_batch_tokens,
@@ -94,8 +94,22 @@ def _check_ranges(config: RunConfig) -> None:
         "rollout.max_draft_tokens": config.rollout.max_draft_tokens,
         "rollout.draft_store_tokens": config.rollout.draft_store_tokens,
         "screening.min_length_ratio": config.screening.min_length_ratio,
+        "objective.skip_tokens": config.objective.skip_tokens,
+        "objective.demonstration_weight": config.objective.demonstration_weight,
+        "objective.anchor_kl": config.objective.anchor_kl,
+        "teacher.half_life": config.teacher.half_life,
     }.items():
         _require(number >= 0, name, number, "0 or more")
+    share, clip = config.rollout.demonstration_dropout, config.objective.clip
+    _require(0 <= share <= 1, "rollout.demonstration_dropout", share, "in [0, 1]")
+    _require(clip is None or clip > 0, "objective.clip", clip, "above 0, or null")
+    _require(
+        config.objective.importance_cap > 0, "objective.importance_cap", config.objective.importance_cap, "above 0"
+    )
+    _require(0 < config.objective.beta < 1, "objective.beta", config.objective.beta, "above 0 and below 1")
+    weights = config.objective.position_weights
+    usable = all(weight >= 0 for weight in weights) and (not weights or any(weight > 0 for weight in weights))
+    _require(usable, "objective.position_weights", weights, "0 or more each, one of them above 0")
     longest, shortest = config.screening.max_length_ratio, config.screening.min_length_ratio
     _require(longest > shortest, "screening.max_length_ratio", longest, f"above min_length_ratio={shortest}")
 

@@ -158,6 +158,14 @@ class RolloutConfig:
     """Drop tokens below this fraction of the likeliest one; 0 drops none."""
     repetition_penalty: float = 1.0
     """Above 1 lowers the logits of tokens that stand in the prompt or the completion already (arXiv:1909.05858)."""
+    temperature_end: float | None = None
+    """The temperature moves from ``temperature`` to this over the steps of the run, linearly. Unset: it stays."""
+    view: Literal["teacher", "student"] = "teacher"
+    """Prompt that rollouts are written under: ``teacher``: with the demonstration; ``student``: the bare one."""
+    num_samples: int = 1
+    """Rollouts per demonstration and step; their prompt is read once."""
+    demonstration_dropout: float = 0.0
+    """Share of rollouts that are written under the bare prompt although ``view`` is ``teacher``."""
 
 
 @dataclass
@@ -202,14 +210,51 @@ class ScreeningConfig:
 
 @dataclass
 class ObjectiveConfig:
-    """What the student minimises."""
+    """What the student minimises, at temperature 1."""
 
-    name: Literal["nll"] = "nll"
-    """``nll``: negative log-likelihood of the target from the bare prompt, at temperature 1."""
-    chunk_tokens: int = 1024
+    name: Literal["nll", "forward_kl", "reverse_kl", "jsd", "sampled_reverse_kl"] = "nll"
+    """``nll``: -log p(target); ``forward_kl``: KL(teacher || student); ``reverse_kl``: KL(student || teacher); ``jsd``:
+    beta KL(teacher || m) + (1 - beta) KL(student || m), m = beta teacher + (1 - beta) student;
+    ``sampled_reverse_kl``: the score-function gradient of KL(student || teacher) at the student's own samples."""
+    beta: float = 0.5
+    """Of ``jsd``, between 0 and 1."""
+    support: Literal["full", "teacher", "student"] = "full"
+    """Compare laws over the whole vocabulary, or over the ``num_kept`` likeliest tokens of the teacher or the student
+    and one bucket for all others."""
+    num_kept: int = 64
+    """See ``support``."""
+    skip_tokens: int = 0
+    """First tokens of each target that are not learned (and not counted)."""
+    clip: float | None = None
+    """Largest loss of a token in nats; a token above it gives no gradient. Unset: none."""
+    position_weights: list[float] = field(default_factory=list)
+    """Weights of the first, second, ... token of a target; later ones weigh as the last. Empty: all weigh 1."""
+    demonstration_weight: float = 0.0
+    """Add the demonstration's nll with this weight per token; its tokens are not in the loss's denominator."""
+    anchor_kl: float = 0.0
+    """Add KL(student || anchor) on the student's prompt with this weight."""
+    anchor: Literal["base", "stage"] = "base"
+    """The anchor's weights: ``base``: the seed model's; ``stage``: those at the start of the task."""
+    importance: Literal["none", "token"] = "none"
+    """``token``: weigh each token by p(token) / p(token when it was drawn), for samples of another law than the
+    student's (a temperature, top_p, ...). No gradient goes through the weight."""
+    importance_cap: float = 2.0
+    """Largest of those weights."""
+    chunk_tokens: int = 128
     """Loss tokens whose logits are alive at once."""
-    kernel: Literal["chunks", "torch"] = "chunks"
-    """``chunks``: recomputed chunks of cross-entropy; ``torch``: torch's linear_cross_entropy (slower on a CPU)."""
+
+
+@dataclass
+class TeacherConfig:
+    """Weights of the teacher: what writes under the teacher's prompt, and what the objective compares with."""
+
+    weights: Literal["live", "ema", "stage", "base"] = "live"
+    """``live``: the policy's own; ``ema``: their average; ``stage``: those at the start of the task; ``base``: the seed
+    model's."""
+    half_life: float = 50.0
+    """Of ``ema``: optimizer steps in which the weight of the past halves. 0: as ``live``; .inf: as ``stage``."""
+    device: Literal["auto", "cpu"] = "auto"
+    """Where copies are kept (float32; of LoRA only the adapter): beside the weights, or in the CPU's memory."""
 
 
 @dataclass
@@ -236,8 +281,11 @@ class OptimConfig:
 class TrainConfig:
     """The loop."""
 
-    targets: Literal["policy", "demonstrations"] = "policy"
-    """``policy``: on-policy self-distillation (sdft). ``demonstrations``: plain fine-tuning (sft)."""
+    targets: Literal["policy", "demonstrations", "distilled"] = "policy"
+    """``policy``: on-policy self-distillation (sdft, sdft_kl). ``demonstrations``: plain fine-tuning (sft).
+    ``distilled``: a file that ``sdft distill`` wrote (offline_sdft)."""
+    distilled: str | None = None
+    """That file, or its directory."""
     output_dir: str = "runs/run"
     """The run directory."""
     seed: int = 0
@@ -325,6 +373,20 @@ class EvalConfig:
 
 
 @dataclass
+class DistillConfig:
+    """``sdft distill``: the data set, rewritten once by the seed model."""
+
+    output_dir: str = "runs/distilled"
+    """Where the file, its figures and the plot go."""
+    rules: Literal["default", "legacy"] = "default"
+    """``default``: the verdicts of ``screening``; ``legacy``: the rules of the ACL 2024 program, mistakes included."""
+    batch_size: int = 128
+    """Rows between two writes of the file: as many are written again after an interruption."""
+    resume: Literal["never", "auto"] = "never"
+    """``auto`` goes on with a file that is not whole yet."""
+
+
+@dataclass
 class RunConfig:
     """Everything one run needs; a section a field."""
 
@@ -344,9 +406,13 @@ class RunConfig:
     """Verdicts on rollouts."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """The loss."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """The teacher's weights."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """The optimizer."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The loop."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Scores."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    """The distiller."""

@@ -22,7 +22,7 @@ from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.intervals import ratio_interval
 from onpolicy_sdft.eval.runner import EVAL_STEP
 from onpolicy_sdft.models.policy import body, head_of
-from onpolicy_sdft.rollout.backend import no_trace
+from onpolicy_sdft.models.trace import no_trace
 from onpolicy_sdft.types import Advance, NoiseKey, RolloutRequest, SamplingLaw, Turn
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,10 +19,12 @@ from onpolicy_sdft.eval.probe import ProbeRow, probe, recommend
 from onpolicy_sdft.jobs.parts import Chat, load_chat, sampling_law, tick
 from onpolicy_sdft.models.lora import prepare_trainable
 from onpolicy_sdft.models.policy import Policy
-from onpolicy_sdft.objectives.nll import nll
+from onpolicy_sdft.objectives.laws import plain_signals
+from onpolicy_sdft.objectives.objective import Objective
 from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks import load_task
+from onpolicy_sdft.types import Row
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig
@@ -92,16 +93,17 @@ def _seconds_per_learning_step(config: RunConfig, chat: Chat, views: Sequence[Vi
     """Time forward and backward of one step's worth of demonstrations; nothing is updated."""
     model = prepare_trainable(chat.loaded.model, config.lora, config.model, config.train.seed)
     policy = Policy(model).train()
-    objective = partial(nll, chunk_tokens=config.objective.chunk_tokens, kernel=config.objective.kernel)
-    pairs = [(view.student_ids, view.response_ids) for view in views[: config.train.batch_size]]
+    objective = Objective(chunk_tokens=config.objective.chunk_tokens)
+    rows = [Row(view.student_ids, view.response_ids) for view in views[: config.train.batch_size]]
     device = next(model.parameters()).device
     started = time.perf_counter()
     bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16")
-    with Progress("probe: learning", len(pairs), "targets") as progress:
-        for group in split_by_budget(pairs, config.train.micro_batch_tokens):
+    with Progress("probe: learning", len(rows), "targets") as progress:
+        for group in split_by_budget(rows, config.train.micro_batch_tokens):
+            batch = collate(group, chat.pad_token_id, device)
             with bf16:
-                loss = policy(collate(group, chat.pad_token_id, device), objective).loss_sum
+                loss = policy(batch, objective, plain_signals(batch.num_loss_tokens, device)).loss_sum
             loss.backward()
             progress.update(len(group))
     policy.zero_grad(set_to_none=True)
-    return (time.perf_counter() - started) * config.train.batch_size / len(pairs)
+    return (time.perf_counter() - started) * config.train.batch_size / len(rows)

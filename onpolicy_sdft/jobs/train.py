@@ -6,6 +6,7 @@ import dataclasses
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,25 +16,27 @@ from accelerate.utils import set_seed
 
 from onpolicy_sdft.config.check import evaluation_sets
 from onpolicy_sdft.config.load import dump_config
+from onpolicy_sdft.data.preflight import refuse_beyond_window
 from onpolicy_sdft.eval.retention import general_prompts
 from onpolicy_sdft.eval.runner import EvalSet
 from onpolicy_sdft.jobs.evaluate import evaluate_stage, has_stage, score_sets
 from onpolicy_sdft.jobs.finished import model_facts
+from onpolicy_sdft.jobs.method import make_objective, make_pairing, make_sampling, make_teacher
 from onpolicy_sdft.jobs.parts import (
     Chat,
     Data,
+    context_window,
     load_chat,
     load_eval_sets,
     load_rows,
     make_views,
     print_preflight,
     refuse_unaskable,
-    sampling_law,
 )
 from onpolicy_sdft.models.export import export_model
 from onpolicy_sdft.models.lora import prepare_trainable
 from onpolicy_sdft.models.policy import Policy
-from onpolicy_sdft.objectives.nll import nll
+from onpolicy_sdft.offline.file import file_digest, find_file, read_rows, take_up
 from onpolicy_sdft.rollout.drafts import DraftStore
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_atomic
@@ -42,6 +45,7 @@ from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.train.backend import Backend
 from onpolicy_sdft.train.checkpoint import Checkpointer, refuse_other_run
+from onpolicy_sdft.train.laws import LawSource
 from onpolicy_sdft.train.loop import FitResult, Hooks, Loop, Plan, make_plan
 from onpolicy_sdft.train.optim import make_optimizer, make_schedule
 from onpolicy_sdft.train.source import DemonstrationSource, PolicySource, TargetSource
@@ -54,8 +58,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from onpolicy_sdft.config.schema import RunConfig
+    from onpolicy_sdft.models.teacher import Teacher
 
 Say = Callable[[str], None]
+
+#: Sections that a resumed run must have as the run it goes on with.
+_FROZEN_SECTIONS = ("lora", "context", "rollout", "screening", "objective", "teacher", "optim")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +105,7 @@ def fit(config: RunConfig, command: Sequence[str] = (), say: Say = say_to_stderr
     general_prompts(config.eval.kl_prompts)  # asking for more than there are is refused here, not after training
     with warnings.catch_warnings(action="always", category=UserWarning):
         chat = load_chat(config, say)
-    data = make_views(config, chat, task, rows)
+    data = _take_up_distilled(config, chat, make_views(config, chat, task, rows), say)
     refuse_unaskable(chat, [*sets, *validation])
     plan = make_plan(config.train, len(data.prepared.views))
     print_preflight(data, config, say)
@@ -110,13 +118,14 @@ def fit(config: RunConfig, command: Sequence[str] = (), say: Say = say_to_stderr
     _write_identity(config, data, run, command, backend)
 
     progress = Progress("train", plan.num_steps, "steps", enabled=backend.rank == 0)
-    trainer, optimizer = _make_trainer(config, chat, data, model, backend, plan, progress)
+    trainer, optimizer = make_trainer(config, chat, data, model, backend, plan, progress)
     scored = config.eval.before_and_after and bool(sets or config.eval.kl_prompts)
     if scored and not has_stage(run, "before", config):
         evaluate_stage(config, chat, model, sets, run, "before")
     checkpointer = Checkpointer(
-        run, model, optimizer, trainer.schedule, trainer.source, _identity(config, data), config.train.keep_checkpoints
-    )
+        run, model, optimizer, trainer.schedule, trainer.source, trainer.teacher, _identity(config, data),
+        config.train.keep_checkpoints,
+    )  # fmt: skip
     set_seed(config.train.seed)  # of dropout; rollouts and the order have keys of their own
     _resume(config, run, checkpointer, trainer, progress, say)
     trackers = open_trackers(
@@ -143,7 +152,7 @@ def fit(config: RunConfig, command: Sequence[str] = (), say: Say = say_to_stderr
     return TrainOutcome(run, result, summary)
 
 
-def _make_trainer(
+def make_trainer(
     config: RunConfig,
     chat: Chat,
     data: Data,
@@ -152,26 +161,43 @@ def _make_trainer(
     plan: Plan,
     progress: Progress,
 ) -> tuple[Trainer, torch.optim.Optimizer]:
+    """Put the parts of a step together over a model that has not been trained yet.
+
+    Returns:
+        The trainer, and its optimizer as the backend prepared it.
+    """
+    teacher = make_teacher(config, model, backend)  # before anything wraps the parameters
+    if teacher.num_bytes:
+        progress.note(f"the teacher's copies take {teacher.num_bytes / 2**20:.1f} MiB ({config.teacher.device})")
     optimizer = make_optimizer(model, config.optim)
     policy, prepared_optimizer = backend.prepare(Policy(model), optimizer)
-    objective = partial(nll, chunk_tokens=config.objective.chunk_tokens, kernel=config.objective.kernel)
+    objective = make_objective(config)
     trainer = Trainer(
         policy=policy,
-        source=_make_source(config, chat, model, progress),
+        source=_make_source(config, chat, model, plan, teacher, progress),
         screen=Screen(config.screening, data.task, chat.renderer.decode),
+        pairing=make_pairing(config, chat.pad_token_id),
+        laws=LawSource(teacher, objective, chat.pad_token_id),
         objective=objective,
+        teacher=teacher,
         backend=backend,
         schedule=make_schedule(optimizer, config.optim, plan.num_steps),
         max_grad_norm=config.optim.max_grad_norm,
-        micro_batch_tokens=config.train.micro_batch_tokens,
-        pad_token_id=chat.pad_token_id,
         state=TrainState(),
+        num_samples=config.rollout.num_samples,
     )
     return trainer, prepared_optimizer
 
 
-def _make_source(config: RunConfig, chat: Chat, model: PreTrainedModel | PeftModel, progress: Progress) -> TargetSource:
-    if config.train.targets == "demonstrations":
+def _make_source(
+    config: RunConfig,
+    chat: Chat,
+    model: PreTrainedModel | PeftModel,
+    plan: Plan,
+    teacher: Teacher,
+    progress: Progress,
+) -> TargetSource:
+    if config.train.targets != "policy":
         return DemonstrationSource()
     rollout = config.rollout
     backend = chat.backend(model, rollout, rollout.batch_size, progress.note)
@@ -180,9 +206,23 @@ def _make_source(config: RunConfig, chat: Chat, model: PreTrainedModel | PeftMod
         progress.update(0, writing=advance.num_tokens, slots=advance.slots_in_use, accept_rate=advance.accept_rate)
 
     return PolicySource(
-        backend, sampling_law(rollout), rollout.max_new_tokens, config.train.seed, on_progress,
-        store=DraftStore(rollout.draft_store_tokens), drafts=rollout.drafts,
+        backend, make_sampling(config, plan.num_steps), on_progress, DraftStore(rollout.draft_store_tokens),
+        # The student writes its own samples; what the teacher writes, its weights write.
+        writing=teacher.weights if rollout.view == "teacher" else nullcontext,
     )  # fmt: skip
+
+
+def _take_up_distilled(config: RunConfig, chat: Chat, data: Data, say: Say) -> Data:
+    """Put the responses of a distilled file in the place of the demonstrations', where one is the target source."""
+    if config.train.targets != "distilled" or config.train.distilled is None:
+        return data
+    path = find_file(config.train.distilled)
+    views, num_dropped = take_up(data.prepared.views, read_rows(path), path)
+    say(f"{len(views)} targets from {path}" + (f"; {num_dropped} rows were dropped there" if num_dropped else ""))
+    prepared = dataclasses.replace(data.prepared, views=views)
+    refuse_beyond_window(prepared, config.rollout.max_new_tokens, context_window(chat))
+    loaded = dataclasses.replace(data.loaded, fingerprint=f"{data.loaded.fingerprint}+{file_digest(path)}")
+    return dataclasses.replace(data, loaded=loaded, prepared=prepared)
 
 
 def _validate(
@@ -218,13 +258,13 @@ def _identity(config: RunConfig, data: Data) -> dict[str, Any]:
     train = {key: frozen["train"][key] for key in ("targets", "seed", "batch_size", "precision", "micro_batch_tokens")}
     if config.train.max_steps is None:
         train["num_epochs"] = config.train.num_epochs
-    if config.optim.schedule == "cosine":
+    if config.optim.schedule == "cosine" or config.rollout.temperature_end is not None:
         train["max_steps"] = config.train.max_steps
     return {
         "data": data.loaded.fingerprint,
         "task": frozen["task"],
         "model": {**frozen["model"], "cache_dir": None},
-        **{section: frozen[section] for section in ("lora", "context", "rollout", "screening", "objective", "optim")},
+        **{section: frozen[section] for section in _FROZEN_SECTIONS},
         "train": train,
     }
 

@@ -9,7 +9,7 @@ Shape letters: B sequences, T positions, N loss tokens, D hidden size, V vocabul
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -24,11 +24,25 @@ if TYPE_CHECKING:
     from onpolicy_sdft.types import MicroBatch
 
 
-class Objective(Protocol):
-    """A pure function of tensors; see ``objectives/``."""
+class Summed(Protocol):
+    """What an objective returns."""
 
-    def __call__(self, hidden_ND: torch.Tensor, head: Head, labels_N: torch.Tensor, law: None) -> torch.Tensor:
-        """Return the loss summed over the N loss tokens, in nats."""
+    @property
+    def loss_sum(self) -> torch.Tensor:
+        """Loss summed over the N loss tokens, in nats: []."""
+        ...
+
+    @property
+    def figures(self) -> torch.Tensor:
+        """What else was summed over them."""
+        ...
+
+
+class Objective(Protocol):
+    """A pure function of tensors; see ``objectives/``. ``signals`` says how each loss token is learned."""
+
+    def __call__(self, hidden_ND: torch.Tensor, head: Head, labels_N: torch.Tensor, signals: Any) -> Summed:
+        """Sum over the N loss tokens."""
         ...
 
 
@@ -41,11 +55,6 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
 
-    @property
-    def is_linear(self) -> bool:
-        """Whether logits are a plain linear map of the hidden state."""
-        return self.scale == 1.0 and self.softcap is None
-
     def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
         """Compute logits, float32 or wider: [N, D] -> [N, V]."""
         return self.finish(nn.functional.linear(hidden_ND, self.weight_VD, self.bias_V))
@@ -56,12 +65,19 @@ class Head:
         logits = logits * self.scale if self.scale != 1.0 else logits
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
+    def pull_back(self, logits: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """Turn a gradient of the logits into one of what the output layer gave: [N, V] -> [N, V]."""
+        if self.softcap is not None:
+            gradient = gradient * (1 - (logits / self.softcap) ** 2)
+        return gradient * self.scale if self.scale != 1.0 else gradient
+
 
 @dataclass(frozen=True, slots=True)
 class PolicyOutput:
     """What one micro-batch gives."""
 
     loss_sum: torch.Tensor  # [] summed over loss tokens, in nats; carries the gradient
+    figures: torch.Tensor  # what else the objective summed over them
 
 
 class Policy(nn.Module):
@@ -79,18 +95,23 @@ class Policy(nn.Module):
         self.model = model
         check_head(inner_model(model))
 
-    def forward(self, batch: MicroBatch, objective: Objective, law: None = None) -> PolicyOutput:
+    def forward(self, batch: MicroBatch, objective: Objective, signals: Any) -> PolicyOutput:
         """Score a micro-batch's loss tokens from its bare prompts.
 
         Hidden states of all positions go through the body; only those at loss tokens reach the head.
         """
         inner = inner_model(self.model)
-        hidden_BTD = body(inner)(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-        ).last_hidden_state
-        hidden_ND = hidden_BTD[batch.loss_rows, batch.loss_positions]
-        loss_sum = objective(hidden_ND, head_of(inner), batch.labels, law)
-        return PolicyOutput(loss_sum=loss_sum)
+        summed = objective(hidden_at_loss_tokens(inner, batch), head_of(inner), batch.labels, signals)
+        return PolicyOutput(summed.loss_sum, summed.figures)
+
+
+def hidden_at_loss_tokens(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
+    """Run the layers over a micro-batch; return the final hidden states that predict its loss tokens: [N, D]."""
+    hidden_BTD = body(model)(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+    ).last_hidden_state
+    hidden_ND: torch.Tensor = hidden_BTD[batch.loss_rows, batch.loss_positions]
+    return hidden_ND
 
 
 def body(model: PreTrainedModel) -> nn.Module:

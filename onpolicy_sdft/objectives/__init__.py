@@ -1,1 +1,1 @@
-"""Pure tensor functions: hidden states, head and labels in, a summed loss out."""
+"""What the student minimises: pure functions of tensors, chunked over the loss tokens."""

@@ -61,7 +61,7 @@ def draw_loss(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Figure |
         The figure, or None without a loss.
     """
     figure, axes = new_figure()
-    if not plot_metric(axes, metrics, "loss/nll", "loss", BLUE):
+    if not plot_metric(axes, metrics, "loss/total", "loss", BLUE):
         return None
     skipped = [record["step"] for record in metrics if record.get("skipped")]
     if skipped:

@@ -186,7 +186,7 @@ def _tiles(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     if speed:
         tiles.append(("rollout tokens/s", f"{sum(speed) / len(speed):,.0f}"))
     for name, key, form in (
-        ("loss", "loss/nll", ".3f"),
+        ("loss", "loss/total", ".3f"),
         ("fallbacks", "screen/fallback_rate", ".0%"),
     ):
         values = _finite(metrics, key)

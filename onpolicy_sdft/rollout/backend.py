@@ -1,22 +1,15 @@
-"""What every rollout backend offers, and the promise that a rollout leaves no trace."""
+"""What every rollout backend offers."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
-
-import torch
 
 from onpolicy_sdft.types import Advance, Record
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from onpolicy_sdft.types import Rollout, RolloutRequest, SamplingLaw
-
-_CHECKPOINTING = "gradient_checkpointing"  # the flag transformers keeps on its layers
 
 #: Record nothing but the tokens and how likely they were.
 NO_RECORD = Record()
@@ -100,30 +93,3 @@ class RolloutBackend(Protocol):
     def restore(self, state: dict[str, Any]) -> None:
         """Take up :meth:`state`."""
         ...
-
-
-@contextlib.contextmanager
-def no_trace(model: nn.Module) -> Iterator[None]:
-    """Run generation in eval mode without gradients, and put everything back, also after an exception.
-
-    Restores the train/eval flag of every submodule, gradient checkpointing (off meanwhile: it would disable the
-    key-value cache) and the random state of the CPU and of the model's device.
-    """
-    flags = {module: module.training for module in model.modules()}
-    checkpointing = {
-        module: getattr(module, _CHECKPOINTING)
-        for module in model.modules()
-        if isinstance(getattr(module, _CHECKPOINTING, None), bool)
-    }
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
-        try:
-            model.eval()
-            for module in checkpointing:
-                setattr(module, _CHECKPOINTING, False)
-            yield
-        finally:
-            for module, flag in flags.items():
-                module.training = flag
-            for module, enabled in checkpointing.items():
-                setattr(module, _CHECKPOINTING, enabled)

@@ -17,9 +17,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from onpolicy_sdft.models.lora import embedding_weight, inner_model
 from onpolicy_sdft.models.policy import head_of
+from onpolicy_sdft.models.trace import no_trace
 from onpolicy_sdft.rollout import cpu_attention
 from onpolicy_sdft.rollout.attention import slot_attention_on, tiles
-from onpolicy_sdft.rollout.backend import NO_RECORD, OnProgress, RolloutStats, ignore_progress, no_trace
+from onpolicy_sdft.rollout.backend import NO_RECORD, OnProgress, RolloutStats, ignore_progress
 from onpolicy_sdft.rollout.decode import Rows, Settled, draw_and_settle, forward_hidden, head_logits, place_drafts
 from onpolicy_sdft.rollout.drafts import lay_out, look_up
 from onpolicy_sdft.rollout.memory import Budget, kv_budget, show_bytes

@@ -18,7 +18,8 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from onpolicy_sdft.models.lora import inner_model
-from onpolicy_sdft.rollout.backend import NO_RECORD, OnProgress, RolloutStats, ignore_progress, no_trace
+from onpolicy_sdft.models.trace import no_trace
+from onpolicy_sdft.rollout.backend import NO_RECORD, OnProgress, RolloutStats, ignore_progress
 from onpolicy_sdft.rollout.noise import key_words
 from onpolicy_sdft.rollout.sampling import Draw, cut_at_terminator, draw, likeliest, warpers
 from onpolicy_sdft.rollout.weights import LocalWeights

@@ -11,8 +11,8 @@ from transformers import Cache
 
 from onpolicy_sdft.models.lora import embedding_weight
 from onpolicy_sdft.models.policy import body
+from onpolicy_sdft.models.trace import no_trace
 from onpolicy_sdft.rollout.attention import SlotAttention, UnsupportedModel, slot_attention_on, tiles
-from onpolicy_sdft.rollout.backend import no_trace
 from onpolicy_sdft.rollout.cpu_attention import KEY_BLOCK
 from onpolicy_sdft.rollout.slots import LayerShape, Packing, Segment, SlotCache
 

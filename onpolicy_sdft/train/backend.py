@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -65,6 +65,11 @@ class Backend:
         assert self._policy is not None
         assert self._optimizer is not None
         return self._policy, self._optimizer
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context of the learning pass's precision, for forwards outside the wrapped policy."""
+        context: contextlib.AbstractContextManager[Any] = self.accelerator.autocast()
+        return context
 
     def sum_over_ranks(self, value: float) -> float:
         """Sum a number over all ranks."""

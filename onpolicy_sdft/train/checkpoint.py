@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
+    from onpolicy_sdft.models.teacher import Teacher
     from onpolicy_sdft.runs.directory import RunDirectory
     from onpolicy_sdft.train.source import TargetSource
     from onpolicy_sdft.train.step import TrainState
 
-_WEIGHTS, _OPTIMIZER, _SOURCE, _STATE = "trainable.safetensors", "optimizer.pt", "source.pt", "state.json"
-_VERSION = 2
+_WEIGHTS, _OPTIMIZER, _STATE = "trainable.safetensors", "optimizer.pt", "state.json"
+_SOURCE, _TEACHER = "source.pt", "teacher.pt"
+_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class Checkpointer:
     optimizer: Optimizer
     schedule: LRScheduler
     source: TargetSource  # its draft store and what its shapes were chosen by
+    teacher: Teacher  # its average and the weights it started from
     identity: Mapping[str, Any]  # what must be the same for a resumed run to mean anything
     keep: int
 
@@ -62,6 +65,7 @@ class Checkpointer:
             scratch / _OPTIMIZER,
         )
         torch.save(self.source.state(), scratch / _SOURCE)
+        torch.save(self.teacher.state(), scratch / _TEACHER)
         record = {"version": _VERSION, "state": asdict(state), "identity": dict(self.identity)}
         write_json_atomic(scratch / _STATE, record)
         for file in scratch.iterdir():
@@ -93,6 +97,7 @@ class Checkpointer:
         self.optimizer.load_state_dict(extra["optimizer"])
         self.schedule.load_state_dict(extra["schedule"])
         self.source.restore(torch.load(source / _SOURCE, weights_only=True))
+        self.teacher.restore(torch.load(source / _TEACHER, weights_only=True, map_location="cpu"))
         torch.set_rng_state(extra["rng_cpu"])
         if torch.cuda.is_available() and extra["rng_cuda"]:
             torch.cuda.set_rng_state_all(extra["rng_cuda"])

@@ -163,7 +163,7 @@ class Loop:
             samples = metrics.targets[: self.config.train.rollout_samples]
             self.run.append_rollouts([self._sample(metrics.step, target) for target in samples])
             self._track(values, metrics.step)
-        shown: dict[str, Any] = {"loss": values["loss/nll"], "tokens_per_s": values["train/tokens_per_second"]}
+        shown: dict[str, Any] = {"loss": values["loss/total"], "tokens_per_s": values["train/tokens_per_second"]}
         if "screen/fallback_rate" in values:
             shown["fallback_rate"] = values["screen/fallback_rate"]
         shown |= {name.split("/", 1)[1]: value for name, value in validation.items() if name.endswith("/score")}

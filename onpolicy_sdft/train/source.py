@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
-from onpolicy_sdft.rollout.backend import OnProgress, RolloutBackend, ignore_progress
+from onpolicy_sdft.rollout.backend import NO_RECORD, OnProgress, RolloutBackend, ignore_progress
 from onpolicy_sdft.rollout.drafts import DraftStore
-from onpolicy_sdft.types import NoiseKey, Rollout, RolloutRequest, SamplingLaw, Target, Views
+from onpolicy_sdft.types import NoiseKey, Record, Rollout, RolloutRequest, SamplingLaw, Target, Views
 
 
 class TargetSource(Protocol):
@@ -35,46 +38,72 @@ class TargetSource(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the policy is asked."""
+
+    law: SamplingLaw
+    max_new_tokens: int
+    seed: int
+    view: Literal["teacher", "student"] = "teacher"  # the prompt with the demonstration, or the bare one
+    num_samples: int = 1  # per demonstration
+    demonstration_dropout: float = 0.0  # share of rollouts that are written under the bare prompt nevertheless
+    temperature_end: float | None = None  # the temperature moves there linearly over the steps of the run
+    num_steps: int = 1  # of the run
+    record: Record = NO_RECORD
+    drafts: tuple[str, ...] = ("history", "demonstration")
+
+    def law_at(self, step: int) -> SamplingLaw:
+        """Return the sampling law of a step."""
+        if self.temperature_end is None:
+            return self.law
+        part = min(1.0, step / max(1, self.num_steps - 1))
+        return replace(
+            self.law, temperature=self.law.temperature + part * (self.temperature_end - self.law.temperature)
+        )
+
+    def prompt(self, views: Views, key: NoiseKey) -> tuple[int, ...]:
+        """Return the prompt a rollout is written under: a function of its key, so that a resumed run repeats it."""
+        name = f"demonstration dropout {key.seed} {key.step} {key.example_id} {key.sample_index} {key.attempt}"
+        bare = self.view == "student" or random.Random(name).random() < self.demonstration_dropout
+        return views.student_ids if bare else views.teacher_ids
+
+
 class PolicySource:
-    """Rollouts of the current weights, with the demonstration in context.
+    """Rollouts of the current weights (or the teacher's), with the demonstration in context or without.
 
     Args:
         backend: Writes the completions.
-        law: The sampling law.
-        max_new_tokens: Longest completion.
-        seed: Part of every noise key.
+        sampling: How it is asked.
         on_progress: Told how far the rollouts have come.
         store: Last rollouts, to draft from and to guess lengths by.
-        drafts: Texts to draft from: ``history``, ``demonstration``.
+        writing: Gives the context in which the weights that write are in place.
     """
 
     def __init__(
         self,
         backend: RolloutBackend,
-        law: SamplingLaw,
-        max_new_tokens: int,
-        seed: int,
+        sampling: Sampling,
         on_progress: OnProgress = ignore_progress,
         store: DraftStore | None = None,
-        drafts: Sequence[str] = ("history", "demonstration"),
+        writing: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.backend = backend
-        self.law = law
-        self.max_new_tokens = max_new_tokens
-        self.seed = seed
+        self.sampling = sampling
         self.on_progress = on_progress
         self.store = DraftStore(0) if store is None else store
-        self.drafts = tuple(drafts)
+        self.writing = writing
 
     def rollouts(self, views: Sequence[Views], *, step: int, attempt: int = 0) -> Sequence[Rollout | None]:
-        """Write one completion per example under the teacher's prompt."""
-        seen: Counter[str] = Counter()  # an example that comes twice in a step must not repeat its noise
+        """Write one completion per entry; an example that stands there several times gets as many samples."""
+        seen: Counter[str] = Counter()
         requests = []
         for example in views:
             name = example.demonstration.example_id
-            requests.append(self._request(example, NoiseKey(self.seed, step, name, seen[name], attempt)))
+            requests.append(self._request(example, NoiseKey(self.sampling.seed, step, name, seen[name], attempt)))
             seen[name] += 1
-        return self.backend.generate(requests, self.law, self.on_progress)
+        with self.writing():
+            return self.backend.generate(requests, self.sampling.law_at(step), self.on_progress, self.sampling.record)
 
     def remember(self, targets: Sequence[Target]) -> None:
         """Keep the rollouts as drafts for the next epoch."""
@@ -97,13 +126,14 @@ class PolicySource:
         self.store.restore(state["drafts"])
 
     def _request(self, example: Views, key: NoiseKey) -> RolloutRequest:
-        last = self.store.get(key.example_id, example.teacher_ids)
+        prompt = self.sampling.prompt(example, key)
+        last = self.store.get(key.example_id, prompt)
         texts = {"history": last, "demonstration": example.response_ids}
         return RolloutRequest(
-            prompt_token_ids=example.teacher_ids,
+            prompt_token_ids=prompt,
             key=key,
-            max_new_tokens=self.max_new_tokens,
-            draft_token_ids=tuple(texts[name] for name in self.drafts),
+            max_new_tokens=self.sampling.max_new_tokens,
+            draft_token_ids=tuple(texts[name] for name in self.sampling.drafts),
             expected_new_tokens=len(last or example.response_ids),
         )
 

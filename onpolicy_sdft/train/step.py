@@ -3,6 +3,9 @@
     y ~ pi_theta( . | x, demonstration )          rollout: current weights, no gradient
     loss = - log pi_theta( y | x )                learn: the bare prompt, one optimizer step, repeat
 
+Other methods (plain fine-tuning, offline SDFT, divergences from a teacher) are settings of its parts: where targets
+come from, the prompt they are sampled under, the objective, the teacher's weights.
+
 Sources: Yang et al., ACL 2024, arXiv:2402.13669 (rewriting by the model itself); Shenfeld et al., 2026,
 arXiv:2601.19897 (the on-policy loop).
 """
@@ -11,23 +14,33 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from onpolicy_sdft.data.collate import collate, split_by_budget
-from onpolicy_sdft.train.telemetry import rollout_metrics, screen_metrics
+from onpolicy_sdft.objectives.objective import FIGURES
+from onpolicy_sdft.train.telemetry import (
+    loss_metrics,
+    rollout_metrics,
+    screen_metrics,
+    time_metrics,
+    without_records,
+)
 from onpolicy_sdft.types import MicroBatch, StepMetrics, Target, Views
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
-    from onpolicy_sdft.models.policy import Objective, Policy
+    from onpolicy_sdft.models.policy import Policy
+    from onpolicy_sdft.models.teacher import Teacher
+    from onpolicy_sdft.objectives.objective import Objective
     from onpolicy_sdft.screening.screen import Screen
     from onpolicy_sdft.train.backend import Backend
+    from onpolicy_sdft.train.laws import LawSource
+    from onpolicy_sdft.train.pairing import Pairing
     from onpolicy_sdft.train.source import TargetSource
 
 
@@ -48,6 +61,7 @@ class Learned:
     """How the learning part of a step went."""
 
     loss_sum: float  # nats, over all loss tokens and ranks
+    figures: tuple[float, ...]  # what else the objective summed, over all ranks
     grad_norm: float  # before clipping
     skipped: str  # why no update was made; empty when one was
 
@@ -59,74 +73,86 @@ class Trainer:
     policy: Policy
     source: TargetSource
     screen: Screen
+    pairing: Pairing
+    laws: LawSource
     objective: Objective
+    teacher: Teacher
     backend: Backend
     schedule: LRScheduler
     max_grad_norm: float
-    micro_batch_tokens: int
-    pad_token_id: int
     state: TrainState
+    num_samples: int = 1  # rollouts of each demonstration
     clock: Callable[[], float] = time.perf_counter
 
     def train_step(self, views: Sequence[Views]) -> StepMetrics:
         """Write, screen and learn one batch of demonstrations (this rank's share of it)."""
         times = [self.clock()]
+        views = [view for view in views for _ in range(self.num_samples)]
         write = partial(self.source.rollouts, step=self.state.step)
         rollouts = write(views)  # 1. Rollout: current weights, demonstration in context
         times.append(self.clock())
         targets = self.screen(views, rollouts, lambda v, attempt: write(v, attempt=attempt))  # 2. Screen
         times.append(self.clock())
         batches = self.pair(targets)  # 3. Pair with the bare prompt: same number of micro-batches on every rank
-        num_loss_tokens = int(self.backend.sum_over_ranks(sum(b.num_loss_tokens for b in batches)))
-        learned = self.learn(batches, num_loss_tokens)  # 4. Learn, unless everything was dropped
+        num_loss_tokens = self._sum(b.num_loss_tokens for b in batches)
+        num_counted_tokens = self._sum(b.num_counted_tokens for b in batches)
+        learned, score_seconds = self.learn(batches, num_counted_tokens)  # 4. Learn, unless everything was dropped
+        if not learned.skipped:
+            self.teacher.follow()  # 5. Follow: the average moves; these rollouts are the next epoch's drafts
+        self.source.remember(targets)
         times.append(self.clock())
         values = {
-            "loss/nll": learned.loss_sum / max(1, num_loss_tokens),
+            **loss_metrics(self.objective.name, learned.loss_sum, learned.figures, num_counted_tokens),
             "train/grad_norm": learned.grad_norm,
             "train/lr": float(self.schedule.get_last_lr()[0]),
             "train/num_loss_tokens": num_loss_tokens,
             "train/num_micro_batches": len(batches),
-            **{
-                f"time/{part}_seconds": times[i + 1] - times[i] for i, part in enumerate(("rollout", "screen", "learn"))
-            },
-            "time/step_seconds": times[-1] - times[0],
+            **time_metrics(times, score_seconds),
             **self.source.figures(),
             **rollout_metrics(targets),
             **screen_metrics(targets),
         }
-        self.source.remember(targets)  # 5. Remember: these rollouts are the next epoch's drafts
         self._advance(num_loss_tokens, learned.skipped)
         values["train/total_loss_tokens"] = self.state.total_loss_tokens
-        return StepMetrics(self.state.step, learned.skipped, values, tuple(targets))
+        return StepMetrics(self.state.step, learned.skipped, values, tuple(without_records(targets)))
 
-    def learn(self, batches: Sequence[MicroBatch], num_loss_tokens: int) -> Learned:
+    def learn(self, batches: Sequence[MicroBatch], num_counted_tokens: int) -> tuple[Learned, float]:
         """Take one optimizer step; one denominator for all of it, known before any backward.
 
-        Nothing is updated when there is no loss token on any rank, or the loss or gradient is not finite.
+        Nothing is updated when there is no target on any rank, or the loss or gradient is not finite.
+
+        Returns:
+            How it went, and the seconds the teacher took to score.
         """
-        if not num_loss_tokens:
-            return Learned(0.0, 0.0, "all_dropped")
+        if not num_counted_tokens:
+            return Learned(0.0, (0.0,) * len(FIGURES), 0.0, "all_dropped"), 0.0
         self.policy.train()
-        loss_sum = 0.0
+        sums, score_seconds = torch.zeros(1 + len(FIGURES), dtype=torch.float64), 0.0
         for batch in batches:
-            out = self.policy(batch, self.objective)  # head and loss run inside the wrapped forward
-            self.backend.backward(out.loss_sum / num_loss_tokens, last=batch is batches[-1])
-            loss_sum += out.loss_sum.item()
-        loss_sum = self.backend.sum_over_ranks(loss_sum)
+            started = self.clock()
+            signals = self.laws(batch)  # the teacher's law where the objective needs one, no gradient
+            score_seconds += self.clock() - started
+            out = self.policy(batch, self.objective, signals)  # head and loss run inside the wrapped forward
+            self.backend.backward(out.loss_sum / num_counted_tokens, last=batch is batches[-1])
+            sums += torch.cat([out.loss_sum.detach().double()[None], out.figures]).cpu()
+        loss_sum, *figures = (self.backend.sum_over_ranks(value) for value in sums.tolist())
         if not math.isfinite(loss_sum):
             self.backend.discard_gradients()
-            return Learned(loss_sum, math.nan, "not_finite")
+            return Learned(loss_sum, tuple(figures), math.nan, "not_finite"), score_seconds
         grad_norm = self.backend.optimizer_step(self.max_grad_norm)
-        return Learned(loss_sum, grad_norm, "" if math.isfinite(grad_norm) else "not_finite")
+        skipped = "" if math.isfinite(grad_norm) else "not_finite"
+        return Learned(loss_sum, tuple(figures), grad_norm, skipped), score_seconds
 
     def pair(self, targets: Sequence[Target]) -> list[MicroBatch]:
         """Put each target behind its bare prompt; every rank gets the same number of micro-batches."""
-        pairs = [(target.views.student_ids, target.token_ids) for target in targets if target.token_ids]
-        groups = split_by_budget(pairs, self.micro_batch_tokens)
+        groups = self.pairing.groups(targets)
         num_groups = self.backend.max_over_ranks(len(groups))
         # A rank that ran out still runs a backward of zero loss tokens, so that collectives stay aligned.
-        groups += [[((self.pad_token_id,), ())]] * (num_groups - len(groups))
-        return [collate(group, self.pad_token_id, self.backend.device) for group in groups]
+        groups += [[]] * (num_groups - len(groups))
+        return [self.pairing.batch(group, self.backend.device) for group in groups]
+
+    def _sum(self, counts: Iterable[int]) -> int:
+        return int(self.backend.sum_over_ranks(sum(counts)))
 
     def _advance(self, num_loss_tokens: int, skipped: str) -> None:
         self.state.step += 1

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 
+from onpolicy_sdft.objectives.objective import FIGURES
 from onpolicy_sdft.screening.reasons import REASONS
 from onpolicy_sdft.types import Target
 
@@ -58,3 +61,37 @@ def rollout_metrics(targets: Sequence[Target]) -> dict[str, float]:
         "rollout/demonstration_overlap": sum(overlap(r.token_ids, v.response_ids) for r, v in pairs) / len(pairs),
         "rollout/verbatim_rate": sum(r.token_ids == v.response_ids for r, v in pairs) / len(pairs),
     }
+
+
+def loss_metrics(name: str, loss_sum: float, figures: Sequence[float], num_tokens: int) -> dict[str, float]:
+    """Return the step's loss and its parts, per token of the denominator.
+
+    ``loss/total`` is what was minimised; ``loss/NAME`` the objective's own part of it. Parts and rates that are
+    zero throughout are left out.
+    """
+    values = dict(zip(FIGURES, figures, strict=True))
+    per_token = 1 / max(1, num_tokens)
+    found = {"loss/total": loss_sum * per_token, f"loss/{name}": values["own"] * per_token}
+    named = {
+        "loss/demonstration_nll": "plain",
+        "loss/anchor": "anchor",
+        "loss/clipped_rate": "clipped",
+        "loss/mean_importance": "importance",
+        "loss/importance_capped_rate": "capped",
+    }
+    return found | {key: values[figure] * per_token for key, figure in named.items() if values[figure]}
+
+
+def time_metrics(times: Sequence[float], score_seconds: float) -> dict[str, float]:
+    """Return the seconds of a step's parts, from the clock before and after each; scoring is taken out of learning."""
+    parts = dict(zip(("rollout", "screen", "learn"), (b - a for a, b in pairwise(times)), strict=True))
+    parts |= {"score": score_seconds, "learn": parts["learn"] - score_seconds, "step": times[-1] - times[0]}
+    return {f"time/{name}_seconds": seconds for name, seconds in parts.items()}
+
+
+def without_records(targets: Sequence[Target]) -> list[Target]:
+    """Return targets without what was recorded of their laws, which is large and has been used."""
+    return [
+        target if target.rollout is None else replace(target, rollout=replace(target.rollout, hidden=None, top=None))
+        for target in targets
+    ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pytest
@@ -14,17 +14,20 @@ from peft import LoraConfig, get_peft_model
 from onpolicy_sdft.config.schema import ContextConfig, OptimConfig, ScreeningConfig
 from onpolicy_sdft.data.views import Renderer, prepare
 from onpolicy_sdft.models.policy import Policy
-from onpolicy_sdft.objectives.nll import nll
+from onpolicy_sdft.models.teacher import Teacher
+from onpolicy_sdft.objectives.objective import Objective
 from onpolicy_sdft.rollout.engine import EngineOptions, RolloutEngine
 from onpolicy_sdft.rollout.hf import HFBackend
 from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks import load_task
 from onpolicy_sdft.train.backend import Backend
+from onpolicy_sdft.train.laws import LawSource
 from onpolicy_sdft.train.optim import make_optimizer, make_schedule
-from onpolicy_sdft.train.source import DemonstrationSource, PolicySource
+from onpolicy_sdft.train.pairing import Pairing
+from onpolicy_sdft.train.source import DemonstrationSource, PolicySource, Sampling
 from onpolicy_sdft.train.step import Trainer, TrainState
-from onpolicy_sdft.types import Demonstration, SamplingLaw, Turn, Views
+from onpolicy_sdft.types import Demonstration, Record, SamplingLaw, Turn, Views
 
 TERMINATOR = 257
 DEMONSTRATIONS = [
@@ -72,6 +75,10 @@ def make_bench(tokenizer: Any, tiny_model: Callable[..., Any]) -> Callable[..., 
         merge_adapter: bool = True,
         seed: int = 0,
         rollouts: str = "engine",
+        objective: dict[str, Any] | None = None,
+        teacher: dict[str, Any] | None = None,
+        sampling: dict[str, Any] | None = None,
+        pairing: dict[str, Any] | None = None,
     ) -> Bench:
         model: Any = tiny_model(dtype)
         if lora is not None:
@@ -91,20 +98,29 @@ def make_bench(tokenizer: Any, tiny_model: Callable[..., Any]) -> Callable[..., 
             writes = RolloutEngine(model, (TERMINATOR,), LocalWeights(model, merge_adapter), options)
         backend = Backend("fp32")
         optimizer = make_optimizer(model, OptimConfig(lr=lr))
+        teaches = Teacher(model, **(teacher or {}))
         policy, prepared = backend.prepare(Policy(model), optimizer)
-        source = PolicySource(writes, law or SamplingLaw(), max_new_tokens, seed)
+        minimised = Objective(chunk_tokens=chunk_tokens, **(objective or {}))
+        asked = Sampling(
+            law or SamplingLaw(), max_new_tokens, seed,
+            **{"record": Record(hidden=minimised.needs_teacher), **(sampling or {})},
+        )  # fmt: skip
+        writing = teaches.weights if asked.view == "teacher" else contextlib.nullcontext
+        source = PolicySource(writes, asked, writing=writing)
         screening = screening or ScreeningConfig(truncated="keep", looping="keep", length="keep", empty="keep")
         trainer = Trainer(
             policy=policy,
             source=source if targets == "policy" else DemonstrationSource(),
             screen=Screen(screening, load_task("free_form", {}), renderer.decode),
-            objective=partial(nll, chunk_tokens=chunk_tokens),
+            pairing=Pairing(micro_batch_tokens, TERMINATOR, has_laws=minimised.needs_teacher, **(pairing or {})),
+            laws=LawSource(teaches, minimised, TERMINATOR),
+            objective=minimised,
+            teacher=teaches,
             backend=backend,
             schedule=make_schedule(optimizer, OptimConfig(lr=lr, warmup_steps=0), 100),
             max_grad_norm=0.0,
-            micro_batch_tokens=micro_batch_tokens,
-            pad_token_id=TERMINATOR,
             state=TrainState(),
+            num_samples=asked.num_samples,
         )
         return Bench(trainer, model, views, writes, prepared)
 

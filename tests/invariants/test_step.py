@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -61,7 +62,7 @@ def test_the_loss_is_at_temperature_one_even_when_sampling_is_not(make_bench):
     expected = naive_loss(bench, targets).item()
     metrics = bench.trainer.train_step(bench.views)
     assert [t.token_ids for t in metrics.targets] == [t.token_ids for t in targets]
-    assert math.isclose(metrics.values["loss/nll"], expected, rel_tol=1e-9)
+    assert math.isclose(metrics.values["loss/total"], expected, rel_tol=1e-9)
 
 
 def test_plain_fine_tuning_learns_the_demonstration_and_exactly_one_terminator(make_bench):
@@ -90,13 +91,17 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(make_bench, po
     before = {n: p.clone() for n, p in bench.model.named_parameters()}
     objective = bench.trainer.objective
 
-    def poisoned(hidden, head, labels, law):
-        if poison == "loss":
-            return objective(hidden, head, labels, law) * math.inf
-        hidden.register_hook(lambda gradient: gradient * math.nan)
-        return objective(hidden, head, labels, law)
+    class Poisoned:
+        name = "nll"
 
-    bench.trainer.objective = poisoned
+        def __call__(self, hidden, head, labels, signals):
+            found = objective(hidden, head, labels, signals)
+            if poison == "loss":
+                return dataclasses.replace(found, loss_sum=found.loss_sum * math.inf)
+            hidden.register_hook(lambda gradient: gradient * math.nan)
+            return found
+
+    bench.trainer.objective = Poisoned()
     metrics = bench.trainer.train_step(bench.views)
     assert metrics.skipped == "not_finite"
     assert bench.trainer.state.bad_steps_in_a_row == 1
@@ -112,7 +117,7 @@ def test_a_rank_without_targets_still_reaches_every_weight_in_its_backward(make_
     bench.trainer.backend.max_over_ranks = lambda value: value + 1  # another rank has one more
     *_, empty = bench.trainer.pair(bench.trainer.screen(bench.views, [None] * 6, lambda v, n: []))
     assert empty.num_loss_tokens == 0
-    loss = bench.trainer.policy(empty, bench.trainer.objective).loss_sum
+    loss = bench.trainer.policy(empty, bench.trainer.objective, bench.trainer.laws(empty)).loss_sum
     assert loss.item() == 0.0
     loss.backward()
     assert all(p.grad is not None for p in bench.model.parameters() if p.requires_grad)
@@ -121,8 +126,9 @@ def test_a_rank_without_targets_still_reaches_every_weight_in_its_backward(make_
 def test_training_on_its_own_rollouts_makes_them_likelier_from_the_bare_prompt(make_bench):
     bench = make_bench(lr=5e-3)
     first = bench.trainer.train_step(bench.views)
-    before = first.values["loss/nll"]
+    before = first.values["loss/total"]
     batches = bench.trainer.pair(first.targets)
     with torch.no_grad():
-        total = sum(bench.trainer.policy(b, bench.trainer.objective).loss_sum.item() for b in batches)
+        trainer = bench.trainer
+        total = sum(trainer.policy(b, trainer.objective, trainer.laws(b)).loss_sum.item() for b in batches)
     assert total / sum(b.num_loss_tokens for b in batches) < before

@@ -53,7 +53,7 @@ def quiet(text: str) -> None:
 
 
 def losses(run: Path) -> list[tuple[Any, ...]]:
-    keys = ("loss/nll", "train/grad_norm", "rollout/mean_length", "train/lr")
+    keys = ("loss/total", "train/grad_norm", "rollout/mean_length", "train/lr")
     return [(r["step"], *(r["values"].get(k) for k in keys)) for r in read_jsonl(run / "metrics.jsonl")]
 
 
@@ -86,12 +86,22 @@ def test_a_run_leaves_everything_a_person_needs(files):
     assert scores["kl"]["mean"] == pytest.approx(summary["after"]["kl"]["mean"], rel=1e-4)
 
 
+AVERAGED = {
+    "rollout.view": "student", "objective.name": "reverse_kl", "teacher.weights": "ema", "teacher.half_life": 2.0,
+    "rollout.temperature_end": 0.5, "rollout.num_samples": 2, "objective.anchor_kl": 0.1,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("lora", ["true", "false"], ids=["lora", "full"])
-@pytest.mark.parametrize("targets", ["policy", "demonstrations"])
-def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(files, targets, lora):
+@pytest.mark.parametrize(
+    "method",
+    [{"train.targets": "policy"}, {"train.targets": "demonstrations"}, AVERAGED],
+    ids=["sdft", "sft", "averaged teacher"],
+)
+def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(files, method, lora):
     common = {
         "lora.enabled": lora,
-        "train.targets": targets,
+        **method,
         "eval.before_and_after": False,
         "optim.schedule": "cosine",
     }

@@ -45,7 +45,7 @@ def run(tmp_path):
 
 
 def metrics(step, **values):
-    return {"step": step, "skipped": "", "time": 0.0, "values": {"loss/nll": 1.0, **values}}
+    return {"step": step, "skipped": "", "time": 0.0, "values": {"loss/total": 1.0, **values}}
 
 
 def rollout(step, **others):

@@ -16,7 +16,7 @@ def record(step, skipped="", **values):
 
 def full(step):
     values = {
-        "loss/nll": 1.0 / step,
+        "loss/total": 1.0 / step,
         "rollout/mean_length": 60.0,
         "rollout/length_ratio": 1.1,
         "rollout/truncated_rate": 0.0,
@@ -63,7 +63,7 @@ def test_a_run_without_anything_draws_nothing_and_says_so():
 
 
 def test_steps_without_figures_draw_nothing():
-    metrics = [record(1, skipped="all_dropped"), {"step": 2}, record(3, **{"loss/nll": None})]
+    metrics = [record(1, skipped="all_dropped"), {"step": 2}, record(3, **{"loss/total": None})]
     assert draw_curves(metrics, {"before": {"sets": []}})[0] == {}
 
 
@@ -75,7 +75,7 @@ def test_null_is_a_gap():
 
 
 def test_steps_without_an_update_are_marked_in_the_loss():
-    figure = draw_loss([record(1, **{"loss/nll": 1.0}), record(2, skipped="all_dropped")], {})
+    figure = draw_loss([record(1, **{"loss/total": 1.0}), record(2, skipped="all_dropped")], {})
     legend = figure.axes[0].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == ["loss", "no update (steps: 1)"]
 

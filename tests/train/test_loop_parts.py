@@ -11,7 +11,7 @@ from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.train.loop import Plan, make_plan
 from onpolicy_sdft.train.optim import make_optimizer, make_schedule
 from onpolicy_sdft.train.signals import stop_on_signals
-from onpolicy_sdft.train.source import DemonstrationSource, PolicySource
+from onpolicy_sdft.train.source import DemonstrationSource, PolicySource, Sampling
 from onpolicy_sdft.types import Demonstration, SamplingLaw, Turn, Views
 
 
@@ -74,7 +74,7 @@ class Recorder:
 
 def test_requests_carry_the_teachers_prompt_the_key_and_the_demonstration_as_a_draft():
     backend = Recorder()
-    source = PolicySource(backend, SamplingLaw(0.7), 9, seed=3)
+    source = PolicySource(backend, Sampling(SamplingLaw(0.7), 9, seed=3))
     source.rollouts([views("a"), views("b"), views("a")], step=5, attempt=1)
     first, second, third = backend.requests
     assert first.prompt_token_ids == (1, 2, 3)
@@ -88,3 +88,28 @@ def test_requests_carry_the_teachers_prompt_the_key_and_the_demonstration_as_a_d
 
 def test_plain_fine_tuning_writes_nothing():
     assert DemonstrationSource().rollouts([views("a")] * 3, step=0) == [None] * 3
+
+
+def ask(step=0, num=1, **options):
+    """What a source asks its backend for."""
+    backend = Recorder()
+    source = PolicySource(backend, Sampling(SamplingLaw(1.0), 9, seed=3, **options))
+    source.rollouts([views(str(i)) for i in range(num)], step=step)
+    return backend
+
+
+def test_the_students_view_is_the_bare_prompt():
+    assert ask(view="student").requests[0].prompt_token_ids == (1,)
+
+
+def test_demonstration_dropout_leaves_the_demonstration_out_of_that_share_and_repeats_itself():
+    prompts = [request.prompt_token_ids for request in ask(num=2000, demonstration_dropout=0.3).requests]
+    assert 0.26 < prompts.count((1,)) / 2000 < 0.34
+    assert prompts == [request.prompt_token_ids for request in ask(num=2000, demonstration_dropout=0.3).requests]
+    assert prompts != [r.prompt_token_ids for r in ask(step=1, num=2000, demonstration_dropout=0.3).requests]
+    assert {r.prompt_token_ids for r in ask(num=50, demonstration_dropout=1.0).requests} == {(1,)}
+
+
+def test_the_temperature_moves_from_its_start_to_its_end_over_the_run():
+    laws = [ask(step=step, temperature_end=0.2, num_steps=5).law.temperature for step in range(7)]
+    assert laws == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2])

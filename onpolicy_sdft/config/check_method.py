@@ -1,0 +1,138 @@
+"""Refuse methods that cannot be meant: options of targets, objective and teacher that contradict one another."""
+
+from __future__ import annotations
+
+from onpolicy_sdft.config.schema import RolloutConfig, RunConfig
+from onpolicy_sdft.errors import ConfigError
+
+_VERDICTS = ("banned", "empty", "truncated", "looping", "length", "check")
+
+
+def check_method(config: RunConfig) -> None:
+    """Check what makes a method: where targets come from, what is minimised, whose weights teach.
+
+    Raises:
+        ConfigError: On the first combination that is refused.
+    """
+    if config.train.targets == "policy":
+        _check_sampled(config)
+    else:
+        _check_unsampled(config)
+    if config.train.targets == "distilled" and config.train.distilled is None:
+        raise ConfigError(
+            "train.targets=distilled learns a file that `sdft distill` wrote, but train.distilled is unset. "
+            "Way out: --train.distilled DIRECTORY."
+        )
+    if config.train.targets != "distilled" and config.train.distilled is not None:
+        raise ConfigError(
+            f"train.distilled={config.train.distilled!r} would not be read by train.targets={config.train.targets}. "
+            "Way out: --train.targets distilled, or leave it unset."
+        )
+    _check_effect(config)
+
+
+def _check_effect(config: RunConfig) -> None:
+    """Refuse options that are set although nothing reads them."""
+    objective, teacher = config.objective, config.teacher
+    readers = {
+        "objective.beta": (objective.name == "jsd", "--objective.name jsd"),
+        "objective.support": (objective.name in ("forward_kl", "reverse_kl", "jsd"), "an objective that compares laws"),
+        "objective.num_kept": (objective.support != "full", "--objective.support teacher or student"),
+        "objective.anchor": (objective.anchor_kl > 0, "--objective.anchor_kl above 0"),
+        "objective.importance_cap": (objective.importance == "token", "--objective.importance token"),
+        "teacher.half_life": (teacher.weights == "ema", "--teacher.weights ema"),
+    }
+    for name, (is_read, way_out) in readers.items():
+        section, _, option = name.partition(".")
+        value = getattr(getattr(config, section), option)
+        default = getattr(getattr(RunConfig(), section), option)
+        if value != default and not is_read:
+            raise ConfigError(
+                f"{name}={value!r} is set, but nothing reads it here. Way out: {way_out}, or leave it at {default!r}."
+            )
+
+
+def _check_unsampled(config: RunConfig) -> None:
+    """Nothing is written here, so options of rollouts and laws would do nothing."""
+    targets, rollout, default = config.train.targets, config.rollout, RolloutConfig()
+    if config.context.num_demonstrations > 1 and targets == "demonstrations":
+        raise ConfigError(
+            "context.num_demonstrations above 1 shows examples to the teacher, but train.targets=demonstrations "
+            "asks none. Way out: --context.num_demonstrations 1, or --train.targets policy."
+        )
+    if config.objective.name != "nll":
+        raise ConfigError(
+            f"objective.name={config.objective.name} compares the laws of student and teacher at the policy's samples, "
+            f"but train.targets={targets} samples none. Way out: --train.targets policy, or --objective.name nll."
+        )
+    if config.objective.importance != "none":
+        raise ConfigError(
+            f"objective.importance corrects for how rollouts were sampled, but train.targets={targets} samples none. "
+            "Way out: --objective.importance none."
+        )
+    if config.objective.demonstration_weight:
+        raise ConfigError(
+            f"objective.demonstration_weight adds the demonstration to a rollout, but train.targets={targets} learns "
+            "none. Way out: --objective.demonstration_weight 0."
+        )
+    if config.teacher.weights != "live":
+        raise ConfigError(
+            f"teacher.weights={config.teacher.weights} asks for a teacher, but train.targets={targets} needs none. "
+            "Way out: leave teacher.weights at live."
+        )
+    for name in ("view", "num_samples", "demonstration_dropout", "temperature_end"):
+        if getattr(rollout, name) != getattr(default, name):
+            raise ConfigError(
+                f"rollout.{name}={getattr(rollout, name)!r} is an option of rollouts that are learned, but "
+                f"train.targets={targets} learns none. Way out: leave it at {getattr(default, name)!r}."
+            )
+
+
+def _check_sampled(config: RunConfig) -> None:
+    rollout, objective = config.rollout, config.objective
+    student_view = rollout.view == "student"
+    if student_view and objective.name == "nll":
+        raise ConfigError(
+            "rollout.view=student with objective.name=nll trains the policy on its own samples from the bare prompt: "
+            "nothing in it knows the demonstration. Way out: --rollout.view teacher, or an objective that compares "
+            "with the teacher (--objective.name reverse_kl)."
+        )
+    if student_view and rollout.demonstration_dropout:
+        raise ConfigError(
+            f"rollout.demonstration_dropout={rollout.demonstration_dropout} leaves demonstrations out of the teacher's "
+            "prompt, but rollout.view=student shows none. Way out: set it to 0."
+        )
+    if objective.name == "sampled_reverse_kl":
+        _check_score_function(config)
+    if rollout.temperature_end is not None:
+        if rollout.temperature <= 0 or rollout.temperature_end <= 0:
+            raise ConfigError(
+                "A temperature schedule needs temperatures above 0: rollout.temperature="
+                f"{rollout.temperature:g}, rollout.temperature_end={rollout.temperature_end:g}."
+            )
+        if config.train.max_loss_tokens is not None:
+            raise ConfigError(
+                "rollout.temperature_end needs to know the number of steps, but train.max_loss_tokens ends the run at "
+                "an unknown one. Way out: drop one of them."
+            )
+    if rollout.num_samples > 1 and rollout.temperature == 0:
+        raise ConfigError(
+            f"rollout.num_samples={rollout.num_samples} greedy rollouts would all be the same. "
+            "Way out: a temperature above 0, or one sample."
+        )
+
+
+def _check_score_function(config: RunConfig) -> None:
+    """Its gradient is that of a divergence only at samples of the student's own law, all of them."""
+    if config.rollout.view != "student":
+        raise ConfigError(
+            "objective.name=sampled_reverse_kl is an expectation over the student's own samples, but rollout.view="
+            f"{config.rollout.view}. Way out: --rollout.view student, or --objective.name reverse_kl."
+        )
+    choosing = [name for name in _VERDICTS if getattr(config.screening, name) != "keep"]
+    if choosing:
+        raise ConfigError(
+            f"objective.name=sampled_reverse_kl is an expectation over all samples, but screening.{choosing[0]}="
+            f"{getattr(config.screening, choosing[0])} takes some out. Way out: the verdict keep for every reason "
+            f"({', '.join(f'screening.{name}' for name in choosing)})."
+        )

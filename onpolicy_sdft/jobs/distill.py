@@ -1,0 +1,151 @@
+"""Offline SDFT as a job: the seed model rewrites the data set, once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from onpolicy_sdft.config.load import dump_config
+from onpolicy_sdft.config.schema import RolloutConfig
+from onpolicy_sdft.errors import ConfigError, RunDirectoryError
+from onpolicy_sdft.jobs.method import make_sampling
+from onpolicy_sdft.jobs.parts import load_chat, load_rows, make_views, print_preflight
+from onpolicy_sdft.offline.distill import Judge, LegacyJudge, ScreenJudge, count_rows, distill
+from onpolicy_sdft.offline.file import FILE_NAME
+from onpolicy_sdft.offline.legacy import legacy_reason
+from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_atomic
+from onpolicy_sdft.runs.manifest import collect_manifest
+from onpolicy_sdft.runs.progress import Progress
+from onpolicy_sdft.screening.screen import Screen
+from onpolicy_sdft.train.source import PolicySource
+from onpolicy_sdft.types import Advance
+
+if TYPE_CHECKING:
+    from onpolicy_sdft.config.schema import RunConfig
+    from onpolicy_sdft.jobs.parts import Chat, Data
+
+_IDENTITY, _SUMMARY = "identity.json", "summary.json"
+
+
+@dataclass(frozen=True, slots=True)
+class DistillOutcome:
+    """What a distilling job left behind."""
+
+    path: Path  # the distilled file
+    summary: Mapping[str, Any]
+
+
+def run_distill(config: RunConfig, command: Sequence[str], say: Callable[[str], None]) -> DistillOutcome:
+    """Rewrite the demonstrations of a config with its model.
+
+    Everything that can be wrong with options, data and model is found before the first row is written. An interrupted
+    job goes on with ``distill.resume=auto``: no row is lost or written twice.
+
+    Raises:
+        ConfigError: If an option of live rollouts is set.
+        RunDirectoryError: If the directory holds rows and may not be gone on with, or they are of other settings.
+    """
+    _refuse_live_options(config)
+    directory = Path(config.distill.output_dir)
+    task, loaded = load_rows(config)
+    chat = load_chat(config, say)
+    data = make_views(config, chat, task, loaded)
+    print_preflight(data, config, say)
+    if config.distill.rules == "legacy":
+        for view in data.prepared.views:  # a row that its rules cannot judge is found before anything is written
+            legacy_reason(view.demonstration.response, view.demonstration, config.task.name)
+    _claim(directory, config, data, command)
+    backend = chat.backend(chat.loaded.model, config.rollout, config.rollout.batch_size, say)
+    views = data.prepared.views
+    with Progress("distill", len(views), "rows") as progress:
+
+        def on_progress(advance: Advance) -> None:
+            progress.update(0, writing=advance.num_tokens, slots=advance.slots_in_use, accept_rate=advance.accept_rate)
+
+        source = PolicySource(backend, make_sampling(config, num_steps=1), on_progress)
+        rows = distill(
+            views,
+            directory / FILE_NAME,
+            lambda asked, attempt: source.rollouts(asked, step=0, attempt=attempt),
+            _judge(config, chat, data),
+            config.distill.batch_size,
+            lambda count: progress.update(count, writing=None),
+        )
+    summary = dict(count_rows(rows))
+    write_json_atomic(directory / _SUMMARY, summary)
+    return DistillOutcome(directory / FILE_NAME, summary)
+
+
+def _refuse_live_options(config: RunConfig) -> None:
+    default = RolloutConfig()
+    set_ones = [
+        f"rollout.{name}"
+        for name in ("view", "num_samples", "demonstration_dropout", "temperature_end")
+        if getattr(config.rollout, name) != getattr(default, name)
+    ]
+    if config.teacher.weights != "live":
+        set_ones.append("teacher.weights")
+    if set_ones:
+        raise ConfigError(
+            f"{set_ones[0]} is an option of training on live rollouts; sdft distill asks the seed model once per row, "
+            "under the teacher's prompt. Way out: leave it at its default."
+        )
+
+
+def _judge(config: RunConfig, chat: Chat, data: Data) -> Judge:
+    if config.distill.rules == "legacy":
+        return LegacyJudge(config.task.name, chat.renderer.decode, chat.renderer.response_ids)
+    return ScreenJudge(Screen(config.screening, data.task, chat.renderer.decode))
+
+
+def _claim(directory: Path, config: RunConfig, data: Data, command: Sequence[str]) -> None:
+    """Make the directory ours, or make sure that its rows are of these very settings."""
+    identity = json.loads(json.dumps(_identity(config, data)))
+    path = directory / _IDENTITY
+    if (directory / FILE_NAME).exists() and config.distill.resume != "auto":
+        raise RunDirectoryError(
+            f"distill.output_dir={directory} already holds {FILE_NAME}. Choose another, go on with it "
+            "(--distill.resume auto), or delete it."
+        )
+    if path.exists() and config.distill.resume == "auto":
+        saved = read_json(path)
+        differing = sorted(key for key in {*saved, *identity} if saved.get(key) != identity.get(key))
+        if differing:
+            key = differing[0]
+            raise RunDirectoryError(
+                f"{directory} was distilled with another {key}: {saved.get(key)!r}, now {identity.get(key)!r}. "
+                "Use the same settings, or another distill.output_dir."
+            )
+        return
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunDirectoryError(f"distill.output_dir={directory} cannot be made: {error}.") from error
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    manifest = collect_manifest(
+        command=list(command), seeds={"train.seed": config.train.seed, "data.seed": config.data.seed},
+        data_fingerprint={"train": data.loaded.fingerprint}, gpu_names=gpus,
+    )  # fmt: skip
+    write_text_atomic(directory / "config.yaml", dump_config(config))
+    write_json_atomic(directory / "manifest.json", manifest)
+    write_json_atomic(path, identity)
+
+
+def _identity(config: RunConfig, data: Data) -> dict[str, Any]:
+    """What decides which rows are written."""
+    whole = dataclasses.asdict(config)
+    law = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "decode_copy")
+    return {
+        "data": data.loaded.fingerprint,
+        "model": {**whole["model"], "cache_dir": None},
+        "rollout": {name: whole["rollout"][name] for name in law},
+        "rules": config.distill.rules,
+        "seed": config.train.seed,
+        **{section: whole[section] for section in ("task", "context", "screening")},
+    }

@@ -1,0 +1,90 @@
+"""Config -> the parts that make a method: objective, teacher, sampling, pairing."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+from onpolicy_sdft.jobs.parts import sampling_law
+from onpolicy_sdft.models.teacher import Teacher
+from onpolicy_sdft.objectives.objective import Objective
+from onpolicy_sdft.rollout.backend import NO_RECORD
+from onpolicy_sdft.train.pairing import Pairing
+from onpolicy_sdft.train.source import Sampling
+from onpolicy_sdft.types import Record
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from onpolicy_sdft.config.schema import RunConfig
+    from onpolicy_sdft.train.backend import Backend
+
+
+def make_objective(config: RunConfig) -> Objective:
+    """Return the objective of a config."""
+    objective = config.objective
+    return Objective(
+        name=objective.name,
+        beta=objective.beta,
+        support=objective.support,
+        num_kept=objective.num_kept,
+        clip=objective.clip,
+        anchor_weight=objective.anchor_kl,
+        importance=objective.importance == "token",
+        importance_cap=objective.importance_cap,
+        chunk_tokens=objective.chunk_tokens,
+    )
+
+
+def make_teacher(config: RunConfig, model: PreTrainedModel | PeftModel, backend: Backend | None = None) -> Teacher:
+    """Return the teacher of a policy that has not been trained yet."""
+    return Teacher(
+        model,
+        config.teacher.weights,
+        config.teacher.half_life,
+        anchor=config.objective.anchor if config.objective.anchor_kl else None,
+        device="cpu" if config.teacher.device == "cpu" else None,
+        autocast=backend.autocast if backend is not None else nullcontext,
+    )
+
+
+def make_pairing(config: RunConfig, pad_token_id: int) -> Pairing:
+    """Return how a config's targets become micro-batches."""
+    return Pairing(
+        micro_batch_tokens=config.train.micro_batch_tokens,
+        pad_token_id=pad_token_id,
+        has_laws=config.objective.name != "nll",
+        num_skipped=config.objective.skip_tokens,
+        position_weights=tuple(config.objective.position_weights),
+        demonstration_weight=config.objective.demonstration_weight,
+    )
+
+
+def make_sampling(config: RunConfig, num_steps: int) -> Sampling:
+    """Return how a config's rollouts are written."""
+    rollout = config.rollout
+    return Sampling(
+        law=sampling_law(rollout),
+        max_new_tokens=rollout.max_new_tokens,
+        seed=config.train.seed,
+        view=rollout.view,
+        num_samples=rollout.num_samples,
+        demonstration_dropout=rollout.demonstration_dropout,
+        temperature_end=rollout.temperature_end,
+        num_steps=num_steps,
+        record=_record(config),
+        drafts=tuple(rollout.drafts),
+    )
+
+
+def _record(config: RunConfig) -> Record:
+    """What rollouts must keep so that the teacher needs no forward of its own.
+
+    Only rollouts under the teacher's prompt are written by the teacher's weights. A bfloat16 decode copy writes under
+    rounded weights: close enough to sample from, not to learn a whole law from.
+    """
+    objective = config.objective
+    if objective.name == "nll" or config.rollout.view != "teacher" or config.rollout.decode_copy == "bfloat16":
+        return NO_RECORD
+    return Record(top_k=objective.num_kept) if objective.support == "teacher" else Record(hidden=True)

@@ -1,0 +1,140 @@
+"""The teacher's weights: the policy's own, their average, or what they were at an earlier moment.
+
+Only trainable parameters are ever copied: of a LoRA run that is the adapter, and its ``base`` is the adapter
+switched off. The teacher has no network of its own: while it samples or scores, the policy's parameters read from
+the copies. Copies are taken from memory, never from a hub id, so a second task's ``stage`` is what the first left.
+
+Shape letters: N loss tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from peft import PeftModel
+
+from onpolicy_sdft.models.lora import inner_model
+from onpolicy_sdft.models.policy import Head, head_of, hidden_at_loss_tokens
+from onpolicy_sdft.models.trace import no_trace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from onpolicy_sdft.types import MicroBatch
+
+Kind = Literal["live", "ema", "stage", "base"]
+_Copy = dict[str, torch.Tensor]
+
+
+class Teacher:
+    """Keeps what the asked-for kinds of weights need, and swaps them in.
+
+    Args:
+        model: The policy, as it starts: its trainable parameters now are ``base``, and the first ``stage``.
+        kind: Weights of the teacher.
+        half_life: Optimizer steps after which half of what the average holds is newer; 0: the live weights, ``inf``:
+            those of the start.
+        anchor: Weights the objective is anchored to, if it is.
+        device: Where copies are kept; None: beside the parameters.
+        autocast: Gives the context that scoring computes in.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        kind: Kind = "live",
+        half_life: float = 50.0,
+        anchor: Literal["stage", "base"] | None = None,
+        device: torch.device | str | None = None,
+        autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    ) -> None:
+        self.model = model
+        self.kind = kind
+        self.rate = 1.0 - 0.5 ** (1.0 / half_life) if half_life > 0 else 1.0
+        self.anchor = anchor
+        self.device = device
+        self.autocast = autocast
+        self.copies: dict[str, _Copy] = {}
+        self._given = {"stage", "base"}  # kinds that are still what this run started from: no checkpoint needs them
+        for needed in {kind, anchor} & {"ema", "stage", "base"}:
+            if needed != "base" or not isinstance(model, PeftModel):
+                self.copies[needed] = self._copy()
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the copies."""
+        return sum(tensor.nbytes for copy in self.copies.values() for tensor in copy.values())
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Move the average towards the live weights; call once per optimizer step."""
+        for name, kept in self.copies.get("ema", {}).items():
+            kept.lerp_(self._parameters[name].data.to(kept), self.rate)
+
+    def start_stage(self) -> None:
+        """Take the weights of this moment for those at the start of a task."""
+        if "stage" in self.copies:
+            self.copies["stage"] = self._copy()
+            self._given.discard("stage")
+
+    @contextlib.contextmanager
+    def weights(self, kind: Kind | None = None) -> Iterator[None]:
+        """Let the policy's parameters read from a kind of weights (this teacher's own by default); then put them back.
+
+        Raises:
+            KeyError: If no copy of that kind is kept.
+        """
+        kind = kind or self.kind
+        if kind == "live":
+            yield
+        elif kind == "base" and isinstance(self.model, PeftModel):
+            with self.model.disable_adapter():
+                yield
+        else:
+            live = {name: parameter.data for name, parameter in self._parameters.items()}
+            try:
+                for name, kept in self.copies[kind].items():
+                    self._parameters[name].data = kept.to(live[name])
+                yield
+            finally:
+                for name, data in live.items():
+                    self._parameters[name].data = data
+
+    def score(self, batch: MicroBatch, kind: Kind | None = None) -> torch.Tensor:
+        """Return the final hidden states [N, D] at a micro-batch's loss tokens under a kind of weights."""
+        with no_trace(self.model), self.weights(kind), self.autocast():
+            return hidden_at_loss_tokens(inner_model(self.model), batch)
+
+    def head(self, kind: Kind | None = None) -> Head:
+        """Return the output layer under a kind of weights, as tensors that outlive the swap."""
+        with self.weights(kind):
+            head = head_of(inner_model(self.model))
+            bias = None if head.bias_V is None else head.bias_V.detach()
+            return Head(head.weight_VD.detach(), bias, head.scale, head.softcap)
+
+    def state(self) -> dict[str, Any]:
+        """Return the copies that a new start would not make by itself, for a checkpoint."""
+        return {kind: dict(copy) for kind, copy in self.copies.items() if kind not in self._given}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up :meth:`state`."""
+        self._given -= set(state)
+        for kind, copy in state.items():
+            for name, kept in self.copies[kind].items():
+                kept.copy_(copy[name])
+
+    @property
+    def _parameters(self) -> dict[str, torch.nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def _copy(self) -> _Copy:
+        # A copy, also where dtype and device stay: in float32, since an average of smaller steps than bfloat16 can
+        # hold stands still. Adapters start from the policy's own: from zeros in A and B their product would lag.
+        copy = {}
+        for name, parameter in self._parameters.items():
+            wide = torch.promote_types(parameter.dtype, torch.float32)
+            copy[name] = parameter.detach().to(device=self.device, dtype=wide, copy=True)
+        return copy

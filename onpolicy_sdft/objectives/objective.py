@@ -1,0 +1,273 @@
+"""The objectives: loss and gradient of a micro-batch's loss tokens, a chunk of them at a time.
+
+Both are computed in closed form in the forward pass, so no [tokens, vocabulary] tensor outlives its chunk and
+nothing is computed twice; the backward pass only scales what is there.
+
+Shape letters: N loss tokens, M of them learned by the objective itself, C tokens of a chunk, D hidden size,
+V vocabulary, K kept tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from onpolicy_sdft.objectives.divergence import DIVERGENCES, in_buckets, out_of_buckets, with_tail
+from onpolicy_sdft.objectives.laws import FullLaw, HeadLike, Signals, TopLaw
+
+Name = Literal["nll", "forward_kl", "reverse_kl", "jsd", "sampled_reverse_kl"]
+Support = Literal["full", "teacher", "student"]
+
+#: What is summed over the loss tokens beside the loss: the objective's own losses, the nll of plain tokens and the
+#: anchor's divergences (each as weighted in the loss), how many losses were clipped, the importance weights and
+#: how many of them were capped.
+FIGURES = ("own", "plain", "anchor", "clipped", "importance", "capped")
+
+#: Losses and the gradient of their sum by logits, of a chunk.
+_Losses = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Summed:
+    """Sums over the loss tokens of a micro-batch."""
+
+    loss_sum: torch.Tensor  # [] nats, float32 or wider; carries the gradient
+    figures: torch.Tensor  # [len(FIGURES)] float64, no gradient
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A loss per token, at temperature 1: ``sum_n w_n rho_n min(clip, loss_n) + anchor_weight sum_n w_n anchor_n``.
+
+    * ``nll``: ``-log s(y)`` of the label y under the student's law s.
+    * ``forward_kl``, ``reverse_kl``, ``jsd``: between the teacher's law t and s (see ``divergence.py``).
+    * ``sampled_reverse_kl``: the value is ``log s(y) - log t(y)``, an estimate of ``KL(s || t)`` where y was drawn
+      from s; the gradient is the score function's, ``stopgrad(log s(y) - log t(y)) grad log s(y)``. Differentiating
+      the estimate itself has expectation 0.
+
+    A token whose loss is above ``clip`` counts as ``clip`` and gives no gradient. ``rho_n = min(importance_cap,
+    s(y) / b(y))`` with b the law y was drawn from, no gradient through it; 1 where ``importance`` is off.
+    ``anchor_n`` is ``KL(s || anchor)``.
+
+    Args:
+        name: Which loss.
+        beta: Of ``jsd``, in (0, 1).
+        support: ``full`` vocabulary, or the ``num_kept`` likeliest tokens of teacher or student and one tail bucket.
+        num_kept: K.
+        clip: Largest loss of a token in nats; None: none.
+        anchor_weight: Weight of the anchor's divergence.
+        importance: Correct for labels that were not drawn from s.
+        importance_cap: Largest weight of that correction.
+        chunk_tokens: C.
+    """
+
+    name: Name = "nll"
+    beta: float = 0.5
+    support: Support = "full"
+    num_kept: int = 0
+    clip: float | None = None
+    anchor_weight: float = 0.0
+    importance: bool = False
+    importance_cap: float = 2.0
+    chunk_tokens: int = 128
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher's law must be given."""
+        return self.name != "nll"
+
+    def __call__(self, hidden_ND: torch.Tensor, head: HeadLike, labels_N: torch.Tensor, signals: Signals) -> Summed:
+        """Sum the loss over the loss tokens.
+
+        Args:
+            hidden_ND: Final hidden states that predict the labels.
+            head: The output layer.
+            labels_N: Target tokens, int64.
+            signals: Weights and laws.
+
+        Returns:
+            Sums; for N = 0 a zero that still reaches ``hidden_ND`` and the head, so that every rank runs the same
+            backward.
+        """
+        if labels_N.numel() == 0:
+            zero = hidden_ND.sum() * 0.0 + head.weight_VD.sum() * 0.0
+            return Summed(zero, torch.zeros(len(FIGURES), dtype=torch.float64, device=hidden_ND.device))
+        work = _Work(self, head, labels_N, signals, with_gradient=torch.is_grad_enabled())
+        loss_sum, figures = _ClosedForm.apply(hidden_ND, head.weight_VD, head.bias_V, work)
+        return Summed(loss_sum, figures)
+
+    def losses(
+        self, logprobs_CV: torch.Tensor, labels_C: torch.Tensor, teacher: FullLaw | TopLaw | None, read: _Reader
+    ) -> _Losses:
+        """Return the own loss of a chunk's tokens and its gradient by logits."""
+        if self.name == "nll" or teacher is None:
+            return nll(logprobs_CV, labels_C)
+        if isinstance(teacher, TopLaw):
+            kept_CK = teacher.token_ids_MK
+            student = in_buckets(logprobs_CV, kept_CK)
+            value_C, gradient_CB = DIVERGENCES[self.name](
+                with_tail(teacher.logprobs_MK.to(student)), student, self.beta
+            )
+            return value_C, out_of_buckets(gradient_CB, logprobs_CV, kept_CK)
+        teacher_CV = read(teacher)
+        if self.name == "sampled_reverse_kl":
+            nll_C, gradient_CV = nll(logprobs_CV, labels_C)
+            value_C = -nll_C - teacher_CV.gather(-1, labels_C[:, None])[:, 0]
+            return value_C, gradient_CV.mul_(-value_C[:, None])
+        if self.support == "full" or self.num_kept >= logprobs_CV.shape[-1]:
+            return DIVERGENCES[self.name](teacher_CV, logprobs_CV, self.beta)
+        kept_CK = (teacher_CV if self.support == "teacher" else logprobs_CV).topk(self.num_kept, -1).indices
+        value_C, gradient_CB = DIVERGENCES[self.name](
+            in_buckets(teacher_CV, kept_CK), in_buckets(logprobs_CV, kept_CK), self.beta
+        )
+        return value_C, out_of_buckets(gradient_CB, logprobs_CV, kept_CK)
+
+
+def nll(logprobs_CV: torch.Tensor, labels_C: torch.Tensor) -> _Losses:
+    """Return ``-log s(y)`` and its gradient ``s - onehot(y)``."""
+    value_C = -logprobs_CV.gather(-1, labels_C[:, None])[:, 0]
+    gradient_CV = logprobs_CV.exp()
+    gradient_CV.scatter_add_(-1, labels_C[:, None], gradient_CV.new_full((len(labels_C), 1), -1.0))
+    return value_C, gradient_CV
+
+
+#: Gives the log-probabilities [C, V] of a law of C tokens.
+_Reader = Callable[[FullLaw], torch.Tensor]
+
+
+class _ClosedForm(torch.autograd.Function):
+    """Computes loss and gradients at once; backward scales the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: Any, work: _Work) -> Any:
+        wanted = [flag and work.with_gradient for flag in ctx.needs_input_grad[:3]]
+        loss_sum, figures, gradients = work.run(hidden_ND, wanted)
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(figures)
+        return loss_sum, figures
+
+    @staticmethod
+    def backward(ctx: Any, *by_output: Any) -> Any:
+        return (*(None if g is None else g * by_output[0].to(g.dtype) for g in ctx.saved_tensors), None)
+
+
+@dataclass
+class _Work:
+    """The chunks of one micro-batch."""
+
+    objective: Objective
+    head: HeadLike
+    labels_N: torch.Tensor
+    signals: Signals
+    with_gradient: bool
+
+    def run(self, hidden_ND: torch.Tensor, wanted: list[bool]) -> tuple[torch.Tensor, torch.Tensor, list[Any]]:
+        """Return the loss sum, the figures and the gradients by hidden states, head weight and bias."""
+        device = hidden_ND.device
+        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else hidden_ND.dtype
+        wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+        loss_sum = torch.zeros((), dtype=wide, device=device)
+        figures = torch.zeros(len(FIGURES), dtype=torch.float64, device=device)
+        narrow: dict[int, torch.Tensor] = {}  # the heads in the dtype of the products, each cast once
+
+        def weight_of(head: HeadLike) -> torch.Tensor:
+            weight = head.weight_VD
+            return narrow.setdefault(id(weight), weight if weight.dtype == dtype else weight.to(dtype))
+
+        def logits_of(hidden_CD: torch.Tensor, head: HeadLike) -> torch.Tensor:
+            bias = None if head.bias_V is None else head.bias_V.to(dtype)
+            return head.finish(torch.nn.functional.linear(hidden_CD.to(dtype), weight_of(head), bias))
+
+        def read(law: FullLaw) -> torch.Tensor:
+            return _log_softmax(logits_of(law.hidden_MD, law.head)).to(wide)
+
+        by_hidden = torch.empty_like(hidden_ND) if wanted[0] else None
+        by_weight = torch.zeros_like(self.head.weight_VD, dtype=wide) if wanted[1] else None
+        by_bias = torch.zeros_like(self.head.bias_V, dtype=wide) if wanted[2] and self.head.bias_V is not None else None
+        with torch.autocast(device.type, enabled=False):
+            for tokens, own, is_plain in self._chunks():
+                hidden_CD = hidden_ND[tokens].to(dtype)
+                logits_CV = logits_of(hidden_CD, self.head)
+                kept_CV = logits_CV.clone() if any(wanted) and self.head.softcap is not None else logits_CV
+                loss, gradient_CV = self._chunk(_log_softmax(logits_CV), tokens, own, is_plain, read, figures)
+                loss_sum += loss
+                if not any(wanted):
+                    continue
+                raw_CV = self.head.pull_back(kept_CV, gradient_CV).to(dtype)
+                if by_hidden is not None:
+                    by_hidden[tokens] = (raw_CV @ weight_of(self.head)).to(by_hidden.dtype)
+                if by_weight is not None:
+                    by_weight += raw_CV.T @ hidden_CD
+                if by_bias is not None:
+                    by_bias += raw_CV.sum(0)
+        if by_weight is not None:
+            by_weight = by_weight.to(self.head.weight_VD.dtype)
+        return loss_sum, figures, [by_hidden, by_weight, by_bias]
+
+    def _chunks(self) -> Iterator[tuple[torch.Tensor, slice, bool]]:
+        """Yield the positions of a chunk's tokens among N, among M, and whether they are plain."""
+        size = self.objective.chunk_tokens
+        plain_N = self.signals.plain_N
+        own = (~plain_N).nonzero()[:, 0]
+        for start in range(0, len(own), size):
+            yield own[start : start + size], slice(start, start + size), False
+        for tokens in plain_N.nonzero()[:, 0].split(size):
+            if len(tokens):
+                yield tokens, slice(0, 0), True
+
+    def _chunk(
+        self,
+        logprobs_CV: torch.Tensor,
+        tokens: torch.Tensor,
+        own: slice,
+        is_plain: bool,
+        read: _Reader,
+        figures: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss of a chunk and its gradient by logits; add to the figures."""
+        objective, signals, labels_C = self.objective, self.signals, self.labels_N[tokens]
+        weights_C = signals.weights_N[tokens].to(logprobs_CV.dtype)
+        if is_plain:
+            loss_C, gradient_CV = nll(logprobs_CV, labels_C)
+        else:
+            loss_C, gradient_CV = objective.losses(logprobs_CV, labels_C, _part(signals.teacher, own), read)
+        scale_C = weights_C
+        if not is_plain and objective.clip is not None:
+            clipped_C = loss_C > objective.clip
+            loss_C, scale_C = loss_C.clamp_max(objective.clip), scale_C * ~clipped_C
+            figures[3] += clipped_C.sum()
+        if not is_plain and objective.importance and signals.sampling_logprobs_M is not None:
+            drawn_C = signals.sampling_logprobs_M[own].to(logprobs_CV.dtype)
+            ratio_C = (logprobs_CV.gather(-1, labels_C[:, None])[:, 0] - drawn_C).exp().nan_to_num(1.0)
+            rho_C = ratio_C.clamp_max(objective.importance_cap)
+            figures[4] += rho_C.sum()
+            figures[5] += (ratio_C > objective.importance_cap).sum()
+            weights_C, scale_C = weights_C * rho_C, scale_C * rho_C
+        loss = (weights_C * loss_C).sum()
+        figures[1 if is_plain else 0] += loss
+        gradient_CV.mul_(scale_C[:, None])
+        if objective.anchor_weight and signals.anchor is not None:
+            anchor_CV = read(FullLaw(signals.anchor.hidden_MD[tokens], signals.anchor.head))
+            anchor_C, anchor_gradient_CV = DIVERGENCES["reverse_kl"](anchor_CV, logprobs_CV, objective.beta)
+            weights_C = signals.weights_N[tokens].to(logprobs_CV.dtype) * objective.anchor_weight
+            anchored = (weights_C * anchor_C).sum()
+            figures[2] += anchored
+            loss = loss + anchored
+            gradient_CV.addcmul_(anchor_gradient_CV, weights_C[:, None])
+        return loss, gradient_CV
+
+
+def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
+    """Overwrite logits with log-probabilities: one tensor of a chunk less than torch's."""
+    return logits.sub_(logits.logsumexp(-1, keepdim=True))
+
+
+def _part(law: FullLaw | TopLaw | None, rows: slice) -> FullLaw | TopLaw | None:
+    if law is None:
+        return None
+    if isinstance(law, FullLaw):
+        return FullLaw(law.hidden_MD[rows], law.head)
+    return TopLaw(law.token_ids_MK[rows], law.logprobs_MK[rows])

@@ -1,0 +1,110 @@
+"""The distilled file: one line a row, with both responses and why the one or the other is learned."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from onpolicy_sdft.errors import DataError
+from onpolicy_sdft.runs.files import read_jsonl
+from onpolicy_sdft.types import Views
+
+FILE_NAME = "distilled.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class DistilledRow:
+    """One demonstration and what became of it."""
+
+    example_id: str
+    prompt: str
+    original: str  # the demonstration's response
+    rewritten: str  # what the seed model wrote, shown the demonstration
+    response: str  # what is learned: one of the two; empty when dropped
+    verdict: str  # keep: rewritten; fallback: original; drop: neither
+    reason: str  # why it was not kept
+    attempt: int  # draws before this one
+    token_ids: tuple[int, ...]  # the response as a target, terminator included where there is one
+
+    def record(self) -> dict[str, Any]:
+        """Return the row as a line of the file."""
+        return asdict(self)
+
+
+def find_file(path: str | Path) -> Path:
+    """Return the distilled file that a path names, or that stands in the directory it names.
+
+    Raises:
+        DataError: If there is none.
+    """
+    named = Path(path).expanduser()
+    found = named / FILE_NAME if named.is_dir() else named
+    if not found.is_file():
+        raise DataError(
+            f"train.distilled={str(path)!r}: there is no file {found}. Way out: write it with `sdft distill`."
+        )
+    return found
+
+
+def read_rows(path: Path) -> list[DistilledRow]:
+    """Read a distilled file; a line that is torn at its end is left out.
+
+    Raises:
+        DataError: If a line is not a row, or an example stands there twice.
+    """
+    rows: dict[str, DistilledRow] = {}
+    for number, record in enumerate(read_jsonl(path), start=1):
+        try:
+            row = DistilledRow(**{**record, "token_ids": tuple(record["token_ids"])})
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path}, line {number} is not a row of a distilled file: {error}.") from error
+        if row.example_id in rows:
+            raise DataError(f"{path}, line {number}: example {row.example_id!r} stands there twice. Take one out.")
+        rows[row.example_id] = row
+    return list(rows.values())
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def take_up(views: Sequence[Views], rows: Sequence[DistilledRow], path: Path) -> tuple[tuple[Views, ...], int]:
+    """Put the distilled responses in the place of the demonstrations'.
+
+    Args:
+        views: The data set of this run.
+        rows: Of the distilled file.
+        path: Where they are from, for messages.
+
+    Returns:
+        Views whose demonstration is the distilled response, and how many rows were dropped by the distiller.
+
+    Raises:
+        DataError: If a row of the data set is not in the file, or has another prompt or response there.
+    """
+    known = {row.example_id: row for row in rows}
+    missing = [v.demonstration.example_id for v in views if v.demonstration.example_id not in known]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(views)} rows of the data set are not in {path}, the first is {missing[0]!r}. "
+            "Way out: finish it (sdft distill ... --distill.resume auto), or give data.* as it was distilled."
+        )
+    found = []
+    for view in views:
+        demonstration = view.demonstration
+        row = known[demonstration.example_id]
+        if (row.prompt, row.original) != (demonstration.prompt, demonstration.response):
+            raise DataError(
+                f"Example {row.example_id!r} has another prompt or response in {path} than in the data set. "
+                "Way out: give data.* and task.* as they were distilled, or distil again."
+            )
+        if row.verdict != "drop":
+            taught = replace(demonstration, response=row.response)
+            found.append(replace(view, demonstration=taught, response_ids=row.token_ids))
+    if not found:
+        raise DataError(f"Every row of the data set was dropped in {path}: there is nothing to learn.")
+    return tuple(found), len(views) - len(found)

@@ -1,0 +1,75 @@
+"""Targets behind their bare prompts: which rows a step learns, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from onpolicy_sdft.data.collate import collate, split_by_budget
+from onpolicy_sdft.types import MicroBatch, Row, Target
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """How targets become micro-batches.
+
+    Args:
+        micro_batch_tokens: Padded tokens of a forward.
+        pad_token_id: Any valid id.
+        has_laws: Whether the objective compares laws. No law belongs to a demonstration that stands in for a
+            refused rollout, so it is learned by nll then.
+        num_skipped: First tokens of a target that are not learned.
+        position_weights: See :func:`~onpolicy_sdft.data.collate.collate`.
+        demonstration_weight: Weight of the demonstration's own nll beside the target's loss; its tokens are not in
+            the denominator.
+    """
+
+    micro_batch_tokens: int
+    pad_token_id: int
+    has_laws: bool = False
+    num_skipped: int = 0
+    position_weights: tuple[float, ...] = ()
+    demonstration_weight: float = 0.0
+
+    def rows(self, targets: Sequence[Target]) -> list[Row]:
+        """Return what is learned of a step's targets; dropped ones give nothing."""
+        found = []
+        seen: set[str] = set()
+        for target in targets:
+            views = target.views
+            if len(target.token_ids) > self.num_skipped:
+                is_text = target.rollout is None or target.verdict == "fallback"
+                found.append(
+                    Row(
+                        views.student_ids,
+                        target.token_ids,
+                        views.teacher_ids,
+                        rollout=None if is_text else target.rollout,
+                        plain=is_text and self.has_laws,
+                        num_skipped=self.num_skipped,
+                    )
+                )
+            name = views.demonstration.example_id
+            if self.demonstration_weight and name not in seen:  # once, however many samples there are of it
+                seen.add(name)
+                found.append(
+                    Row(
+                        views.student_ids,
+                        views.response_ids,
+                        plain=True,
+                        counted=False,
+                        weight=self.demonstration_weight,
+                    )
+                )
+        return found
+
+    def groups(self, targets: Sequence[Target]) -> list[list[Row]]:
+        """Return rows in groups that fit a forward each."""
+        return split_by_budget(self.rows(targets), self.micro_batch_tokens)
+
+    def batch(self, rows: Sequence[Row], device: torch.device | str) -> MicroBatch:
+        """Collate a group; an empty one becomes a micro-batch of zero loss tokens."""
+        empty = Row((self.pad_token_id,), ())
+        return collate(rows or [empty], self.pad_token_id, device, self.position_weights)

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onpolicy_sdft.config.check import check
+from onpolicy_sdft.config.load import load_config
+from onpolicy_sdft.config.schema import RunConfig
+from onpolicy_sdft.errors import ConfigError
+
+METHODS = Path(__file__).parents[2] / "configs" / "methods"
+KEEP = {f"screening.{name}": "keep" for name in ("banned", "empty", "truncated", "looping", "length", "check")}
+
+
+def check_with(**values: Any) -> None:
+    config = RunConfig()
+    for name, value in values.items():
+        section, _, field = name.partition(".")
+        assert hasattr(getattr(config, section), field), name
+        setattr(getattr(config, section), field, value)
+    check(config)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"objective.beta": 1.0, "objective.name": "jsd"}, "above 0 and below 1"),
+        ({"objective.beta": 0.3}, "--objective.name jsd"),
+        ({"objective.support": "teacher"}, "an objective that compares laws"),
+        ({"objective.num_kept": 8}, "--objective.support teacher or student"),
+        ({"objective.num_kept": 0, "objective.support": "teacher", "objective.name": "jsd"}, "at least 1"),
+        ({"objective.anchor": "stage"}, "--objective.anchor_kl above 0"),
+        ({"objective.importance_cap": 3.0}, "--objective.importance token"),
+        ({"objective.clip": 0.0}, "above 0, or null"),
+        ({"objective.skip_tokens": -1}, "0 or more"),
+        ({"objective.position_weights": [0.0, 0.0]}, "one of them above 0"),
+        ({"objective.position_weights": [1.0, -1.0]}, "0 or more each"),
+        ({"teacher.half_life": 7.0}, "--teacher.weights ema"),
+        ({"teacher.half_life": -1.0, "teacher.weights": "ema"}, "0 or more"),
+        ({"rollout.view": "student"}, "nothing in it knows the demonstration"),
+        ({"rollout.num_samples": 0}, "at least 1"),
+        ({"rollout.num_samples": 2, "rollout.temperature": 0.0}, "would all be the same"),
+        ({"rollout.demonstration_dropout": 1.5}, "in [0, 1]"),
+        (
+            {"rollout.view": "student", "objective.name": "jsd", "rollout.demonstration_dropout": 0.1},
+            "rollout.view=student shows none",
+        ),
+        ({"rollout.temperature_end": 0.0}, "temperatures above 0"),
+        ({"rollout.temperature_end": 0.5, "train.max_loss_tokens": 9}, "drop one of them"),
+        ({"objective.name": "sampled_reverse_kl", **KEEP}, "--rollout.view student"),
+        ({"objective.name": "sampled_reverse_kl", "rollout.view": "student"}, "screening.banned=fallback"),
+        ({"train.targets": "distilled"}, "--train.distilled DIRECTORY"),
+        ({"train.distilled": "x"}, "--train.targets distilled"),
+        ({"train.targets": "demonstrations", "objective.name": "forward_kl"}, "samples none"),
+        ({"train.targets": "demonstrations", "objective.importance": "token"}, "samples none"),
+        ({"train.targets": "demonstrations", "objective.demonstration_weight": 0.1}, "learns none"),
+        ({"train.targets": "demonstrations", "teacher.weights": "ema"}, "needs none"),
+        ({"train.targets": "demonstrations", "rollout.num_samples": 2}, "rollout.num_samples=2"),
+        ({"train.targets": "distilled", "train.distilled": "x", "rollout.view": "student"}, "rollout.view='student'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_with_the_way_out(values, said):
+    with pytest.raises(ConfigError) as caught:
+        check_with(**values)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"objective.name": "jsd", "objective.beta": 0.3, "objective.support": "student", "objective.num_kept": 8},
+        {"objective.name": "sampled_reverse_kl", "rollout.view": "student", **KEEP},
+        {"objective.anchor_kl": 0.1, "objective.anchor": "stage"},
+        {"teacher.weights": "ema", "teacher.half_life": float("inf")},
+        {"rollout.num_samples": 4, "rollout.temperature_end": 0.5, "rollout.demonstration_dropout": 0.2},
+        {"train.targets": "demonstrations", "objective.anchor_kl": 0.1, "objective.clip": 4.0},
+    ],
+)
+def test_what_can_be_meant_passes(values):
+    check_with(**values)
+
+
+@pytest.mark.parametrize("method", ["sft", "offline_sdft", "sdft", "sdft_kl"])
+def test_every_method_is_one_file_after_any_config(method):
+    for config in ("quickstart", "gsm8k", "openfunctions", "methods"):
+        check(load_config(METHODS.parent / "online" / f"{config}.yaml", METHODS / f"{method}.yaml"))
+
+
+def test_the_half_life_may_be_infinite_in_a_file(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("teacher: {weights: ema, half_life: .inf}\n")
+    assert load_config(path).teacher.half_life == float("inf")

@@ -1,0 +1,97 @@
+"""Offline SDFT through the commands a user types, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from onpolicy_sdft.cli.main import main
+from onpolicy_sdft.runs.files import read_json, read_jsonl
+
+WORDS = ("one", "two", "three", "four", "five", "six", "seven")
+
+
+@pytest.fixture
+def options(tmp_path, model_dir):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"say {word}", "response": word}) + "\n" for word in WORDS))
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"model: {{name: {model_dir}}}\nlora: {{r: 4}}\ndata: {{path: {data}}}\ntask: {{name: exact}}\n"
+        "rollout: {max_new_tokens: 10, deterministic: true, num_slots: 3}\n"
+        "screening: {truncated: keep, looping: keep, length: keep, check: keep}\n"
+        f"train: {{batch_size: 4, max_steps: 2, output_dir: {tmp_path / 'run'}, micro_batch_tokens: 400}}\n"
+        f"distill: {{output_dir: {tmp_path / 'distilled'}, batch_size: 3}}\neval: {{kl_prompts: 0}}\n"
+    )
+    return ["--config", str(config)]
+
+
+def test_a_data_set_is_distilled_and_trained_on(options, tmp_path, capsys):
+    assert main(["distill", *options]) == 0
+    folder = tmp_path / "distilled"
+    rows = read_jsonl(folder / "distilled.jsonl")
+    assert [row["prompt"] for row in rows] == [row["prompt"] for row in rows if row["original"] in row["prompt"]]
+    assert len(rows) == 7
+    assert read_json(folder / "summary.json")["num_rows"] == 7
+    assert (folder / "acceptance.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "manifest.json").is_file()
+    shown = capsys.readouterr().out
+    assert "verdict: keep" in shown
+    learn = ["--train.targets", "distilled", "--train.distilled", str(folder)]
+    assert main(["train", *options, *learn]) == 0
+    learned = {row["prompt"]: row for row in read_jsonl(tmp_path / "run" / "rollouts.jsonl")}
+    for row in rows:
+        if row["prompt"] in learned:
+            assert learned[row["prompt"]]["target"] == row["response"]
+            assert learned[row["prompt"]]["num_tokens"] == len(row["token_ids"])
+
+
+def test_a_killed_distiller_goes_on_and_writes_the_same_file(options, tmp_path, monkeypatch):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main(["distill", *options, "--distill.output_dir", str(whole)]) == 0
+    from onpolicy_sdft.jobs import distill as job
+
+    append = job.distill.__globals__["append_jsonl"]
+    written = []
+
+    def dies(path, *records):
+        append(path, *records)
+        written.append(len(records))
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(job.distill.__globals__, "append_jsonl", dies)
+    assert main(["distill", *options, "--distill.output_dir", str(parts)]) == 130
+    assert written == [3]
+    monkeypatch.setitem(job.distill.__globals__, "append_jsonl", append)
+    assert main(["distill", *options, "--distill.output_dir", str(parts)]) == 2, "not without being asked to"
+    again = [*options, "--distill.output_dir", str(parts), "--distill.resume", "auto"]
+    assert main([*("distill",), *again, "--rollout.temperature", "0.5"]) == 2, "not with another law"
+    assert main(["distill", *again]) == 0
+    assert (parts / "distilled.jsonl").read_text() == (whole / "distilled.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (["--rollout.num_samples", "2"], "rollout.num_samples is an option of training"),
+        (["--teacher.weights", "ema"], "teacher.weights is an option of training"),
+    ],
+)
+def test_options_of_live_rollouts_are_refused(options, capsys, extra, said):
+    assert main(["distill", *options, *extra]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_legacy_rows_that_cannot_be_judged_are_found_before_anything_is_written(options, tmp_path, capsys):
+    assert main(["distill", *options, "--distill.rules", "legacy", "--task.name", "function_call"]) == 2
+    assert "example" in capsys.readouterr().err
+    assert not (tmp_path / "distilled").exists()
+
+
+def test_a_file_of_other_data_is_refused_before_training(options, tmp_path, capsys):
+    assert main(["distill", *options, "--data.limit", "5"]) == 0
+    learn = ["--train.targets", "distilled", "--train.distilled", str(tmp_path / "distilled")]
+    assert main(["train", *options, *learn]) == 2
+    assert "2 of 7 rows" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
