@@ -9,7 +9,7 @@ import pytest
 
 TESTS = Path(__file__).parents[1]
 
-#: Trap -> what goes wrong elsewhere, and where it is tested: ``file::start of the test's name``, or why it cannot occur.
+#: Trap -> what goes wrong elsewhere, and the tests here as ``file::start of the name``, or why it cannot occur.
 TRAPS: dict[str, tuple[str, list[str] | str]] = {
     "T1": ("a teacher rebuilt from a hub id", ["models/test_teacher.py::test_stage_is_what_the_stage_before_left"]),
     "T2": ("a teacher's prompt cut on the left", ["data/test_views.py::test_an_over_long_context_cuts_the_end"]),
@@ -55,14 +55,14 @@ TRAPS: dict[str, tuple[str, list[str] | str]] = {
          "models/test_teacher.py::test_an_average_at_its_ends"],
     ),
     "T19": ("an average moved by micro-batches", ["invariants/test_methods.py::test_the_average_moves_once_a_step"]),
-    "T20": ("eight samples of a prompt by default", ["contracts/test_known_traps.py::test_one_sample_of_a_prompt_is_the_default"]),
+    "T20": ("eight samples of a prompt by default", ["contracts/test_known_traps.py::test_one_sample_is_the_default"]),
     "T21": ("other prompts in training than in evaluation", ["data/test_views.py::test_views_in_the_same_thinking"]),
     "T22": ("checks that let wrong answers pass", [
         "tasks/test_math_word_problem.py::test_neighbouring_numbers_are_not_joined",
         "tasks/test_math_word_problem.py::test_two_unparseable_answers_are_never_equal",
         "offline/test_legacy.py::test_the_last_number_is_read_as_published",
     ]),
-    "T23": ("an average that gathers every shard", "Copies are elementwise on the parameters at hand; nothing gathers."),
+    "T23": ("an average that gathers every shard", "Copies are elementwise on local parameters: no gather."),
     "T24": ("views that start in other states", ["data/test_views.py::test_views_that_start_the_answer_in_different"]),
     "T25": ("a sampler with old weights", ["rollout/test_engine.py::test_after_an_optimizer_step_in_place"]),
     "T26": ("braces of the user's text", ["data/test_views.py::test_braces_and_dollars_of_the_user"]),
@@ -89,7 +89,7 @@ def test_a_trap_is_tested_where_it_says_or_has_a_reason(trap):
         assert [name for name in names if name.startswith(start)], place
 
 
-def test_one_sample_of_a_prompt_is_the_default():
+def test_one_sample_is_the_default():
     from onpolicy_sdft.config.schema import RunConfig
 
     assert RunConfig().rollout.num_samples == 1

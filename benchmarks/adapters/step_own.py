@@ -1,0 +1,52 @@
+"""This project's trainer in the step benchmark; see ``steps.py``.
+
+python -m benchmarks.adapters.step_own '{"configs": [...], "overrides": {...}}'
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from benchmarks.adapters.steps import Channel, peak_mib
+from onpolicy_sdft.config.load import load_config
+from onpolicy_sdft.jobs.parts import load_chat, load_rows, make_views
+from onpolicy_sdft.jobs.train import make_trainer
+from onpolicy_sdft.models.lora import prepare_trainable
+from onpolicy_sdft.runs.progress import Progress
+from onpolicy_sdft.train.backend import Backend
+from onpolicy_sdft.train.loop import Plan
+
+
+def main() -> None:
+    channel, settings = Channel(), json.loads(sys.argv[1])
+    config = load_config(*settings["configs"], **settings["overrides"])
+    chat = load_chat(config)
+    data = make_views(config, chat, *load_rows(config))
+    model = prepare_trainable(chat.loaded.model, config.lora, config.model, config.train.seed)
+    backend, size = Backend(config.train.precision), config.train.batch_size
+    views = data.prepared.views
+    with Progress("step", 1, "steps", enabled=False) as progress:
+        plan = Plan(len(views) // size, None)
+        trainer, _ = make_trainer(config, chat, data, model, backend, plan, progress)
+        channel.say({"ready": True, "num_parameters": sum(p.numel() for p in model.parameters())})
+        while channel.wait():
+            start = trainer.state.step * size
+            metrics = trainer.train_step(views[start : start + size])
+            values = metrics.values
+            channel.say(
+                {
+                    "seconds": values["time/step_seconds"],
+                    "rollout": values["time/rollout_seconds"],
+                    "score": values["time/score_seconds"],
+                    "learn": values["time/learn_seconds"],
+                    "num_tokens": values["train/num_loss_tokens"],
+                    "num_prompt_tokens": sum(len(target.views.student_ids) for target in metrics.targets),
+                    "num_teacher_tokens": sum(len(target.views.teacher_ids) for target in metrics.targets),
+                    "peak_mib": peak_mib(),
+                }
+            )
+
+
+if __name__ == "__main__":
+    main()

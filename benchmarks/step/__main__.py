@@ -1,0 +1,180 @@
+"""One optimizer step of each method, of this project and of TRL, side by side: seconds, their split, peak memory.
+
+    pip install --no-deps --target /tmp/trl trl==1.16.0
+    python -m benchmarks.step --trl /tmp/trl --results benchmarks/results
+
+Every trainer is a process of its own and idle while another one works; steps alternate, and ratios are taken within a
+round. Prints a table and writes step.json and step.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from onpolicy_sdft.config.load import load_config
+from onpolicy_sdft.jobs.parts import load_rows
+from onpolicy_sdft.models.load import resolve_source
+from onpolicy_sdft.runs.files import write_json_atomic, write_text_atomic
+from onpolicy_sdft.runs.manifest import git_state, hardware, package_versions
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("rollout", "score", "learn")
+
+
+class Contender:
+    """A trainer in a process of its own."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log.open("w"), text=True, cwd=ROOT,
+            env={**os.environ, **environment},
+        )  # fmt: skip
+        self.log = log
+        self.facts = self._answer()
+        self.steps: list[dict[str, float]] = []
+
+    def step(self) -> dict[str, float]:
+        """Take one step."""
+        assert self.process.stdin is not None
+        self.process.stdin.write('{"step": true}\n')
+        self.process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.process.args!r} ended; its last words are in {self.log}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def start(name: str, settings: dict[str, Any], trl: Path | None, folder: Path) -> Contender:
+    """Start a contender."""
+    asked = settings["contenders"][name]
+    overrides = {**settings["overrides"], "data.limit": settings["num_rows"], **asked.get("overrides", {})}
+    config = load_config(ROOT / settings["run_config"], **overrides)
+    log = folder / f"{name.replace(' ', '_').replace(',', '')}.log"
+    if asked["adapter"] == "own":
+        files = [settings["run_config"], f"configs/methods/{asked['method']}.yaml"]
+        given = {"configs": files, "overrides": overrides}
+        return Contender([sys.executable, "-m", "benchmarks.adapters.step_own", json.dumps(given)], {}, log)
+    _, loaded = load_rows(config)
+    given = {
+        "trainer": asked["trainer"], "options": asked.get("options", {}), "model": str(resolve_source(config.model)),
+        "rows": [{"prompt": d.prompt, "response": d.response} for d in loaded.demonstrations],
+        "batch_size": config.train.batch_size, "lr": config.optim.lr, "max_new_tokens": config.rollout.max_new_tokens,
+        "teacher_prompt": settings["trl_teacher_prompt"],
+        "lora": {"r": config.lora.r, "lora_alpha": config.lora.alpha, "lora_dropout": config.lora.dropout},
+    }  # fmt: skip
+    command = [sys.executable, "-m", "benchmarks.adapters.step_trl", json.dumps(given)]
+    return Contender(command, {"PYTHONPATH": str(trl), "TRL_EXPERIMENTAL_SILENCE": "1"}, log)
+
+
+def gigaflops(step: dict[str, float], num_parameters: float) -> float:
+    """Operations of a step by the usual rule over real tokens: 2 P a token read or written, 4 P learned (LoRA)."""
+    student = step["num_prompt_tokens"] + step["num_tokens"]
+    teacher = step["num_teacher_tokens"] + step["num_tokens"]
+    written = (teacher if step["num_teacher_tokens"] else student) if step["rollout"] else 0
+    scored = teacher if step["score"] else 0
+    return num_parameters * (2 * written + 2 * scored + 4 * student) / 1e9
+
+
+def ratio(ours: list[dict[str, float]], theirs: list[dict[str, float]], key: str) -> tuple[float, float, float]:
+    """Return the median of the paired ratios with a bootstrap 95 % interval."""
+    pairs = np.array([a[key] / b[key] for a, b in zip(ours, theirs, strict=True)])
+    draws = np.random.default_rng(0).choice(pairs, (10_000, len(pairs)))
+    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
+    return float(np.median(pairs)), float(low), float(high)
+
+
+def table(found: dict[str, Contender], settings: dict[str, Any]) -> str:
+    """Return the results as Markdown."""
+    lines = [
+        "| trainer | n | s a step (min-max) | rollout s | score s | learn s | loss tokens | ms a loss token | GFLOP | "
+        "peak MiB |",
+        "|" + "---|" * 10,
+    ]
+    for name, contender in found.items():
+        steps = contender.steps
+
+        def middle(key: str, steps: list[dict[str, float]] = steps) -> float:
+            return statistics.median(step[key] for step in steps)
+
+        seconds = [step["seconds"] for step in steps]
+        cost = statistics.median(step["seconds"] / step["num_tokens"] for step in steps) * 1000
+        work = statistics.median(gigaflops(step, contender.facts["num_parameters"]) for step in steps)
+        lines.append(
+            f"| {name} | {len(steps)} | {middle('seconds'):.2f} ({min(seconds):.2f}-{max(seconds):.2f}) | "
+            + " | ".join(f"{middle(part):.2f}" for part in PARTS)
+            + f" | {middle('num_tokens'):.0f} | {cost:.1f} | {work:.0f} | {max(s['peak_mib'] for s in steps):.0f} |"
+        )
+    lines += ["", "| ratio, paired by round | seconds | seconds a loss token | peak memory |", "|---|---|---|---|"]
+    for ours, theirs in settings["ratios"]:
+        if ours in found and theirs in found:
+            cells = []
+            for key in ("seconds", "per_token", "peak_mib"):
+                middle_, low, high = ratio(found[ours].steps, found[theirs].steps, key)
+                cells.append(f"{middle_:.2f} [{low:.2f}, {high:.2f}]")
+            lines.append(f"| {ours} / {theirs} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", type=Path, default=Path(__file__).with_name("settings.yaml"))
+    parser.add_argument("--trl", type=Path, help="Directory with TRL; without it only this project's trainers run.")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--only", nargs="+", help="Contenders by name.")
+    parser.add_argument("--results", type=Path)
+    parser.add_argument("--logs", type=Path, default=ROOT / "runs" / "step_logs")
+    options = parser.parse_args()
+    settings = yaml.safe_load(options.config.read_text())
+    rounds, warmup = options.rounds or settings["rounds"], settings["warmup"]
+    settings["num_rows"] = (rounds + warmup) * settings["overrides"]["train.batch_size"]
+    names = [n for n, c in settings["contenders"].items() if c["adapter"] == "own" or options.trl]
+    options.logs.mkdir(parents=True, exist_ok=True)
+    found = {
+        name: start(name, settings, options.trl, options.logs) for name in names if name in (options.only or names)
+    }
+    for number in range(-warmup, rounds):
+        for name, contender in found.items():
+            step = contender.step()
+            step["per_token"] = step["seconds"] / max(1, step["num_tokens"])
+            if number >= 0:
+                contender.steps.append(step)
+            print(f"round {number}: {name}: {step['seconds']:.2f} s, {step['num_tokens']:.0f} loss tokens", flush=True)
+    for contender in found.values():
+        contender.close()
+    text = table(found, settings)
+    print(text)
+    if options.results:
+        record = {
+            "command": ["python -m benchmarks.step", *sys.argv[1:]], "settings": settings, "git": git_state(ROOT),
+            "hardware": hardware(), "threads": torch.get_num_threads(), "trl": "1.16.0",
+            "versions": package_versions(["torch", "transformers", "peft", "accelerate", "numba"]),
+            "steps": {name: contender.steps for name, contender in found.items()},
+        }  # fmt: skip
+        write_json_atomic(options.results / "step.json", json.loads(json.dumps(record)))
+        write_text_atomic(options.results / "step.md", text + "\n")
+
+
+if __name__ == "__main__":
+    main()
