@@ -145,8 +145,8 @@ def table(rows: list[dict[str, Any]], chosen: dict[str, float | None]) -> str:
         lines.append(f"| {method} | {len(mine)} | " + " | ".join(map(over_seeds, values)) + " |")
     sizes = ", ".join(f"{item['label']} n = {item['n']}" for item in rows[0]["sets"])
     notes = (
-        f"Greedy answers; 95 % intervals of a run: Wilson, bootstrap over completions for KL; {sizes}. Over seeds: mean "
-        "(smallest to largest)."
+        f"Greedy answers; 95 % intervals of a run: Wilson, bootstrap over completions for KL; {sizes}. Over seeds: "
+        "mean (smallest to largest)."
     )
     return "\n".join([*lines, "", notes])
 

@@ -91,9 +91,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         each = row["seconds"] / row["num_tokens"] * 1e6
         head, compute = "trained" if row["trained"] else "frozen", "bfloat16" if row["bf16"] else "float32"
         lines.append(f"| {row['case']} | {head} | {compute} | {each:.0f} | {row['peak_mib']:.0f} |")
+    num_tokens = rows[0]["num_tokens"]
     note = (
-        f"{rows[0]['num_tokens']} loss tokens, hidden {HIDDEN}, vocabulary {VOCABULARY}; one float32 [tokens, vocabulary] "
-        f"tensor takes {rows[0]['num_tokens'] * VOCABULARY * 4 / 2**20:.0f} MiB. Median of {rows[0]['repeats']} runs."
+        f"{num_tokens} loss tokens, hidden {HIDDEN}, vocabulary {VOCABULARY}; one float32 [tokens, vocabulary] tensor "
+        f"takes {num_tokens * VOCABULARY * 4 / 2**20:.0f} MiB. Median of {rows[0]['repeats']} runs."
     )
     return "\n".join([*lines, "", note])
 

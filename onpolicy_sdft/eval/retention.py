@@ -21,9 +21,9 @@ from onpolicy_sdft.data.collate import collate, split_by_budget
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.intervals import ratio_interval
 from onpolicy_sdft.eval.runner import EVAL_STEP
-from onpolicy_sdft.models.policy import body, head_of
+from onpolicy_sdft.models.policy import head_of, hidden_at_loss_tokens
 from onpolicy_sdft.models.trace import no_trace
-from onpolicy_sdft.types import Advance, NoiseKey, RolloutRequest, SamplingLaw, Turn
+from onpolicy_sdft.types import Advance, NoiseKey, RolloutRequest, Row, SamplingLaw, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -111,17 +111,15 @@ def kl_to_seed(
     """
     order = {(c.prompt_ids, c.token_ids): index for index, c in enumerate(completions)}
     sums = [0.0] * len(completions)
-    pairs = [(c.prompt_ids, c.token_ids) for c in completions]
+    asked = [Row(c.prompt_ids, c.token_ids) for c in completions]
     device = head_of(tuned).weight_VD.device
-    for group in split_by_budget(pairs, _MICRO_BATCH_TOKENS):
+    for group in split_by_budget(asked, _MICRO_BATCH_TOKENS):
         batch = collate(group, pad_token_id, device)
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
-        where = (batch.loss_rows, batch.loss_positions)
         with no_trace(tuned):
-            tuned_ND = body(tuned)(**inputs).last_hidden_state[where]
+            tuned_ND = hidden_at_loss_tokens(tuned, batch)
             tuned_head = head_of(tuned)
             with as_seed() as seed, no_trace(seed):
-                seed_ND = body(seed)(**inputs).last_hidden_state[where]
+                seed_ND = hidden_at_loss_tokens(seed, batch)
                 seed_head = head_of(seed)
             kl_N = torch.cat(
                 [
@@ -129,10 +127,9 @@ def kl_to_seed(
                     for p_CD, q_CD in zip(seed_ND.split(_CHUNK_TOKENS), tuned_ND.split(_CHUNK_TOKENS), strict=True)
                 ]
             )
-        rows = batch.loss_rows.tolist()
-        for row, value in zip(rows, kl_N.tolist(), strict=True):
-            prompt_ids, token_ids = group[row]
-            sums[order[tuple(prompt_ids), tuple(token_ids)]] += value
+        for index, value in zip(batch.loss_rows.tolist(), kl_N.tolist(), strict=True):
+            row = group[index]
+            sums[order[tuple(row.prompt_ids), tuple(row.target_ids)]] += value
         on_progress(Advance(len(group), batch.num_loss_tokens))
     counts = [len(c.token_ids) for c in completions]
     low, high = ratio_interval(sums, counts)

@@ -59,8 +59,8 @@ class Teacher:
         self.autocast = autocast
         self.copies: dict[str, _Copy] = {}
         self._given = {"stage", "base"}  # kinds that are still what this run started from: no checkpoint needs them
-        for needed in {kind, anchor} & {"ema", "stage", "base"}:
-            if needed != "base" or not isinstance(model, PeftModel):
+        for needed in (kind, anchor):
+            if needed in ("ema", "stage") or (needed == "base" and not isinstance(model, PeftModel)):
                 self.copies[needed] = self._copy()
 
     @property

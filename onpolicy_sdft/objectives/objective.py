@@ -96,7 +96,7 @@ class Objective:
             zero = hidden_ND.sum() * 0.0 + head.weight_VD.sum() * 0.0
             return Summed(zero, torch.zeros(len(FIGURES), dtype=torch.float64, device=hidden_ND.device))
         work = _Work(self, head, labels_N, signals, with_gradient=torch.is_grad_enabled())
-        loss_sum, figures = _ClosedForm.apply(hidden_ND, head.weight_VD, head.bias_V, work)
+        loss_sum, figures = _ClosedForm.apply(hidden_ND, head.weight_VD, head.bias_V, work)  # type: ignore[no-untyped-call]
         return Summed(loss_sum, figures)
 
     def losses(

@@ -157,7 +157,7 @@ def test_an_unknown_flag_names_the_nearest_valid_one_and_the_help(flag, nearest)
 
 
 def test_an_unknown_flag_that_is_near_to_none_lists_its_section():
-    assert "objective has: name, chunk_tokens, kernel." in refuse("--objective.zzz", "1")
+    assert "teacher has: weights, half_life, device." in refuse("--teacher.zzz", "1")
 
 
 @pytest.mark.parametrize(
@@ -167,8 +167,8 @@ def test_an_unknown_flag_that_is_near_to_none_lists_its_section():
         ("--train.max_steps=1.5", "train.max_steps='1.5' is not usable: expected int or null."),
         ("--lora.enabled=3", "lora.enabled='3' is not usable: expected bool."),
         ("--optim.betas=[0.9]", "optim.betas='[0.9]' is not usable: expected tuple with 2 elements."),
-        ("--objective.kernel=tortch", "objective.kernel='tortch' is not usable: expected 'chunks' or 'torch'. "
-         "The nearest is 'torch'."),
+        ("--teacher.device=cpuu", "teacher.device='cpuu' is not usable: expected 'auto' or 'cpu'. "
+         "The nearest is 'cpu'."),
         ("--train.seed=null", "train.seed='null' is not usable: expected int."),
         ("--eval.sets=null", "eval.sets='null' is not usable: expected list."),
     ],

@@ -91,7 +91,7 @@ def test_kept_tokens_and_a_tail_equal_the_formula_over_buckets(name, support, re
     check_gradients(objective, hidden, layer, labels, signals, naive)
 
 
-@pytest.mark.parametrize(("name", "support"), itertools.product(DIVERGENCES, ("teacher", "student")))
+@pytest.mark.parametrize(("name", "support"), list(itertools.product(DIVERGENCES, ("teacher", "student"))))
 def test_keeping_every_token_is_the_whole_vocabulary(name, support):
     hidden, layer, labels = inputs()
     signals = Signals(torch.ones(N), torch.zeros(N, dtype=torch.bool), teacher_law())
