@@ -49,6 +49,7 @@ class Held(TrainerCallback):
         if not self.channel.wait():
             raise SystemExit
         self.spent = dict.fromkeys(self.spent, 0.0)
+        self.num_tokens = self.num_prompt_tokens = self.num_teacher_tokens = 0
         self.started = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -70,7 +71,9 @@ class Held(TrainerCallback):
 def common(settings: dict[str, Any], output: str) -> dict[str, Any]:
     """Return options of both trainers."""
     return {
-        "output_dir": output, "per_device_train_batch_size": settings["batch_size"], "learning_rate": settings["lr"],
+        "output_dir": output, "per_device_train_batch_size": settings["rows_a_forward"],
+        "gradient_accumulation_steps": settings["batch_size"] // settings["rows_a_forward"],
+        "learning_rate": settings["lr"],
         "lr_scheduler_type": "constant", "max_grad_norm": 1.0, "adam_beta2": 0.95, "num_train_epochs": 1,
         "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none", "save_strategy": "no",
         "logging_strategy": "no", "disable_tqdm": True, "seed": 0,
@@ -97,7 +100,8 @@ def make_sft(settings: dict[str, Any], model: Any, tokenizer: Any, held: Held, o
 
     def counted(model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         labelled, real = int((inputs["labels"] != -100).sum()), int(inputs["attention_mask"].sum())
-        held.num_tokens, held.num_prompt_tokens = labelled, real - labelled
+        held.num_tokens += labelled
+        held.num_prompt_tokens += real - labelled
         return compute(model, inputs, *args, **kwargs)
 
     trainer.compute_loss = counted
@@ -128,9 +132,10 @@ def make_sdft(settings: dict[str, Any], model: Any, tokenizer: Any, held: Held, 
 
     def counted(inputs: Any) -> Any:
         batch = prepare(inputs)
-        held.num_tokens = int(batch["completion_mask"].sum())
-        held.num_prompt_tokens = int(batch["prompt_mask"].sum())
-        held.num_teacher_tokens = int(batch["teacher_attention_mask"].sum()) - held.num_tokens
+        num_tokens = int(batch["completion_mask"].sum())
+        held.num_tokens += num_tokens
+        held.num_prompt_tokens += int(batch["prompt_mask"].sum())
+        held.num_teacher_tokens += int(batch["teacher_attention_mask"].sum()) - num_tokens
         return batch
 
     trainer._prepare_training_batch = counted

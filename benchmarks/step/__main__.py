@@ -61,7 +61,7 @@ class Contender:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.process.args!r} ended; its last words are in {self.log}")
+            raise SystemExit(f"a trainer ended; its last words are in {self.log}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -80,7 +80,8 @@ def start(name: str, settings: dict[str, Any], trl: Path | None, folder: Path) -
     given = {
         "trainer": asked["trainer"], "options": asked.get("options", {}), "model": str(resolve_source(config.model)),
         "rows": [{"prompt": d.prompt, "response": d.response} for d in loaded.demonstrations],
-        "batch_size": config.train.batch_size, "lr": config.optim.lr, "max_new_tokens": config.rollout.max_new_tokens,
+        "batch_size": config.train.batch_size, "rows_a_forward": asked["rows_a_forward"],
+        "lr": config.optim.lr, "max_new_tokens": config.rollout.max_new_tokens,
         "teacher_prompt": settings["trl_teacher_prompt"],
         "lora": {"r": config.lora.r, "lora_alpha": config.lora.alpha, "lora_dropout": config.lora.dropout},
     }  # fmt: skip
@@ -105,36 +106,65 @@ def ratio(ours: list[dict[str, float]], theirs: list[dict[str, float]], key: str
     return float(np.median(pairs)), float(low), float(high)
 
 
-def table(found: dict[str, Contender], settings: dict[str, Any]) -> str:
+def table(groups: list[dict[str, Contender]], settings: dict[str, Any]) -> str:
     """Return the results as Markdown."""
     lines = [
         "| trainer | n | s a step (min-max) | rollout s | score s | learn s | loss tokens | ms a loss token | GFLOP | "
         "peak MiB |",
         "|" + "---|" * 10,
     ]
-    for name, contender in found.items():
-        steps = contender.steps
-
-        def middle(key: str, steps: list[dict[str, float]] = steps) -> float:
-            return statistics.median(step[key] for step in steps)
-
-        seconds = [step["seconds"] for step in steps]
-        cost = statistics.median(step["seconds"] / step["num_tokens"] for step in steps) * 1000
-        work = statistics.median(gigaflops(step, contender.facts["num_parameters"]) for step in steps)
-        lines.append(
-            f"| {name} | {len(steps)} | {middle('seconds'):.2f} ({min(seconds):.2f}-{max(seconds):.2f}) | "
-            + " | ".join(f"{middle(part):.2f}" for part in PARTS)
-            + f" | {middle('num_tokens'):.0f} | {cost:.1f} | {work:.0f} | {max(s['peak_mib'] for s in steps):.0f} |"
-        )
-    lines += ["", "| ratio, paired by round | seconds | seconds a loss token | peak memory |", "|---|---|---|---|"]
+    for group in groups:
+        lines += [row(name, contender) for name, contender in group.items()]
+    lines += [
+        "",
+        "| ratio, paired by round | n | seconds | seconds a loss token | peak memory |",
+        "|---|---|---|---|---|",
+    ]
     for ours, theirs in settings["ratios"]:
-        if ours in found and theirs in found:
-            cells = []
-            for key in ("seconds", "per_token", "peak_mib"):
-                middle_, low, high = ratio(found[ours].steps, found[theirs].steps, key)
-                cells.append(f"{middle_:.2f} [{low:.2f}, {high:.2f}]")
-            lines.append(f"| {ours} / {theirs} | " + " | ".join(cells) + " |")
+        both = [group for group in groups if ours in group and theirs in group]
+        if both:
+            mine = [step for group in both for step in group[ours].steps]
+            others = [step for group in both for step in group[theirs].steps]
+            found = [ratio(mine, others, key) for key in ("seconds", "per_token", "peak_mib")]
+            cells = [f"{middle:.2f} [{low:.2f}, {high:.2f}]" for middle, low, high in found]
+            lines.append(f"| {ours} / {theirs} | {len(mine)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def row(name: str, contender: Contender) -> str:
+    """Return a trainer's line: medians over its steps, the largest peak."""
+    steps = contender.steps
+
+    def middle(key: str) -> float:
+        return statistics.median(step[key] for step in steps)
+
+    seconds = [step["seconds"] for step in steps]
+    work = statistics.median(gigaflops(step, contender.facts["num_parameters"]) for step in steps)
+    cells = [
+        name, str(len(steps)), f"{middle('seconds'):.2f} ({min(seconds):.2f}-{max(seconds):.2f})",
+        *(f"{middle(part):.2f}" for part in PARTS), f"{middle('num_tokens'):.0f}", f"{middle('per_token') * 1000:.1f}",
+        f"{work:.0f}", f"{max(step['peak_mib'] for step in steps):.0f}",
+    ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+def run_group(names: list[str], settings: dict[str, Any], options: argparse.Namespace) -> dict[str, Contender]:
+    """Let the trainers of a group take turns; return them with their steps."""
+    found = {name: start(name, settings, options.trl, options.logs) for name in names}
+    for number in range(-settings["warmup"], options.rounds or settings["rounds"]):
+        for name, contender in found.items():
+            step = contender.step()
+            step["per_token"] = step["seconds"] / max(1, step["num_tokens"])
+            if number >= 0:
+                contender.steps.append(step)
+            print(
+                f"round {number}: {name}: {step['seconds']:.2f} s, {step['num_tokens']:.0f} loss tokens, "
+                f"{step['peak_mib']:.0f} MiB",
+                flush=True,
+            )
+    for contender in found.values():
+        contender.close()
+    return found
 
 
 def main() -> None:
@@ -147,30 +177,22 @@ def main() -> None:
     parser.add_argument("--logs", type=Path, default=ROOT / "runs" / "step_logs")
     options = parser.parse_args()
     settings = yaml.safe_load(options.config.read_text())
-    rounds, warmup = options.rounds or settings["rounds"], settings["warmup"]
-    settings["num_rows"] = (rounds + warmup) * settings["overrides"]["train.batch_size"]
-    names = [n for n, c in settings["contenders"].items() if c["adapter"] == "own" or options.trl]
+    num_steps = (options.rounds or settings["rounds"]) + settings["warmup"]
+    settings["num_rows"] = num_steps * settings["overrides"]["train.batch_size"]
     options.logs.mkdir(parents=True, exist_ok=True)
-    found = {
-        name: start(name, settings, options.trl, options.logs) for name in names if name in (options.only or names)
-    }
-    for number in range(-warmup, rounds):
-        for name, contender in found.items():
-            step = contender.step()
-            step["per_token"] = step["seconds"] / max(1, step["num_tokens"])
-            if number >= 0:
-                contender.steps.append(step)
-            print(f"round {number}: {name}: {step['seconds']:.2f} s, {step['num_tokens']:.0f} loss tokens", flush=True)
-    for contender in found.values():
-        contender.close()
-    text = table(found, settings)
+    wanted = {
+        name for name, contender in settings["contenders"].items() if contender["adapter"] == "own" or options.trl
+    } & set(options.only or settings["contenders"])
+    chosen = [[name for name in group if name in wanted] for group in settings["groups"]]
+    groups = [run_group(names, settings, options) for names in chosen if names]
+    text = table(groups, settings)
     print(text)
     if options.results:
         record = {
             "command": ["python -m benchmarks.step", *sys.argv[1:]], "settings": settings, "git": git_state(ROOT),
             "hardware": hardware(), "threads": torch.get_num_threads(), "trl": "1.16.0",
             "versions": package_versions(["torch", "transformers", "peft", "accelerate", "numba"]),
-            "steps": {name: contender.steps for name, contender in found.items()},
+            "groups": [{name: contender.steps for name, contender in group.items()} for group in groups],
         }  # fmt: skip
         write_json_atomic(options.results / "step.json", json.loads(json.dumps(record)))
         write_text_atomic(options.results / "step.md", text + "\n")
