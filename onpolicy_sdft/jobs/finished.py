@@ -211,9 +211,14 @@ def _facts(finished: Finished) -> dict[str, str]:
 def model_facts(config: RunConfig, where: str, fingerprint: str) -> dict[str, str]:
     """Return the lines of a model card that say how the model was made."""
     return {
-        "method": "sdft" if config.train.targets == "policy" else "sft",
+        "method": {
+            "policy": "sdft" if config.objective.name == "nll" else "sdft_kl",
+            "demonstrations": "sft",
+            "distilled": "offline_sdft",
+        }[config.train.targets],
         "data": f"{where} (sha256 {fingerprint[:16]})",
         "objective": config.objective.name,
+        "teacher weights": config.teacher.weights,
         "context template": config.context.template,
         "seed": str(config.train.seed),
     }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.jobs.parts import sampling_law
 from onpolicy_sdft.models.teacher import Teacher
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from onpolicy_sdft.config.schema import RunConfig
-    from onpolicy_sdft.train.backend import Backend
+
+Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 def make_objective(config: RunConfig) -> Objective:
@@ -37,15 +39,15 @@ def make_objective(config: RunConfig) -> Objective:
     )
 
 
-def make_teacher(config: RunConfig, model: PreTrainedModel | PeftModel, backend: Backend | None = None) -> Teacher:
-    """Return the teacher of a policy that has not been trained yet."""
+def make_teacher(config: RunConfig, model: PreTrainedModel | PeftModel, autocast: Autocast) -> Teacher:
+    """Return the teacher of a policy that has not been trained yet; ``autocast`` gives the context it scores in."""
     return Teacher(
         model,
         config.teacher.weights,
         config.teacher.half_life,
         anchor=config.objective.anchor if config.objective.anchor_kl else None,
         device="cpu" if config.teacher.device == "cpu" else None,
-        autocast=backend.autocast if backend is not None else nullcontext,
+        autocast=autocast,
     )
 
 
@@ -69,7 +71,6 @@ def make_sampling(config: RunConfig, num_steps: int) -> Sampling:
         max_new_tokens=rollout.max_new_tokens,
         seed=config.train.seed,
         view=rollout.view,
-        num_samples=rollout.num_samples,
         demonstration_dropout=rollout.demonstration_dropout,
         temperature_end=rollout.temperature_end,
         num_steps=num_steps,

@@ -16,14 +16,14 @@ from onpolicy_sdft.data.templates import TeacherContext
 from onpolicy_sdft.data.views import prepare
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.probe import ProbeRow, probe, recommend
+from onpolicy_sdft.jobs.method import make_objective, make_teacher
 from onpolicy_sdft.jobs.parts import Chat, load_chat, sampling_law, tick
 from onpolicy_sdft.models.lora import prepare_trainable
 from onpolicy_sdft.models.policy import Policy
-from onpolicy_sdft.objectives.laws import plain_signals
-from onpolicy_sdft.objectives.objective import Objective
 from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks import load_task
+from onpolicy_sdft.train.laws import LawSource
 from onpolicy_sdft.types import Row
 
 if TYPE_CHECKING:
@@ -90,19 +90,23 @@ def run_probe(
 
 
 def _seconds_per_learning_step(config: RunConfig, chat: Chat, views: Sequence[Views]) -> float:
-    """Time forward and backward of one step's worth of demonstrations; nothing is updated."""
+    """Time forward and backward of one step's worth of demonstrations, scoring included; nothing is updated."""
     model = prepare_trainable(chat.loaded.model, config.lora, config.model, config.train.seed)
-    policy = Policy(model).train()
-    objective = Objective(chunk_tokens=config.objective.chunk_tokens)
-    rows = [Row(view.student_ids, view.response_ids) for view in views[: config.train.batch_size]]
+    policy, objective = Policy(model).train(), make_objective(config)
+    rows = [Row(view.student_ids, view.response_ids, view.teacher_ids) for view in views[: config.train.batch_size]]
     device = next(model.parameters()).device
+
+    def bf16() -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16")
+
+    laws = LawSource(make_teacher(config, model, bf16), objective, chat.pad_token_id)
     started = time.perf_counter()
-    bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16")
     with Progress("probe: learning", len(rows), "targets") as progress:
         for group in split_by_budget(rows, config.train.micro_batch_tokens):
             batch = collate(group, chat.pad_token_id, device)
-            with bf16:
-                loss = policy(batch, objective, plain_signals(batch.num_loss_tokens, device)).loss_sum
+            signals = laws(batch)
+            with bf16():
+                loss = policy(batch, objective, signals).loss_sum
             loss.backward()
             progress.update(len(group))
     policy.zero_grad(set_to_none=True)

@@ -166,7 +166,7 @@ def make_trainer(
     Returns:
         The trainer, and its optimizer as the backend prepared it.
     """
-    teacher = make_teacher(config, model, backend)  # before anything wraps the parameters
+    teacher = make_teacher(config, model, backend.autocast)  # before anything wraps the parameters
     if teacher.num_bytes:
         progress.note(f"the teacher's copies take {teacher.num_bytes / 2**20:.1f} MiB ({config.teacher.device})")
     optimizer = make_optimizer(model, config.optim)

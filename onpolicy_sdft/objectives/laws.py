@@ -64,8 +64,3 @@ class Signals:
     teacher: FullLaw | TopLaw | None = None  # over the M tokens, in order
     anchor: FullLaw | None = None  # over all N tokens
     sampling_logprobs_M: torch.Tensor | None = None  # of the labels when they were drawn, in nats; nan: not drawn
-
-
-def plain_signals(num_tokens: int, device: torch.device | str = "cpu") -> Signals:
-    """Return signals that weigh every token alike and give no law."""
-    return Signals(torch.ones(num_tokens, device=device), torch.zeros(num_tokens, dtype=torch.bool, device=device))

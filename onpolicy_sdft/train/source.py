@@ -46,7 +46,6 @@ class Sampling:
     max_new_tokens: int
     seed: int
     view: Literal["teacher", "student"] = "teacher"  # the prompt with the demonstration, or the bare one
-    num_samples: int = 1  # per demonstration
     demonstration_dropout: float = 0.0  # share of rollouts that are written under the bare prompt nevertheless
     temperature_end: float | None = None  # the temperature moves there linearly over the steps of the run
     num_steps: int = 1  # of the run

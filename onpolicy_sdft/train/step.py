@@ -64,6 +64,7 @@ class Learned:
     figures: tuple[float, ...]  # what else the objective summed, over all ranks
     grad_norm: float  # before clipping
     skipped: str  # why no update was made; empty when one was
+    score_seconds: float = 0.0  # the teacher's own forwards
 
 
 @dataclass
@@ -96,7 +97,7 @@ class Trainer:
         batches = self.pair(targets)  # 3. Pair with the bare prompt: same number of micro-batches on every rank
         num_loss_tokens = self._sum(b.num_loss_tokens for b in batches)
         num_counted_tokens = self._sum(b.num_counted_tokens for b in batches)
-        learned, score_seconds = self.learn(batches, num_counted_tokens)  # 4. Learn, unless everything was dropped
+        learned = self.learn(batches, num_counted_tokens)  # 4. Learn, unless everything was dropped
         if not learned.skipped:
             self.teacher.follow()  # 5. Follow: the average moves; these rollouts are the next epoch's drafts
         self.source.remember(targets)
@@ -107,7 +108,7 @@ class Trainer:
             "train/lr": float(self.schedule.get_last_lr()[0]),
             "train/num_loss_tokens": num_loss_tokens,
             "train/num_micro_batches": len(batches),
-            **time_metrics(times, score_seconds),
+            **time_metrics(times, learned.score_seconds),
             **self.source.figures(),
             **rollout_metrics(targets),
             **screen_metrics(targets),
@@ -116,16 +117,13 @@ class Trainer:
         values["train/total_loss_tokens"] = self.state.total_loss_tokens
         return StepMetrics(self.state.step, learned.skipped, values, tuple(without_records(targets)))
 
-    def learn(self, batches: Sequence[MicroBatch], num_counted_tokens: int) -> tuple[Learned, float]:
+    def learn(self, batches: Sequence[MicroBatch], num_counted_tokens: int) -> Learned:
         """Take one optimizer step; one denominator for all of it, known before any backward.
 
         Nothing is updated when there is no target on any rank, or the loss or gradient is not finite.
-
-        Returns:
-            How it went, and the seconds the teacher took to score.
         """
         if not num_counted_tokens:
-            return Learned(0.0, (0.0,) * len(FIGURES), 0.0, "all_dropped"), 0.0
+            return Learned(0.0, (0.0,) * len(FIGURES), 0.0, "all_dropped")
         self.policy.train()
         sums, score_seconds = torch.zeros(1 + len(FIGURES), dtype=torch.float64), 0.0
         for batch in batches:
@@ -138,10 +136,10 @@ class Trainer:
         loss_sum, *figures = (self.backend.sum_over_ranks(value) for value in sums.tolist())
         if not math.isfinite(loss_sum):
             self.backend.discard_gradients()
-            return Learned(loss_sum, tuple(figures), math.nan, "not_finite"), score_seconds
+            return Learned(loss_sum, tuple(figures), math.nan, "not_finite", score_seconds)
         grad_norm = self.backend.optimizer_step(self.max_grad_norm)
         skipped = "" if math.isfinite(grad_norm) else "not_finite"
-        return Learned(loss_sum, tuple(figures), grad_norm, skipped), score_seconds
+        return Learned(loss_sum, tuple(figures), grad_norm, skipped, score_seconds)
 
     def pair(self, targets: Sequence[Target]) -> list[MicroBatch]:
         """Put each target behind its bare prompt; every rank gets the same number of micro-batches."""

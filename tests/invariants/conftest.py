@@ -79,6 +79,7 @@ def make_bench(tokenizer: Any, tiny_model: Callable[..., Any]) -> Callable[..., 
         teacher: dict[str, Any] | None = None,
         sampling: dict[str, Any] | None = None,
         pairing: dict[str, Any] | None = None,
+        num_samples: int = 1,
     ) -> Bench:
         model: Any = tiny_model(dtype)
         if lora is not None:
@@ -120,7 +121,7 @@ def make_bench(tokenizer: Any, tiny_model: Callable[..., Any]) -> Callable[..., 
             schedule=make_schedule(optimizer, OptimConfig(lr=lr, warmup_steps=0), 100),
             max_grad_norm=0.0,
             state=TrainState(),
-            num_samples=asked.num_samples,
+            num_samples=num_samples,
         )
         return Bench(trainer, model, views, writes, prepared)
 

@@ -151,7 +151,7 @@ def test_the_teachers_weights_write_under_the_teachers_prompt_and_the_students_w
 
 
 def test_several_samples_of_a_demonstration_differ_and_read_their_prompt_once(make_bench):
-    bench = make_bench(sampling={"num_samples": 3}, max_new_tokens=12)
+    bench = make_bench(num_samples=3, max_new_tokens=12)
     metrics = bench.trainer.train_step(bench.views)
     assert len(metrics.targets) == 18
     first = [target.token_ids for target in metrics.targets[:3]]
@@ -203,7 +203,7 @@ def test_nll_and_forward_kl_on_teacher_samples_have_the_same_expected_gradient(m
     benches = {
         name: make_bench(
             dtype=DOUBLE, objective={"name": name}, screening=KEEP_ALL, max_new_tokens=6,
-            sampling={"num_samples": 200, "record": Record(hidden=True)},
+            sampling={"record": Record(hidden=True)},
         )
         for name in ("nll", "forward_kl")
     }  # fmt: skip

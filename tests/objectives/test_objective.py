@@ -10,12 +10,17 @@ import torch
 from torch.nn import functional as F
 
 from onpolicy_sdft.models.policy import Head
-from onpolicy_sdft.objectives.laws import FullLaw, Signals, TopLaw, plain_signals
+from onpolicy_sdft.objectives.laws import FullLaw, Signals, TopLaw
 from onpolicy_sdft.objectives.objective import FIGURES, Objective
 
 N, D, V = 13, 6, 31
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
 HEADS = [{}, {"scale": 0.3}, {"softcap": 2.0}, {"scale": 0.5, "softcap": 3.0}]
+
+
+def plain_signals(n):
+    """Every token alike, and no law."""
+    return Signals(torch.ones(n), torch.zeros(n, dtype=torch.bool))
 
 
 def draw(*shape, seed=0, dtype=torch.float64, grad=False):
