@@ -6,12 +6,14 @@ D hidden size, K kept alternatives.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 FinishReason = Literal["stop", "length"]
 Verdict = Literal["keep", "fallback", "drop", "resample"]
@@ -54,6 +56,7 @@ class Views:
     response_ids: tuple[int, ...]  # the demonstration as a target, terminator included
     num_trimmed_tokens: int = 0  # cut off the end of the shown demonstration
     num_dropped_examples: int = 0  # k-shot examples left out to make room
+    sample_index: int = 0  # which of several rollouts of this example in a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +194,47 @@ class MicroBatch:
     num_loss_tokens: int  # N
     num_counted_tokens: int  # of them in the step's denominator
     rows: tuple[Row, ...]  # what it was made of
+
+
+class Ranks(Protocol):
+    """The processes that work together; every rank must make the same calls in the same order."""
+
+    @property
+    def rank(self) -> int:
+        """Index of this process."""
+        ...
+
+    @property
+    def num_ranks(self) -> int:
+        """Number of processes."""
+        ...
+
+    def gather(self, value: T) -> list[T]:
+        """Return every rank's value, by rank, on every rank."""
+        ...
+
+    def on_first(self, function: Callable[[], T]) -> T:
+        """Run a function on the first rank; every rank gets its result, or its error."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OneRank:
+    """A process by itself."""
+
+    rank: int = 0
+    num_ranks: int = 1
+
+    def gather(self, value: T) -> list[T]:
+        """Return the value alone."""
+        return [value]
+
+    def on_first(self, function: Callable[[], T]) -> T:
+        """Run the function."""
+        return function()
+
+
+ONE_RANK = OneRank()
 
 
 @dataclass(frozen=True, slots=True)

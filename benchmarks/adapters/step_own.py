@@ -43,6 +43,7 @@ def main() -> None:
                     "num_tokens": values["train/num_loss_tokens"],
                     "num_prompt_tokens": sum(len(target.views.student_ids) for target in metrics.targets),
                     "num_teacher_tokens": sum(len(target.views.teacher_ids) for target in metrics.targets),
+                    "writes_bare": config.rollout.view == "student",
                     "peak_mib": peak_mib(),
                 }
             )

@@ -63,6 +63,7 @@ class Held(TrainerCallback):
                 "num_tokens": self.num_tokens,
                 "num_prompt_tokens": self.num_prompt_tokens,
                 "num_teacher_tokens": self.num_teacher_tokens,
+                "writes_bare": not self.settings["options"].get("generate_from_teacher", False),
                 "peak_mib": peak_mib(),
             }
         )

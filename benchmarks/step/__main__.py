@@ -4,7 +4,7 @@
     python -m benchmarks.step --trl /tmp/trl --results benchmarks/results
 
 Every trainer is a process of its own and idle while another one works; steps alternate, and ratios are taken within a
-round. Prints a table and writes step.json and step.md.
+round. Prints a table and writes step_NAME.json and step_NAME.md, of the config's name.
 """
 
 from __future__ import annotations
@@ -93,8 +93,9 @@ def gigaflops(step: dict[str, float], num_parameters: float) -> float:
     """Operations of a step by the usual rule over real tokens: 2 P a token read or written, 4 P learned (LoRA)."""
     student = step["num_prompt_tokens"] + step["num_tokens"]
     teacher = step["num_teacher_tokens"] + step["num_tokens"]
-    written = (teacher if step["num_teacher_tokens"] else student) if step["rollout"] else 0
-    scored = teacher if step["score"] else 0
+    # A part that is skipped still takes some microseconds.
+    written = (student if step["writes_bare"] else teacher) if step["rollout"] > 0.01 else 0
+    scored = teacher if step["score"] > 0.01 else 0
     return num_parameters * (2 * written + 2 * scored + 4 * student) / 1e9
 
 
@@ -169,7 +170,7 @@ def run_group(names: list[str], settings: dict[str, Any], options: argparse.Name
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", type=Path, default=Path(__file__).with_name("settings.yaml"))
+    parser.add_argument("--config", type=Path, default=Path(__file__).with_name("nll.yaml"))
     parser.add_argument("--trl", type=Path, help="Directory with TRL; without it only this project's trainers run.")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--only", nargs="+", help="Contenders by name.")
@@ -194,8 +195,9 @@ def main() -> None:
             "versions": package_versions(["torch", "transformers", "peft", "accelerate", "numba"]),
             "groups": [{name: contender.steps for name, contender in group.items()} for group in groups],
         }  # fmt: skip
-        write_json_atomic(options.results / "step.json", json.loads(json.dumps(record)))
-        write_text_atomic(options.results / "step.md", text + "\n")
+        name = f"step_{options.config.stem}"
+        write_json_atomic(options.results / f"{name}.json", json.loads(json.dumps(record)))
+        write_text_atomic(options.results / f"{name}.md", text + "\n")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ VERBS = {
     "eval": "score a model or a run on tasks",
     "probe": "is the model, shown the demonstration, a good teacher? before anything is trained",
     "distill": "rewrite a data set once with the seed model, for offline SDFT",
+    "plan": "what a run would take on so many GPUs, without one",
     "chat": "talk to a model or a run",
     "export": "write a run's model, merged if asked, or push it to the hub",
     "report": "write a run's curves and page again",

@@ -17,9 +17,10 @@ def run(arguments: Sequence[str]) -> int:
     from onpolicy_sdft.report.html import build_report
 
     outcome = fit(config, command=["sdft", "train", *arguments])
-    build_report(outcome.run)
-    print_summary(outcome.run, outcome.result)
-    if outcome.result.exit_code:
+    if outcome.is_first:
+        build_report(outcome.run)
+        print_summary(outcome.run, outcome.result)
+    if outcome.result.exit_code and outcome.is_first:
         print(
             f"stopped by {outcome.result.reason} after a whole step; the state is saved. "
             "Go on with the same command and --train.resume auto.",

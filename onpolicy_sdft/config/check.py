@@ -82,6 +82,8 @@ def _check_ranges(config: RunConfig) -> None:
         _require(bound is None or bound >= 1, name, bound, "at least 1, or null")
     _require(0 <= config.lora.dropout < 1, "lora.dropout", config.lora.dropout, "in [0, 1)")
     _require(config.optim.lr > 0, "optim.lr", config.optim.lr, "above 0")
+    timeout = config.train.rank_timeout_seconds
+    _require(timeout > 0, "train.rank_timeout_seconds", timeout, "above 0")
     _require(config.optim.eps > 0, "optim.eps", config.optim.eps, "above 0")
     for beta in config.optim.betas:
         _require(0 <= beta < 1, "optim.betas", config.optim.betas, "in [0, 1)")

@@ -302,6 +302,8 @@ class TrainConfig:
     """Padded tokens per forward pass; rows are sorted by length first."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Compute dtype of the learning pass; weights that are trained stay float32."""
+    rank_timeout_seconds: float = 1800.0
+    """Longest a rank waits for another; then the run ends, and the last checkpoint stands."""
     max_bad_steps: int = 5
     """Stop after this many steps in a row without an update (all dropped, or not finite)."""
     resume: Literal["never", "auto"] = "never"

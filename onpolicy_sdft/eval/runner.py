@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from scipy.special import comb
 
+from onpolicy_sdft.data.sharing import collect, deal
 from onpolicy_sdft.eval.intervals import mean_interval, wilson_interval
-from onpolicy_sdft.types import Demonstration, NoiseKey, Rollout, RolloutRequest, SamplingLaw
+from onpolicy_sdft.types import ONE_RANK, Demonstration, NoiseKey, Ranks, Rollout, RolloutRequest, SamplingLaw
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import EvalConfig
@@ -57,10 +58,12 @@ def score_set(
     renderer: Renderer,
     config: EvalConfig,
     on_progress: OnProgress,
+    ranks: Ranks = ONE_RANK,
 ) -> SetScore:
     """Answer every question from its bare prompt and check the answers.
 
-    Greedy at ``eval.temperature`` 0, else sampled ``eval.num_samples`` times with noise keyed by the question.
+    Greedy at ``eval.temperature`` 0, else sampled ``eval.num_samples`` times with noise keyed by the question. Ranks
+    share the questions and all get the score.
     """
     requests = [
         RolloutRequest(
@@ -71,11 +74,18 @@ def score_set(
         for question in questions.demonstrations
         for sample in range(config.num_samples)
     ]
-    started = time.perf_counter()
-    rollouts = backend.generate(requests, SamplingLaw(temperature=config.temperature), on_progress)
-    seconds = time.perf_counter() - started
     asked = [question for question in questions.demonstrations for _ in range(config.num_samples)]
-    records = check_answers(asked, rollouts, questions.task, renderer.decode)
+    shares = deal([len(request.prompt_token_ids) for request in requests], ranks.num_ranks)
+    share = shares[ranks.rank]
+    started = time.perf_counter()
+    law = SamplingLaw(temperature=config.temperature)
+    written = backend.generate([requests[index] for index in share], law, on_progress)
+    seconds = time.perf_counter() - started
+    checked = check_answers([asked[index] for index in share], written, questions.task, renderer.decode)
+    found = ranks.gather((written, checked, seconds))
+    seconds = max(each[2] for each in found)
+    rollouts = collect(shares, [each[0] for each in found])
+    records = collect(shares, [each[1] for each in found])
     return summarise(questions, records, rollouts, config.num_samples, seconds)
 
 

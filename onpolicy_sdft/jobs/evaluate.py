@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.config.check import evaluation_sets
@@ -14,6 +16,7 @@ from onpolicy_sdft.jobs.parts import Chat, seed_context, tick
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.runs.files import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 from onpolicy_sdft.runs.progress import Progress
+from onpolicy_sdft.types import ONE_RANK, Ranks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,15 +29,20 @@ if TYPE_CHECKING:
 
 
 def score_sets(
-    config: RunConfig, chat: Chat, model: PreTrainedModel | PeftModel, sets: Sequence[EvalSet], stage: str
+    config: RunConfig,
+    chat: Chat,
+    model: PreTrainedModel | PeftModel,
+    sets: Sequence[EvalSet],
+    stage: str,
+    ranks: Ranks = ONE_RANK,
 ) -> list[SetScore]:
-    """Score a model on each set, with a progress bar a set."""
+    """Score a model on each set, with a progress bar a set (of the first rank's share)."""
     backend = chat.backend(model, config.rollout, config.eval.batch_size)
     scores = []
     for questions in sets:
-        total = len(questions.demonstrations) * config.eval.num_samples
-        with Progress(f"{stage}: {questions.label}", total, "answers") as progress:
-            score = score_set(questions, backend, chat.renderer, config.eval, tick(progress))
+        total = math.ceil(len(questions.demonstrations) * config.eval.num_samples / ranks.num_ranks)
+        with Progress(f"{stage}: {questions.label}", total, "answers", enabled=ranks.rank == 0) as progress:
+            score = score_set(questions, backend, chat.renderer, config.eval, tick(progress), ranks)
             progress.update(0, score=score.score)
         scores.append(score)
     return scores
@@ -47,16 +55,29 @@ def evaluate_stage(
     sets: Sequence[EvalSet],
     run: RunDirectory,
     stage: str,
+    ranks: Ranks = ONE_RANK,
 ) -> dict[str, Any]:
     """Score one stage of a run (``before`` or ``after``) and write records and summary.
 
-    The seed model's completions of the general prompts are written in stage ``before`` and reused.
+    The seed model's completions of the general prompts are written in stage ``before`` and reused. Ranks share the
+    questions; the distance from the seed is the first one's work.
 
     Returns:
         The stage's part of ``eval/summary.json``.
     """
+    scores = score_sets(config, chat, model, sets, stage, ranks)
+    return ranks.on_first(partial(_write_stage, config, chat, model, run, stage, scores))
+
+
+def _write_stage(
+    config: RunConfig,
+    chat: Chat,
+    model: PreTrainedModel | PeftModel,
+    run: RunDirectory,
+    stage: str,
+    scores: Sequence[SetScore],
+) -> dict[str, Any]:
     summary = read_json(run.eval_summary_path) if run.eval_summary_path.is_file() else {}
-    scores = score_sets(config, chat, model, sets, stage)
     run.eval_path.mkdir(exist_ok=True)
     for score in scores:
         write_jsonl_atomic(run.eval_records_path(stage, score.label), score.records)

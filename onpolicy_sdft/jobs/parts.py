@@ -24,7 +24,7 @@ from onpolicy_sdft.rollout.hf import HFBackend
 from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.runs.progress import Progress, print_table
 from onpolicy_sdft.tasks import load_task
-from onpolicy_sdft.types import Advance, SamplingLaw
+from onpolicy_sdft.types import ONE_RANK, Advance, Ranks, SamplingLaw
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,6 +58,7 @@ class Chat:
     renderer: Renderer
     terminators: tuple[int, ...]
     say: Say = say_nothing
+    ranks: Ranks = ONE_RANK
     backends: dict[tuple[int, int], RolloutBackend] = field(default_factory=dict, repr=False)
 
     @property
@@ -74,6 +75,11 @@ class Chat:
             self.backends[key] = self.new_backend(model, config, batch_size, say)
         return self.backends[key]
 
+    def _kv_fraction(self, config: RolloutConfig) -> float:
+        # Ranks on CPUs see the same free memory; those on GPUs have each their own.
+        on_cpu = self.loaded.model.device.type == "cpu"
+        return config.kv_fraction / (self.ranks.num_ranks if on_cpu else 1)
+
     def new_backend(
         self, model: PreTrainedModel | PeftModel, config: RolloutConfig, batch_size: int, say: Say | None = None
     ) -> RolloutBackend:
@@ -89,7 +95,7 @@ class Chat:
         say = say or self.say
         if config.backend == "engine":
             options = EngineOptions(
-                num_slots=config.num_slots, kv_gib=config.kv_gib, kv_fraction=config.kv_fraction,
+                num_slots=config.num_slots, kv_gib=config.kv_gib, kv_fraction=self._kv_fraction(config),
                 prefill_tokens=config.prefill_tokens, max_draft_tokens=config.max_draft_tokens,
                 deterministic=config.deterministic,
             )  # fmt: skip
@@ -101,16 +107,24 @@ class Chat:
         return HFBackend(model, self.terminators, self.pad_token_id, batch_size, config.merge_adapter)
 
 
-def load_chat(config: RunConfig, say: Say = say_nothing) -> Chat:
-    """Load the model of a config and what is needed to talk to it."""
+def load_chat(
+    config: RunConfig, say: Say = say_nothing, ranks: Ranks = ONE_RANK, device: torch.device | None = None
+) -> Chat:
+    """Load the model of a config and what is needed to talk to it.
+
+    Args:
+        config: Names the model.
+        say: Told what is going on.
+        ranks: The processes that each load it.
+        device: Where to; None: the GPU, if there is one.
+    """
     say(f"loading {config.model.name}")
     loaded = load(config.model, say)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     if not config.model.load_in_4bit:
-        loaded.model.to(device)  # type: ignore[arg-type]  # transformers wraps .to in a way mypy misreads
+        loaded.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]  # transformers wraps .to in a way mypy misreads
     renderer = Renderer(loaded.tokenizer, config.context)
     terminators = {*terminator_ids(loaded.model, loaded.tokenizer), renderer.terminator_id}
-    return Chat(loaded, renderer, tuple(sorted(terminators)), say)
+    return Chat(loaded, renderer, tuple(sorted(terminators)), say, ranks)
 
 
 def load_rows(config: RunConfig) -> tuple[Task, DemonstrationSet]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +33,7 @@ from onpolicy_sdft.jobs.parts import (
     make_views,
     print_preflight,
     refuse_unaskable,
+    say_nothing,
 )
 from onpolicy_sdft.models.export import export_model
 from onpolicy_sdft.models.lora import prepare_trainable
@@ -40,7 +42,7 @@ from onpolicy_sdft.offline.file import file_digest, find_file, read_rows, take_u
 from onpolicy_sdft.rollout.drafts import DraftStore
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_atomic
-from onpolicy_sdft.runs.manifest import collect_manifest
+from onpolicy_sdft.runs.manifest import collect_manifest, git_state
 from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.train.backend import Backend
@@ -51,7 +53,7 @@ from onpolicy_sdft.train.optim import make_optimizer, make_schedule
 from onpolicy_sdft.train.source import DemonstrationSource, PolicySource, TargetSource
 from onpolicy_sdft.train.step import Trainer, TrainState, count_parameters
 from onpolicy_sdft.train.trackers import check_trackers, open_trackers
-from onpolicy_sdft.types import Advance
+from onpolicy_sdft.types import Advance, Ranks
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -73,6 +75,7 @@ class TrainOutcome:
     run: RunDirectory
     result: FitResult
     summary: Mapping[str, Any]  # eval/summary.json; empty when nothing was scored
+    is_first: bool = True  # of several ranks: the one that writes the report
 
 
 def say_to_stderr(text: str) -> None:
@@ -98,45 +101,45 @@ def fit(config: RunConfig, command: Sequence[str] = (), say: Say = say_to_stderr
     torch.use_deterministic_algorithms(config.train.deterministic, warn_only=True)
     # A debugging aid of torch's that would cost a pass over every new buffer.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    backend = Backend(config.train.precision)
+    backend = Backend(config.train.precision, config.train.rank_timeout_seconds)
+    say = say if backend.rank == 0 else say_nothing
     task, rows = load_rows(config)
     sets = load_eval_sets(evaluation_sets(config))
     validation = load_eval_sets(config.eval.validation, "eval.validation")
     general_prompts(config.eval.kl_prompts)  # asking for more than there are is refused here, not after training
     with warnings.catch_warnings(action="always", category=UserWarning):
-        chat = load_chat(config, say)
+        chat = load_chat(config, say, backend, backend.device)
     data = _take_up_distilled(config, chat, make_views(config, chat, task, rows), say)
     refuse_unaskable(chat, [*sets, *validation])
-    plan = make_plan(config.train, len(data.prepared.views))
-    print_preflight(data, config, say)
+    plan = make_plan(config.train, len(data.prepared.views), backend.num_ranks)
+    if backend.rank == 0:
+        print_preflight(data, config, say)
     model = prepare_trainable(chat.loaded.model, config.lora, config.model, config.train.seed)
     _disable_base_dropout(model)
     trainable, total = count_parameters(model)
-    say(f"{trainable / 1e6:.2f} M of {total / 1e6:.1f} M parameters are trained")
-    run = RunDirectory.create(config.train.output_dir, resume=config.train.resume == "auto")
-    refuse_other_run(run, _identity(config, data))
-    _write_identity(config, data, run, command, backend)
+    say(f"{trainable / 1e6:.2f} M of {total / 1e6:.1f} M parameters are trained on {backend.num_ranks} ranks")
+    backend.refuse_disagreement({**_identity(config, data), "code": git_state(Path(__file__).parents[2])})
+    run = backend.on_first(partial(_claim_run, config, data, command, backend))
 
     progress = Progress("train", plan.num_steps, "steps", enabled=backend.rank == 0)
     trainer, optimizer = make_trainer(config, chat, data, model, backend, plan, progress)
     scored = config.eval.before_and_after and bool(sets or config.eval.kl_prompts)
-    if scored and not has_stage(run, "before", config):
-        evaluate_stage(config, chat, model, sets, run, "before")
+    if scored and not backend.on_first(lambda: has_stage(run, "before", config)):
+        evaluate_stage(config, chat, model, sets, run, "before", backend)
     checkpointer = Checkpointer(
         run, model, optimizer, trainer.schedule, trainer.source, trainer.teacher, _identity(config, data),
-        config.train.keep_checkpoints,
+        config.train.keep_checkpoints, backend,
     )  # fmt: skip
-    set_seed(config.train.seed)  # of dropout; rollouts and the order have keys of their own
+    set_seed(config.train.seed + backend.rank)  # of dropout; rollouts and the order have keys of their own
     _resume(config, run, checkpointer, trainer, progress, say)
-    trackers = open_trackers(
-        config.train.trackers, run.path, dataclasses.asdict(config), is_main_process=backend.rank == 0
-    )
+    is_first = backend.rank == 0
+    trackers = open_trackers(config.train.trackers, run.path, dataclasses.asdict(config), is_main_process=is_first)
     export = partial(_export, config, chat, model, data)
     loop = Loop(
         trainer, data.prepared.views, plan, config, run, checkpointer, trackers, progress,
         hooks=Hooks(
-            validate=partial(_validate, config, chat, model, validation) if validation else None,
-            save_best=lambda: export(run.best_path, {}),
+            validate=partial(_validate, config, chat, model, validation, backend) if validation else None,
+            save_best=lambda: backend.on_first(lambda: export(run.best_path, {})),
         ),
     )  # fmt: skip
     try:
@@ -147,9 +150,17 @@ def fit(config: RunConfig, command: Sequence[str] = (), say: Say = say_to_stderr
     summary: dict[str, Any] = {}
     if result.exit_code == 0:
         if scored:
-            summary = {"after": evaluate_stage(config, chat, model, sets, run, "after")}
-        export(run.model_path, summary)
-    return TrainOutcome(run, result, summary)
+            summary = {"after": evaluate_stage(config, chat, model, sets, run, "after", backend)}
+        backend.on_first(lambda: export(run.model_path, summary))
+    return TrainOutcome(run, result, summary, is_first)
+
+
+def _claim_run(config: RunConfig, data: Data, command: Sequence[str], backend: Backend) -> RunDirectory:
+    """Make the run directory ours, on the first rank: refuse another run's, write what this run is."""
+    run = RunDirectory.create(config.train.output_dir, resume=config.train.resume == "auto")
+    refuse_other_run(run, _identity(config, data))
+    _write_identity(config, data, run, command, backend)
+    return run
 
 
 def make_trainer(
@@ -226,9 +237,9 @@ def _take_up_distilled(config: RunConfig, chat: Chat, data: Data, say: Say) -> D
 
 
 def _validate(
-    config: RunConfig, chat: Chat, model: PreTrainedModel | PeftModel, sets: Sequence[EvalSet]
+    config: RunConfig, chat: Chat, model: PreTrainedModel | PeftModel, sets: Sequence[EvalSet], ranks: Ranks
 ) -> dict[str, float]:
-    scores = score_sets(config, chat, model, sets, "validation")
+    scores = score_sets(config, chat, model, sets, "validation", ranks)
     return {f"eval/{score.label}/score": score.score for score in scores}
 
 
@@ -270,8 +281,6 @@ def _identity(config: RunConfig, data: Data) -> dict[str, Any]:
 
 
 def _write_identity(config: RunConfig, data: Data, run: RunDirectory, command: Sequence[str], backend: Backend) -> None:
-    if backend.rank != 0:
-        return
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     manifest = collect_manifest(
         command=list(command),
@@ -302,7 +311,7 @@ def _resume(
     if config.train.resume != "auto":
         return
     source = checkpointer.resume(trainer.state)
-    dropped = run.truncate_after_step(trainer.state.step)
+    dropped = trainer.backend.on_first(lambda: run.truncate_after_step(trainer.state.step))
     if source is not None:
         progress.update(trainer.state.step)
         say(f"resuming from {source} (step {trainer.state.step}; {dropped} later log lines dropped)")

@@ -71,8 +71,10 @@ class Teacher:
     @torch.no_grad()
     def follow(self) -> None:
         """Move the average towards the live weights; call once per optimizer step."""
-        for name, kept in self.copies.get("ema", {}).items():
-            kept.lerp_(self._parameters[name].data.to(kept), self.rate)
+        if "ema" in self.copies:
+            live = self._trainable()
+            for name, kept in self.copies["ema"].items():
+                kept.lerp_(live[name].data.to(kept), self.rate)
 
     def start_stage(self) -> None:
         """Take the weights of this moment for those at the start of a task."""
@@ -94,14 +96,15 @@ class Teacher:
             with self.model.disable_adapter():
                 yield
         else:
-            live = {name: parameter.data for name, parameter in self._parameters.items()}
+            parameters = self._trainable()
+            live = {name: parameter.data for name, parameter in parameters.items()}
             try:
                 for name, kept in self.copies[kind].items():
-                    self._parameters[name].data = kept.to(live[name])
+                    parameters[name].data = kept.to(live[name])
                 yield
             finally:
                 for name, data in live.items():
-                    self._parameters[name].data = data
+                    parameters[name].data = data
 
     def score(self, batch: MicroBatch, kind: Kind | None = None) -> torch.Tensor:
         """Return the final hidden states [N, D] at a micro-batch's loss tokens under a kind of weights."""
@@ -126,15 +129,14 @@ class Teacher:
             for name, kept in self.copies[kind].items():
                 kept.copy_(copy[name])
 
-    @property
-    def _parameters(self) -> dict[str, torch.nn.Parameter]:
+    def _trainable(self) -> dict[str, torch.nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def _copy(self) -> _Copy:
         # A copy, also where dtype and device stay: in float32, since an average of smaller steps than bfloat16 can
         # hold stands still. Adapters start from the policy's own: from zeros in A and B their product would lag.
         copy = {}
-        for name, parameter in self._parameters.items():
+        for name, parameter in self._trainable().items():
             wide = torch.promote_types(parameter.dtype, torch.float32)
             copy[name] = parameter.detach().to(device=self.device, dtype=wide, copy=True)
         return copy

@@ -9,16 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
-from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.errors import ConfigError, SdftError
+from onpolicy_sdft.types import T
 
 if TYPE_CHECKING:
     from onpolicy_sdft.models.policy import Policy
+
+
+_SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
 class Backend:
@@ -26,20 +33,32 @@ class Backend:
 
     Args:
         precision: ``fp32``, or ``bf16`` for bfloat16 compute on float32 weights.
+        timeout_seconds: Longest wait for another rank; then it counts as dead.
     """
 
-    def __init__(self, precision: str) -> None:
+    def __init__(self, precision: str, timeout_seconds: float = 1800.0) -> None:
+        patience = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_seconds))
         try:
-            self.accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+            self.accelerator = Accelerator(
+                mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[patience]
+            )
         except ValueError as error:  # accelerate keeps one precision a process
             raise ConfigError(
                 f"train.precision={precision!r}, but this process has trained in another precision before: {error}. "
                 "Way out: another process, or the same precision."
             ) from error
-        if self.accelerator.num_processes > 1 or self.accelerator.distributed_type != DistributedType.NO:
+        kind = self.accelerator.distributed_type
+        if kind not in _SUPPORTED:
             raise ConfigError(
-                f"Launched as {self.accelerator.distributed_type.value} with {self.accelerator.num_processes} "
-                "processes: this version trains in one process. Way out: plain `sdft train`, without accelerate launch."
+                f"Launched as {kind.value}: this version trains in one process or with DDP. Way out: "
+                "accelerate launch --config_file launch/accelerate/ddp.yaml -m onpolicy_sdft train ..."
+            )
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.num_ranks != launched:
+            raise ConfigError(
+                f"{launched} processes were launched, but accelerate sees {self.num_ranks} ({kind.value}): each would "
+                "train alone. On CPUs set ACCELERATE_USE_CPU=true before accelerate launch; on GPUs start as many "
+                "processes as there are GPUs."
             )
         self._policy: Policy | None = None
         self._optimizer: torch.optim.Optimizer | None = None
@@ -84,6 +103,47 @@ class Backend:
             return value
         gathered = self.accelerator.gather(torch.tensor([value], device=self.device))
         return int(gathered.max().item())
+
+    def gather(self, value: T) -> list[T]:
+        """Return every rank's value, by rank, on every rank; values are pickled."""
+        if self.num_ranks == 1:
+            return [value]
+        found: list[T] = [value] * self.num_ranks
+        torch.distributed.all_gather_object(found, value)
+        return found
+
+    def on_first(self, function: Callable[[], T]) -> T:
+        """Run a function on the first rank; every rank gets its result, or its error."""
+        if self.num_ranks == 1:
+            return function()
+        outcome: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                outcome[0] = function()
+            except SdftError as error:
+                outcome[1] = error
+        torch.distributed.broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise outcome[1]
+        result: T = outcome[0]
+        return result
+
+    def refuse_disagreement(self, facts: Mapping[str, Any]) -> None:
+        """Refuse to go on where ranks were given different settings, data or code.
+
+        Raises:
+            ConfigError: Naming what differs, and the first rank that differs from rank 0.
+        """
+        mine = {name: repr(value) for name, value in facts.items()}
+        found = self.gather(mine)
+        for rank, theirs in enumerate(found):
+            differing = [name for name in mine if theirs[name] != found[0][name]]
+            if differing:
+                name = differing[0]
+                raise ConfigError(
+                    f"Rank {rank} has another {name} than rank 0: {theirs[name]} instead of {found[0][name]}. "
+                    "Start every rank with the same command, data and checkout."
+                )
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Accumulate gradients of an already normalised loss; ranks meet at the last micro-batch only."""

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from onpolicy_sdft.errors import RunDirectoryError
 from onpolicy_sdft.runs.files import read_json, write_json_atomic
+from onpolicy_sdft.types import ONE_RANK, Ranks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from onpolicy_sdft.train.step import TrainState
 
 _WEIGHTS, _OPTIMIZER, _STATE = "trainable.safetensors", "optimizer.pt", "state.json"
-_SOURCE, _TEACHER = "source.pt", "teacher.pt"
+_RANKS, _TEACHER = "ranks.pt", "teacher.pt"
 _VERSION = 3
 
 
@@ -47,24 +48,23 @@ class Checkpointer:
     teacher: Teacher  # its average and the weights it started from
     identity: Mapping[str, Any]  # what must be the same for a resumed run to mean anything
     keep: int
+    ranks: Ranks = ONE_RANK
 
     def save(self, state: TrainState) -> Path:
-        """Write the checkpoint of a step; older ones beyond ``keep`` go afterwards."""
+        """Write the checkpoint of a step; older ones beyond ``keep`` go afterwards. Every rank must call it."""
+        source = self.source.state()
+        by_rank = self.ranks.gather({"source": source["own"], **_random_state()})
+        return self.ranks.on_first(lambda: self._write(state, source["common"], by_rank))
+
+    def _write(self, state: TrainState, common: Any, by_rank: list[dict[str, Any]]) -> Path:
         target = self.run.checkpoint_path(state.step)
         scratch = target.with_name(f".tmp-{target.name}")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         save_file(_trainable(self.model), scratch / _WEIGHTS)
-        torch.save(
-            {
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-                "rng_cpu": torch.get_rng_state(),
-                "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            },
-            scratch / _OPTIMIZER,
-        )
-        torch.save(self.source.state(), scratch / _SOURCE)
+        optimizer = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+        torch.save(optimizer, scratch / _OPTIMIZER)
+        torch.save({"common": common, "by_rank": by_rank}, scratch / _RANKS)
         torch.save(self.teacher.state(), scratch / _TEACHER)
         record = {"version": _VERSION, "state": asdict(state), "identity": dict(self.identity)}
         write_json_atomic(scratch / _STATE, record)
@@ -81,6 +81,9 @@ class Checkpointer:
     def resume(self, state: TrainState) -> Path | None:
         """Load the newest checkpoint into the model, optimizer, schedule, random state and ``state``.
 
+        With another number of ranks than it was written by, every rank takes up what was the first rank's own: that
+        decides shapes and dropout, not which examples and noise come next.
+
         Returns:
             Its path, or None when the run has none.
 
@@ -96,11 +99,14 @@ class Checkpointer:
         extra = torch.load(source / _OPTIMIZER, weights_only=True, map_location="cpu")
         self.optimizer.load_state_dict(extra["optimizer"])
         self.schedule.load_state_dict(extra["schedule"])
-        self.source.restore(torch.load(source / _SOURCE, weights_only=True))
+        saved = torch.load(source / _RANKS, weights_only=True, map_location="cpu")
+        by_rank = saved["by_rank"]
+        own = by_rank[self.ranks.rank if len(by_rank) == self.ranks.num_ranks else 0]
+        self.source.restore({"own": own["source"], "common": saved["common"]})
         self.teacher.restore(torch.load(source / _TEACHER, weights_only=True, map_location="cpu"))
-        torch.set_rng_state(extra["rng_cpu"])
-        if torch.cuda.is_available() and extra["rng_cuda"]:
-            torch.cuda.set_rng_state_all(extra["rng_cuda"])
+        torch.set_rng_state(own["rng_cpu"])
+        if torch.cuda.is_available() and own["rng_cuda"] is not None:
+            torch.cuda.set_rng_state(own["rng_cuda"])
         for name, value in record["state"].items():
             setattr(state, name, value)
         return source
@@ -140,6 +146,13 @@ def refuse_other_run(run: RunDirectory, identity: Mapping[str, Any]) -> dict[str
             "train.output_dir."
         )
     return record
+
+
+def _random_state() -> dict[str, Any]:
+    return {
+        "rng_cpu": torch.get_rng_state(),
+        "rng_cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
 
 
 def _trainable(model: nn.Module) -> dict[str, torch.Tensor]:

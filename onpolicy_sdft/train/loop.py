@@ -46,12 +46,17 @@ class FitResult:
     exit_code: int
 
 
-def make_plan(config: TrainConfig, num_examples: int) -> Plan:
+def make_plan(config: TrainConfig, num_examples: int, num_ranks: int = 1) -> Plan:
     """Turn steps or epochs into a plan.
 
     Raises:
-        ConfigError: If a batch is larger than the data set.
+        ConfigError: If a batch is larger than the data set, or smaller than the number of ranks.
     """
+    if config.batch_size < num_ranks:
+        raise ConfigError(
+            f"train.batch_size={config.batch_size} demonstrations a step, over all {num_ranks} ranks, leave some ranks "
+            f"without any. Way out: --train.batch_size {num_ranks} or more, or fewer ranks."
+        )
     if config.batch_size > num_examples:
         raise ConfigError(
             f"train.batch_size={config.batch_size} is more than the {num_examples} examples there are: one step "
@@ -93,13 +98,16 @@ class Loop:
                     validation = self._validate() if self._validation_is_due() else {}
                     self._log(metrics, validation)
                     self._check_bad_steps(metrics)
-                except Exception:  # whatever it is (a check, a full disk): the whole steps before it are not lost
-                    self._save()
+                except Exception as error:
+                    # Whatever it is (a check, a full disk): the whole steps before it are not lost. Of several ranks
+                    # one may have died in the middle of its step; what they have then is no whole step.
+                    if self.trainer.backend.num_ranks == 1 or isinstance(error, TrainingError):
+                        self.checkpointer.save(state)
                     raise
                 reason = self._reason_to_stop(stop)
                 every = self.config.train.checkpoint_steps
                 if reason or (every and state.step % every == 0):
-                    self._save()
+                    self.checkpointer.save(state)
         return FitResult(reason, stop.exit_code)
 
     def _batch(self, step: int) -> list[Views]:
@@ -110,12 +118,12 @@ class Loop:
             seed=self.config.train.seed,
             num_presentations=self.plan.num_presentations,
         )
-        backend = self.trainer.backend
-        return [self.views[index] for index in indices][backend.rank :: backend.num_ranks]
+        return [self.views[index] for index in indices]
 
     def _reason_to_stop(self, stop: StopRequest) -> str:
         state, config = self.trainer.state, self.config
-        if stop.signal is not None:
+        stop.signal = max(self.trainer.backend.gather(stop.signal), key=lambda number: number or 0)
+        if stop.signal is not None:  # whichever rank got it: all stop after the same step
             return "SIGTERM" if stop.exit_code == 143 else "SIGINT"
         if state.step >= self.plan.num_steps:
             return "finished"
@@ -222,7 +230,3 @@ class Loop:
             f"{state.bad_steps_in_a_row} steps in a row made no update (train.max_bad_steps={limit}; the last one: "
             f"{metrics.skipped}). The state is saved. Way out: {ways_out[metrics.skipped]}."
         )
-
-    def _save(self) -> None:
-        if self.trainer.backend.rank == 0:
-            self.checkpointer.save(self.trainer.state)

@@ -36,7 +36,6 @@ class Pairing:
     def rows(self, targets: Sequence[Target]) -> list[Row]:
         """Return what is learned of a step's targets; dropped ones give nothing."""
         found = []
-        seen: set[str] = set()
         for target in targets:
             views = target.views
             if len(target.token_ids) > self.num_skipped:
@@ -51,9 +50,7 @@ class Pairing:
                         num_skipped=self.num_skipped,
                     )
                 )
-            name = views.demonstration.example_id
-            if self.demonstration_weight and name not in seen:  # once, however many samples there are of it
-                seen.add(name)
+            if self.demonstration_weight and not views.sample_index:  # once, however many samples there are of it
                 found.append(
                     Row(
                         views.student_ids,

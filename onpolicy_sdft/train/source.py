@@ -30,7 +30,7 @@ class TargetSource(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold."""
+        """Return what a checkpoint must hold: ``own`` of this rank, ``common`` the same on all."""
         ...
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -94,13 +94,13 @@ class PolicySource:
         self.writing = writing
 
     def rollouts(self, views: Sequence[Views], *, step: int, attempt: int = 0) -> Sequence[Rollout | None]:
-        """Write one completion per entry; an example that stands there several times gets as many samples."""
-        seen: Counter[str] = Counter()
-        requests = []
-        for example in views:
-            name = example.demonstration.example_id
-            requests.append(self._request(example, NoiseKey(self.sampling.seed, step, name, seen[name], attempt)))
-            seen[name] += 1
+        """Write one completion per entry, with the noise of its example and sample."""
+        requests = [
+            self._request(
+                view, NoiseKey(self.sampling.seed, step, view.demonstration.example_id, view.sample_index, attempt)
+            )
+            for view in views
+        ]
         with self.writing():
             return self.backend.generate(requests, self.sampling.law_at(step), self.on_progress, self.sampling.record)
 
@@ -117,12 +117,12 @@ class PolicySource:
 
     def state(self) -> dict[str, Any]:
         """Return the draft store and what the backend chose its shapes by."""
-        return {"backend": self.backend.state(), "drafts": self.store.state()}
+        return {"own": self.backend.state(), "common": self.store.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up :meth:`state`."""
-        self.backend.restore(state["backend"])
-        self.store.restore(state["drafts"])
+        self.backend.restore(state["own"])
+        self.store.restore(state["common"])
 
     def _request(self, example: Views, key: NoiseKey) -> RolloutRequest:
         prompt = self.sampling.prompt(example, key)
@@ -135,6 +135,18 @@ class PolicySource:
             draft_token_ids=tuple(texts[name] for name in self.sampling.drafts),
             expected_new_tokens=len(last or example.response_ids),
         )
+
+
+def spread(views: Sequence[Views], num_samples: int) -> list[Views]:
+    """Repeat each example for its samples and number them: one that comes twice in a step must not repeat its noise."""
+    seen: Counter[str] = Counter()
+    found = []
+    for view in views:
+        name = view.demonstration.example_id
+        for _ in range(num_samples):
+            found.append(replace(view, sample_index=seen[name]) if seen[name] else view)
+            seen[name] += 1
+    return found
 
 
 class DemonstrationSource:
@@ -153,7 +165,7 @@ class DemonstrationSource:
 
     def state(self) -> dict[str, Any]:
         """Return nothing."""
-        return {}
+        return {"own": {}, "common": {}}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up nothing."""

@@ -21,9 +21,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from onpolicy_sdft.data.sharing import collect, deal
 from onpolicy_sdft.objectives.objective import FIGURES
+from onpolicy_sdft.train.source import spread
 from onpolicy_sdft.train.telemetry import (
     loss_metrics,
+    mean_over_ranks,
     rollout_metrics,
     screen_metrics,
     time_metrics,
@@ -86,36 +89,40 @@ class Trainer:
     clock: Callable[[], float] = time.perf_counter
 
     def train_step(self, views: Sequence[Views]) -> StepMetrics:
-        """Write, screen and learn one batch of demonstrations (this rank's share of it)."""
+        """Write, screen and learn one batch of demonstrations; every rank is given all of it and does its share."""
         times = [self.clock()]
-        views = [view for view in views for _ in range(self.num_samples)]
+        views = spread(views, self.num_samples)
+        shares = deal([len(view.teacher_ids) + len(view.response_ids) for view in views], self.backend.num_ranks)
+        share = [views[index] for index in shares[self.backend.rank]]
         write = partial(self.source.rollouts, step=self.state.step)
-        rollouts = write(views)  # 1. Rollout: current weights, demonstration in context
+        rollouts = write(share)  # 1. Rollout: current weights, demonstration in context
         times.append(self.clock())
-        targets = self.screen(views, rollouts, lambda v, attempt: write(v, attempt=attempt))  # 2. Screen
+        mine = self.screen(share, rollouts, lambda v, attempt: write(v, attempt=attempt))  # 2. Screen
         times.append(self.clock())
-        batches = self.pair(targets)  # 3. Pair with the bare prompt: same number of micro-batches on every rank
+        targets = collect(shares, self.backend.gather(without_records(mine)))
+        self.source.remember(targets)  # these rollouts are the next epoch's drafts
+        times.append(self.clock())
+        batches = self.pair(mine)  # 3. Pair with the bare prompt: same number of micro-batches on every rank
         num_loss_tokens = self._sum(b.num_loss_tokens for b in batches)
         num_counted_tokens = self._sum(b.num_counted_tokens for b in batches)
+        lr = float(self.schedule.get_last_lr()[0])
         learned = self.learn(batches, num_counted_tokens)  # 4. Learn, unless everything was dropped
         if not learned.skipped:
-            self.teacher.follow()  # 5. Follow: the average moves; these rollouts are the next epoch's drafts
-        self.source.remember(targets)
+            self.teacher.follow()  # 5. Follow: the average moves
+        self._advance(num_loss_tokens, learned.skipped)
         times.append(self.clock())
         values = {
             **loss_metrics(self.objective.name, learned.loss_sum, learned.figures, num_counted_tokens),
             "train/grad_norm": learned.grad_norm,
-            "train/lr": float(self.schedule.get_last_lr()[0]),
+            "train/lr": lr,
             "train/num_loss_tokens": num_loss_tokens,
+            "train/total_loss_tokens": self.state.total_loss_tokens,
             "train/num_micro_batches": len(batches),
-            **time_metrics(times, learned.score_seconds),
-            **self.source.figures(),
+            **mean_over_ranks(self.backend, {**time_metrics(times, learned.score_seconds), **self.source.figures()}),
             **rollout_metrics(targets),
             **screen_metrics(targets),
         }
-        self._advance(num_loss_tokens, learned.skipped)
-        values["train/total_loss_tokens"] = self.state.total_loss_tokens
-        return StepMetrics(self.state.step, learned.skipped, values, tuple(without_records(targets)))
+        return StepMetrics(self.state.step, learned.skipped, values, tuple(targets))
 
     def learn(self, batches: Sequence[MicroBatch], num_counted_tokens: int) -> Learned:
         """Take one optimizer step; one denominator for all of it, known before any backward.
@@ -133,7 +140,7 @@ class Trainer:
             out = self.policy(batch, self.objective, signals)  # head and loss run inside the wrapped forward
             self.backend.backward(out.loss_sum / num_counted_tokens, last=batch is batches[-1])
             sums += torch.cat([out.loss_sum.detach().double()[None], out.figures]).cpu()
-        loss_sum, *figures = (self.backend.sum_over_ranks(value) for value in sums.tolist())
+        loss_sum, *figures = map(sum, zip(*self.backend.gather(sums.tolist()), strict=True))
         if not math.isfinite(loss_sum):
             self.backend.discard_gradients()
             return Learned(loss_sum, tuple(figures), math.nan, "not_finite", score_seconds)

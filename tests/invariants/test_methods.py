@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from onpolicy_sdft.config.schema import ScreeningConfig
+from onpolicy_sdft.train.source import spread
 from onpolicy_sdft.types import Record, SamplingLaw
 
 DOUBLE = torch.float64
@@ -208,9 +209,9 @@ def test_nll_and_forward_kl_on_teacher_samples_have_the_same_expected_gradient(m
         for name in ("nll", "forward_kl")
     }  # fmt: skip
     bench = benches["nll"]
-    views = bench.views[:1]
-    rollouts = bench.trainer.source.rollouts([*views] * 1500, step=0)
-    targets = bench.trainer.screen([*views] * 1500, rollouts, lambda v, n: [])
+    views = spread(bench.views[:1], 1500)
+    rollouts = bench.trainer.source.rollouts(views, step=0)
+    targets = bench.trainer.screen(views, rollouts, lambda v, n: [])
     weight = "model.layers.1.mlp.down_proj.weight"
     differences, values = [], []
     for start in range(0, 1500, 50):

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from onpolicy_sdft.data.sharing import collect, deal
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 8])
+def test_every_item_goes_to_one_rank_and_comes_back_in_its_place(num_ranks):
+    sizes = [random.Random(index).randint(1, 90) for index in range(25)]
+    shares = deal(sizes, num_ranks)
+    assert sorted(index for share in shares for index in share) == list(range(25))
+    parts = [[f"item {index}" for index in share] for share in shares]
+    assert collect(shares, parts) == [f"item {index}" for index in range(25)]
+
+
+def test_ranks_get_about_the_same():
+    sizes = [random.Random(index).randint(1, 90) for index in range(64)]
+    sums = [sum(sizes[index] for index in share) for share in deal(sizes, 4)]
+    assert max(sums) - min(sums) < 10
+
+
+def test_one_rank_keeps_the_order():
+    assert deal([3, 9, 1], 1) == [[0, 1, 2]]
+
+
+def test_a_rank_may_have_nothing_to_do():
+    assert deal([5], 2) == [[0], []]
+    assert collect(deal([5], 2), [["a"], []]) == ["a"]

@@ -1,0 +1,83 @@
+"""Run a job on several ranks of this machine: one process imports everything, then forks the ranks.
+
+    python tests/distributed/ranks.py NUM_RANKS '{"files": [...], "overrides": {...}, "by_rank": {"1": {...}}}'
+
+Ranks talk through gloo with a short time-out, so that a hang is a failure. The exit code is that of the worst rank.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import multiprocessing
+
+from onpolicy_sdft import fit, load_config
+from onpolicy_sdft.errors import SdftError
+
+TIMEOUT = timedelta(seconds=60)
+
+
+def free_port() -> int:
+    """Return a port nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def work(rank: int, num_ranks: int, port: int, job: dict[str, Any]) -> None:
+    """Be one rank."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(num_ranks), LOCAL_WORLD_SIZE=str(num_ranks),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true",
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
+    overrides = {**job["overrides"], **job.get("by_rank", {}).get(str(rank), {})}
+    die_at = job.get("die_at", {}).get(str(rank))
+    if die_at is not None:
+        _die_at_step(*die_at)
+    try:
+        outcome = fit(load_config(*job["files"], **overrides), ["test"], lambda text: None)
+    except SdftError as error:
+        print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    torch.distributed.destroy_process_group()
+    sys.exit(outcome.result.exit_code)
+
+
+def _die_at_step(step: int, number: int) -> None:
+    """Send this rank a signal in the middle of a step."""
+    from onpolicy_sdft.train.step import Trainer
+
+    learn = Trainer.learn
+
+    def dying(self: Trainer, *arguments: Any) -> Any:
+        if self.state.step == step:
+            os.kill(os.getpid(), signal.Signals(number))
+        return learn(self, *arguments)
+
+    Trainer.learn = dying  # type: ignore[method-assign]
+
+
+def main() -> None:
+    num_ranks, job = int(sys.argv[1]), json.loads(sys.argv[2])
+    context = multiprocessing.start_processes(
+        work, args=(num_ranks, free_port(), job), nprocs=num_ranks, join=False, start_method="fork"
+    )
+    try:
+        while not context.join(timeout=1):  # one dead rank ends the others
+            pass
+    except multiprocessing.ProcessExitedException as error:
+        print(f"rank {error.error_index} ended with {error.exit_code}", file=sys.stderr)
+        sys.exit(1 if error.exit_code < 0 else error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

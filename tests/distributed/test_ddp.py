@@ -1,0 +1,207 @@
+"""DDP with two ranks of this machine gives what one process gives: tokens, losses, gradients, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from onpolicy_sdft.runs.files import read_json, read_jsonl
+
+ROOT = Path(__file__).parents[2]
+HARNESS = Path(__file__).with_name("ranks.py")
+WORDS = ("one", "two", "three", "four", "five", "six", "seven")
+YAML = """
+model: {{name: {model}}}
+lora: {{r: 4, alpha: 8}}
+data: {{path: {data}}}
+task: {{name: exact}}
+rollout: {{max_new_tokens: 12, deterministic: true, num_slots: 4}}
+screening: {{truncated: keep, looping: keep, length: keep, check: keep}}
+optim: {{lr: 0.01, warmup_steps: 0, max_grad_norm: 0.5}}
+train: {{batch_size: 5, max_steps: 5, checkpoint_steps: 3, micro_batch_tokens: 120, rollout_samples: 100}}
+eval:
+  kl_prompts: 3
+  kl_max_new_tokens: 6
+  sets:
+    - {{label: task, data: {{path: {data}}}, task: {{name: exact}}, max_new_tokens: 5}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, model_dir: Path) -> Path:
+    data = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"say {word} " + "x" * 3 * i, "response": f"{word}" * i or "-"} for i, word in enumerate(WORDS)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = tmp_path / "config.yaml"
+    path.write_text(YAML.format(model=model_dir, data=data))
+    return path
+
+
+def run(num_ranks: int, config: Path, output: Path, job: dict[str, Any] | None = None, **overrides: Any) -> Any:
+    """Run the job on some ranks and return the finished process."""
+    whole = {"files": [str(config)], "overrides": {"train.output_dir": str(output), **overrides}, **(job or {})}
+    return subprocess.run(
+        [sys.executable, str(HARNESS), str(num_ranks), json.dumps(whole)], cwd=ROOT, capture_output=True, text=True,
+        timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+
+
+def succeed(*arguments: Any, **overrides: Any) -> None:
+    done = run(*arguments, **overrides)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def figures(output: Path, *names: str) -> list[list[float]]:
+    return [[row["values"][name] for name in names] for row in read_jsonl(output / "metrics.jsonl")]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    newest = sorted((output / "checkpoints").glob("step-*"))[-1]
+    return load_file(newest / "trainable.safetensors")
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "sdft, lora": {},
+    "sdft, full": {"lora.enabled": False},
+    "sft": {"train.targets": "demonstrations"},
+    "averaged teacher, two samples": {
+        "rollout.view": "student", "objective.name": "reverse_kl", "teacher.weights": "ema", "teacher.half_life": 2.0,
+        "rollout.num_samples": 2, "objective.anchor_kl": 0.1,
+    },
+    "recorded laws": {"objective.name": "forward_kl", "rollout.num_samples": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_ranks_write_the_tokens_and_take_the_steps_of_one_process(config, tmp_path, method):
+    for ranks in (1, 2):
+        succeed(ranks, config, tmp_path / str(ranks), **METHODS[method])
+    one, two = tmp_path / "1", tmp_path / "2"
+    samples = [
+        [(row["step"], row["example_id"], row["target"]) for row in read_jsonl(each / "rollouts.jsonl")]
+        for each in (one, two)
+    ]
+    assert samples[0] == samples[1]
+    names = ("loss/total", "train/grad_norm", "train/num_loss_tokens")
+    torch.testing.assert_close(
+        torch.tensor(figures(one, *names)), torch.tensor(figures(two, *names)), rtol=1e-5, atol=1e-6
+    )
+    for name, value in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], value, rtol=1e-3, atol=1e-5)
+    scores = [read_json(each / "eval" / "summary.json") for each in (one, two)]
+    for stage in ("before", "after"):
+        assert scores[0][stage]["sets"][0]["score"] == scores[1][stage]["sets"][0]["score"]
+        assert scores[0][stage]["sets"][0]["n"] == scores[1][stage]["sets"][0]["n"] == 7
+    assert (two / "model" / "README.md").is_file()
+
+
+def test_a_resumed_run_of_two_ranks_repeats_the_uninterrupted_one_bit_for_bit(config, tmp_path):
+    options = {**METHODS["averaged teacher, two samples"], "eval.before_and_after": False, "lora.dropout": 0.2}
+    succeed(2, config, tmp_path / "whole", **options)
+    succeed(2, config, tmp_path / "parts", **{**options, "train.max_steps": 3})
+    succeed(2, config, tmp_path / "parts", **options, **{"train.resume": "auto"})
+    names = ("loss/total", "train/grad_norm")
+    assert figures(tmp_path / "whole", *names) == figures(tmp_path / "parts", *names)
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(config, tmp_path):
+    options = {"eval.before_and_after": False}
+    succeed(1, config, tmp_path / "whole", **options)
+    for ranks, steps in ((2, 2), (1, 4), (2, 5)):
+        succeed(ranks, config, tmp_path / "parts", **options, **{"train.max_steps": steps, "train.resume": "auto"})
+    names = ("loss/total", "train/grad_norm")
+    torch.testing.assert_close(
+        torch.tensor(figures(tmp_path / "whole", *names)),
+        torch.tensor(figures(tmp_path / "parts", *names)),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_ranks_with_other_settings_are_refused_by_name(config, tmp_path):
+    done = run(2, config, tmp_path / "run", {"by_rank": {"1": {"optim.lr": 0.02}}})
+    assert done.returncode == 2
+    assert "Rank 1 has another optim than rank 0" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_error_of_the_first_rank_ends_all(config, tmp_path):
+    succeed(1, config, tmp_path / "run", **{"train.max_steps": 1, "eval.before_and_after": False})
+    done = run(2, config, tmp_path / "run")
+    assert done.returncode == 2
+    assert "already holds a run" in done.stderr
+
+
+def test_more_ranks_than_demonstrations_a_step_are_refused(config, tmp_path):
+    done = run(2, config, tmp_path / "run", **{"train.batch_size": 1})
+    assert done.returncode == 2
+    assert "train.batch_size 2 or more" in done.stderr
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step_with_the_state_saved(config, tmp_path):
+    options = {"eval.before_and_after": False}
+    done = run(2, config, tmp_path / "run", {"die_at": {"1": [1, int(signal.SIGTERM)]}}, **options)
+    assert done.returncode == 143, done.stderr[-2000:]
+    assert [row["step"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+    succeed(2, config, tmp_path / "run", **options, **{"train.resume": "auto"})
+    assert [row["step"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_ends_the_others_and_the_run_goes_on_from_the_last_checkpoint(config, tmp_path, rank):
+    options = {"eval.before_and_after": False, "train.checkpoint_steps": 1}
+    done = run(2, config, tmp_path / "run", {"die_at": {str(rank): [3, int(signal.SIGKILL)]}}, **options)
+    assert done.returncode == 1
+    assert f"rank {rank} ended with -9" in done.stderr
+    succeed(2, config, tmp_path / "run", **options, **{"train.resume": "auto"})
+    succeed(2, config, tmp_path / "whole", **options)
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "run")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+LAUNCH = [
+    "launch",
+    "--config_file",
+    "launch/accelerate/ddp.yaml",
+    "--num_processes",
+    "2",
+    "-m",
+    "onpolicy_sdft",
+    "train",
+]
+
+
+def launch(config: Path, output: Path, **environment: str) -> Any:
+    accelerate = Path(sys.executable).with_name("accelerate")
+    flags = ["--config", str(config), "--train.output_dir", str(output), "--train.max_steps", "2"]
+    return subprocess.run(
+        [str(accelerate), *LAUNCH, *flags], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def test_accelerate_launch_trains_on_cpus_where_it_is_told_to(config, tmp_path):
+    done = launch(config, tmp_path / "run", ACCELERATE_USE_CPU="true")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert read_json(tmp_path / "run" / "manifest.json")["num_ranks"] == 2
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert done.stdout.count("run directory") == 1, "only the first rank reports"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on GPUs the plain command is right")
+def test_accelerate_launch_that_would_train_twice_alone_is_refused(config, tmp_path):
+    done = launch(config, tmp_path / "run")
+    assert done.returncode != 0
+    assert "2 processes were launched, but accelerate sees 1" in done.stderr
+    assert not (tmp_path / "run").exists()

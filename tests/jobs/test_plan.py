@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from onpolicy_sdft.cli.main import main
+from onpolicy_sdft.config.load import load_config
+from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.jobs.plan import estimate, plan
+from onpolicy_sdft.models.lora import prepare_trainable
+from onpolicy_sdft.models.sizes import model_sizes
+
+
+def config(model_dir, **overrides):
+    return load_config(**{"model.name": str(model_dir), "train.batch_size": 16, **overrides})
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_sizes_are_those_of_the_model_itself(model_dir, tiny_model, lora):
+    asked = config(model_dir, **{"lora.enabled": lora})
+    sizes = model_sizes(asked.model, asked.lora)
+    model = prepare_trainable(tiny_model(), asked.lora, asked.model, 0)
+    assert sizes.num_parameters == sum(p.numel() for p in model.parameters())
+    assert sizes.num_trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    text = model.config
+    assert (sizes.num_layers, sizes.hidden_size, sizes.vocab_size) == (2, 32, 264)
+    assert sizes.kv_size == text.num_key_value_heads * text.hidden_size // text.num_attention_heads
+
+
+def test_what_is_divided_among_ranks_is_divided(model_dir):
+    asked = config(model_dir, **{"lora.enabled": False, "teacher.weights": "ema"})
+    sizes = model_sizes(asked.model, asked.lora)
+    found = {name: estimate(asked, sizes, name, 4, 4).parts for name in ("ddp", "zero1", "zero2", "zero3", "fsdp2")}
+    whole = 4 * sizes.num_parameters
+    assert [found[n]["parameters"] / whole for n in found] == [1, 1, 1, 0.25, 0.25]
+    assert [found[n]["gradients"] / whole for n in found] == [1, 1, 0.25, 0.25, 0.25]
+    assert [found[n]["optimizer"] / whole for n in found] == [2, 0.5, 0.5, 0.5, 0.5]
+    assert found["ddp"]["teacher"] == whole
+
+
+def test_the_first_backend_that_fits_is_recommended(model_dir):
+    asked = config(model_dir, **{"lora.enabled": False})
+    assert plan(asked, 4, 80).recommended == "ddp"
+    assert plan(asked, 4, 1e-6).recommended is None
+    sizes = model_sizes(asked.model, asked.lora)
+    peaks = {row.backend: row.peak for row in plan(asked, 4, 80).rows}
+    assert peaks["ddp"] > peaks["zero1"] > peaks["zero2"]
+    assert plan(asked, 4, peaks["zero1"] / 0.9 / 2**30 + 1e-9).recommended == "zero1"
+    assert sizes.num_adapted == 0
+
+
+def test_nobody_is_left_without_work(model_dir):
+    with pytest.raises(ConfigError, match="batch_size 32 or more"):
+        plan(config(model_dir), 32, 80)
+
+
+def test_the_command_prints_a_table_and_its_advice(model_dir, capsys):
+    flags = ["--model.name", str(model_dir), "--gpus", "4", "--gpu_memory", "24"]
+    assert main(["plan", *flags]) == 0
+    shown = capsys.readouterr().out
+    assert "zero3" in shown
+    assert "Take ddp" in shown
+    assert "at most 4 on a rank" in shown
+    assert main(["plan", *flags, "--gpu_memory", "0.000001"]) == 1
+    assert torch.get_default_device().type == "cpu"
