@@ -81,7 +81,12 @@ METHODS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("method", METHODS)
+SHORT = ("sdft, lora", "sdft, full", "averaged teacher, two samples")
+
+
+@pytest.mark.parametrize(
+    "method", [name if name in SHORT else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
 def test_two_ranks_write_the_tokens_and_take_the_steps_of_one_process(config, tmp_path, method):
     for ranks in (1, 2):
         succeed(ranks, config, tmp_path / str(ranks), **METHODS[method])
@@ -158,7 +163,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step_with_the_state_saved
     assert [row["step"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_rank_ends_the_others_and_the_run_goes_on_from_the_last_checkpoint(config, tmp_path, rank):
     options = {"eval.before_and_after": False, "train.checkpoint_steps": 1}
     done = run(2, config, tmp_path / "run", {"die_at": {str(rank): [3, int(signal.SIGKILL)]}}, **options)
