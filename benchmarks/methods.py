@@ -35,14 +35,12 @@ def sdft(*arguments: str | Path) -> None:
     subprocess.run(command, check=True, cwd=ROOT)
 
 
-def distilled(options: argparse.Namespace, seed: int) -> Path:
-    """Return the data set as the seed model rewrote it with a seed."""
-    place: Path = options.output / f"distilled-seed{seed}"
+def distilled(options: argparse.Namespace) -> Path:
+    """Return the data set as the seed model rewrote it, once for all runs."""
+    place: Path = options.output / "distilled"
     if not (place / "summary.json").is_file():
-        sdft(
-            "distill", "--config", options.config, "--train.seed", str(seed), "--distill.output_dir", place,
-            "--distill.resume", "auto", *options.extra,
-        )  # fmt: skip
+        resume = ["--distill.resume", "auto"]
+        sdft("distill", "--config", options.config, "--distill.output_dir", place, *resume, *options.extra)
     return place
 
 
@@ -53,7 +51,7 @@ def run_one(options: argparse.Namespace, method: str, lr: float | None, seed: in
     if lr is not None:
         extra += ["--optim.lr", f"{lr:g}"]
     if method == "offline_sdft":
-        extra += ["--train.distilled", str(distilled(options, seed))]
+        extra += ["--train.distilled", str(distilled(options))]
     if not (run / "model").is_dir():
         sdft(
             "train", "--config", options.config, "--config", METHODS[method], "--train.output_dir", run,
