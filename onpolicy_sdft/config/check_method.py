@@ -136,3 +136,13 @@ def _check_score_function(config: RunConfig) -> None:
             f"{getattr(config.screening, choosing[0])} takes some out. Way out: the verdict keep for every reason "
             f"({', '.join(f'screening.{name}' for name in choosing)})."
         )
+    rollout = config.rollout
+    tempered = rollout.temperature != 1 or rollout.temperature_end not in (None, 1.0)
+    off_law = tempered or rollout.top_k or rollout.top_p < 1 or rollout.min_p or rollout.repetition_penalty != 1
+    if rollout.temperature == 0 or (off_law and config.objective.importance == "none"):
+        raise ConfigError(
+            "objective.name=sampled_reverse_kl is an expectation over samples of the student's own law, but rollout.* "
+            f"samples another (temperature={rollout.temperature:g}, top_k={rollout.top_k}, ...). "
+            "Way out: --rollout.temperature 1 without top_k, top_p, min_p and penalty, or, for a temperature above 0, "
+            "--objective.importance token."
+        )

@@ -82,10 +82,13 @@ def make_sampling(config: RunConfig, num_steps: int) -> Sampling:
 def _record(config: RunConfig) -> Record:
     """What rollouts must keep so that the teacher needs no forward of its own.
 
-    Only rollouts under the teacher's prompt are written by the teacher's weights. A bfloat16 decode copy writes under
-    rounded weights: close enough to sample from, not to learn a whole law from.
+    Only rollouts under the teacher's prompt are written by the teacher's weights. A bfloat16 decode copy, and adapters
+    merged into a bfloat16 base, write under rounded weights: close enough to sample from, not to learn a law from.
     """
-    objective = config.objective
-    if objective.name == "nll" or config.rollout.view != "teacher" or config.rollout.decode_copy == "bfloat16":
+    objective, rollout = config.objective, config.rollout
+    if objective.name == "nll" or rollout.view != "teacher":
+        return NO_RECORD
+    merged = config.lora.enabled and rollout.merge_adapter
+    if rollout.decode_copy == "bfloat16" or (merged and config.model.dtype == "bfloat16"):
         return NO_RECORD
     return Record(top_k=objective.num_kept) if objective.support == "teacher" else Record(hidden=True)

@@ -228,7 +228,7 @@ def _take_up_distilled(config: RunConfig, chat: Chat, data: Data, say: Say) -> D
     if config.train.targets != "distilled" or config.train.distilled is None:
         return data
     path = find_file(config.train.distilled)
-    views, num_dropped = take_up(data.prepared.views, read_rows(path), path)
+    views, num_dropped = take_up(data.prepared.views, read_rows(path), path, chat.renderer.decode)
     say(f"{len(views)} targets from {path}" + (f"; {num_dropped} rows were dropped there" if num_dropped else ""))
     prepared = dataclasses.replace(data.prepared, views=views)
     refuse_beyond_window(prepared, config.rollout.max_new_tokens, context_window(chat))

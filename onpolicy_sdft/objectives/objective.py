@@ -94,6 +94,7 @@ class Objective:
         """
         if labels_N.numel() == 0:
             zero = hidden_ND.sum() * 0.0 + head.weight_VD.sum() * 0.0
+            zero = zero if head.bias_V is None else zero + head.bias_V.sum() * 0.0
             return Summed(zero, torch.zeros(len(FIGURES), dtype=torch.float64, device=hidden_ND.device))
         work = _Work(self, head, labels_N, signals, with_gradient=torch.is_grad_enabled())
         loss_sum, figures = _ClosedForm.apply(hidden_ND, head.weight_VD, head.bias_V, work)  # type: ignore[no-untyped-call]
@@ -107,6 +108,9 @@ class Objective:
             return nll(logprobs_CV, labels_C)
         if isinstance(teacher, TopLaw):
             kept_CK = teacher.token_ids_MK
+            if kept_CK.shape[-1] >= logprobs_CV.shape[-1]:  # nothing is left for a tail
+                teacher_CV = torch.empty_like(logprobs_CV).scatter_(-1, kept_CK, teacher.logprobs_MK.to(logprobs_CV))
+                return DIVERGENCES[self.name](teacher_CV, logprobs_CV, self.beta)
             student = in_buckets(logprobs_CV, kept_CK)
             value_C, gradient_CB = DIVERGENCES[self.name](
                 with_tail(teacher.logprobs_MK.to(student)), student, self.beta

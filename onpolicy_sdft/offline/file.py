@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -72,19 +72,23 @@ def file_digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def take_up(views: Sequence[Views], rows: Sequence[DistilledRow], path: Path) -> tuple[tuple[Views, ...], int]:
+def take_up(
+    views: Sequence[Views], rows: Sequence[DistilledRow], path: Path, decode: Callable[[Sequence[int]], str]
+) -> tuple[tuple[Views, ...], int]:
     """Put the distilled responses in the place of the demonstrations'.
 
     Args:
         views: The data set of this run.
         rows: Of the distilled file.
         path: Where they are from, for messages.
+        decode: Token ids to text, of the model that is trained.
 
     Returns:
         Views whose demonstration is the distilled response, and how many rows were dropped by the distiller.
 
     Raises:
-        DataError: If a row of the data set is not in the file, or has another prompt or response there.
+        DataError: If a row of the data set is not in the file, has another prompt or response there, or was written
+            in another tokenizer's ids.
     """
     known = {row.example_id: row for row in rows}
     missing = [v.demonstration.example_id for v in views if v.demonstration.example_id not in known]
@@ -102,9 +106,16 @@ def take_up(views: Sequence[Views], rows: Sequence[DistilledRow], path: Path) ->
                 f"Example {row.example_id!r} has another prompt or response in {path} than in the data set. "
                 "Way out: give data.* and task.* as they were distilled, or distil again."
             )
-        if row.verdict != "drop":
+        if row.verdict == "keep":
+            if decode(row.token_ids).strip() != row.response.strip():
+                raise DataError(
+                    f"Example {row.example_id!r}: the token ids in {path} do not spell its response with this model's "
+                    "tokenizer. Way out: distil with the model that is trained."
+                )
             taught = replace(demonstration, response=row.response)
             found.append(replace(view, demonstration=taught, response_ids=row.token_ids))
+        elif row.verdict == "fallback":
+            found.append(view)
     if not found:
         raise DataError(f"Every row of the data set was dropped in {path}: there is nothing to learn.")
     return tuple(found), len(views) - len(found)

@@ -146,7 +146,7 @@ class Backend:
                 )
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """Accumulate gradients of an already normalised loss; ranks meet at the last micro-batch only."""
+        """Accumulate gradients of an already normalised loss; DDP averages them over ranks in every micro-batch."""
         waiting = contextlib.nullcontext() if last else self.accelerator.no_sync(self._policy)
         with waiting:
             self.accelerator.backward(loss * self.num_ranks)

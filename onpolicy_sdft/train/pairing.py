@@ -50,7 +50,8 @@ class Pairing:
                         num_skipped=self.num_skipped,
                     )
                 )
-            if self.demonstration_weight and not views.sample_index:  # once, however many samples there are of it
+            # Once, however many samples there are of it; a dropped example is dropped whole.
+            if self.demonstration_weight and target.verdict != "drop" and not views.sample_index:
                 found.append(
                     Row(
                         views.student_ids,

@@ -51,6 +51,10 @@ def check_with(**values: Any) -> None:
         ({"rollout.temperature_end": 0.5, "train.max_loss_tokens": 9}, "drop one of them"),
         ({"objective.name": "sampled_reverse_kl", **KEEP}, "--rollout.view student"),
         ({"objective.name": "sampled_reverse_kl", "rollout.view": "student"}, "screening.banned=fallback"),
+        (
+            {"objective.name": "sampled_reverse_kl", "rollout.view": "student", "rollout.temperature": 0.6, **KEEP},
+            "samples of the student's own law",
+        ),
         ({"train.targets": "distilled"}, "--train.distilled DIRECTORY"),
         ({"train.distilled": "x"}, "--train.targets distilled"),
         ({"train.targets": "demonstrations", "objective.name": "forward_kl"}, "samples none"),

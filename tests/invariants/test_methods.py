@@ -120,10 +120,15 @@ def test_the_gradient_does_not_depend_on_how_ranks_share_the_batch(make_bench):
 
 def test_a_frozen_teacher_under_the_students_prompt_has_divergence_zero(make_bench):
     bench = make_bench(
-        dtype=DOUBLE, objective={"name": "reverse_kl"}, teacher={"kind": "base"}, sampling=STUDENT, screening=KEEP_ALL
-    )
+        dtype=DOUBLE, objective={"name": "reverse_kl"}, teacher={"kind": "base"}, screening=KEEP_ALL,
+        sampling={"view": "student", "record": Record()},
+    )  # fmt: skip
+    scored: list[int] = []
+    score = bench.trainer.teacher.score
+    bench.trainer.teacher.score = lambda *a: scored.append(1) or score(*a)
     bench.views = [dataclasses.replace(views, teacher_ids=views.student_ids) for views in bench.views]
     metrics = bench.trainer.train_step(bench.views)
+    assert scored
     assert abs(metrics.values["loss/reverse_kl"]) < 1e-12
     assert metrics.values["train/grad_norm"] < 1e-10
 

@@ -103,6 +103,11 @@ def test_keeping_every_token_is_the_whole_vocabulary(name, support):
     kept = Objective(name, support=support, num_kept=V)(hidden, layer, labels, signals).loss_sum
     nearly = Objective(name, support=support, num_kept=V - 1)(hidden, layer, labels, signals).loss_sum
     full = Objective(name)(hidden, layer, labels, signals).loss_sum
+    law = signals.teacher
+    logs, ids = law.head.logits(law.hidden_MD).log_softmax(-1).sort(-1, descending=True)
+    recorded = Signals(signals.weights_N, signals.plain_N, TopLaw(ids, logs))
+    from_record = Objective(name, support=support, num_kept=V)(hidden, layer, labels, recorded).loss_sum
+    torch.testing.assert_close(from_record, full)
     torch.testing.assert_close(kept, full)
     torch.testing.assert_close(nearly, full)  # a tail of one token is that token
 
@@ -213,8 +218,10 @@ def test_bfloat16_compute_gives_a_float32_loss_close_to_the_exact_one(name):
 
 def test_no_tokens_give_a_zero_that_reaches_every_input():
     hidden, layer, labels = inputs()
-    found = Objective()(hidden[:0], layer, labels[:0], plain_signals(0))
+    bias = draw(V, seed=7, grad=True)
+    found = Objective()(hidden[:0], Head(layer.weight_VD, bias), labels[:0], plain_signals(0))
     found.loss_sum.backward()
+    assert bias.grad is not None
     assert found.loss_sum.item() == 0.0
     assert not found.figures.any()
     assert hidden.grad is not None

@@ -17,7 +17,7 @@ def views(name: str) -> Views:
 
 def row(name: str, verdict: str = "keep", **more) -> DistilledRow:
     response = {"keep": f"new {name}", "fallback": f"r {name}", "drop": ""}[verdict]
-    made = DistilledRow(name, f"q {name}", f"r {name}", f"new {name}", response, verdict, "", 0, (5, 6))
+    made = DistilledRow(name, f"q {name}", f"r {name}", f"new {name}", response, verdict, "", 0, (5, int(name)))
     return replace(made, **more)
 
 
@@ -92,10 +92,10 @@ def test_counts_of_what_became_of_the_rows():
 
 def test_training_takes_the_distilled_response_and_its_very_tokens(tmp_path):
     rows = [row(str(i), "drop" if i == 3 else "keep") for i in range(10)]
-    taken, dropped = take_up(ALL, rows, tmp_path)
+    taken, dropped = take_up(ALL, rows, tmp_path, lambda ids: f"new {ids[1]}")
     assert dropped == 1
     assert len(taken) == 9
-    assert taken[0].response_ids == (5, 6)
+    assert taken[0].response_ids == (5, 0)
     assert taken[0].demonstration.response == "new 0"
     assert taken[0].student_ids == ALL[0].student_ids
 
@@ -111,7 +111,7 @@ def test_training_takes_the_distilled_response_and_its_very_tokens(tmp_path):
 )
 def test_a_file_of_other_data_is_refused(tmp_path, rows, said):
     with pytest.raises(DataError, match=said):
-        take_up(ALL, rows, tmp_path)
+        take_up(ALL, rows, tmp_path, lambda ids: f"new {ids[1]}")
 
 
 def test_a_file_that_is_none_is_refused_by_line(tmp_path):
@@ -124,3 +124,8 @@ def test_a_file_that_is_none_is_refused_by_line(tmp_path):
     path.write_text("".join(json.dumps(row("0").record()) + "\n" for _ in range(2)))
     with pytest.raises(DataError, match="line 2: example '0' stands there twice"):
         read_rows(path)
+
+
+def test_ids_of_another_tokenizer_are_refused(tmp_path):
+    with pytest.raises(DataError, match="do not spell its response"):
+        take_up(ALL, [row(str(i)) for i in range(10)], tmp_path, lambda ids: "something else")
