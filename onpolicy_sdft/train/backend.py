@@ -145,11 +145,17 @@ class Backend:
                     "Start every rank with the same command, data and checkout."
                 )
 
-    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """Accumulate gradients of an already normalised loss; DDP averages them over ranks in every micro-batch."""
-        waiting = contextlib.nullcontext() if last else self.accelerator.no_sync(self._policy)
-        with waiting:
-            self.accelerator.backward(loss * self.num_ranks)
+    def micro_batch(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Return the context of a micro-batch's forward and backward: ranks meet in the last one only.
+
+        DDP decides in the forward whether the backward that follows reduces gradients.
+        """
+        waiting: contextlib.AbstractContextManager[Any] = self.accelerator.no_sync(self._policy)
+        return contextlib.nullcontext() if last else waiting
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Accumulate gradients of an already normalised loss."""
+        self.accelerator.backward(loss * self.num_ranks)
 
     def optimizer_step(self, max_norm: float) -> float:
         """Clip and step, unless the gradient is not finite; gradients are gone afterwards either way.

@@ -137,8 +137,9 @@ class Trainer:
             started = self.clock()
             signals = self.laws(batch)  # the teacher's law where the objective needs one, no gradient
             score_seconds += self.clock() - started
-            out = self.policy(batch, self.objective, signals)  # head and loss run inside the wrapped forward
-            self.backend.backward(out.loss_sum / num_counted_tokens, last=batch is batches[-1])
+            with self.backend.micro_batch(last=batch is batches[-1]):
+                out = self.policy(batch, self.objective, signals)  # head and loss run inside the wrapped forward
+                self.backend.backward(out.loss_sum / num_counted_tokens)
             sums += torch.cat([out.loss_sum.detach().double()[None], out.figures]).cpu()
         loss_sum, *figures = map(sum, zip(*self.backend.gather(sums.tolist()), strict=True))
         if not math.isfinite(loss_sum):

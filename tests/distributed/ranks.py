@@ -43,13 +43,37 @@ def work(rank: int, num_ranks: int, port: int, job: dict[str, Any]) -> None:
     die_at = job.get("die_at", {}).get(str(rank))
     if die_at is not None:
         _die_at_step(*die_at)
+    counted = _count_reductions() if job.get("count_reductions") else []
     try:
         outcome = fit(load_config(*job["files"], **overrides), ["test"], lambda text: None)
     except SdftError as error:
         print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+    if job.get("count_reductions"):
+        print(f"rank {rank} reduced {len(counted)} buckets", flush=True)
     torch.distributed.destroy_process_group()
     sys.exit(outcome.result.exit_code)
+
+
+def _count_reductions() -> list[int]:
+    """Let DDP note each bucket of gradients that it reduces."""
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+    from onpolicy_sdft.train.backend import Backend
+
+    prepare, counted = Backend.prepare, []
+
+    def note(state, bucket):  # DDP refuses annotations that are written as text
+        counted.append(bucket.index())
+        return allreduce_hook(state, bucket)
+
+    def counting(self: Backend, *arguments: Any) -> Any:
+        policy, optimizer = prepare(self, *arguments)
+        policy.register_comm_hook(None, note)
+        return policy, optimizer
+
+    Backend.prepare = counting  # type: ignore[method-assign]
+    return counted
 
 
 def _die_at_step(step: int, number: int) -> None:

@@ -210,3 +210,15 @@ def test_accelerate_launch_that_would_train_twice_alone_is_refused(config, tmp_p
     assert done.returncode != 0
     assert "2 processes were launched, but accelerate sees 1" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_gradients_travel_once_a_step_however_many_micro_batches_it_has(config, tmp_path):
+    found = []
+    for tokens in (10_000, 1):
+        options = {"eval.before_and_after": False, "train.max_steps": 2, "train.micro_batch_tokens": tokens}
+        done = run(2, config, tmp_path / str(tokens), {"count_reductions": True}, **options)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(sorted(line for line in done.stdout.splitlines() if "reduced" in line))
+    assert len(found[0]) == 2
+    assert found[0] == found[1]
+    assert "reduced 0 " not in found[0][0]
