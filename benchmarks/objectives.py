@@ -1,6 +1,6 @@
 """Seconds and peak memory of each objective alone: loss and gradients of one micro-batch's loss tokens.
 
-    python benchmarks/objectives.py --results benchmarks/results
+    python -m benchmarks.objectives --results benchmarks/results
 
 Sizes of SmolLM2-135M (hidden 576, vocabulary 49,152), float32 head, with and without bfloat16 compute; the head is
 frozen as under LoRA, or trained. Every case runs in a process of its own; its memory is the peak over what stood before
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.adapters.steps import forget_peak, peak_mib
 from onpolicy_sdft.models.policy import Head
 from onpolicy_sdft.objectives.laws import FullLaw, Signals
 from onpolicy_sdft.objectives.objective import Objective
@@ -39,13 +40,6 @@ CASES = {
     "naive nll": {},
     "naive forward_kl": {},
 }
-
-
-def peak_mib() -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError("/proc/self/status does not say VmHWM")
 
 
 def naive(case: str, hidden: torch.Tensor, head: Head, labels: torch.Tensor, law: FullLaw) -> torch.Tensor:
@@ -70,7 +64,7 @@ def measure(case: str, num_tokens: int, bf16: bool, trained: bool, repeats: int)
     before = 0.0
     for index in range(repeats + 1):
         if index == 1:  # the first run loads kernels
-            Path("/proc/self/clear_refs").write_text("5")
+            forget_peak()
             before = peak_mib()
         started = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -116,15 +110,16 @@ def main() -> None:
             for name in CASES:
                 case = {"case": name, "bf16": bf16, "trained": trained}
                 case |= {"num_tokens": options.num_tokens, "repeats": options.repeats}
-                command = [sys.executable, __file__, "--one", json.dumps(case)]
+                command = [sys.executable, "-m", "benchmarks.objectives", "--one", json.dumps(case)]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 rows.append({**case, **json.loads(done.stdout)})
                 print(rows[-1], flush=True)
     print(table(rows))
     if options.results:
         record = {
-            "command": ["benchmarks/objectives.py", *sys.argv[1:]], "git": git_state(ROOT), "hardware": hardware(),
-            "threads": torch.get_num_threads(), "versions": package_versions(["torch"]), "rows": rows,
+            "command": ["python -m benchmarks.objectives", *sys.argv[1:]], "git": git_state(ROOT),
+            "hardware": hardware(), "threads": torch.get_num_threads(), "rows": rows,
+            "versions": package_versions(["torch"]),
         }  # fmt: skip
         write_json_atomic(options.results / "objectives.json", json.loads(json.dumps(record)))
         write_text_atomic(options.results / "objectives.md", table(rows) + "\n")

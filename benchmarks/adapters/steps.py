@@ -29,12 +29,17 @@ class Channel:
     def wait(self) -> bool:
         """Wait for the next step to be asked for; false at the end. The peak of memory is counted anew."""
         line = sys.stdin.readline()
-        Path("/proc/self/clear_refs").write_text("5")
+        forget_peak()
         return bool(line) and json.loads(line).get("step", False)
 
 
+def forget_peak() -> None:
+    """Count the peak of this process's memory anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_mib() -> float:
-    """Return the largest resident memory since the last :meth:`Channel.wait`, in MiB."""
+    """Return the largest resident memory since :func:`forget_peak`, in MiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 1024

@@ -52,9 +52,16 @@ def _check_effect(config: RunConfig) -> None:
             )
 
 
+def live_options_set(rollout: RolloutConfig) -> list[str]:
+    """Return the options of rollouts that a step learns from which are not at their defaults."""
+    default = RolloutConfig()
+    live = ("view", "num_samples", "demonstration_dropout", "temperature_end")
+    return [name for name in live if getattr(rollout, name) != getattr(default, name)]
+
+
 def _check_unsampled(config: RunConfig) -> None:
     """Nothing is written here, so options of rollouts and laws would do nothing."""
-    targets, rollout, default = config.train.targets, config.rollout, RolloutConfig()
+    targets, rollout = config.train.targets, config.rollout
     if config.context.num_demonstrations > 1 and targets == "demonstrations":
         raise ConfigError(
             "context.num_demonstrations above 1 shows examples to the teacher, but train.targets=demonstrations "
@@ -80,12 +87,11 @@ def _check_unsampled(config: RunConfig) -> None:
             f"teacher.weights={config.teacher.weights} asks for a teacher, but train.targets={targets} needs none. "
             "Way out: leave teacher.weights at live."
         )
-    for name in ("view", "num_samples", "demonstration_dropout", "temperature_end"):
-        if getattr(rollout, name) != getattr(default, name):
-            raise ConfigError(
-                f"rollout.{name}={getattr(rollout, name)!r} is an option of rollouts that are learned, but "
-                f"train.targets={targets} learns none. Way out: leave it at {getattr(default, name)!r}."
-            )
+    for name in live_options_set(rollout):
+        raise ConfigError(
+            f"rollout.{name}={getattr(rollout, name)!r} is an option of rollouts that are learned, but "
+            f"train.targets={targets} learns none. Way out: leave it at {getattr(RolloutConfig(), name)!r}."
+        )
 
 
 def _check_sampled(config: RunConfig) -> None:

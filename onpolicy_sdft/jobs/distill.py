@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from onpolicy_sdft.config.check_method import live_options_set
 from onpolicy_sdft.config.load import dump_config
-from onpolicy_sdft.config.schema import RolloutConfig
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
 from onpolicy_sdft.jobs.method import make_sampling
-from onpolicy_sdft.jobs.parts import load_chat, load_rows, make_views, print_preflight
+from onpolicy_sdft.jobs.parts import load_chat, load_rows, make_views, print_preflight, show_writing
 from onpolicy_sdft.offline.distill import Judge, LegacyJudge, ScreenJudge, count_rows, distill
 from onpolicy_sdft.offline.file import FILE_NAME
 from onpolicy_sdft.offline.legacy import legacy_reason
-from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_atomic
+from onpolicy_sdft.runs.files import differences, read_json, write_json_atomic, write_text_atomic
 from onpolicy_sdft.runs.manifest import collect_manifest
 from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.train.source import PolicySource
-from onpolicy_sdft.types import Advance
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig
@@ -64,11 +62,7 @@ def run_distill(config: RunConfig, command: Sequence[str], say: Callable[[str], 
     backend = chat.backend(chat.loaded.model, config.rollout, config.rollout.batch_size, say)
     views = data.prepared.views
     with Progress("distill", len(views), "rows") as progress:
-
-        def on_progress(advance: Advance) -> None:
-            progress.update(0, writing=advance.num_tokens, slots=advance.slots_in_use, accept_rate=advance.accept_rate)
-
-        source = PolicySource(backend, make_sampling(config, num_steps=1), on_progress)
+        source = PolicySource(backend, make_sampling(config, num_steps=1), show_writing(progress))
         rows = distill(
             views,
             directory / FILE_NAME,
@@ -83,12 +77,7 @@ def run_distill(config: RunConfig, command: Sequence[str], say: Callable[[str], 
 
 
 def _refuse_live_options(config: RunConfig) -> None:
-    default = RolloutConfig()
-    set_ones = [
-        f"rollout.{name}"
-        for name in ("view", "num_samples", "demonstration_dropout", "temperature_end")
-        if getattr(config.rollout, name) != getattr(default, name)
-    ]
+    set_ones = [f"rollout.{name}" for name in live_options_set(config.rollout)]
     if config.teacher.weights != "live":
         set_ones.append("teacher.weights")
     if set_ones:
@@ -106,7 +95,7 @@ def _judge(config: RunConfig, chat: Chat, data: Data) -> Judge:
 
 def _claim(directory: Path, config: RunConfig, data: Data, command: Sequence[str]) -> None:
     """Make the directory ours, or make sure that its rows are of these very settings."""
-    identity = json.loads(json.dumps(_identity(config, data)))
+    identity = _identity(config, data)
     path = directory / _IDENTITY
     if (directory / FILE_NAME).exists() and config.distill.resume != "auto":
         raise RunDirectoryError(
@@ -115,8 +104,7 @@ def _claim(directory: Path, config: RunConfig, data: Data, command: Sequence[str
         )
     if path.exists() and config.distill.resume == "auto":
         saved = read_json(path)
-        differing = sorted(key for key in {*saved, *identity} if saved.get(key) != identity.get(key))
-        if differing:
+        if differing := differences(saved, identity):
             key = differing[0]
             raise RunDirectoryError(
                 f"{directory} was distilled with another {key}: {saved.get(key)!r}, now {identity.get(key)!r}. "

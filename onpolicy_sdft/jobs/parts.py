@@ -236,6 +236,15 @@ def seed_context(
     return second_copy
 
 
+def show_writing(progress: Progress) -> OnProgress:
+    """Return a rollout callback that shows what is being written beside a bar that counts something else."""
+
+    def on_progress(advance: Advance) -> None:
+        progress.update(0, writing=advance.num_tokens, slots=advance.slots_in_use, accept_rate=advance.accept_rate)
+
+    return on_progress
+
+
 def tick(progress: Progress) -> OnProgress:
     """Return a rollout callback that advances a bar by finished completions and shows speed, slots and drafts."""
     written, started = 0, time.perf_counter()

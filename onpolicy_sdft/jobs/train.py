@@ -34,6 +34,7 @@ from onpolicy_sdft.jobs.parts import (
     print_preflight,
     refuse_unaskable,
     say_nothing,
+    show_writing,
 )
 from onpolicy_sdft.models.export import export_model
 from onpolicy_sdft.models.lora import prepare_trainable
@@ -53,7 +54,7 @@ from onpolicy_sdft.train.optim import make_optimizer, make_schedule
 from onpolicy_sdft.train.source import DemonstrationSource, PolicySource, TargetSource
 from onpolicy_sdft.train.step import Trainer, TrainState, count_parameters
 from onpolicy_sdft.train.trackers import check_trackers, open_trackers
-from onpolicy_sdft.types import Advance, Ranks
+from onpolicy_sdft.types import Ranks
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -118,7 +119,8 @@ def fit(config: RunConfig, command: Sequence[str] = (), say: Say = say_to_stderr
     _disable_base_dropout(model)
     trainable, total = count_parameters(model)
     say(f"{trainable / 1e6:.2f} M of {total / 1e6:.1f} M parameters are trained on {backend.num_ranks} ranks")
-    backend.refuse_disagreement({**_identity(config, data), "code": git_state(Path(__file__).parents[2])})
+    if backend.num_ranks > 1:
+        backend.refuse_disagreement({**_identity(config, data), "code": git_state(Path(__file__).parents[2])})
     run = backend.on_first(partial(_claim_run, config, data, command, backend))
 
     progress = Progress("train", plan.num_steps, "steps", enabled=backend.rank == 0)
@@ -212,12 +214,8 @@ def _make_source(
         return DemonstrationSource()
     rollout = config.rollout
     backend = chat.backend(model, rollout, rollout.batch_size, progress.note)
-
-    def on_progress(advance: Advance) -> None:
-        progress.update(0, writing=advance.num_tokens, slots=advance.slots_in_use, accept_rate=advance.accept_rate)
-
     return PolicySource(
-        backend, make_sampling(config, plan.num_steps), on_progress, DraftStore(rollout.draft_store_tokens),
+        backend, make_sampling(config, plan.num_steps), show_writing(progress), DraftStore(rollout.draft_store_tokens),
         # The student writes its own samples; what the teacher writes, its weights write.
         writing=teacher.weights if rollout.view == "teacher" else nullcontext,
     )  # fmt: skip

@@ -112,11 +112,15 @@ class Teacher:
             return hidden_at_loss_tokens(inner_model(self.model), batch)
 
     def head(self, kind: Kind | None = None) -> Head:
-        """Return the output layer under a kind of weights, as tensors that outlive the swap."""
-        with self.weights(kind):
-            head = head_of(inner_model(self.model))
-            bias = None if head.bias_V is None else head.bias_V.detach()
-            return Head(head.weight_VD.detach(), bias, head.scale, head.softcap)
+        """Return the output layer under a kind of weights; nothing else of them is touched."""
+        head, copy = head_of(inner_model(self.model)), self.copies.get(kind or self.kind, {})
+        kept = {id(parameter): copy[name] for name, parameter in self._trainable().items() if name in copy}
+
+        def under(live: torch.Tensor) -> torch.Tensor:
+            return kept[id(live)].to(live) if id(live) in kept else live.detach()
+
+        bias = None if head.bias_V is None else under(head.bias_V)
+        return Head(under(head.weight_VD), bias, head.scale, head.softcap)
 
     def state(self) -> dict[str, Any]:
         """Return the copies that a new start would not make by itself, for a checkpoint."""

@@ -64,8 +64,9 @@ def with_tail(logprobs_CK: torch.Tensor) -> torch.Tensor:
     return torch.cat([logprobs_CK, (1 - mass).clamp_min(_SMALLEST_TAIL).log()], -1)
 
 
-def out_of_buckets(gradient_CB: torch.Tensor, logprobs_CV: torch.Tensor, kept_CK: torch.Tensor) -> torch.Tensor:
+def out_of_buckets(
+    gradient_CB: torch.Tensor, tail_C1: torch.Tensor, logprobs_CV: torch.Tensor, kept_CK: torch.Tensor
+) -> torch.Tensor:
     """Turn a gradient of bucket logits into one of the vocabulary's: the tail's is shared out by probability."""
-    tail_C1 = logprobs_CV.scatter(-1, kept_CK, -math.inf).logsumexp(-1, keepdim=True)
     gradient_CV = (logprobs_CV - tail_C1).exp_().mul_(gradient_CB[:, -1:])
     return gradient_CV.scatter_(-1, kept_CK, gradient_CB[:, :-1])

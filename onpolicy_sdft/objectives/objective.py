@@ -25,6 +25,7 @@ Support = Literal["full", "teacher", "student"]
 #: anchor's divergences (each as weighted in the loss), how many losses were clipped, the importance weights and
 #: how many of them were capped.
 FIGURES = ("own", "plain", "anchor", "clipped", "importance", "capped")
+_OWN, _PLAIN, _ANCHOR, _CLIPPED, _IMPORTANCE, _CAPPED = range(len(FIGURES))
 
 #: Losses and the gradient of their sum by logits, of a chunk.
 _Losses = tuple[torch.Tensor, torch.Tensor]
@@ -107,15 +108,11 @@ class Objective:
         if self.name == "nll" or teacher is None:
             return nll(logprobs_CV, labels_C)
         if isinstance(teacher, TopLaw):
-            kept_CK = teacher.token_ids_MK
-            if kept_CK.shape[-1] >= logprobs_CV.shape[-1]:  # nothing is left for a tail
-                teacher_CV = torch.empty_like(logprobs_CV).scatter_(-1, kept_CK, teacher.logprobs_MK.to(logprobs_CV))
-                return DIVERGENCES[self.name](teacher_CV, logprobs_CV, self.beta)
-            student = in_buckets(logprobs_CV, kept_CK)
-            value_C, gradient_CB = DIVERGENCES[self.name](
-                with_tail(teacher.logprobs_MK.to(student)), student, self.beta
-            )
-            return value_C, out_of_buckets(gradient_CB, logprobs_CV, kept_CK)
+            kept_CK, recorded_CK = teacher.token_ids_MK, teacher.logprobs_MK.to(logprobs_CV)
+            if kept_CK.shape[-1] < logprobs_CV.shape[-1]:
+                return self._in_buckets(with_tail(recorded_CK), logprobs_CV, kept_CK)
+            teacher_CV = torch.empty_like(logprobs_CV).scatter_(-1, kept_CK, recorded_CK)  # no tail is left
+            return DIVERGENCES[self.name](teacher_CV, logprobs_CV, self.beta)
         teacher_CV = read(teacher)
         if self.name == "sampled_reverse_kl":
             nll_C, gradient_CV = nll(logprobs_CV, labels_C)
@@ -124,10 +121,12 @@ class Objective:
         if self.support == "full" or self.num_kept >= logprobs_CV.shape[-1]:
             return DIVERGENCES[self.name](teacher_CV, logprobs_CV, self.beta)
         kept_CK = (teacher_CV if self.support == "teacher" else logprobs_CV).topk(self.num_kept, -1).indices
-        value_C, gradient_CB = DIVERGENCES[self.name](
-            in_buckets(teacher_CV, kept_CK), in_buckets(logprobs_CV, kept_CK), self.beta
-        )
-        return value_C, out_of_buckets(gradient_CB, logprobs_CV, kept_CK)
+        return self._in_buckets(in_buckets(teacher_CV, kept_CK), logprobs_CV, kept_CK)
+
+    def _in_buckets(self, teacher_CB: torch.Tensor, logprobs_CV: torch.Tensor, kept_CK: torch.Tensor) -> _Losses:
+        student_CB = in_buckets(logprobs_CV, kept_CK)
+        value_C, gradient_CB = DIVERGENCES[self.name](teacher_CB, student_CB, self.beta)
+        return value_C, out_of_buckets(gradient_CB, student_CB[:, -1:], logprobs_CV, kept_CK)
 
 
 def nll(logprobs_CV: torch.Tensor, labels_C: torch.Tensor) -> _Losses:
@@ -242,23 +241,23 @@ class _Work:
         if not is_plain and objective.clip is not None:
             clipped_C = loss_C > objective.clip
             loss_C, scale_C = loss_C.clamp_max(objective.clip), scale_C * ~clipped_C
-            figures[3] += clipped_C.sum()
+            figures[_CLIPPED] += clipped_C.sum()
         if not is_plain and objective.importance and signals.sampling_logprobs_M is not None:
             drawn_C = signals.sampling_logprobs_M[own].to(logprobs_CV.dtype)
             ratio_C = (logprobs_CV.gather(-1, labels_C[:, None])[:, 0] - drawn_C).exp().nan_to_num(1.0)
             rho_C = ratio_C.clamp_max(objective.importance_cap)
-            figures[4] += rho_C.sum()
-            figures[5] += (ratio_C > objective.importance_cap).sum()
+            figures[_IMPORTANCE] += rho_C.sum()
+            figures[_CAPPED] += (ratio_C > objective.importance_cap).sum()
             weights_C, scale_C = weights_C * rho_C, scale_C * rho_C
         loss = (weights_C * loss_C).sum()
-        figures[1 if is_plain else 0] += loss
+        figures[_PLAIN if is_plain else _OWN] += loss
         gradient_CV.mul_(scale_C[:, None])
         if objective.anchor_weight and signals.anchor is not None:
             anchor_CV = read(FullLaw(signals.anchor.hidden_MD[tokens], signals.anchor.head))
             anchor_C, anchor_gradient_CV = DIVERGENCES["reverse_kl"](anchor_CV, logprobs_CV, objective.beta)
             weights_C = signals.weights_N[tokens].to(logprobs_CV.dtype) * objective.anchor_weight
             anchored = (weights_C * anchor_C).sum()
-            figures[2] += anchored
+            figures[_ANCHOR] += anchored
             loss = loss + anchored
             gradient_CV.addcmul_(anchor_gradient_CV, weights_C[:, None])
         return loss, gradient_CV

@@ -131,6 +131,20 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the keys, in order, whose values differ between a record that was read from JSON and one in memory.
+
+    Args:
+        saved: As read.
+        now: As it would be written.
+
+    Returns:
+        Keys of either.
+    """
+    written = json.loads(json.dumps(dict(now)))
+    return sorted(key for key in {*saved, *written} if saved.get(key) != written.get(key))
+
+
 def append_jsonl(path: Path, *records: Mapping[str, Any]) -> None:
     """Add lines to a JSONL file, in one write, visible to readers at once.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from onpolicy_sdft.errors import RunDirectoryError
-from onpolicy_sdft.runs.files import read_json, write_json_atomic
+from onpolicy_sdft.runs.files import differences, read_json, write_json_atomic
 from onpolicy_sdft.types import ONE_RANK, Ranks
 
 if TYPE_CHECKING:
@@ -136,9 +135,8 @@ def refuse_other_run(run: RunDirectory, identity: Mapping[str, Any]) -> dict[str
             f"{source} has checkpoint version {record.get('version')}, this program writes {_VERSION}. "
             "Resume with the version that made it, or start a new train.output_dir."
         )
-    saved, now = record["identity"], json.loads(json.dumps(dict(identity)))
-    differing = sorted(key for key in {*saved, *now} if saved.get(key) != now.get(key))
-    if differing:
+    saved, now = record["identity"], identity
+    if differing := differences(saved, now):
         key = differing[0]
         raise RunDirectoryError(
             f"{source} belongs to a run with another {key}: it has {saved.get(key)!r}, this run {now.get(key)!r} "

@@ -3,19 +3,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from changed import config_with
 
 from onpolicy_sdft.config.check import check, evaluation_sets
 from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig
 from onpolicy_sdft.errors import ConfigError
-
-
-def config_with(**values: Any) -> RunConfig:
-    config = RunConfig()
-    for name, value in values.items():
-        section, _, field = name.partition(".")
-        assert hasattr(getattr(config, section), field), name
-        setattr(getattr(config, section), field, value)
-    return config
 
 
 def refuse(**values: Any) -> str:

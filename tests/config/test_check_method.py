@@ -1,26 +1,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
+from changed import config_with
 
 from onpolicy_sdft.config.check import check
 from onpolicy_sdft.config.load import load_config
-from onpolicy_sdft.config.schema import RunConfig
 from onpolicy_sdft.errors import ConfigError
 
 METHODS = Path(__file__).parents[2] / "configs" / "methods"
 KEEP = {f"screening.{name}": "keep" for name in ("banned", "empty", "truncated", "looping", "length", "check")}
-
-
-def check_with(**values: Any) -> None:
-    config = RunConfig()
-    for name, value in values.items():
-        section, _, field = name.partition(".")
-        assert hasattr(getattr(config, section), field), name
-        setattr(getattr(config, section), field, value)
-    check(config)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +57,7 @@ def check_with(**values: Any) -> None:
 )
 def test_what_cannot_be_meant_is_refused_with_the_way_out(values, said):
     with pytest.raises(ConfigError) as caught:
-        check_with(**values)
+        check(config_with(**values))
     assert said in str(caught.value)
 
 
@@ -83,7 +73,7 @@ def test_what_cannot_be_meant_is_refused_with_the_way_out(values, said):
     ],
 )
 def test_what_can_be_meant_passes(values):
-    check_with(**values)
+    check(config_with(**values))
 
 
 @pytest.mark.parametrize("method", ["sft", "offline_sdft", "sdft", "sdft_kl"])
