@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -41,6 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         print(f"sdft: there is no verb {verb!r}.{hint}\n\n{usage()}", file=sys.stderr)
+        return 2
+    if verb != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        print(
+            f"sdft {verb}: works in one process, but {os.environ['WORLD_SIZE']} were launched; each would write the "
+            "same files. Start it without accelerate launch.",
+            file=sys.stderr,
+        )
         return 2
     try:
         return int(importlib.import_module(f"onpolicy_sdft.cli.{verb}").run(rest))

@@ -26,7 +26,7 @@ def run(arguments: Sequence[str]) -> int:
     print_table(f"GiB of a rank, {options.gpus} GPUs", ["backend", *columns, "peak"], table)
     print(
         f"{sizes.num_trainable / 1e6:.1f} M of {sizes.num_parameters / 1e6:.1f} M parameters are trained; a step "
-        f"writes {outcome.rollouts_a_step} rollouts, at most {outcome.most_a_rank} on a rank."
+        f"writes {outcome.rollouts_a_step} rollouts, about {outcome.rollouts_a_rank} on a rank."
     )
     usable = f"{options.gpu_memory:g} GiB with {RESERVE:.0%} in reserve"
     if outcome.recommended is None:

@@ -21,6 +21,7 @@ def run(arguments: Sequence[str]) -> int:
     from onpolicy_sdft.runs.progress import print_table
 
     outcome = run_probe(config, options.templates, options.temperatures, options.num_examples, say_to_stderr)
+    num_rollouts = config.train.batch_size * config.rollout.num_samples
     rows = [
         (
             row.template,
@@ -32,14 +33,14 @@ def run(arguments: Sequence[str]) -> int:
             f"{row.entropy:.2f}",
             f"{row.mean_length:.0f}",
             f"{row.length_ratio:.2f}",
-            f"{row.seconds_per_rollout * config.train.batch_size + outcome.learning_seconds:.1f}",
+            f"{row.seconds_per_rollout * num_rollouts + outcome.learning_seconds:.1f}",
         )
         for row in outcome.rows
     ]
     columns = ["template", "T", "score [95 %]", "kept", "verbatim", "refused", "entropy", "tokens", "ratio", "s/step"]
     print_table(f"probe of {config.model.name}, n = {outcome.rows[0].n}", columns, rows)
     print(
-        f"s/step: expected seconds per step of {config.train.batch_size}, of which {outcome.learning_seconds:.1f} s "
+        f"s/step: expected seconds per step of {num_rollouts} rollouts, of which {outcome.learning_seconds:.1f} s "
         "learning; refused: share of rollouts by reason."
     )
     print(outcome.recommendation)

@@ -41,6 +41,10 @@ def _check_effect(config: RunConfig) -> None:
         "objective.anchor": (objective.anchor_kl > 0, "--objective.anchor_kl above 0"),
         "objective.importance_cap": (objective.importance == "token", "--objective.importance token"),
         "teacher.half_life": (teacher.weights == "ema", "--teacher.weights ema"),
+        "teacher.device": (
+            teacher.weights != "live" or objective.anchor_kl > 0,
+            "a teacher or an anchor that is copied (--teacher.weights ema)",
+        ),
     }
     for name, (is_read, way_out) in readers.items():
         section, _, option = name.partition(".")
@@ -107,6 +111,12 @@ def _check_sampled(config: RunConfig) -> None:
         raise ConfigError(
             f"rollout.demonstration_dropout={rollout.demonstration_dropout} leaves demonstrations out of the teacher's "
             "prompt, but rollout.view=student shows none. Way out: set it to 0."
+        )
+    if rollout.demonstration_dropout and config.teacher.weights != "live":
+        raise ConfigError(
+            f"rollout.demonstration_dropout={rollout.demonstration_dropout} has the policy write under its bare prompt, "
+            f"but with teacher.weights={config.teacher.weights} it is the teacher that writes. "
+            "Way out: --teacher.weights live, or --rollout.demonstration_dropout 0."
         )
     if objective.name == "sampled_reverse_kl":
         _check_score_function(config)

@@ -17,7 +17,7 @@ from onpolicy_sdft.jobs.method import make_sampling
 from onpolicy_sdft.jobs.parts import load_chat, load_rows, make_views, print_preflight, show_writing
 from onpolicy_sdft.offline.distill import Judge, LegacyJudge, ScreenJudge, count_rows, distill
 from onpolicy_sdft.offline.file import FILE_NAME
-from onpolicy_sdft.offline.legacy import legacy_reason
+from onpolicy_sdft.offline.legacy import legacy_agrees
 from onpolicy_sdft.runs.files import differences, read_json, write_json_atomic, write_text_atomic
 from onpolicy_sdft.runs.manifest import collect_manifest
 from onpolicy_sdft.runs.progress import Progress
@@ -57,7 +57,7 @@ def run_distill(config: RunConfig, command: Sequence[str], say: Callable[[str], 
     print_preflight(data, config, say)
     if config.distill.rules == "legacy":
         for view in data.prepared.views:  # a row that its rules cannot judge is found before anything is written
-            legacy_reason(view.demonstration.response, view.demonstration, config.task.name)
+            legacy_agrees(view.demonstration.response, view.demonstration, config.task.name)
     _claim(directory, config, data, command)
     backend = chat.backend(chat.loaded.model, config.rollout, config.rollout.batch_size, say)
     views = data.prepared.views
@@ -101,6 +101,11 @@ def _claim(directory: Path, config: RunConfig, data: Data, command: Sequence[str
         raise RunDirectoryError(
             f"distill.output_dir={directory} already holds {FILE_NAME}. Choose another, go on with it "
             "(--distill.resume auto), or delete it."
+        )
+    if (directory / FILE_NAME).exists() and not path.exists():
+        raise RunDirectoryError(
+            f"{directory} holds {FILE_NAME} but no {_IDENTITY}: nothing says which settings wrote its rows. "
+            "Choose another distill.output_dir, or delete it."
         )
     if path.exists() and config.distill.resume == "auto":
         saved = read_json(path)

@@ -50,7 +50,7 @@ class PlanOutcome:
     num_gpus: int
     rows: tuple[Estimate, ...]
     rollouts_a_step: int
-    most_a_rank: int  # rollouts of the busiest rank
+    rollouts_a_rank: int  # an even share; they are dealt by length, so a rank can have a few more
     recommended: str | None  # the first backend that fits; None: none does
 
 
@@ -69,11 +69,11 @@ def plan(config: RunConfig, num_gpus: int, gpu_gib: float) -> PlanOutcome:
         )
     sizes = model_sizes(config.model, config.lora)
     rollouts = config.train.batch_size * config.rollout.num_samples
-    most = math.ceil(rollouts / num_gpus)
-    rows = tuple(estimate(config, sizes, backend, num_gpus, most) for backend in SHARDED)
+    share = math.ceil(rollouts / num_gpus)
+    rows = tuple(estimate(config, sizes, backend, num_gpus, share) for backend in SHARDED)
     usable = gpu_gib * GIB * (1 - RESERVE)
     fitting = [row.backend for row in rows if row.peak <= usable]
-    return PlanOutcome(sizes, num_gpus, rows, rollouts, most, fitting[0] if fitting else None)
+    return PlanOutcome(sizes, num_gpus, rows, rollouts, share, fitting[0] if fitting else None)
 
 
 def estimate(config: RunConfig, sizes: Sizes, backend: str, num_gpus: int, most: int) -> Estimate:
@@ -83,7 +83,7 @@ def estimate(config: RunConfig, sizes: Sizes, backend: str, num_gpus: int, most:
     def share(part: str) -> int:
         return num_gpus if part in shared else 1
 
-    weights = sizes.num_parameters * sizes.bytes_per_parameter
+    weights = sizes.num_bytes
     held = {
         "parameters": weights / share("parameters"),
         "gradients": 4 * sizes.num_trainable / share("gradients"),

@@ -16,10 +16,11 @@ from onpolicy_sdft.data.templates import TeacherContext
 from onpolicy_sdft.data.views import prepare
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.probe import ProbeRow, probe, recommend
-from onpolicy_sdft.jobs.method import make_objective, make_teacher
+from onpolicy_sdft.jobs.method import make_objective, make_sampling, make_teacher
 from onpolicy_sdft.jobs.parts import Chat, load_chat, sampling_law, tick
 from onpolicy_sdft.models.lora import prepare_trainable
 from onpolicy_sdft.models.policy import Policy
+from onpolicy_sdft.rollout.backend import NO_RECORD
 from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks import load_task
@@ -90,7 +91,10 @@ def run_probe(
 
 
 def _seconds_per_learning_step(config: RunConfig, chat: Chat, views: Sequence[Views]) -> float:
-    """Time forward and backward of one step's worth of demonstrations, scoring included; nothing is updated."""
+    """Time forward and backward of one step's worth of demonstrations; nothing is updated.
+
+    Scoring is included where the rollouts would not have recorded the teacher's laws.
+    """
     model = prepare_trainable(chat.loaded.model, config.lora, config.model, config.train.seed)
     policy, objective = Policy(model).train(), make_objective(config)
     rows = [Row(view.student_ids, view.response_ids, view.teacher_ids) for view in views[: config.train.batch_size]]
@@ -100,14 +104,18 @@ def _seconds_per_learning_step(config: RunConfig, chat: Chat, views: Sequence[Vi
         return torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16")
 
     laws = LawSource(make_teacher(config, model, bf16), objective, chat.pad_token_id)
-    started = time.perf_counter()
+    is_recorded = make_sampling(config, num_steps=1).record != NO_RECORD
+    seconds = 0.0
     with Progress("probe: learning", len(rows), "targets") as progress:
         for group in split_by_budget(rows, config.train.micro_batch_tokens):
             batch = collate(group, chat.pad_token_id, device)
+            started = time.perf_counter()
             signals = laws(batch)
+            started = time.perf_counter() if is_recorded else started
             with bf16():
                 loss = policy(batch, objective, signals).loss_sum
             loss.backward()
+            seconds += time.perf_counter() - started
             progress.update(len(group))
     policy.zero_grad(set_to_none=True)
-    return (time.perf_counter() - started) * config.train.batch_size / len(rows)
+    return seconds * config.train.batch_size * config.rollout.num_samples / len(rows)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import LoraConfig, ModelConfig
 
 
+_BYTES_IN_4_BITS = 0.5 + 4 / 64  # bitsandbytes: one float32 scale for 64 weights
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """What memory follows from."""
@@ -24,12 +27,19 @@ class Sizes:
     num_parameters: int
     num_trainable: int
     num_adapted: int  # parameters of the layers that carry adapters: a merged copy has as many
-    bytes_per_parameter: int  # of the weights as they are stored
+    num_quantised: int  # parameters of the layers that a 4-bit base holds in 4 bits
+    bytes_per_parameter: int  # of the other weights as they are stored
     num_layers: int
     hidden_size: int
     intermediate_size: int
     vocab_size: int
     kv_size: int  # key elements of one position and layer, as many again for values
+
+    @property
+    def num_bytes(self) -> float:
+        """Memory of the weights."""
+        whole = self.num_parameters - self.num_quantised
+        return whole * self.bytes_per_parameter + self.num_quantised * _BYTES_IN_4_BITS
 
 
 def model_sizes(model: ModelConfig, lora: LoraConfig) -> Sizes:
@@ -46,6 +56,9 @@ def model_sizes(model: ModelConfig, lora: LoraConfig) -> Sizes:
             made = AutoModelForCausalLM.from_config(config, dtype=DTYPES[model.dtype])
     except (OSError, ValueError) as error:
         raise ModelError(f"Cannot read the config of model.name={model.name!r}: {error}") from error
+    linear = [module for module in made.modules() if isinstance(module, torch.nn.Linear)]
+    in_4_bits = [layer for layer in linear if layer is not made.get_output_embeddings()] if model.load_in_4bit else []
+    num_quantised = sum(layer.weight.numel() for layer in in_4_bits)
     made = prepare_trainable(made, lora, model, seed=0)
     text = config.get_text_config()
     heads = text.num_attention_heads
@@ -55,6 +68,7 @@ def model_sizes(model: ModelConfig, lora: LoraConfig) -> Sizes:
         num_parameters=sum(p.numel() for p in made.parameters()),
         num_trainable=sum(p.numel() for p in made.parameters() if p.requires_grad),
         num_adapted=sum(layer.weight.numel() for layer in adapted),
+        num_quantised=num_quantised,
         bytes_per_parameter=DTYPES[model.dtype].itemsize,
         num_layers=text.num_hidden_layers,
         hidden_size=text.hidden_size,

@@ -23,9 +23,9 @@ Support = Literal["full", "teacher", "student"]
 
 #: What is summed over the loss tokens beside the loss: the objective's own losses, the nll of plain tokens and the
 #: anchor's divergences (each as weighted in the loss), how many losses were clipped, the importance weights and
-#: how many of them were capped.
-FIGURES = ("own", "plain", "anchor", "clipped", "importance", "capped")
-_OWN, _PLAIN, _ANCHOR, _CLIPPED, _IMPORTANCE, _CAPPED = range(len(FIGURES))
+#: how many of them were capped, and how many tokens the objective itself learned: all but the plain ones.
+FIGURES = ("own", "plain", "anchor", "clipped", "importance", "capped", "own_tokens")
+_OWN, _PLAIN, _ANCHOR, _CLIPPED, _IMPORTANCE, _CAPPED, _OWN_TOKENS = range(len(FIGURES))
 
 #: Losses and the gradient of their sum by logits, of a chunk.
 _Losses = tuple[torch.Tensor, torch.Tensor]
@@ -251,6 +251,7 @@ class _Work:
             weights_C, scale_C = weights_C * rho_C, scale_C * rho_C
         loss = (weights_C * loss_C).sum()
         figures[_PLAIN if is_plain else _OWN] += loss
+        figures[_OWN_TOKENS] += 0 if is_plain else len(tokens)
         gradient_CV.mul_(scale_C[:, None])
         if objective.anchor_weight and signals.anchor is not None:
             anchor_CV = read(FullLaw(signals.anchor.hidden_MD[tokens], signals.anchor.head))

@@ -31,7 +31,7 @@ def legacy_reason(text: str, demonstration: Demonstration, task_name: str) -> st
     text = text.strip()
     if any(phrase in text.lower() for phrase in _BANNED) or text.startswith("Your turn"):
         return "banned"
-    return "" if _agrees(text, demonstration, task_name) else "check"
+    return "" if legacy_agrees(text, demonstration, task_name) else "check"
 
 
 def last_integer(text: str) -> str:
@@ -42,7 +42,12 @@ def last_integer(text: str) -> str:
     return _NO_INTEGER if fraction and int(fraction) != 0 else whole
 
 
-def _agrees(text: str, demonstration: Demonstration, task_name: str) -> bool:
+def legacy_agrees(text: str, demonstration: Demonstration, task_name: str) -> bool:
+    """Return whether a text passes the ACL 2024 program's check against the original response.
+
+    Raises:
+        DataError: If the row lacks what the check compares with.
+    """
     if task_name == "math_word_problem":
         try:
             return int(last_integer(demonstration.response.strip())) == int(last_integer(text))

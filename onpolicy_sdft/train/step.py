@@ -25,6 +25,7 @@ from onpolicy_sdft.data.sharing import collect, deal
 from onpolicy_sdft.objectives.objective import FIGURES
 from onpolicy_sdft.train.source import spread
 from onpolicy_sdft.train.telemetry import (
+    length_metrics,
     loss_metrics,
     mean_over_ranks,
     rollout_metrics,
@@ -121,6 +122,7 @@ class Trainer:
             **mean_over_ranks(self.backend, {**time_metrics(times, learned.score_seconds), **self.source.figures()}),
             **rollout_metrics(targets),
             **screen_metrics(targets),
+            **length_metrics(targets, self.pairing.num_skipped),
         }
         return StepMetrics(self.state.step, learned.skipped, values, tuple(targets))
 

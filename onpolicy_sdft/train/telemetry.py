@@ -64,22 +64,30 @@ def rollout_metrics(targets: Sequence[Target]) -> dict[str, float]:
 
 
 def loss_metrics(name: str, loss_sum: float, figures: Sequence[float], num_tokens: int) -> dict[str, float]:
-    """Return the step's loss and its parts, per token of the denominator.
+    """Return the step's loss and its parts per token of the denominator, so that the parts sum to it.
 
-    ``loss/total`` is what was minimised; ``loss/NAME`` the objective's own part of it. Parts and rates that are
-    zero throughout are left out.
+    ``loss/total`` is what was minimised; ``loss/NAME`` the objective's own part of it. Rates and the mean importance
+    are over the tokens that the objective itself learns. Parts and rates that are zero throughout are left out.
     """
     values = dict(zip(FIGURES, figures, strict=True))
-    per_token = 1 / max(1, num_tokens)
+    per_token, per_own = 1 / max(1, num_tokens), 1 / max(1, values["own_tokens"])
     found = {"loss/total": loss_sum * per_token, f"loss/{name}": values["own"] * per_token}
     named = {
-        "loss/demonstration_nll": "plain",
-        "loss/anchor": "anchor",
-        "loss/clipped_rate": "clipped",
-        "loss/mean_importance": "importance",
-        "loss/importance_capped_rate": "capped",
+        "loss/demonstration_nll": ("plain", per_token),
+        "loss/anchor": ("anchor", per_token),
+        "loss/clipped_rate": ("clipped", per_own),
+        "loss/mean_importance": ("importance", per_own),
+        "loss/importance_capped_rate": ("capped", per_own),
     }
-    return found | {key: values[figure] * per_token for key, figure in named.items() if values[figure]}
+    return found | {key: values[figure] * scale for key, (figure, scale) in named.items() if values[figure]}
+
+
+def length_metrics(targets: Sequence[Target], num_skipped: int) -> dict[str, float]:
+    """Return the share of targets that are not learned for being no longer than what is skipped of each."""
+    learned = [target for target in targets if target.verdict != "drop"]
+    if not num_skipped or not learned:
+        return {}
+    return {"train/too_short_rate": sum(len(target.token_ids) <= num_skipped for target in learned) / len(learned)}
 
 
 def time_metrics(times: Sequence[float], score_seconds: float) -> dict[str, float]:

@@ -44,6 +44,11 @@ def test_an_unknown_verb_names_the_nearest(capsys):
     assert "usage: sdft VERB" in shown
 
 
+def test_a_verb_of_one_process_refuses_to_be_launched_as_several(capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "2 were launched" in refuse(capsys, "distill", "--help")
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_help_of_a_verb_is_quick_and_needs_no_torch(verb):
     started = time.perf_counter()

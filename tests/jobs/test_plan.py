@@ -27,6 +27,14 @@ def test_sizes_are_those_of_the_model_itself(model_dir, tiny_model, lora):
     assert sizes.kv_size == text.num_key_value_heads * text.hidden_size // text.num_attention_heads
 
 
+def test_a_base_in_four_bits_takes_about_a_seventh_of_float32(model_dir):
+    whole, packed = (config(model_dir, **{"model.load_in_4bit": flag}) for flag in (False, True))
+    sizes = [model_sizes(asked.model, asked.lora) for asked in (whole, packed)]
+    linear = sizes[1].num_quantised
+    assert 0 < linear < sizes[1].num_parameters - sizes[1].num_trainable
+    assert sizes[0].num_bytes - sizes[1].num_bytes == linear * (4 - 0.5625)
+
+
 def test_what_is_divided_among_ranks_is_divided(model_dir):
     asked = config(model_dir, **{"lora.enabled": False, "teacher.weights": "ema"})
     sizes = model_sizes(asked.model, asked.lora)
@@ -60,6 +68,6 @@ def test_the_command_prints_a_table_and_its_advice(model_dir, capsys):
     shown = capsys.readouterr().out
     assert "zero3" in shown
     assert "Take ddp" in shown
-    assert "at most 4 on a rank" in shown
+    assert "about 4 on a rank" in shown
     assert main(["plan", *flags, "--gpu_memory", "0.000001"]) == 1
     assert torch.get_default_device().type == "cpu"

@@ -19,6 +19,7 @@ from onpolicy_sdft.config.schema import ContextConfig, RolloutConfig
 from onpolicy_sdft.data.views import Renderer
 from onpolicy_sdft.jobs.parts import Chat
 from onpolicy_sdft.models.load import LoadedModel
+from onpolicy_sdft.rollout import support
 from onpolicy_sdft.rollout.attention import SlotAttention, UnsupportedModel, slot_attention_forward
 from onpolicy_sdft.rollout.engine import RolloutEngine
 from onpolicy_sdft.rollout.hf import HFBackend
@@ -92,6 +93,17 @@ def test_a_model_whose_slots_would_give_other_numbers_is_refused(monkeypatch):
     monkeypatch.setattr(module.SlotAttention, "attend", lambda self, q, k, v, how: torch.zeros_like(q))
     with pytest.raises(UnsupportedModel, match="off its own"):
         examine(make("llama"))
+
+
+def test_a_bfloat16_model_that_makes_much_of_rounding_is_served_and_a_wrong_one_still_is_not(monkeypatch):
+    import onpolicy_sdft.rollout.attention as module
+
+    model = make("llama").to(torch.bfloat16)
+    monkeypatch.setitem(support._TOLERANCE, torch.bfloat16, 1e-4)  # as if rounding grew to far more than is allowed
+    examine(model)
+    monkeypatch.setattr(module.SlotAttention, "attend", lambda self, q, k, v, how: torch.zeros_like(q))
+    with pytest.raises(UnsupportedModel, match="off its own"):
+        examine(model)
 
 
 @pytest.mark.parametrize(
