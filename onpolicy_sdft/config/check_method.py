@@ -114,8 +114,8 @@ def _check_sampled(config: RunConfig) -> None:
         )
     if rollout.demonstration_dropout and config.teacher.weights != "live":
         raise ConfigError(
-            f"rollout.demonstration_dropout={rollout.demonstration_dropout} has the policy write under its bare prompt, "
-            f"but with teacher.weights={config.teacher.weights} it is the teacher that writes. "
+            f"rollout.demonstration_dropout={rollout.demonstration_dropout} has the policy write under its bare "
+            f"prompt, but with teacher.weights={config.teacher.weights} it is the teacher that writes. "
             "Way out: --teacher.weights live, or --rollout.demonstration_dropout 0."
         )
     if objective.name == "sampled_reverse_kl":

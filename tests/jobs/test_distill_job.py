@@ -89,6 +89,13 @@ def test_legacy_rows_that_cannot_be_judged_are_found_before_anything_is_written(
     assert not (tmp_path / "distilled").exists()
 
 
+def test_rows_of_unknown_settings_are_not_gone_on_with(options, tmp_path, capsys):
+    assert main(["distill", *options, "--data.limit", "3"]) == 0
+    (tmp_path / "distilled" / "identity.json").unlink()
+    assert main(["distill", *options, "--distill.resume", "auto"]) == 2
+    assert "nothing says which settings wrote its rows" in capsys.readouterr().err
+
+
 def test_a_file_of_other_data_is_refused_before_training(options, tmp_path, capsys):
     assert main(["distill", *options, "--data.limit", "5"]) == 0
     learn = ["--train.targets", "distilled", "--train.distilled", str(tmp_path / "distilled")]

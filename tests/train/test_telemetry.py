@@ -2,7 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from onpolicy_sdft.train.telemetry import distinct_n, overlap, rollout_metrics, screen_metrics
+from onpolicy_sdft.objectives.objective import FIGURES
+from onpolicy_sdft.train.telemetry import (
+    distinct_n,
+    length_metrics,
+    loss_metrics,
+    overlap,
+    rollout_metrics,
+    screen_metrics,
+)
 from onpolicy_sdft.types import Demonstration, NoiseKey, Rollout, Target, Turn, Views
 
 
@@ -47,3 +55,28 @@ def test_a_step_that_wrote_nothing_has_no_rollout_metrics():
     learned = Target(target([1], [1]).views, (1,), "", "keep", "", None)
     assert rollout_metrics([learned]) == {}
     assert screen_metrics([learned]) == {}
+
+
+def test_parts_of_the_loss_sum_to_it_and_rates_are_over_the_objectives_own_tokens():
+    figures = {
+        **dict.fromkeys(FIGURES, 0.0),
+        "own": 4.0,
+        "plain": 2.0,
+        "importance": 6.0,
+        "clipped": 1.0,
+        "own_tokens": 5,
+    }
+    found = loss_metrics("jsd", 6.0, [figures[name] for name in FIGURES], num_tokens=10)
+    assert found == {
+        "loss/total": 0.6,
+        "loss/jsd": 0.4,
+        "loss/demonstration_nll": 0.2,
+        "loss/clipped_rate": 0.2,
+        "loss/mean_importance": pytest.approx(1.2),
+    }
+
+
+def test_targets_that_are_skipped_whole_are_counted():
+    targets = [target([1, 2, 3], [1]), target([1, 2], [1]), target([1], [1], verdict="drop"), target([1], [1])]
+    assert length_metrics(targets, 2) == {"train/too_short_rate": pytest.approx(2 / 3)}
+    assert length_metrics(targets, 0) == {}

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from onpolicy_sdft.train.pairing import Pairing
+from onpolicy_sdft.types import Demonstration, NoiseKey, Rollout, Target, Turn, Views
+
+
+def target(verdict: str, sample_index: int = 0) -> Target:
+    views = Views(Demonstration("a", (Turn("user", "q"),), "r"), (1,), (1, 2), (7, 8), sample_index=sample_index)
+    rollout = Rollout(NoiseKey(0, 0, "a", sample_index), (1, 2), (5, 6), (-1.0,) * 2, (-1.0,) * 2, (0.5,) * 2, "stop")
+    token_ids = {"keep": (5, 6), "fallback": (7, 8), "drop": ()}[verdict]
+    return Target(views, token_ids, "", verdict, "", rollout)
+
+
+def test_the_added_demonstration_comes_once_and_goes_with_a_dropped_example():
+    pairing = Pairing(100, 0, demonstration_weight=0.5)
+    assert pairing.rows([target("drop")]) == []
+    rows = pairing.rows([target("keep"), target("keep", 1)])
+    assert [(row.target_ids, row.weight, row.counted) for row in rows] == [
+        ((5, 6), 1.0, True),
+        ((7, 8), 0.5, False),
+        ((5, 6), 1.0, True),
+    ]
+
+
+def test_a_target_no_longer_than_what_is_skipped_gives_no_row():
+    assert Pairing(100, 0, num_skipped=2).rows([target("keep")]) == []
+    (row,) = Pairing(100, 0, num_skipped=1).rows([target("keep")])
+    assert row.num_skipped == 1
