@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -157,10 +157,11 @@ def _own_hidden(model: PreTrainedModel, text: tuple[int, ...], disturbance: floa
     return hidden
 
 
-def _middle_distance(found: Sequence[torch.Tensor], own: Sequence[torch.Tensor]) -> float:
+def _middle_distance(found: Iterable[torch.Tensor], own: Sequence[torch.Tensor]) -> float:
     """Return the median relative distance: in bfloat16 one text may be sent to other experts."""
     pairs = zip(found, own, strict=True)
-    return sorted(((mine - theirs).norm() / theirs.norm()).item() for mine, theirs in pairs)[len(own) // 2]
+    distances: list[float] = sorted(((mine - theirs).norm() / theirs.norm()).item() for mine, theirs in pairs)
+    return distances[len(own) // 2]
 
 
 def _rounding(model: PreTrainedModel, tried: Sequence[tuple[int, ...]], own: Sequence[torch.Tensor]) -> float:
