@@ -28,7 +28,7 @@ def main() -> None:
     views = data.prepared.views
     with Progress("step", 1, "steps", enabled=False) as progress:
         plan = Plan(len(views) // size, None)
-        trainer, _ = make_trainer(config, chat, data, model, backend, plan, progress)
+        trainer = make_trainer(config, chat, data, model, backend, plan, progress)
         channel.say({"ready": True, "num_parameters": sum(p.numel() for p in model.parameters())})
         while channel.wait():
             start = trainer.state.step * size

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.jobs.parts import sampling_law
+from onpolicy_sdft.models.shards import WHOLE, Shards
 from onpolicy_sdft.models.teacher import Teacher
 from onpolicy_sdft.objectives.objective import Objective
 from onpolicy_sdft.rollout.backend import NO_RECORD
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from onpolicy_sdft.config.schema import RunConfig
+    from onpolicy_sdft.models.reading import Reader
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -39,8 +41,14 @@ def make_objective(config: RunConfig) -> Objective:
     )
 
 
-def make_teacher(config: RunConfig, model: PreTrainedModel | PeftModel, autocast: Autocast) -> Teacher:
-    """Return the teacher of a policy that has not been trained yet; ``autocast`` gives the context it scores in."""
+def make_teacher(
+    config: RunConfig,
+    model: PreTrainedModel | PeftModel,
+    autocast: Autocast,
+    shards: Shards = WHOLE,
+    reader: Reader | None = None,
+) -> Teacher:
+    """Return the teacher of a policy that has not been trained yet; see :class:`Teacher`."""
     return Teacher(
         model,
         config.teacher.weights,
@@ -48,6 +56,8 @@ def make_teacher(config: RunConfig, model: PreTrainedModel | PeftModel, autocast
         anchor=config.objective.anchor if config.objective.anchor_kl else None,
         device="cpu" if config.teacher.device == "cpu" else None,
         autocast=autocast,
+        shards=shards,
+        reader=reader,
     )
 
 

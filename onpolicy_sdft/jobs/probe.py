@@ -110,10 +110,10 @@ def _seconds_per_learning_step(config: RunConfig, chat: Chat, views: Sequence[Vi
         for group in split_by_budget(rows, config.train.micro_batch_tokens):
             batch = collate(group, chat.pad_token_id, device)
             started = time.perf_counter()
-            signals = laws(batch)
+            (signals,) = laws([batch])
             started = time.perf_counter() if is_recorded else started
             with bf16():
-                loss = policy(batch, objective, signals).loss_sum
+                loss, _ = policy(batch, objective, signals)
             loss.backward()
             seconds += time.perf_counter() - started
             progress.update(len(group))

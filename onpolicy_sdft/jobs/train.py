@@ -6,7 +6,6 @@ import dataclasses
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,6 +38,7 @@ from onpolicy_sdft.jobs.parts import (
 from onpolicy_sdft.models.export import export_model
 from onpolicy_sdft.models.lora import prepare_trainable
 from onpolicy_sdft.models.policy import Policy
+from onpolicy_sdft.models.reading import InPlace, Reader, Replica
 from onpolicy_sdft.offline.file import file_digest, find_file, read_rows, take_up
 from onpolicy_sdft.rollout.drafts import DraftStore
 from onpolicy_sdft.runs.directory import RunDirectory
@@ -46,7 +46,7 @@ from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_at
 from onpolicy_sdft.runs.manifest import collect_manifest, git_state
 from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.screening.screen import Screen
-from onpolicy_sdft.train.backend import Backend
+from onpolicy_sdft.train.backend import Backend, make_backend
 from onpolicy_sdft.train.checkpoint import Checkpointer, refuse_other_run
 from onpolicy_sdft.train.laws import LawSource
 from onpolicy_sdft.train.loop import FitResult, Hooks, Loop, Plan, make_plan
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 #: Sections that a resumed run must have as the run it goes on with.
-_FROZEN_SECTIONS = ("lora", "context", "rollout", "screening", "objective", "teacher", "optim")
+_FROZEN_SECTIONS = ("lora", "context", "screening", "objective", "teacher", "optim")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,8 @@ def fit(config: RunConfig, command: Sequence[str] = (), say: Say = say_to_stderr
     torch.use_deterministic_algorithms(config.train.deterministic, warn_only=True)
     # A debugging aid of torch's that would cost a pass over every new buffer.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    backend = Backend(config.train.precision, config.train.rank_timeout_seconds)
+    backend = make_backend(config.train.precision, config.train.rank_timeout_seconds)
+    backend.check(config)
     say = say if backend.rank == 0 else say_nothing
     task, rows = load_rows(config)
     sets = load_eval_sets(evaluation_sets(config))
@@ -124,24 +125,30 @@ def fit(config: RunConfig, command: Sequence[str] = (), say: Say = say_to_stderr
     run = backend.on_first(partial(_claim_run, config, data, command, backend))
 
     progress = Progress("train", plan.num_steps, "steps", enabled=backend.rank == 0)
-    trainer, optimizer = make_trainer(config, chat, data, model, backend, plan, progress)
+    trainer = make_trainer(config, chat, data, model, backend, plan, progress)
+    teacher = trainer.teacher
+    model = teacher.model  # from here on weights are read only
     scored = config.eval.before_and_after and bool(sets or config.eval.kl_prompts)
     if scored and not backend.on_first(lambda: has_stage(run, "before", config)):
-        evaluate_stage(config, chat, model, sets, run, "before", backend)
+        with teacher.weights("live"):
+            evaluate_stage(config, chat, model, sets, run, "before", backend)
     checkpointer = Checkpointer(
-        run, model, optimizer, trainer.schedule, trainer.source, trainer.teacher, _identity(config, data),
-        config.train.keep_checkpoints, backend,
+        run, backend, trainer.schedule, trainer.source, teacher, _identity(config, data), config.train.keep_checkpoints
     )  # fmt: skip
     set_seed(config.train.seed + backend.rank)  # of dropout; rollouts and the order have keys of their own
     _resume(config, run, checkpointer, trainer, progress, say)
     is_first = backend.rank == 0
     trackers = open_trackers(config.train.trackers, run.path, dataclasses.asdict(config), is_main_process=is_first)
-    export = partial(_export, config, chat, model, data)
+
+    def export(path: Path, summary: Mapping[str, Any]) -> None:
+        with teacher.weights("live"):
+            backend.on_first(partial(_export, config, chat, model, data, path, summary))
+
     loop = Loop(
         trainer, data.prepared.views, plan, config, run, checkpointer, trackers, progress,
         hooks=Hooks(
-            validate=partial(_validate, config, chat, model, validation, backend) if validation else None,
-            save_best=lambda: backend.on_first(lambda: export(run.best_path, {})),
+            validate=partial(_validate, config, chat, teacher, validation, backend) if validation else None,
+            save_best=lambda: export(run.best_path, {}),
         ),
     )  # fmt: skip
     try:
@@ -152,8 +159,9 @@ def fit(config: RunConfig, command: Sequence[str] = (), say: Say = say_to_stderr
     summary: dict[str, Any] = {}
     if result.exit_code == 0:
         if scored:
-            summary = {"after": evaluate_stage(config, chat, model, sets, run, "after", backend)}
-        backend.on_first(lambda: export(run.model_path, summary))
+            with teacher.weights("live"):
+                summary = {"after": evaluate_stage(config, chat, model, sets, run, "after", backend)}
+        export(run.model_path, summary)
     return TrainOutcome(run, result, summary, is_first)
 
 
@@ -173,21 +181,17 @@ def make_trainer(
     backend: Backend,
     plan: Plan,
     progress: Progress,
-) -> tuple[Trainer, torch.optim.Optimizer]:
-    """Put the parts of a step together over a model that has not been trained yet.
-
-    Returns:
-        The trainer, and its optimizer as the backend prepared it.
-    """
-    teacher = make_teacher(config, model, backend.autocast)  # before anything wraps the parameters
+) -> Trainer:
+    """Put the parts of a step together over a model that has not been trained yet."""
+    reader = _make_reader(config, model, backend, progress)  # before the parameters are divided
+    policy, optimizer = backend.prepare(Policy(model), make_optimizer(model, config.optim))
+    teacher = make_teacher(config, model, backend.autocast, backend.shards, reader)
     if teacher.num_bytes:
         progress.note(f"the teacher's copies take {teacher.num_bytes / 2**20:.1f} MiB ({config.teacher.device})")
-    optimizer = make_optimizer(model, config.optim)
-    policy, prepared_optimizer = backend.prepare(Policy(model), optimizer)
     objective = make_objective(config)
-    trainer = Trainer(
+    return Trainer(
         policy=policy,
-        source=_make_source(config, chat, model, plan, teacher, progress),
+        source=_make_source(config, chat, plan, teacher, progress),
         screen=Screen(config.screening, data.task, chat.renderer.decode),
         pairing=make_pairing(config, chat.pad_token_id),
         laws=LawSource(teacher, objective, chat.pad_token_id),
@@ -199,25 +203,31 @@ def make_trainer(
         state=TrainState(),
         num_samples=config.rollout.num_samples,
     )
-    return trainer, prepared_optimizer
 
 
-def _make_source(
-    config: RunConfig,
-    chat: Chat,
-    model: PreTrainedModel | PeftModel,
-    plan: Plan,
-    teacher: Teacher,
-    progress: Progress,
-) -> TargetSource:
+def _make_reader(config: RunConfig, model: PreTrainedModel | PeftModel, backend: Backend, progress: Progress) -> Reader:
+    if backend.shards.in_place:
+        return InPlace(model, backend.shards)
+    # Frozen weights are the most of a LoRA run's: gathering them in every step would buy no memory worth it.
+    keeps = config.rollout.weights == "replica" or (config.rollout.weights == "auto" and config.lora.enabled)
+    reader = Replica(model, backend.device, backend.shards, keeps)
+    progress.note(
+        f"weights are gathered into {reader.num_bytes / 2**20:.1f} MiB to be read, which "
+        + ("stay" if keeps else "are given back before learning")
+    )
+    return reader
+
+
+def _make_source(config: RunConfig, chat: Chat, plan: Plan, teacher: Teacher, progress: Progress) -> TargetSource:
     if config.train.targets != "policy":
         return DemonstrationSource()
     rollout = config.rollout
-    backend = chat.backend(model, rollout, rollout.batch_size, progress.note)
+    with teacher.weights("live"):
+        backend = chat.backend(teacher.model, rollout, rollout.batch_size, progress.note)
     return PolicySource(
         backend, make_sampling(config, plan.num_steps), show_writing(progress), DraftStore(rollout.draft_store_tokens),
         # The student writes its own samples; what the teacher writes, its weights write.
-        writing=teacher.weights if rollout.view == "teacher" else nullcontext,
+        writing=teacher.weights if rollout.view == "teacher" else partial(teacher.weights, "live"),
     )  # fmt: skip
 
 
@@ -235,9 +245,10 @@ def _take_up_distilled(config: RunConfig, chat: Chat, data: Data, say: Say) -> D
 
 
 def _validate(
-    config: RunConfig, chat: Chat, model: PreTrainedModel | PeftModel, sets: Sequence[EvalSet], ranks: Ranks
+    config: RunConfig, chat: Chat, teacher: Teacher, sets: Sequence[EvalSet], ranks: Ranks
 ) -> dict[str, float]:
-    scores = score_sets(config, chat, model, sets, "validation", ranks)
+    with teacher.weights("live"):
+        scores = score_sets(config, chat, teacher.model, sets, "validation", ranks)
     return {f"eval/{score.label}/score": score.score for score in scores}
 
 
@@ -274,6 +285,7 @@ def _identity(config: RunConfig, data: Data) -> dict[str, Any]:
         "task": frozen["task"],
         "model": {**frozen["model"], "cache_dir": None},
         **{section: frozen[section] for section in _FROZEN_SECTIONS},
+        "rollout": {**frozen["rollout"], "weights": None},  # where they are read from changes nothing
         "train": train,
     }
 

@@ -72,14 +72,6 @@ class Head:
         return gradient * self.scale if self.scale != 1.0 else gradient
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyOutput:
-    """What one micro-batch gives."""
-
-    loss_sum: torch.Tensor  # [] summed over loss tokens, in nats; carries the gradient
-    figures: torch.Tensor  # what else the objective summed over them
-
-
 class Policy(nn.Module):
     """A causal language model whose forward ends in an objective.
 
@@ -93,16 +85,23 @@ class Policy(nn.Module):
     def __init__(self, model: PreTrainedModel | PeftModel) -> None:
         super().__init__()
         self.model = model
+        # accelerate reads them: which modules FSDP divides, and sizes that DeepSpeed's buffers follow from.
+        self._no_split_modules = getattr(inner_model(model), "_no_split_modules", None)
+        self.config = inner_model(model).config
         check_head(inner_model(model))
 
-    def forward(self, batch: MicroBatch, objective: Objective, signals: Any) -> PolicyOutput:
+    def forward(self, batch: MicroBatch, objective: Objective, signals: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Score a micro-batch's loss tokens from its bare prompts.
 
         Hidden states of all positions go through the body; only those at loss tokens reach the head.
+
+        Returns:
+            The loss summed over loss tokens, [] in nats, with its gradient; and what else the objective summed over
+            them. A plain tuple: DeepSpeed and FSDP look for tensors in nothing else.
         """
         inner = inner_model(self.model)
         summed = objective(hidden_at_loss_tokens(inner, batch), head_of(inner), batch.labels, signals)
-        return PolicyOutput(summed.loss_sum, summed.figures)
+        return summed.loss_sum, summed.figures
 
 
 def hidden_at_loss_tokens(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:

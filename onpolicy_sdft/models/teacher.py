@@ -18,6 +18,8 @@ from peft import PeftModel
 
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.models.policy import Head, head_of, hidden_at_loss_tokens
+from onpolicy_sdft.models.reading import InPlace, Reader
+from onpolicy_sdft.models.shards import WHOLE, Shards
 from onpolicy_sdft.models.trace import no_trace
 
 if TYPE_CHECKING:
@@ -26,11 +28,11 @@ if TYPE_CHECKING:
     from onpolicy_sdft.types import MicroBatch
 
 Kind = Literal["live", "ema", "stage", "base"]
-_Copy = dict[str, torch.Tensor]
+_Copy = dict[str, torch.Tensor]  # this rank's part of each trainable parameter
 
 
 class Teacher:
-    """Keeps what the asked-for kinds of weights need, and swaps them in.
+    """Keeps what the asked-for kinds of weights need, and shows them to whoever reads.
 
     Args:
         model: The policy, as it starts: its trainable parameters now are ``base``, and the first ``stage``.
@@ -40,6 +42,8 @@ class Teacher:
         anchor: Weights the objective is anchored to, if it is.
         device: Where copies are kept; None: beside the parameters.
         autocast: Gives the context that scoring computes in.
+        shards: How parameters, and with them the copies, are divided among ranks.
+        reader: What is read while weights are shown; None: the model itself.
     """
 
     def __init__(
@@ -50,8 +54,12 @@ class Teacher:
         anchor: Literal["stage", "base"] | None = None,
         device: torch.device | str | None = None,
         autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+        shards: Shards = WHOLE,
+        reader: Reader | None = None,
     ) -> None:
-        self.model = model
+        self.live = model
+        self.reader = InPlace(model, shards) if reader is None else reader
+        self.shards = shards
         self.kind = kind
         self.rate = 1.0 - 0.5 ** (1.0 / half_life) if half_life > 0 else 1.0
         self.anchor = anchor
@@ -64,77 +72,88 @@ class Teacher:
                 self.copies[needed] = self._copy()
 
     @property
+    def model(self) -> PreTrainedModel | PeftModel:
+        """What is read while weights are shown."""
+        return self.reader.model
+
+    @property
     def num_bytes(self) -> int:
-        """Memory of the copies."""
+        """Memory of this rank's copies."""
         return sum(tensor.nbytes for copy in self.copies.values() for tensor in copy.values())
 
     @torch.no_grad()
     def follow(self) -> None:
         """Move the average towards the live weights; call once per optimizer step."""
+        self.reader.forget()
         if "ema" in self.copies:
             live = self._trainable()
             for name, kept in self.copies["ema"].items():
-                kept.lerp_(live[name].data.to(kept), self.rate)
+                kept.lerp_(self.shards.local(live[name]).to(kept), self.rate)
 
     def start_stage(self) -> None:
         """Take the weights of this moment for those at the start of a task."""
+        self.reader.forget()
         if "stage" in self.copies:
             self.copies["stage"] = self._copy()
             self._given.discard("stage")
 
     @contextlib.contextmanager
     def weights(self, kind: Kind | None = None) -> Iterator[None]:
-        """Let the policy's parameters read from a kind of weights (this teacher's own by default); then put them back.
+        """Let :attr:`model` read from a kind of weights (this teacher's own by default); then put its own back.
+
+        Every rank must enter and leave together.
 
         Raises:
             KeyError: If no copy of that kind is kept.
         """
         kind = kind or self.kind
-        if kind == "live":
+        with contextlib.ExitStack() as stack:
+            if kind == "live" or (kind == "base" and isinstance(self.live, PeftModel)):
+                stack.enter_context(self.reader.showing("live", None))
+            else:
+                stack.enter_context(self.reader.showing(kind, self.copies[kind]))
+            if kind == "base" and isinstance(self.model, PeftModel):
+                stack.enter_context(self.model.disable_adapter())
             yield
-        elif kind == "base" and isinstance(self.model, PeftModel):
-            with self.model.disable_adapter():
-                yield
-        else:
-            parameters = self._trainable()
-            live = {name: parameter.data for name, parameter in parameters.items()}
-            try:
-                for name, kept in self.copies[kind].items():
-                    parameters[name].data = kept.to(live[name])
-                yield
-            finally:
-                for name, data in live.items():
-                    parameters[name].data = data
 
-    def score(self, batch: MicroBatch, kind: Kind | None = None) -> torch.Tensor:
-        """Return the final hidden states [N, D] at a micro-batch's loss tokens under a kind of weights."""
-        with no_trace(self.model), self.weights(kind), self.autocast():
+    def score(self, batch: MicroBatch) -> torch.Tensor:
+        """Return the final hidden states [N, D] at a micro-batch's loss tokens under the weights that are shown."""
+        with no_trace(self.model), self.autocast():
             return hidden_at_loss_tokens(inner_model(self.model), batch)
 
-    def head(self, kind: Kind | None = None) -> Head:
-        """Return the output layer under a kind of weights; nothing else of them is touched."""
-        head, copy = head_of(inner_model(self.model)), self.copies.get(kind or self.kind, {})
-        kept = {id(parameter): copy[name] for name, parameter in self._trainable().items() if name in copy}
-
-        def under(live: torch.Tensor) -> torch.Tensor:
-            return kept[id(live)].to(live) if id(live) in kept else live.detach()
-
-        bias = None if head.bias_V is None else under(head.bias_V)
-        return Head(under(head.weight_VD), bias, head.scale, head.softcap)
+    def head(self) -> Head:
+        """Return the output layer under the weights that are shown; it stays readable afterwards."""
+        head = head_of(inner_model(self.model))
+        weight, bias = (self._lasting(tensor) for tensor in (head.weight_VD, head.bias_V))
+        assert weight is not None
+        return Head(weight, bias, head.scale, head.softcap)
 
     def state(self) -> dict[str, Any]:
-        """Return the copies that a new start would not make by itself, for a checkpoint."""
-        return {kind: dict(copy) for kind, copy in self.copies.items() if kind not in self._given}
+        """Return, whole, the copies that a new start would not make by itself; every rank must call it."""
+        live = self._trainable()
+        return {
+            kind: {name: self.shards.gather(live[name], part).cpu() for name, part in copy.items()}
+            for kind, copy in self.copies.items()
+            if kind not in self._given
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up :meth:`state`."""
+        """Take up :meth:`state`; call it also where only the live weights have changed."""
+        self.reader.forget()
         self._given -= set(state)
+        live = self._trainable()
         for kind, copy in state.items():
             for name, kept in self.copies[kind].items():
-                kept.copy_(copy[name])
+                kept.copy_(self.shards.part_of(live[name], copy[name]))
+
+    def _lasting(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
+        """Return what a tensor holds now: a parameter in place is only pointed elsewhere, an arena is written over."""
+        if tensor is None or isinstance(self.reader, InPlace):
+            return None if tensor is None else tensor.data
+        return tensor.data.clone()
 
     def _trainable(self) -> dict[str, torch.nn.Parameter]:
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        return {name: p for name, p in self.live.named_parameters() if p.requires_grad}
 
     def _copy(self) -> _Copy:
         # A copy, also where dtype and device stay: in float32, since an average of smaller steps than bfloat16 can
@@ -142,5 +161,5 @@ class Teacher:
         copy = {}
         for name, parameter in self._trainable().items():
             wide = torch.promote_types(parameter.dtype, torch.float32)
-            copy[name] = parameter.detach().to(device=self.device, dtype=wide, copy=True)
+            copy[name] = self.shards.local(parameter).detach().to(device=self.device, dtype=wide, copy=True)
         return copy

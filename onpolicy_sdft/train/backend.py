@@ -1,8 +1,9 @@
-"""The only file that knows accelerate's arithmetic.
+"""What processes that learn together do together: backward, the optimizer step, sums over ranks, state for checkpoints.
 
-``Accelerator.backward`` divides by its accumulation steps (kept at 1 here) and DDP averages gradients over
-ranks. The loss we hand over is already divided by the step's global number of loss tokens, so it is multiplied
-by the number of ranks to undo that average.
+``Accelerator.backward`` divides by its accumulation steps (kept at 1 here), and DDP, FSDP and DeepSpeed average
+gradients over ranks. The loss we hand over is already divided by the step's global number of loss tokens, so it is
+multiplied by the number of ranks to undo that average. This file does one process and DDP; ``fsdp.py`` and
+``deepspeed.py`` do what is different there, and nothing else knows of them.
 """
 
 from __future__ import annotations
@@ -19,39 +20,64 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from onpolicy_sdft.errors import ConfigError, SdftError
+from onpolicy_sdft.models.shards import WHOLE, Shards
 from onpolicy_sdft.types import T
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.models.policy import Policy
 
 
-_SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
-
-
 class Backend:
-    """Backward, clipping, the optimizer step and sums over ranks.
+    """One process, or several with DDP.
 
     Args:
         precision: ``fp32``, or ``bf16`` for bfloat16 compute on float32 weights.
         timeout_seconds: Longest wait for another rank; then it counts as dead.
     """
 
+    kinds: tuple[DistributedType, ...] = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+    shards: Shards = WHOLE  # as they are once the policy was prepared
+
     def __init__(self, precision: str, timeout_seconds: float = 1800.0) -> None:
+        self.precision = precision
         patience = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_seconds))
         try:
-            self.accelerator = Accelerator(
-                mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[patience]
-            )
+            self.accelerator = Accelerator(mixed_precision=self._mixed_precision(), kwargs_handlers=[patience])
         except ValueError as error:  # accelerate keeps one precision a process
             raise ConfigError(
                 f"train.precision={precision!r}, but this process has trained in another precision before: {error}. "
                 "Way out: another process, or the same precision."
             ) from error
-        kind = self.accelerator.distributed_type
-        if kind not in _SUPPORTED:
+        self._check_launch()
+        self._model: nn.Module | None = None
+        self._policy: Any = None
+        self._optimizer: Any = None
+
+    def check(self, config: RunConfig) -> None:
+        """Refuse options that this launch cannot do.
+
+        Raises:
+            ConfigError: Naming the option and the way out.
+        """
+        asked = config.rollout.weights
+        if asked != "auto" and (asked == "in_place") != self.shards.in_place:
+            where = "whole on every rank" if self.shards.in_place else "divided among the ranks"
             raise ConfigError(
-                f"Launched as {kind.value}: this version trains in one process or with DDP. Way out: "
-                "accelerate launch --config_file launch/accelerate/ddp.yaml -m onpolicy_sdft train ..."
+                f"rollout.weights={asked}, but weights are {where} here. Way out: --rollout.weights auto."
+            )
+
+    def _mixed_precision(self) -> str:
+        return "no" if self.precision == "fp32" else self.precision
+
+    def _check_launch(self) -> None:
+        kind = self.accelerator.distributed_type
+        if kind not in self.kinds:
+            raise ConfigError(
+                f"Launched for {self.kinds[0].value}, but accelerate made it {kind.value}: weights would not be "
+                "divided among ranks. accelerate does that on GPUs only. Way out: launch/accelerate/ddp.yaml."
             )
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if self.num_ranks != launched:
@@ -60,8 +86,6 @@ class Backend:
                 "train alone. On CPUs set ACCELERATE_USE_CPU=true before accelerate launch; on GPUs start as many "
                 "processes as there are GPUs."
             )
-        self._policy: Policy | None = None
-        self._optimizer: torch.optim.Optimizer | None = None
 
     @property
     def num_ranks(self) -> int:
@@ -78,17 +102,22 @@ class Backend:
         """Where this rank computes."""
         return torch.device(self.accelerator.device)
 
-    def prepare(self, policy: Policy, optimizer: torch.optim.Optimizer) -> tuple[Policy, torch.optim.Optimizer]:
-        """Wrap policy and optimizer for this launch; call once."""
+    def prepare(self, policy: Policy, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Wrap the policy for this launch; call once.
+
+        Returns:
+            The wrapped policy, and the optimizer whose groups hold the learning rate.
+        """
+        self._model = policy.model
         self._policy, self._optimizer = self.accelerator.prepare(policy, optimizer)
-        assert self._policy is not None
-        assert self._optimizer is not None
-        return self._policy, self._optimizer
+        return self._policy, self._scheduled(optimizer)
+
+    def _scheduled(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        return optimizer
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context of the learning pass's precision, for forwards outside the wrapped policy."""
-        context: contextlib.AbstractContextManager[Any] = self.accelerator.autocast()
-        return context
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def sum_over_ranks(self, value: float) -> float:
         """Sum a number over all ranks."""
@@ -166,17 +195,106 @@ class Backend:
         Returns:
             The norm before clipping. If it is not finite, no step was taken.
         """
-        assert self._policy is not None
-        assert self._optimizer is not None
-        limit = max_norm if max_norm > 0 else math.inf
-        norm = self.accelerator.clip_grad_norm_(self._policy.parameters(), limit)
-        grad_norm = float(norm.item()) if norm is not None else 0.0
+        grad_norm = self._clip(max_norm if max_norm > 0 else math.inf)
         if math.isfinite(grad_norm):
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return grad_norm
 
+    def _clip(self, limit: float) -> float:
+        return float(self.accelerator.clip_grad_norm_(self._policy.parameters(), limit).item())
+
     def discard_gradients(self) -> None:
         """Forget what was accumulated."""
-        assert self._optimizer is not None
         self._optimizer.zero_grad(set_to_none=True)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Return the trained parameters by name, as they are divided now."""
+        assert self._model is not None
+        return {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return the trained parameters whole, on the CPU of the first rank; every rank must call it."""
+        found = {name: self._kept(self.shards.gather(p, self.shards.local(p))) for name, p in self.trainable().items()}
+        return {name: whole for name, whole in found.items() if whole is not None}
+
+    def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take up :meth:`weights`."""
+        for name, parameter in self.trainable().items():
+            self.shards.assign(parameter, weights[name])
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """Return the optimizer's state by parameter name, whole, on the CPU of the first rank; every rank must call it.
+
+        It does not depend on the backend nor on the number of ranks.
+        """
+        state = {
+            name: {
+                key: _number(value) if is_scalar(value) else self._kept(self._gathered(p, value))
+                for key, value in self._states(p).items()
+            }
+            for name, p in self.trainable().items()
+        }
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in self._basic().param_groups]
+        return {"state": state, "groups": groups}
+
+    def load_optimizer_state(self, saved: Mapping[str, Any]) -> None:
+        """Take up :meth:`optimizer_state`; parameters that had no state have none."""
+        for name, parameter in self.trainable().items():
+            if state := saved["state"][name]:
+                self._place(parameter, state)
+        for group, kept in zip(self._basic().param_groups, saved["groups"], strict=True):
+            group.update(kept)
+
+    def _basic(self) -> torch.optim.Optimizer:
+        """Return torch's own optimizer."""
+        optimizer: torch.optim.Optimizer = self._optimizer.optimizer
+        return optimizer
+
+    def _states(self, parameter: nn.Parameter) -> Mapping[str, Any]:
+        """Return what the optimizer keeps of a parameter; empty before its first step."""
+        found: Mapping[str, Any] = self._basic().state.get(parameter, {})
+        return found
+
+    def _place(self, parameter: nn.Parameter, state: Mapping[str, Any]) -> None:
+        self._basic().state[parameter] = {
+            key: value.clone() if is_scalar(value) else self._state_like(parameter, value)
+            for key, value in state.items()
+        }
+
+    def _state_like(self, parameter: nn.Parameter, whole: torch.Tensor) -> torch.Tensor:
+        return whole.to(parameter.device, copy=True)
+
+    def _gathered(self, parameter: nn.Parameter, part: torch.Tensor) -> torch.Tensor:
+        """Return an optimizer state whole."""
+        return part
+
+    def _kept(self, whole: torch.Tensor) -> torch.Tensor | None:
+        """Return a tensor on the CPU of the first rank; the others need not hold it."""
+        return whole.detach().cpu().contiguous() if self.rank == 0 else None
+
+
+def _number(value: Any) -> torch.Tensor:
+    return value.detach().cpu() if isinstance(value, torch.Tensor) else torch.tensor(float(value))
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether an optimizer state is one number for the whole parameter."""
+    return not isinstance(value, torch.Tensor) or value.ndim == 0
+
+
+def make_backend(precision: str, timeout_seconds: float = 1800.0) -> Backend:
+    """Return the backend that this process was launched for.
+
+    Raises:
+        ConfigError: If the launch would not do what it says.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        from onpolicy_sdft.train.deepspeed import DeepSpeedBackend
+
+        return DeepSpeedBackend(precision, timeout_seconds)
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        from onpolicy_sdft.train.fsdp import FsdpBackend
+
+        return FsdpBackend(precision, timeout_seconds)
+    return Backend(precision, timeout_seconds)

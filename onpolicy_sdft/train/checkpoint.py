@@ -14,21 +14,19 @@ from safetensors.torch import load_file, save_file
 
 from onpolicy_sdft.errors import RunDirectoryError
 from onpolicy_sdft.runs.files import differences, read_json, write_json_atomic
-from onpolicy_sdft.types import ONE_RANK, Ranks
 
 if TYPE_CHECKING:
-    from torch import nn
-    from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
     from onpolicy_sdft.models.teacher import Teacher
     from onpolicy_sdft.runs.directory import RunDirectory
+    from onpolicy_sdft.train.backend import Backend
     from onpolicy_sdft.train.source import TargetSource
     from onpolicy_sdft.train.step import TrainState
 
 _WEIGHTS, _OPTIMIZER, _STATE = "trainable.safetensors", "optimizer.pt", "state.json"
 _RANKS, _TEACHER = "ranks.pt", "teacher.pt"
-_VERSION = 3
+_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,45 +34,50 @@ class Checkpointer:
     """Saves and restores everything that changes during training.
 
     Only trainable weights are kept: a frozen base never changes. The position in the data is the step itself,
-    and noise keys hold the step, so neither needs state of its own.
+    and noise keys hold the step, so neither needs state of its own. Weights, optimizer state and the teacher's copies
+    are written whole and by name: any backend, with any number of ranks, can go on from them.
     """
 
     run: RunDirectory
-    model: nn.Module
-    optimizer: Optimizer
+    backend: Backend
     schedule: LRScheduler
     source: TargetSource  # its draft store and what its shapes were chosen by
     teacher: Teacher  # its average and the weights it started from
     identity: Mapping[str, Any]  # what must be the same for a resumed run to mean anything
     keep: int
-    ranks: Ranks = ONE_RANK
 
     def save(self, state: TrainState) -> Path:
         """Write the checkpoint of a step; older ones beyond ``keep`` go afterwards. Every rank must call it."""
         source = self.source.state()
-        by_rank = self.ranks.gather({"source": source["own"], **_random_state()})
-        return self.ranks.on_first(lambda: self._write(state, source["common"], by_rank))
+        by_rank = self.backend.gather({"source": source["own"], **_random_state()})
+        optimizer = {"optimizer": self.backend.optimizer_state(), "schedule": self.schedule.state_dict()}
+        record = {"version": _VERSION, "state": asdict(state), "identity": dict(self.identity)}
+        parts = {
+            _WEIGHTS: self.backend.weights(),
+            _OPTIMIZER: optimizer,
+            _RANKS: {"common": source["common"], "by_rank": by_rank},
+            _TEACHER: self.teacher.state(),
+            _STATE: record,
+        }
+        return self.backend.on_first(lambda: self._write(state.step, parts))
 
-    def _write(self, state: TrainState, common: Any, by_rank: list[dict[str, Any]]) -> Path:
-        target = self.run.checkpoint_path(state.step)
+    def _write(self, step: int, parts: Mapping[str, Any]) -> Path:
+        target = self.run.checkpoint_path(step)
         scratch = target.with_name(f".tmp-{target.name}")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
-        save_file(_trainable(self.model), scratch / _WEIGHTS)
-        optimizer = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
-        torch.save(optimizer, scratch / _OPTIMIZER)
-        torch.save({"common": common, "by_rank": by_rank}, scratch / _RANKS)
-        torch.save(self.teacher.state(), scratch / _TEACHER)
-        record = {"version": _VERSION, "state": asdict(state), "identity": dict(self.identity)}
-        write_json_atomic(scratch / _STATE, record)
+        save_file(parts[_WEIGHTS], scratch / _WEIGHTS)
+        for name in (_OPTIMIZER, _RANKS, _TEACHER):
+            torch.save(parts[name], scratch / name)
+        write_json_atomic(scratch / _STATE, parts[_STATE])
         for file in scratch.iterdir():
             _sync(file)
         if target.exists():
             shutil.rmtree(target)
         os.replace(scratch, target)
         _sync(target.parent)
-        for step in self.run.checkpoint_steps()[: -self.keep]:
-            shutil.rmtree(self.run.checkpoint_path(step))
+        for old in self.run.checkpoint_steps()[: -self.keep]:
+            shutil.rmtree(self.run.checkpoint_path(old))
         return target
 
     def resume(self, state: TrainState) -> Path | None:
@@ -94,13 +97,13 @@ class Checkpointer:
             return None
         source = self.run.checkpoint_path(steps[-1])
         record = refuse_other_run(self.run, self.identity)
-        self._load_weights(source)
+        self.backend.load_weights(load_file(source / _WEIGHTS))
         extra = torch.load(source / _OPTIMIZER, weights_only=True, map_location="cpu")
-        self.optimizer.load_state_dict(extra["optimizer"])
+        self.backend.load_optimizer_state(extra["optimizer"])
         self.schedule.load_state_dict(extra["schedule"])
         saved = torch.load(source / _RANKS, weights_only=True, map_location="cpu")
         by_rank = saved["by_rank"]
-        own = by_rank[self.ranks.rank if len(by_rank) == self.ranks.num_ranks else 0]
+        own = by_rank[self.backend.rank if len(by_rank) == self.backend.num_ranks else 0]
         self.source.restore({"own": own["source"], "common": saved["common"]})
         self.teacher.restore(torch.load(source / _TEACHER, weights_only=True, map_location="cpu"))
         torch.set_rng_state(own["rng_cpu"])
@@ -109,11 +112,6 @@ class Checkpointer:
         for name, value in record["state"].items():
             setattr(state, name, value)
         return source
-
-    def _load_weights(self, source: Path) -> None:
-        parameters = dict(self.model.named_parameters())
-        for name, value in load_file(source / _WEIGHTS).items():
-            parameters[name].data.copy_(value)
 
 
 def refuse_other_run(run: RunDirectory, identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,11 +149,6 @@ def _random_state() -> dict[str, Any]:
         "rng_cpu": torch.get_rng_state(),
         "rng_cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
-
-
-def _trainable(model: nn.Module) -> dict[str, torch.Tensor]:
-    # Tied weights appear once in named_parameters, so nothing is stored twice.
-    return {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def _sync(path: Path) -> None:

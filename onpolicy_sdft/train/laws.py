@@ -1,4 +1,4 @@
-"""The signals of a micro-batch: the teacher's law where the rollout recorded it, else from a forward of its own.
+"""The signals of micro-batches: the teacher's law where the rollout recorded it, else from a forward of its own.
 
 Shape letters: N loss tokens, M of them learned by the objective itself, C tokens of a completion, D hidden size.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from onpolicy_sdft.data.collate import collate
+from onpolicy_sdft.models.policy import Head
 from onpolicy_sdft.models.teacher import Teacher
 from onpolicy_sdft.objectives.laws import FullLaw, Signals, TopLaw
 from onpolicy_sdft.objectives.objective import Objective
@@ -19,45 +20,74 @@ from onpolicy_sdft.types import MicroBatch, Row
 
 @dataclass(frozen=True, slots=True)
 class LawSource:
-    """Gives each micro-batch what its objective needs, just before it is learned; no gradient."""
+    """Gives each micro-batch of a step what its objective needs, before the first is learned; no gradient.
+
+    All of a step's are made at once, so that the teacher's weights are put in place (and, where they are divided
+    among ranks, gathered) once: what lasts until it is learned are hidden states, never laws over the vocabulary.
+    """
 
     teacher: Teacher
     objective: Objective
     pad_token_id: int
 
-    def __call__(self, batch: MicroBatch) -> Signals:
-        """Return the signals of a micro-batch."""
-        own = [row for row in batch.rows if not row.plain and len(row.target_ids) > row.num_skipped]
-        device = batch.labels.device
-        return Signals(
-            batch.weights,
-            batch.plain,
-            teacher=self._teacher_law(own, device) if own and self.objective.needs_teacher else None,
-            anchor=self._anchor(batch),
-            sampling_logprobs_M=_drawn(own, device) if own and self.objective.importance else None,
+    def __call__(self, batches: Sequence[MicroBatch]) -> list[Signals]:
+        """Return the signals of a step's micro-batches; every rank must call it."""
+        owned = [
+            [row for row in batch.rows if not row.plain and len(row.target_ids) > row.num_skipped] for batch in batches
+        ]
+        laws: Sequence[FullLaw | TopLaw | None] = [None] * len(batches)
+        if self.objective.needs_teacher:
+            laws = self._teacher_laws(owned, batches)
+        anchors: Sequence[FullLaw | None] = [None] * len(batches)
+        if self.teacher.anchor is not None and self.objective.anchor_weight:
+            anchors = self._anchors(batches)
+        return [
+            Signals(
+                batch.weights,
+                batch.plain,
+                teacher=law,
+                anchor=anchor,
+                sampling_logprobs_M=_drawn(own, batch.labels.device) if own and self.objective.importance else None,
+            )
+            for batch, own, law, anchor in zip(batches, owned, laws, anchors, strict=True)
+        ]
+
+    def _teacher_laws(
+        self, owned: Sequence[Sequence[Row]], batches: Sequence[MicroBatch]
+    ) -> list[FullLaw | TopLaw | None]:
+        found: list[FullLaw | TopLaw | None] = []
+        with self.teacher.weights():
+            head = self.teacher.head()
+            for rows, batch in zip(owned, batches, strict=True):
+                device = batch.labels.device
+                law = _recorded(rows, device, head) if rows else None
+                if rows and law is None:
+                    asked = [replace(row, prompt_ids=row.teacher_ids) for row in rows]
+                    law = FullLaw(self.teacher.score(collate(asked, self.pad_token_id, device)), head)
+                found.append(law)
+        return found
+
+    def _anchors(self, batches: Sequence[MicroBatch]) -> list[FullLaw | None]:
+        with self.teacher.weights(self.teacher.anchor):
+            head = self.teacher.head()
+            return [FullLaw(self.teacher.score(batch), head) if batch.num_loss_tokens else None for batch in batches]
+
+
+def _recorded(rows: Sequence[Row], device: torch.device, head: Head) -> FullLaw | TopLaw | None:
+    """Return the laws that rollouts recorded: there if every one was written under the teacher's prompt."""
+    recorded = [row.rollout for row in rows if row.rollout and row.rollout.prompt_token_ids == row.teacher_ids]
+    if len(recorded) < len(rows):
+        return None
+    tops = [(rollout.top, row.num_skipped) for rollout, row in zip(recorded, rows, strict=True)]
+    if all(top is not None for top, _ in tops):
+        return TopLaw(
+            torch.cat([top.token_ids[skip:] for top, skip in tops if top is not None]).to(device),
+            torch.cat([top.logprobs[skip:] for top, skip in tops if top is not None]).to(device),
         )
-
-    def _teacher_law(self, rows: Sequence[Row], device: torch.device) -> FullLaw | TopLaw:
-        recorded = [row.rollout for row in rows if row.rollout and row.rollout.prompt_token_ids == row.teacher_ids]
-        if len(recorded) == len(rows):  # every one was written under the teacher's prompt, by the teacher's weights
-            tops = [(rollout.top, row.num_skipped) for rollout, row in zip(recorded, rows, strict=True)]
-            if all(top is not None for top, _ in tops):
-                return TopLaw(
-                    torch.cat([top.token_ids[skip:] for top, skip in tops if top is not None]).to(device),
-                    torch.cat([top.logprobs[skip:] for top, skip in tops if top is not None]).to(device),
-                )
-            hidden = [(rollout.hidden, row.num_skipped) for rollout, row in zip(recorded, rows, strict=True)]
-            if all(kept is not None for kept, _ in hidden):
-                kept_MD = torch.cat([kept[skip:] for kept, skip in hidden if kept is not None]).to(device)
-                return FullLaw(kept_MD, self.teacher.head())
-        asked = [replace(row, prompt_ids=row.teacher_ids) for row in rows]
-        return FullLaw(self.teacher.score(collate(asked, self.pad_token_id, device)), self.teacher.head())
-
-    def _anchor(self, batch: MicroBatch) -> FullLaw | None:
-        kind = self.teacher.anchor
-        if kind is None or not self.objective.anchor_weight or not batch.num_loss_tokens:
-            return None
-        return FullLaw(self.teacher.score(batch, kind), self.teacher.head(kind))
+    hidden = [(rollout.hidden, row.num_skipped) for rollout, row in zip(recorded, rows, strict=True)]
+    if any(kept is None for kept, _ in hidden):
+        return None
+    return FullLaw(torch.cat([kept[skip:] for kept, skip in hidden if kept is not None]).to(device), head)
 
 
 def _drawn(rows: Sequence[Row], device: torch.device) -> torch.Tensor:

@@ -21,6 +21,10 @@ class TargetSource(Protocol):
         """Return one entry per example, in order."""
         ...
 
+    def open(self) -> AbstractContextManager[None]:
+        """Put the weights that write in place; every rank enters and leaves together, however many rollouts it asks."""
+        ...
+
     def remember(self, targets: Sequence[Target]) -> None:
         """Keep what a later step can use."""
         ...
@@ -101,8 +105,11 @@ class PolicySource:
             )
             for view in views
         ]
-        with self.writing():
-            return self.backend.generate(requests, self.sampling.law_at(step), self.on_progress, self.sampling.record)
+        return self.backend.generate(requests, self.sampling.law_at(step), self.on_progress, self.sampling.record)
+
+    def open(self) -> AbstractContextManager[None]:
+        """Put the weights that write in place."""
+        return self.writing()
 
     def remember(self, targets: Sequence[Target]) -> None:
         """Keep the rollouts as drafts for the next epoch."""
@@ -155,6 +162,10 @@ class DemonstrationSource:
     def rollouts(self, views: Sequence[Views], *, step: int, attempt: int = 0) -> Sequence[Rollout | None]:
         """Return None for every example."""
         return [None] * len(views)
+
+    def open(self) -> AbstractContextManager[None]:
+        """Nothing writes."""
+        return nullcontext()
 
     def remember(self, targets: Sequence[Target]) -> None:
         """Keep nothing."""

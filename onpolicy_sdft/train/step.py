@@ -38,7 +38,6 @@ from onpolicy_sdft.types import MicroBatch, StepMetrics, Target, Views
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
-    from onpolicy_sdft.models.policy import Policy
     from onpolicy_sdft.models.teacher import Teacher
     from onpolicy_sdft.objectives.objective import Objective
     from onpolicy_sdft.screening.screen import Screen
@@ -75,7 +74,7 @@ class Learned:
 class Trainer:
     """The parts of a step; ``backend`` has prepared ``policy`` and the schedule's optimizer."""
 
-    policy: Policy
+    policy: torch.nn.Module  # models.policy.Policy, wrapped
     source: TargetSource
     screen: Screen
     pairing: Pairing
@@ -96,9 +95,10 @@ class Trainer:
         shares = deal([len(view.teacher_ids) + len(view.response_ids) for view in views], self.backend.num_ranks)
         share = [views[index] for index in shares[self.backend.rank]]
         write = partial(self.source.rollouts, step=self.state.step)
-        rollouts = write(share)  # 1. Rollout: current weights, demonstration in context
-        times.append(self.clock())
-        mine = self.screen(share, rollouts, lambda v, attempt: write(v, attempt=attempt))  # 2. Screen
+        with self.source.open():
+            rollouts = write(share)  # 1. Rollout: current weights, demonstration in context
+            times.append(self.clock())
+            mine = self.screen(share, rollouts, lambda v, attempt: write(v, attempt=attempt))  # 2. Screen
         times.append(self.clock())
         targets = collect(shares, self.backend.gather(without_records(mine)))
         self.source.remember(targets)  # these rollouts are the next epoch's drafts
@@ -133,23 +133,23 @@ class Trainer:
         """
         if not num_counted_tokens:
             return Learned(0.0, (0.0,) * len(FIGURES), 0.0, "all_dropped")
+        started = self.clock()
+        signals = self.laws(batches)  # the teacher's laws where the objective needs them, no gradient
+        score_seconds = self.clock() - started
         self.policy.train()
-        sums, score_seconds = torch.zeros(1 + len(FIGURES), dtype=torch.float64), 0.0
-        for batch in batches:
-            started = self.clock()
-            signals = self.laws(batch)  # the teacher's law where the objective needs one, no gradient
-            score_seconds += self.clock() - started
+        sums = torch.zeros(1 + len(FIGURES), dtype=torch.float64)
+        for batch, law in zip(batches, signals, strict=True):
             with self.backend.micro_batch(last=batch is batches[-1]):
-                out = self.policy(batch, self.objective, signals)  # head and loss run inside the wrapped forward
-                self.backend.backward(out.loss_sum / num_counted_tokens)
-            sums += torch.cat([out.loss_sum.detach().double()[None], out.figures]).cpu()
-        loss_sum, *figures = map(sum, zip(*self.backend.gather(sums.tolist()), strict=True))
-        if not math.isfinite(loss_sum):
+                loss_sum, figures = self.policy(batch, self.objective, law)  # head and loss inside the wrapped forward
+                self.backend.backward(loss_sum / num_counted_tokens)
+            sums += torch.cat([loss_sum.detach().double()[None], figures]).cpu()
+        total, *others = map(sum, zip(*self.backend.gather(sums.tolist()), strict=True))
+        if not math.isfinite(total):
             self.backend.discard_gradients()
-            return Learned(loss_sum, tuple(figures), math.nan, "not_finite", score_seconds)
+            return Learned(total, tuple(others), math.nan, "not_finite", score_seconds)
         grad_norm = self.backend.optimizer_step(self.max_grad_norm)
         skipped = "" if math.isfinite(grad_norm) else "not_finite"
-        return Learned(loss_sum, tuple(figures), grad_norm, skipped, score_seconds)
+        return Learned(total, tuple(others), grad_norm, skipped, score_seconds)
 
     def pair(self, targets: Sequence[Target]) -> list[MicroBatch]:
         """Put each target behind its bare prompt; every rank gets the same number of micro-batches."""

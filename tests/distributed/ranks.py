@@ -15,6 +15,7 @@ import sys
 from datetime import timedelta
 from typing import Any
 
+import on_cpus
 import torch
 from torch import multiprocessing
 
@@ -35,10 +36,10 @@ def work(rank: int, num_ranks: int, port: int, job: dict[str, Any]) -> None:
     """Be one rank."""
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(num_ranks), LOCAL_WORLD_SIZE=str(num_ranks),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true",
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
     )  # fmt: skip
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
+    on_cpus.BACKENDS[job.get("backend", "ddp")](TIMEOUT)
     overrides = {**job["overrides"], **job.get("by_rank", {}).get(str(rank), {})}
     die_at = job.get("die_at", {}).get(str(rank))
     if die_at is not None:

@@ -140,20 +140,25 @@ def test_an_anchor_that_the_policy_has_not_left_costs_nothing_and_then_pulls_bac
     assert bench.trainer.train_step(bench.views).values["loss/anchor"] > 1e-3
 
 
+def written(bench):
+    with bench.trainer.source.open():
+        return [rollout.token_ids for rollout in bench.trainer.source.rollouts(bench.views, step=0)]
+
+
 @pytest.mark.parametrize("kind", ["ema", "stage", "base"])
 def test_the_teachers_weights_write_under_the_teachers_prompt_and_the_students_write_its_own(make_bench, kind):
     teacher = {"kind": kind, "half_life": math.inf}
     seed = make_bench(max_new_tokens=12)
-    expected = [rollout.token_ids for rollout in seed.trainer.source.rollouts(seed.views, step=0)]
+    expected = written(seed)
     bench = make_bench(max_new_tokens=12, teacher=teacher)
     shake(bench, 0.3)
-    assert [rollout.token_ids for rollout in bench.trainer.source.rollouts(bench.views, step=0)] == expected
+    assert written(bench) == expected
     live = make_bench(max_new_tokens=12, sampling=STUDENT)
     shake(live, 0.3)
-    own = [rollout.token_ids for rollout in live.trainer.source.rollouts(live.views, step=0)]
+    own = written(live)
     student = make_bench(max_new_tokens=12, teacher=teacher, sampling=STUDENT)
     shake(student, 0.3)
-    assert [rollout.token_ids for rollout in student.trainer.source.rollouts(student.views, step=0)] == own
+    assert written(student) == own
 
 
 def test_several_samples_of_a_demonstration_differ_and_read_their_prompt_once(make_bench):
@@ -225,9 +230,9 @@ def test_nll_and_forward_kl_on_teacher_samples_have_the_same_expected_gradient(m
             each.model.zero_grad()
             total = 0.0
             for batch in each.trainer.pair(targets[start : start + 50]):
-                out = each.trainer.policy(batch, each.trainer.objective, each.trainer.laws(batch))
-                out.loss_sum.backward()
-                total += out.loss_sum.item()
+                loss, _ = each.trainer.policy(batch, each.trainer.objective, *each.trainer.laws([batch]))
+                loss.backward()
+                total += loss.item()
             found.append((dict(each.model.named_parameters())[weight].grad.clone(), total))
         (nll_gradient, nll), (kl_gradient, kl) = found
         entropy = sum(sum(target.rollout.entropies) for target in targets[start : start + 50])

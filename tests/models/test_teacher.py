@@ -133,7 +133,8 @@ def test_scoring_gives_hidden_states_and_a_head_of_those_weights_without_dropout
     expected = logits(model)[0, 2:6]
     move(model, 3)
     model.train()
-    hidden, head = teacher.score(BATCH), teacher.head()
+    with teacher.weights():
+        hidden, head = teacher.score(BATCH), teacher.head()
     torch.testing.assert_close(head.logits(hidden), expected)
     assert not hidden.requires_grad
     assert not head.weight_VD.requires_grad
