@@ -6,6 +6,7 @@ import dataclasses
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,6 +99,11 @@ def fit(config: RunConfig, command: Sequence[str] = (), say: Say = say_to_stderr
     Raises:
         SdftError: On anything the user can mend.
     """
+    with ExitStack() as held:
+        return _fit(config, command, say, held)
+
+
+def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -> TrainOutcome:
     check_trackers(config.train.trackers)
     torch.use_deterministic_algorithms(config.train.deterministic, warn_only=True)
     # A debugging aid of torch's that would cost a pass over every new buffer.
@@ -122,7 +128,7 @@ def fit(config: RunConfig, command: Sequence[str] = (), say: Say = say_to_stderr
     say(f"{trainable / 1e6:.2f} M of {total / 1e6:.1f} M parameters are trained on {backend.num_ranks} ranks")
     if backend.num_ranks > 1:
         backend.refuse_disagreement({**_identity(config, data), "code": git_state(Path(__file__).parents[2])})
-    run = backend.on_first(partial(_claim_run, config, data, command, backend))
+    run = backend.on_first(partial(_claim_run, config, data, command, backend, held, say))
 
     progress = Progress("train", plan.num_steps, "steps", enabled=backend.rank == 0)
     trainer = make_trainer(config, chat, data, model, backend, plan, progress)
@@ -133,7 +139,8 @@ def fit(config: RunConfig, command: Sequence[str] = (), say: Say = say_to_stderr
         with teacher.weights("live"):
             evaluate_stage(config, chat, model, sets, run, "before", backend)
     checkpointer = Checkpointer(
-        run, backend, trainer.schedule, trainer.source, teacher, _identity(config, data), config.train.keep_checkpoints
+        run, backend, trainer.schedule, trainer.source, teacher, _identity(config, data), config.train.keep_checkpoints,
+        say,
     )  # fmt: skip
     set_seed(config.train.seed + backend.rank)  # of dropout; rollouts and the order have keys of their own
     _resume(config, run, checkpointer, trainer, progress, say)
@@ -165,10 +172,13 @@ def fit(config: RunConfig, command: Sequence[str] = (), say: Say = say_to_stderr
     return TrainOutcome(run, result, summary, is_first)
 
 
-def _claim_run(config: RunConfig, data: Data, command: Sequence[str], backend: Backend) -> RunDirectory:
+def _claim_run(
+    config: RunConfig, data: Data, command: Sequence[str], backend: Backend, held: ExitStack, say: Say
+) -> RunDirectory:
     """Make the run directory ours, on the first rank: refuse another run's, write what this run is."""
     run = RunDirectory.create(config.train.output_dir, resume=config.train.resume == "auto")
-    refuse_other_run(run, _identity(config, data))
+    held.enter_context(run.claimed())
+    refuse_other_run(run, _identity(config, data), say)
     _write_identity(config, data, run, command, backend)
     return run
 

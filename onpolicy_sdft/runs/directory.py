@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
 from onpolicy_sdft.runs.files import (
@@ -27,6 +30,7 @@ ENTRIES = (
     "report.html",
     "plots",
 )
+_LOCK = ".lock"
 _CHECKPOINT_NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -107,6 +111,25 @@ class RunDirectory:
                 "The run may have stopped early: finish it with --train.resume auto."
             )
         return cls(path)
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other runs out of the directory for as long as this one works in it; a killed run keeps none out.
+
+        Raises:
+            RunDirectoryError: Another run works in it.
+        """
+        lock = FileLock(self.path / _LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise RunDirectoryError(
+                f"Another run is at work in train.output_dir={self.path}. Wait for it, or choose another."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     @property
     def config_path(self) -> Path:

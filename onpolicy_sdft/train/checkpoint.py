@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from onpolicy_sdft.errors import RunDirectoryError
@@ -45,6 +46,7 @@ class Checkpointer:
     teacher: Teacher  # its average and the weights it started from
     identity: Mapping[str, Any]  # what must be the same for a resumed run to mean anything
     keep: int
+    note: Callable[[str], None] = lambda text: None  # told which checkpoints were skipped
 
     def save(self, state: TrainState) -> Path:
         """Write the checkpoint of a step; older ones beyond ``keep`` go afterwards. Every rank must call it."""
@@ -63,25 +65,34 @@ class Checkpointer:
 
     def _write(self, step: int, parts: Mapping[str, Any]) -> Path:
         target = self.run.checkpoint_path(step)
-        scratch = target.with_name(f".tmp-{target.name}")
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        save_file(parts[_WEIGHTS], scratch / _WEIGHTS)
-        for name in (_OPTIMIZER, _RANKS, _TEACHER):
-            torch.save(parts[name], scratch / name)
-        write_json_atomic(scratch / _STATE, parts[_STATE])
-        for file in scratch.iterdir():
-            _sync(file)
+        scratch, old = (target.with_name(f".{kind}-{target.name}") for kind in ("tmp", "old"))
+        for left in (scratch, old):
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            _write_files(scratch, parts)
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # torch and safetensors have their own for a full disk
+            shutil.rmtree(scratch, ignore_errors=True)
+            steps = self.run.checkpoint_steps()
+            stands = f"that of step {steps[-1]} stands" if steps else "there is no earlier one"
+            raise RunDirectoryError(
+                f"The checkpoint of step {step} cannot be written to {target.parent}: {error}. Nothing of it was kept; "
+                f"{stands}. Way out: make room there, then the same command with --train.resume auto."
+            ) from error
         if target.exists():
-            shutil.rmtree(target)
+            target.rename(old)  # not deleted before the new one is there
         os.replace(scratch, target)
         _sync(target.parent)
-        for old in self.run.checkpoint_steps()[: -self.keep]:
-            shutil.rmtree(self.run.checkpoint_path(old))
+        shutil.rmtree(old, ignore_errors=True)
+        for earlier in self.run.checkpoint_steps()[: -self.keep]:
+            shutil.rmtree(self.run.checkpoint_path(earlier))
         return target
 
     def resume(self, state: TrainState) -> Path | None:
-        """Load the newest checkpoint into the model, optimizer, schedule, random state and ``state``.
+        """Load the newest whole checkpoint into the model, optimizer, schedule, random state and ``state``.
 
         With another number of ranks than it was written by, every rank takes up what was the first rank's own: that
         decides shapes and dropout, not which examples and noise come next.
@@ -90,13 +101,13 @@ class Checkpointer:
             Its path, or None when the run has none.
 
         Raises:
-            RunDirectoryError: If it was made by a run with other data or settings, or is of another version.
+            RunDirectoryError: If it was made by a run with other data or settings, is of another version, or none is
+                whole.
         """
-        steps = self.run.checkpoint_steps()
-        if not steps:
+        found = self.backend.on_first(lambda: refuse_other_run(self.run, self.identity, self.note))
+        if found is None:
             return None
-        source = self.run.checkpoint_path(steps[-1])
-        record = refuse_other_run(self.run, self.identity)
+        source, record = found
         self.backend.load_weights(load_file(source / _WEIGHTS))
         extra = torch.load(source / _OPTIMIZER, weights_only=True, map_location="cpu")
         self.backend.load_optimizer_state(extra["optimizer"])
@@ -114,23 +125,34 @@ class Checkpointer:
         return source
 
 
-def refuse_other_run(run: RunDirectory, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Refuse to go on from the newest checkpoint if another run made it; call it before anything is written.
+def refuse_other_run(
+    run: RunDirectory, identity: Mapping[str, Any], note: Callable[[str], None]
+) -> tuple[Path, dict[str, Any]] | None:
+    """Refuse to go on from the newest whole checkpoint if another run made it; call it before anything is written.
 
     Returns:
-        The checkpoint's record; empty when there is none.
+        The checkpoint and its record; None when there is none.
 
     Raises:
-        RunDirectoryError: If its identity differs, naming what does, or it is of another version.
+        RunDirectoryError: If its identity differs, naming what does, it is of another version, or none is whole.
     """
     steps = run.checkpoint_steps()
-    if not steps:
-        return {}
-    source = run.checkpoint_path(steps[-1])
-    record: dict[str, Any] = read_json(source / _STATE)
-    if record.get("version") != _VERSION:
+    for step in reversed(steps):
+        source = run.checkpoint_path(step)
+        if why := _what_is_torn(source):
+            note(f"warning: checkpoint {source} is skipped: {why}")
+        else:
+            record: dict[str, Any] = read_json(source / _STATE)
+            break
+    else:
+        if steps:
+            raise RunDirectoryError(
+                f"None of the {len(steps)} checkpoints of {run.path} is whole. Way out: another train.output_dir."
+            )
+        return None
+    if record["version"] != _VERSION:
         raise RunDirectoryError(
-            f"{source} has checkpoint version {record.get('version')}, this program writes {_VERSION}. "
+            f"{source} has checkpoint version {record['version']}, this program writes {_VERSION}. "
             "Resume with the version that made it, or start a new train.output_dir."
         )
     saved, now = record["identity"], identity
@@ -141,7 +163,35 @@ def refuse_other_run(run: RunDirectory, identity: Mapping[str, Any]) -> dict[str
             f"({len(differing)} differences: {', '.join(differing)}). Use the same settings, or another "
             "train.output_dir."
         )
-    return record
+    return source, record
+
+
+def _what_is_torn(source: Path) -> str:
+    """Return why a checkpoint cannot be loaded: files of another program, cut off or missing; empty if it can."""
+    try:
+        record = read_json(source / _STATE)
+    except RunDirectoryError as error:
+        return str(error)
+    if not isinstance(record, dict) or "version" not in record or "identity" not in record:
+        return f"{_STATE} was not written by this program"
+    for name, size in record.get("sizes", {}).items():
+        path = source / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes of {size}"
+    return ""
+
+
+def _write_files(scratch: Path, parts: Mapping[str, Any]) -> None:
+    scratch.mkdir(parents=True)
+    save_file(parts[_WEIGHTS], scratch / _WEIGHTS)
+    for name in (_OPTIMIZER, _RANKS, _TEACHER):
+        torch.save(parts[name], scratch / name)
+    sizes = {file.name: file.stat().st_size for file in scratch.iterdir()}
+    write_json_atomic(scratch / _STATE, {**parts[_STATE], "sizes": sizes})
+    for file in scratch.iterdir():
+        _sync(file)
 
 
 def _random_state() -> dict[str, Any]:

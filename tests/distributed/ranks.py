@@ -1,8 +1,9 @@
-"""Run a job on several ranks of this machine: one process imports everything, then forks the ranks.
+"""Run jobs on several ranks of this machine: one process imports everything, then forks the ranks of each job.
 
-    python tests/distributed/ranks.py NUM_RANKS '{"files": [...], "overrides": {...}, "by_rank": {"1": {...}}}'
+    python tests/distributed/ranks.py '[{"num_ranks": 2, "backend": "zero3", "files": [...], "overrides": {...}}]'
 
-Ranks talk through gloo with a short time-out, so that a hang is a failure. The exit code is that of the worst rank.
+Ranks talk through gloo with a short time-out, so that a hang is a failure. The exit code is that of the worst rank of
+the first job that fails; the jobs after it are not run.
 """
 
 from __future__ import annotations
@@ -91,8 +92,9 @@ def _die_at_step(step: int, number: int) -> None:
     Trainer.learn = dying  # type: ignore[method-assign]
 
 
-def main() -> None:
-    num_ranks, job = int(sys.argv[1]), json.loads(sys.argv[2])
+def run(job: dict[str, Any]) -> int:
+    """Run one job; return the exit code of its worst rank."""
+    num_ranks = job["num_ranks"]
     context = multiprocessing.start_processes(
         work, args=(num_ranks, free_port(), job), nprocs=num_ranks, join=False, start_method="fork"
     )
@@ -101,7 +103,18 @@ def main() -> None:
             pass
     except multiprocessing.ProcessExitedException as error:
         print(f"rank {error.error_index} ended with {error.exit_code}", file=sys.stderr)
-        sys.exit(1 if error.exit_code < 0 else error.exit_code)
+        return 1 if error.exit_code < 0 else error.exit_code
+    return 0
+
+
+def main() -> None:
+    jobs = json.loads(sys.argv[1])
+    if any(job["backend"].startswith("zero") for job in jobs):
+        import deepspeed  # noqa: F401  # once, before the forks
+    for job in jobs:
+        if code := run(job):
+            print(f"failed: {job}", file=sys.stderr)
+            sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -12,94 +11,24 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from harness import AVERAGED, ROOT, figures, run, succeed, tokens, weights
 
 from onpolicy_sdft.runs.files import read_json, read_jsonl
 
-ROOT = Path(__file__).parents[2]
-HARNESS = Path(__file__).with_name("ranks.py")
-WORDS = ("one", "two", "three", "four", "five", "six", "seven")
-YAML = """
-model: {{name: {model}}}
-lora: {{r: 4, alpha: 8}}
-data: {{path: {data}}}
-task: {{name: exact}}
-rollout: {{max_new_tokens: 12, deterministic: true, num_slots: 4}}
-screening: {{truncated: keep, looping: keep, length: keep, check: keep}}
-optim: {{lr: 0.01, warmup_steps: 0, max_grad_norm: 0.5}}
-train: {{batch_size: 5, max_steps: 5, checkpoint_steps: 3, micro_batch_tokens: 120, rollout_samples: 100}}
-eval:
-  kl_prompts: 3
-  kl_max_new_tokens: 6
-  sets:
-    - {{label: task, data: {{path: {data}}}, task: {{name: exact}}, max_new_tokens: 5}}
-"""
-
-
-@pytest.fixture
-def config(tmp_path: Path, model_dir: Path) -> Path:
-    data = tmp_path / "rows.jsonl"
-    rows = [{"prompt": f"say {word} " + "x" * 3 * i, "response": f"{word}" * i or "-"} for i, word in enumerate(WORDS)]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    path = tmp_path / "config.yaml"
-    path.write_text(YAML.format(model=model_dir, data=data))
-    return path
-
-
-def run(num_ranks: int, config: Path, output: Path, job: dict[str, Any] | None = None, **overrides: Any) -> Any:
-    """Run the job on some ranks and return the finished process."""
-    whole = {"files": [str(config)], "overrides": {"train.output_dir": str(output), **overrides}, **(job or {})}
-    return subprocess.run(
-        [sys.executable, str(HARNESS), str(num_ranks), json.dumps(whole)], cwd=ROOT, capture_output=True, text=True,
-        timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
-    )  # fmt: skip
-
-
-def succeed(*arguments: Any, **overrides: Any) -> None:
-    done = run(*arguments, **overrides)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def figures(output: Path, *names: str) -> list[list[float]]:
-    return [[row["values"][name] for name in names] for row in read_jsonl(output / "metrics.jsonl")]
-
-
-def weights(output: Path) -> dict[str, torch.Tensor]:
-    newest = sorted((output / "checkpoints").glob("step-*"))[-1]
-    return load_file(newest / "trainable.safetensors")
-
-
-METHODS: dict[str, dict[str, Any]] = {
-    "sdft, lora": {},
-    "sdft, full": {"lora.enabled": False},
+METHODS: dict[str, dict[str, Any]] = {  # beside those of test_backends.py
+    "sdft, lora, laws that were recorded": {"objective.name": "forward_kl", "rollout.num_samples": 2},
     "sft": {"train.targets": "demonstrations"},
-    "averaged teacher, two samples": {
-        "rollout.view": "student", "objective.name": "reverse_kl", "teacher.weights": "ema", "teacher.half_life": 2.0,
-        "rollout.num_samples": 2, "objective.anchor_kl": 0.1,
-    },
-    "recorded laws": {"objective.name": "forward_kl", "rollout.num_samples": 2},
-}  # fmt: skip
+}
 
 
-SHORT = ("sdft, lora", "sdft, full", "averaged teacher, two samples")
-
-
-@pytest.mark.parametrize(
-    "method", [name if name in SHORT else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
-)
+@pytest.mark.parametrize("method", ["sdft, lora, laws that were recorded", pytest.param("sft", marks=pytest.mark.slow)])
 def test_two_ranks_write_the_tokens_and_take_the_steps_of_one_process(config, tmp_path, method):
     for ranks in (1, 2):
         succeed(ranks, config, tmp_path / str(ranks), **METHODS[method])
     one, two = tmp_path / "1", tmp_path / "2"
-    samples = [
-        [(row["step"], row["example_id"], row["target"]) for row in read_jsonl(each / "rollouts.jsonl")]
-        for each in (one, two)
-    ]
-    assert samples[0] == samples[1]
+    assert tokens(one) == tokens(two)
     names = ("loss/total", "train/grad_norm", "train/num_loss_tokens")
-    torch.testing.assert_close(
-        torch.tensor(figures(one, *names)), torch.tensor(figures(two, *names)), rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(figures(one, *names), figures(two, *names), rtol=1e-5, atol=1e-6)
     for name, value in weights(one).items():
         torch.testing.assert_close(weights(two)[name], value, rtol=1e-3, atol=1e-5)
     scores = [read_json(each / "eval" / "summary.json") for each in (one, two)]
@@ -110,12 +39,12 @@ def test_two_ranks_write_the_tokens_and_take_the_steps_of_one_process(config, tm
 
 
 def test_a_resumed_run_of_two_ranks_repeats_the_uninterrupted_one_bit_for_bit(config, tmp_path):
-    options = {**METHODS["averaged teacher, two samples"], "eval.before_and_after": False, "lora.dropout": 0.2}
+    options = {**AVERAGED, "eval.before_and_after": False, "lora.dropout": 0.2}
     succeed(2, config, tmp_path / "whole", **options)
     succeed(2, config, tmp_path / "parts", **{**options, "train.max_steps": 3})
     succeed(2, config, tmp_path / "parts", **options, **{"train.resume": "auto"})
     names = ("loss/total", "train/grad_norm")
-    assert figures(tmp_path / "whole", *names) == figures(tmp_path / "parts", *names)
+    assert torch.equal(figures(tmp_path / "whole", *names), figures(tmp_path / "parts", *names))
     first, second = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -127,10 +56,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(config, tmp_path):
         succeed(ranks, config, tmp_path / "parts", **options, **{"train.max_steps": steps, "train.resume": "auto"})
     names = ("loss/total", "train/grad_norm")
     torch.testing.assert_close(
-        torch.tensor(figures(tmp_path / "whole", *names)),
-        torch.tensor(figures(tmp_path / "parts", *names)),
-        rtol=1e-5,
-        atol=1e-6,
+        figures(tmp_path / "whole", *names), figures(tmp_path / "parts", *names), rtol=1e-5, atol=1e-6
     )
 
 
@@ -214,9 +140,9 @@ def test_accelerate_launch_that_would_train_twice_alone_is_refused(config, tmp_p
 
 def test_gradients_travel_once_a_step_however_many_micro_batches_it_has(config, tmp_path):
     found = []
-    for tokens in (10_000, 1):
-        options = {"eval.before_and_after": False, "train.max_steps": 2, "train.micro_batch_tokens": tokens}
-        done = run(2, config, tmp_path / str(tokens), {"count_reductions": True}, **options)
+    for size in (10_000, 1):
+        options = {"eval.before_and_after": False, "train.max_steps": 2, "train.micro_batch_tokens": size}
+        done = run(2, config, tmp_path / str(size), {"count_reductions": True}, **options)
         assert done.returncode == 0, done.stderr[-3000:]
         found.append(sorted(line for line in done.stdout.splitlines() if "reduced" in line))
     assert len(found[0]) == 2

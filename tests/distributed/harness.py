@@ -1,0 +1,92 @@
+"""Start jobs on several ranks of this machine and read what they left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from onpolicy_sdft.runs.files import read_jsonl
+
+ROOT = Path(__file__).parents[2]
+RANKS = Path(__file__).with_name("ranks.py")
+WORDS = ("one", "two", "three", "four", "five", "six", "seven")
+YAML = """
+model: {{name: {model}}}
+lora: {{r: 4, alpha: 8}}
+data: {{path: {data}}}
+task: {{name: exact}}
+rollout: {{max_new_tokens: 12, deterministic: true, num_slots: 4}}
+screening: {{truncated: keep, looping: keep, length: keep, check: keep}}
+optim: {{lr: 0.01, warmup_steps: 0, max_grad_norm: 0.5}}
+train: {{batch_size: 5, max_steps: 5, checkpoint_steps: 3, micro_batch_tokens: 120, rollout_samples: 100}}
+eval:
+  kl_prompts: 3
+  kl_max_new_tokens: 6
+  sets:
+    - {{label: task, data: {{path: {data}}}, task: {{name: exact}}, max_new_tokens: 5}}
+"""
+AVERAGED = {
+    "rollout.view": "student", "objective.name": "reverse_kl", "teacher.weights": "ema", "teacher.half_life": 2.0,
+    "rollout.num_samples": 2, "objective.anchor_kl": 0.1,
+}  # fmt: skip
+
+
+def write_config(folder: Path, model: Path) -> Path:
+    """Write rows of unlike lengths and a config over them."""
+    data = folder / "rows.jsonl"
+    rows = [{"prompt": f"say {word} " + "x" * 3 * i, "response": f"{word}" * i or "-"} for i, word in enumerate(WORDS)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = folder / "config.yaml"
+    path.write_text(YAML.format(model=model, data=data))
+    return path
+
+
+def job(num_ranks: int, config: Path, output: Path, *, backend: str = "ddp", more: Any = None, **overrides: Any) -> Any:
+    """Describe a job for the ranks."""
+    return {
+        "num_ranks": num_ranks, "backend": backend, "files": [str(config)],
+        "overrides": {"train.output_dir": str(output), **overrides}, **(more or {}),
+    }  # fmt: skip
+
+
+def run_all(*jobs: Any, timeout: float = 300) -> Any:
+    """Run jobs one after another, up to the first that fails; return the finished process."""
+    return subprocess.run(
+        [sys.executable, str(RANKS), json.dumps(jobs)], cwd=ROOT, capture_output=True, text=True, timeout=timeout,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+
+
+def run(num_ranks: int, config: Path, output: Path, more: Any = None, **overrides: Any) -> Any:
+    """Run one job under DDP."""
+    return run_all(job(num_ranks, config, output, more=more, **overrides))
+
+
+def succeed(*arguments: Any, **overrides: Any) -> None:
+    """Run one job under DDP that must not fail."""
+    done = run(*arguments, **overrides)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def figures(output: Path, *names: str) -> torch.Tensor:
+    """Return metrics by step: [steps, names]."""
+    rows = read_jsonl(output / "metrics.jsonl")
+    return torch.tensor([[row["values"][name] for name in names] for row in rows], dtype=torch.float64)
+
+
+def tokens(output: Path) -> list[tuple[Any, ...]]:
+    """Return what was written, by step and example."""
+    return [(row["step"], row["example_id"], row["target"]) for row in read_jsonl(output / "rollouts.jsonl")]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    """Return the trained weights of the newest checkpoint."""
+    newest = sorted((output / "checkpoints").glob("step-*"))[-1]
+    return load_file(newest / "trainable.safetensors")

@@ -1,0 +1,95 @@
+"""Every backend with two ranks gives what one process gives: tokens, losses, gradients, checkpoints, exports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from harness import AVERAGED, figures, job, run_all, tokens, weights, write_config
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from onpolicy_sdft.runs.files import read_json
+
+BACKENDS = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
+METHODS = {
+    "lora": {"rollout.weights": "auto"},
+    "full": {"lora.enabled": False, "optim.lr": 0.003, **AVERAGED},
+}
+UNSCORED = {"eval.before_and_after": False}
+FIGURES = ("loss/total", "train/grad_norm", "train/num_loss_tokens")
+
+
+def matrix(config: Path, folder: Path) -> Iterator[object]:
+    """Yield every job; the micro-batches are small, the lengths uneven, and the gradient is clipped."""
+    for method, options in METHODS.items():
+        yield job(1, config, folder / f"one-{method}", **options)
+        for backend in BACKENDS:
+            yield job(2, config, folder / f"{backend}-{method}", backend=backend, **options)
+    for backend in BACKENDS:
+        output, options = folder / f"{backend}-resumed", {**METHODS["full"], **UNSCORED, "train.resume": "auto"}
+        yield job(2, config, output, backend=backend, **options, **{"train.max_steps": 3})
+        yield job(2, config, output, backend=backend, **options)
+    options = {**METHODS["full"], **UNSCORED, "train.resume": "auto"}
+    for steps, (backend, ranks) in enumerate((("zero3", 2), ("ddp", 1), ("fsdp2", 2), ("zero2", 2), ("zero3", 1)), 1):
+        yield job(ranks, config, folder / "moved", backend=backend, **options, **{"train.max_steps": steps})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Path:
+    pytest.importorskip("deepspeed")
+    made = tmp_path_factory.mktemp("backends")
+    done = run_all(*matrix(write_config(made, model_dir), made), timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return made
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_ranks_write_the_tokens_and_take_the_steps_of_one_process(folder, backend, method):
+    one, two = folder / f"one-{method}", folder / f"{backend}-{method}"
+    assert tokens(one) == tokens(two)
+    torch.testing.assert_close(figures(one, *FIGURES), figures(two, *FIGURES), rtol=1e-5, atol=1e-6)
+    for name, value in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], value, rtol=1e-3, atol=5e-5)
+    scores = [read_json(each / "eval" / "summary.json") for each in (one, two)]
+    for stage in ("before", "after"):
+        assert scores[0][stage]["sets"][0]["score"] == scores[1][stage]["sets"][0]["score"]
+        assert scores[0][stage]["sets"][0]["n"] == scores[1][stage]["sets"][0]["n"] == 7
+    assert scores[0]["after"]["kl"]["mean"] == pytest.approx(scores[1]["after"]["kl"]["mean"], rel=1e-3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(folder, backend):
+    whole, resumed = folder / f"{backend}-full", folder / f"{backend}-resumed"
+    assert torch.equal(figures(whole, *FIGURES), figures(resumed, *FIGURES))
+    first, second = weights(whole), weights(resumed)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_moves_between_backends_and_numbers_of_ranks(folder):
+    """zero3 on 2 ranks, one process, fsdp2 on 2, zero2 on 2, zero3 on 1."""
+    one, moved = folder / "one-full", folder / "moved"
+    torch.testing.assert_close(figures(one, *FIGURES), figures(moved, *FIGURES), rtol=1e-5, atol=1e-6)
+    assert tokens(one) == tokens(moved)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_export_loads_in_plain_transformers_and_gives_the_same_logits(folder, model_dir, backend):
+    ids = torch.tensor([[5, 6, 7, 8]])
+
+    def logits(kind: str) -> list[torch.Tensor]:
+        base = AutoModelForCausalLM.from_pretrained(model_dir)
+        adapted = PeftModel.from_pretrained(base, folder / f"{kind}-lora" / "model")
+        full = AutoModelForCausalLM.from_pretrained(folder / f"{kind}-full" / "model")
+        with torch.no_grad():
+            return [adapted(input_ids=ids).logits, full(input_ids=ids).logits]
+
+    torch.testing.assert_close(logits(backend), logits("one"), rtol=1e-3, atol=1e-3)
+
+
+def test_a_checkpoint_of_adapters_holds_no_frozen_weight(folder):
+    for backend in BACKENDS:
+        assert all("lora_" in name for name in weights(folder / f"{backend}-lora"))
