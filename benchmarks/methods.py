@@ -52,13 +52,20 @@ def run_one(options: argparse.Namespace, method: str, lr: float | None, seed: in
         extra += ["--optim.lr", f"{lr:g}"]
     if method == "offline_sdft":
         extra += ["--train.distilled", str(distilled(options))]
-    if not (run / "model").is_dir():
-        sdft(
-            "train", "--config", options.config, "--config", METHODS[method], "--train.output_dir", run,
-            "--train.seed", str(seed), "--train.resume", "auto", "--eval.before_and_after", "false", *extra,
-        )  # fmt: skip
+    stopped = run / "stopped.txt"
+    if not (run / "model").is_dir() and not stopped.is_file():
+        try:
+            sdft(
+                "train", "--config", options.config, "--config", METHODS[method], "--train.output_dir", run,
+                "--train.seed", str(seed), "--train.resume", "auto", "--eval.before_and_after", "false", *extra,
+            )  # fmt: skip
+        except subprocess.CalledProcessError as error:
+            if error.returncode != 2 or not (run / "checkpoints").is_dir():
+                raise
+            # It trained and then refused to go on: that is a result of this learning rate.
+            stopped.write_text(read_jsonl(run / "metrics.jsonl")[-1]["skipped"])
     summary = run / "eval" / "summary.json"
-    if "eval" not in (read_json(summary) if summary.is_file() else {}):
+    if (run / "model").is_dir() and "eval" not in (read_json(summary) if summary.is_file() else {}):
         sdft("eval", run)
     metrics = [record["values"] for record in read_jsonl(run / "metrics.jsonl")]
     return {
@@ -70,8 +77,7 @@ def run_one(options: argparse.Namespace, method: str, lr: float | None, seed: in
         "loss_tokens": int(metrics[-1]["train/total_loss_tokens"]),
         "mean_fallback_rate": sum(m.get("screen/fallback_rate", 0.0) for m in metrics) / len(metrics),
         "mean_drop_rate": sum(m.get("screen/drop_rate", 0.0) for m in metrics) / len(metrics),
-        "seconds": sum(m["time/step_seconds"] for m in metrics),
-        **read_json(summary)["eval"],
+        **(read_json(summary)["eval"] if (run / "model").is_dir() else {"stopped": stopped.read_text(), "sets": []}),
     }
 
 
@@ -98,7 +104,8 @@ def compare(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
         grid = [run_one(options, method, lr, first) for lr in options.lrs or [None]]
         rows += grid
         # Of equals the smaller rate: it moves the model less.
-        best = max(grid, key=lambda row: (score_of(row, options.tune_on), -(row["lr"] or 0)) if options.lrs else 0)
+        whole = [row for row in grid if "stopped" not in row]
+        best = max(whole, key=lambda row: (score_of(row, options.tune_on), -(row["lr"] or 0)) if options.lrs else 0)
         chosen[method] = best["lr"]
     for seed in others:
         rows += [run_one(options, method, chosen[method], seed) for method in options.methods]
@@ -120,7 +127,6 @@ def table(rows: list[dict[str, Any]], chosen: dict[str, float | None]) -> str:
         "seed",
         "steps",
         "learned tokens",
-        "seconds of steps",
         *labels,
         "KL(seed \\|\\| tuned), nats/token",
     ]
@@ -131,8 +137,8 @@ def table(rows: list[dict[str, Any]], chosen: dict[str, float | None]) -> str:
         cells = [
             row["method"], "-" if lr is None else f"{lr:g}" + (" (chosen)" if is_chosen else ""),
             "-" if row["seed"] is None else row["seed"], row["steps"], row.get("loss_tokens", "-"),
-            f"{row['seconds']:.0f}" if "seconds" in row else "-",
-            *(interval(item) for item in row["sets"]), interval(kl, 4) if kl else "-",
+            *(interval(item) for item in row["sets"]), *["-"] * (len(labels) - len(row["sets"])),
+            interval(kl, 4) if kl else f"stopped: {row['stopped']}" if "stopped" in row else "-",
         ]  # fmt: skip
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     names = ["method", "seeds", *labels, "KL(seed \\|\\| tuned)"]
