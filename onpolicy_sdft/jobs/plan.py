@@ -29,8 +29,6 @@ SHARDED: dict[str, frozenset[str]] = {
     "zero3": frozenset({"optimizer", "gradients", "parameters"}),
     "fsdp2": frozenset({"optimizer", "gradients", "parameters"}),
 }
-#: Backends that this version trains with.
-AVAILABLE = ("ddp",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +75,21 @@ def plan(config: RunConfig, num_gpus: int, gpu_gib: float) -> PlanOutcome:
 
 
 def estimate(config: RunConfig, sizes: Sizes, backend: str, num_gpus: int, most: int) -> Estimate:
-    """Return what one rank of a backend holds; all training state is float32, gathered weights stay for the rollout."""
+    """Return what one rank of a backend holds; all training state is float32."""
     shared = SHARDED[backend]
 
     def share(part: str) -> int:
         return num_gpus if part in shared else 1
 
     weights = sizes.num_bytes
+    gathered = weights if "parameters" in shared else 0.0
+    stays = config.rollout.weights == "replica" or (config.rollout.weights == "auto" and config.lora.enabled)
     held = {
         "parameters": weights / share("parameters"),
         "gradients": 4 * sizes.num_trainable / share("gradients"),
         "optimizer": 8 * sizes.num_trainable / share("optimizer"),
         "teacher": _copies(config) * 4 * sizes.num_trainable / share("optimizer"),
+        "gathered": gathered if stays else 0.0,
     }
     learning = {
         "activations": _activations(config, sizes),
@@ -97,7 +98,7 @@ def estimate(config: RunConfig, sizes: Sizes, backend: str, num_gpus: int, most:
     }
     merged = sizes.num_adapted * sizes.bytes_per_parameter if config.rollout.merge_adapter else 0
     writing = {
-        "gathered": weights if "parameters" in shared and num_gpus > 1 else 0,
+        "gathered": gathered,
         "decode copy": 2 * sizes.num_parameters if config.rollout.decode_copy == "bfloat16" else merged,
         "keys and values": _keys_and_values(config, sizes, most),
     }

@@ -333,5 +333,5 @@ def _resume(
     source = checkpointer.resume(trainer.state)
     dropped = trainer.backend.on_first(lambda: run.truncate_after_step(trainer.state.step))
     if source is not None:
-        progress.update(trainer.state.step)
+        progress.begin_at(trainer.state.step)
         say(f"resuming from {source} (step {trainer.state.step}; {dropped} later log lines dropped)")

@@ -35,6 +35,7 @@ class RolloutStats:
     num_drafted_tokens: int = 0
     num_accepted_tokens: int = 0
     num_slots: int = 0
+    num_out_of_memory: int = 0  # times the slots were halved for running out of it
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0  # model, attention and sampling of decode forwards
     attention_seconds: float = 0.0  # part of both
@@ -59,6 +60,7 @@ class RolloutStats:
             "rollout/tokens_per_forward": self.num_tokens / forwards,
             "rollout/accept_rate": self.accept_rate or 0.0,
             "rollout/drafted_rate": self.num_drafted_tokens / max(1, self.num_tokens),
+            "rollout/num_out_of_memory": self.num_out_of_memory,
             "time/rollout_prefill_seconds": self.prefill_seconds,
             "time/rollout_decode_seconds": self.decode_seconds,
         }

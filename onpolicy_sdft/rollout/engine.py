@@ -109,12 +109,38 @@ class RolloutEngine:
         model = inner_model(self.model)
         with no_trace(self.model), self.weights.open(), slot_attention_on(model):
             self.stats.weights_seconds = time.perf_counter() - started
-            pool = self._make_pool(requests, record)
-            self._measure_costs(pool, requests)
-            call = _Call(self, model, pool, requests, law, on_progress, record)
-            rollouts = call.run()
+            self._measure_costs(self._make_pool(requests, record), requests)
+            found: list[Rollout | None] = [None] * len(requests)
+            while waiting := [index for index, rollout in enumerate(found) if rollout is None]:
+                left = [requests[index] for index in waiting]
+                written = self._write(model, left, law, on_progress, record)
+                for index, rollout in zip(waiting, written, strict=True):
+                    found[index] = rollout
         self.stats.total_seconds = time.perf_counter() - started
-        return rollouts
+        return [rollout for rollout in found if rollout is not None]
+
+    def _write(
+        self,
+        model: PreTrainedModel,
+        requests: Sequence[RolloutRequest],
+        law: SamplingLaw,
+        on_progress: OnProgress,
+        record: Record,
+    ) -> list[Rollout | None]:
+        """Write completions; where memory runs out, return those that ended and go on with half the slots."""
+        pool = self._make_pool(requests, record)
+        call = _Call(self, model, pool, requests, law, on_progress, record)
+        try:
+            call.run()
+        except torch.OutOfMemoryError:
+            if pool.num_slots == 1:
+                raise
+            half = pool.num_slots // 2
+            self.budget = Budget(half * pool.cache.length * pool.bytes_per_position, "what was left of it")
+            self.stats.num_out_of_memory += 1
+            self._pool = None
+            self.say(f"rollout: out of memory with {pool.num_slots} slots, going on with {half}")
+        return call.found
 
     def state(self) -> dict[str, Any]:
         """Return what shapes were chosen by: step times, acceptance, memory."""
@@ -204,14 +230,13 @@ class _Call:
         if self.device.type == "cpu":
             cpu_attention.use_threads_of_torch()
 
-    def run(self) -> list[Rollout]:
+    def run(self) -> None:
         """Admit, decode, collect, until nobody waits and no slot is live."""
         while self.scheduler.num_waiting or self.scheduler.live:
             self._admit()
             if self.scheduler.live:
                 self._decode()
         self.stats.attention_seconds = self.attention.seconds
-        return [rollout for rollout in self.found if rollout is not None]
 
     def _admit(self) -> None:
         """Fill free slots and run their prompts; texts that end with their first token free them again."""

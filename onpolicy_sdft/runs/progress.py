@@ -88,6 +88,10 @@ class Progress:
         else:
             self._write_line(self._text())
 
+    def begin_at(self, completed: int) -> None:
+        """Count from what an earlier run did; call it before the clock starts."""
+        self.completed = self._start = completed
+
     def update(self, advance: int = 1, **fields: Field) -> None:
         """Count finished units and show the newest figures.
 

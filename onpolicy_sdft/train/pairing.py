@@ -63,9 +63,9 @@ class Pairing:
                 )
         return found
 
-    def groups(self, targets: Sequence[Target]) -> list[list[Row]]:
-        """Return rows in groups that fit a forward each."""
-        return split_by_budget(self.rows(targets), self.micro_batch_tokens)
+    def groups(self, targets: Sequence[Target], num_halvings: int = 0) -> list[list[Row]]:
+        """Return rows in groups that fit a forward each, of so many times half the tokens."""
+        return split_by_budget(self.rows(targets), max(1, self.micro_batch_tokens >> num_halvings))
 
     def batch(self, rows: Sequence[Row], device: torch.device | str) -> MicroBatch:
         """Collate a group; an empty one becomes a micro-batch of zero loss tokens."""

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from onpolicy_sdft.data.sharing import collect, deal
+from onpolicy_sdft.errors import TrainingError
 from onpolicy_sdft.objectives.objective import FIGURES
 from onpolicy_sdft.train.source import spread
 from onpolicy_sdft.train.telemetry import (
@@ -57,6 +58,7 @@ class TrainState:
     bad_steps_in_a_row: int = 0
     best_score: float | None = None
     validations_without_gain: int = 0
+    num_halvings: int = 0  # of train.micro_batch_tokens, for running out of memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ class Trainer:
         num_loss_tokens = self._sum(b.num_loss_tokens for b in batches)
         num_counted_tokens = self._sum(b.num_counted_tokens for b in batches)
         lr = float(self.schedule.get_last_lr()[0])
-        learned = self.learn(batches, num_counted_tokens)  # 4. Learn, unless everything was dropped
+        learned = self._learn_in_memory(mine, batches, num_counted_tokens)  # 4. Learn, unless everything was dropped
         if not learned.skipped:
             self.teacher.follow()  # 5. Follow: the average moves
         self._advance(num_loss_tokens, learned.skipped)
@@ -119,12 +121,39 @@ class Trainer:
             "train/num_loss_tokens": num_loss_tokens,
             "train/total_loss_tokens": self.state.total_loss_tokens,
             "train/num_micro_batches": len(batches),
+            "train/num_halvings": self.state.num_halvings,
             **mean_over_ranks(self.backend, {**time_metrics(times, learned.score_seconds), **self.source.figures()}),
             **rollout_metrics(targets),
             **screen_metrics(targets),
             **length_metrics(targets, self.pairing.num_skipped),
         }
         return StepMetrics(self.state.step, learned.skipped, values, tuple(targets))
+
+    def _learn_in_memory(
+        self, mine: Sequence[Target], batches: Sequence[MicroBatch], num_counted_tokens: int
+    ) -> Learned:
+        """Learn; where memory runs out, again from the same targets in micro-batches of half the size.
+
+        Raises:
+            TrainingError: If a micro-batch of one target is too large, or there are other ranks: they are in the middle
+                of a backward together by then.
+        """
+        while True:
+            try:
+                return self.learn(batches, num_counted_tokens)
+            except torch.OutOfMemoryError as error:
+                if self.backend.num_ranks > 1 or all(len(batch.rows) < 2 for batch in batches):
+                    budget = self.pairing.micro_batch_tokens >> self.state.num_halvings
+                    raise TrainingError(
+                        f"Out of memory while learning micro-batches of {budget} tokens (rank {self.backend.rank}): "
+                        f"{error}. Way out: a lower train.micro_batch_tokens, model.gradient_checkpointing, or a "
+                        "backend that divides more (launch/accelerate)."
+                    ) from error
+                self.backend.discard_gradients()
+            num_batches = len(batches)
+            while len(batches) == num_batches:
+                self.state.num_halvings += 1
+                batches = self.pair(mine)
 
     def learn(self, batches: Sequence[MicroBatch], num_counted_tokens: int) -> Learned:
         """Take one optimizer step; one denominator for all of it, known before any backward.
@@ -153,7 +182,7 @@ class Trainer:
 
     def pair(self, targets: Sequence[Target]) -> list[MicroBatch]:
         """Put each target behind its bare prompt; every rank gets the same number of micro-batches."""
-        groups = self.pairing.groups(targets)
+        groups = self.pairing.groups(targets, self.state.num_halvings)
         num_groups = self.backend.max_over_ranks(len(groups))
         # A rank that ran out still runs a backward of zero loss tokens, so that collectives stay aligned.
         groups += [[]] * (num_groups - len(groups))

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from onpolicy_sdft.config.schema import ScreeningConfig
+from onpolicy_sdft.errors import TrainingError
 from onpolicy_sdft.types import SamplingLaw
 
 DEVICE_DTYPE = torch.float64
@@ -132,3 +133,29 @@ def test_training_on_its_own_rollouts_makes_them_likelier_from_the_bare_prompt(m
         trainer = bench.trainer
         total = sum(trainer.policy(b, trainer.objective, *trainer.laws([b]))[0].item() for b in batches)
     assert total / sum(b.num_loss_tokens for b in batches) < before
+
+
+def test_memory_that_runs_out_while_learning_halves_the_micro_batches_and_repeats_the_step_from_its_targets(make_bench):
+    plain, short = make_bench(dtype=torch.float64), make_bench(dtype=torch.float64)
+    expected = plain.trainer.train_step(plain.views)
+    policy, sizes = short.trainer.policy, []
+
+    def runs_out(batch, *rest):
+        sizes.append(len(batch.rows))
+        if len(batch.rows) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return policy(batch, *rest)
+
+    runs_out.train = policy.train
+    short.trainer.policy = runs_out
+    found = short.trainer.train_step(short.views)
+    assert sizes[0] == len(short.views)
+    assert [t.token_ids for t in found.targets] == [t.token_ids for t in expected.targets]
+    assert short.rollout_backend.stats.num_tokens == plain.rollout_backend.stats.num_tokens
+    for name in ("loss/total", "train/grad_norm", "train/num_loss_tokens"):
+        assert found.values[name] == pytest.approx(expected.values[name], rel=1e-9)
+    assert found.values["train/num_halvings"] > 0
+    short.trainer.policy = lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("not even one"))
+    short.trainer.policy.train = policy.train
+    with pytest.raises(TrainingError, match="lower train.micro_batch_tokens"):
+        short.trainer.train_step(short.views)

@@ -1,0 +1,119 @@
+"""Checkpoints that were cut off, are not ours, or do not fit on the disk; two runs in one directory."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from onpolicy_sdft import fit, load_config
+from onpolicy_sdft.errors import RunDirectoryError
+from onpolicy_sdft.runs.directory import RunDirectory
+from onpolicy_sdft.runs.files import read_jsonl
+from onpolicy_sdft.train import checkpoint as module
+
+
+@pytest.fixture
+def options(tmp_path, model_dir):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"say {i}", "response": f"{i}" * 3}) + "\n" for i in range(6)))
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        f"model: {{name: {model_dir}}}\nlora: {{r: 4}}\ndata: {{path: {data}}}\n"
+        "screening: {truncated: keep, looping: keep, length: keep, check: keep}\n"
+        "rollout: {max_new_tokens: 6, deterministic: true, num_slots: 3}\neval: {before_and_after: false}\n"
+        f"train: {{batch_size: 3, max_steps: 4, checkpoint_steps: 1, keep_checkpoints: 2, "
+        f"output_dir: {tmp_path / 'run'}, resume: auto}}\n"
+    )
+    return path
+
+
+def train(options, **overrides):
+    said = []
+    fit(load_config(options, **overrides), ["test"], said.append)
+    return "\n".join(said)
+
+
+def steps(tmp_path):
+    return [row["step"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")]
+
+
+def cut_off(folder: Path) -> None:
+    path = folder / "optimizer.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def foreign(folder: Path) -> None:
+    (folder / "state.json").write_text('{"global_step": 3}')
+
+
+DAMAGE = {
+    "cut off": (cut_off, "optimizer.pt has"),
+    "foreign": (foreign, "not written by this program"),
+    "no record": (lambda folder: (folder / "state.json").unlink(), "does not exist"),
+    "a file is missing": (lambda folder: (folder / "ranks.pt").unlink(), "ranks.pt is missing"),
+    "half a record": (lambda folder: (folder / "state.json").write_text('{"version": '), "not valid JSON"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_checkpoint_is_skipped_by_name_and_the_one_before_is_taken_up(options, tmp_path, name):
+    damage, why = DAMAGE[name]
+    train(options, **{"train.max_steps": 3})
+    damage(tmp_path / "run" / "checkpoints" / "step-000003")
+    said = train(options)
+    assert f"step-000003 is skipped: {why}" in said or ("step-000003 is skipped" in said and why in said)
+    assert "(step 2;" in said
+    assert steps(tmp_path) == [1, 2, 3, 4]
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_over_its_logs(options, tmp_path):
+    train(options, **{"train.max_steps": 2})
+    for step in (1, 2):
+        cut_off(tmp_path / "run" / "checkpoints" / f"step-00000{step}")
+    with pytest.raises(RunDirectoryError, match="None of the 2 checkpoints"):
+        train(options)
+    assert steps(tmp_path) == [1, 2]
+
+
+def test_a_full_disk_keeps_the_old_checkpoint_and_says_so(options, tmp_path, monkeypatch):
+    save, calls = module.torch.save, []
+
+    def full(*arguments):
+        calls.append(1)
+        if len(calls) == 8:  # the second file of the third checkpoint
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(*arguments)
+
+    monkeypatch.setattr(module.torch, "save", full)
+    with pytest.raises(RunDirectoryError, match=r"step 3 .* No space left .* step 2 stands.*resume auto"):
+        train(options)
+    monkeypatch.setattr(module.torch, "save", save)
+    folder = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-000001", "step-000002"]
+    assert "step-000002 (step 2" in train(options)
+    assert steps(tmp_path) == [1, 2, 3, 4]
+
+
+def test_two_runs_in_one_directory_are_refused_and_a_killed_one_leaves_it_free(options, tmp_path):
+    code = (
+        "import sys, time\nfrom onpolicy_sdft.runs.directory import RunDirectory\n"
+        "with RunDirectory.create(sys.argv[1]).claimed():\n    print('mine', flush=True)\n    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "mine\n"
+        with pytest.raises(RunDirectoryError, match="Another run is at work"):
+            train(options)
+        other.kill()
+    train(options)
+    assert steps(tmp_path) == [1, 2, 3, 4]
+    assert os.listdir(tmp_path / "run" / "checkpoints")
+    with RunDirectory.open(tmp_path / "run").claimed():
+        pass
