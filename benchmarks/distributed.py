@@ -1,0 +1,113 @@
+"""One optimizer step on one and two ranks of this machine, by backend: seconds, their split, what is gathered, memory.
+
+    python -m benchmarks.distributed --results benchmarks/results
+
+Backends are compared with DDP in pairs that take turns step by step, each in processes of its own that idle while the
+other works; ratios are taken within a round. Ranks have one thread each, one process alone has two. On CPUs, through
+gloo: what moves between GPUs is another matter. Writes distributed.json and distributed.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.step.__main__ import ROOT, Contender, ratio
+from onpolicy_sdft.runs.files import write_json_atomic, write_text_atomic
+from onpolicy_sdft.runs.manifest import git_state, hardware, package_versions
+
+CONFIGS = ["configs/online/quickstart.yaml"]
+OVERRIDES = {
+    "model.dtype": "float32", "train.precision": "fp32", "rollout.max_new_tokens": 48, "train.batch_size": 8,
+    "train.micro_batch_tokens": 1024, "optim.warmup_steps": 0,
+    "rollout.deterministic": True, "rollout.num_slots": 8,
+}  # fmt: skip
+FULL = {"lora.enabled": False, "optim.lr": 1e-6}
+#: Pairs that take turns: (name, backend, ranks, overrides), the second compared with the first.
+PAIRS: list[tuple[tuple[str, str, int, dict[str, Any]], ...]] = [
+    (("ddp, LoRA", "ddp", 2, {}), ("one process, LoRA", "ddp", 1, {})),
+    (("ddp, LoRA", "ddp", 2, {}), ("zero1, LoRA", "zero1", 2, {})),
+    (("ddp, LoRA", "ddp", 2, {}), ("zero2, LoRA", "zero2", 2, {})),
+    (("ddp, LoRA", "ddp", 2, {}), ("zero3, LoRA, replica", "zero3", 2, {})),
+    (("ddp, LoRA", "ddp", 2, {}), ("zero3, LoRA, gather", "zero3", 2, {"rollout.weights": "gather"})),
+    (("ddp, LoRA", "ddp", 2, {}), ("fsdp2, LoRA, replica", "fsdp2", 2, {})),
+    (("ddp, full", "ddp", 2, FULL), ("zero2, full", "zero2", 2, FULL)),
+    (("ddp, full", "ddp", 2, FULL), ("zero3, full, gather", "zero3", 2, FULL)),
+    (("ddp, full", "ddp", 2, FULL), ("fsdp2, full, gather", "fsdp2", 2, FULL)),
+]
+COLUMNS = ("step", "rollout", "rollout_wait", "score", "learn")
+
+
+def start(contender: tuple[str, str, int, dict[str, Any]], rows: int, logs: Path) -> Contender:
+    """Start the ranks of a contender."""
+    name, backend, ranks, overrides = contender
+    given = {
+        "backend": backend, "ranks": ranks, "threads": 2 // ranks, "configs": CONFIGS,
+        "overrides": {**OVERRIDES, **overrides, "data.limit": rows},
+    }  # fmt: skip
+    log = logs / f"{name.replace(', ', '_').replace(' ', '_')}.log"
+    command = [sys.executable, "-m", "benchmarks.adapters.step_ranks", json.dumps(given)]
+    return Contender(command, {"OMP_NUM_THREADS": str(2 // ranks)}, log)
+
+
+def run_pair(pair: tuple[Any, ...], options: argparse.Namespace) -> list[tuple[str, Contender]]:
+    """Let two contenders take turns."""
+    rows = (options.rounds + 1) * OVERRIDES["train.batch_size"]
+    found = [(contender[0], start(contender, rows, options.logs)) for contender in pair]
+    for number in range(-1, options.rounds):  # the first is a warm-up
+        for name, contender in found:
+            step = contender.step()
+            if number >= 0:
+                contender.steps.append(step)
+            print(f"round {number}: {name}: {step['step']:.2f} s, rollout {step['rollout']:.2f} s", flush=True)
+    for _, contender in found:
+        contender.close()
+    return found
+
+
+def table(pairs: list[list[tuple[str, Contender]]]) -> str:
+    """Return the results as Markdown."""
+    names = ["trainer", "n", *(f"{name} s" for name in COLUMNS), "MiB gathered a step", "peak MiB of a rank"]
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    for pair in pairs:
+        for name, contender in pair:
+            middles = [statistics.median(step[key] for step in contender.steps) for key in COLUMNS]
+            cells = [name, str(len(contender.steps)), *(f"{value:.2f}" for value in middles)]
+            cells += [f"{contender.facts['bytes_gathered'] / 2**20:.1f}"]
+            cells += [f"{max(step['peak_mib'] for step in contender.steps):.0f}"]
+            lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "| ratio, paired by round | step | rollout | learn | peak memory |", "|---|---|---|---|---|"]
+    for (base, first), (name, second) in pairs:
+        found = [ratio(second.steps, first.steps, key) for key in ("step", "rollout", "learn", "peak_mib")]
+        cells = [f"{middle:.2f} [{low:.2f}, {high:.2f}]" for middle, low, high in found]
+        lines.append(f"| {name} / {base} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", help="Second contenders of pairs, by name.")
+    parser.add_argument("--results", type=Path)
+    parser.add_argument("--logs", type=Path, default=ROOT / "runs" / "distributed_logs")
+    options = parser.parse_args()
+    options.logs.mkdir(parents=True, exist_ok=True)
+    pairs = [run_pair(pair, options) for pair in PAIRS if not options.only or pair[1][0] in options.only]
+    print(table(pairs))
+    if options.results:
+        record = {
+            "command": ["python -m benchmarks.distributed", *sys.argv[1:]], "git": git_state(ROOT),
+            "hardware": hardware(), "overrides": OVERRIDES,
+            "versions": package_versions(["torch", "transformers", "peft", "accelerate", "deepspeed"]),
+            "pairs": [[{"name": name, **c.facts, "steps": c.steps} for name, c in pair] for pair in pairs],
+        }  # fmt: skip
+        write_json_atomic(options.results / "distributed.json", json.loads(json.dumps(record)))
+        write_text_atomic(options.results / "distributed.md", table(pairs) + "\n")
+
+
+if __name__ == "__main__":
+    main()
