@@ -28,7 +28,10 @@ SHARDED: dict[str, frozenset[str]] = {
     "zero2": frozenset({"optimizer", "gradients"}),
     "zero3": frozenset({"optimizer", "gradients", "parameters"}),
     "fsdp2": frozenset({"optimizer", "gradients", "parameters"}),
+    "zero3_offload": frozenset({"optimizer", "gradients", "parameters"}),
 }
+#: Backends that keep parameters and optimizer state in the CPU's memory.
+OFFLOADED = ("zero3_offload",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,8 @@ def estimate(config: RunConfig, sizes: Sizes, backend: str, num_gpus: int, most:
         "teacher": _copies(config) * 4 * sizes.num_trainable / share("optimizer"),
         "gathered": gathered if stays else 0.0,
     }
+    if backend in OFFLOADED:
+        held["parameters"] = held["optimizer"] = 0.0
     learning = {
         "activations": _activations(config, sizes),
         "logits": 4 * 4 * config.objective.chunk_tokens * sizes.vocab_size,

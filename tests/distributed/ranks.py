@@ -46,6 +46,8 @@ def work(rank: int, num_ranks: int, port: int, job: dict[str, Any]) -> None:
     if die_at is not None:
         _die_at_step(*die_at)
     counted = _count_reductions() if job.get("count_reductions") else []
+    if job.get("count_collectives"):
+        _count_collectives(rank)
     try:
         outcome = fit(load_config(*job["files"], **overrides), ["test"], lambda text: None)
     except SdftError as error:
@@ -76,6 +78,28 @@ def _count_reductions() -> list[int]:
 
     Backend.prepare = counting  # type: ignore[method-assign]
     return counted
+
+
+def _count_collectives(rank: int) -> None:
+    """Say how many collectives a rank calls to put weights in place, and while it writes."""
+    from torch.distributed.tensor.debug import CommDebugMode
+
+    from onpolicy_sdft.models.reading import Replica
+    from onpolicy_sdft.train.source import PolicySource
+
+    def counting(owner: Any, name: str, where: str) -> None:
+        method = getattr(owner, name)
+
+        def counted(self: Any, *arguments: Any, **options: Any) -> Any:
+            with CommDebugMode() as seen:
+                found = method(self, *arguments, **options)
+            print(f"rank {rank} {where} {seen.get_total_counts()}", flush=True)
+            return found
+
+        setattr(owner, name, counted)
+
+    counting(PolicySource, "rollouts", "wrote with")
+    counting(Replica, "_fill", "gathered with")
 
 
 def _die_at_step(step: int, number: int) -> None:

@@ -90,6 +90,25 @@ def test_an_export_loads_in_plain_transformers_and_gives_the_same_logits(folder,
     torch.testing.assert_close(logits(backend), logits("one"), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize(("backend", "method"), [("zero3", "full"), ("fsdp2", "lora"), ("zero3", "lora")])
+def test_weights_are_gathered_once_a_step_and_no_collective_is_called_while_tokens_are_written(
+    tmp_path, model_dir, backend, method
+):
+    options = {**METHODS[method], **UNSCORED, "train.max_steps": 2}
+    asked = job(
+        2, write_config(tmp_path, model_dir), tmp_path / "run", backend=backend, more={"count_collectives": True},
+        **options,
+    )  # fmt: skip
+    done = run_all(asked)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("rank ")]
+    assert {int(words[-1]) for words in lines if "wrote" in words} == {0}
+    gathered = [int(words[-1]) for words in lines if "gathered" in words and words[1] == "0"]
+    assert all(0 < count <= 48 for count in gathered), "one a parameter at most"
+    # At the start, then for each step the weights that write and those that score, if they are others.
+    assert len(gathered) == {"full": 1 + 3 * 2, "lora": 1 + 1}[method]
+
+
 def test_a_checkpoint_of_adapters_holds_no_frozen_weight(folder):
     for backend in BACKENDS:
         assert all("lora_" in name for name in weights(folder / f"{backend}-lora"))

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from harness import AVERAGED, ROOT, figures, run, succeed, tokens, weights
+from harness import AVERAGED, figures, run, succeed, tokens, weights
 
 from onpolicy_sdft.runs.files import read_json, read_jsonl
 
@@ -99,43 +95,6 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on_from_the_last_checkpo
     succeed(2, config, tmp_path / "whole", **options)
     first, second = weights(tmp_path / "whole"), weights(tmp_path / "run")
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-LAUNCH = [
-    "launch",
-    "--config_file",
-    "launch/accelerate/ddp.yaml",
-    "--num_processes",
-    "2",
-    "-m",
-    "onpolicy_sdft",
-    "train",
-]
-
-
-def launch(config: Path, output: Path, **environment: str) -> Any:
-    accelerate = Path(sys.executable).with_name("accelerate")
-    flags = ["--config", str(config), "--train.output_dir", str(output), "--train.max_steps", "2"]
-    return subprocess.run(
-        [str(accelerate), *LAUNCH, *flags], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-        env={**os.environ, **environment},
-    )  # fmt: skip
-
-
-def test_accelerate_launch_trains_on_cpus_where_it_is_told_to(config, tmp_path):
-    done = launch(config, tmp_path / "run", ACCELERATE_USE_CPU="true")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert read_json(tmp_path / "run" / "manifest.json")["num_ranks"] == 2
-    assert (tmp_path / "run" / "report.html").is_file()
-    assert done.stdout.count("run directory") == 1, "only the first rank reports"
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="on GPUs the plain command is right")
-def test_accelerate_launch_that_would_train_twice_alone_is_refused(config, tmp_path):
-    done = launch(config, tmp_path / "run")
-    assert done.returncode != 0
-    assert "2 processes were launched, but accelerate sees 1" in done.stderr
-    assert not (tmp_path / "run").exists()
 
 
 def test_gradients_travel_once_a_step_however_many_micro_batches_it_has(config, tmp_path):

@@ -44,6 +44,20 @@ def test_what_is_divided_among_ranks_is_divided(model_dir):
     assert [found[n]["gradients"] / whole for n in found] == [1, 1, 0.25, 0.25, 0.25]
     assert [found[n]["optimizer"] / whole for n in found] == [2, 0.5, 0.5, 0.5, 0.5]
     assert found["ddp"]["teacher"] == whole
+    offloaded = estimate(asked, sizes, "zero3_offload", 4, 4).parts
+    assert "parameters" not in offloaded
+    assert offloaded["gathered"] == whole, "what is read stands on the GPU while it is read"
+
+
+def test_a_replica_stays_while_learning_and_gathered_weights_do_not(model_dir):
+    def gathered(**overrides):
+        asked = config(model_dir, **{"rollout.max_new_tokens": 1, "train.micro_batch_tokens": 100_000, **overrides})
+        return estimate(asked, model_sizes(asked.model, asked.lora), "zero3", 4, 1).parts.get("gathered", 0)
+
+    assert gathered() > 0
+    assert gathered(**{"rollout.weights": "gather"}) == 0
+    assert gathered(**{"lora.enabled": False}) == 0
+    assert gathered(**{"lora.enabled": False, "rollout.weights": "replica"}) > 0
 
 
 def test_the_first_backend_that_fits_is_recommended(model_dir):
