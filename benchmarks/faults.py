@@ -98,7 +98,7 @@ def kill(process: subprocess.Popen[bytes], kind: str, draw: random.Random) -> No
             if each.is_running():
                 each.kill()
     else:
-        process.terminate()
+        process.terminate()  # ranks finish their step and save
     try:
         process.wait(PATIENCE)
         psutil.wait_procs(whole, PATIENCE)
@@ -136,6 +136,8 @@ def disturb(options: argparse.Namespace, output: Path, draw: random.Random) -> d
     kind = draw.choice(KINDS if options.ranks > 1 else KINDS[1:])
     kill(process, kind, draw)
     checkpoints = output / "checkpoints"
+    if kind == "launcher, SIGTERM" and num_steps(output) != (RunDirectory(output).checkpoint_steps() or [0])[-1]:
+        raise SystemExit(f"{kind}: the run stopped without saving its last step; see {output}.log")
     torn = [path.name for path in checkpoints.glob(".tmp-*")] if checkpoints.is_dir() else []
     reached, kept = num_steps(output), (RunDirectory(output).checkpoint_steps() or [0])[-1]
     found = {"kind": kind, "step": reached, "checkpoint": kept, "inside_checkpoint": bool(torn)}

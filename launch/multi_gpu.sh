@@ -5,7 +5,7 @@
 #     DRY_RUN=1 NUM_GPUS=4 GPU_MEMORY=24 bash launch/multi_gpu.sh --config ...     # the plan and the command, nothing else
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-NUM_GPUS="${NUM_GPUS:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}"
+NUM_GPUS="${NUM_GPUS:-$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)}"
 if [ "$NUM_GPUS" -lt 1 ]; then
     echo "multi_gpu.sh: no GPU was found; NUM_GPUS=N says how many processes to start" >&2
     exit 2
@@ -20,4 +20,6 @@ if [ -n "${DRY_RUN:-}" ]; then
     echo "${command[*]}"
     exec sdft plan --gpus "$NUM_GPUS" --gpu_memory "${GPU_MEMORY:-80}" "$@"
 fi
+# After SIGTERM ranks finish the step they are in and save; torch's launcher would kill them after 30 seconds.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-280}"
 exec "${command[@]}"

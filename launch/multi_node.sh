@@ -13,7 +13,7 @@ for name in NUM_NODES NODE_RANK HEAD; do
         exit 2
     fi
 done
-NUM_GPUS="${NUM_GPUS:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}" # of each machine
+NUM_GPUS="${NUM_GPUS:-$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)}" # of each machine
 config="launch/accelerate/${BACKEND:-ddp}.yaml"
 if [ "$NUM_GPUS" -lt 1 ] || [ ! -f "$config" ]; then
     echo "multi_node.sh: NUM_GPUS=$NUM_GPUS, $config: at least one GPU and a file that is there are needed" >&2
@@ -27,4 +27,6 @@ if [ -n "${DRY_RUN:-}" ]; then
     echo "${command[*]}"
     exec sdft plan --gpus "$total" --gpu_memory "${GPU_MEMORY:-80}" "$@"
 fi
+# After SIGTERM ranks finish the step they are in and save; torch's launcher would kill them after 30 seconds.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-280}"
 exec "${command[@]}"

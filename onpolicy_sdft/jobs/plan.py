@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.models.sizes import Sizes, model_sizes
+from onpolicy_sdft.train.deepspeed import BUCKET_ELEMENTS
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig
@@ -90,26 +91,35 @@ def estimate(config: RunConfig, sizes: Sizes, backend: str, num_gpus: int, most:
     held = {
         "parameters": weights / share("parameters"),
         "gradients": 4 * sizes.num_trainable / share("gradients"),
-        "optimizer": 8 * sizes.num_trainable / share("optimizer"),
+        # DeepSpeed steps a copy of the weights of its own.
+        "optimizer": (12 if backend.startswith("zero") else 8) * sizes.num_trainable / share("optimizer"),
         "teacher": _copies(config) * 4 * sizes.num_trainable / share("optimizer"),
         "gathered": gathered if stays else 0.0,
+        "keys and values": _keys_and_values(config, sizes, most),
     }
     if backend in OFFLOADED:
         held["parameters"] = held["optimizer"] = 0.0
     learning = {
         "activations": _activations(config, sizes),
         "logits": 4 * 4 * config.objective.chunk_tokens * sizes.vocab_size,
-        "buckets": 4 * sizes.num_trainable if backend == "ddp" and num_gpus > 1 else 0,
+        "buckets": 4 * _bucket(backend, num_gpus, sizes),
     }
     merged = sizes.num_adapted * sizes.bytes_per_parameter if config.rollout.merge_adapter else 0
-    writing = {
-        "gathered": gathered,
+    writing: dict[str, float] = {
         "decode copy": 2 * sizes.num_parameters if config.rollout.decode_copy == "bfloat16" else merged,
-        "keys and values": _keys_and_values(config, sizes, most),
     }
+    if not stays:
+        writing["gathered"] = gathered
     heavier = max((learning, writing), key=lambda parts: sum(parts.values()))
     parts = {name: value for name, value in {**held, **heavier}.items() if value}
     return Estimate(backend, parts, sum(parts.values()))
+
+
+def _bucket(backend: str, num_gpus: int, sizes: Sizes) -> int:
+    """Elements of the buffer that gradients travel in: all of them under DDP."""
+    if num_gpus == 1 or backend == "fsdp2":
+        return 0
+    return sizes.num_trainable if backend == "ddp" else min(sizes.num_trainable, BUCKET_ELEMENTS)
 
 
 def _copies(config: RunConfig) -> int:

@@ -116,7 +116,8 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     validation = load_eval_sets(config.eval.validation, "eval.validation")
     general_prompts(config.eval.kl_prompts)  # asking for more than there are is refused here, not after training
     with warnings.catch_warnings(action="always", category=UserWarning):
-        chat = load_chat(config, say, backend, backend.device)
+        # Weights that will be divided go to the device part by part.
+        chat = load_chat(config, say, backend, backend.device if backend.shards.in_place else torch.device("cpu"))
     data = _take_up_distilled(config, chat, make_views(config, chat, task, rows), say)
     refuse_unaskable(chat, [*sets, *validation])
     plan = make_plan(config.train, len(data.prepared.views), backend.num_ranks)
@@ -127,7 +128,9 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     trainable, total = count_parameters(model)
     say(f"{trainable / 1e6:.2f} M of {total / 1e6:.1f} M parameters are trained on {backend.num_ranks} ranks")
     if backend.num_ranks > 1:
-        backend.refuse_disagreement({**_identity(config, data), "code": git_state(Path(__file__).parents[2])})
+        facts = {**dataclasses.asdict(config), "data fingerprint": data.loaded.fingerprint}
+        facts["model"] = {**facts["model"], "cache_dir": None}
+        backend.refuse_disagreement({**facts, "code": git_state(Path(__file__).parents[2])})
     run = backend.on_first(partial(_claim_run, config, data, command, backend, held, say))
 
     progress = Progress("train", plan.num_steps, "steps", enabled=backend.rank == 0)

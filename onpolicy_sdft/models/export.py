@@ -54,7 +54,8 @@ def export_model(
         # Embeddings are never trained here; "auto" would look for the base on the hub to find that out.
         model.save_pretrained(str(scratch), save_embedding_layers=False)
     else:
-        model.save_pretrained(str(scratch))
+        # Tensors of their own: parameters that are views of one buffer would be taken for tied ones, and copied there.
+        model.save_pretrained(str(scratch), state_dict={name: t.cpu() for name, t in model.state_dict().items()})
     tokenizer.save_pretrained(scratch)
     generation_config = model.generation_config
     if generation_config is not None:

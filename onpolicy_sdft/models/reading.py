@@ -1,8 +1,8 @@
 """What is read where weights must be whole: by rollouts, scoring, evaluation and export.
 
 Where parameters are whole on every rank that is the model itself. Under ZeRO-3 and FSDP2 it is a second set of
-modules over an arena: flat buffers at fixed addresses that the ranks' parts are gathered into, once for all that is
-read. Generation then runs as on one process, with no communication of its own.
+modules over an arena: flat buffers that the ranks' parts are gathered into, once for all that is read of the same
+weights. Generation then runs as on one process, with no communication of its own. Buffers that are kept do not move.
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ class Reader(Protocol):
         """Take notice that weights have changed."""
         ...
 
+    def release(self) -> None:
+        """Give memory back that only reading needs."""
+        ...
+
 
 class InPlace:
     """The model itself: parameters read from the given parts while these are shown.
@@ -75,18 +79,21 @@ class InPlace:
     def forget(self) -> None:
         """Keep nothing."""
 
+    def release(self) -> None:
+        """Keep nothing."""
+
 
 class Replica:
     """A second set of the model's modules over whole weights.
 
-    Make it before the parameters are divided; it starts with their values.
+    Make it before the parameters are divided. It takes memory from its first use on, when they are.
 
     Args:
         model: The live model.
         device: Where the whole weights are.
         shards: How parameters will be divided.
-        keeps: Whether they stay between two uses: frozen weights are then gathered never, and trainable ones only
-            when they have changed. Otherwise the memory is given back, and everything is gathered again.
+        keeps: Whether they stay while the model learns: frozen weights are then gathered once. Otherwise
+            :meth:`release` gives the memory back, and everything is gathered again.
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel, device: torch.device, shards: Shards, keeps: bool) -> None:
@@ -97,10 +104,12 @@ class Replica:
         # The copy shares nothing with the model but what it is made of: each parameter has its stand-in.
         memo = {id(parameter): stand_in for parameter, stand_in in parameters}
         self.model = copy.deepcopy(model, memo)
-        self.model.to(device)  # type: ignore[arg-type]  # buffers; parameters are there
+        for module in self.model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                module._buffers[name] = buffer.to(device)
         self._trainable = {name for name, p in model.named_parameters() if p.requires_grad}
         self._holds: str | None = None
-        self._has_frozen = True
+        self._has_frozen = False
 
     @property
     def num_bytes(self) -> int:
@@ -113,11 +122,7 @@ class Replica:
         if self._holds != name:
             self._fill(parts)
             self._holds = name
-        try:
-            yield
-        finally:
-            if not self.keeps:
-                self._release()
+        yield
 
     def forget(self) -> None:
         """Gather again next time."""
@@ -126,7 +131,9 @@ class Replica:
     @torch.no_grad()
     def _fill(self, parts: Parts | None) -> None:
         for arena in self.arenas:
-            arena.untyped_storage().resize_(arena.numel() * arena.itemsize)
+            num_bytes = arena.numel() * arena.itemsize
+            if arena.untyped_storage().size() != num_bytes:  # torch would move it even to the size it has
+                arena.untyped_storage().resize_(num_bytes)
         for (key, parameter), stand_in in zip(self.live.named_parameters(), self.model.parameters(), strict=True):
             if key in self._trainable:
                 part = self.shards.local(parameter) if parts is None else parts[key]
@@ -135,7 +142,10 @@ class Replica:
                 stand_in.data.copy_(self.shards.gather(parameter, self.shards.local(parameter)))
         self._has_frozen = True
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Give the memory back, unless it is to be kept."""
+        if self.keeps:
+            return
         for arena in self.arenas:
             arena.untyped_storage().resize_(0)
         self._holds, self._has_frozen = None, False
@@ -144,7 +154,7 @@ class Replica:
 def _arenas(
     model: nn.Module, device: torch.device
 ) -> tuple[list[torch.Tensor], list[tuple[nn.Parameter, nn.Parameter]]]:
-    """Return one flat buffer a dtype, and each parameter of a model with its stand-in over them."""
+    """Return one flat buffer a dtype, without memory yet, and each parameter of a model with its stand-in over them."""
     parameters = list(model.parameters())
     sizes: dict[torch.dtype, int] = {}
     for parameter in parameters:
@@ -154,7 +164,8 @@ def _arenas(
     for parameter in parameters:
         start = used[parameter.dtype]
         view = arenas[parameter.dtype][start : start + parameter.numel()].view(parameter.shape)
-        view.copy_(parameter.data)
         used[parameter.dtype] += parameter.numel()
         pairs.append((parameter, nn.Parameter(view, requires_grad=False)))
+    for arena in arenas.values():
+        arena.untyped_storage().resize_(0)
     return list(arenas.values()), pairs

@@ -116,6 +116,10 @@ class Teacher:
                 stack.enter_context(self.model.disable_adapter())
             yield
 
+    def release(self) -> None:
+        """Give memory back that only reading needs, until weights are shown again."""
+        self.reader.release()
+
     def score(self, batch: MicroBatch) -> torch.Tensor:
         """Return the final hidden states [N, D] at a micro-batch's loss tokens under the weights that are shown."""
         with no_trace(self.model), self.autocast():
@@ -128,14 +132,20 @@ class Teacher:
         assert weight is not None
         return Head(weight, bias, head.scale, head.softcap)
 
-    def state(self) -> dict[str, Any]:
-        """Return, whole, the copies that a new start would not make by itself; every rank must call it."""
-        live = self._trainable()
-        return {
-            kind: {name: self.shards.gather(live[name], part).cpu() for name, part in copy.items()}
-            for kind, copy in self.copies.items()
-            if kind not in self._given
-        }
+    def state(self, *, keeps: bool = True) -> dict[str, Any]:
+        """Return, whole, the copies that a new start would not make by itself; every rank must call it.
+
+        Args:
+            keeps: Whether this rank wants them: gathering takes all ranks, holding the whole only one.
+        """
+        live, found = self._trainable(), dict[str, _Copy]()
+        for kind in sorted(self.copies.keys() - self._given):
+            found[kind] = {}
+            for name, part in self.copies[kind].items():
+                whole = self.shards.gather(live[name], part)
+                if keeps:
+                    found[kind][name] = whole.cpu()
+        return found
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up :meth:`state`; call it also where only the live weights have changed."""

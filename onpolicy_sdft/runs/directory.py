@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +127,8 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"Another run is at work in train.output_dir={self.path}. Wait for it, or choose another."
             ) from error
+        for left in (*self.path.glob("checkpoints/.tmp-*"), *self.path.glob("checkpoints/.old-*")):
+            shutil.rmtree(left, ignore_errors=True)  # of a run that was killed while it saved
         try:
             yield
         finally:

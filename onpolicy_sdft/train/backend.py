@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
-from onpolicy_sdft.errors import ConfigError, SdftError
+from onpolicy_sdft.errors import ConfigError, SdftError, TrainingError
 from onpolicy_sdft.models.shards import WHOLE, Shards
 from onpolicy_sdft.types import T
 
@@ -68,6 +68,11 @@ class Backend:
             raise ConfigError(
                 f"rollout.weights={asked}, but weights are {where} here. Way out: --rollout.weights auto."
             )
+        if config.model.load_in_4bit and not self.shards.in_place:
+            raise ConfigError(
+                "model.load_in_4bit=true cannot be divided among ranks. Way out: launch/accelerate/ddp.yaml or "
+                "zero2.yaml, or --model.load_in_4bit false."
+            )
 
     def _mixed_precision(self) -> str:
         return "no" if self.precision == "fp32" else self.precision
@@ -96,6 +101,11 @@ class Backend:
     def rank(self) -> int:
         """Index of this process."""
         return int(self.accelerator.process_index)
+
+    @property
+    def can_repeat(self) -> bool:
+        """Whether a backward that was broken off can be forgotten and done again: other ranks would be in it still."""
+        return self.num_ranks == 1
 
     @property
     def device(self) -> torch.device:
@@ -146,12 +156,17 @@ class Backend:
         if self.num_ranks == 1:
             return function()
         outcome: list[Any] = [None, None]
+        failed: Exception | None = None
         if self.rank == 0:
             try:
                 outcome[0] = function()
-            except SdftError as error:
-                outcome[1] = error
+            except Exception as error:  # whatever it is: the others wait for it
+                own = isinstance(error, SdftError)
+                failed = error
+                outcome[1] = error if own else TrainingError(f"Rank 0 failed ({type(error).__name__}): {error}")
         torch.distributed.broadcast_object_list(outcome)
+        if failed is not None:
+            raise failed
         if outcome[1] is not None:
             raise outcome[1]
         result: T = outcome[0]

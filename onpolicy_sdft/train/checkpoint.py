@@ -58,13 +58,15 @@ class Checkpointer:
             _WEIGHTS: self.backend.weights(),
             _OPTIMIZER: optimizer,
             _RANKS: {"common": source["common"], "by_rank": by_rank},
-            _TEACHER: self.teacher.state(),
+            _TEACHER: self.teacher.state(keeps=self.backend.rank == 0),
             _STATE: record,
         }
         return self.backend.on_first(lambda: self._write(state.step, parts))
 
     def _write(self, step: int, parts: Mapping[str, Any]) -> Path:
         target = self.run.checkpoint_path(step)
+        if target.exists() and not _what_is_torn(target):  # saved after this very step already
+            return target
         scratch, old = (target.with_name(f".{kind}-{target.name}") for kind in ("tmp", "old"))
         for left in (scratch, old):
             shutil.rmtree(left, ignore_errors=True)
@@ -109,14 +111,14 @@ class Checkpointer:
             return None
         source, record = found
         self.backend.load_weights(load_file(source / _WEIGHTS))
-        extra = torch.load(source / _OPTIMIZER, weights_only=True, map_location="cpu")
+        extra = torch.load(source / _OPTIMIZER, weights_only=True, map_location="cpu", mmap=True)
         self.backend.load_optimizer_state(extra["optimizer"])
         self.schedule.load_state_dict(extra["schedule"])
-        saved = torch.load(source / _RANKS, weights_only=True, map_location="cpu")
+        saved = torch.load(source / _RANKS, weights_only=True, map_location="cpu", mmap=True)
         by_rank = saved["by_rank"]
         own = by_rank[self.backend.rank if len(by_rank) == self.backend.num_ranks else 0]
         self.source.restore({"own": own["source"], "common": saved["common"]})
-        self.teacher.restore(torch.load(source / _TEACHER, weights_only=True, map_location="cpu"))
+        self.teacher.restore(torch.load(source / _TEACHER, weights_only=True, map_location="cpu", mmap=True))
         torch.set_rng_state(own["rng_cpu"])
         if torch.cuda.is_available() and own["rng_cuda"] is not None:
             torch.cuda.set_rng_state(own["rng_cuda"])

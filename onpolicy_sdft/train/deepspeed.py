@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.models.policy import Policy
 
+BUCKET_ELEMENTS = 50_000_000
 _FREE = (None, "auto")  # values of an option that leave it to us
 
 
@@ -68,6 +69,8 @@ class DeepSpeedBackend(Backend):
         config["train_micro_batch_size_per_gpu"] = 1  # DeepSpeed asks for it; nothing of ours reads it
         config["gradient_accumulation_steps"] = 1
         config["gradient_clipping"] = 0.0  # set in the step
+        # DeepSpeed's own 500 M elements would be 2 GB a buffer, however small the model.
+        config["zero_optimization"].setdefault("reduce_bucket_size", BUCKET_ELEMENTS)
         self.shards = (
             Zero3(self.rank, self.num_ranks, self.device) if self.stage == 3 else Slices(self.rank, self.num_ranks)
         )
@@ -105,6 +108,11 @@ class DeepSpeedBackend(Backend):
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate gradients of an already normalised loss."""
         self._policy.backward(loss * self.num_ranks, scale_wrt_gas=False)
+
+    @property
+    def can_repeat(self) -> bool:
+        """No: the engine is in the middle of it, and keeps what it has reduced so far."""
+        return False
 
     def optimizer_step(self, max_norm: float) -> float:
         """Clip and step; DeepSpeed looks at the norm on all ranks first and drops gradients that are not finite."""

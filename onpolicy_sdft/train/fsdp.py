@@ -49,6 +49,11 @@ class FsdpBackend(Backend):
         policy.forward = self.autocast()(policy.forward)  # type: ignore[method-assign, operator]  # a context decorates
         return super().prepare(policy, optimizer)
 
+    @property
+    def can_repeat(self) -> bool:
+        """No: gathered parameters and reductions of a broken-off backward stay as they are."""
+        return False
+
     def micro_batch(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Return a context that does nothing."""
         return contextlib.nullcontext()

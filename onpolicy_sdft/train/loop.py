@@ -82,6 +82,7 @@ class Loop:
     progress: Progress
     hooks: Hooks
     wall_clock: Callable[[], float] = time.time
+    _last: StepMetrics | None = None
 
     def fit(self) -> FitResult:
         """Train until the plan, a budget, an early stop or a signal ends it; always leaves a checkpoint.
@@ -94,21 +95,28 @@ class Loop:
             reason = self._reason_to_stop(stop)
             while not reason:
                 try:
-                    metrics = self.trainer.train_step(self._batch(state.step))
-                    validation = self._validate() if self._validation_is_due() else {}
-                    self._log(metrics, validation)
-                    self._check_bad_steps(metrics)
-                except Exception as error:
+                    self._step()
+                except Exception:
                     # Whatever it is (a check, a full disk): the whole steps before it are not lost. Of several ranks
-                    # one may have died in the middle of its step; what they have then is no whole step.
-                    if self.trainer.backend.num_ranks == 1 or isinstance(error, TrainingError):
+                    # one may be alone with it, and saving takes all of them.
+                    if self.trainer.backend.num_ranks == 1:
                         self.checkpointer.save(state)
                     raise
+                self._check_bad_steps()
                 reason = self._reason_to_stop(stop)
                 every = self.config.train.checkpoint_steps
                 if reason or (every and state.step % every == 0):
                     self.checkpointer.save(state)
         return FitResult(reason, stop.exit_code)
+
+    def _step(self) -> None:
+        metrics = self.trainer.train_step(self._batch(self.trainer.state.step))
+        validation: Mapping[str, float] = {}
+        try:
+            validation = self._validate() if self._validation_is_due() else {}
+        finally:
+            self._log(metrics, validation)  # the step was taken, whatever became of its validation
+        self._last = metrics
 
     def _batch(self, step: int) -> list[Views]:
         indices = batch_indices(
@@ -218,15 +226,16 @@ class Loop:
             "logprob_mean": sum(logprobs) / len(logprobs) if logprobs else None,
         }
 
-    def _check_bad_steps(self, metrics: StepMetrics) -> None:
+    def _check_bad_steps(self) -> None:
         state, limit = self.trainer.state, self.config.train.max_bad_steps
-        if state.bad_steps_in_a_row < limit:
+        if state.bad_steps_in_a_row < limit or self._last is None:
             return
+        self.checkpointer.save(state)  # every rank comes here
         ways_out = {
             "all_dropped": "look at rollouts.jsonl and loosen screening.* (fallback instead of drop)",
             "not_finite": "lower optim.lr, or use train.precision fp32",
         }
         raise TrainingError(
             f"{state.bad_steps_in_a_row} steps in a row made no update (train.max_bad_steps={limit}; the last one: "
-            f"{metrics.skipped}). The state is saved. Way out: {ways_out[metrics.skipped]}."
+            f"{self._last.skipped}). The state is saved. Way out: {ways_out[self._last.skipped]}."
         )

@@ -135,14 +135,13 @@ class Trainer:
         """Learn; where memory runs out, again from the same targets in micro-batches of half the size.
 
         Raises:
-            TrainingError: If a micro-batch of one target is too large, or there are other ranks: they are in the middle
-                of a backward together by then.
+            TrainingError: If a micro-batch of one target is too large, or what was begun cannot be forgotten.
         """
         while True:
             try:
                 return self.learn(batches, num_counted_tokens)
             except torch.OutOfMemoryError as error:
-                if self.backend.num_ranks > 1 or all(len(batch.rows) < 2 for batch in batches):
+                if not self.backend.can_repeat or all(len(batch.rows) < 2 for batch in batches):
                     budget = self.pairing.micro_batch_tokens >> self.state.num_halvings
                     raise TrainingError(
                         f"Out of memory while learning micro-batches of {budget} tokens (rank {self.backend.rank}): "
@@ -164,6 +163,7 @@ class Trainer:
             return Learned(0.0, (0.0,) * len(FIGURES), 0.0, "all_dropped")
         started = self.clock()
         signals = self.laws(batches)  # the teacher's laws where the objective needs them, no gradient
+        self.teacher.release()  # what was gathered to write and to score
         score_seconds = self.clock() - started
         self.policy.train()
         sums = torch.zeros(1 + len(FIGURES), dtype=torch.float64)

@@ -82,18 +82,25 @@ def _count_reductions() -> list[int]:
 
 def _count_collectives(rank: int) -> None:
     """Say how many collectives a rank calls to put weights in place, and while it writes."""
-    from torch.distributed.tensor.debug import CommDebugMode
+    from torch.utils._python_dispatch import TorchDispatchMode
 
     from onpolicy_sdft.models.reading import Replica
     from onpolicy_sdft.train.source import PolicySource
+
+    class Counting(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+            self.count += operation.namespace in ("c10d", "_c10d_functional") and "wait" not in operation.__name__
+            return operation(*arguments, **(options or {}))
 
     def counting(owner: Any, name: str, where: str) -> None:
         method = getattr(owner, name)
 
         def counted(self: Any, *arguments: Any, **options: Any) -> Any:
-            with CommDebugMode() as seen:
+            with Counting() as seen:
                 found = method(self, *arguments, **options)
-            print(f"rank {rank} {where} {seen.get_total_counts()}", flush=True)
+            print(f"rank {rank} {where} {seen.count}", flush=True)
             return found
 
         setattr(owner, name, counted)
@@ -134,7 +141,7 @@ def run(job: dict[str, Any]) -> int:
 def main() -> None:
     jobs = json.loads(sys.argv[1])
     if any(job["backend"].startswith("zero") for job in jobs):
-        import deepspeed  # noqa: F401  # once, before the forks
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401  # once, before the forks: it loads Inductor
     for job in jobs:
         if code := run(job):
             print(f"failed: {job}", file=sys.stderr)

@@ -45,17 +45,6 @@ def test_a_resumed_run_of_two_ranks_repeats_the_uninterrupted_one_bit_for_bit(co
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(config, tmp_path):
-    options = {"eval.before_and_after": False}
-    succeed(1, config, tmp_path / "whole", **options)
-    for ranks, steps in ((2, 2), (1, 4), (2, 5)):
-        succeed(ranks, config, tmp_path / "parts", **options, **{"train.max_steps": steps, "train.resume": "auto"})
-    names = ("loss/total", "train/grad_norm")
-    torch.testing.assert_close(
-        figures(tmp_path / "whole", *names), figures(tmp_path / "parts", *names), rtol=1e-5, atol=1e-6
-    )
-
-
 def test_ranks_with_other_settings_are_refused_by_name(config, tmp_path):
     done = run(2, config, tmp_path / "run", {"by_rank": {"1": {"optim.lr": 0.02}}})
     assert done.returncode == 2

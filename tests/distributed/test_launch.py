@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,44 @@ def test_a_dry_run_shows_the_command_and_the_plan_and_starts_nothing(config, tmp
     assert not (tmp_path / "run").exists()
 
 
+STUBS = {
+    "srun": 'shift; SLURM_NODEID=0 exec "$@"',  # a machine of its own: this one
+    "scontrol": 'if [ "$1" = show ]; then echo here; else echo "$@" >>"$SAID"; fi',
+    "accelerate": 'echo "$@" >>"$SAID"; trap "exit 1" TERM; for _ in $(seq "$TENTHS"); do sleep 0.1; done',
+}
+
+
+@pytest.mark.parametrize("out_of_time", [True, False])
+def test_a_slurm_job_that_is_out_of_time_passes_the_signal_on_and_is_queued_again(tmp_path, out_of_time):
+    said = tmp_path / "said"
+    for name, text in STUBS.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    job = subprocess.Popen(
+        ["bash", "launch/slurm.sh", "--config", "x.yaml"], cwd=ROOT,
+        env={
+            **os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SAID": str(said), "SLURM_JOB_ID": "7",
+            "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_NODELIST": "here",
+            "TENTHS": "300" if out_of_time else "1",
+        },
+    )  # fmt: skip
+    while not said.is_file():
+        time.sleep(0.05)
+    if out_of_time:
+        time.sleep(0.2)
+        job.terminate()
+    assert job.wait(30) == (1 if out_of_time else 0)
+    launched, *queued = said.read_text().splitlines()
+    assert "--num_processes 2" in launched
+    assert "--main_process_port 20007" in launched
+    assert launched.endswith("train --train.resume auto --config x.yaml")
+    assert queued == (["requeue 7"] if out_of_time else [])
+
+
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
+        ("multi_gpu.sh", {}, "no GPU was found"),
         ("multi_gpu.sh", {"NUM_GPUS": "0"}, "no GPU was found"),
         ("multi_gpu.sh", {"NUM_GPUS": "2", "BACKEND": "zero9"}, "BACKEND=zero9 is none of ddp fsdp2 zero1"),
         ("multi_node.sh", {"NUM_GPUS": "2", "NUM_NODES": "2", "NODE_RANK": "0"}, "HEAD is unset"),
