@@ -123,7 +123,7 @@ def test_weights_are_gathered_once_a_step_and_no_collective_is_called_while_toke
     lines = [line.split() for line in done.stdout.splitlines() if line.startswith("rank ")]
     assert {int(words[-1]) for words in lines if "wrote" in words} == {0}
     gathered = [int(words[-1]) for words in lines if "gathered" in words and words[1] == "0"]
-    assert all(0 < count <= 48 for count in gathered), "one a parameter at most"
+    assert all(0 < count <= 2 * 48 for count in gathered), "one a parameter, which FSDP2 calls through another"
     # The first step writes with what was gathered at the start, and the export reads once more. In the full method an
     # average and the seed score.
     assert len(gathered) == {"full": 2 * 3 + 1, "lora": 3}[method]
