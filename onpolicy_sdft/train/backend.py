@@ -120,10 +120,7 @@ class Backend:
         """
         self._model = policy.model
         self._policy, self._optimizer = self.accelerator.prepare(policy, optimizer)
-        return self._policy, self._scheduled(optimizer)
-
-    def _scheduled(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        return optimizer
+        return self._policy, optimizer
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context of the learning pass's precision, for forwards outside the wrapped policy."""

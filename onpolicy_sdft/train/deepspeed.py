@@ -59,6 +59,9 @@ class DeepSpeedBackend(Backend):
                 f"The DeepSpeed config has gradient_accumulation_steps={config['gradient_accumulation_steps']}; "
                 "micro-batches follow from train.batch_size and train.micro_batch_tokens. Way out: 1, or auto."
             )
+        for name in ("offload_param", "offload_optimizer"):
+            if (config["zero_optimization"].get(name) or {}).get("device") == "nvme":
+                raise ConfigError(f"{name} to nvme: checkpoints of it are not known here. Way out: device cpu or none.")
         if plugin.zero3_init_flag:
             raise ConfigError(
                 "zero3_init_flag divides the model before its adapters are there. Way out: zero3_init_flag: false."
