@@ -90,6 +90,10 @@ class Policy(nn.Module):
         self.config = inner_model(model).config
         check_head(inner_model(model))
 
+    def run(self, function: Callable[[], T]) -> T:
+        """Call a function that reads the model; FSDP puts its own parameters in place around it."""
+        return function()
+
     def forward(self, batch: MicroBatch, objective: Objective, signals: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Score a micro-batch's loss tokens from its bare prompts.
 
