@@ -8,6 +8,7 @@ Shape letters: B sequences, T positions, N loss tokens, D hidden size, V vocabul
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,6 +17,7 @@ from torch import nn
 
 from onpolicy_sdft.errors import ModelError
 from onpolicy_sdft.models.lora import inner_model
+from onpolicy_sdft.types import T
 
 if TYPE_CHECKING:
     from peft import PeftModel
