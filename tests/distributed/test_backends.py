@@ -146,7 +146,7 @@ def test_without_a_whole_copy_ranks_write_together_and_the_same(tmp_path, model_
     options = {"lora.enabled": lora, "optim.lr": 0.003, "eval.kl_prompts": 0, "train.max_steps": 3}
     done = run_all(
         job(1, config, tmp_path / "one", **options),
-        job(2, config, tmp_path / "two", backend=backend, **options, **SHARDED),
+        job(2, config, tmp_path / "two", backend=backend, **{**options, **SHARDED}),
     )
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = tmp_path / "one", tmp_path / "two"
