@@ -29,6 +29,27 @@ def check_method(config: RunConfig) -> None:
             "Way out: --train.targets distilled, or leave it unset."
         )
     _check_effect(config)
+    _check_sharded(config)
+
+
+def _check_sharded(config: RunConfig) -> None:
+    """Without a whole copy there is only what all ranks do together: writing and learning, in equal numbers."""
+    if config.rollout.weights != "sharded":
+        return
+    resampling = [name for name in _VERDICTS if getattr(config.screening, name) == "resample"]
+    ways_out = {
+        "--rollout.backend hf": config.rollout.backend != "hf",
+        "--objective.name nll": config.objective.name != "nll" or config.objective.anchor_kl > 0,
+        "--teacher.weights live": config.teacher.weights != "live",
+        "--eval.kl_prompts 0": config.eval.kl_prompts > 0,
+        "another verdict than resample": bool(resampling),
+    }
+    for way_out, is_wrong in ways_out.items():
+        if is_wrong:
+            raise ConfigError(
+                "rollout.weights=sharded has no whole copy of the weights to score with, to measure with, or to write "
+                f"with on one rank alone. Way out: {way_out}, or --rollout.weights gather."
+            )
 
 
 def _check_effect(config: RunConfig) -> None:

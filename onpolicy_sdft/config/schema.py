@@ -142,10 +142,11 @@ class RolloutConfig:
     decode_copy: Literal["auto", "none", "packed", "bfloat16"] = "auto"
     """Copy of the weights the engine decodes from: ``packed`` for the CPU's kernels, ``bfloat16`` of float32 weights,
     ``none``, or ``auto``: packed on a CPU."""
-    weights: Literal["auto", "in_place", "gather", "replica"] = "auto"
+    weights: Literal["auto", "in_place", "gather", "replica", "sharded"] = "auto"
     """Where ranks read weights from that are divided among them (ZeRO-3, FSDP2). ``gather``: a whole copy for as long
     as it is read; ``replica``: one that stays, so that of LoRA only adapters travel; ``auto``: the first for full
-    fine-tuning, the second for LoRA, ``in_place`` where weights are whole anyway."""
+    fine-tuning, the second for LoRA, ``in_place`` where weights are whole anyway. ``sharded``: no copy at all, gathered
+    layer by layer for every token (backend ``hf``): for models that fit no other way."""
     merge_adapter: bool = True
     """Decode from a merged copy of the LoRA layers (faster); false decodes with the adapters beside them."""
     deterministic: bool = False

@@ -20,7 +20,7 @@ from onpolicy_sdft.models.load import LoadedModel, load, terminator_ids
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.rollout.attention import UnsupportedModel
 from onpolicy_sdft.rollout.engine import EngineOptions, RolloutEngine
-from onpolicy_sdft.rollout.hf import HFBackend
+from onpolicy_sdft.rollout.hf import HFBackend, Together
 from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.runs.progress import Progress, print_table
 from onpolicy_sdft.tasks import load_task
@@ -59,6 +59,7 @@ class Chat:
     terminators: tuple[int, ...]
     say: Say = say_nothing
     ranks: Ranks = ONE_RANK
+    together: Together | None = None  # how ranks write with weights that are divided
     backends: dict[tuple[int, int], RolloutBackend] = field(default_factory=dict, repr=False)
 
     @property
@@ -93,6 +94,8 @@ class Chat:
                 listener when unset.
         """
         say = say or self.say
+        if self.together is not None:
+            return HFBackend(model, self.terminators, self.pad_token_id, batch_size, False, self.together)
         if config.backend == "engine":
             options = EngineOptions(
                 num_slots=config.num_slots, kv_gib=config.kv_gib, kv_fraction=self._kv_fraction(config),
@@ -108,7 +111,11 @@ class Chat:
 
 
 def load_chat(
-    config: RunConfig, say: Say = say_nothing, ranks: Ranks = ONE_RANK, device: torch.device | None = None
+    config: RunConfig,
+    say: Say = say_nothing,
+    ranks: Ranks = ONE_RANK,
+    device: torch.device | None = None,
+    together: Together | None = None,
 ) -> Chat:
     """Load the model of a config and what is needed to talk to it.
 
@@ -117,6 +124,7 @@ def load_chat(
         say: Told what is going on.
         ranks: The processes that each load it.
         device: Where to; None: the GPU, if there is one.
+        together: How ranks write with weights that are divided among them.
     """
     say(f"loading {config.model.name}")
     loaded = load(config.model, say)
@@ -124,7 +132,7 @@ def load_chat(
         loaded.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]  # transformers wraps .to in a way mypy misreads
     renderer = Renderer(loaded.tokenizer, config.context)
     terminators = {*terminator_ids(loaded.model, loaded.tokenizer), renderer.terminator_id}
-    return Chat(loaded, renderer, tuple(sorted(terminators)), say, ranks)
+    return Chat(loaded, renderer, tuple(sorted(terminators)), say, ranks, together)
 
 
 def load_rows(config: RunConfig) -> tuple[Task, DemonstrationSet]:

@@ -42,6 +42,7 @@ from onpolicy_sdft.models.policy import Policy
 from onpolicy_sdft.models.reading import InPlace, Reader, Replica
 from onpolicy_sdft.offline.file import file_digest, find_file, read_rows, take_up
 from onpolicy_sdft.rollout.drafts import DraftStore
+from onpolicy_sdft.rollout.hf import Together
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_atomic
 from onpolicy_sdft.runs.manifest import collect_manifest, git_state
@@ -117,7 +118,9 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     general_prompts(config.eval.kl_prompts)  # asking for more than there are is refused here, not after training
     with warnings.catch_warnings(action="always", category=UserWarning):
         # Weights that will be divided go to the device part by part.
-        chat = load_chat(config, say, backend, backend.device if backend.shards.in_place else torch.device("cpu"))
+        device = backend.device if backend.shards.in_place else torch.device("cpu")
+        together = Together(backend, backend.inside) if config.rollout.weights == "sharded" else None
+        chat = load_chat(config, say, backend, device, together)
     data = _take_up_distilled(config, chat, make_views(config, chat, task, rows), say)
     refuse_unaskable(chat, [*sets, *validation])
     plan = make_plan(config.train, len(data.prepared.views), backend.num_ranks)
@@ -151,8 +154,9 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     trackers = open_trackers(config.train.trackers, run.path, dataclasses.asdict(config), is_main_process=is_first)
 
     def export(path: Path, summary: Mapping[str, Any]) -> None:
+        weights = backend.weights() if chat.together is not None else None  # nothing whole is there to be read
         with teacher.weights("live"):
-            backend.on_first(partial(_export, config, chat, model, data, path, summary))
+            backend.on_first(partial(_export, config, chat, model, data, path, summary, weights))
 
     loop = Loop(
         trainer, data.prepared.views, plan, config, run, checkpointer, trackers, progress,
@@ -219,7 +223,7 @@ def make_trainer(
 
 
 def _make_reader(config: RunConfig, model: PreTrainedModel | PeftModel, backend: Backend, progress: Progress) -> Reader:
-    if backend.shards.in_place:
+    if backend.shards.in_place or config.rollout.weights == "sharded":
         return InPlace(model, backend.shards)
     # Frozen weights are the most of a LoRA run's: gathering them in every step would buy no memory worth it.
     keeps = config.rollout.weights == "replica" or (config.rollout.weights == "auto" and config.lora.enabled)
@@ -272,10 +276,11 @@ def _export(
     data: Data,
     directory: Any,
     summary: Mapping[str, Any],
+    weights: Mapping[str, torch.Tensor] | None,
 ) -> None:
     facts = model_facts(config, data.loaded.where, data.loaded.fingerprint)
     facts["rows"] = str(len(data.prepared.views))
-    export_model(model, chat.loaded.tokenizer, directory, config.model.name, facts, summary)
+    export_model(model, chat.loaded.tokenizer, directory, config.model.name, facts, summary, weights)
 
 
 def _disable_base_dropout(model: torch.nn.Module) -> None:

@@ -27,6 +27,7 @@ def export_model(
     base_name: str,
     facts: Mapping[str, str],
     summary: Mapping[str, Any],
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write the adapter or the full model, tokenizer, generation config and model card; whole or not at all.
 
@@ -39,6 +40,7 @@ def export_model(
         base_name: ``model.name`` of the run; an adapter names it as its base.
         facts: Lines of the card: method, data, and so on.
         summary: Scores by stage, as in ``eval/summary.json``.
+        weights: The trained weights by name, where the model's own are divided among ranks.
 
     Raises:
         ConfigError: If the directory holds anything else; nothing is touched then.
@@ -52,10 +54,12 @@ def export_model(
             adapter.base_model_name_or_path = base_name
     if isinstance(model, PeftModel):
         # Embeddings are never trained here; "auto" would look for the base on the hub to find that out.
-        model.save_pretrained(str(scratch), save_embedding_layers=False)
+        kept = None if weights is None else dict(weights)
+        model.save_pretrained(str(scratch), save_embedding_layers=False, state_dict=kept)
     else:
         # Tensors of their own: parameters that are views of one buffer would be taken for tied ones, and copied there.
-        model.save_pretrained(str(scratch), state_dict={name: t.cpu() for name, t in model.state_dict().items()})
+        own = model.state_dict() if weights is None else weights
+        model.save_pretrained(str(scratch), state_dict={name: t.cpu() for name, t in own.items()})
     tokenizer.save_pretrained(scratch)
     generation_config = model.generation_config
     if generation_config is not None:

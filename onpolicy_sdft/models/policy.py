@@ -8,6 +8,7 @@ Shape letters: B sequences, T positions, N loss tokens, D hidden size, V vocabul
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,6 +17,7 @@ from torch import nn
 
 from onpolicy_sdft.errors import ModelError
 from onpolicy_sdft.models.lora import inner_model
+from onpolicy_sdft.types import T
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -89,6 +91,10 @@ class Policy(nn.Module):
         self._no_split_modules = getattr(inner_model(model), "_no_split_modules", None)
         self.config = inner_model(model).config
         check_head(inner_model(model))
+
+    def run(self, function: Callable[[], T]) -> T:
+        """Call a function that reads the model; FSDP puts its own parameters in place around it."""
+        return function()
 
     def forward(self, batch: MicroBatch, objective: Objective, signals: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Score a micro-batch's loss tokens from its bare prompts.

@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,11 +25,19 @@ from onpolicy_sdft.rollout.backend import NO_RECORD, OnProgress, RolloutStats, i
 from onpolicy_sdft.rollout.noise import key_words
 from onpolicy_sdft.rollout.sampling import Draw, cut_at_terminator, draw, likeliest, warpers
 from onpolicy_sdft.rollout.weights import LocalWeights
-from onpolicy_sdft.types import Advance, Record, Rollout, RolloutRequest, SamplingLaw, TopLogprobs
+from onpolicy_sdft.types import Advance, NoiseKey, Ranks, Record, Rollout, RolloutRequest, SamplingLaw, TopLogprobs
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """How ranks write with weights that are divided among them: all in every forward, as long as one has to."""
+
+    ranks: Ranks
+    inside: Callable[[Callable[[], Any]], Any]  # calls a function that reads the divided model
 
 
 class HFBackend:
@@ -39,6 +49,7 @@ class HFBackend:
         pad_token_id: Any valid id; padding is masked.
         batch_size: Completions written at once.
         merge_adapter: Decode from a merged scratch copy of the LoRA-targeted linears.
+        together: How ranks write together; None: each for itself.
     """
 
     def __init__(
@@ -48,7 +59,9 @@ class HFBackend:
         pad_token_id: int,
         batch_size: int,
         merge_adapter: bool = True,
+        together: Together | None = None,
     ) -> None:
+        self.together = together
         self.model = model
         self.terminators = tuple(terminators)
         self.pad_token_id = pad_token_id
@@ -68,10 +81,12 @@ class HFBackend:
         started = time.perf_counter()
         found: list[Rollout | None] = [None] * len(requests)
         with no_trace(self.model), self.weights.open():
-            for rows in self._batches(requests):
+            batches = list(self._batches(requests))
+            for rows in batches:
                 batch = [requests[row] for row in rows]
                 for row, rollout in zip(rows, self._write(batch, law, on_progress, record), strict=True):
                     found[row] = rollout
+            self._keep_company(len(batches))
         self.stats.num_tokens = sum(len(rollout.token_ids) for rollout in found if rollout is not None)
         self.stats.total_seconds = time.perf_counter() - started
         return [rollout for rollout in found if rollout is not None]
@@ -82,6 +97,14 @@ class HFBackend:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up nothing."""
+
+    def _keep_company(self, num_batches: int) -> None:
+        """Write idle batches until every rank has written its own: it needs the others' parts of the weights."""
+        if self.together is None:
+            return
+        idle = RolloutRequest((self.pad_token_id,), NoiseKey(0, 0, "idle"), max_new_tokens=1)
+        for _ in range(max(self.together.ranks.gather(num_batches)) - num_batches):
+            self._write([idle], SamplingLaw(), ignore_progress, NO_RECORD)
 
     def _batches(self, requests: Sequence[RolloutRequest]) -> Iterator[list[int]]:
         # Neighbours in length share a batch: less padding in the prompts, fewer idle rows at the end.
@@ -110,7 +133,9 @@ class HFBackend:
         model.generation_config = GenerationConfig()
         try:
             with _head_input(model, drawing.see_hidden):
-                model.generate(
+                write = partial(
+                    model.generate,
+                    synced_gpus=self.together is not None,
                     input_ids=input_ids_BT.to(device),
                     attention_mask=mask_BT.to(device),
                     logits_processor=LogitsProcessorList([drawing]),
@@ -122,6 +147,7 @@ class HFBackend:
                         use_cache=True,
                     ),
                 )
+                write() if self.together is None else self.together.inside(write)
         finally:
             model.generation_config = own_config
         return drawing.rollouts()

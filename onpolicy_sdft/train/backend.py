@@ -126,6 +126,10 @@ class Backend:
         """Return the context of the learning pass's precision, for forwards outside the wrapped policy."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
+    def inside(self, function: Callable[[], T]) -> T:
+        """Call a function that reads the live model on all ranks at once, where it is divided."""
+        return function()
+
     def sum_over_ranks(self, value: float) -> float:
         """Sum a number over all ranks."""
         if self.num_ranks == 1:

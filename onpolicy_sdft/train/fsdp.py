@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import DistributedType
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.models.shards import Fsdp2
 from onpolicy_sdft.train.backend import Backend
+from onpolicy_sdft.types import T
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,7 +50,16 @@ class FsdpBackend(Backend):
         """Divide the policy, layer by layer; see :meth:`Backend.prepare`."""
         _refuse_mixed_dtypes(policy)
         policy.forward = self.autocast()(policy.forward)  # type: ignore[method-assign, operator]  # a context decorates
-        return super().prepare(policy, optimizer)
+        prepared = super().prepare(policy, optimizer)
+        register_fsdp_forward_method(self._policy, "run")
+        return prepared
+
+    def inside(self, function: Callable[[], T]) -> T:
+        """Call a function with what no layer of its own holds in place: embeddings, final norm, head."""
+        try:
+            return self._policy.run(function)  # type: ignore[no-any-return]
+        finally:
+            self._policy.reshard()
 
     @property
     def can_repeat(self) -> bool:

@@ -25,6 +25,7 @@ METHODS = {
     },
     "full": {"lora.enabled": False, "optim.lr": 0.003, "eval.before_and_after": False, **AVERAGED},
 }
+SLOW_SHARDED = [pytest.param(*each, marks=pytest.mark.slow) for each in (("zero3", False), ("fsdp2", True))]
 UNSCORED = {"eval.before_and_after": False}
 FIGURES = ("loss/total", "train/grad_norm", "train/num_loss_tokens")
 
@@ -130,6 +131,34 @@ def test_weights_are_gathered_once_a_step_and_no_collective_is_called_while_toke
     # The first step writes with what was gathered at the start, and the export reads once more. In the full method an
     # average and the seed score.
     assert len(gathered) == {"full": 2 * 3 + 1, "lora": 3}[method]
+
+
+SHARDED = {
+    "rollout.weights": "sharded", "rollout.backend": "hf", "rollout.batch_size": 2, "eval.kl_prompts": 0,
+    "eval.batch_size": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("backend", "lora"), [("zero3", True), ("fsdp2", False), *SLOW_SHARDED])
+def test_without_a_whole_copy_ranks_write_together_and_the_same(tmp_path, model_dir, backend, lora):
+    """Uneven texts, an uneven number of batches (3 and 2 requests, two at a time), evaluation and export."""
+    config = write_config(tmp_path, model_dir)
+    options = {"lora.enabled": lora, "optim.lr": 0.003, "eval.kl_prompts": 0, "train.max_steps": 3}
+    done = run_all(
+        job(1, config, tmp_path / "one", **options),
+        job(2, config, tmp_path / "two", backend=backend, **{**options, **SHARDED}),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert tokens(one) == tokens(two)
+    torch.testing.assert_close(figures(one, *FIGURES), figures(two, *FIGURES), rtol=1e-5, atol=1e-6)
+    ids, logits = torch.tensor([[5, 6, 7, 8]]), []
+    for each in (one, two):
+        model = AutoModelForCausalLM.from_pretrained(model_dir if lora else each / "model")
+        model = PeftModel.from_pretrained(model, each / "model") if lora else model
+        with torch.no_grad():
+            logits.append(model(input_ids=ids).logits)
+    torch.testing.assert_close(*logits, rtol=1e-3, atol=1e-3)
 
 
 def test_a_checkpoint_of_adapters_holds_no_frozen_weight(folder):
