@@ -82,11 +82,13 @@ class HFBackend:
         found: list[Rollout | None] = [None] * len(requests)
         with no_trace(self.model), self.weights.open():
             batches = list(self._batches(requests))
+            num_idle = 0 if self.together is None else max(self.together.ranks.gather(len(batches))) - len(batches)
             for rows in batches:
                 batch = [requests[row] for row in rows]
                 for row, rollout in zip(rows, self._write(batch, law, on_progress, record), strict=True):
                     found[row] = rollout
-            self._keep_company(len(batches))
+            for _ in range(num_idle):
+                self._keep_company()
         self.stats.num_tokens = sum(len(rollout.token_ids) for rollout in found if rollout is not None)
         self.stats.total_seconds = time.perf_counter() - started
         return [rollout for rollout in found if rollout is not None]
@@ -98,13 +100,10 @@ class HFBackend:
     def restore(self, state: dict[str, Any]) -> None:
         """Take up nothing."""
 
-    def _keep_company(self, num_batches: int) -> None:
-        """Write idle batches until every rank has written its own: it needs the others' parts of the weights."""
-        if self.together is None:
-            return
+    def _keep_company(self) -> None:
+        """Write an idle batch beside a rank that has more to write: it needs the others' parts of the weights."""
         idle = RolloutRequest((self.pad_token_id,), NoiseKey(0, 0, "idle"), max_new_tokens=1)
-        for _ in range(max(self.together.ranks.gather(num_batches)) - num_batches):
-            self._write([idle], SamplingLaw(), ignore_progress, NO_RECORD)
+        self._write([idle], SamplingLaw(), ignore_progress, NO_RECORD)
 
     def _batches(self, requests: Sequence[RolloutRequest]) -> Iterator[list[int]]:
         # Neighbours in length share a batch: less padding in the prompts, fewer idle rows at the end.
