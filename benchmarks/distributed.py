@@ -27,6 +27,7 @@ OVERRIDES = {
     "rollout.deterministic": True, "rollout.num_slots": 8,
 }  # fmt: skip
 FULL = {"lora.enabled": False, "optim.lr": 1e-6}
+SHARDED = {"rollout.weights": "sharded", "rollout.backend": "hf", "eval.kl_prompts": 0}
 #: Pairs that take turns: (name, backend, ranks, overrides), the second compared with the first.
 PAIRS: list[tuple[tuple[str, str, int, dict[str, Any]], ...]] = [
     (("ddp, LoRA", "ddp", 2, {}), ("one process, LoRA", "ddp", 1, {})),
@@ -35,6 +36,7 @@ PAIRS: list[tuple[tuple[str, str, int, dict[str, Any]], ...]] = [
     (("ddp, LoRA", "ddp", 2, {}), ("zero3, LoRA, replica", "zero3", 2, {})),
     (("ddp, LoRA", "ddp", 2, {}), ("zero3, LoRA, gather", "zero3", 2, {"rollout.weights": "gather"})),
     (("ddp, LoRA", "ddp", 2, {}), ("fsdp2, LoRA, replica", "fsdp2", 2, {})),
+    (("zero3, LoRA, gather", "zero3", 2, {"rollout.weights": "gather"}), ("zero3, LoRA, sharded", "zero3", 2, SHARDED)),
     (("ddp, full", "ddp", 2, FULL), ("zero2, full", "zero2", 2, FULL)),
     (("ddp, full", "ddp", 2, FULL), ("zero3, full, gather", "zero3", 2, FULL)),
     (("ddp, full", "ddp", 2, FULL), ("fsdp2, full, gather", "fsdp2", 2, FULL)),

@@ -10,5 +10,4 @@ say "lint"
 say "types"
 "$VENV/bin/mypy"
 say "tests"
-# Models are toys: two files at a time with one thread each are faster than one file with two.
-OMP_NUM_THREADS=1 "$VENV/bin/python" -m pytest -n 2 --dist loadfile "$@"
+"$VENV/bin/python" -m pytest "$@"

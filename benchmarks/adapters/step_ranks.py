@@ -24,6 +24,7 @@ from onpolicy_sdft.jobs.parts import load_chat, load_rows, make_views
 from onpolicy_sdft.jobs.train import make_trainer
 from onpolicy_sdft.models.lora import prepare_trainable
 from onpolicy_sdft.models.reading import Replica
+from onpolicy_sdft.rollout.hf import Together
 from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.train.backend import make_backend
 from onpolicy_sdft.train.loop import Plan
@@ -45,7 +46,8 @@ def work(rank: int, settings: dict[str, Any], port: int, channel: Channel | None
     on_cpus.BACKENDS[settings["backend"]](timedelta(hours=1))
     config = load_config(*settings["configs"], **settings["overrides"])
     backend = make_backend(config.train.precision, 3600.0)
-    chat = load_chat(config, ranks=backend, device=backend.device)
+    together = Together(backend, backend.inside) if config.rollout.weights == "sharded" else None
+    chat = load_chat(config, ranks=backend, device=backend.device, together=together)
     data = make_views(config, chat, *load_rows(config))
     model = prepare_trainable(chat.loaded.model, config.lora, config.model, config.train.seed)
     views, size = data.prepared.views, config.train.batch_size

@@ -17,7 +17,8 @@ METHODS: dict[str, dict[str, Any]] = {  # beside those of test_backends.py
 }
 
 
-@pytest.mark.parametrize("method", ["sdft, lora, laws that were recorded", pytest.param("sft", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 def test_two_ranks_write_the_tokens_and_take_the_steps_of_one_process(config, tmp_path, method):
     for ranks in (1, 2):
         succeed(ranks, config, tmp_path / str(ranks), **METHODS[method])

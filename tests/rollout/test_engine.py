@@ -114,7 +114,11 @@ def test_a_law_of_its_own_holds_for_a_request_alone():
 
 @pytest.mark.parametrize(
     ("law", "num_drafts"),
-    [(SamplingLaw(), 3), (SamplingLaw(top_p=0.8), 3), pytest.param(SamplingLaw(0.7), 0, marks=pytest.mark.slow)],
+    [
+        (SamplingLaw(), 3),
+        pytest.param(SamplingLaw(top_p=0.8), 3, marks=pytest.mark.slow),
+        pytest.param(SamplingLaw(0.7), 0, marks=pytest.mark.slow),
+    ],
     ids=["own law, drafts", "top-p, drafts", "temperature, no drafts"],
 )
 def test_the_first_two_tokens_follow_the_exact_law(law, num_drafts):
