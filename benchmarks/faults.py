@@ -90,7 +90,9 @@ def kill(process: subprocess.Popen[bytes], kind: str, draw: random.Random) -> No
     if kind == "one rank, SIGKILL":
         draw.choice(ranks).kill()
     elif kind == "all ranks, SIGKILL":
-        os.killpg(process.pid, signal.SIGKILL)
+        for each in (*ranks, psutil.Process(process.pid)):  # ranks have process groups of their own
+            if each.is_running():
+                each.kill()
     elif kind == "launcher, SIGKILL":
         process.kill()
         time.sleep(draw.random())
