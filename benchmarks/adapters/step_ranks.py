@@ -26,7 +26,7 @@ from onpolicy_sdft.models.lora import prepare_trainable
 from onpolicy_sdft.models.reading import Replica
 from onpolicy_sdft.rollout.hf import Together
 from onpolicy_sdft.runs.progress import Progress
-from onpolicy_sdft.train.backend import make_backend
+from onpolicy_sdft.train.launch import make_backend
 from onpolicy_sdft.train.loop import Plan
 
 PARTS = ("rollout", "rollout_wait", "score", "learn", "step")

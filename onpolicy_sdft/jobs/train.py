@@ -48,8 +48,9 @@ from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_at
 from onpolicy_sdft.runs.manifest import collect_manifest, git_state
 from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.screening.screen import Screen
-from onpolicy_sdft.train.backend import Backend, make_backend
+from onpolicy_sdft.train.backend import Backend
 from onpolicy_sdft.train.checkpoint import Checkpointer, refuse_other_run
+from onpolicy_sdft.train.launch import make_backend
 from onpolicy_sdft.train.laws import LawSource
 from onpolicy_sdft.train.loop import FitResult, Hooks, Loop, Plan, make_plan
 from onpolicy_sdft.train.optim import make_optimizer, make_schedule

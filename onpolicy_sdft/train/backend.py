@@ -297,20 +297,3 @@ def _number(value: Any) -> torch.Tensor:
 def is_scalar(value: Any) -> bool:
     """Whether an optimizer state is one number for the whole parameter."""
     return not isinstance(value, torch.Tensor) or value.ndim == 0
-
-
-def make_backend(precision: str, timeout_seconds: float = 1800.0) -> Backend:
-    """Return the backend that this process was launched for.
-
-    Raises:
-        ConfigError: If the launch would not do what it says.
-    """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-        from onpolicy_sdft.train.deepspeed import DeepSpeedBackend
-
-        return DeepSpeedBackend(precision, timeout_seconds)
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
-        from onpolicy_sdft.train.fsdp import FsdpBackend
-
-        return FsdpBackend(precision, timeout_seconds)
-    return Backend(precision, timeout_seconds)

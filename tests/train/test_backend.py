@@ -11,9 +11,10 @@ from accelerate.utils import DistributedType
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import ConfigError, TrainingError
 from onpolicy_sdft.models.policy import Policy
-from onpolicy_sdft.train.backend import Backend, make_backend
+from onpolicy_sdft.train.backend import Backend
 from onpolicy_sdft.train.deepspeed import DeepSpeedBackend
 from onpolicy_sdft.train.fsdp import FsdpBackend
+from onpolicy_sdft.train.launch import make_backend
 
 
 def launched(kind, distributed_type, **plugins):
