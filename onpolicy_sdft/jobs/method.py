@@ -61,6 +61,15 @@ def make_teacher(
     )
 
 
+def keeps_gathered(config: RunConfig) -> bool:
+    """Whether weights that were gathered to be read stay while the model learns.
+
+    Frozen weights are the most of a LoRA run's: gathering them in every step would buy no memory worth it.
+    """
+    weights = config.rollout.weights
+    return weights == "replica" or (weights == "auto" and config.lora.enabled)
+
+
 def make_pairing(config: RunConfig, pad_token_id: int) -> Pairing:
     """Return how a config's targets become micro-batches."""
     return Pairing(

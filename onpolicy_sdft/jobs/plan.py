@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.jobs.method import keeps_gathered
 from onpolicy_sdft.models.sizes import Sizes, model_sizes
 from onpolicy_sdft.train.deepspeed import BUCKET_ELEMENTS
 
@@ -86,8 +87,8 @@ def estimate(config: RunConfig, sizes: Sizes, backend: str, num_gpus: int, most:
         return num_gpus if part in shared else 1
 
     weights = sizes.num_bytes
-    gathered = weights if "parameters" in shared else 0.0
-    stays = config.rollout.weights == "replica" or (config.rollout.weights == "auto" and config.lora.enabled)
+    gathered = weights if "parameters" in shared and config.rollout.weights != "sharded" else 0.0
+    stays = keeps_gathered(config)
     held = {
         "parameters": weights / share("parameters"),
         "gradients": 4 * sizes.num_trainable / share("gradients"),

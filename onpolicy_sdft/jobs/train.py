@@ -22,7 +22,7 @@ from onpolicy_sdft.eval.retention import general_prompts
 from onpolicy_sdft.eval.runner import EvalSet
 from onpolicy_sdft.jobs.evaluate import evaluate_stage, has_stage, score_sets
 from onpolicy_sdft.jobs.finished import model_facts
-from onpolicy_sdft.jobs.method import make_objective, make_pairing, make_sampling, make_teacher
+from onpolicy_sdft.jobs.method import keeps_gathered, make_objective, make_pairing, make_sampling, make_teacher
 from onpolicy_sdft.jobs.parts import (
     Chat,
     Data,
@@ -226,8 +226,7 @@ def make_trainer(
 def _make_reader(config: RunConfig, model: PreTrainedModel | PeftModel, backend: Backend, progress: Progress) -> Reader:
     if backend.shards.in_place or config.rollout.weights == "sharded":
         return InPlace(model, backend.shards)
-    # Frozen weights are the most of a LoRA run's: gathering them in every step would buy no memory worth it.
-    keeps = config.rollout.weights == "replica" or (config.rollout.weights == "auto" and config.lora.enabled)
+    keeps = keeps_gathered(config)
     reader = Replica(model, backend.device, backend.shards, keeps)
     progress.note(
         f"weights are gathered into {reader.num_bytes / 2**20:.1f} MiB to be read, which "

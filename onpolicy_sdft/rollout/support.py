@@ -148,11 +148,11 @@ def _try(model: PreTrainedModel) -> tuple[Served, str]:
 def _own_hidden(model: PreTrainedModel, text: tuple[int, ...], disturbance: float = 0.0) -> torch.Tensor:
     """Return the final hidden state [D] behind a text, with its embeddings disturbed relatively by so much."""
     ids = torch.tensor([text], device=embedding_weight(model).device)
-    embedded = model.get_input_embeddings()(ids)
+    asked = {"input_ids": ids}
     if disturbance:
+        embedded = model.get_input_embeddings()(ids)
         noise = torch.randn(embedded.shape, generator=torch.Generator().manual_seed(0)).to(embedded.device)
-        embedded = embedded * (1 + disturbance * noise).to(embedded.dtype)
-    asked = {"inputs_embeds": embedded} if disturbance else {"input_ids": ids}
+        asked = {"inputs_embeds": embedded * (1 + disturbance * noise).to(embedded.dtype)}
     hidden: torch.Tensor = body(model)(**asked, use_cache=False).last_hidden_state[0, -1]
     return hidden
 
