@@ -7,6 +7,9 @@ To add a category, subclass :class:`SdftError` and the closest standard error.
 
 from __future__ import annotations
 
+#: In the error of a run that trained and then made no update any more: a result of its settings, not an accident.
+NO_UPDATE = "steps in a row made no update"
+
 
 class SdftError(Exception):
     """Base of every error meant for the person who runs the program."""

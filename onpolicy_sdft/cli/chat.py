@@ -18,7 +18,7 @@ def run(arguments: Sequence[str]) -> int:
     options = parse_options(parser, rest)
     from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.jobs.finished import is_run, load_model, load_run
-    from onpolicy_sdft.jobs.train import say_to_stderr
+    from onpolicy_sdft.runs.progress import say_to_stderr
 
     finished = load_run(target, say_to_stderr) if is_run(target) else load_model(target, RunConfig(), say_to_stderr)
     interactive = sys.stdin.isatty()

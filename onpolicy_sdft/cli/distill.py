@@ -14,9 +14,8 @@ def run(arguments: Sequence[str]) -> int:
     )
     config, _ = parse(parser, arguments)
     from onpolicy_sdft.jobs.distill import run_distill
-    from onpolicy_sdft.jobs.train import say_to_stderr
     from onpolicy_sdft.report.distilled import draw_distilled
-    from onpolicy_sdft.runs.progress import print_table
+    from onpolicy_sdft.runs.progress import print_table, say_to_stderr
 
     outcome = run_distill(config, ["sdft", "distill", *arguments], say_to_stderr)
     total, verdicts, reasons = outcome.summary["num_rows"], outcome.summary["verdicts"], outcome.summary["reasons"]

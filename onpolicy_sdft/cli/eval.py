@@ -21,8 +21,8 @@ def run(arguments: Sequence[str]) -> int:
         rest = ["--config", str(own), *rest]  # a run is scored as its own config says, flags on top
     config, options = parse(parser, rest)
     from onpolicy_sdft.jobs.finished import evaluate
-    from onpolicy_sdft.jobs.train import say_to_stderr
     from onpolicy_sdft.report.tables import kl_sentence, scores_table
+    from onpolicy_sdft.runs.progress import say_to_stderr
 
     directory, summary = evaluate(target, config, options.output, say_to_stderr)
     print(scores_table(summary).to_text())

@@ -16,7 +16,7 @@ def run(arguments: Sequence[str]) -> int:
     target, rest = split_target(parser, arguments)
     options = parse_options(parser, rest)
     from onpolicy_sdft.jobs.finished import export
-    from onpolicy_sdft.jobs.train import say_to_stderr
+    from onpolicy_sdft.runs.progress import say_to_stderr
 
     export(target, options.output, merged=options.merged, push_to_hub=options.push_to_hub, say=say_to_stderr)
     return 0

@@ -17,6 +17,8 @@ VERBS = {
     "probe": "is the model, shown the demonstration, a good teacher? before anything is trained",
     "distill": "rewrite a data set once with the seed model, for offline SDFT",
     "plan": "what a run would take on so many GPUs, without one",
+    "continual": "train on tasks one after the other, scoring all of them each time",
+    "compare": "methods side by side on one sequence of tasks",
     "chat": "talk to a model or a run",
     "export": "write a run's model, merged if asked, or push it to the hub",
     "report": "write a run's curves and page again",
@@ -27,7 +29,7 @@ VERBS = {
 def usage() -> str:
     """Return the overview of verbs."""
     lines = ["usage: sdft VERB [options]", "", "Fine-tune chat models on demonstrations without forgetting.", ""]
-    lines += [f"  {verb:8} {text}" for verb, text in VERBS.items()]
+    lines += [f"  {verb:11} {text}" for verb, text in VERBS.items()]
     return "\n".join([*lines, "", "sdft VERB --help shows every option with its default."])
 
 

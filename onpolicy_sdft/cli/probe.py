@@ -17,8 +17,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--num_examples", type=int, default=32, help="Demonstrations to try them on.")
     config, options = parse(parser, arguments)
     from onpolicy_sdft.jobs.probe import run_probe
-    from onpolicy_sdft.jobs.train import say_to_stderr
-    from onpolicy_sdft.runs.progress import print_table
+    from onpolicy_sdft.runs.progress import print_table, say_to_stderr
 
     outcome = run_probe(config, options.templates, options.temperatures, options.num_examples, say_to_stderr)
     num_rollouts = config.train.batch_size * config.rollout.num_samples

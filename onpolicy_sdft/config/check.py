@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 from onpolicy_sdft.config.check_method import check_method
-from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig
+from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig, SourceConfig
 from onpolicy_sdft.errors import ConfigError
 
 #: Label of the set that ``eval.path`` makes.
@@ -23,6 +24,8 @@ def check(config: RunConfig) -> None:
     _check_model(config)
     _check_rollout(config)
     _check_eval(config)
+    _check_replay(config)
+    _check_start(config)
     check_method(config)
     if config.optim.schedule == "cosine" and config.train.max_loss_tokens is not None:
         raise ConfigError(
@@ -71,6 +74,7 @@ def _check_ranges(config: RunConfig) -> None:
         "eval.limit": config.eval.limit,
         "eval.every_steps": config.eval.every_steps,
         "eval.early_stop": config.eval.early_stop,
+        "teacher.refresh_steps": config.teacher.refresh_steps,
     }
     for label, item in (("eval.sets", config.eval.sets), ("eval.validation", config.eval.validation)):
         for index, questions in enumerate(item):
@@ -181,13 +185,15 @@ def _check_eval(config: RunConfig) -> None:
             f"eval.num_samples={evaluation.num_samples} greedy answers would all be the same. "
             "Way out: --eval.temperature 1, or --eval.num_samples 1."
         )
-    for name in ("every_steps", "best_metric", "early_stop"):
+    for name in ("every_steps", "best_metric", "early_stop", "stop_score"):
         if getattr(evaluation, name) is not None and not evaluation.validation:
             raise ConfigError(f"eval.{name} is set but eval.validation names no set. Way out: add one.")
     if evaluation.validation and evaluation.every_steps is None:
         raise ConfigError("eval.validation names sets but eval.every_steps is unset. Way out: set it.")
     if evaluation.early_stop is not None and evaluation.best_metric is None:
         raise ConfigError("eval.early_stop needs to know what better means. Way out: set eval.best_metric.")
+    if evaluation.stop_score is not None and evaluation.best_metric is None:
+        raise ConfigError("eval.stop_score needs to know which score. Way out: set eval.best_metric.")
     known = [f"eval/{item.label}/score" for item in evaluation.validation]
     if evaluation.best_metric is not None and evaluation.best_metric not in known:
         raise ConfigError(f"eval.best_metric={evaluation.best_metric!r} is none of: {', '.join(known)}.")
@@ -206,14 +212,55 @@ def evaluation_sets(config: RunConfig) -> list[EvalSetConfig]:
     return [own, *config.eval.sets]
 
 
-def _check_labels(sets: list[EvalSetConfig]) -> None:
+def _check_replay(config: RunConfig) -> None:
+    replay = config.replay
+    if replay.rate is not None:
+        _require(0 < replay.rate < 1, "replay.rate", replay.rate, "above 0 and below 1, or null")
+        if not replay.sources:
+            raise ConfigError(f"replay.rate={replay.rate} is a share of replay.sources, which names none.")
+    _check_labels(replay.sources, "replay source")
+
+
+def _check_start(config: RunConfig) -> None:
+    train, teacher = config.train, config.teacher
+    if train.start_from is None:
+        for name in ("carry", "keep_optimizer"):
+            if getattr(train, name) != getattr(RunConfig().train, name):
+                raise ConfigError(
+                    f"train.{name}={getattr(train, name)!r} says how to go on from another run, but train.start_from "
+                    "is unset. Way out: set it, or leave this option out."
+                )
+        return
+    if train.carry == "continue":
+        return
+    if not config.lora.enabled:
+        raise ConfigError(
+            "train.carry=merge folds an adapter into the base, but lora.enabled=false trains the base itself. "
+            "Way out: --train.carry continue."
+        )
+    if train.keep_optimizer:
+        raise ConfigError(
+            "train.keep_optimizer=true goes on with the moments of an adapter that train.carry=merge replaces by a new "
+            "one. Way out: --train.carry continue, or --train.keep_optimizer false."
+        )
+    if config.model.load_in_4bit:
+        raise ConfigError("train.carry=merge cannot fold into a 4-bit base. Way out: --train.carry continue.")
+    anchored = config.objective.anchor_kl > 0 and config.objective.anchor == "base"
+    if teacher.weights == "base" or anchored:
+        raise ConfigError(
+            "With train.carry=merge the base of this run is what the run before left, not the seed model that "
+            "teacher.weights=base or objective.anchor=base asks for. Way out: --train.carry continue, or stage."
+        )
+
+
+def _check_labels(sets: Sequence[EvalSetConfig | SourceConfig], what: str = "evaluation set") -> None:
     labels = [item.label for item in sets]
     for label in labels:
         if not re.fullmatch(r"[\w.+-]+", label):
             raise ConfigError(
-                f"The evaluation set label {label!r} names a file and a metric. Way out: letters, digits, '_', '-' and "
+                f"The {what} label {label!r} names files, metrics or ids. Way out: letters, digits, '_', '-' and "
                 "'.' only."
             )
     twice = {label for label in labels if labels.count(label) > 1}
     if twice:
-        raise ConfigError(f"Two evaluation sets are called {twice.pop()!r}. Give each its own label.")
+        raise ConfigError(f"Two {what}s are called {twice.pop()!r}. Give each its own label.")

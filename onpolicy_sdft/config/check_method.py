@@ -62,6 +62,7 @@ def _check_effect(config: RunConfig) -> None:
         "objective.anchor": (objective.anchor_kl > 0, "--objective.anchor_kl above 0"),
         "objective.importance_cap": (objective.importance == "token", "--objective.importance token"),
         "teacher.half_life": (teacher.weights == "ema", "--teacher.weights ema"),
+        "teacher.refresh_steps": (teacher.weights == "stage", "--teacher.weights stage"),
         "teacher.device": (
             teacher.weights != "live" or objective.anchor_kl > 0,
             "a teacher or an anchor that is copied (--teacher.weights ema)",

@@ -7,7 +7,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
@@ -15,6 +15,11 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 from onpolicy_sdft.config.check import check
 from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig
 from onpolicy_sdft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Plan = TypeVar("Plan", bound="DataclassInstance")
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -61,6 +66,29 @@ def load_config(*files: str | Path, **overrides: Any) -> RunConfig:
     return parse(make_parser("onpolicy_sdft", ""), arguments)[0]
 
 
+def load_plan(kind: type[Plan], prog: str, description: str, arguments: Sequence[str]) -> Plan:
+    """Parse the options of something made of many runs: a sequence, a comparison.
+
+    Args:
+        kind: Dataclass of the options.
+        prog: Command, for messages.
+        description: For ``--help``.
+        arguments: ``--config FILE`` and flags; later ones win.
+
+    Raises:
+        ConfigError: As :func:`parse`.
+    """
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file of options; flags after it win.")
+    parser.add_class_arguments(kind)
+    try:
+        namespace = parser.parse_args(list(arguments))
+    except (ArgumentError, OSError) as error:
+        raise ConfigError(explain(str(error), parser)) from error
+    built = parser.instantiate(namespace)
+    return kind(**{item.name: built[item.name] for item in dataclasses.fields(kind)})
+
+
 def to_config(parser: ArgumentParser, namespace: Namespace) -> RunConfig:
     """Turn a parsed namespace into the config object."""
     sections = [section.name for section in dataclasses.fields(RunConfig)]
@@ -73,7 +101,7 @@ def to_config(parser: ArgumentParser, namespace: Namespace) -> RunConfig:
     return RunConfig(**{section: built[section] for section in sections})
 
 
-def dump_config(config: RunConfig) -> str:
+def dump_config(config: DataclassInstance) -> str:
     """Return the whole config as YAML that ``--config`` reads back."""
     text: str = yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
     return text

@@ -258,6 +258,8 @@ class TeacherConfig:
     model's."""
     half_life: float = 50.0
     """Of ``ema``: optimizer steps in which the weight of the past halves. 0: as ``live``; .inf: as ``stage``."""
+    refresh_steps: int | None = None
+    """Retake the ``stage`` weights every so many optimizer steps: as old may what they write be. Unset: once a task."""
     device: Literal["auto", "cpu"] = "auto"
     """Where copies are kept (float32; of LoRA only the adapter): beside the weights, or in the CPU's memory."""
 
@@ -293,6 +295,12 @@ class TrainConfig:
     """That file, or its directory."""
     output_dir: str = "runs/run"
     """The run directory."""
+    start_from: str | None = None
+    """A run whose last weights training starts from, such as the task before. ``model.name`` stays the seed model."""
+    carry: Literal["continue", "merge"] = "continue"
+    """With ``start_from`` and adapters: ``continue`` that run's, or ``merge`` it into the base and train a new one."""
+    keep_optimizer: bool = False
+    """With ``start_from``: go on with that run's AdamW moments rather than with none."""
     seed: int = 0
     """Seed of the order, the noise keys and the adapters."""
     batch_size: int = 16
@@ -330,6 +338,28 @@ class TrainConfig:
 
 
 @dataclass
+class SourceConfig:
+    """Demonstrations of one more task."""
+
+    label: str = "earlier"
+    """Name of the task, in example ids and messages."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The demonstrations."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """Their check."""
+
+
+@dataclass
+class ReplayConfig:
+    """Demonstrations of other tasks learned along: earlier ones (rehearsal), or all at once (joint training)."""
+
+    sources: list[SourceConfig] = field(default_factory=list)
+    """Where they come from. They are learned as those of ``data`` are: on-policy targets are written anew."""
+    rate: float | None = None
+    """Their share of all demonstrations, the same number from each source. Unset: every row of the sources."""
+
+
+@dataclass
 class EvalSetConfig:
     """One set of questions a model is scored on."""
 
@@ -363,8 +393,12 @@ class EvalConfig:
     """Metric (``eval/LABEL/score`` of a validation set) whose best weights are kept in ``best/``."""
     early_stop: int | None = None
     """Stop after this many validations without a better ``best_metric``."""
+    stop_score: float | None = None
+    """Stop once ``best_metric`` has reached this: methods compared at the same acquisition."""
     before_and_after: bool = True
     """Score the seed model before training and the trained one after."""
+    seed_scores: str | None = None
+    """A run whose scores of the same seed model on the same sets are taken over rather than measured again."""
     temperature: float = 0.0
     """0 is greedy; above 0 samples."""
     num_samples: int = 1
@@ -405,6 +439,8 @@ class RunConfig:
     """Demonstrations."""
     task: TaskConfig = field(default_factory=TaskConfig)
     """The check of an answer."""
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    """Other tasks learned along."""
     context: ContextConfig = field(default_factory=ContextConfig)
     """The two prompt views."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

@@ -1,4 +1,4 @@
-"""Demonstrations from a file, the hub, or an embedded generator; every bad row is named.
+"""Demonstrations from a file, the hub, a published set or an embedded generator; every bad row is named.
 
 Local JSON Lines are read line by line and CSV as text, so that an error can name its row and nothing is
 guessed about types (a loader that infers them turns the answer "007" into 7).
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.data.generators import generate_rows
+from onpolicy_sdft.data.published import published_rows
 from onpolicy_sdft.errors import ConfigError, DataError
 from onpolicy_sdft.types import Demonstration, Turn
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from onpolicy_sdft.tasks.protocol import Task
 
 EMBEDDED_PREFIX = "embedded:"
+PUBLISHED_PREFIX = "published:"
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -101,6 +103,10 @@ def _rows(config: DataConfig) -> Iterator[Mapping[str, Any] | DataError]:
         yield from generate_rows(
             generator, split=config.split, limit=config.limit, seed=config.seed, options=config.options
         )
+    elif config.name is not None and config.name.startswith(PUBLISHED_PREFIX):
+        yield from published_rows(
+            config.name.removeprefix(PUBLISHED_PREFIX), split=config.split, options=config.options
+        )
     elif config.name is not None:
         yield from _hub_rows(config)
     else:
@@ -115,7 +121,7 @@ def _hub_rows(config: DataConfig) -> Iterator[Mapping[str, Any]]:
     except Exception as error:  # the loader raises many kinds; each means the set cannot be had
         raise DataError(
             f"Cannot load data.name={config.name!r}, split {config.split!r}: {error}. "
-            f"Without a hub, use --data.path FILE or --data.name {EMBEDDED_PREFIX}NAME."
+            f"Without a hub, use --data.path FILE, or --data.name with {EMBEDDED_PREFIX}NAME or {PUBLISHED_PREFIX}NAME."
         ) from error
     yield from rows
 
@@ -195,16 +201,16 @@ def _demonstration(row: Mapping[str, Any], number: int, config: DataConfig, task
         used = {config.messages_column}
     else:
         prompt = _text(row, config.prompt_column)
-        response = _text(row, config.response_column)
+        response = _response(row, config.response_column, task)
         turns = [Turn("user", prompt)]
         used = {config.prompt_column, config.response_column}
     system = _system(row, config)
     if system is not None and turns[0].role != "system":
         turns = [Turn("system", system), *turns]
     question = turns[-1].content
-    if config.wording and turns[-1].role == "user":
-        turns = [*turns[:-1], Turn("user", task.ask(question))]
     fields = {key: value for key, value in row.items() if key not in used}
+    if config.wording and turns[-1].role == "user":
+        turns = [*turns[:-1], Turn("user", _worded(task, question, fields))]
     demonstration = Demonstration(
         example_id=_example_id(row, number, _id_column(config), question, response),
         turns=tuple(turns),
@@ -213,6 +219,18 @@ def _demonstration(row: Mapping[str, Any], number: int, config: DataConfig, task
     )
     task.check_demonstration(demonstration)
     return demonstration
+
+
+def _response(row: Mapping[str, Any], column: str, task: Task) -> str:
+    """The expert's answer; a task that needs none takes a row without that column."""
+    # A task that is not derived from the protocol need not have what the protocol would supply.
+    if column not in row and not getattr(task, "needs_response", True):
+        return ""
+    return _text(row, column)
+
+
+def _worded(task: Task, question: str, fields: Mapping[str, Any]) -> str:
+    return task.ask_row(question, fields) if hasattr(task, "ask_row") else task.ask(question)
 
 
 def _system(row: Mapping[str, Any], config: DataConfig) -> str | None:
@@ -225,8 +243,8 @@ def _system(row: Mapping[str, Any], config: DataConfig) -> str | None:
 
 
 def _id_column(config: DataConfig) -> str | None:
-    embedded = config.name is not None and config.name.startswith(EMBEDDED_PREFIX)
-    return config.id_column or ("id" if embedded else None)
+    has_ids = config.name is not None and config.name.startswith((EMBEDDED_PREFIX, PUBLISHED_PREFIX))
+    return config.id_column or ("id" if has_ids else None)
 
 
 def _example_id(row: Mapping[str, Any], number: int, id_column: str | None, question: str, response: str) -> str:

@@ -1,7 +1,8 @@
 """How far a tuned model has moved from its seed on general prompts.
 
-The seed model writes one completion per general prompt, once; KL(seed || tuned) is then measured over the full
-vocabulary at every token of those completions, so every method is measured on the same tokens.
+The seed model writes one completion per general prompt, once. KL(seed || tuned) over the full vocabulary, and the
+tuned model's negative log-likelihood, are then measured at every token of those completions, so every method is
+measured on the same tokens.
 
 Shape letters: N tokens, D hidden size, V vocabulary, C tokens of a chunk.
 """
@@ -19,8 +20,8 @@ import torch
 
 from onpolicy_sdft.data.collate import collate, split_by_budget
 from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.eval.answers import EVAL_STEP
 from onpolicy_sdft.eval.intervals import ratio_interval
-from onpolicy_sdft.eval.runner import EVAL_STEP
 from onpolicy_sdft.models.policy import head_of, hidden_at_loss_tokens
 from onpolicy_sdft.models.trace import no_trace
 from onpolicy_sdft.types import Advance, NoiseKey, RolloutRequest, Row, SamplingLaw, Turn
@@ -48,7 +49,7 @@ class SeedCompletion:
 
 @dataclass(frozen=True, slots=True)
 class SeedKL:
-    """Mean per-token KL(seed || tuned) in nats, with a 95 % bootstrap interval over completions."""
+    """Mean per-token KL(seed || tuned) and NLL in nats, with 95 % bootstrap intervals over completions."""
 
     mean: float
     low: float
@@ -56,6 +57,10 @@ class SeedKL:
     num_completions: int
     num_tokens: int
     sums: tuple[float, ...]  # per completion, in the order of the completions
+    nll_mean: float  # -log of the tuned model's probability of the seed's tokens
+    nll_low: float
+    nll_high: float
+    nll_sums: tuple[float, ...]  # as ``sums``
 
 
 def general_prompts(limit: int | None = None) -> list[tuple[str, str]]:
@@ -100,18 +105,18 @@ def kl_to_seed(
     pad_token_id: int,
     on_progress: OnProgress,
 ) -> SeedKL:
-    """Measure mean per-token KL(seed || tuned) over the seed's completions.
+    """Measure mean per-token KL(seed || tuned), and the tuned model's NLL, over the seed's completions.
 
     Args:
         tuned: The tuned model.
         as_seed: Context that gives the seed model (the same weights with the adapter off, or another copy).
-        completions: From :func:`write_seed_completions`.
+        completions: What the seed model wrote.
         pad_token_id: Any valid id.
         on_progress: Told of finished completions and tokens.
     """
-    order = {(c.prompt_ids, c.token_ids): index for index, c in enumerate(completions)}
-    sums = [0.0] * len(completions)
+    sums, nll_sums = [0.0] * len(completions), [0.0] * len(completions)
     asked = [Row(c.prompt_ids, c.token_ids) for c in completions]
+    order = {id(row): index for index, row in enumerate(asked)}  # two completions may be alike
     device = head_of(tuned).weight_VD.device
     for group in split_by_budget(asked, _MICRO_BATCH_TOKENS):
         batch = collate(group, pad_token_id, device)
@@ -121,22 +126,32 @@ def kl_to_seed(
             with as_seed() as seed, no_trace(seed):
                 seed_ND = hidden_at_loss_tokens(seed, batch)
                 seed_head = head_of(seed)
-            kl_N = torch.cat(
-                [
-                    _kl(seed_head.logits(p_CD), tuned_head.logits(q_CD))
-                    for p_CD, q_CD in zip(seed_ND.split(_CHUNK_TOKENS), tuned_ND.split(_CHUNK_TOKENS), strict=True)
-                ]
-            )
-        for index, value in zip(batch.loss_rows.tolist(), kl_N.tolist(), strict=True):
-            row = group[index]
-            sums[order[tuple(row.prompt_ids), tuple(row.target_ids)]] += value
+            parts = [
+                _kl_and_nll(seed_head.logits(p_CD), tuned_head.logits(q_CD), labels_C)
+                for p_CD, q_CD, labels_C in zip(
+                    seed_ND.split(_CHUNK_TOKENS), tuned_ND.split(_CHUNK_TOKENS), batch.labels.split(_CHUNK_TOKENS),
+                    strict=True,
+                )
+            ]  # fmt: skip
+            kl_N, nll_N = (torch.cat(part).tolist() for part in zip(*parts, strict=True))
+        for place, kl, nll in zip(batch.loss_rows.tolist(), kl_N, nll_N, strict=True):
+            index = order[id(group[place])]
+            sums[index] += kl
+            nll_sums[index] += nll
         on_progress(Advance(len(group), batch.num_loss_tokens))
     counts = [len(c.token_ids) for c in completions]
+    total = sum(counts)
     low, high = ratio_interval(sums, counts)
-    return SeedKL(sum(sums) / sum(counts), low, high, len(completions), sum(counts), tuple(sums))
+    nll_low, nll_high = ratio_interval(nll_sums, counts)
+    return SeedKL(
+        sum(sums) / total, low, high, len(completions), total, tuple(sums),
+        sum(nll_sums) / total, nll_low, nll_high, tuple(nll_sums),
+    )  # fmt: skip
 
 
-def _kl(logits_p_CV: torch.Tensor, logits_q_CV: torch.Tensor) -> torch.Tensor:
-    """KL(p || q) of each row, in nats: [C, V], [C, V] -> [C]."""
+def _kl_and_nll(
+    logits_p_CV: torch.Tensor, logits_q_CV: torch.Tensor, labels_C: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL(p || q) of each row, and -log q of its label, in nats: [C, V], [C, V], [C] -> [C], [C]."""
     log_p, log_q = torch.log_softmax(logits_p_CV, -1), torch.log_softmax(logits_q_CV, -1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1), -log_q.gather(-1, labels_C[:, None])[:, 0]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scipy.special import comb
 
-from onpolicy_sdft.data.sharing import collect, deal
+from onpolicy_sdft.data.sources import fingerprint
+from onpolicy_sdft.eval.answers import EVAL_STEP as EVAL_STEP
+from onpolicy_sdft.eval.answers import Kept, Record, digest, write_in_chunks
 from onpolicy_sdft.eval.intervals import mean_interval, wilson_interval
 from onpolicy_sdft.types import ONE_RANK, Demonstration, NoiseKey, Ranks, Rollout, RolloutRequest, SamplingLaw
 
@@ -19,9 +22,6 @@ if TYPE_CHECKING:
     from onpolicy_sdft.data.views import Renderer
     from onpolicy_sdft.rollout.backend import OnProgress, RolloutBackend
     from onpolicy_sdft.tasks.protocol import Task
-
-#: Step of the noise keys of evaluation: no optimizer step has it.
-EVAL_STEP = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +46,12 @@ class SetScore:
     high: float
     n: int  # questions
     pass_at_k: float | None  # with several samples: share of questions with at least one right answer (unbiased)
+    pass_at: Mapping[int, float]  # the same by number of samples: 1, 2, 4, ... and all of them
     mean_length: float  # tokens an answer
     truncated_rate: float
     tokens_per_second: float
-    records: tuple[dict[str, Any], ...]  # one per answer
+    note: str  # what its task wants said beside the score; mostly empty
+    records: tuple[Record, ...]  # one per answer
 
 
 def score_set(
@@ -59,11 +61,12 @@ def score_set(
     config: EvalConfig,
     on_progress: OnProgress,
     ranks: Ranks = ONE_RANK,
+    kept: Kept | None = None,
 ) -> SetScore:
     """Answer every question from its bare prompt and check the answers.
 
     Greedy at ``eval.temperature`` 0, else sampled ``eval.num_samples`` times with noise keyed by the question. Ranks
-    share the questions and all get the score.
+    share the questions and all get the score. With ``kept``, what was answered outlives an interruption.
     """
     requests = [
         RolloutRequest(
@@ -75,18 +78,23 @@ def score_set(
         for sample in range(config.num_samples)
     ]
     asked = [question for question in questions.demonstrations for _ in range(config.num_samples)]
-    shares = deal([len(request.prompt_token_ids) for request in requests], ranks.num_ranks)
-    share = shares[ranks.rank]
-    started = time.perf_counter()
     law = SamplingLaw(temperature=config.temperature)
-    written = backend.generate([requests[index] for index in share], law, on_progress)
-    seconds = time.perf_counter() - started
-    checked = check_answers([asked[index] for index in share], written, questions.task, renderer.decode)
-    found = ranks.gather((written, checked, seconds))
-    seconds = max(each[2] for each in found)
-    rollouts = collect(shares, [each[0] for each in found])
-    records = collect(shares, [each[1] for each in found])
-    return summarise(questions, records, rollouts, config.num_samples, seconds)
+
+    def write(indices: Sequence[int]) -> tuple[list[Record], float]:
+        started = time.perf_counter()
+        written = backend.generate([requests[index] for index in indices], law, on_progress)
+        seconds = time.perf_counter() - started
+        return check_answers([asked[index] for index in indices], written, questions.task, renderer.decode), seconds
+
+    what = digest(requests, law, fingerprint(list(questions.demonstrations)), _describe(questions.task))
+    records, seconds = write_in_chunks(requests, write, what, on_progress, ranks, kept)
+    return summarise(questions, records, config.num_samples, seconds)
+
+
+def _describe(task: Task) -> str:
+    """Name a task with its options, as far as they can be seen."""
+    options = repr(task) if dataclasses.is_dataclass(task) else repr(sorted(getattr(task, "__dict__", {}).items()))
+    return f"{type(task).__module__}.{type(task).__qualname__} {options}"
 
 
 def check_answers(
@@ -94,10 +102,10 @@ def check_answers(
     rollouts: Sequence[Rollout],
     task: Task,
     decode: Callable[[Sequence[int]], str],
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """Check each answer and return one record each."""
 
-    def record(pair: tuple[Demonstration, Rollout]) -> dict[str, Any]:
+    def record(pair: tuple[Demonstration, Rollout]) -> Record:
         question, rollout = pair
         text = decode(rollout.token_ids)
         result = task.check(text, question)
@@ -118,14 +126,8 @@ def check_answers(
         return list(pool.map(record, zip(asked, rollouts, strict=True)))
 
 
-def summarise(
-    questions: EvalSet,
-    records: list[dict[str, Any]],
-    rollouts: Sequence[Rollout],
-    num_samples: int,
-    seconds: float,
-) -> SetScore:
-    """Turn records into a score with its interval."""
+def summarise(questions: EvalSet, records: Sequence[Record], num_samples: int, seconds: float) -> SetScore:
+    """Turn records into a score with its interval; several records of one question follow each other."""
     n = len(questions.demonstrations)
     right = [sum(r["correct"] for r in records[i : i + num_samples]) for i in range(0, len(records), num_samples)]
     score = sum(right) / len(records)
@@ -133,7 +135,7 @@ def summarise(
         low, high = wilson_interval(sum(right), n)
     else:
         low, high = mean_interval([count / num_samples for count in right])
-    num_tokens = sum(len(rollout.token_ids) for rollout in rollouts)
+    num_tokens = sum(record["num_tokens"] for record in records)
     return SetScore(
         label=questions.label,
         retention=questions.retention,
@@ -142,11 +144,18 @@ def summarise(
         high=high,
         n=n,
         pass_at_k=pass_at_k(right, num_samples, num_samples) if num_samples > 1 else None,
-        mean_length=num_tokens / len(rollouts),
-        truncated_rate=sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
+        pass_at={k: pass_at_k(right, num_samples, k) for k in _sample_counts(num_samples)},
+        mean_length=num_tokens / len(records),
+        truncated_rate=sum(record["finish_reason"] == "length" for record in records) / len(records),
         tokens_per_second=num_tokens / seconds if seconds > 0 else 0.0,
+        note=getattr(questions.task, "note", ""),
         records=tuple(records),
     )
+
+
+def _sample_counts(num_samples: int) -> list[int]:
+    """Return 1, 2, 4, ... and the number of samples itself."""
+    return sorted({num_samples, *(2**power for power in range(num_samples.bit_length()))})
 
 
 def pass_at_k(num_right: Sequence[int], num_samples: int, k: int) -> float:

@@ -1,15 +1,21 @@
-"""Score a model on its evaluation sets and measure its distance from the seed; keep every record."""
+"""Score a model on its evaluation sets and measure its distance from the seed; keep every record.
+
+What was answered outlives an interruption: chunks of answers stand in ``eval/partial/`` until the records and the
+summary of the whole stage are written.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.config.check import evaluation_sets
+from onpolicy_sdft.eval.answers import Kept, remove_kept
 from onpolicy_sdft.eval.retention import SeedCompletion, SeedKL, kl_to_seed, write_seed_completions
 from onpolicy_sdft.eval.runner import EvalSet, SetScore, score_set
 from onpolicy_sdft.jobs.parts import Chat, seed_context, tick
@@ -19,13 +25,15 @@ from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.types import ONE_RANK, Ranks
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from onpolicy_sdft.config.schema import RunConfig
+    from onpolicy_sdft.config.schema import ModelConfig, RunConfig
     from onpolicy_sdft.runs.directory import RunDirectory
+
+#: Answers of a chunk on each rank, by device: about eight times the engine's slots, because slots stand empty while
+#: the last answers of a chunk are written. An interruption loses as many answers.
+CHUNK_SIZES = {"cpu": 384, "cuda": 2048}
 
 
 def score_sets(
@@ -35,14 +43,25 @@ def score_sets(
     sets: Sequence[EvalSet],
     stage: str,
     ranks: Ranks = ONE_RANK,
+    keep: Callable[[EvalSet], Kept | None] = lambda questions: None,
 ) -> list[SetScore]:
-    """Score a model on each set, with a progress bar a set (of the first rank's share)."""
+    """Score a model on each set, with a progress bar a set (of the first rank's share).
+
+    Args:
+        config: Says how questions are asked.
+        chat: The model's prompts.
+        model: What answers.
+        sets: The questions.
+        stage: Shown with the bar.
+        ranks: The processes that share the questions.
+        keep: Where finished chunks of a set's answers go; unset: nowhere.
+    """
     backend = chat.backend(model, config.rollout, config.eval.batch_size)
     scores = []
     for questions in sets:
         total = math.ceil(len(questions.demonstrations) * config.eval.num_samples / ranks.num_ranks)
         with Progress(f"{stage}: {questions.label}", total, "answers", enabled=ranks.rank == 0) as progress:
-            score = score_set(questions, backend, chat.renderer, config.eval, tick(progress), ranks)
+            score = score_set(questions, backend, chat.renderer, config.eval, tick(progress), ranks, keep(questions))
             progress.update(0, score=score.score)
         scores.append(score)
     return scores
@@ -56,17 +75,59 @@ def evaluate_stage(
     run: RunDirectory,
     stage: str,
     ranks: Ranks = ONE_RANK,
+    weights: str | None = None,
 ) -> dict[str, Any]:
     """Score one stage of a run (``before`` or ``after``) and write records and summary.
 
     The seed model's completions of the general prompts are written in stage ``before`` and reused. Ranks share the
     questions; the distance from the seed is the first one's work.
 
+    Args:
+        config: Says how questions are asked.
+        chat: The model's prompts.
+        model: What answers.
+        sets: The questions.
+        run: Where records and summary go.
+        stage: Part of the records' names.
+        ranks: The processes that share the questions.
+        weights: Tells the model's weights from any others this run may have had, e.g. by the step they were trained
+            to: answers of an interrupted call are taken up where it is the same. None: an interrupted stage starts
+            over.
+
     Returns:
         The stage's part of ``eval/summary.json``.
     """
-    scores = score_sets(config, chat, model, sets, stage, ranks)
+
+    def keep(questions: EvalSet) -> Kept | None:
+        if weights is None:
+            return None
+        owner = f"{model_identity(config.model)}, {config.rollout.decode_copy} copy, {weights}"
+        return Kept(_partial_path(run, stage, questions.label), owner, chunk_size(chat), chat.say)
+
+    scores = score_sets(config, chat, model, sets, stage, ranks, keep)
     return ranks.on_first(partial(_write_stage, config, chat, model, run, stage, scores))
+
+
+def chunk_size(chat: Chat) -> int:
+    """Return how many answers a chunk has on each rank, for the device a model is on."""
+    return CHUNK_SIZES.get(chat.loaded.model.device.type, CHUNK_SIZES["cpu"])
+
+
+def _partial_path(run: RunDirectory, stage: str, label: str) -> Path:
+    return run.eval_path / "partial" / run.eval_records_path(stage, label).name
+
+
+def model_identity(config: ModelConfig) -> str:
+    """Tell a model from others: what was asked for, and for a local one, its files."""
+    asked = repr(dataclasses.replace(config, cache_dir=None))
+    return f"{asked} {files_identity(Path(config.name))}" if Path(config.name).is_dir() else asked
+
+
+def files_identity(directory: Path) -> str:
+    """Digest names, sizes and times of a directory's files; weights of many gigabytes are not read for this."""
+    files = sorted(path for path in directory.iterdir() if path.is_file())
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def _write_stage(
@@ -89,6 +150,8 @@ def _write_stage(
     scored = [_without_records(score) for score in scores]
     summary[stage] = {"identity": eval_identity(config), "sets": scored, "kl": _kl_entry(kl)}
     write_json_atomic(run.eval_summary_path, summary)
+    for score in scores:
+        remove_kept(_partial_path(run, stage, score.label))
     return dict(summary[stage])
 
 
@@ -154,7 +217,8 @@ def measure_kl(
 
 
 def _without_records(score: SetScore) -> dict[str, Any]:
-    return {item.name: getattr(score, item.name) for item in dataclasses.fields(score) if item.name != "records"}
+    entry = {item.name: getattr(score, item.name) for item in dataclasses.fields(score) if item.name != "records"}
+    return {**entry, "pass_at": {str(k): value for k, value in score.pass_at.items()}}  # as JSON gives it back
 
 
 def _kl_entry(kl: SeedKL | None) -> dict[str, Any] | None:

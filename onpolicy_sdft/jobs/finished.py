@@ -14,8 +14,9 @@ from onpolicy_sdft.config.check import evaluation_sets
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
 from onpolicy_sdft.eval.retention import general_prompts
-from onpolicy_sdft.jobs.evaluate import evaluate_stage
+from onpolicy_sdft.jobs.evaluate import evaluate_stage, files_identity
 from onpolicy_sdft.jobs.parts import Chat, load_chat, load_eval_sets, refuse_unaskable
+from onpolicy_sdft.jobs.start import base_of
 from onpolicy_sdft.models.export import export_model, merge_adapter, refuse_foreign
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_json
@@ -90,7 +91,7 @@ def load_run(path: str | Path, say: Say = lambda text: None) -> Finished:
         )
     config = load_config(run.config_path)
     if (run.model_path / "adapter_config.json").is_file():
-        chat = load_chat(config, say)
+        chat = load_chat(dataclasses.replace(config, model=base_of(run, config.model)), say)
         model = PeftModel.from_pretrained(chat.loaded.model, run.model_path)
         return Finished(config, chat, model, run)
     tuned = dataclasses.replace(config, model=dataclasses.replace(config.model, name=str(run.model_path)))
@@ -135,9 +136,12 @@ def evaluate(
     general_prompts(config.eval.kl_prompts)  # asking for more than there are is refused before any work
     if is_run(target):
         finished = load_run(target, say)
-        config = dataclasses.replace(config, model=finished.config.model)  # whatever the sets: its own seed
+        assert finished.run is not None
+        weights = files_identity(finished.run.model_path)
+        # Whatever the sets: its own seed, and what it started from.
+        config = dataclasses.replace(config, model=finished.config.model, train=finished.config.train)
     else:
-        finished = load_model(str(target), config, say)
+        finished, weights = load_model(str(target), config, say), "as loaded"
         config = dataclasses.replace(
             config, model=dataclasses.replace(config.model, name=str(target)), eval=_without_kl(config, say)
         )
@@ -147,7 +151,7 @@ def evaluate(
     else:
         default = "runs/eval-" + "".join(c if c.isalnum() else "-" for c in str(target))
         run = RunDirectory.create(output or default, resume=True)
-    summary = evaluate_stage(config, finished.chat, finished.model, sets, run, "eval")
+    summary = evaluate_stage(config, finished.chat, finished.model, sets, run, "eval", weights=weights)
     return run, summary
 
 

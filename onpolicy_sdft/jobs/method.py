@@ -58,6 +58,7 @@ def make_teacher(
         autocast=autocast,
         shards=shards,
         reader=reader,
+        refresh_steps=config.teacher.refresh_steps,
     )
 
 

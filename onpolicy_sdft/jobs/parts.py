@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from peft import PeftModel
 
+from onpolicy_sdft.data.mixing import mix, replayed_id
 from onpolicy_sdft.data.preflight import describe_lengths, refuse_beyond_window
 from onpolicy_sdft.data.sources import DemonstrationSet, load_demonstrations
 from onpolicy_sdft.data.views import Prepared, Renderer, prepare
@@ -24,6 +25,7 @@ from onpolicy_sdft.rollout.hf import HFBackend, Together
 from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.runs.progress import Progress, print_table
 from onpolicy_sdft.tasks import load_task
+from onpolicy_sdft.tasks.mixed import MixedTask
 from onpolicy_sdft.types import ONE_RANK, Advance, Ranks, SamplingLaw
 
 if TYPE_CHECKING:
@@ -138,7 +140,15 @@ def load_chat(
 def load_rows(config: RunConfig) -> tuple[Task, DemonstrationSet]:
     """Load and check the demonstrations: all that can be done before the model is there."""
     task = load_task(config.task.name, config.task.options)
-    return task, load_demonstrations(config.data, task)
+    own = load_demonstrations(config.data, task)
+    tasks: dict[str, Task] = {}
+    others: dict[str, DemonstrationSet] = {}
+    for index, source in enumerate(config.replay.sources):
+        its = load_task(source.task.name, source.task.options)
+        others[source.label] = load_demonstrations(source.data, its, section=f"replay.sources[{index}].data")
+        tasks |= {replayed_id(source.label, row.example_id): its for row in others[source.label].demonstrations}
+    mixed = mix(own, others, config.replay.rate, config.train.seed)
+    return MixedTask(task, tasks) if tasks else task, mixed
 
 
 def make_views(config: RunConfig, chat: Chat, task: Task, loaded: DemonstrationSet) -> Data:
@@ -230,9 +240,10 @@ def seed_context(
         model: The model at hand.
         untrained: Whether it is still the seed model itself.
     """
-    if isinstance(model, PeftModel):
+    goes_on = config.train.start_from is not None  # what it starts from is no seed model any more
+    if isinstance(model, PeftModel) and not (goes_on and config.train.carry == "merge"):
         return lambda: adapter_off(model)
-    if untrained:
+    if untrained and not goes_on:
         return lambda: nullcontext(model)
     seed = load(config.model).model
     seed.to(model.device)  # type: ignore[arg-type]  # as in load_chat

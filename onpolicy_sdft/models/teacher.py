@@ -44,6 +44,7 @@ class Teacher:
         autocast: Gives the context that scoring computes in.
         shards: How parameters, and with them the copies, are divided among ranks.
         reader: What is read while weights are shown; None: the model itself.
+        refresh_steps: Take ``stage`` anew every so many optimizer steps; None: only at the start of a task.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Teacher:
         autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
         shards: Shards = WHOLE,
         reader: Reader | None = None,
+        refresh_steps: int | None = None,
     ) -> None:
         self.live = model
         self.reader = InPlace(model, shards) if reader is None else reader
@@ -65,6 +67,7 @@ class Teacher:
         self.anchor = anchor
         self.device = device
         self.autocast = autocast
+        self.refresh_steps = refresh_steps
         self.copies: dict[str, _Copy] = {}
         self._given = {"stage", "base"}  # kinds that are still what this run started from: no checkpoint needs them
         for needed in (kind, anchor):
@@ -82,20 +85,25 @@ class Teacher:
         return sum(tensor.nbytes for copy in self.copies.values() for tensor in copy.values())
 
     @torch.no_grad()
-    def follow(self) -> None:
-        """Move the average towards the live weights; call once per optimizer step."""
+    def follow(self, num_steps: int) -> None:
+        """Move the average towards the live weights; call once per optimizer step.
+
+        Args:
+            num_steps: Optimizer steps taken so far in this run.
+        """
         self.reader.forget()
         if "ema" in self.copies:
             live = self._trainable()
             for name, kept in self.copies["ema"].items():
                 kept.lerp_(self.shards.local(live[name]).to(kept), self.rate)
+        if self.refresh_steps is not None and num_steps % self.refresh_steps == 0:
+            self._retake("stage")
 
     def start_stage(self) -> None:
-        """Take the weights of this moment for those at the start of a task."""
+        """Take the weights of this moment for those at the start of a task; the average starts from them too."""
         self.reader.forget()
-        if "stage" in self.copies:
-            self.copies["stage"] = self._copy()
-            self._given.discard("stage")
+        for kind in ("stage", "ema"):
+            self._retake(kind)
 
     @contextlib.contextmanager
     def weights(self, kind: Kind | None = None) -> Iterator[None]:
@@ -155,6 +163,11 @@ class Teacher:
         for kind, copy in state.items():
             for name, kept in self.copies[kind].items():
                 kept.copy_(self.shards.part_of(live[name], copy[name]))
+
+    def _retake(self, kind: str) -> None:
+        if kind in self.copies:
+            self.copies[kind] = self._copy()
+            self._given.discard(kind)
 
     def _lasting(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
         """Return what a tensor holds now: a parameter in place is only pointed elsewhere, an arena is written over."""

@@ -180,6 +180,11 @@ class RunDirectory:
         return self.path / "model"
 
     @property
+    def base_path(self) -> Path:
+        """What the run before left, with its adapter folded in, where this run's adapter stands on it."""
+        return self.path / "base"
+
+    @property
     def report_path(self) -> Path:
         """The self-contained report."""
         return self.path / "report.html"

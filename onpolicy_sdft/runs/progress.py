@@ -204,6 +204,15 @@ class Progress:
         print(line, file=self._stream, flush=True)
 
 
+def say_to_stderr(text: str) -> None:
+    """Tell the person at the terminal.
+
+    Args:
+        text: A line.
+    """
+    print(text, file=sys.stderr, flush=True)
+
+
 def print_table(
     title: str,
     columns: Sequence[str],

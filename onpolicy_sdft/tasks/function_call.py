@@ -8,9 +8,10 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Literal
+from typing import Any, Literal
 
 from onpolicy_sdft.errors import DataError, TaskError
+from onpolicy_sdft.tasks.possible_answers import call_is_possible, possible_calls
 from onpolicy_sdft.tasks.protocol import Task, reference_text
 from onpolicy_sdft.types import CheckResult, Demonstration
 
@@ -105,12 +106,15 @@ class FunctionCall(Task):
     """The completion makes the reference's call, and no other.
 
     With ``match="ast"`` calls compare as syntax (see :func:`canonical`); a completion with two
-    different calls is wrong. With ``match="legacy"`` the reference has to stand in the completion
-    as text, up to white space and quotes, whatever else is there.
+    different calls is wrong. Rows may have a field ``possible_field`` of right values by argument,
+    by function (see :mod:`~onpolicy_sdft.tasks.possible_answers`); it then takes the place of the
+    reference. With ``match="legacy"`` the reference has to stand in the completion as text, up to
+    white space and quotes, whatever else is there.
 
     Attributes:
         match: ``ast``, or ``legacy`` for scores comparable with the ACL-2024 paper.
         answer_field: Column of the bare call; rows without it have the call in the response.
+        possible_field: Column of all calls that are right, for rows that have it.
 
     Source:
         Legacy rule: Yang et al. (ACL 2024, arXiv:2402.13669), ``eval/eval_openfunction.py`` of
@@ -119,6 +123,7 @@ class FunctionCall(Task):
 
     match: Literal["ast", "legacy"] = "ast"
     answer_field: str = "answer"
+    possible_field: str = "possible_answers"
     name = "function_call"
 
     def __post_init__(self) -> None:
@@ -137,12 +142,13 @@ class FunctionCall(Task):
         """Compare the completion's call with the reference's."""
         if self.match == "legacy":
             return self._check_legacy(completion, demonstration)
-        expected = self._expected(demonstration)
-        expected_name = ast.unparse(expected.func)
+        possible = self._possible(demonstration)
+        expected = None if possible else self._expected(demonstration)
+        names = set(possible) if expected is None else {ast.unparse(expected.func)}
         calls = {
             canonical(call): call
             for call in find_calls(completion)
-            if ast.unparse(call.func) == expected_name or not _is_plural(call)
+            if ast.unparse(call.func) in names or not _is_plural(call)
         }
         if not calls:
             return CheckResult(False, "no_call")
@@ -150,21 +156,28 @@ class FunctionCall(Task):
         if len(calls) > 1:
             return CheckResult(False, "several_calls", answer)
         (form, call), *_ = calls.items()
-        if form == canonical(expected):
-            return CheckResult(True, answer=answer)
-        same_function = ast.unparse(call.func) == expected_name
-        return CheckResult(False, "wrong_arguments" if same_function else "wrong_function", answer)
+        function = ast.unparse(call.func)
+        if function not in names:
+            return CheckResult(False, "wrong_function", answer)
+        right = call_is_possible(call, possible[function]) if expected is None else form == canonical(expected)
+        return CheckResult(right, "" if right else "wrong_arguments", answer)
 
     def reference_answer(self, demonstration: Demonstration) -> str:
         """Return the reference call as the row has it."""
         return reference_text(demonstration, self.answer_field)
 
     def check_demonstration(self, demonstration: Demonstration) -> None:
-        """Refuse a reference that is not one call."""
+        """Refuse a reference that is not one call, and possible answers of another form."""
         if self.match == "legacy":
             self._expected_legacy(demonstration)
-        else:
+        elif not self._possible(demonstration):
             self._expected(demonstration)
+
+    def _possible(self, demonstration: Demonstration) -> dict[str, dict[str, list[Any]]]:
+        """Return the right values by argument, by function; nothing for a row with a reference alone."""
+        if demonstration.fields.get(self.possible_field) is None:
+            return {}
+        return possible_calls(demonstration, self.possible_field)
 
     def _expected(self, demonstration: Demonstration) -> ast.Call:
         text = reference_text(demonstration, self.answer_field)

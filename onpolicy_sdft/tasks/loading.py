@@ -21,6 +21,7 @@ from onpolicy_sdft.tasks.math_word_problem import MathWordProblem
 from onpolicy_sdft.tasks.multiple_choice import MultipleChoice
 from onpolicy_sdft.tasks.protocol import Task
 from onpolicy_sdft.tasks.python_code import PythonCode
+from onpolicy_sdft.tasks.refusal import Refusal
 
 # To add a task of the package, write its file and name its class here.
 TASKS: Mapping[str, type[Task]] = MappingProxyType(
@@ -31,6 +32,7 @@ TASKS: Mapping[str, type[Task]] = MappingProxyType(
         "math_word_problem": MathWordProblem,
         "multiple_choice": MultipleChoice,
         "python_code": PythonCode,
+        "refusal": Refusal,
     }
 )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from onpolicy_sdft.errors import DataError, TaskError
 from onpolicy_sdft.types import CheckResult, Demonstration
@@ -13,10 +14,18 @@ class Task(Protocol):
     """What "right" means for one kind of question: its wording, its check, an answer that passes.
 
     A task of your own is any class with these members; deriving it from this one supplies
-    ``check_demonstration``. Its constructor takes the options of ``task.options`` by keyword.
+    ``check_demonstration``, ``ask_row``, ``needs_response`` and ``note``, which may be left out.
+    Its constructor takes the options of ``task.options`` by keyword.
     """
 
     name: str
+    #: False for a task whose check needs no expert's answer: rows may then have no response column.
+    needs_response: bool = True
+
+    @property
+    def note(self) -> str:
+        """What a reader of this task's scores has to know; printed under their tables."""
+        return ""
 
     @abstractmethod
     def ask(self, prompt: str) -> str:
@@ -28,6 +37,15 @@ class Task(Protocol):
         Returns:
             The question with what the check expects of an answer.
         """
+
+    def ask_row(self, prompt: str, fields: Mapping[str, Any]) -> str:
+        """Word the user turn of a row: what ``ask`` says, unless the question shows other columns as well.
+
+        Args:
+            prompt: The bare question.
+            fields: The row's other columns.
+        """
+        return self.ask(prompt)
 
     @abstractmethod
     def check(self, completion: str, demonstration: Demonstration) -> CheckResult:

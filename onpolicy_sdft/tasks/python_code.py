@@ -13,11 +13,11 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from onpolicy_sdft.errors import TaskError
 from onpolicy_sdft.tasks.protocol import Task, bad_field, require_bool
@@ -77,12 +77,29 @@ def _defines(text: str) -> bool:
     )
 
 
+def _after(setup: str, code: str) -> str:
+    """Put a program behind its setup; imports from ``__future__`` have to stay first."""
+    if not setup.strip():
+        return code
+    tree = _parse(code)
+    assert tree is not None
+    first = max((node.end_lineno or 0 for node in tree.body if _is_future(node)), default=0)
+    lines = code.split("\n")
+    return "\n".join([*lines[:first], setup, *lines[first:]])
+
+
+def _is_future(node: ast.stmt) -> bool:
+    return isinstance(node, ast.ImportFrom) and node.module == "__future__"
+
+
 @dataclass(frozen=True)
 class PythonCode(Task):
     """The program in the completion passes the demonstration's tests.
 
     Rows have a field ``tests_field``: a string of ``assert`` statements, or a list of such strings.
-    They run after the program, in its name space, in a process of its own with an empty
+    They may have a field ``setup_field``: what the question gives and the program may use (imports,
+    helpers); it runs before the program. Tests run after the program, in its name space, in a
+    process of its own with an empty
     environment, a temporary working directory, a fixed hash seed, limits on CPU time, wall time,
     address space and file size, no new processes or threads, and output thrown away. The network is
     off: by an empty network name space where the system permits one to be made, and in any case by
@@ -104,6 +121,9 @@ class PythonCode(Task):
         wall_seconds: Wall time of one check, not counting the start of the interpreter.
         memory_mb: Address space of one check, in MiB.
         tests_field: Column of the tests.
+        setup_field: Column of what runs before the program, for rows that have it.
+        show_tests: How many of a row's tests the question shows, for rows that do not name the
+            function otherwise.
     """
 
     allow_execution: bool = False
@@ -111,10 +131,15 @@ class PythonCode(Task):
     wall_seconds: float = 10.0
     memory_mb: int = 512
     tests_field: str = "tests"
+    setup_field: str = "setup"
+    show_tests: int = 0
     name = "python_code"
 
     def __post_init__(self) -> None:
         require_bool(self.name, allow_execution=self.allow_execution)
+        shown = self.show_tests
+        if not isinstance(shown, int) or isinstance(shown, bool) or shown < 0:
+            raise TaskError(f"task {self.name}: option 'show_tests' is {shown!r}; give a whole number, 0 or more")
         for option, least in (("cpu_seconds", 1), ("wall_seconds", 0), ("memory_mb", 64)):
             value = getattr(self, option)
             whole = option != "wall_seconds"
@@ -130,16 +155,25 @@ class PythonCode(Task):
         """Ask for one code block."""
         return f"{prompt}\n\nAnswer with one Python code block."
 
+    def ask_row(self, prompt: str, fields: Mapping[str, Any]) -> str:
+        """Ask for one code block that passes the tests shown, if any are to be shown."""
+        tests = fields.get(self.tests_field)
+        shown = ([tests] if isinstance(tests, str) else list(tests or ()))[: self.show_tests]
+        if shown:
+            listed = "\n".join(map(str, shown))
+            prompt = f"{prompt}\n\nThe code has to pass:\n\n```python\n{listed}\n```"
+        return self.ask(prompt)
+
     def check(self, completion: str, demonstration: Demonstration) -> CheckResult:
         """Run the tests on the completion's program."""
         self._require_execution()
-        tests = self._tests(demonstration)
+        tests, setup = self._tests(demonstration), self._setup(demonstration)
         code = extract_code(completion)
         if code is None or not code.strip():
             return CheckResult(False, "no_code")
         if _parse(code) is None:
             return CheckResult(False, "syntax_error", code)
-        reason = self._run(code, tests)
+        reason = self._run(_after(setup, code), tests)
         return CheckResult(not reason, reason, code)
 
     def reference_answer(self, demonstration: Demonstration) -> str:
@@ -153,6 +187,7 @@ class PythonCode(Task):
         """
         self._require_execution()
         self._tests(demonstration)
+        self._setup(demonstration)
         code = extract_code(demonstration.response)
         if code is None or not code.strip() or _parse(code) is None:
             raise bad_field(demonstration, "response", "holds no Python program that parses")
@@ -178,6 +213,12 @@ class PythonCode(Task):
         if not any(test.strip() for test in tests):
             raise bad_field(demonstration, self.tests_field, "holds no test")
         return list(tests)
+
+    def _setup(self, demonstration: Demonstration) -> str:
+        setup = demonstration.fields.get(self.setup_field) or ""
+        if not isinstance(setup, str) or _parse(setup) is None:
+            raise bad_field(demonstration, self.setup_field, f"is not Python: {setup!r:.200}")
+        return setup
 
     def _run(self, code: str, tests: list[str]) -> str:
         """Return why the program is wrong, or nothing where its tests pass."""

@@ -138,6 +138,27 @@ def refuse_other_run(
     Raises:
         RunDirectoryError: If its identity differs, naming what does, it is of another version, or none is whole.
     """
+    found = newest_checkpoint(run, note)
+    if found is None:
+        return None
+    source, record = found
+    saved, now = record["identity"], identity
+    if differing := differences(saved, now):
+        key = differing[0]
+        raise RunDirectoryError(
+            f"{source} belongs to a run with another {key}: it has {saved.get(key)!r}, this run {now.get(key)!r} "
+            f"({len(differing)} differences: {', '.join(differing)}). Use the same settings, or another "
+            "train.output_dir."
+        )
+    return source, record
+
+
+def newest_checkpoint(run: RunDirectory, note: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """Return the newest whole checkpoint of a run and its record; None when it has none.
+
+    Raises:
+        RunDirectoryError: If none of those it has is whole, or it is of another version.
+    """
     steps = run.checkpoint_steps()
     for step in reversed(steps):
         source = run.checkpoint_path(step)
@@ -157,15 +178,24 @@ def refuse_other_run(
             f"{source} has checkpoint version {record['version']}, this program writes {_VERSION}. "
             "Resume with the version that made it, or start a new train.output_dir."
         )
-    saved, now = record["identity"], identity
-    if differing := differences(saved, now):
-        key = differing[0]
-        raise RunDirectoryError(
-            f"{source} belongs to a run with another {key}: it has {saved.get(key)!r}, this run {now.get(key)!r} "
-            f"({len(differing)} differences: {', '.join(differing)}). Use the same settings, or another "
-            "train.output_dir."
-        )
     return source, record
+
+
+def weights_file(checkpoint: Path) -> Path:
+    """Return where the trained weights of a checkpoint are."""
+    return checkpoint / _WEIGHTS
+
+
+def load_start(checkpoint: Path, backend: Backend, schedule: LRScheduler, *, with_optimizer: bool) -> None:
+    """Start from another run's weights, and from its optimizer's moments if asked; every rank must call it.
+
+    Learning rates are the new run's: its schedule begins anew.
+    """
+    backend.load_weights(load_file(weights_file(checkpoint)))
+    if with_optimizer:
+        saved = torch.load(checkpoint / _OPTIMIZER, weights_only=True, map_location="cpu", mmap=True)["optimizer"]
+        own = [{k: v for k, v in group.items() if k != "params"} for group in schedule.optimizer.param_groups]
+        backend.load_optimizer_state({"state": saved["state"], "groups": own})
 
 
 def _what_is_torn(source: Path) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.data.order import batch_indices
-from onpolicy_sdft.errors import ConfigError, TrainingError
+from onpolicy_sdft.errors import NO_UPDATE, ConfigError, TrainingError
 from onpolicy_sdft.train.signals import StopRequest, stop_on_signals
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Hooks:
 class FitResult:
     """How the loop ended."""
 
-    reason: str  # finished | loss_token_budget | early_stop | SIGTERM | SIGINT
+    reason: str  # finished | loss_token_budget | early_stop | stop_score | SIGTERM | SIGINT
     exit_code: int
 
 
@@ -138,6 +138,9 @@ class Loop:
         budget = config.train.max_loss_tokens
         if budget is not None and state.total_loss_tokens >= budget:
             return "loss_token_budget"
+        enough, best = config.eval.stop_score, state.best_score
+        if enough is not None and best is not None and best >= enough:
+            return "stop_score"
         patience = config.eval.early_stop
         if patience is not None and state.validations_without_gain >= patience:
             return "early_stop"
@@ -236,6 +239,6 @@ class Loop:
             "not_finite": "lower optim.lr, or use train.precision fp32",
         }
         raise TrainingError(
-            f"{state.bad_steps_in_a_row} steps in a row made no update (train.max_bad_steps={limit}; the last one: "
+            f"{state.bad_steps_in_a_row} {NO_UPDATE} (train.max_bad_steps={limit}; the last one: "
             f"{self._last.skipped}). The state is saved. Way out: {ways_out[self._last.skipped]}."
         )

@@ -111,7 +111,7 @@ class Trainer:
         lr = float(self.schedule.get_last_lr()[0])
         learned = self._learn_in_memory(mine, batches, num_counted_tokens)  # 4. Learn, unless everything was dropped
         if not learned.skipped:
-            self.teacher.follow()  # 5. Follow: the average moves
+            self.teacher.follow(self.state.step + 1)  # 5. Follow: the average moves
         self._advance(num_loss_tokens, learned.skipped)
         times.append(self.clock())
         values = {

@@ -157,7 +157,7 @@ def test_an_unknown_flag_names_the_nearest_valid_one_and_the_help(flag, nearest)
 
 
 def test_an_unknown_flag_that_is_near_to_none_lists_its_section():
-    assert "teacher has: weights, half_life, device." in refuse("--teacher.zzz", "1")
+    assert "teacher has: weights, half_life, refresh_steps, device." in refuse("--teacher.zzz", "1")
 
 
 @pytest.mark.parametrize(

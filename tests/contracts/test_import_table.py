@@ -22,16 +22,18 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"config", "tasks"},
     "screening": {"config", "tasks"},
     "rollout": {"config", "models"},
-    "report": {"runs"},
+    "continual": {"config", "runs"},
+    "sweep": {"config", "runs"},
+    "report": {"runs", "continual"},
     "train": PARTS - {"tasks"},
     "eval": PARTS,
     "offline": {"tasks", "data", "screening", "rollout", "runs"},
     "jobs": PARTS | {"train", "eval", "offline"},
-    "cli": PARTS | {"train", "eval", "jobs", "report"},
+    "cli": PARTS | {"train", "eval", "jobs", "report", "continual", "sweep"},
     "__main__": {"cli"},
     "__init__": {"config", "jobs"},
 }
-TORCH_FREE = {"errors", "types", "config", "runs", "report"}
+TORCH_FREE = {"errors", "types", "config", "runs", "report", "continual", "sweep"}
 
 
 def room(path: Path) -> str:

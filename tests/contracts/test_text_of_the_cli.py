@@ -33,7 +33,7 @@ def refuse(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_help_lists_every_verb(capsys, arguments):
     assert main(arguments) == 0
     shown = capsys.readouterr().out
-    assert all(f"  {verb:8} {text}\n" in shown for verb, text in VERBS.items())
+    assert all(f"  {verb:11} {text}\n" in shown for verb, text in VERBS.items())
     assert "sdft VERB --help" in shown
 
 

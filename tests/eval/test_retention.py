@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from onpolicy_sdft.config.schema import ContextConfig
 from onpolicy_sdft.data.views import Renderer
 from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.eval.intervals import ratio_interval
 from onpolicy_sdft.eval.retention import SeedCompletion, general_prompts, kl_to_seed, write_seed_completions
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.rollout.backend import ignore_progress
@@ -75,6 +76,37 @@ def test_the_distance_equals_a_naive_computation_in_float64(tiny_model):
     assert found.low < found.mean < found.high
     assert (found.num_completions, found.num_tokens) == (5, num_tokens)
     assert min(expected) > 0.1
+
+
+def naive_nll(tuned, completion: SeedCompletion) -> float:
+    ids = torch.tensor([[*completion.prompt_ids, *completion.token_ids]])
+    with torch.no_grad():
+        q = tuned(ids).logits.double().softmax(-1)[0]
+    start = len(completion.prompt_ids) - 1
+    return -sum(float(q[start + place, token].log()) for place, token in enumerate(completion.token_ids))
+
+
+def test_the_likelihood_of_the_seeds_tokens_equals_a_naive_computation_in_float64(tiny_model):
+    seed, tuned = tiny_model(torch.float64, seed=0), tiny_model(torch.float64, seed=1)
+    asked = completions()
+    found = kl_to_seed(tuned, given(seed), asked, PAD, ignore_progress)
+    expected = [naive_nll(tuned, completion) for completion in asked]
+    counts = [len(completion.token_ids) for completion in asked]
+    assert found.nll_sums == pytest.approx(expected, abs=1e-10)
+    assert found.nll_mean == pytest.approx(sum(expected) / sum(counts), abs=1e-12)
+    assert (found.nll_low, found.nll_high) == ratio_interval(found.nll_sums, counts)
+    assert found.nll_low < found.nll_mean < found.nll_high
+    of_itself = kl_to_seed(seed, given(seed), asked, PAD, ignore_progress)
+    assert of_itself.mean == 0.0
+    assert of_itself.nll_sums == pytest.approx([naive_nll(seed, completion) for completion in asked], abs=1e-10)
+
+
+def test_two_completions_alike_are_both_counted(tiny_model):
+    seed, tuned = tiny_model(torch.float64, seed=0), tiny_model(torch.float64, seed=1)
+    one, other, *_ = completions()
+    found = kl_to_seed(tuned, given(seed), [one, other, one], PAD, ignore_progress)
+    assert found.sums == pytest.approx([naive_kl(seed, tuned, c) for c in (one, other, one)], abs=1e-10)
+    assert found.nll_sums == pytest.approx([naive_nll(tuned, c) for c in (one, other, one)], abs=1e-10)
 
 
 def test_the_direction_is_from_seed_to_tuned(tiny_model):

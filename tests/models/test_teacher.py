@@ -76,7 +76,7 @@ def test_an_average_at_its_ends_is_the_live_weights_or_those_of_the_start(model,
     teacher = Teacher(model, "ema", half_life)
     for step in range(3):
         move(model, step)
-        teacher.follow()
+        teacher.follow(1)
     torch.testing.assert_close(taught(teacher), logits(model) if as_kind == "live" else seed)
 
 
@@ -90,7 +90,7 @@ def test_the_average_has_the_half_life_it_says_and_starts_from_the_student(model
         for parameter in trainable(model).values():
             parameter.add_(1e-4)
     for _ in range(5):
-        teacher.follow()
+        teacher.follow(1)
     for name, kept in teacher.copies["ema"].items():
         torch.testing.assert_close(kept, start[name] + 0.5e-4, rtol=0, atol=2e-7)
 
@@ -104,7 +104,7 @@ def test_the_average_of_bfloat16_weights_is_float32_and_follows_the_closed_form(
         with torch.no_grad():
             parameter.add_(2.0 ** -(7 + step % 3))
         expected += teacher.rate * (parameter.detach().double() - expected)
-        teacher.follow()
+        teacher.follow(1)
     assert teacher.copies["ema"][name].dtype == torch.float32
     torch.testing.assert_close(teacher.copies["ema"][name].double(), expected, rtol=1e-5, atol=1e-6)
 
@@ -154,7 +154,7 @@ def test_what_a_checkpoint_holds_brings_the_teacher_back(model):
     teacher = Teacher(model, "ema", half_life=3, anchor="stage")
     assert set(teacher.state()) == {"ema"}, "the first stage is what every new start begins with"
     move(model, 1)
-    teacher.follow()
+    teacher.follow(1)
     teacher.start_stage()
     move(model, 2)
     saved = {kind: {n: t.clone() for n, t in copy.items()} for kind, copy in teacher.state().items()}

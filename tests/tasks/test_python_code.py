@@ -240,3 +240,34 @@ DEFINITION = "def f(x):\n    return x"
 )
 def test_the_program_is_found_in_the_completion(completion: str, code: str | None) -> None:
     assert extract_code(completion) == code
+
+
+def test_what_a_row_sets_up_runs_before_the_program() -> None:
+    row = demonstration(tests=TESTS, setup="STEP = 1\n\ndef step(x):\n    return x + STEP")
+    TASK.check_demonstration(row)
+    assert TASK.check("def f(x):\n    return step(x)", row).correct
+    assert TASK.check("from __future__ import annotations\ndef f(x):\n    return step(x)", row).correct
+    assert TASK.check("def step(x):\n    return 0\n\ndef f(x):\n    return step(x)", row).reason == "tests_failed"
+    assert TASK.check("def f(x):\n    return step(x)", demonstration()).reason == "error"
+
+
+@pytest.mark.parametrize("setup", ["def (", 3])
+def test_a_setup_that_is_not_python_is_refused_by_name(setup: object) -> None:
+    with pytest.raises(DataError, match="row-1.*'setup' is not Python"):
+        TASK.check_demonstration(demonstration(tests=TESTS, setup=setup))
+
+
+@pytest.mark.parametrize(("shown", "present"), [(0, []), (1, TESTS[:1]), (5, TESTS)])
+def test_a_question_shows_as_many_tests_as_asked_for(shown: int, present: list[str]) -> None:
+    task = load_task("python_code", {"allow_execution": True, "show_tests": shown})
+    question = task.ask_row("Write it.", {"tests": TESTS})
+    assert question.startswith("Write it.")
+    assert question.endswith("Answer with one Python code block.")
+    assert [test for test in TESTS if test in question] == present
+    assert task.ask_row("Write it.", {}) == task.ask("Write it.")
+
+
+@pytest.mark.parametrize("shown", [-1, 1.5, True])
+def test_a_bad_number_of_shown_tests_is_named(shown: object) -> None:
+    with pytest.raises(TaskError, match="show_tests"):
+        load_task("python_code", {"show_tests": shown})

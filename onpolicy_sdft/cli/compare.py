@@ -1,0 +1,36 @@
+"""``sdft compare``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from onpolicy_sdft.cli.tables import comparison_tables
+from onpolicy_sdft.config.load import load_plan
+from onpolicy_sdft.config.sequence import CompareConfig, SequenceConfig
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run methods x seeds on one sequence, print one table with intervals, and leave a report."""
+    config = load_plan(
+        CompareConfig, "sdft compare", "Methods side by side on one sequence: what is learned, what is forgotten.",
+        arguments,
+    )  # fmt: skip
+    files = [part for file in config.sequence for part in ("--config", file)]
+    sequence = load_plan(SequenceConfig, "sdft compare (sequence)", "", files)
+    from onpolicy_sdft.continual.compare import run_comparison
+    from onpolicy_sdft.continual.sequence import Interrupted
+    from onpolicy_sdft.report import build_report
+    from onpolicy_sdft.runs.files import read_json
+    from onpolicy_sdft.runs.progress import say_to_stderr
+
+    try:
+        summary = run_comparison(config, sequence, ["sdft", "compare", *arguments], say_to_stderr)
+    except Interrupted as stop:
+        print(f"{stop}; the state is saved. Go on with the same command.", file=sys.stderr)
+        return stop.exit_code
+    print(comparison_tables(read_json(summary)))
+    for path in build_report(summary.parent):
+        print(path)
+    print(summary)
+    return 0

@@ -1,0 +1,1 @@
+"""Task sequences: the runner, and the metrics of what was learned and forgotten. No torch."""

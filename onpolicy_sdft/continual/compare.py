@@ -1,0 +1,214 @@
+"""Methods side by side on one sequence: the same budget, the same tuning, the same questions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onpolicy_sdft.config.load import dump_config
+from onpolicy_sdft.config.sequence import CompareConfig, SequenceConfig, StageConfig
+from onpolicy_sdft.continual.comparison import summarise
+from onpolicy_sdft.continual.sequence import (
+    SEQUENCE_FILE,
+    Say,
+    Stage,
+    Stopped,
+    is_done,
+    plan_sequence,
+    run_sequence,
+)
+from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_atomic
+
+COMPARISON_FILE = "comparison.json"
+_STOPPED = "stopped.txt"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One learning rate of one method, tried on the first stage."""
+
+    method: str
+    lr: float
+    sequence: SequenceConfig
+
+
+def trials(config: CompareConfig, sequence: SequenceConfig) -> list[Trial]:
+    """Return the runs that choose learning rates: the first stage alone, scored on its validation set."""
+    found = []
+    for method in config.methods:
+        for lr in config.methods[method].lrs or config.lrs:
+            name = f"{method}-lr{lr:g}"
+            own = method_sequence(config, sequence, method, config.seeds[0], lr, Path("tune") / name)
+            first = own.stages[0]
+            assert first.validation is not None  # checked by check_comparison
+            alone = dataclasses.replace(first, test=first.validation)
+            shared = {**own.run, "eval": {**own.run.get("eval", {}), "sets": [], "kl_prompts": 0}}
+            found.append(Trial(method, lr, dataclasses.replace(own, stages=[alone], run=shared)))
+    return found
+
+
+def method_sequence(
+    config: CompareConfig,
+    sequence: SequenceConfig,
+    method: str,
+    seed: int,
+    lr: float | None,
+    place: Path,
+    *,
+    joint: bool = False,
+) -> SequenceConfig:
+    """Return the sequence of one method with one seed and learning rate."""
+    layer = config.methods[method]
+    rate = {} if lr is None else {"optim.lr": lr}
+    return dataclasses.replace(
+        sequence,
+        method=[*sequence.method, *layer.files],
+        options={**sequence.options, **layer.options, **rate},
+        stages=[_with_budget(config, stage) for stage in sequence.stages],
+        seed=seed,
+        joint=joint,
+        output_dir=str(Path(config.output_dir) / place),
+        distilled_dir=str(Path(config.output_dir) / "distilled"),
+    )
+
+
+def _with_budget(config: CompareConfig, stage: StageConfig) -> StageConfig:
+    options = dict(stage.options)
+    if config.max_steps is not None:
+        options["train.max_steps"] = config.max_steps
+    if config.match == "tokens":
+        options["train.max_loss_tokens"] = config.max_loss_tokens
+    if config.match == "acquisition":
+        assert stage.validation is not None  # checked by check_comparison
+        questions = {
+            "label": "validation",
+            "data": dataclasses.asdict(stage.validation),
+            "task": dataclasses.asdict(stage.task),
+            "max_new_tokens": stage.max_new_tokens,
+        }
+        options |= {
+            "eval.validation": [questions],
+            "eval.every_steps": config.every_steps,
+            "eval.best_metric": "eval/validation/score",
+            "eval.stop_score": stage.target_score,
+        }
+    return dataclasses.replace(stage, options=options)
+
+
+def check_comparison(config: CompareConfig, sequence: SequenceConfig) -> None:
+    """Refuse a comparison that would not be fair or could not be made; every stage of every method is planned.
+
+    Raises:
+        ConfigError: Naming the option and the way out.
+    """
+    if not config.methods or not config.seeds:
+        raise ConfigError("methods and seeds must name at least one each.")
+    if len(set(config.seeds)) < len(config.seeds):
+        raise ConfigError(f"seeds={config.seeds} names one twice.")
+    numbers = {name: len(layer.lrs or config.lrs) for name, layer in config.methods.items()}
+    if len(set(numbers.values())) > 1:
+        raise ConfigError(f"methods try different numbers of learning rates ({numbers}): tuning would not be equal.")
+    if config.match == "tokens" and (config.max_loss_tokens is None or config.max_steps is None):
+        raise ConfigError("match=tokens needs max_loss_tokens, and max_steps as the most there may be.")
+    if config.match != "tokens" and config.max_loss_tokens is not None:
+        raise ConfigError("max_loss_tokens is read with match=tokens only. Way out: --match tokens, or leave it out.")
+    for stage in sequence.stages:
+        if stage.validation is None and (config.match == "acquisition" or (stage is sequence.stages[0] and config.lrs)):
+            raise ConfigError(f"stage {stage.label!r} needs validation questions. Way out: stages[].validation.")
+        if config.match == "acquisition" and stage.target_score is None:
+            raise ConfigError(f"match=acquisition needs stages[].target_score; stage {stage.label!r} has none.")
+    if unknown := [name for name in config.joint if name not in config.methods]:
+        raise ConfigError(f"joint names {unknown[0]!r}, which is none of the methods: {', '.join(config.methods)}.")
+    for trial in trials(config, sequence):
+        plan_sequence(trial.sequence)
+    for method in config.methods:
+        lr = _rates(config, method)[0]
+        for joint in (False, True)[: 1 + (method in config.joint)]:
+            plan_sequence(method_sequence(config, sequence, method, config.seeds[0], lr, Path(method), joint=joint))
+
+
+def _rates(config: CompareConfig, method: str) -> list[float | None]:
+    return list(config.methods[method].lrs or config.lrs) or [None]
+
+
+def run_comparison(config: CompareConfig, sequence: SequenceConfig, command: list[str], say: Say) -> Path:
+    """Run what is left of a comparison and return its summary, ``comparison.json``, written anew after every sequence.
+
+    Raises:
+        ConfigError: As :func:`check_comparison`.
+        Interrupted: If a signal ended a run, which resumes next time.
+    """
+    check_comparison(config, sequence)
+    output = Path(config.output_dir)
+    write_text_atomic(output / "compare.yaml", dump_config(config))
+    tuning, seed_run = [], None
+    for trial in trials(config, sequence):
+        say(f"tuning: {trial.method} at lr {trial.lr:g}")
+        tuning.append(_run_trial(trial, seed_run, output, command, say))
+        seed_run = seed_run or _scored_run(trial.sequence)
+    chosen = {method: choose(config, method, tuning) for method in config.methods}
+    for entry in tuning:
+        entry["chosen"] = entry["lr"] == chosen[entry["method"]] and not entry["stopped"]
+    rows: list[dict[str, Any]] = []
+    seed_run = None
+    for seed, method, joint in _order(config):
+        lr = chosen[method]
+        name = f"{method}-joint" if joint else f"{method}-seed{seed}"
+        if config.lrs and lr is None:
+            say(f"{name}: left out, training stopped at every learning rate")
+            continue
+        own = method_sequence(config, sequence, method, seed, lr, Path(name), joint=joint)
+        say(f"{name}: " + ("all tasks at once" if joint else f"{len(own.stages)} stages"))
+        stopped = _run_unless_stopped(dataclasses.replace(own, seed_scores=seed_run), command, say)
+        seed_run = seed_run or _scored_run(own)
+        rows.append({"method": method, "seed": seed, "joint": joint, "sequence": name, "lr": lr, "stopped": stopped})
+        found = summarise(output, config.match, config.seeds, list(config.methods), rows, tuning)
+        write_json_atomic(output / COMPARISON_FILE, {**found, "command": command, "config": dataclasses.asdict(config)})
+    return output / COMPARISON_FILE
+
+
+def _order(config: CompareConfig) -> list[tuple[int, str, bool]]:
+    """Return (seed, method, joint) in the order they are run: every method once before any is repeated."""
+    each = [(seed, method, False) for seed in config.seeds for method in config.methods]
+    return [*each, *((config.seeds[0], method, True) for method in config.joint)]
+
+
+def _run_trial(trial: Trial, seed_run: str | None, output: Path, command: list[str], say: Say) -> dict[str, Any]:
+    own = dataclasses.replace(trial.sequence, seed_scores=seed_run)
+    stopped = _run_unless_stopped(own, command, say)
+    place = Path(own.output_dir)
+    score = None if stopped else read_json(place / SEQUENCE_FILE)["matrix"]["value"][1][0]
+    run = plan_sequence(own)[0].path.relative_to(output)
+    return {"method": trial.method, "lr": trial.lr, "score": score, "stopped": stopped, "run": str(run)}
+
+
+def _run_unless_stopped(own: SequenceConfig, command: list[str], say: Say) -> str:
+    """Run a sequence; return why training stopped in it, or nothing. That is kept: it would stop there again."""
+    mark = Path(own.output_dir) / _STOPPED
+    if mark.is_file():
+        return mark.read_text(encoding="utf-8")
+    try:
+        run_sequence(own, command, say)
+    except Stopped as error:
+        write_text_atomic(mark, str(error))
+        say(f"stopped: {error}")
+        return str(error)
+    return ""
+
+
+def _scored_run(own: SequenceConfig) -> str | None:
+    """Return the first stage of a sequence if its scores of the seed model can be taken over by others."""
+    first: Stage = plan_sequence(own)[0]
+    return str(first.path) if is_done(first.path) else None
+
+
+def choose(config: CompareConfig, method: str, tuning: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the learning rate with the best validation score; of equals the smaller, which moves the model less."""
+    mine = [entry for entry in tuning if entry["method"] == method and not entry["stopped"]]
+    if not mine:
+        return None
+    return float(max(mine, key=lambda entry: (entry["score"], -entry["lr"]))["lr"])

@@ -1,0 +1,160 @@
+"""Answers to many prompts, written in chunks that outlive an interruption.
+
+Noise is keyed by question and sample, so an answer does not depend on the call that writes it: chunks an interrupted
+evaluation had finished are read back, and the others come out as they would have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onpolicy_sdft.data.sharing import collect, deal
+from onpolicy_sdft.rollout.backend import ignore_progress
+from onpolicy_sdft.runs.files import append_jsonl, read_jsonl
+from onpolicy_sdft.types import ONE_RANK, Advance, Demonstration, NoiseKey, Ranks, RolloutRequest, SamplingLaw
+
+if TYPE_CHECKING:
+    from onpolicy_sdft.data.views import Renderer
+    from onpolicy_sdft.rollout.backend import OnProgress, RolloutBackend
+
+#: Step of the noise keys of evaluation: no optimizer step has it.
+EVAL_STEP = -1
+
+#: What is kept of one answer.
+Record = dict[str, Any]
+
+#: Writes the answers to some of the requests, given by index; returns their records and the seconds of writing alone.
+Write = Callable[[Sequence[int]], tuple[list[Record], float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Answers on disk that do not make a whole set yet: whose they are, then one line a chunk."""
+
+    path: Path
+    weights: str  # identifies what answers; records of other weights are never taken for these
+    chunk_size: int  # answers of a chunk, on each rank
+    say: Callable[[str], None] = lambda text: None
+
+    def read(self, asked: str) -> tuple[list[Record], float]:
+        """Return the records that are there, and the seconds they took; what belongs to something else is removed.
+
+        Args:
+            asked: Digest of the requests, see :func:`digest`.
+        """
+        if not self.path.is_file():
+            return [], 0.0
+        lines = read_jsonl(self.path)
+        if not lines or lines[0] != self._owner(asked):
+            self.say(f"{self.path} holds answers of other weights or to other questions: they are written anew")
+            self.path.unlink()
+            return [], 0.0
+        records = [record for line in lines[1:] for record in line["records"]]
+        if records:
+            self.say(f"{len(records)} answers are there already ({self.path})")
+        return records, sum(line["seconds"] for line in lines[1:])
+
+    def append(self, asked: str, records: Sequence[Record], seconds: float) -> None:
+        """Add a chunk that is whole."""
+        chunk = {"seconds": seconds, "records": list(records)}
+        append_jsonl(self.path, *([] if self.path.is_file() else [self._owner(asked)]), chunk)
+
+    def _owner(self, asked: str) -> dict[str, str]:
+        return {"weights": self.weights, "asked": asked}
+
+
+def remove_kept(path: Path) -> None:
+    """Remove a file of chunks, once its records stand elsewhere, and its directory when that is empty then."""
+    path.unlink(missing_ok=True)
+    if path.parent.is_dir() and not any(path.parent.iterdir()):
+        path.parent.rmdir()
+
+
+def digest(requests: Sequence[RolloutRequest], law: SamplingLaw, *more: object) -> str:
+    """Digest what decides the answers besides the weights: prompts, noise keys, lengths, law, and anything given."""
+    found = hashlib.sha256(repr((law, more)).encode("utf-8", "backslashreplace"))
+    for request in requests:
+        found.update(repr((request.prompt_token_ids, request.key, request.max_new_tokens)).encode())
+    return found.hexdigest()
+
+
+def write_in_chunks(
+    requests: Sequence[RolloutRequest],
+    write: Write,
+    asked: str,
+    on_progress: OnProgress = ignore_progress,
+    ranks: Ranks = ONE_RANK,
+    kept: Kept | None = None,
+) -> tuple[list[Record], float]:
+    """Answer every request once, sharing chunks among ranks; all ranks get all records.
+
+    Args:
+        requests: What to answer.
+        write: Answers some of them.
+        asked: Digest of the requests.
+        on_progress: Told of answers that were there before.
+        ranks: Each makes the same calls.
+        kept: Where finished chunks are kept; None answers everything in one chunk and keeps nothing.
+
+    Returns:
+        Records in the order of the requests, and the seconds of writing, those of an interrupted call included.
+    """
+    records, seconds = ranks.on_first(partial(kept.read, asked)) if kept else ([], 0.0)
+    if records:
+        on_progress(Advance(math.ceil(len(records) / ranks.num_ranks), 0))
+    size = kept.chunk_size * ranks.num_ranks if kept else max(1, len(requests))
+    for start in range(len(records), len(requests), size):
+        indices = range(start, min(start + size, len(requests)))
+        shares = deal([len(requests[index].prompt_token_ids) for index in indices], ranks.num_ranks)
+        found = ranks.gather(write([indices[place] for place in shares[ranks.rank]]))
+        chunk, took = collect(shares, [part for part, _ in found]), max(its for _, its in found)
+        if kept:
+            ranks.on_first(partial(kept.append, asked, chunk, took))
+        records, seconds = [*records, *chunk], seconds + took
+    return records, seconds
+
+
+def answer_prompts(
+    prompts: Sequence[Demonstration],
+    backend: RolloutBackend,
+    renderer: Renderer,
+    law: SamplingLaw,
+    max_new_tokens: int,
+    seed: int,
+    on_progress: OnProgress,
+    kept: Kept | None = None,
+) -> list[Record]:
+    """Answer bare prompts that nobody checks.
+
+    Returns:
+        One record a prompt, with the token ids of prompt and answer.
+    """
+    requests = [
+        RolloutRequest(renderer.student_ids(prompt.turns), NoiseKey(seed, EVAL_STEP, prompt.example_id), max_new_tokens)
+        for prompt in prompts
+    ]
+
+    def write(indices: Sequence[int]) -> tuple[list[Record], float]:
+        started = time.perf_counter()
+        rollouts = backend.generate([requests[index] for index in indices], law, on_progress)
+        seconds = time.perf_counter() - started
+        return [
+            {
+                "example_id": prompts[index].example_id,
+                "prompt": prompts[index].prompt,
+                "completion": renderer.decode(rollout.token_ids),
+                "finish_reason": rollout.finish_reason,
+                "prompt_ids": list(rollout.prompt_token_ids),
+                "token_ids": list(rollout.token_ids),
+            }
+            for index, rollout in zip(indices, rollouts, strict=True)
+        ], seconds
+
+    return write_in_chunks(requests, write, digest(requests, law), on_progress, kept=kept)[0]

@@ -1,0 +1,145 @@
+"""Where training starts when that is not the seed model: the last weights of another run, such as the task before."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peft import PeftModel
+
+from onpolicy_sdft.config.load import load_config
+from onpolicy_sdft.errors import ConfigError, RunDirectoryError
+from onpolicy_sdft.jobs.evaluate import eval_identity
+from onpolicy_sdft.models.export import export_model, merge_adapter
+from onpolicy_sdft.models.load import load
+from onpolicy_sdft.offline.file import file_digest
+from onpolicy_sdft.runs.directory import RunDirectory
+from onpolicy_sdft.runs.files import differences, read_json, write_json_atomic
+from onpolicy_sdft.train.checkpoint import load_start, newest_checkpoint, weights_file
+
+if TYPE_CHECKING:
+    from onpolicy_sdft.config.schema import ModelConfig, RunConfig
+    from onpolicy_sdft.train.step import Trainer
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The run that this one goes on from."""
+
+    run: RunDirectory
+    checkpoint: Path  # its last one
+    digest: str  # of the weights there
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that run had taken."""
+        return int(self.checkpoint.name.rpartition("-")[2])
+
+
+def find_start(config: RunConfig, say: Say) -> Start | None:
+    """Return the run that a config starts from, checked to fit; None for the seed model.
+
+    Raises:
+        ConfigError: If it trained another model, or other weights of it.
+        RunDirectoryError: If there is no such run, or it has no whole checkpoint.
+    """
+    train = config.train
+    if train.start_from is None:
+        return None
+    if Path(train.start_from).resolve() == Path(train.output_dir).resolve():
+        raise ConfigError(f"train.start_from={train.start_from} is train.output_dir itself. Way out: name another.")
+    run = RunDirectory.open(train.start_from, require=["config.yaml"])
+    earlier = load_config(run.config_path)
+    mine, theirs = (_weights_of(each, train.carry) for each in (config, earlier))
+    if differing := differences(theirs, mine):
+        key = differing[0]
+        raise ConfigError(
+            f"train.start_from={train.start_from} has another {key}: {theirs[key]!r}, this run {mine[key]!r}. Way out: "
+            "the same model and adapters" + (", or --train.carry merge." if config.lora.enabled else ".")
+        )
+    found = newest_checkpoint(run, say)
+    if found is None:
+        raise RunDirectoryError(
+            f"train.start_from={train.start_from} has no checkpoint to start from. Way out: finish that run first "
+            "(--train.resume auto)."
+        )
+    return Start(run, found[0], file_digest(weights_file(found[0])))
+
+
+def _weights_of(config: RunConfig, carry: str) -> dict[str, object]:
+    """What must be the same so that one run's weights mean anything in another."""
+    model = {**dataclasses.asdict(config.model), "cache_dir": None}
+    for name in ("dtype", "attn_implementation", "gradient_checkpointing"):  # how they are held, not what they are
+        model.pop(name)
+    if carry == "merge":
+        return {"model": model, "lora.enabled": config.lora.enabled}
+    lora = {name: value for name, value in dataclasses.asdict(config.lora).items() if name != "dropout"}
+    return {"model": model, "lora": lora if config.lora.enabled else None}
+
+
+def base_of(run: RunDirectory, model: ModelConfig) -> ModelConfig:
+    """Return the model that a run's adapter stands on: its own merged base where it has one, else the seed model."""
+    return dataclasses.replace(model, name=str(run.base_path)) if run.base_path.is_dir() else model
+
+
+def make_base(config: RunConfig, start: Start, say: Say) -> None:
+    """Fold the adapter of the run before into its base, as the base of this run; done once, whole or not at all.
+
+    The seed model stays what ``model.name`` says: distances are measured from it.
+    """
+    run = RunDirectory.create(config.train.output_dir, resume=config.train.resume == "auto")
+    if run.base_path.is_dir():
+        return
+    say(f"merging {start.run.model_path} into {run.base_path}")
+    if not start.run.model_path.is_dir():
+        raise RunDirectoryError(f"{start.run.path} has no model/ to merge: finish it with --train.resume auto.")
+    loaded = load(base_of(start.run, config.model), say)
+    adapted = PeftModel.from_pretrained(loaded.model, start.run.model_path)
+    facts = {"merged": str(start.run.path), "step": str(start.step)}
+    export_model(merge_adapter(adapted), loaded.tokenizer, run.base_path, config.model.name, facts, {})
+
+
+def take_up_weights(config: RunConfig, start: Start, trainer: Trainer, say: Say) -> None:
+    """Put the weights of the run before into a policy that has not been trained yet; a task starts here.
+
+    Every rank must call it. With ``train.carry=merge`` they are in the base already.
+    """
+    if config.train.carry == "continue":
+        load_start(start.checkpoint, trainer.backend, trainer.schedule, with_optimizer=config.train.keep_optimizer)
+        say(f"starting from {start.checkpoint}")
+    trainer.teacher.start_stage()
+
+
+def inherit_scores(config: RunConfig, run: RunDirectory, start: Start | None, say: Say) -> bool:
+    """Take scores of the weights this run starts from that another run measured already, on the very same questions.
+
+    Returns:
+        Whether there were any; then they are this run's scores ``before``.
+    """
+    if start is not None:
+        source, stage = start.run, "after"
+    elif config.eval.seed_scores is not None:
+        source, stage = RunDirectory.open(config.eval.seed_scores), "before"
+    else:
+        return False
+    found = read_json(source.eval_summary_path) if source.eval_summary_path.is_file() else {}
+    entry = found.get(stage, {})
+    if entry.get("identity") != eval_identity(config):
+        say(f"{source.path} has no scores {stage} training on these very sets: they are measured")
+        return False
+    run.eval_path.mkdir(exist_ok=True)
+    for scores in entry["sets"]:
+        label = scores["label"]
+        shutil.copyfile(source.eval_records_path(stage, label), run.eval_records_path("before", label))
+    for completions in source.eval_path.glob("seed_completions-*.jsonl"):
+        shutil.copyfile(completions, run.eval_path / completions.name)
+    summary = read_json(run.eval_summary_path) if run.eval_summary_path.is_file() else {}
+    write_json_atomic(run.eval_summary_path, {**summary, "before": {**entry, "taken_from": str(source.path)}})
+    say(f"scores before training are those of {source.path}")
+    return True
