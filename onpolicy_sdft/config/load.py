@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,7 +64,13 @@ def load_config(*files: str | Path, **overrides: Any) -> RunConfig:
     for name, value in overrides.items():
         text = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).strip()
         arguments.append(f"--{name}={text.removesuffix('...').strip()}")
-    return parse(make_parser("onpolicy_sdft", ""), arguments)[0]
+    return parse(_plain_parser(), arguments)[0]
+
+
+@functools.cache
+def _plain_parser() -> ArgumentParser:
+    """Return the parser of :func:`load_config`, made once: plans of many runs load many configs."""
+    return make_parser("onpolicy_sdft", "")
 
 
 def load_plan(kind: type[Plan], prog: str, description: str, arguments: Sequence[str]) -> Plan:

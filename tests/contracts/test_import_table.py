@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "onpolicy_sdft"
-BASE = {"errors", "types"}
+BASE = {"errors", "types", "wheels"}
 PARTS = {"config", "runs", "tasks", "models", "objectives", "data", "screening", "rollout"}
 
 #: Room -> rooms it may import from, besides itself, ``errors`` and ``types``.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
+    "wheels": set(),
     "config": set(),
     "runs": {"config"},
     "tasks": {"config"},
@@ -33,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
     "__init__": {"config", "jobs"},
 }
-TORCH_FREE = {"errors", "types", "config", "runs", "report", "continual", "sweep"}
+TORCH_FREE = {"errors", "types", "wheels", "config", "runs", "report", "continual", "sweep"}
 
 
 def room(path: Path) -> str:
