@@ -24,6 +24,7 @@ import torch
 from onpolicy_sdft.data.sharing import collect, deal
 from onpolicy_sdft.errors import TrainingError
 from onpolicy_sdft.objectives.objective import FIGURES
+from onpolicy_sdft.train.memory import memory_mib
 from onpolicy_sdft.train.source import spread
 from onpolicy_sdft.train.telemetry import (
     length_metrics,
@@ -99,6 +100,7 @@ class Trainer:
         write = partial(self.source.rollouts, step=self.state.step)
         with self.source.open():
             rollouts = write(share)  # 1. Rollout: current weights, demonstration in context
+            memory = {"memory/rollout_mib": memory_mib(self.backend.device)}
             times.append(self.clock())
             mine = self.screen(share, rollouts, lambda v, attempt: write(v, attempt=attempt))  # 2. Screen
         times.append(self.clock())
@@ -110,6 +112,7 @@ class Trainer:
         num_counted_tokens = self._sum(b.num_counted_tokens for b in batches)
         lr = float(self.schedule.get_last_lr()[0])
         learned = self._learn_in_memory(mine, batches, num_counted_tokens)  # 4. Learn, unless everything was dropped
+        memory["memory/learn_mib"] = memory_mib(self.backend.device)
         if not learned.skipped:
             self.teacher.follow(self.state.step + 1)  # 5. Follow: the average moves
         self._advance(num_loss_tokens, learned.skipped)
@@ -123,6 +126,7 @@ class Trainer:
             "train/num_micro_batches": len(batches),
             "train/num_halvings": self.state.num_halvings,
             **mean_over_ranks(self.backend, {**time_metrics(times, learned.score_seconds), **self.source.figures()}),
+            **{name: self.backend.max_over_ranks(each) for name, each in memory.items()},
             **rollout_metrics(targets),
             **screen_metrics(targets),
             **length_metrics(targets, self.pairing.num_skipped),
