@@ -54,11 +54,11 @@ class DataConfig:
     """Where demonstrations come from and which columns hold them."""
 
     name: str | None = None
-    """``embedded:GENERATOR`` or a hub data set. Exactly one of ``name`` and ``path``."""
+    """``embedded:GENERATOR``, ``published:SET`` or a hub data set. Exactly one of ``name`` and ``path``."""
     path: str | None = None
     """Local .json, .jsonl, .csv or .parquet file."""
     split: str = "train"
-    """Split of a hub or embedded set."""
+    """Split of a hub, embedded or published set (published sets have ``test`` only)."""
     limit: int | None = None
     """Use the first rows only."""
     seed: int = 0
@@ -68,13 +68,14 @@ class DataConfig:
     prompt_column: str = "prompt"
     """Column of the question."""
     response_column: str = "response"
-    """Column of the expert's answer."""
+    """Column of the expert's answer. A task that needs none (``refusal``) takes rows without it."""
     system_column: str | None = None
     """Column of a system message."""
     messages_column: str | None = None
     """Column of whole conversations; the last assistant turn is the demonstration."""
     id_column: str | None = None
-    """Column of unique example ids. Unset: a digest of the row's text and its number."""
+    """Column of unique example ids. Unset: the set's own for embedded and published sets, else a digest of the row's
+    text and its number."""
     system: str | None = None
     """One system message for all rows that have none of their own."""
     wording: bool = True

@@ -148,6 +148,12 @@ def load_rows(config: RunConfig) -> tuple[Task, DemonstrationSet]:
         others[source.label] = load_demonstrations(source.data, its, section=f"replay.sources[{index}].data")
         tasks |= {replayed_id(source.label, row.example_id): its for row in others[source.label].demonstrations}
     mixed = mix(own, others, config.replay.rate, config.train.seed)
+    bare = [row.example_id for row in mixed.demonstrations if not row.response]
+    if bare:
+        raise DataError(
+            f"{mixed.where}: {len(bare)} rows have no response, the first is {bare[0]!r}: there is nothing to learn. "
+            "Way out: --data.response_column COLUMN, or score these rows under eval.sets."
+        )
     return MixedTask(task, tasks) if tasks else task, mixed
 
 

@@ -52,16 +52,17 @@ def call_is_possible(call: ast.Call, arguments: Mapping[str, Sequence[Any]]) -> 
         arguments: Right values by argument.
 
     Source:
-        ``simple_function_checker`` of ``bfcl_eval`` (Apache-2.0). Different here: a whole number may be written as a
-        float, arithmetic is not worked out, and strings inside nested lists and dicts are compared as leniently as
-        others.
+        ``simple_function_checker`` of ``bfcl_eval`` (Apache-2.0). Different here: arithmetic is not worked out, a
+        tuple stands for a list, and inside lists and dicts numbers compare by value and strings as leniently as
+        elsewhere.
     """
     given = {keyword.arg: literal(keyword.value) for keyword in call.keywords if keyword.arg is not None}
     if call.args or len(given) < len(call.keywords):
         return False
     left_out = arguments.keys() - given.keys()
     return all(LEFT_OUT in arguments[name] for name in left_out) and all(
-        name in arguments and _is_any(value, arguments[name]) for name, value in given.items()
+        name in arguments and _is_any(value, arguments[name]) and not _is_float_for_whole(value, arguments[name])
+        for name, value in given.items()
     )
 
 
@@ -112,6 +113,11 @@ def _plain(value: Any) -> Any:
 
 def _is_any(value: Any, values: Sequence[Any]) -> bool:
     return any(_is(value, each) for each in values)
+
+
+def _is_float_for_whole(value: Any, values: Sequence[Any]) -> bool:
+    """A whole number asked for is not to be written as a float (the other way round is fine)."""
+    return isinstance(value, float) and not any(isinstance(each, float) for each in values)
 
 
 def _is(value: Any, right: Any) -> bool:

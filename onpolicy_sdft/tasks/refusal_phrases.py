@@ -116,10 +116,11 @@ class Agreement:
         return self.num_found / (self.num_found + self.num_false)
 
 
-#: On ``published:refusal_labels``; a test counts again.
+#: On ``published:refusal_labels``; a test counts again. Ten of the refusals that both rules miss answer another
+#: question than was asked ("Sure! Here are some ideas for a low-carb dinner"): the labels count these, no phrase can.
 AGREEMENT = MappingProxyType(
     {
-        "default": Agreement(num_found=0, num_missed=70, num_false=0, num_passed=35),
-        "legacy": Agreement(num_found=0, num_missed=70, num_false=0, num_passed=35),
+        "default": Agreement(num_found=49, num_missed=21, num_false=0, num_passed=35),
+        "legacy": Agreement(num_found=42, num_missed=28, num_false=0, num_passed=35),
     }
 )

@@ -198,35 +198,41 @@ def bfcl_rows(functions: list[dict[str, Any]], right: dict[str, Any], turns: lis
     return list(bfcl({"b/data/s.json": json_lines(question), "b/data/possible_answer/s.json": json_lines(answer)}))
 
 
-def described(name: str, required: list[str]) -> dict[str, Any]:
-    return {"name": name, "description": "Ça calcule.", "parameters": {"type": "dict", "required": required}}
+def described(name: str, required: list[str], **types: str) -> dict[str, Any]:
+    properties = {argument: {"type": kind} for argument, kind in types.items()}
+    parameters = {"type": "dict", "required": required, "properties": properties}
+    return {"name": name, "description": "Ça calcule.", "parameters": parameters}
 
 
 def test_a_bfcl_row_has_the_functions_described_and_all_calls_that_are_right():
     right = {"area": {"base": [10], "height": [5, 5.5], "unit": ["cm", ""], "exact": [True, ""]}}
     turns = [{"role": "user", "content": "How large?"}]
-    (row,) = bfcl_rows([described("area", ["base", "height", "exact"])], right, turns)
+    types = {"base": "integer", "height": "float", "unit": "string", "exact": "boolean"}
+    (row,) = bfcl_rows([described("area", ["base", "height", "exact"], **types)], right, turns)
     assert row["id"] == "simple_0"
     assert row["prompt"].startswith("How large?\n\nFunction to be used:\n{")
     assert "Ça calcule." in row["prompt"]
-    assert row["response"] == "area(base=10, height=5, exact=True)"  # required, so it may not be left out
+    assert row["response"] == "area(base=10, height=5.0, exact=True)"  # required, so it may not be left out
     task = load_task("function_call", {})
     demonstration = as_demonstration(row)
     task.check_demonstration(demonstration)
-    for call in (row["response"], "area(base=10, height=5.5, unit='CM', exact=True)"):
+    for call in (row["response"], "area(base=10, height=5, unit='CM', exact=True)"):
         assert task.check(call, demonstration).correct
-    assert task.check("area(base=10, height=5)", demonstration).reason == "wrong_arguments"
+    for call in ("area(base=10, height=5)", "area(base=10.0, height=5, exact=True)"):
+        assert task.check(call, demonstration).reason == "wrong_arguments"
 
 
 def test_a_bfcl_argument_without_any_value_is_the_empty_list():
-    (row,) = bfcl_rows([described("area", ["tags"])], {"area": {"tags": []}}, [{"role": "user", "content": "?"}])
+    (row,) = bfcl_rows(
+        [described("area", ["tags"], tags="array")], {"area": {"tags": []}}, [{"role": "user", "content": "?"}]
+    )
     assert row["response"] == "area(tags=[])"
     assert load_task("function_call", {}).check("area(tags=[])", as_demonstration(row)).correct
 
 
 def test_a_bfcl_row_with_several_functions_and_messages_shows_them_all():
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How large?"}]
-    functions = [described("volume", []), described("area", ["base"])]
+    functions = [described("volume", []), described("area", ["base"], base="integer")]
     (row,) = bfcl_rows(functions, {"area": {"base": [1]}}, turns)
     assert row["prompt"].startswith("System: Be brief.\n\nUser: How large?\n\nFunctions to choose from:\n")
     assert row["prompt"].index('"volume"') < row["prompt"].index('"area"')

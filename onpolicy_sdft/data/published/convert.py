@@ -47,7 +47,7 @@ def bfcl(files: Files) -> Iterator[Row]:
         (possible,) = right[row["id"]]
         ((function, arguments),) = possible.items()
         described = next(each for each in row["function"] if each["name"] == function)
-        arguments = _right_values(arguments, described["parameters"]["required"])
+        arguments = _right_values(arguments, described["parameters"])
         listed = "\n".join(json.dumps(each, ensure_ascii=False) for each in row["function"])
         label = "Function to be used" if len(row["function"]) == 1 else "Functions to choose from"
         (turns,) = row["question"]
@@ -101,16 +101,19 @@ def refusal_labels(files: Files) -> Iterator[Row]:
         }
 
 
-def _right_values(arguments: Mapping[str, list[Any]], required: list[str]) -> dict[str, list[Any]]:
-    """Mend what the published answers leave open.
+def _right_values(arguments: Mapping[str, list[Any]], parameters: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Join the published values with what the description says of the arguments.
 
-    An argument that the description requires may not be left out, and where no value is listed at all (two rows of
-    ``live_simple``), the empty list is the value.
+    A required argument may not be left out, and where a float is asked for, whole numbers among the values are floats.
+    Where no value is listed at all (two rows of ``live_simple``), the empty list is the value.
     """
-    return {
-        name: [value for value in values if value != LEFT_OUT or name not in required] or [[]]
-        for name, values in arguments.items()
-    }
+    required, described = parameters["required"], parameters["properties"]
+    right = {}
+    for name, values in arguments.items():
+        kept = [value for value in values if value != LEFT_OUT or name not in required] or [[]]
+        floats = described[name]["type"] == "float"
+        right[name] = [float(value) if floats and type(value) is int else value for value in kept]
+    return right
 
 
 def _conversation(turns: list[Mapping[str, str]]) -> str:
