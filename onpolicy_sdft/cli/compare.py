@@ -20,7 +20,7 @@ def run(arguments: Sequence[str]) -> int:
     sequence = load_plan(SequenceConfig, "sdft compare (sequence)", "", files)
     from onpolicy_sdft.continual.compare import run_comparison
     from onpolicy_sdft.continual.sequence import Interrupted
-    from onpolicy_sdft.report import build_report
+    from onpolicy_sdft.report.write import write_report
     from onpolicy_sdft.runs.files import read_json
     from onpolicy_sdft.runs.progress import say_to_stderr
 
@@ -30,7 +30,6 @@ def run(arguments: Sequence[str]) -> int:
         print(f"{stop}; the state is saved. Go on with the same command.", file=sys.stderr)
         return stop.exit_code
     print(comparison_tables(read_json(summary)))
-    for path in build_report(summary.parent):
+    for path in (*write_report([summary.parent]), summary):
         print(path)
-    print(summary)
     return 0

@@ -19,7 +19,7 @@ def run(arguments: Sequence[str]) -> int:
         arguments,
     )
     from onpolicy_sdft.continual.sequence import Interrupted, run_sequence
-    from onpolicy_sdft.report import build_report
+    from onpolicy_sdft.report.write import write_report
     from onpolicy_sdft.runs.files import read_json
     from onpolicy_sdft.runs.progress import say_to_stderr
 
@@ -29,7 +29,6 @@ def run(arguments: Sequence[str]) -> int:
         print(f"{stop}; the state is saved. Go on with the same command.", file=sys.stderr)
         return stop.exit_code
     print(sequence_tables(read_json(summary)))
-    for path in build_report(summary.parent):
+    for path in (*write_report([summary.parent]), summary):
         print(path)
-    print(summary)
     return 0

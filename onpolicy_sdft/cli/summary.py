@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from onpolicy_sdft.report.tables import before_after_table, kl_sentence
+from onpolicy_sdft.report.tables import before_after_table, kl_sentence, score_notes
 from onpolicy_sdft.runs.files import read_json, read_jsonl
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ def print_summary(run: RunDirectory, result: FitResult) -> None:
     summary = read_json(run.eval_summary_path) if run.eval_summary_path.is_file() else {}
     if summary:
         print(before_after_table(summary).to_text())
+    for note in score_notes(summary):
+        print(note)
     sentence = kl_sentence(summary)
     if sentence:
         print(sentence)

@@ -53,7 +53,8 @@ class Kept:
             return [], 0.0
         lines = read_jsonl(self.path)
         if not lines or lines[0] != self._owner(asked):
-            self.say(f"{self.path} holds answers of other weights or to other questions: they are written anew")
+            if lines:
+                self.say(f"{self.path} holds answers of other weights or to other questions: they are written anew")
             self.path.unlink()
             return [], 0.0
         records = [record for line in lines[1:] for record in line["records"]]

@@ -24,7 +24,8 @@ Verdict = Literal["1", "2", "tie"]
 #: ``ab`` shows the first file's answer first.
 ORDERS = ("ab", "ba")
 
-_VERDICT = re.compile(r"\[\[\s*(1|2|tie)\s*\]\]", re.IGNORECASE)
+_VERDICTS: dict[str, Verdict] = {"1": "1", "2": "2", "tie": "tie"}
+_VERDICT = re.compile(rf"\[\[\s*({'|'.join(_VERDICTS)})\s*\]\]", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +98,7 @@ def parse_verdict(reply: str) -> Verdict | None:
     lines = [found for line in reply.splitlines() if (found := {v.lower() for v in _VERDICT.findall(line)})]
     if not lines or len(lines[-1]) > 1:
         return None
-    (verdict,) = lines[-1]
-    return verdict  # type: ignore[return-value]  # the pattern holds the three
+    return _VERDICTS[lines[-1].pop()]
 
 
 def count_wins(questions: Sequence[Question], verdicts: Sequence[Verdict | None], problems: Sequence[str]) -> WinRate:
@@ -211,6 +211,8 @@ class EndpointJudge:
             )
         except openai.BadRequestError as error:  # of this question alone: too long, or filtered
             return Reply("", f"refused by the endpoint: {' '.join(str(error).split())[:300]}")
+        except ValueError as error:  # what calls itself JSON and is none
+            return Reply("", f"no chat completion came back: {' '.join(str(error).split())[:200]}")
         try:
             return Reply(completion.choices[0].message.content or "")
         except (AttributeError, IndexError, TypeError):  # the library does not check what comes back

@@ -24,21 +24,30 @@ from onpolicy_sdft.report.drawing import (
     ORANGE,
     PURPLE,
     RED,
+    SKY,
     Record,
     finish,
+    from_zero,
     new_figure,
     plot_metric,
+    plot_text,
     png_bytes,
+    reach,
     series,
     style,
 )
-from onpolicy_sdft.report.tables import paired_sets
+from onpolicy_sdft.report.tables import latest_stage, paired_sets
 
-_PARTS = {
+#: Parts of a step and what times them.
+PARTS = {
     "rollout": "time/rollout_seconds",
     "screen": "time/screen_seconds",
+    "score": "time/score_seconds",
     "learn": "time/learn_seconds",
+    "wait": "time/rollout_wait_seconds",
 }
+PART_COLORS = {"rollout": BLUE, "screen": ORANGE, "score": PURPLE, "learn": GREEN, "wait": SKY, "other": GREY}
+_WORTH_SHOWING = 0.001  # of the whole: a part that takes less is left to the other time
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +107,9 @@ def draw_lengths(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Figur
         return None
     lower.axhline(1.0, color=GREY, linewidth=0.8, linestyle=":")
     upper.set_ylabel("tokens")
-    upper.set_ylim(bottom=0)
+    from_zero(upper)
     lower.set_ylabel("ratio, share")
-    lower.set_ylim(bottom=0)
+    from_zero(lower)
     style(upper)
     return finish(figure, lower)
 
@@ -130,7 +139,7 @@ def draw_fallbacks(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Fig
     if not any(drawn):
         return None
     axes.set_ylabel("share of rollouts")
-    axes.set_ylim(bottom=0)
+    from_zero(axes)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     return finish(figure, axes)
 
@@ -145,7 +154,8 @@ def draw_scores(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Figure
     Returns:
         The figure, or None without scores.
     """
-    pairs = paired_sets(summary)
+    latest, scores = latest_stage(summary)
+    pairs = paired_sets({"before": summary.get("before"), "after": scores})
     taught = [p for p in pairs if not (p[1] or p[0] or {}).get("retention")]
     retention = [p for p in pairs if (p[1] or p[0] or {}).get("retention")]
     panels = [(name, group) for name, group in (("task (being taught)", taught), ("retention", retention)) if group]
@@ -156,7 +166,7 @@ def draw_scores(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Figure
     figure = Figure(figsize=(max(5.0, width), 3.8), layout="constrained")
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=ratios)
     for axes, (name, group) in zip(grid[0], panels, strict=True):
-        _score_bars(axes, group)
+        _score_bars(axes, group, latest)
         axes.set_title(name, fontsize=10)
     grid[0][0].set_ylabel("score, 95 % interval")
     handles, labels = grid[0][0].get_legend_handles_labels()
@@ -184,7 +194,7 @@ def draw_validation(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Fi
     if not keys:
         return None
     axes.set_ylabel("score")
-    axes.set_ylim(0, None)
+    from_zero(axes)
     return finish(figure, axes)
 
 
@@ -203,13 +213,15 @@ def draw_time(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Figure |
         return None
     figure, axes = new_figure()
     steps = [record["step"] for record in timed]
-    split = {n: [r["values"].get(k) or 0.0 for r in timed] for n, k in _PARTS.items()}
     totals = [record["values"]["time/step_seconds"] for record in timed]
-    known = [sum(parts) for parts in zip(*split.values(), strict=True)]
+    split = {n: [r["values"].get(k) or 0.0 for r in timed] for n, k in PARTS.items()}
+    split = {name: values for name, values in split.items() if sum(values) >= _WORTH_SHOWING * sum(totals)}
+    known = [sum(parts) for parts in zip(*split.values(), strict=True)] if split else [0.0] * len(totals)
     split["other"] = [max(0.0, t - k) for t, k in zip(totals, known, strict=True)]
     whole = sum(sum(values) for values in split.values()) or 1.0
     bottom = [0.0] * len(steps)
-    for (name, values), color in zip(split.items(), (BLUE, ORANGE, GREEN, GREY), strict=True):
+    for name, values in split.items():
+        color = PART_COLORS[name]
         label = f"{name} ({sum(values) / whole:.0%})"
         top = [b + v for b, v in zip(bottom, values, strict=True)]
         if len(steps) < MANY_STEPS:
@@ -218,7 +230,7 @@ def draw_time(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Figure |
             axes.fill_between(steps, bottom, top, step="mid", color=color, linewidth=0, label=label)
         bottom = top
     axes.set_ylabel("seconds per step")
-    axes.set_ylim(bottom=0)
+    from_zero(axes)
     return finish(figure, axes)
 
 
@@ -238,15 +250,52 @@ def draw_diversity(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Fig
         plot_metric(upper, metrics, "rollout/entropy", "mean token entropy", PURPLE),
         plot_metric(lower, metrics, "rollout/distinct_2", "distinct-2", BLUE),
         plot_metric(lower, metrics, "rollout/demonstration_overlap", "overlap with demonstration", ORANGE),
+        plot_metric(lower, metrics, "rollout/verbatim_rate", "verbatim copies", RED, skip_zero=True),
     ]
     if not any(drawn):
         return None
     upper.set_ylabel("nats")
-    upper.set_ylim(bottom=0)
+    from_zero(upper)
     lower.set_ylabel("share")
     lower.set_ylim(0, 1.05)
     style(upper)
     return finish(figure, lower)
+
+
+def draw_memory(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Figure | None:
+    """Draw the memory that was logged.
+
+    Args:
+        metrics: Lines of ``metrics.jsonl``.
+        summary: Not used.
+
+    Returns:
+        The figure, or None where memory was not logged.
+    """
+    keys = memory_keys(metrics)
+    if not keys:
+        return None
+    figure, axes = new_figure()
+    for number, key in enumerate(keys):
+        steps, values = series(metrics, key)
+        label = key.removeprefix("memory/").removesuffix("_bytes").replace("_", " ")
+        axes.plot(steps, [value / 2**30 for value in values], color=CYCLE[number % len(CYCLE)], label=label)
+    axes.set_ylabel("GiB")
+    from_zero(axes)
+    return finish(figure, axes)
+
+
+def memory_keys(metrics: Sequence[Record]) -> list[str]:
+    """List the metrics that are memory, in bytes.
+
+    Args:
+        metrics: Lines of ``metrics.jsonl``.
+
+    Returns:
+        Keys of the form ``memory/QUANTITY_bytes``.
+    """
+    keys = {key for record in metrics for key in record.get("values") or {}}
+    return sorted(key for key in keys if key.startswith("memory/") and key.endswith("_bytes"))
 
 
 CURVES: Mapping[str, Curve] = {
@@ -265,6 +314,7 @@ CURVES: Mapping[str, Curve] = {
     "lengths": Curve("Lengths", "A ratio that climbs means that answers grow away from the data.", draw_lengths),
     "diversity": Curve("Entropy and variety", "A steady fall of either is a sign of collapse.", draw_diversity),
     "time": Curve("Time", "Where the seconds of a step went.", draw_time),
+    "memory": Curve("Memory", "The most that was in use up to each step.", draw_memory),
 }
 
 
@@ -288,8 +338,8 @@ def draw_curves(metrics: Sequence[Record], summary: Mapping[str, Any]) -> tuple[
     return pictures, missing
 
 
-def _score_bars(axes: Axes, pairs: Sequence[tuple[Record | None, Record | None]]) -> None:
-    for side, (name, color) in enumerate((("before", GREY), ("after", BLUE))):
+def _score_bars(axes: Axes, pairs: Sequence[tuple[Record | None, Record | None]], latest: str) -> None:
+    for side, (name, color) in enumerate((("before", GREY), (latest, BLUE))):
         for place, pair in enumerate(pairs):
             entry = pair[side]
             if entry is None or entry.get("score") is None:
@@ -298,8 +348,8 @@ def _score_bars(axes: Axes, pairs: Sequence[tuple[Record | None, Record | None]]
             axes.bar(x, score, width=0.36, color=color)
             top = score
             if entry.get("low") is not None and entry.get("high") is not None:
-                reach = [[max(0.0, score - entry["low"])], [max(0.0, entry["high"] - score)]]
-                axes.errorbar(x, score, yerr=reach, color=BLACK, capsize=3, linewidth=1.2)
+                whisker = reach(score, entry["low"], entry["high"])
+                axes.errorbar(x, score, yerr=whisker, color=BLACK, capsize=3, linewidth=1.2)
                 top = max(score, entry["high"])
             axes.annotate(
                 f"{score:.2f}",
@@ -320,5 +370,4 @@ def _score_bars(axes: Axes, pairs: Sequence[tuple[Record | None, Record | None]]
 
 def _label(pair: tuple[Record | None, Record | None]) -> str:
     entry = pair[1] or pair[0] or {}
-    name = str(entry.get("label", "")).replace("$", "\\$")  # not the start of a formula
-    return f"{name if len(name) <= 20 else name[:19] + '…'}\nn = {entry.get('n', '-')}"
+    return f"{plot_text(entry.get('label', ''), 20)}\nn = {entry.get('n', '-')}"

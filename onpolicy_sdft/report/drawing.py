@@ -18,7 +18,9 @@ Record = Mapping[str, Any]
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY, BLACK = "#CC79A7", "#56B4E9", "#999999", "#000000"
 CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK, GREY)
+LINES = ("-", "--", ":", "-.")
 MANY_STEPS = 30  # from here on curves are smoothed and drawn without markers
+_LEGEND_CHARACTERS = 110  # of a legend's row, line samples and gaps included
 
 
 def series(metrics: Sequence[Record], key: str) -> tuple[list[int], list[float]]:
@@ -122,6 +124,21 @@ def smooth(values: Sequence[float]) -> list[float]:
     return means
 
 
+def plot_text(text: Any, limit: int = 24) -> str:
+    """Make a name fit for a plot: not too long, and no formula however many dollars it holds.
+
+    Args:
+        text: The name.
+        limit: Most characters to keep.
+
+    Returns:
+        The name as matplotlib is to be given it.
+    """
+    name = str(text).encode("utf-8", "replace").decode()
+    name = name if len(name) <= limit else f"{name[: limit - 1]}…"
+    return name.replace("$", "\\$")
+
+
 def style(axes: Axes) -> None:
     """Give a plot its grid and legend.
 
@@ -131,8 +148,9 @@ def style(axes: Axes) -> None:
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    handles, _ = axes.get_legend_handles_labels()
+    handles, labels = axes.get_legend_handles_labels()
     if handles:
+        widest = max(len(label) for label in labels)
         # Above the plot, where it covers no data.
         axes.legend(
             frameon=False,
@@ -140,8 +158,71 @@ def style(axes: Axes) -> None:
             loc="lower left",
             bbox_to_anchor=(0, 1),
             borderaxespad=0.2,
-            ncols=4,
+            ncols=max(1, min(4, _LEGEND_CHARACTERS // (widest + 8))),
         )
+
+
+def panels(number: int, *, columns: int = 3, width: float = 3.6, height: float = 2.9) -> tuple[Figure, list[Axes]]:
+    """Make a figure of several plots of one size.
+
+    Args:
+        number: How many.
+        columns: At most in a row.
+        width: Of one, in inches.
+        height: Of one, in inches.
+
+    Returns:
+        The figure and its plots, row by row.
+    """
+    across = 2 if number == 4 else min(columns, number)  # four fill a square
+    down = -(-number // across)
+    figure = Figure(figsize=(max(5.0, width * across), height * down), layout="constrained")
+    grid = list(figure.subplots(down, across, squeeze=False).flat)
+    for axes in grid[number:]:
+        figure.delaxes(axes)
+    for axes in grid[:number]:
+        axes.tick_params(labelsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    return figure, grid[:number]
+
+
+def figure_legend(figure: Figure, axes: Axes) -> None:
+    """Give a figure of several plots one legend, below them.
+
+    Args:
+        figure: The figure.
+        axes: The plot that has what the legend names.
+    """
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        room = int(figure.get_figwidth() * _LEGEND_CHARACTERS / 7.2)
+        ncols = max(1, min(len(labels), room // (max(len(label) for label in labels) + 8)))
+        figure.legend(handles, labels, loc="outside lower center", ncols=ncols, frameon=False, fontsize=8)
+
+
+def reach(value: float, low: float | None, high: float | None) -> list[list[float]]:
+    """Return the lengths of an error bar, as matplotlib takes them; none where there is no interval.
+
+    Args:
+        value: Where the bar starts.
+        low: Lower end.
+        high: Upper end.
+
+    Returns:
+        ``[[down], [up]]``.
+    """
+    down = 0.0 if low is None else max(0.0, value - low)
+    up = 0.0 if high is None else max(0.0, high - value)
+    return [[down], [up]]
+
+
+def from_zero(axes: Axes) -> None:
+    """Start the upright axis at zero, with room above the highest point.
+
+    Args:
+        axes: The plot, drawn.
+    """
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.04)
 
 
 def finish(figure: Figure, axes: Axes) -> Figure:

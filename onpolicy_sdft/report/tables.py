@@ -42,16 +42,15 @@ class TextTable:
         Returns:
             Lines joined by newlines.
         """
-        numeric = numeric_columns(self.columns, self.rows)
-        rule = ["---:" if right else "---" for right in numeric]
-        cells = [[_markdown_cell(cell) for cell in row] for row in (self.columns, *self.rows)]
+        rule = ["---:" if right else "---" for right in self.numeric]
+        cells = [[markdown_text(cell) for cell in row] for row in (self.columns, *self.rows)]
         cells.insert(1, rule)
         return "\n".join("| " + " | ".join(row) + " |" for row in cells)
 
     @property
     def numeric(self) -> list[bool]:
         """Which columns hold figures only."""
-        return numeric_columns(self.columns, self.rows)
+        return numeric_columns(self.columns, [[" ".join(cell.split()) for cell in row] for row in self.rows])
 
 
 def before_after_table(summary: Mapping[str, Any]) -> TextTable:
@@ -113,6 +112,33 @@ def paired_sets(
     return sorted(pairs, key=lambda pair: bool((pair[1] or pair[0] or {}).get("retention")))
 
 
+def latest_stage(summary: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Return the scores of the trained model, and which stage they are of.
+
+    Args:
+        summary: ``eval/summary.json``.
+
+    Returns:
+        ``after``, where the run was scored at its end, else ``eval``; the stage is empty where it was not scored.
+    """
+    name = "after" if summary.get("after") or not summary.get("eval") else "eval"
+    return name, summary.get(name) or {}
+
+
+def score_notes(summary: Mapping[str, Any]) -> list[str]:
+    """Collect the notes on sets, which belong under every table of their scores.
+
+    Args:
+        summary: ``eval/summary.json``.
+
+    Returns:
+        One line a set and note, each once.
+    """
+    stages = [stage for stage in summary.values() if isinstance(stage, Mapping)]
+    entries = [entry for stage in stages for entry in stage.get("sets") or []]
+    return list(dict.fromkeys(f"{entry.get('label')}: {entry['note']}" for entry in entries if entry.get("note")))
+
+
 def kl_sentence(summary: Mapping[str, Any]) -> str | None:
     """Say how far the trained model has moved from the seed model.
 
@@ -120,18 +146,33 @@ def kl_sentence(summary: Mapping[str, Any]) -> str | None:
         summary: ``eval/summary.json``.
 
     Returns:
-        One sentence, or None where it was not measured.
+        A sentence, or two where the likelihood was measured too; None where nothing was.
     """
     kl = (summary.get("after") or {}).get("kl")
     if not kl or kl.get("mean") is None:
         return None
-    interval = ""
-    if kl.get("low") is not None and kl.get("high") is not None:
-        interval = f" [{kl['low']:.4f}, {kl['high']:.4f}]"
-    return (
-        f"KL(seed || tuned) on general prompts: {kl['mean']:.4f}{interval} nats per token "
+    text = (
+        f"KL(seed || tuned) on general prompts: {_nats(kl, 'mean', 'low', 'high')} nats per token "
         f"({_count(kl.get('num_completions'))} completions, {_count(kl.get('num_tokens'))} tokens)."
     )
+    if kl.get("nll_mean") is not None:
+        nll = _nats(kl, "nll_mean", "nll_low", "nll_high")
+        text += f" NLL of the same completions under the tuned model: {nll} nats per token."
+    return text
+
+
+def markdown_text(text: str) -> str:
+    """Write a text so that Markdown shows it as it is, on one line.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The text without what would end a cell or start a tag.
+    """
+    for sign, escaped in (("\\", "\\\\"), ("|", "\\|"), ("&", "&amp;"), ("<", "&lt;"), ("`", "\\`"), ("*", "\\*")):
+        text = text.replace(sign, escaped)
+    return " ".join(text.split())
 
 
 def _row(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> tuple[str, ...]:
@@ -163,13 +204,15 @@ def _score(entry: Mapping[str, Any] | None) -> str:
     return f"{entry['score']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"
 
 
+def _nats(kl: Mapping[str, Any], mean: str, low: str, high: str) -> str:
+    if kl.get(low) is None or kl.get(high) is None:
+        return f"{kl[mean]:.4f}"
+    return f"{kl[mean]:.4f} [{kl[low]:.4f}, {kl[high]:.4f}]"
+
+
 def _decimal(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
 def _count(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
-
-
-def _markdown_cell(cell: str) -> str:
-    return cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")

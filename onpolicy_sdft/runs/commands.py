@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -12,14 +13,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+import psutil
+
 from onpolicy_sdft.errors import ConfigError
 
 _POLL_SECONDS = 0.1
+_PATIENCE_SECONDS = 300.0  # for what a launcher left behind; then it is killed
 _TAIL_BYTES = 1 << 16
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM)
 _TOLD = re.compile(r"sdft \w+: ")
@@ -123,8 +127,8 @@ def run_logged(
     """Run a command to its end.
 
     SIGINT and SIGTERM go to the command, which saves its state and exits; a second one goes there as well. It has a
-    process group of its own, so that a Ctrl-C on the terminal reaches it once. If this process dies, it gets SIGTERM
-    (on Linux).
+    process group of its own, so that a Ctrl-C on the terminal reaches it once, and all of the group is waited for. If
+    this process dies, the command gets SIGTERM (on Linux).
 
     Args:
         command: Program and arguments.
@@ -159,7 +163,7 @@ def run_logged(
     try:
         code = _wait(process, signals, log, start if echo else None)
     except BaseException:
-        process.terminate()
+        _signal(process.pid, signal.SIGTERM)
         process.wait()
         raise
     return _finish(code, signals, log, start, time.monotonic() - began)
@@ -172,20 +176,46 @@ def _bound_to_parent(command: Sequence[str]) -> list[str]:
 
 
 def _wait(process: subprocess.Popen[bytes], signals: Signals, log: Path, echo_from: int | None) -> int:
-    """Wait for a command, passing signals on, and its log from a byte on to standard error if there is one."""
-    num_passed_on, ended = 0, False
-    while not ended:
-        try:
+    """Wait for a command, passing signals on, and its log from a byte on to standard error if there is one.
+
+    A launcher may be gone before what it launched: after a signal or a failure its process group is waited for as well.
+    """
+    num_passed_on, patience_ends = 0, math.inf
+    while True:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(_POLL_SECONDS)
-            ended = True
-        except subprocess.TimeoutExpired:
-            pass
         for number in signals.numbers[num_passed_on:]:
-            process.send_signal(number)  # to it alone: what it started itself, it stops itself
+            _signal(process.pid, number)
             num_passed_on += 1
         if echo_from is not None:
             echo_from = _echo(log, echo_from)
-    return process.returncode
+        if process.returncode is None:
+            continue
+        if (process.returncode == 0 and not signals) or not _members(process.pid):
+            return process.returncode
+        if patience_ends == math.inf:
+            patience_ends = time.monotonic() + _PATIENCE_SECONDS
+            if not num_passed_on:
+                _signal(process.pid, signal.SIGTERM)
+        elif time.monotonic() > patience_ends:
+            _signal(process.pid, signal.SIGKILL)
+        time.sleep(_POLL_SECONDS)
+
+
+def _signal(group: int, number: int) -> None:
+    """Send a signal to a process group: a launcher need not pass it on. Code that is checked has groups of its own."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, number)
+
+
+def _members(group: int) -> list[int]:
+    """Return the processes of a group that are alive."""
+    found = []
+    for process in psutil.process_iter(["status"]):
+        with suppress(ProcessLookupError, PermissionError):
+            if process.info["status"] != psutil.STATUS_ZOMBIE and os.getpgid(process.pid) == group:
+                found.append(process.pid)
+    return found
 
 
 def _echo(log: Path, start: int) -> int:
@@ -225,7 +255,12 @@ def last_reason(log: Path, start: int = 0) -> str:
     """
     with log.open("rb") as stream:
         stream.seek(max(start, log.stat().st_size - _TAIL_BYTES))
-        lines = [line.strip() for line in stream.read().decode("utf-8", "replace").splitlines() if line.strip()]
+        return telling_line(stream.read().decode("utf-8", "replace"))
+
+
+def telling_line(text: str) -> str:
+    """Return the line that says why a command failed, of what it printed; see :func:`last_reason`."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     told, errors = ([line for line in lines if kind.match(line)] for kind in (_TOLD, _ERROR))
     return next((found[-1] for found in (told, errors, lines) if found), "")
 

@@ -80,5 +80,6 @@ class InProcess:
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> InProcess:
     runner = InProcess()
+    monkeypatch.setattr("onpolicy_sdft.report.html.build_report", lambda run: [])  # plots of each run take seconds
     monkeypatch.setattr("onpolicy_sdft.continual.sequence.run_logged", runner)
     return runner

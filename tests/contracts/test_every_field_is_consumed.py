@@ -5,13 +5,14 @@ import dataclasses
 import inspect
 from pathlib import Path
 
-from onpolicy_sdft.config import schema
+from onpolicy_sdft.config import schema, sequence, sweep
 
 PACKAGE = Path(schema.__file__).parents[1]
 
 
 def sections() -> list[type]:
-    return [kind for _, kind in inspect.getmembers(schema, dataclasses.is_dataclass)]
+    rooms = (schema, sequence, sweep)
+    return [kind for room in rooms for _, kind in inspect.getmembers(room, dataclasses.is_dataclass)]
 
 
 def attributes_read(trees: list[ast.Module]) -> set[str]:

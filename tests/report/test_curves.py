@@ -32,6 +32,7 @@ def full(step):
         "time/learn_seconds": 6.0,
         "time/step_seconds": 12.0,
         "eval/validation/score": 0.5,
+        "memory/peak_bytes": 2.0 * 2**30,
     }
     return record(step, **values)
 
@@ -91,6 +92,18 @@ def test_time_is_split_so_that_the_parts_add_up_to_the_step():
     bars = figure.axes[0].patches
     assert [bar.get_height() for bar in bars] == [5.0, 0.5, 6.0, 0.5]
     assert bars[-1].get_y() + bars[-1].get_height() == 12.0
+
+
+def test_a_part_that_takes_next_to_nothing_is_left_to_the_other_time():
+    figure = draw_time(
+        [record(1, **{"time/step_seconds": 10.0, "time/score_seconds": 0.001, "time/learn_seconds": 6})], {}
+    )
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["learn (60%)", "other (40%)"]
+
+
+def test_memory_is_drawn_in_gibibytes():
+    (line,) = CURVES["memory"].draw([full(1), full(2)], {}).axes[0].lines
+    assert line.get_ydata().tolist() == [2.0, 2.0]
 
 
 def test_score_bars_carry_their_intervals_and_task_and_retention_stand_apart():

@@ -1,6 +1,6 @@
 """The before / after table."""
 
-from onpolicy_sdft.report.tables import before_after_table, kl_sentence
+from onpolicy_sdft.report.tables import before_after_table, kl_sentence, latest_stage, score_notes
 
 
 def entry(label, score, *, retention=False, **others):
@@ -69,6 +69,11 @@ def test_markdown_escapes_what_would_break_a_row():
     assert {line.replace("\\|", "").count("|") for line in lines} == {len(table.columns) + 1}
 
 
+def test_markdown_shows_tags_and_stars_as_they_are():
+    table = before_after_table({"after": {"sets": [entry("<b>*`x`&", 0.4)]}})
+    assert table.to_markdown().splitlines()[2].startswith("| &lt;b>\\*\\`x\\`&amp; | task |")
+
+
 def test_plain_text_has_one_line_a_set():
     table = before_after_table({"after": {"sets": [entry("task", 0.4), entry("other", 0.5)]}})
     assert len(table.to_text().splitlines()) == 4
@@ -86,3 +91,24 @@ def test_the_shift_is_a_sentence_where_it_was_measured():
         {"after": {"kl": {"mean": None}}},
     ):
         assert kl_sentence(summary) is None
+
+
+def test_the_likelihood_is_in_the_sentence_where_it_was_measured():
+    kl = {"mean": 0.01, "num_completions": 6, "num_tokens": 43, "nll_mean": 1.25, "nll_low": 1.0, "nll_high": 1.5}
+    assert kl_sentence({"after": {"kl": kl}}) == (
+        "KL(seed || tuned) on general prompts: 0.0100 nats per token (6 completions, 43 tokens). "
+        "NLL of the same completions under the tuned model: 1.2500 [1.0000, 1.5000] nats per token."
+    )
+
+
+def test_notes_are_shown_once_each_with_their_set():
+    refused = entry("safety", 0.5, note="undercounts refusals")
+    summary = {"before": {"sets": [refused, entry("task", 0.4)]}, "after": {"sets": [refused]}, "eval": None}
+    assert score_notes(summary) == ["safety: undercounts refusals"]
+
+
+def test_the_latest_scores_are_those_after_training_else_those_of_eval():
+    after, scored = {"sets": [entry("task", 0.4)]}, {"sets": [entry("task", 0.5)]}
+    assert latest_stage({"after": after, "eval": scored}) == ("after", after)
+    assert latest_stage({"before": after, "eval": scored}) == ("eval", scored)
+    assert latest_stage({"before": after}) == ("after", {})

@@ -1,0 +1,224 @@
+"""How far the answers of trained models have moved from those of their seed model."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onpolicy_sdft.config.load import load_config
+from onpolicy_sdft.errors import ConfigError, RunDirectoryError
+from onpolicy_sdft.eval.answers import Record, remove_kept
+from onpolicy_sdft.eval.intervals import mean_interval
+from onpolicy_sdft.eval.retention import SeedCompletion, SeedKL
+from onpolicy_sdft.eval.shift import cosine_similarities, load_embedder
+from onpolicy_sdft.jobs.evaluate import measure_kl
+from onpolicy_sdft.jobs.finished import load_model, load_run
+from onpolicy_sdft.jobs.prompts import Asking, answer, load_prompts
+from onpolicy_sdft.runs.directory import RunDirectory
+from onpolicy_sdft.runs.files import differences, write_json_atomic, write_jsonl_atomic
+from onpolicy_sdft.runs.manifest import collect_manifest
+
+if TYPE_CHECKING:
+    from onpolicy_sdft.config.schema import RunConfig
+    from onpolicy_sdft.eval.shift import Embedder
+    from onpolicy_sdft.types import Demonstration
+
+Say = Callable[[str], None]
+
+_RECORDS, _SUMMARY = "records.jsonl", "shift.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ShiftOptions:
+    """What is asked, and how answers are compared."""
+
+    prompts: str | None  # see ``load_prompts``
+    prompt_column: str
+    num_prompts: int | None
+    asking: Asking
+    embedder: str  # see ``load_embedder``
+
+
+def run_shift(
+    runs: Sequence[str], output: str | Path, options: ShiftOptions, command: Sequence[str], say: Say
+) -> dict[str, Any]:
+    """Compare the answers of runs with those of their seed model, prompt by prompt.
+
+    Every model answers the same prompts under the same noise. Answers are kept as they come, so an interrupted call
+    goes on with the same command.
+
+    Args:
+        runs: Run directories; all of one seed model.
+        output: Where ``shift.json`` and ``records.jsonl`` go.
+        options: What is asked.
+        command: The command line, for the record.
+        say: Told what is going on.
+
+    Returns:
+        What ``shift.json`` holds.
+
+    Raises:
+        ConfigError: If the runs do not share one seed model and its prompts.
+        MissingDependencyError: If the embedder needs a package that is not there.
+    """
+    opened = [RunDirectory.open(path, require=["config.yaml", "model"]) for path in runs]
+    configs = [load_config(run.config_path) for run in opened]
+    _refuse_other_seeds(opened, configs)
+    names = _names(opened)
+    prompts = load_prompts(options.prompts, options.prompt_column, options.num_prompts, configs[0])
+    embedder = load_embedder(options.embedder, configs[0].model.cache_dir, say)
+    directory = _make_directory(Path(output))
+    partial = directory / "partial"
+    seed = _answers_of_seed(configs[0], prompts, options.asking, partial / "seed.jsonl", say)
+    found = []
+    for index, name in enumerate(names):
+        path = partial / f"run-{index}.jsonl"
+        answers, distance = _answers_of_run(opened[index], name, prompts, options.asking, seed, path, say)
+        found.append((name, answers, distance))
+        gc.collect()  # a model and the engine over it refer to each other
+    say(f"comparing answers with {embedder.name}")
+    seed_ND = embedder([record["completion"] for record in seed])
+    compared = [cosine_similarities(seed_ND, embedder([r["completion"] for r in answers])) for _, answers, _ in found]
+    summary = {
+        "reference": configs[0].model.name,
+        "runs": [
+            _entry(run, name, seed, answers, similarities, distance)
+            for run, (name, answers, distance), similarities in zip(opened, found, compared, strict=True)
+        ],
+        "num_prompts": len(prompts),
+        "embedder": embedder.name,
+        "num_cut": _count_cut(embedder, [seed, *(answers for _, answers, _ in found)]),
+        "prompts": _RECORDS,
+        **dataclasses.asdict(options.asking),
+        "manifest": collect_manifest(command=command, seeds={"seed": options.asking.seed}),
+    }
+    write_jsonl_atomic(directory / _RECORDS, _records(seed, [(name, a) for name, a, _ in found], compared))
+    write_json_atomic(directory / _SUMMARY, summary)
+    for path in (partial / "seed.jsonl", *(partial / f"run-{index}.jsonl" for index in range(len(opened)))):
+        remove_kept(path)
+    return summary
+
+
+def _refuse_other_seeds(runs: Sequence[RunDirectory], configs: Sequence[RunConfig]) -> None:
+    first = _seed_facts(configs[0])
+    for run, config in zip(runs[1:], configs[1:], strict=True):
+        theirs = _seed_facts(config)
+        if differing := differences(first, theirs):
+            key = differing[0]
+            raise ConfigError(
+                f"{run.path} has another {key} than {runs[0].path}: {theirs[key]!r}, not {first[key]!r}; answers are "
+                "compared with those of one seed model. Way out: one call for the runs of each."
+            )
+
+
+def _seed_facts(config: RunConfig) -> dict[str, Any]:
+    """What decides the seed model's answers."""
+    model = dataclasses.asdict(config.model)
+    named = {f"model.{name}": model[name] for name in ("name", "revision", "dtype", "load_in_4bit")}
+    return {**named, "context.student_template_kwargs": config.context.student_template_kwargs}
+
+
+def _make_directory(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunDirectoryError(f"output={path} cannot be made: {error}.") from error
+    return path
+
+
+def _names(runs: Sequence[RunDirectory]) -> list[str]:
+    """Call runs by the last part of their path, or by all of it where that is not enough."""
+    short = [run.path.resolve().name for run in runs]
+    if len(set(short)) == len(short):
+        return short
+    whole = [str(run.path) for run in runs]
+    if len(set(whole)) < len(whole):
+        raise ConfigError(f"A run was given twice: {', '.join(whole)}. Way out: name each once.")
+    return whole
+
+
+def _answers_of_seed(
+    config: RunConfig, prompts: Sequence[Demonstration], asking: Asking, path: Path, say: Say
+) -> list[Record]:
+    finished = load_model(config.model.name, config, say)
+    return answer(finished, prompts, asking, path, "seed model: answers", say)
+
+
+def _answers_of_run(
+    run: RunDirectory,
+    name: str,
+    prompts: Sequence[Demonstration],
+    asking: Asking,
+    seed: Sequence[Record],
+    path: Path,
+    say: Say,
+) -> tuple[list[Record], SeedKL]:
+    """Return a run's answers, and how likely it finds those of the seed model."""
+    finished = load_run(run.path, say)
+    answers = answer(finished, prompts, asking, path, f"{name}: answers", say)
+    completions = [
+        SeedCompletion(
+            record["example_id"], record["prompt"], record["completion"], tuple(record["prompt_ids"]),
+            tuple(record["token_ids"]),
+        )
+        for record in seed
+    ]  # fmt: skip
+    return answers, measure_kl(finished.config, finished.chat, finished.model, completions)
+
+
+def _entry(
+    run: RunDirectory,
+    name: str,
+    seed: Sequence[Record],
+    answers: Sequence[Record],
+    similarities: Sequence[float],
+    distance: SeedKL,
+) -> dict[str, Any]:
+    low, high = mean_interval(similarities)
+    n = len(similarities)
+    same = sum(a["completion"] == s["completion"] for a, s in zip(answers, seed, strict=True))
+    return {
+        "name": name,
+        "path": str(run.path),
+        "similarities": list(similarities),
+        "mean": sum(similarities) / n,
+        "low": low,
+        "high": high,
+        "kl": distance.mean,
+        "kl_low": distance.low,
+        "kl_high": distance.high,
+        "nll": distance.nll_mean,
+        "nll_low": distance.nll_low,
+        "nll_high": distance.nll_high,
+        "identical_rate": same / n,
+        "truncated_rate": sum(record["finish_reason"] == "length" for record in answers) / n,
+    }
+
+
+def _count_cut(embedder: Embedder, answers: Sequence[Sequence[Record]]) -> int:
+    """Count the answers that are longer than what the embedder reads."""
+    return embedder.count_cut([record["completion"] for records in answers for record in records])
+
+
+def _records(
+    seed: Sequence[Record], answers: Sequence[tuple[str, Sequence[Record]]], similarities: Sequence[Sequence[float]]
+) -> list[Record]:
+    def shown(record: Record) -> Record:
+        return {"completion": record["completion"], "finish_reason": record["finish_reason"]}
+
+    return [
+        {
+            "example_id": reference["example_id"],
+            "prompt": reference["prompt"],
+            "reference": shown(reference),
+            "answers": {
+                name: {**shown(records[index]), "similarity": values[index]}
+                for (name, records), values in zip(answers, similarities, strict=True)
+            },
+        }
+        for index, reference in enumerate(seed)
+    ]

@@ -1,0 +1,235 @@
+"""The report of one run, and of several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from onpolicy_sdft.report.curves import CURVES, Curve
+from onpolicy_sdft.report.document import (
+    Block,
+    Column,
+    Part,
+    Picture,
+    RolloutLog,
+    Sentence,
+    Table,
+    count,
+    decimals,
+    estimate,
+    make_table,
+    plain,
+    used,
+)
+from onpolicy_sdft.report.drawing import png_bytes
+from onpolicy_sdft.report.origins import origin_blocks, origins_of, start_of
+from onpolicy_sdft.report.overlays import MAX_TRACKS, Track, chain, overlay_pictures, scores_picture
+from onpolicy_sdft.report.reading import Member, Reader, RunRecords
+from onpolicy_sdft.report.tables import (
+    before_after_table,
+    kl_sentence,
+    latest_stage,
+    paired_sets,
+    score_notes,
+    scores_table,
+)
+from onpolicy_sdft.report.training import collapse_blocks, rollout_table, tiles, time_blocks
+
+
+def one_run(member: Member, reader: Reader) -> Part:
+    """Report a run.
+
+    Args:
+        member: The run; it may be unfinished.
+        reader: Names its files.
+
+    Returns:
+        Its part of the report.
+    """
+    records = member.records
+    part = Part(member.name, "run", start_of(records.manifest), missing=list(records.missing))
+    metrics_name = reader.name(member.path / "metrics.jsonl")
+    part.add("Summary", part.attempt(metrics_name, "the summary", lambda: [tiles(member, reader)]))
+    add_origins(part, [member], reader)
+    summary_name = reader.name(member.path / "eval/summary.json")
+    part.add("Scores", part.attempt(summary_name, "the scores", lambda: _scores_of_one(member, summary_name)))
+    part.add("Curves", _curves(part, member, reader))
+    add_training(part, [member], reader)
+    return part
+
+
+def several_runs(members: Sequence[Member], reader: Reader) -> Part:
+    """Report several runs side by side: one table, and one picture a metric.
+
+    Args:
+        members: The runs.
+        reader: Names their files.
+
+    Returns:
+        Their part of the report.
+    """
+    part = Part(f"{len(members)} runs", "runs", ", ".join(member.name for member in members))
+    for member in members:
+        part.missing += [f"{member.name}/{line}" for line in member.records.missing]
+    add_origins(part, members, reader)
+    part.add("Scores", part.attempt("eval/summary.json", "the scores", lambda: _scores_of_several(members, reader)))
+    tracks = [Track(m.name, m.records.metrics, reader.sources([m], "metrics.jsonl")) for m in members]
+    add_overlays(part, tracks)
+    add_training(part, members, reader)
+    return part
+
+
+def add_origins(part: Part, members: Sequence[Member], reader: Reader) -> None:
+    """Add what was run."""
+    origins = origins_of(members, reader)
+    blocks = part.attempt("manifest.json, config.yaml", "what was run", partial(origin_blocks, origins))
+    part.add("What was run", blocks)
+
+
+def add_overlays(part: Part, tracks: Sequence[Track], ends: Sequence[int] = ()) -> None:
+    """Add the pictures of several runs, one a metric; more than can be told apart are named instead."""
+    there = [track for track in tracks if track.metrics]
+    num_looks = len({track.label for track in there})
+    if num_looks > MAX_TRACKS:
+        part.missing.append(
+            f"curves over the steps: {num_looks} runs are more than {MAX_TRACKS} looks; name fewer: sdft report RUN RUN"
+        )
+        return
+    part.add("Curves", part.attempt("metrics.jsonl", "the curves", lambda: overlay_pictures(there, ends)))
+
+
+def add_training(part: Part, members: Sequence[Member], reader: Reader) -> None:
+    """Add time and memory, the signs of collapse, and the recorded rollouts."""
+    for title, what, make in (
+        ("Time and memory", "time and memory", time_blocks),
+        ("Collapse and screening", "the signs of collapse", collapse_blocks),
+    ):
+        part.add(title, part.attempt("metrics.jsonl", what, partial(make, members, reader)))
+    part.add("Rollouts", part.attempt("rollouts.jsonl", "the counts", lambda: [rollout_table(members, reader)]))
+    for member in members:
+        if member.records.rollouts:
+            name = reader.name(member.path / "rollouts.jsonl")
+            part.logs.append(RolloutLog(member.name, name, member.records.rollouts))
+
+
+def stages_track(label: str, members: Sequence[Member], reader: Reader) -> tuple[Track, list[int]]:
+    """Put the stages of a sequence behind each other as one curve; return the steps where stages end too."""
+    metrics, ends = chain([member.records.metrics for member in members])
+    return Track(label, metrics, reader.sources(members, "metrics.jsonl")), ends
+
+
+def _scores_of_one(member: Member, source: str) -> list[Block | None]:
+    summary = member.records.summary
+    blocks: list[Block | None] = []
+    if summary.get("before") or summary.get("after"):
+        text = before_after_table(summary)
+        data = tuple({"before": before, "after": after} for before, after in paired_sets(summary))
+        caption = "Score with its 95 % interval; length, truncation and speed are of the latest evaluation."
+        notes = tuple(score_notes({name: summary.get(name) for name in ("before", "after")}))
+        blocks.append(Table("scores", "Before and after training", text, data, (source,), caption, notes))
+    if summary.get("eval"):
+        stage = summary["eval"]
+        text, notes = scores_table(stage), tuple(score_notes({"eval": stage}))
+        data = tuple({"eval": entry} for entry in stage.get("sets") or [])
+        blocks.append(Table("scores_eval", "Scored by sdft eval", text, data, (source,), "", notes))
+    for name in ("after", "eval"):
+        stage = summary.get(name) or {}
+        sentence = kl_sentence({"after": stage})
+        if sentence:
+            data_of_kl = {key: value for key, value in stage["kl"].items() if key != "sums"}
+            blocks.append(Sentence(f"kl_{name}", sentence, data_of_kl, (source,)))
+    return [block for block in blocks if not isinstance(block, Table) or block.text.rows]
+
+
+def _scores_of_several(members: Sequence[Member], reader: Reader) -> list[Block | None]:
+    sources = reader.sources(members, "eval/summary.json")
+    rows: list[dict[str, Any]] = []
+    shifts: list[dict[str, Any]] = []
+    for member in members:
+        summary = member.records.summary
+        name, stage = latest_stage(summary)
+        for before, after in paired_sets({"before": summary.get("before"), "after": stage}):
+            entry = after or before or {}
+            row: dict[str, Any] = {"set": entry.get("label"), "run": member.name, "stage": name if after else "before"}
+            row |= {"kind": "retention" if entry.get("retention") else "task", "n": entry.get("n")}
+            row |= {"before": _estimate(before), "after": _estimate(after), "change": None}
+            if row["before"] and row["after"]:
+                row["change"] = row["after"]["value"] - row["before"]["value"]
+            row |= {key: entry.get(key) for key in ("mean_length", "truncated_rate", "tokens_per_second", "note")}
+            rows.append(row)
+        if stage.get("kl"):
+            kl = {key: value for key, value in stage["kl"].items() if key != "sums"}
+            shifts.append({"run": member.name, **kl, "kl": _bounds(kl, ""), "nll": _bounds(kl, "nll_")})
+    sets = list(dict.fromkeys(row["set"] for row in rows))
+    rows.sort(key=lambda row: (row["kind"] != "task", sets.index(row["set"])))
+    notes = [line for member in members for line in score_notes(member.records.summary)]
+    table = make_table(
+        "scores",
+        "Scores",
+        used(_SCORE_COLUMNS, rows),
+        rows,
+        sources,
+        caption="95 % intervals.",
+        notes=list(dict.fromkeys(notes)),
+    )
+    picture = scores_picture({member.name: member.records.summary for member in members}, sources)
+    return [
+        table,
+        picture,
+        make_table("kl", "Distance from the seed model", used(_KL_COLUMNS, shifts), shifts, sources),
+    ]
+
+
+_SCORE_COLUMNS = (
+    Column("set", "set", plain),
+    Column("run", "run", plain),
+    Column("kind", "kind", plain),
+    Column("n", "n", count),
+    Column("before", "before [95 %]", estimate),
+    Column("after", "after [95 %]", estimate),
+    Column("change", "change", lambda value: f"{value:+.3f}"),
+    Column("mean_length", "mean length", decimals(0)),
+    Column("truncated_rate", "truncated", lambda value: f"{value:.0%}"),
+)
+_KL_COLUMNS = (
+    Column("run", "run", plain),
+    Column("kl", "KL(seed || tuned), nats a token", estimate),
+    Column("nll", "NLL of seed completions", estimate),
+    Column("num_completions", "completions", count),
+    Column("num_tokens", "tokens", count),
+)
+
+
+def _estimate(entry: Any) -> dict[str, Any] | None:
+    if entry is None or entry.get("score") is None:
+        return None
+    return {"value": entry["score"], "low": entry.get("low"), "high": entry.get("high")}
+
+
+def _bounds(kl: dict[str, Any], prefix: str) -> dict[str, Any] | None:
+    if kl.get(f"{prefix}mean") is None:
+        return None
+    return {"value": kl[f"{prefix}mean"], "low": kl.get(f"{prefix}low"), "high": kl.get(f"{prefix}high")}
+
+
+def _curves(part: Part, member: Member, reader: Reader) -> list[Block]:
+    blocks: list[Block] = []
+    undrawn = []
+    for name, curve in CURVES.items():
+        source = reader.name(member.path / ("eval/summary.json" if name == "scores" else "metrics.jsonl"))
+        num_missing = len(part.missing)
+        drawn = part.attempt(source, curve.title.lower(), partial(_curve, name, curve, member.records, source))
+        if not drawn and len(part.missing) == num_missing:
+            undrawn.append(curve.title.lower())
+        blocks += drawn
+    if undrawn:
+        part.missing.append(f"curves without data: {', '.join(undrawn)}")
+    return blocks
+
+
+def _curve(name: str, curve: Curve, records: RunRecords, source: str) -> list[Block | None]:
+    figure = curve.draw(records.metrics, records.summary)
+    if figure is None:
+        return []
+    return [Picture(name, curve.title, curve.caption, png_bytes(figure), (source,))]
