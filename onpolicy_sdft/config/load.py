@@ -8,10 +8,11 @@ import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse.typing import register_type
 
 from onpolicy_sdft.config.check import check
 from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig
@@ -23,6 +24,16 @@ if TYPE_CHECKING:
 Plan = TypeVar("Plan", bound="DataclassInstance")
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+if TYPE_CHECKING:
+    Verbatim: TypeAlias = Any
+else:
+
+    class Verbatim:
+        """Any value, as YAML reads it: of ``Any`` the parser would read text once more, and make 'a: b' a mapping."""
+
+    register_type(Verbatim, lambda value: value, lambda value: value, type_check=lambda value, kind: True)
 
 
 def make_parser(prog: str, description: str) -> ArgumentParser:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
+from onpolicy_sdft.config.load import Verbatim
 from onpolicy_sdft.config.schema import DataConfig, TaskConfig
 
 
@@ -26,7 +27,7 @@ class StageConfig:
     """Longest answer to a test or validation question."""
     target_score: float | None = None
     """Validation score that counts as learned, for comparisons at the same acquisition."""
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Verbatim] = field(default_factory=dict)
     """Further options of this stage's run, by dotted name."""
 
 
@@ -36,11 +37,11 @@ class SequenceConfig:
 
     base: list[str] = field(default_factory=list)
     """YAML files of run options that all stages share; later ones win."""
-    run: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Verbatim] = field(default_factory=dict)
     """Run options that all stages share, by section, after ``base``; ``eval.sets`` are what is never trained."""
     method: list[str] = field(default_factory=list)
     """YAML files of the method, after those (``configs/methods/*.yaml``)."""
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Verbatim] = field(default_factory=dict)
     """Run options by dotted name, after everything else."""
     stages: list[StageConfig] = field(default_factory=list)
     """The tasks, in order."""
@@ -70,7 +71,7 @@ class MethodConfig:
 
     files: list[str] = field(default_factory=list)
     """YAML files over the sequence's own."""
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Verbatim] = field(default_factory=dict)
     """Run options by dotted name."""
     lrs: list[float] = field(default_factory=list)
     """Its learning rates to choose from, as many as every other method's. Empty: those of the comparison."""

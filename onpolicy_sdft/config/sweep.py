@@ -11,17 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from jsonargparse.typing import register_type
 
-from onpolicy_sdft.config.load import explain, field_names, make_parser
+from onpolicy_sdft.config.load import Verbatim, explain, field_names, make_parser
 from onpolicy_sdft.errors import ConfigError
-
-
-class Verbatim:
-    """Any value, as YAML reads it: of ``Any`` the parser would read text once more, and make 'a: b' a mapping."""
-
-
-register_type(Verbatim, lambda value: value, lambda value: value, type_check=lambda value, kind: True)
 
 #: Axis whose values are methods: names of ``configs/methods`` or YAML files of options.
 METHOD = "method"

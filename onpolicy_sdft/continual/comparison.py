@@ -38,7 +38,7 @@ def summarise(
     done = [row for row in whole if not row["stopped"] and not row["joint"]]
     by_method = {method: [row for row in done if row["method"] == method] for method in methods}
     records = {method: _records(output, mine) for method, mine in by_method.items() if mine}
-    labels = next((row["labels"] for row in done), [])
+    labels: list[str] = next((row["labels"] for row in done), [])
     return {
         "methods": list(methods),
         "seeds": list(seeds),

@@ -12,6 +12,7 @@ from onpolicy_sdft.continual.metrics import (
     JOINT_METRICS,
     METRICS,
     Array,
+    Statistic,
     forgetting_by_task,
     matrix,
     paired_interval,
@@ -132,9 +133,13 @@ def _forgetting(correct: list[Array], retained: list[Array], labels: Sequence[st
     values = forgetting_by_task(matrix(correct))
     found = {}
     for index, label in enumerate(labels[:-1]):
-        low, high = paired_interval(correct, retained, lambda a, _, index=index: forgetting_by_task(a)[index])
+        low, high = paired_interval(correct, retained, _forgetting_of(index))
         found[label] = {"value": float(values[index]), "low": low, "high": high}
     return found
+
+
+def _forgetting_of(index: int) -> Statistic:
+    return lambda scores, retained: np.asarray(forgetting_by_task(scores)[index])
 
 
 def _relative(path: Path, output: Path) -> str:

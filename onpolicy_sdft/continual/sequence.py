@@ -125,8 +125,8 @@ def _plan_stage(
     if earlier:
         options["replay.sources"] = [_source(stage) for stage in earlier]
         options["replay.rate"] = None if config.joint else config.replay_rate
-    files = [*config.base, shared]
-    start = {"eval.seed_scores": config.seed_scores} if config.seed_scores else {}
+    files: list[str | Path] = [*config.base, shared]
+    start: Options = {"eval.seed_scores": config.seed_scores} if config.seed_scores else {}
     if done:
         start = {
             "train.start_from": str(done[-1].path),
@@ -144,7 +144,7 @@ def _plan_stage(
     return Stage(label, run, _distill_config(files, options, place))
 
 
-def _distill_config(files: list[Any], options: Options, place: Path) -> RunConfig:
+def _distill_config(files: list[str | Path], options: Options, place: Path) -> RunConfig:
     """What writes a stage's distilled set: the seed model, under the shared options, without the method's."""
     sections = ("data", "task", "replay", "train")
     own = {name: value for name, value in options.items() if name.partition(".")[0] in sections}
@@ -263,7 +263,7 @@ def _refuse_other(stage: Stage) -> None:
 
 def _deciding(config: RunConfig) -> Mapping[str, Any]:
     """Options by dotted name, without those that change no result."""
-    found = {}
+    found: dict[str, Any] = {}
     for section, options in dataclasses.asdict(config).items():
         found |= {f"{section}.{name}": value for name, value in options.items()}
     kept = {name: value for name, value in found.items() if name not in _DECIDE_NOTHING}

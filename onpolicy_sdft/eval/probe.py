@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from onpolicy_sdft.eval.answers import EVAL_STEP
 from onpolicy_sdft.eval.intervals import wilson_interval
-from onpolicy_sdft.eval.runner import EVAL_STEP
 from onpolicy_sdft.types import NoiseKey, Rollout, RolloutRequest, SamplingLaw, Views
 
 if TYPE_CHECKING:

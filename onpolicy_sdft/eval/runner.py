@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from scipy.special import comb
 
 from onpolicy_sdft.data.sources import fingerprint
-from onpolicy_sdft.eval.answers import EVAL_STEP as EVAL_STEP
-from onpolicy_sdft.eval.answers import Kept, Record, digest, write_in_chunks
+from onpolicy_sdft.eval.answers import EVAL_STEP, Kept, Record, digest, write_in_chunks
 from onpolicy_sdft.eval.intervals import mean_interval, wilson_interval
 from onpolicy_sdft.types import ONE_RANK, Demonstration, NoiseKey, Ranks, Rollout, RolloutRequest, SamplingLaw
 

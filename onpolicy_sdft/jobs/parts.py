@@ -249,7 +249,7 @@ def seed_context(
     goes_on = config.train.start_from is not None  # what it starts from is no seed model any more
     if isinstance(model, PeftModel) and not (goes_on and config.train.carry == "merge"):
         return lambda: adapter_off(model)
-    if untrained and not goes_on:
+    if untrained and not goes_on and not isinstance(model, PeftModel):
         return lambda: nullcontext(model)
     seed = load(config.model).model
     seed.to(model.device)  # type: ignore[arg-type]  # as in load_chat

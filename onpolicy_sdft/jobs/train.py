@@ -145,7 +145,8 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
         lambda: has_stage(run, "before", config) or inherit_scores(config, run, start, say)
     ):
         with teacher.weights("live"):
-            evaluate_stage(config, chat, model, sets, run, "before", backend)
+            origin = f"start {start.digest if start else 'seed model'}"
+            evaluate_stage(config, chat, model, sets, run, "before", backend, weights=origin)
     checkpointer = Checkpointer(
         run, backend, trainer.schedule, trainer.source, teacher, identity, config.train.keep_checkpoints, say,
     )  # fmt: skip
@@ -175,7 +176,8 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     if result.exit_code == 0:
         if scored:
             with teacher.weights("live"):
-                summary = {"after": evaluate_stage(config, chat, model, sets, run, "after", backend)}
+                taught = f"step {trainer.state.step}, {trainer.state.total_loss_tokens} loss tokens"
+                summary = {"after": evaluate_stage(config, chat, model, sets, run, "after", backend, weights=taught)}
         export(run.model_path, summary)
     return TrainOutcome(run, result, summary, is_first)
 

@@ -44,7 +44,7 @@ def flags(tmp_path: Path, model_dir: Path) -> list[str]:
 
 
 def test_two_runs_in_processes_of_their_own_one_of_which_fails(flags, tmp_path, capsys):
-    """The greedy run is the seed's best; the other asks for more than its directory may hold."""
+    """A template that is not there passes the check of options: only the run itself looks for it."""
     axes = "{by: [{label: good, optim.lr: 0.01}, {label: bad, context.template: nowhere.jinja}]}"
     code = verb.run([*flags, "--axes", axes, "--max_parallel", "2"])
     shown = capsys.readouterr()
