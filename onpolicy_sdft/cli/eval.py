@@ -21,13 +21,13 @@ def run(arguments: Sequence[str]) -> int:
         rest = ["--config", str(own), *rest]  # a run is scored as its own config says, flags on top
     config, options = parse(parser, rest)
     from onpolicy_sdft.jobs.finished import evaluate
-    from onpolicy_sdft.report.tables import kl_sentence, scores_table
+    from onpolicy_sdft.report.tables import kl_sentence, score_notes, scores_table
     from onpolicy_sdft.runs.progress import say_to_stderr
 
     directory, summary = evaluate(target, config, options.output, say_to_stderr)
     print(scores_table(summary).to_text())
-    sentence = kl_sentence({"after": summary})
-    if sentence:
-        print(sentence)
+    for line in (kl_sentence({"after": summary}), *score_notes({"eval": summary})):
+        if line:
+            print(line)
     print(f"records        {directory.eval_path}")
     return 0

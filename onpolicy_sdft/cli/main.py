@@ -25,7 +25,7 @@ VERBS = {
     "lm_eval": "run tasks of EleutherAI's lm-evaluation-harness on a run or a model",
     "chat": "talk to a model or a run",
     "export": "write a run's model, merged if asked, or push it to the hub",
-    "report": "write a run's curves and page again",
+    "report": "one page of runs, sequences, comparisons, sweeps and shifts: tables, plots, rollouts",
     "models": "list or fetch embedded models",
 }
 

@@ -156,8 +156,8 @@ def _method_blocks(comparison: Mapping[str, Any], source: str, missing: list[str
         ("metrics-by-method", "Metrics by method", "A dot with its interval a seed; the bar is the mean over seeds.",
          draw_metrics(drawn, comparison["methods"], [name for name in names if name != "kl"])),
         ("learning-against-forgetting", "Learning against forgetting",
-         "A point a method and seed (its number beside it) with intervals. Left panel: up and left is better; "
-         "right panel: up and right.", draw_trade(drawn, comparison["methods"])),
+         "A point a method and seed (its number beside it) with intervals. Against forgetting, up and left is better; "
+         "against the change of sets never trained, up and right.", draw_trade(drawn, comparison["methods"])),
     )  # fmt: skip
     found: list[Block | None] = [*blocks]
     for name, title, text, figure in pictures:
@@ -213,14 +213,16 @@ def _stages(entries: list[Entry], reader: Reader) -> list[Block | None]:
 
 
 def _tests(comparison: Mapping[str, Any], source: str) -> list[Block | None]:
-    columns = [
-        Column("a", "a", plain),
-        Column("b", "b", plain),
-        Column("metric", "metric", _metric),
-        Column("figure", "a - b [95 %]", estimate),
-    ]
-    rows = [{**row, "figure": row} for row in comparison.get("differences") or []]
-    caption = "Paired bootstrap over questions, seeds averaged; an interval that holds 0 leaves open which is higher."
+    pairs: dict[tuple[str, str], dict[str, Any]] = {}
+    for each in comparison.get("differences") or []:
+        pairs.setdefault((each["a"], each["b"]), {"a": each["a"], "b": each["b"]})[each["metric"]] = each
+    names = ordered(dict.fromkeys(name for row in pairs.values() for name in row if name not in ("a", "b")))
+    columns = [Column("a", "a", plain), Column("b", "b", plain)]
+    columns += [Column(name, _metric(name), estimate_below) for name in names]
+    rows = list(pairs.values())
+    caption = (
+        "a - b: paired bootstrap over questions, seeds averaged; an interval that holds 0 leaves open which is higher."
+    )
     differences = make_table("differences", "Differences of metrics", columns, rows, [source], caption=caption)
     columns = [
         Column("a", "a", plain),

@@ -47,6 +47,8 @@ PARTS = {
     "wait": "time/rollout_wait_seconds",
 }
 PART_COLORS = {"rollout": BLUE, "screen": ORANGE, "score": PURPLE, "learn": GREEN, "wait": SKY, "other": GREY}
+MIB_PER_GIB = 1024
+MEMORY_CAPTION = "Of the largest rank: on a GPU the peak of each part of the step, on a CPU what was resident after it."
 _WORTH_SHOWING = 0.001  # of the whole: a part that takes less is left to the other time
 
 
@@ -278,24 +280,37 @@ def draw_memory(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Figure
     figure, axes = new_figure()
     for number, key in enumerate(keys):
         steps, values = series(metrics, key)
-        label = key.removeprefix("memory/").removesuffix("_bytes").replace("_", " ")
-        axes.plot(steps, [value / 2**30 for value in values], color=CYCLE[number % len(CYCLE)], label=label)
+        marker, color = "o" if len(steps) < MANY_STEPS else "", CYCLE[number % len(CYCLE)]
+        sizes = [value / MIB_PER_GIB for value in values]
+        axes.plot(steps, sizes, marker=marker, markersize=4, color=color, label=memory_part(key))
     axes.set_ylabel("GiB")
     from_zero(axes)
     return finish(figure, axes)
 
 
 def memory_keys(metrics: Sequence[Record]) -> list[str]:
-    """List the metrics that are memory, in bytes.
+    """List the metrics that are memory.
 
     Args:
         metrics: Lines of ``metrics.jsonl``.
 
     Returns:
-        Keys of the form ``memory/QUANTITY_bytes``.
+        Keys of the form ``memory/PART_mib``, in the order they were logged.
     """
-    keys = {key for record in metrics for key in record.get("values") or {}}
-    return sorted(key for key in keys if key.startswith("memory/") and key.endswith("_bytes"))
+    keys = dict.fromkeys(key for record in metrics for key in record.get("values") or {})
+    return [key for key in keys if key.startswith("memory/") and key.endswith("_mib")]
+
+
+def memory_part(key: str) -> str:
+    """Name the part of a step whose memory a metric is.
+
+    Args:
+        key: One of :func:`memory_keys`.
+
+    Returns:
+        E.g. ``rollout``.
+    """
+    return key.removeprefix("memory/").removesuffix("_mib").replace("_", " ")
 
 
 CURVES: Mapping[str, Curve] = {
@@ -314,7 +329,7 @@ CURVES: Mapping[str, Curve] = {
     "lengths": Curve("Lengths", "A ratio that climbs means that answers grow away from the data.", draw_lengths),
     "diversity": Curve("Entropy and variety", "A steady fall of either is a sign of collapse.", draw_diversity),
     "time": Curve("Time", "Where the seconds of a step went.", draw_time),
-    "memory": Curve("Memory", "The most that was in use up to each step.", draw_memory),
+    "memory": Curve("Memory", MEMORY_CAPTION, draw_memory),
 }
 
 

@@ -189,8 +189,8 @@ def make_table(
 
 
 def used(columns: Iterable[Column], rows: Rows) -> list[Column]:
-    """Return the columns that any record has something for."""
-    return [column for column in columns if any(row.get(column.key) not in (None, "", False) for row in rows)]
+    """Return the columns that any record has something for; a zero is something, no flag set is not."""
+    return [column for column in columns if any(_is_there(row.get(column.key)) for row in rows)]
 
 
 def plain(value: Any) -> str:
@@ -234,6 +234,10 @@ def interval(value: float | None, low: float | None, high: float | None, digits:
     if low is None or high is None:
         return f"{value:.{digits}f}"
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _is_there(value: Any) -> bool:
+    return value is not None and value is not False and value != ""
 
 
 def _cell(column: Column, row: Mapping[str, Any]) -> str:

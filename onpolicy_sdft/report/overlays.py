@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from onpolicy_sdft.report.curves import MEMORY_CAPTION, MIB_PER_GIB, memory_keys, memory_part
 from onpolicy_sdft.report.document import Picture
 from onpolicy_sdft.report.drawing import (
     BLUE,
@@ -107,9 +108,8 @@ def overlay_pictures(tracks: Sequence[Track], ends: Sequence[int] = ()) -> list[
         if key.startswith("eval/") and key.endswith("/score"):
             label = key.removeprefix("eval/").removesuffix("/score")
             known[key] = Overlay(f"Score during training: {label}", "On the validation set.", "score")
-        elif key.startswith("memory/") and key.endswith("_bytes"):
-            title = key.removeprefix("memory/").removesuffix("_bytes").replace("_", " ")
-            known[key] = Overlay(f"Memory: {title}", "The most in use up to each step.", "GiB", scale=2**-30)
+    for key in dict.fromkeys(key for track in tracks for key in memory_keys(track.metrics)):
+        known[key] = Overlay(f"Memory: {memory_part(key)}", MEMORY_CAPTION, "GiB", scale=1 / MIB_PER_GIB)
     return [_picture(key, overlay, tracks, ends) for key, overlay in known.items() if key in keys]
 
 

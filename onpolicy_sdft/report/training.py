@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from onpolicy_sdft.report.curves import PART_COLORS, PARTS, memory_keys
+from onpolicy_sdft.report.curves import MEMORY_CAPTION, MIB_PER_GIB, PART_COLORS, PARTS, memory_keys, memory_part
 from onpolicy_sdft.report.document import Block, Column, Picture, Table, Tile, Tiles, count, make_table, plain, share
 from onpolicy_sdft.report.drawing import new_figure, plot_text, png_bytes, series, style
 from onpolicy_sdft.report.reading import Member, Reader
@@ -71,10 +71,12 @@ def time_blocks(members: Sequence[Member], reader: Reader) -> list[Block | None]
         Column("written_per_second", "rollout tokens/s", count),
     ]
     notes = []
-    if any(row["peak_memory"] for row in rows):
-        columns.append(Column("peak_memory", "peak memory", _gib))
+    keys = dict.fromkeys(key for member in members for key in memory_keys(member.records.metrics))
+    columns += [Column(key, f"{memory_part(key)} memory", _gib) for key in keys]
+    if keys:
+        notes.append(f"Memory: the most of all steps. {MEMORY_CAPTION}")
     elif rows:
-        notes.append("metrics.jsonl holds no memory (memory/*_bytes).")
+        notes.append("metrics.jsonl holds no memory (memory/*_mib).")
     sources = reader.sources(members, "metrics.jsonl")
     caption = "Shares of the time of whole steps; rates are over the whole run."
     table = make_table("time", "Time and memory", columns, rows, sources, caption=caption, notes=notes)
@@ -117,14 +119,13 @@ def _time_row(member: Member) -> dict[str, Any] | None:
         return None
     seconds = {name: sum(finite(metrics, key)) for name, key in PARTS.items()}
     seconds["other"] = max(0.0, total - sum(seconds.values()))
-    peaks = [max(finite(metrics, key), default=0.0) for key in memory_keys(metrics)]
     row: dict[str, Any] = {"run": member.name, "steps": len(metrics), "total_seconds": total}
     row["step_seconds"] = total / len(finite(metrics, "time/step_seconds"))
     row |= {f"{name}_seconds": value for name, value in seconds.items()}
     row |= {f"{name}_share": value / total for name, value in seconds.items()}
     row["learned_per_second"] = sum(finite(metrics, "train/num_loss_tokens")) / total
     row["written_per_second"] = mean(finite(metrics, "rollout/tokens_per_second"))
-    row["peak_memory"] = max(peaks, default=0.0) or None
+    row |= {key: max(finite(metrics, key), default=None) for key in memory_keys(metrics)}
     return row
 
 
@@ -191,4 +192,4 @@ def _percent(value: float) -> str:
 
 
 def _gib(value: float) -> str:
-    return f"{value / 2**30:.2f} GiB"
+    return f"{value / MIB_PER_GIB:.2f} GiB"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
+from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.report.compose import compose, kinds_of
 from onpolicy_sdft.report.data import document_data
 from onpolicy_sdft.report.document import Document, Picture
@@ -32,9 +33,14 @@ def write_report(
         Paths written, the report first.
 
     Raises:
+        ConfigError: The output is a directory.
         RunDirectoryError: A directory holds nothing that a report can be made of.
     """
     places = [Path(path) for path in paths]
+    if output is not None and Path(output).is_dir():
+        raise ConfigError(
+            f"output={output} is a directory. Way out: name a file in it, e.g. {Path(output) / 'report.html'}."
+        )
     form = form or _form_of(output)
     kinds = [kinds_of(place) for place in places]
     if output is None and form == "html" and kinds == [["run"]]:

@@ -56,7 +56,8 @@ def metrics(step, **values):
         "time/learn_seconds": 0.5,
         "time/rollout_wait_seconds": 0.0,
         "time/step_seconds": 2.0,
-        "memory/peak_bytes": 3 * 2**30,
+        "memory/rollout_mib": 3072,
+        "memory/learn_mib": 1024.0 + step,
     }
     return {"step": step, "skipped": "", "time": 0.0, "values": {**figures, **values}}
 

@@ -32,7 +32,7 @@ def full(step):
         "time/learn_seconds": 6.0,
         "time/step_seconds": 12.0,
         "eval/validation/score": 0.5,
-        "memory/peak_bytes": 2.0 * 2**30,
+        "memory/rollout_mib": 2048,
     }
     return record(step, **values)
 

@@ -15,7 +15,7 @@ from places import (
 )
 
 from onpolicy_sdft.report.compose import compose
-from onpolicy_sdft.report.document import Picture, Table
+from onpolicy_sdft.report.document import Column, Picture, Table, used
 from onpolicy_sdft.runs.files import read_json, write_json_atomic
 
 pytestmark = pytest.mark.usefixtures("unrendered_module")
@@ -108,7 +108,7 @@ def test_a_comparison_puts_methods_beside_each_other_over_seeds(documents):
     )  # fmt: skip
     assert [row["chosen"] for row in cells(tables["tuning"])] == ["no", "yes"] * 4
     (difference,) = cells(tables["differences"])
-    assert difference["a - b [95 %]"] == "0.100 [0.050, 0.150]"
+    assert difference == {"a": "sft", "b": "sdft", "forgetting": "0.100\n[0.050, 0.150]"}
 
 
 def test_a_comparison_draws_methods_their_trade_and_the_matrix_of_every_sequence(documents):
@@ -162,7 +162,7 @@ def test_several_runs_stand_in_one_table_and_one_picture_a_metric(places):
     ]
     assert tables["scores"].notes == ("facts: phrase matching undercounts refusals",)
     assert pictures["loss-total"].sources == ("run-b/metrics.jsonl", "run-a/metrics.jsonl")
-    assert {"scores", "rollout-entropy", "memory-peak_bytes", "time-by-run"} <= set(pictures)
+    assert {"scores", "rollout-entropy", "memory-learn_mib", "time-by-run"} <= set(pictures)
     rates = {row["option"]: row["value (runs that have it)"] for row in cells(tables["config_differences"])}
     assert rates == {"optim.lr": "0.01 (run-b); 0.001 (run-a)", "train.seed": "1 (run-b); 0 (run-a)"}
 
@@ -174,7 +174,7 @@ def test_time_memory_collapse_and_verdicts_are_tabulated(places):
     shares = {name: time[name] for name in ("rollout", "screen", "score", "learn", "other")}
     assert shares == {"rollout": "50%", "screen": "5%", "score": "10%", "learn": "25%", "other": "10%"}
     assert (time["steps"], time["seconds"], time["learned tokens/s"]) == ("40", "80", "25")
-    assert time["peak memory"] == "3.00 GiB"
+    assert (time["rollout memory"], time["learn memory"]) == ("3.00 GiB", "1.04 GiB")  # the most of 1024 + step MiB
     (collapse,) = cells(tables["collapse"])
     # Entropy is 0.8 - 0.01 * step; the ends are steps 1 to 4 and 37 to 40.
     assert collapse["entropy, nats"] == "0.775 -> 0.415"
@@ -255,11 +255,18 @@ def test_a_stopped_sequence_of_a_comparison_is_named_with_its_reason(tmp_path):
     content = read_json(path)
     content["rows"][0] |= {"stopped": "25 steps in a row made no update", "metrics": {}, "kl": None, "steps": None}
     write_json_atomic(path, content)
-    (part,) = compose([tmp_path / "cmp"], tmp_path).parts
+    document = compose([tmp_path / "cmp"], tmp_path)
+    (part,) = document.parts
     assert part.missing == ["cmp/sft-seed0: not whole, in tables only (25 steps in a row made no update)"]
-    rows = cells(blocks(compose([tmp_path / "cmp"], tmp_path))["sequences"])
+    rows = cells(blocks(document)["sequences"])
     assert rows[0]["stopped"] == "25 steps in a row made no update"
     assert rows[0]["forgetting"] == "-"
+
+
+def test_a_column_of_zeros_is_shown_and_one_of_nothing_is_not():
+    columns = [Column(name, name, str) for name in ("zero", "none", "unset", "empty")]
+    rows = [{"zero": 0.0, "none": None, "unset": False, "empty": ""}] * 2
+    assert [column.key for column in used(columns, rows)] == ["zero"]
 
 
 def test_nasty_names_break_no_plot(tmp_path):

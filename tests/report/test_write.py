@@ -7,7 +7,7 @@ from PIL import Image
 from places import EVIL, make_run, make_sequence, make_sweep, rollout, sequence
 
 from onpolicy_sdft.cli.main import main
-from onpolicy_sdft.errors import RunDirectoryError
+from onpolicy_sdft.errors import ConfigError, RunDirectoryError
 from onpolicy_sdft.report import write_report
 from onpolicy_sdft.runs.files import read_json, write_json_atomic
 
@@ -105,6 +105,11 @@ def test_markdown_fences_what_holds_fences_and_escapes_tags(tmp_path):
 def test_the_form_follows_the_ending_of_the_output(tmp_path, name, starts):
     run = make_run(tmp_path / "run")
     assert write_report([run], output=tmp_path / name)[0].read_text().strip().startswith(starts)
+
+
+def test_an_output_that_is_a_directory_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(ConfigError, match=r"is a directory\. Way out: name a file in it"):
+        write_report([tmp_path / "none"], output=tmp_path)
 
 
 def test_what_holds_nothing_is_refused_with_the_way_out(tmp_path):
