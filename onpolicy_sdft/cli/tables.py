@@ -38,6 +38,13 @@ def comparison_tables(summary: Mapping[str, Any]) -> str:
         for method, each in summary["over_seeds"].items()
     ]
     parts = [format_plain_table(("method", "seeds", *(name.replace("_", " ") for name in names)), rows)]
+    is_matched = summary["match"] == "acquisition"
+    short = [
+        f"{row['sequence']}: stage {number} ended by {why}, not at its target score"
+        for row in summary["rows"]
+        for number, why in enumerate(row.get("ended_by") or [], start=1)
+        if is_matched and why != "stop_score"
+    ]
     runs = [
         (
             row["method"] + (" (joint)" if row["joint"] else ""), str(row["seed"]),
@@ -64,7 +71,7 @@ def comparison_tables(summary: Mapping[str, Any]) -> str:
         ]
         parts.append(format_plain_table(("methods", "seed", "task", "only first", "only second", "McNemar p"), tests))
     notes = "Intervals: 95 % bootstrap over questions, paired, of the mean over seeds; of KL the range of the seeds."
-    return "\n\n".join([*parts, notes])
+    return "\n\n".join([*parts, "\n".join([*short, notes])])
 
 
 def interval(entry: Mapping[str, float], middle: str = "value") -> str:

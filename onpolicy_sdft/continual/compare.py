@@ -24,7 +24,8 @@ from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_atomic
 
 COMPARISON_FILE = "comparison.json"
-_STOPPED = "stopped.txt"
+_STOPPED = "stopped.json"
+_OWN = ("train.max_steps", "train.max_loss_tokens", "eval.stop_score")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +117,17 @@ def check_comparison(config: CompareConfig, sequence: SequenceConfig) -> None:
         raise ConfigError("match=tokens needs max_loss_tokens, and max_steps as the most there may be.")
     if config.match != "tokens" and config.max_loss_tokens is not None:
         raise ConfigError("max_loss_tokens is read with match=tokens only. Way out: --match tokens, or leave it out.")
+    for where, options in (
+        ("sequence", sequence.options),
+        *((f"methods.{m}", o.options) for m, o in config.methods.items()),
+    ):
+        if budgets := [name for name in _OWN if name in options]:
+            raise ConfigError(f"{where}.options: {budgets[0]} is a budget, the same for all: set it on the comparison.")
+    if config.match == "acquisition" and config.joint:
+        raise ConfigError("joint training learns all tasks at once: it has no stage that ends at a score (match).")
+    is_tuned = any(_rates(config, method) != [None] for method in config.methods)
     for stage in sequence.stages:
-        if stage.validation is None and (config.match == "acquisition" or (stage is sequence.stages[0] and config.lrs)):
+        if stage.validation is None and (config.match == "acquisition" or (stage is sequence.stages[0] and is_tuned)):
             raise ConfigError(f"stage {stage.label!r} needs validation questions. Way out: stages[].validation.")
         if config.match == "acquisition" and stage.target_score is None:
             raise ConfigError(f"match=acquisition needs stages[].target_score; stage {stage.label!r} has none.")
@@ -158,7 +168,7 @@ def run_comparison(config: CompareConfig, sequence: SequenceConfig, command: lis
     for seed, method, joint in _order(config):
         lr = chosen[method]
         name = f"{method}-joint" if joint else f"{method}-seed{seed}"
-        if config.lrs and lr is None:
+        if lr is None and _rates(config, method) != [None]:
             say(f"{name}: left out, training stopped at every learning rate")
             continue
         own = method_sequence(config, sequence, method, seed, lr, Path(name), joint=joint)
@@ -189,12 +199,14 @@ def _run_trial(trial: Trial, seed_run: str | None, output: Path, command: list[s
 def _run_unless_stopped(own: SequenceConfig, command: list[str], say: Say) -> str:
     """Run a sequence; return why training stopped in it, or nothing. That is kept: it would stop there again."""
     mark = Path(own.output_dir) / _STOPPED
-    if mark.is_file():
-        return mark.read_text(encoding="utf-8")
+    options = dump_config(dataclasses.replace(own, seed_scores=None))
+    if mark.is_file() and (found := read_json(mark))["options"] == options:
+        say(f"stopped before ({mark}): {found['why']}")
+        return str(found["why"])
     try:
         run_sequence(own, command, say)
     except Stopped as error:
-        write_text_atomic(mark, str(error))
+        write_json_atomic(mark, {"why": str(error), "options": options})
         say(f"stopped: {error}")
         return str(error)
     return ""

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from onpolicy_sdft.continual.metrics import METRICS, Array, Statistic, intransigence, matrix, mcnemar, paired_interval
-from onpolicy_sdft.continual.results import read_correct, rows_of
+from onpolicy_sdft.continual.results import read_answers, rows_of
+from onpolicy_sdft.errors import RunDirectoryError
 from onpolicy_sdft.runs.files import read_json
 
 Entry = dict[str, Any]
@@ -37,7 +38,8 @@ def summarise(
     whole = [_row(output, row) for row in rows]
     done = [row for row in whole if not row["stopped"] and not row["joint"]]
     by_method = {method: [row for row in done if row["method"] == method] for method in methods}
-    records = {method: _records(output, mine) for method, mine in by_method.items() if mine}
+    answers = _Answers(output)
+    records = {method: _records(answers, output, mine) for method, mine in by_method.items() if mine}
     labels: list[str] = next((row["labels"] for row in done), [])
     return {
         "methods": list(methods),
@@ -49,7 +51,7 @@ def summarise(
         "differences": _differences(records),
         "intransigence": _intransigence(whole, by_method),
         "tuning": list(tuning),
-        "mcnemar": _tests(output, done, labels),
+        "mcnemar": _tests(answers, done, labels),
     }
 
 
@@ -63,18 +65,44 @@ def _row(output: Path, row: Mapping[str, Any]) -> Entry:
         "labels": found["labels"],
         "metrics": found["metrics"],
         "kl": None if kl is None else kl["mean"],
+        "ended_by": [stage["ended_by"] for stage in found["stages"]],
         "matrix": found["matrix"]["value"],
         "last_scores": found["matrix"]["value"][-1],
         **{name: sum(stage[name] for stage in found["stages"]) for name in ("loss_tokens", "steps", "seconds")},
     }
 
 
-def _records(output: Path, mine: Sequence[Mapping[str, Any]]) -> tuple[list[Array], list[Array]]:
+class _Answers:
+    """Reads each sequence's answers once, and makes sure that all were asked the same questions."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self._asked: dict[str, list[str]] = {}
+        self._found: dict[tuple[str, str], Array] = {}
+
+    def of(self, sequence: str, label: str) -> Array:
+        """Return the share of right samples of every question after every stage: [T + 1, E].
+
+        Raises:
+            RunDirectoryError: If another sequence was asked other questions.
+        """
+        if (sequence, label) not in self._found:
+            self._found[sequence, label], asked = read_answers(rows_of(self.output / sequence), label)
+            if self._asked.setdefault(label, asked) != asked:
+                raise RunDirectoryError(
+                    f"{self.output / sequence} was asked other questions of {label!r} than the sequences before it. "
+                    "Way out: delete it and start the same command again, or take another output_dir."
+                )
+        return self._found[sequence, label]
+
+
+def _records(answers: _Answers, output: Path, mine: Sequence[Mapping[str, Any]]) -> tuple[list[Array], list[Array]]:
     """Return the records of a method over its seeds, of tasks and of sets never trained: [T + 1, S, E] each."""
     found = [read_json(output / row["sequence"] / "sequence.json") for row in mine]
-    rows = [rows_of(output / row["sequence"]) for row in mine]
     tasks, held = found[0]["labels"], found[0]["retention_labels"]
-    stacked = {label: np.stack([read_correct(each, label) for each in rows], axis=1) for label in (*tasks, *held)}
+    stacked = {
+        label: np.stack([answers.of(row["sequence"], label) for row in mine], axis=1) for label in (*tasks, *held)
+    }
     return [stacked[label] for label in tasks], [stacked[label] for label in held]
 
 
@@ -146,12 +174,10 @@ def _intransigence(rows: Sequence[Mapping[str, Any]], by_method: Mapping[str, Se
     return found
 
 
-def _tests(output: Path, done: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[Entry]:
+def _tests(answers: _Answers, done: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[Entry]:
     """Compare methods after the last stage on each task's questions, seed by seed: questions repeat between seeds."""
     last = {
-        (row["method"], row["seed"], label): read_correct(rows_of(output / row["sequence"]), label)[-1]
-        for row in done
-        for label in labels
+        (row["method"], row["seed"], label): answers.of(row["sequence"], label)[-1] for row in done for label in labels
     }
     found = []
     for first, second in combinations(done, 2):

@@ -77,19 +77,30 @@ def read_correct(rows: Sequence[Row], label: str) -> Array:
     Raises:
         RunDirectoryError: If two stages were not asked the same questions.
     """
-    found, asked = [], None
+    return read_answers(rows, label)[0]
+
+
+def read_answers(rows: Sequence[Row], label: str) -> tuple[Array, list[str]]:
+    """Return :func:`read_correct` and the questions it is of.
+
+    Raises:
+        RunDirectoryError: If two stages were not asked the same questions.
+    """
+    found: list[list[float]] = []
+    asked: list[str] | None = None
     for run, moment in rows:
         path = run.eval_records_path(moment, label)
         if not path.is_file():
             raise RunDirectoryError(f"{path} does not exist: that stage was not scored on {label!r}.")
         shares: dict[str, list[bool]] = {}
         for record in read_jsonl(path):
-            shares.setdefault(record["example_id"], []).append(bool(record["correct"]))
+            question = f"{record['example_id']} {record['prompt']}"
+            shares.setdefault(question, []).append(bool(record["correct"]))
         if asked is not None and list(shares) != asked:
             raise RunDirectoryError(f"{path} holds other questions than the stage before. Way out: another output_dir.")
         asked = list(shares)
         found.append([float(np.mean(samples)) for samples in shares.values()])
-    return np.array(found)
+    return np.array(found), asked or []
 
 
 def rows_of(sequence: Path) -> list[Row]:
@@ -100,7 +111,10 @@ def rows_of(sequence: Path) -> list[Row]:
 
 def _of_run(run: RunDirectory, output: Path) -> dict[str, Any]:
     metrics = read_jsonl(run.metrics_path)
+    result = read_json(run.result_path) if run.result_path.is_file() else {}
     return {
+        "ended_by": result.get("reason"),
+        "best_score": result.get("best_score"),
         "run": _relative(run.path, output),
         "steps": metrics[-1]["step"] if metrics else 0,
         "loss_tokens": metrics[-1]["values"]["train/total_loss_tokens"] if metrics else 0,

@@ -109,11 +109,10 @@ def _plan_stage(
 ) -> Stage:
     first, label = group[0], JOINT if config.joint else group[0].label
     output = Path(config.output_dir)
-    common = load_config(*config.base, shared)
+    common = load_config(*config.base, shared, *config.method)
     sets = _eval_sets(config, common)
     options: Options = {
-        **_stage_options(group, common),
-        **config.options,
+        **(_joint_options(group, config.options, common) if config.joint else {**first.options, **config.options}),
         **{f"data.{name}": value for name, value in dataclasses.asdict(first.data).items()},
         **{f"task.{name}": value for name, value in dataclasses.asdict(first.task).items()},
         "eval.sets": [dataclasses.asdict(item) for item in sets],
@@ -145,20 +144,20 @@ def _plan_stage(
 
 
 def _distill_config(files: list[str | Path], options: Options, place: Path) -> RunConfig:
-    """What writes a stage's distilled set: the seed model, under the shared options, without the method's."""
-    sections = ("data", "task", "replay", "train")
+    """What writes a stage's distilled set: the seed model, under the shared options, without the method's files."""
+    sections = ("data", "task", "replay", "train", "model", "context", "rollout", "screening", "distill")
     own = {name: value for name, value in options.items() if name.partition(".")[0] in sections}
     if "replay.sources" not in own:
         own["train.seed"] = 0  # one set for all seeds
     return load_config(*files, **own, **{"distill.output_dir": str(place), "distill.resume": "auto"})
 
 
-def _stage_options(group: list[StageConfig], common: RunConfig) -> Options:
-    """Return the further options of a stage, or of all at once: the same for each, but for budgets, which add up."""
+def _joint_options(group: list[StageConfig], shared: Mapping[str, Any], common: RunConfig) -> Options:
+    """Return the further options of all stages at once: the same for each, but for budgets, which add up."""
     options = [dict(stage.options) for stage in group]
     found: Options = {}
     for name in _BUDGETS:
-        default = getattr(common.train, name.partition(".")[2])
+        default = shared.get(name, getattr(common.train, name.partition(".")[2]))
         each = [own.pop(name, default) for own in options]
         if None not in each:
             found[name] = sum(each)
@@ -166,7 +165,7 @@ def _stage_options(group: list[StageConfig], common: RunConfig) -> Options:
             raise ConfigError(f"joint=true needs {name} for every stage, or for none.")
     if any(own != options[0] for own in options):
         raise ConfigError(f"joint=true needs the same stage options for every stage (but for {', '.join(_BUDGETS)}).")
-    return {**options[0], **found}
+    return {**options[0], **shared, **found}
 
 
 def _eval_sets(config: SequenceConfig, common: RunConfig) -> list[EvalSetConfig]:
@@ -198,6 +197,7 @@ def run_sequence(config: SequenceConfig, command: list[str], say: Say, stages: l
     output = Path(config.output_dir)
     for stage in stages:
         _refuse_other(stage)
+    _refuse_gap(stages)
     write_text_atomic(output / "sequence.yaml", dump_config(config))
     for number, stage in enumerate(stages, start=1):
         say(f"stage {number} of {len(stages)}: {stage.label}" + (" (done)" if is_done(stage.path) else ""))
@@ -223,9 +223,12 @@ def is_done(run: Path) -> bool:
 
 def run_stage(stage: Stage, output: Path, launch: list[str]) -> None:
     """Run one stage, or what is left of it, after the distilled set that it learns."""
-    if stage.distill is not None and not (Path(stage.distill.distill.output_dir) / "summary.json").is_file():
-        name = f"distill-{Path(stage.distill.distill.output_dir).name}"
-        _run("distill", stage.distill, output / name, [])
+    if stage.distill is not None:
+        place = Path(stage.distill.distill.output_dir)
+        if (place / "summary.json").is_file():
+            _refuse_other_set(place, stage.distill)
+        else:
+            _run("distill", stage.distill, output / f"distill-{place.name}", [])
     _run("train", stage.config, output / stage.path.name, launch)
 
 
@@ -258,6 +261,32 @@ def _refuse_other(stage: Stage) -> None:
         raise RunDirectoryError(
             f"{stage.path} was run with other options ({', '.join(differing)}): {key} was {saved[key]!r}, now "
             f"{now[key]!r}. Way out: another output_dir, or delete that stage and those after it."
+        )
+
+
+def _refuse_gap(stages: list[Stage]) -> None:
+    """Refuse to keep a finished stage that stands on one that is to be run again."""
+    left = next((stage for stage in stages if not is_done(stage.path)), None)
+    later = [] if left is None else [stage for stage in stages[stages.index(left) :] if is_done(stage.path)]
+    if left is not None and later:
+        raise RunDirectoryError(
+            f"{later[0].path} is finished, but {left.path}, which it stands on, is not. Way out: delete the finished "
+            "ones after it, or put it back."
+        )
+
+
+def _refuse_other_set(place: Path, asked: RunConfig) -> None:
+    """Refuse a distilled set that was written with other options than this stage asks for."""
+    sections = ("model.", "data.", "task.", "context.", "rollout.", "screening.", "replay.", "distill.rules")
+    saved, now = (
+        {name: value for name, value in _deciding(config).items() if name.startswith(sections)}
+        for config in (load_config(place / "config.yaml"), asked)
+    )
+    if differing := differences(saved, now):
+        key = differing[0]
+        raise RunDirectoryError(
+            f"{place} was distilled with other options ({', '.join(differing)}): {key} was {saved[key]!r}, now "
+            f"{now[key]!r}. Way out: another distilled_dir, or delete that set."
         )
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.config.check import evaluation_sets
+from onpolicy_sdft.data.sources import fingerprint
 from onpolicy_sdft.eval.answers import Kept, remove_kept
 from onpolicy_sdft.eval.retention import SeedCompletion, SeedKL, kl_to_seed, write_seed_completions
 from onpolicy_sdft.eval.runner import EvalSet, SetScore, score_set
@@ -105,7 +106,8 @@ def evaluate_stage(
         return Kept(_partial_path(run, stage, questions.label), owner, chunk_size(chat), chat.say)
 
     scores = score_sets(config, chat, model, sets, stage, ranks, keep)
-    return ranks.on_first(partial(_write_stage, config, chat, model, run, stage, scores))
+    entry = {"identity": eval_identity(config, sets), "weights": weights}
+    return ranks.on_first(partial(_write_stage, config, chat, model, run, stage, scores, entry))
 
 
 def chunk_size(chat: Chat) -> int:
@@ -137,6 +139,7 @@ def _write_stage(
     run: RunDirectory,
     stage: str,
     scores: Sequence[SetScore],
+    entry: Mapping[str, Any],
 ) -> dict[str, Any]:
     summary = read_json(run.eval_summary_path) if run.eval_summary_path.is_file() else {}
     run.eval_path.mkdir(exist_ok=True)
@@ -148,27 +151,29 @@ def _write_stage(
         if stage != "before":
             kl = measure_kl(config, chat, model, completions)
     scored = [_without_records(score) for score in scores]
-    summary[stage] = {"identity": eval_identity(config), "sets": scored, "kl": _kl_entry(kl)}
+    summary[stage] = {**entry, "sets": scored, "kl": _kl_entry(kl)}
     write_json_atomic(run.eval_summary_path, summary)
     for score in scores:
         remove_kept(_partial_path(run, stage, score.label))
     return dict(summary[stage])
 
 
-def eval_identity(config: RunConfig) -> str:
+def eval_identity(config: RunConfig, sets: Sequence[EvalSet]) -> str:
     """Digest what decides the seed model's scores, so that scores of another question are never taken for these."""
     parts = (
+        [fingerprint(list(questions.demonstrations)) for questions in sets],
         config.model, config.context.student_template_kwargs, evaluation_sets(config), config.eval.temperature,
         config.eval.num_samples, config.eval.seed, config.eval.kl_prompts, config.eval.kl_max_new_tokens,
     )  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def has_stage(run: RunDirectory, stage: str, config: RunConfig) -> bool:
-    """Whether a stage was scored already, by this model on these sets."""
+def has_stage(run: RunDirectory, stage: str, config: RunConfig, sets: Sequence[EvalSet], weights: str) -> bool:
+    """Whether a stage was scored already: these weights on these very questions."""
     if not run.eval_summary_path.is_file():
         return False
-    return bool(read_json(run.eval_summary_path).get(stage, {}).get("identity") == eval_identity(config))
+    entry = read_json(run.eval_summary_path).get(stage, {})
+    return bool(entry.get("identity") == eval_identity(config, sets) and entry.get("weights") == weights)
 
 
 def seed_completions(

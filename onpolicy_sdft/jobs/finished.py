@@ -91,7 +91,7 @@ def load_run(path: str | Path, say: Say = lambda text: None) -> Finished:
         )
     config = load_config(run.config_path)
     if (run.model_path / "adapter_config.json").is_file():
-        chat = load_chat(dataclasses.replace(config, model=base_of(run, config.model)), say)
+        chat = load_chat(dataclasses.replace(config, model=base_of(run, config)), say)
         model = PeftModel.from_pretrained(chat.loaded.model, run.model_path)
         return Finished(config, chat, model, run)
     tuned = dataclasses.replace(config, model=dataclasses.replace(config.model, name=str(run.model_path)))
@@ -186,6 +186,11 @@ def export(
     finished = load_run(target, say)
     assert finished.run is not None
     model = finished.model
+    base = base_of(finished.run, finished.config).name
+    if push_to_hub is not None and not merged and base != finished.config.model.name:
+        raise ConfigError(
+            f"The adapter of {target} stands on {base}, which is on this machine only. Way out: --merged."
+        )
     if merged and isinstance(model, PeftModel):
         if finished.config.model.load_in_4bit:
             raise ConfigError("--merged cannot fold an adapter into a 4-bit base. Way out: export the adapter alone.")
@@ -194,7 +199,7 @@ def export(
     tokenizer = finished.chat.loaded.tokenizer
     if output is not None:
         facts = {**_facts(finished), "merged": str(merged).lower()}
-        export_model(model, tokenizer, Path(output), finished.config.model.name, facts, summary)
+        export_model(model, tokenizer, Path(output), base, facts, summary)
         say(f"written to {output}")
     if push_to_hub is not None:
         model.push_to_hub(push_to_hub)  # type: ignore[arg-type]  # transformers wraps it in a way mypy misreads

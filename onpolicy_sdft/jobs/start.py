@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
@@ -23,6 +25,7 @@ from onpolicy_sdft.train.checkpoint import load_start, newest_checkpoint, weight
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import ModelConfig, RunConfig
+    from onpolicy_sdft.eval.runner import EvalSet
     from onpolicy_sdft.train.step import Trainer
 
 Say = Callable[[str], None]
@@ -56,6 +59,11 @@ def find_start(config: RunConfig, say: Say) -> Start | None:
         raise ConfigError(f"train.start_from={train.start_from} is train.output_dir itself. Way out: name another.")
     run = RunDirectory.open(train.start_from, require=["config.yaml"])
     earlier = load_config(run.config_path)
+    if train.carry == "continue" and _has_base(earlier):
+        raise ConfigError(
+            f"The adapter of train.start_from={train.start_from} stands on a base that earlier tasks were merged into "
+            "(its train.carry=merge), so it cannot go on over the seed model. Way out: --train.carry merge."
+        )
     mine, theirs = (_weights_of(each, train.carry) for each in (config, earlier))
     if differing := differences(theirs, mine):
         key = differing[0]
@@ -83,26 +91,66 @@ def _weights_of(config: RunConfig, carry: str) -> dict[str, object]:
     return {"model": model, "lora": lora if config.lora.enabled else None}
 
 
-def base_of(run: RunDirectory, model: ModelConfig) -> ModelConfig:
-    """Return the model that a run's adapter stands on: its own merged base where it has one, else the seed model."""
-    return dataclasses.replace(model, name=str(run.base_path)) if run.base_path.is_dir() else model
+def _has_base(config: RunConfig) -> bool:
+    return config.train.start_from is not None and config.train.carry == "merge"
+
+
+def base_of(run: RunDirectory, config: RunConfig) -> ModelConfig:
+    """Return the model that a run's adapter stands on: its own merged base where it has one, else the seed model.
+
+    Raises:
+        RunDirectoryError: If the base is gone.
+    """
+    if not _has_base(config):
+        return config.model
+    if not run.base_path.is_dir():
+        raise RunDirectoryError(
+            f"{run.base_path} is not there, and the adapter of that run means nothing without it. Way out: put it "
+            "back, or train that run again."
+        )
+    return dataclasses.replace(config.model, name=str(run.base_path))
+
+
+def trained_to(step: int, num_loss_tokens: int) -> str:
+    """Say how far weights were trained: the mark of their scores."""
+    return f"step {step}, {num_loss_tokens} loss tokens"
 
 
 def make_base(config: RunConfig, start: Start, say: Say) -> None:
-    """Fold the adapter of the run before into its base, as the base of this run; done once, whole or not at all.
+    """Fold the adapter of the run before into its base, as the base of this run; whole or not at all.
 
-    The seed model stays what ``model.name`` says: distances are measured from it.
+    It is made once for the weights it is made of. The seed model stays what ``model.name`` says: distances are
+    measured from it.
+
+    Raises:
+        RunDirectoryError: If that run has no model, or went on after it was written.
     """
     run = RunDirectory.create(config.train.output_dir, resume=config.train.resume == "auto")
-    if run.base_path.is_dir():
-        return
-    say(f"merging {start.run.model_path} into {run.base_path}")
-    if not start.run.model_path.is_dir():
-        raise RunDirectoryError(f"{start.run.path} has no model/ to merge: finish it with --train.resume auto.")
-    loaded = load(base_of(start.run, config.model), say)
-    adapted = PeftModel.from_pretrained(loaded.model, start.run.model_path)
-    facts = {"merged": str(start.run.path), "step": str(start.step)}
-    export_model(merge_adapter(adapted), loaded.tokenizer, run.base_path, config.model.name, facts, {})
+    with run.claimed():
+        card = run.base_path / "README.md"
+        if card.is_file() and start.digest in card.read_text(encoding="utf-8"):
+            return
+        say(f"merging {start.run.model_path} into {run.base_path}")
+        _refuse_older_model(start)
+        loaded = load(base_of(start.run, load_config(start.run.config_path)), say)
+        adapted = PeftModel.from_pretrained(loaded.model, start.run.model_path)
+        facts = {"merged": str(start.run.path), "step": str(start.step), "weights": start.digest}
+        export_model(merge_adapter(adapted), loaded.tokenizer, run.base_path, config.model.name, facts, {})
+
+
+def _refuse_older_model(start: Start) -> None:
+    adapter = start.run.model_path / "adapter_model.safetensors"
+    if not adapter.is_file():
+        raise RunDirectoryError(f"{start.run.path} has no adapter to merge: finish it with --train.resume auto.")
+    trained = {
+        name.replace(".default.", "."): value for name, value in load_file(weights_file(start.checkpoint)).items()
+    }
+    written = load_file(adapter)
+    if any(name not in trained or not torch.equal(value, trained[name]) for name, value in written.items()):
+        raise RunDirectoryError(
+            f"{start.run.path} went on after its model/ was written (its checkpoint is of step {start.step}). Way out: "
+            "finish it with --train.resume auto."
+        )
 
 
 def take_up_weights(config: RunConfig, start: Start, trainer: Trainer, say: Say) -> None:
@@ -116,22 +164,32 @@ def take_up_weights(config: RunConfig, start: Start, trainer: Trainer, say: Say)
     trainer.teacher.start_stage()
 
 
-def inherit_scores(config: RunConfig, run: RunDirectory, start: Start | None, say: Say) -> bool:
+def inherit_scores(
+    config: RunConfig, sets: Sequence[EvalSet], run: RunDirectory, start: Start | None, origin: str, say: Say
+) -> bool:
     """Take scores of the weights this run starts from that another run measured already, on the very same questions.
+
+    Args:
+        config: Of this run.
+        sets: Its questions.
+        run: Where the scores go.
+        start: The run that this one goes on from.
+        origin: What tells the weights it starts from.
+        say: Told where they are from, or that there are none.
 
     Returns:
         Whether there were any; then they are this run's scores ``before``.
     """
     if start is not None:
-        source, stage = start.run, "after"
+        source, stage, mark = start.run, "after", f"step {start.step},"
     elif config.eval.seed_scores is not None:
-        source, stage = RunDirectory.open(config.eval.seed_scores), "before"
+        source, stage, mark = RunDirectory.open(config.eval.seed_scores), "before", "start seed model"
     else:
         return False
     found = read_json(source.eval_summary_path) if source.eval_summary_path.is_file() else {}
     entry = found.get(stage, {})
-    if entry.get("identity") != eval_identity(config):
-        say(f"{source.path} has no scores {stage} training on these very sets: they are measured")
+    if entry.get("identity") != eval_identity(config, sets) or not str(entry.get("weights")).startswith(mark):
+        say(f"{source.path} has no scores of these weights on these very questions: they are measured")
         return False
     run.eval_path.mkdir(exist_ok=True)
     for scores in entry["sets"]:
@@ -140,6 +198,8 @@ def inherit_scores(config: RunConfig, run: RunDirectory, start: Start | None, sa
     for completions in source.eval_path.glob("seed_completions-*.jsonl"):
         shutil.copyfile(completions, run.eval_path / completions.name)
     summary = read_json(run.eval_summary_path) if run.eval_summary_path.is_file() else {}
-    write_json_atomic(run.eval_summary_path, {**summary, "before": {**entry, "taken_from": str(source.path)}})
+    write_json_atomic(
+        run.eval_summary_path, {**summary, "before": {**entry, "weights": origin, "taken_from": str(source.path)}}
+    )
     say(f"scores before training are those of {source.path}")
     return True

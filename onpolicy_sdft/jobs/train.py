@@ -35,7 +35,15 @@ from onpolicy_sdft.jobs.parts import (
     say_nothing,
     show_writing,
 )
-from onpolicy_sdft.jobs.start import Start, base_of, find_start, inherit_scores, make_base, take_up_weights
+from onpolicy_sdft.jobs.start import (
+    Start,
+    base_of,
+    find_start,
+    inherit_scores,
+    make_base,
+    take_up_weights,
+    trained_to,
+)
 from onpolicy_sdft.models.export import export_model
 from onpolicy_sdft.models.lora import prepare_trainable
 from onpolicy_sdft.models.policy import Policy
@@ -141,11 +149,11 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     if start is not None:
         take_up_weights(config, start, trainer, say)
     scored = config.eval.before_and_after and bool(sets or config.eval.kl_prompts)
+    origin = f"start {start.digest if start else 'seed model'}"
     if scored and not backend.on_first(
-        lambda: has_stage(run, "before", config) or inherit_scores(config, run, start, say)
+        lambda: has_stage(run, "before", config, sets, origin) or inherit_scores(config, sets, run, start, origin, say)
     ):
         with teacher.weights("live"):
-            origin = f"start {start.digest if start else 'seed model'}"
             evaluate_stage(config, chat, model, sets, run, "before", backend, weights=origin)
     checkpointer = Checkpointer(
         run, backend, trainer.schedule, trainer.source, teacher, identity, config.train.keep_checkpoints, say,
@@ -173,10 +181,12 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
         for tracker in trackers:
             tracker.finish()
     summary: dict[str, Any] = {}
+    best = trainer.state.best_score
+    backend.on_first(lambda: write_json_atomic(run.result_path, {"reason": result.reason, "best_score": best}))
     if result.exit_code == 0:
         if scored:
             with teacher.weights("live"):
-                taught = f"step {trainer.state.step}, {trainer.state.total_loss_tokens} loss tokens"
+                taught = trained_to(trainer.state.step, trainer.state.total_loss_tokens)
                 summary = {"after": evaluate_stage(config, chat, model, sets, run, "after", backend, weights=taught)}
         export(run.model_path, summary)
     return TrainOutcome(run, result, summary, is_first)
@@ -187,7 +197,7 @@ def _with_base(config: RunConfig, start: Start | None, backend: Backend, say: Sa
     if start is None or config.train.carry == "continue":
         return config
     backend.on_first(lambda: make_base(config, start, say))
-    return dataclasses.replace(config, model=base_of(RunDirectory(Path(config.train.output_dir)), config.model))
+    return dataclasses.replace(config, model=base_of(RunDirectory(Path(config.train.output_dir)), config))
 
 
 def _claim_run(
@@ -297,7 +307,7 @@ def _export(
 ) -> None:
     facts = model_facts(config, data.loaded.where, data.loaded.fingerprint)
     facts["rows"] = str(len(data.prepared.views))
-    base = base_of(run, config.model).name
+    base = base_of(run, config).name
     export_model(model, chat.loaded.tokenizer, directory, base, facts, summary, weights)
 
 

@@ -90,8 +90,11 @@ def refuse_foreign(directory: Path) -> None:
 def merge_adapter(model: PeftModel) -> PreTrainedModel:
     """Return a plain model with the adapter folded in, computed in float32."""
     dtype = model.get_base_model().dtype
-    merged = model.to(torch.float32).merge_and_unload()
-    return cast("PreTrainedModel", merged.to(dtype))
+    merged = cast("PreTrainedModel", model.to(torch.float32).merge_and_unload())
+    # Parameters only: rotary frequencies are float32 whatever the weights are, and would be rounded.
+    for parameter in cast("torch.nn.Module", merged).parameters():
+        parameter.data = parameter.data.to(dtype)
+    return merged
 
 
 def model_card(base_name: str, is_adapter: bool, facts: Mapping[str, str], summary: Mapping[str, Any]) -> str:

@@ -185,6 +185,11 @@ class RunDirectory:
         return self.path / "base"
 
     @property
+    def result_path(self) -> Path:
+        """Why training ended, and the best validation score."""
+        return self.path / "result.json"
+
+    @property
     def report_path(self) -> Path:
         """The self-contained report."""
         return self.path / "report.html"
