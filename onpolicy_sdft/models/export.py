@@ -89,10 +89,10 @@ def refuse_foreign(directory: Path) -> None:
 
 def merge_adapter(model: PeftModel) -> PreTrainedModel:
     """Return a plain model with the adapter folded in, computed in float32."""
-    dtype = model.get_base_model().dtype
+    dtype = cast("torch.dtype", model.get_base_model().dtype)
     merged = cast("PreTrainedModel", model.to(torch.float32).merge_and_unload())
     # Parameters only: rotary frequencies are float32 whatever the weights are, and would be rounded.
-    for parameter in cast("torch.nn.Module", merged).parameters():
+    for parameter in merged.parameters():
         parameter.data = parameter.data.to(dtype)
     return merged
 
