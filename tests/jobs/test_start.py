@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from onpolicy_sdft import fit, load_config, load_run
-from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.errors import ConfigError, RunDirectoryError
+from onpolicy_sdft.jobs.start import find_start, make_base
 from onpolicy_sdft.models.load import load
 from onpolicy_sdft.runs.files import read_json, read_jsonl
 
@@ -205,3 +206,46 @@ def test_rehearsed_demonstrations_are_learned_along_each_checked_by_its_own_task
     assert sum(example.startswith("letters/") for example in ids) >= 3
     assert any(not example.startswith("letters/") for example in ids)
     assert read_json(run / "manifest.json")["num_demonstrations"] == 12
+
+
+def test_training_ends_at_the_score_that_is_enough_and_says_so(config):
+    words = {"label": "words", "data": {"path": str(config.parent / "rows.jsonl")}, "task": {"name": "exact"}}
+    asked = {
+        "eval__validation": [words], "eval__every_steps": 1, "eval__best_metric": "eval/words/score",
+        "eval__before_and_after": False,
+    }  # fmt: skip
+    enough = train(config, "enough", eval__stop_score=0.0, **asked)
+    assert [row["step"] for row in read_jsonl(enough / "metrics.jsonl")] == [1]
+    assert read_json(enough / "result.json") == {"reason": "stop_score", "best_score": 0.0}
+    never = train(config, "never", eval__stop_score=1.0, **asked)
+    assert len(read_jsonl(never / "metrics.jsonl")) == 3
+    assert read_json(never / "result.json")["reason"] == "finished"
+
+
+def test_an_adapter_on_a_merged_base_cannot_go_on_over_the_seed_and_means_nothing_without_its_base(config):
+    first = train(config, "first", train__max_steps=1)
+    second = train(config, "second", train__start_from=str(first), train__carry="merge", **STILL)
+    with pytest.raises(ConfigError, match="carry merge"):
+        train(config, "third", train__start_from=str(second))
+    (second / "base").rename(second / "gone")
+    with pytest.raises(RunDirectoryError, match="means nothing without it"):
+        load_run(second)
+
+
+def test_a_merged_base_is_made_anew_for_other_weights(config):
+    first = train(config, "first", train__max_steps=1)
+    asked = load_config(
+        config, **{"train.start_from": str(first), "train.carry": "merge", "train.output_dir": str(config.parent / "x")}
+    )
+    start = find_start(asked, quiet)
+    assert start is not None
+    make_base(asked, start, quiet)
+    card = config.parent / "x" / "base" / "README.md"
+    made = card.stat().st_mtime_ns
+    make_base(asked, start, quiet)
+    assert card.stat().st_mtime_ns == made
+    train(config, "first", train__max_steps=2, train__resume="auto")
+    later = find_start(asked, quiet)
+    assert later is not None
+    make_base(asked, later, quiet)
+    assert later.digest in card.read_text()
