@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
-from onpolicy_sdft.cli.tables import comparison_tables
 from onpolicy_sdft.config.load import load_plan
 from onpolicy_sdft.config.sequence import CompareConfig, SequenceConfig
 
@@ -18,18 +16,10 @@ def run(arguments: Sequence[str]) -> int:
     )  # fmt: skip
     files = [part for file in config.sequence for part in ("--config", file)]
     sequence = load_plan(SequenceConfig, "sdft compare (sequence)", "", files)
+    from onpolicy_sdft.cli.tables import comparison_tables, run_and_show
     from onpolicy_sdft.continual.compare import run_comparison
-    from onpolicy_sdft.continual.sequence import Interrupted
-    from onpolicy_sdft.report.write import write_report
-    from onpolicy_sdft.runs.files import read_json
     from onpolicy_sdft.runs.progress import say_to_stderr
 
-    try:
-        summary = run_comparison(config, sequence, ["sdft", "compare", *arguments], say_to_stderr)
-    except Interrupted as stop:
-        print(f"{stop}; the state is saved. Go on with the same command.", file=sys.stderr)
-        return stop.exit_code
-    print(comparison_tables(read_json(summary)))
-    for path in (*write_report([summary.parent]), summary):
-        print(path)
-    return 0
+    return run_and_show(
+        lambda: run_comparison(config, sequence, ["sdft", "compare", *arguments], say_to_stderr), comparison_tables
+    )

@@ -1,11 +1,38 @@
-"""Tables of sequences and comparisons for the terminal."""
+"""Run sequences and comparisons from the terminal, and their tables there."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from onpolicy_sdft.continual.sequence import Interrupted
+from onpolicy_sdft.report.document import estimate, interval
+from onpolicy_sdft.report.write import write_report
+from onpolicy_sdft.runs.files import read_json
 from onpolicy_sdft.runs.plain_table import format_plain_table
+
+
+def run_and_show(work: Callable[[], Path], tables: Callable[[Mapping[str, Any]], str]) -> int:
+    """Run something made of many runs, print its tables and leave a report.
+
+    Args:
+        work: Runs what is left of it; returns its summary, in its directory.
+        tables: Makes the tables of the summary.
+
+    Returns:
+        The exit code: that of the signal, if one ended it.
+    """
+    try:
+        summary = work()
+    except Interrupted as stop:
+        print(f"{stop}; the state is saved. Go on with the same command.", file=sys.stderr)
+        return stop.exit_code
+    print(tables(read_json(summary)))
+    for path in (*write_report([summary.parent]), summary):
+        print(path)
+    return 0
 
 
 def sequence_tables(summary: Mapping[str, Any]) -> str:
@@ -15,7 +42,7 @@ def sequence_tables(summary: Mapping[str, Any]) -> str:
     rows = []
     for index, name in enumerate(names):
         cells = [
-            f"{part['value'][index][k]:.3f} [{part['low'][index][k]:.3f}, {part['high'][index][k]:.3f}]"
+            interval(*(part[bound][index][k] for bound in ("value", "low", "high")))
             for part in (summary["matrix"], summary["retention"])
             for k in range(len(part["value"][index]))
         ]
@@ -24,8 +51,8 @@ def sequence_tables(summary: Mapping[str, Any]) -> str:
     sizes = [f"{label} (n = {summary['n'][label]})" for label in labels]
     parts = [format_plain_table(("accuracy", *sizes, "KL(seed || tuned)"), rows)]
     if summary["metrics"]:
-        found = [(name, interval(entry)) for name, entry in summary["metrics"].items()]
-        found += [(f"forgetting of {name}", interval(entry)) for name, entry in summary["forgetting_by_task"].items()]
+        found = [(name, estimate(entry)) for name, entry in summary["metrics"].items()]
+        found += [(f"forgetting of {name}", estimate(entry)) for name, entry in summary["forgetting_by_task"].items()]
         parts.append(format_plain_table(("metric", "value [95 %]"), found))
     return "\n\n".join(parts)
 
@@ -34,7 +61,7 @@ def comparison_tables(summary: Mapping[str, Any]) -> str:
     """Return methods by metrics over seeds, what was tuned, and where methods differ on the same questions."""
     names = list(dict.fromkeys(name for each in summary["over_seeds"].values() for name in each))
     rows = [
-        (method, str(next(iter(each.values()))["n"]), *(interval(each[name], "mean") for name in names))
+        (method, str(next(iter(each.values()))["n"]), *(_mean(each[name]) for name in names))
         for method, each in summary["over_seeds"].items()
     ]
     parts = [format_plain_table(("method", "seeds", *(name.replace("_", " ") for name in names)), rows)]
@@ -62,7 +89,7 @@ def comparison_tables(summary: Mapping[str, Any]) -> str:
         ]  # fmt: skip
         parts.append(format_plain_table(("method", "lr", "validation score", ""), tried))
     if summary["differences"]:
-        found = [(f"{row['a']} - {row['b']}", row["metric"], interval(row)) for row in summary["differences"]]
+        found = [(f"{row['a']} - {row['b']}", row["metric"], estimate(row)) for row in summary["differences"]]
         parts.append(format_plain_table(("methods", "metric", "difference [95 %]"), found))
     if summary["mcnemar"]:
         tests = [
@@ -74,6 +101,5 @@ def comparison_tables(summary: Mapping[str, Any]) -> str:
     return "\n\n".join([*parts, "\n".join([*short, notes])])
 
 
-def interval(entry: Mapping[str, float], middle: str = "value") -> str:
-    """Show a figure with its interval."""
-    return f"{entry[middle]:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"
+def _mean(entry: Mapping[str, float]) -> str:
+    return interval(entry["mean"], entry["low"], entry["high"])

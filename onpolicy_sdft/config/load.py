@@ -75,13 +75,13 @@ def load_config(*files: str | Path, **overrides: Any) -> RunConfig:
     for name, value in overrides.items():
         text = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).strip()
         arguments.append(f"--{name}={text.removesuffix('...').strip()}")
-    return parse(_plain_parser(), arguments)[0]
+    return parse(kept_parser("onpolicy_sdft"), arguments)[0]
 
 
 @functools.cache
-def _plain_parser() -> ArgumentParser:
-    """Return the parser of :func:`load_config`, made once: plans of many runs load many configs."""
-    return make_parser("onpolicy_sdft", "")
+def kept_parser(prog: str) -> ArgumentParser:
+    """Return the parser of runs, made once: it takes longer to make than to use, and plans load many configs."""
+    return make_parser(prog, "")
 
 
 def load_plan(kind: type[Plan], prog: str, description: str, arguments: Sequence[str]) -> Plan:
@@ -135,6 +135,12 @@ def field_names(kind: type[Any] = RunConfig, prefix: str = "") -> list[str]:
         else:
             names.append(prefix + item.name)
     return names
+
+
+def by_dotted_name(config: RunConfig) -> dict[str, Any]:
+    """Return every option's value by dotted name."""
+    sections = dataclasses.asdict(config)
+    return {f"{section}.{name}": value for section, options in sections.items() for name, value in options.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -155,11 +155,17 @@ def run_comparison(config: CompareConfig, sequence: SequenceConfig, command: lis
     check_comparison(config, sequence)
     output = Path(config.output_dir)
     write_text_atomic(output / "compare.yaml", dump_config(config))
-    tuning, seed_run = [], None
+    tuning: list[dict[str, Any]] = []
+    seed_run = None
     for trial in trials(config, sequence):
         say(f"tuning: {trial.method} at lr {trial.lr:g}")
-        tuning.append(_run_trial(trial, seed_run, output, command, say))
-        seed_run = seed_run or _scored_run(trial.sequence)
+        own = dataclasses.replace(trial.sequence, seed_scores=seed_run)
+        stages = plan_sequence(own)
+        stopped = _run_unless_stopped(own, stages, command, say)
+        score = None if stopped else read_json(Path(own.output_dir) / SEQUENCE_FILE)["matrix"]["value"][1][0]
+        run = str(stages[0].path.relative_to(output))
+        tuning.append({"method": trial.method, "lr": trial.lr, "score": score, "stopped": stopped, "run": run})
+        seed_run = seed_run or _scored_run(stages)
     chosen = {method: choose(config, method, tuning) for method in config.methods}
     for entry in tuning:
         entry["chosen"] = entry["lr"] == chosen[entry["method"]] and not entry["stopped"]
@@ -172,9 +178,11 @@ def run_comparison(config: CompareConfig, sequence: SequenceConfig, command: lis
             say(f"{name}: left out, training stopped at every learning rate")
             continue
         own = method_sequence(config, sequence, method, seed, lr, Path(name), joint=joint)
+        own = dataclasses.replace(own, seed_scores=seed_run)
+        stages = plan_sequence(own)
         say(f"{name}: " + ("all tasks at once" if joint else f"{len(own.stages)} stages"))
-        stopped = _run_unless_stopped(dataclasses.replace(own, seed_scores=seed_run), command, say)
-        seed_run = seed_run or _scored_run(own)
+        stopped = _run_unless_stopped(own, stages, command, say)
+        seed_run = seed_run or _scored_run(stages)
         rows.append({"method": method, "seed": seed, "joint": joint, "sequence": name, "lr": lr, "stopped": stopped})
         found = summarise(output, config.match, config.seeds, list(config.methods), rows, tuning)
         write_json_atomic(output / COMPARISON_FILE, {**found, "command": command, "config": dataclasses.asdict(config)})
@@ -187,16 +195,7 @@ def _order(config: CompareConfig) -> list[tuple[int, str, bool]]:
     return [*each, *((config.seeds[0], method, True) for method in config.joint)]
 
 
-def _run_trial(trial: Trial, seed_run: str | None, output: Path, command: list[str], say: Say) -> dict[str, Any]:
-    own = dataclasses.replace(trial.sequence, seed_scores=seed_run)
-    stopped = _run_unless_stopped(own, command, say)
-    place = Path(own.output_dir)
-    score = None if stopped else read_json(place / SEQUENCE_FILE)["matrix"]["value"][1][0]
-    run = plan_sequence(own)[0].path.relative_to(output)
-    return {"method": trial.method, "lr": trial.lr, "score": score, "stopped": stopped, "run": str(run)}
-
-
-def _run_unless_stopped(own: SequenceConfig, command: list[str], say: Say) -> str:
+def _run_unless_stopped(own: SequenceConfig, stages: list[Stage], command: list[str], say: Say) -> str:
     """Run a sequence; return why training stopped in it, or nothing. That is kept: it would stop there again."""
     mark = Path(own.output_dir) / _STOPPED
     options = dump_config(dataclasses.replace(own, seed_scores=None))
@@ -204,7 +203,7 @@ def _run_unless_stopped(own: SequenceConfig, command: list[str], say: Say) -> st
         say(f"stopped before ({mark}): {found['why']}")
         return str(found["why"])
     try:
-        run_sequence(own, command, say)
+        run_sequence(own, command, say, stages)
     except Stopped as error:
         write_json_atomic(mark, {"why": str(error), "options": options})
         say(f"stopped: {error}")
@@ -212,10 +211,9 @@ def _run_unless_stopped(own: SequenceConfig, command: list[str], say: Say) -> st
     return ""
 
 
-def _scored_run(own: SequenceConfig) -> str | None:
+def _scored_run(stages: Sequence[Stage]) -> str | None:
     """Return the first stage of a sequence if its scores of the seed model can be taken over by others."""
-    first: Stage = plan_sequence(own)[0]
-    return str(first.path) if is_done(first.path) else None
+    return str(stages[0].path) if is_done(stages[0].path) else None
 
 
 def choose(config: CompareConfig, method: str, tuning: Sequence[Mapping[str, Any]]) -> float | None:

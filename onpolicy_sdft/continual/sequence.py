@@ -16,12 +16,12 @@ from typing import Any
 
 import yaml
 
-from onpolicy_sdft.config.load import dump_config, load_config
+from onpolicy_sdft.config.load import by_dotted_name, dump_config, load_config
 from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig
 from onpolicy_sdft.config.sequence import SequenceConfig, StageConfig
 from onpolicy_sdft.continual.results import collect
 from onpolicy_sdft.errors import NO_UPDATE, ConfigError, RunDirectoryError, TrainingError
-from onpolicy_sdft.runs.commands import run_logged, sdft_command
+from onpolicy_sdft.runs.commands import STOPPED_CODES, run_logged, sdft_command
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import differences, read_json, write_json_atomic, write_text_atomic
 
@@ -236,7 +236,7 @@ def _run(verb: str, config: RunConfig, place: Path, launch: list[str]) -> None:
     options, log = place.with_name(f"{place.name}.yaml"), place.with_name(f"{place.name}.log")
     write_text_atomic(options, dump_config(config))
     finish = run_logged(sdft_command(verb, "--config", str(options), launch=launch), log, echo=True)
-    if finish.returncode in (130, 143):
+    if finish.returncode in STOPPED_CODES:
         raise Interrupted(finish.returncode)
     if finish.returncode and NO_UPDATE in finish.reason:
         raise Stopped(f"{finish.reason} (log: {log})")
@@ -292,8 +292,5 @@ def _refuse_other_set(place: Path, asked: RunConfig) -> None:
 
 def _deciding(config: RunConfig) -> Mapping[str, Any]:
     """Options by dotted name, without those that change no result."""
-    found: dict[str, Any] = {}
-    for section, options in dataclasses.asdict(config).items():
-        found |= {f"{section}.{name}": value for name, value in options.items()}
-    kept = {name: value for name, value in found.items() if name not in _DECIDE_NOTHING}
+    kept = {name: value for name, value in by_dotted_name(config).items() if name not in _DECIDE_NOTHING}
     return dict(json.loads(json.dumps(kept)))  # as a file holds it: a tuple comes back as a list

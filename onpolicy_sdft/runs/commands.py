@@ -22,6 +22,9 @@ import psutil
 
 from onpolicy_sdft.errors import ConfigError
 
+#: Of a command that saved its state after SIGINT or SIGTERM.
+STOPPED_CODES = (130, 143)
+
 _POLL_SECONDS = 0.1
 _PATIENCE_SECONDS = 300.0  # for what a launcher left behind; then it is killed
 _TAIL_BYTES = 1 << 16

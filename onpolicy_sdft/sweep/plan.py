@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError
 
 from onpolicy_sdft.config.check import check, evaluation_sets
-from onpolicy_sdft.config.load import explain, make_parser, to_config
+from onpolicy_sdft.config.load import explain, kept_parser, to_config
 from onpolicy_sdft.config.schema import RunConfig
 from onpolicy_sdft.config.sweep import SweepConfig, canonical, layer_file
 from onpolicy_sdft.errors import ConfigError
@@ -109,7 +108,7 @@ def resolve(config: SweepConfig, point: Point) -> tuple[RunConfig, Distilled | N
         if choice.method is not None:
             arguments.append(f"--config={layer_file(choice.method, is_method=True)}")
         arguments += _flags(choice.options)
-    parser = _parser()
+    parser = kept_parser("sdft train")
     try:
         run = to_config(parser, parser.parse_args(arguments))
     except (ArgumentError, OSError) as error:
@@ -120,12 +119,6 @@ def resolve(config: SweepConfig, point: Point) -> tuple[RunConfig, Distilled | N
         run = _with_train(run, distilled=str(Path(config.output_dir) / own.name))
     check(run)
     return run, own
-
-
-@functools.cache
-def _parser() -> ArgumentParser:
-    """Return the parser of runs, made once: it takes longer to make than to use."""
-    return make_parser("sdft train", "")
 
 
 def _own_distilled(config: SweepConfig, point: Point, run: RunConfig) -> Distilled | None:

@@ -6,7 +6,6 @@ starts a run (``accelerate launch``, Slurm) starts these. Nothing that is done i
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -18,11 +17,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from onpolicy_sdft.config.check import evaluation_sets
-from onpolicy_sdft.config.load import dump_config, load_config
+from onpolicy_sdft.config.load import by_dotted_name, dump_config, load_config
 from onpolicy_sdft.config.schema import RunConfig
 from onpolicy_sdft.config.sweep import SweepConfig
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
-from onpolicy_sdft.runs.commands import Finish, Signals, require_command, run_logged, sdft_command
+from onpolicy_sdft.runs.commands import STOPPED_CODES, Finish, Signals, require_command, run_logged, sdft_command
 from onpolicy_sdft.runs.files import write_text_atomic
 from onpolicy_sdft.runs.progress import Progress, format_seconds
 from onpolicy_sdft.sweep.plan import Distilled, Plan, PlannedRun
@@ -31,9 +30,6 @@ from onpolicy_sdft.sweep.results import Row, is_done, read_scores, start_rows, w
 #: Runs a command, what it prints appended to a log, and waits for it.
 Start = Callable[[Sequence[str], Path], Finish]
 Say = Callable[[str], None]
-
-#: Of a command that saved its state after SIGINT or SIGTERM.
-STOPPED_CODES = (130, 143)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +150,8 @@ def _changed(path: Path, config: RunConfig) -> dict[str, tuple[Any, Any]]:
     except ConfigError as error:
         raise RunDirectoryError(f"{path} cannot be read any more: {error} Way out: another output_dir.") from error
     saved = replace(saved, train=replace(saved.train, output_dir=config.train.output_dir))  # moved as a whole
-    before, after = (_by_dotted_name(each) for each in (saved, config))
+    before, after = (by_dotted_name(each) for each in (saved, config))
     return {name: (before[name], after[name]) for name in after if before[name] != after[name]}
-
-
-def _by_dotted_name(config: RunConfig) -> dict[str, Any]:
-    sections = dataclasses.asdict(config)
-    return {f"{section}.{name}": value for section, options in sections.items() for name, value in options.items()}
 
 
 @contextmanager
