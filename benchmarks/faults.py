@@ -3,9 +3,10 @@
     python benchmarks/faults.py --kills 30 --ranks 2 --results benchmarks/results
 
 One rank, all of them or the launcher is killed (SIGKILL), or the launcher is asked to stop (SIGTERM, as a scheduler
-does); then the same command starts again with ``train.resume=auto``. In the end the weights must be those of the
-undisturbed run, bit for bit, and its log must have every step once with the same figures. Prints what was killed, where
-it hit, and how many steps had to be repeated; exits with 1 if anything was lost.
+does); every third kill waits for the write of a checkpoint and strikes inside it. Then the same command starts again
+with ``train.resume=auto``. In the end the weights must be those of the undisturbed run, bit for bit, and its log must
+have every step once with the same figures. Prints what was killed, where it hit, and how many steps had to be repeated;
+exits with 1 if anything was lost.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +53,15 @@ def make_model(folder: Path) -> None:
 
 def command(options: argparse.Namespace, output: Path) -> list[str]:
     """Return the command line of a run, as a user types it."""
+    own = {
+        "model.name": options.folder / "model", "data.name": "embedded:list_functions", "data.limit": 60,
+        "train.batch_size": 8, "rollout.max_new_tokens": 16,
+    }  # fmt: skip
     flags = {
-        "model.name": options.folder / "model", "data.name": "embedded:list_functions", "data.limit": 60, "lora.r": 4,
-        "lora.dropout": 0.1, "rollout.max_new_tokens": 16, "rollout.deterministic": "true", "rollout.num_slots": 8,
+        **({"config": options.config} if options.config else own),
+        "lora.r": 4, "lora.dropout": 0.1, "rollout.deterministic": "true", "rollout.num_slots": 8,
         "screening.truncated": "keep", "screening.looping": "keep", "screening.length": "keep",
-        "objective.name": "reverse_kl", "teacher.weights": "ema", "train.batch_size": 8,
+        "objective.name": "reverse_kl", "teacher.weights": "ema",
         "train.max_steps": options.steps, "train.checkpoint_steps": 2, "eval.before_and_after": "false",
         "train.warn_truncated_rate": 1.0, "train.warn_length_ratio": 1000, "train.rank_timeout_seconds": 60,
         "train.resume": "auto", "train.output_dir": output,
@@ -83,10 +90,25 @@ def ranks_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return [each for each in found if "train" in each.cmdline() and "launch" not in each.cmdline()]
 
 
-def kill(process: subprocess.Popen[bytes], kind: str, draw: random.Random) -> None:
-    """Kill what the kind says, and wait until nothing of the run is left."""
+def unfinished(output: Path) -> set[tuple[str, int]]:
+    """Return the checkpoints that are being written, or were when the run was killed: names and inodes."""
+    folder = output / "checkpoints"
+    with os.scandir(folder) if folder.is_dir() else nullcontext(()) as entries:
+        return {(entry.name, entry.inode()) for entry in entries if entry.name.startswith(".tmp-")}
+
+
+def kill(process: subprocess.Popen[bytes], kind: str, draw: random.Random, comes: Callable[[], bool]) -> bool:
+    """Kill what the kind says as soon as the moment comes, and wait until nothing of the run is left.
+
+    Returns:
+        False where the run ended before.
+    """
     whole = psutil.Process(process.pid).children(recursive=True)
     ranks = ranks_of(process)
+    while not comes():
+        if process.poll() is not None:
+            return False
+        time.sleep(0.0005)
     if kind == "one rank, SIGKILL":
         draw.choice(ranks).kill()
     elif kind == "all ranks, SIGKILL":
@@ -107,6 +129,7 @@ def kill(process: subprocess.Popen[bytes], kind: str, draw: random.Random) -> No
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise SystemExit(f"the run did not end within {PATIENCE:g} s after: {kind}") from None
+    return True
 
 
 def num_steps(output: Path) -> int:
@@ -115,9 +138,9 @@ def num_steps(output: Path) -> int:
     return len(read_jsonl(path)) if path.is_file() else 0
 
 
-def disturb(options: argparse.Namespace, output: Path, draw: random.Random) -> dict[str, Any] | None:
-    """Start the run, kill it at a random moment, and say what happened; None where it finished first."""
-    before = num_steps(output)
+def disturb(options: argparse.Namespace, output: Path, draw: random.Random, aimed: bool) -> dict[str, Any] | None:
+    """Start the run, kill it at a random moment, or in a checkpoint, and say what happened; None where it finished."""
+    before, left = num_steps(output), unfinished(output)
     process = start(options, output)
     began = time.monotonic()
     steps = before
@@ -131,16 +154,15 @@ def disturb(options: argparse.Namespace, output: Path, draw: random.Random) -> d
             raise SystemExit(f"the run wrote no step within {PATIENCE:g} s; see {output}.log")
     if process.poll() is None:
         time.sleep(draw.uniform(0, options.longest))
-    if process.poll() is not None:
+    kind = KINDS[1] if aimed else draw.choice(KINDS if options.ranks > 1 else KINDS[1:])
+    comes = (lambda: bool(unfinished(output) - left)) if aimed else (lambda: True)
+    if process.poll() is not None or not kill(process, kind, draw, comes):
         if process.returncode != 0:
             raise SystemExit(f"the run ended with {process.returncode} by itself; see {output}.log")
         return None
-    kind = draw.choice(KINDS if options.ranks > 1 else KINDS[1:])
-    kill(process, kind, draw)
-    checkpoints = output / "checkpoints"
     if kind == "launcher, SIGTERM" and num_steps(output) != (RunDirectory(output).checkpoint_steps() or [0])[-1]:
         raise SystemExit(f"{kind}: the run stopped without saving its last step; see {output}.log")
-    torn = [path.name for path in checkpoints.glob(".tmp-*")] if checkpoints.is_dir() else []
+    torn = unfinished(output) - left
     reached, kept = num_steps(output), (RunDirectory(output).checkpoint_steps() or [0])[-1]
     found = {"kind": kind, "step": reached, "checkpoint": kept, "inside_checkpoint": bool(torn)}
     print(f"{kind} at step {reached}, checkpoint {kept}{', while it wrote one' if torn else ''}", flush=True)
@@ -172,7 +194,8 @@ def what_is_lost(whole: Path, disturbed: Path) -> list[str]:
 
 def campaign(options: argparse.Namespace) -> dict[str, Any]:
     """Run undisturbed once, then disturbed until there were enough kills."""
-    make_model(options.folder / "model")
+    if options.config is None:
+        make_model(options.folder / "model")
     whole = options.folder / "whole"
     shutil.rmtree(whole, ignore_errors=True)
     if start(options, whole).wait() != 0:
@@ -182,7 +205,7 @@ def campaign(options: argparse.Namespace) -> dict[str, Any]:
         output = options.folder / f"disturbed-{runs}"
         shutil.rmtree(output, ignore_errors=True)
         runs += 1
-        while found := disturb(options, output, draw):
+        while found := disturb(options, output, draw, aimed=len(kills) % 3 == 2):
             kills.append(found)
             if len(kills) == options.kills:
                 if start(options, output).wait() != 0:
@@ -218,6 +241,7 @@ def main() -> None:
     parser.add_argument("--launch", default="launch/accelerate/ddp.yaml")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--longest", type=float, default=4.0, help="Longest a run lives after its first step, seconds.")
+    parser.add_argument("--config", type=Path, help="Model and data to train with; unset: a tiny model made here.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "faults")
     parser.add_argument("--results", type=Path, help="Directory for faults.json and faults.md.")

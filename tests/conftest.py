@@ -1,12 +1,15 @@
-"""A byte tokenizer and tiny random models, made on the spot: no download, no GPU."""
+"""A byte tokenizer and tiny random models, made on the spot: no download, no GPU. Pictures only where they count."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -49,6 +52,22 @@ def make_model(dtype: torch.dtype = torch.float32, seed: int = 0, vocab_size: in
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config).to(dtype)
     return model
+
+
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+)
+
+
+@pytest.fixture(autouse=True)
+def _pictures_cost_nothing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save a pixel for a picture, but in the tests of the report: drawing takes longer than a tiny run trains."""
+    if Path(__file__).with_name("report") not in request.path.parents:
+
+        def save(self: Figure, file: BinaryIO, **options: Any) -> None:
+            file.write(PIXEL)
+
+        monkeypatch.setattr(Figure, "savefig", save)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from onpolicy_sdft.continual.sequence import (
     run_sequence,
 )
 from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.runs.claim import claimed
 from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_atomic
 
 COMPARISON_FILE = "comparison.json"
@@ -150,9 +151,15 @@ def run_comparison(config: CompareConfig, sequence: SequenceConfig, command: lis
 
     Raises:
         ConfigError: As :func:`check_comparison`.
+        RunDirectoryError: If another process is at work in the directory.
         Interrupted: If a signal ended a run, which resumes next time.
     """
     check_comparison(config, sequence)
+    with claimed(Path(config.output_dir), "output_dir", "comparison"):
+        return _run(config, sequence, command, say)
+
+
+def _run(config: CompareConfig, sequence: SequenceConfig, command: list[str], say: Say) -> Path:
     output = Path(config.output_dir)
     write_text_atomic(output / "compare.yaml", dump_config(config))
     tuning: list[dict[str, Any]] = []

@@ -21,6 +21,7 @@ from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig
 from onpolicy_sdft.config.sequence import SequenceConfig, StageConfig
 from onpolicy_sdft.continual.results import collect
 from onpolicy_sdft.errors import NO_UPDATE, ConfigError, RunDirectoryError, TrainingError
+from onpolicy_sdft.runs.claim import claimed
 from onpolicy_sdft.runs.commands import STOPPED_CODES, run_logged, sdft_command
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import differences, read_json, write_json_atomic, write_text_atomic
@@ -189,11 +190,16 @@ def run_sequence(config: SequenceConfig, command: list[str], say: Say, stages: l
 
     Raises:
         ConfigError: If a stage's options are refused.
-        RunDirectoryError: If the directory holds a sequence of other options.
+        RunDirectoryError: If the directory holds a sequence of other options, or another process is at work in it.
         TrainingError: If a stage failed, naming its log.
         Interrupted: If a signal ended a stage, which resumes next time.
     """
     stages = plan_sequence(config) if stages is None else stages
+    with claimed(Path(config.output_dir), "output_dir", "sequence"):
+        return _run_stages(config, command, say, stages)
+
+
+def _run_stages(config: SequenceConfig, command: list[str], say: Say, stages: list[Stage]) -> Path:
     output = Path(config.output_dir)
     for stage in stages:
         _refuse_other(stage)

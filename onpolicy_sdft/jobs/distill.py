@@ -18,6 +18,7 @@ from onpolicy_sdft.jobs.parts import load_chat, load_rows, make_views, print_pre
 from onpolicy_sdft.offline.distill import Judge, LegacyJudge, ScreenJudge, count_rows, distill
 from onpolicy_sdft.offline.file import FILE_NAME
 from onpolicy_sdft.offline.legacy import legacy_agrees
+from onpolicy_sdft.runs.claim import claimed
 from onpolicy_sdft.runs.files import differences, read_json, write_json_atomic, write_text_atomic
 from onpolicy_sdft.runs.manifest import collect_manifest
 from onpolicy_sdft.runs.progress import Progress
@@ -47,7 +48,8 @@ def run_distill(config: RunConfig, command: Sequence[str], say: Callable[[str], 
 
     Raises:
         ConfigError: If an option of live rollouts is set.
-        RunDirectoryError: If the directory holds rows and may not be gone on with, or they are of other settings.
+        RunDirectoryError: If the directory holds rows and may not be gone on with, they are of other settings, or
+            another process is at work in it.
     """
     _refuse_live_options(config)
     directory = Path(config.distill.output_dir)
@@ -58,21 +60,22 @@ def run_distill(config: RunConfig, command: Sequence[str], say: Callable[[str], 
     if config.distill.rules == "legacy":
         for view in data.prepared.views:  # a row that its rules cannot judge is found before anything is written
             legacy_agrees(view.demonstration.response, view.demonstration, config.task.name)
-    _claim(directory, config, data, command)
-    backend = chat.backend(chat.loaded.model, config.rollout, config.rollout.batch_size, say)
-    views = data.prepared.views
-    with Progress("distill", len(views), "rows") as progress:
-        source = PolicySource(backend, make_sampling(config, num_steps=1), show_writing(progress))
-        rows = distill(
-            views,
-            directory / FILE_NAME,
-            lambda asked, attempt: source.rollouts(asked, step=0, attempt=attempt),
-            _judge(config, chat, data),
-            config.distill.batch_size,
-            lambda count: progress.update(count, writing=None),
-        )
-    summary = dict(count_rows(rows))
-    write_json_atomic(directory / _SUMMARY, summary)
+    with claimed(directory, "distill.output_dir", "distillation"):
+        _take_up(directory, config, data, command)
+        backend = chat.backend(chat.loaded.model, config.rollout, config.rollout.batch_size, say)
+        views = data.prepared.views
+        with Progress("distill", len(views), "rows") as progress:
+            source = PolicySource(backend, make_sampling(config, num_steps=1), show_writing(progress))
+            rows = distill(
+                views,
+                directory / FILE_NAME,
+                lambda asked, attempt: source.rollouts(asked, step=0, attempt=attempt),
+                _judge(config, chat, data),
+                config.distill.batch_size,
+                lambda count: progress.update(count, writing=None),
+            )
+        summary = dict(count_rows(rows))
+        write_json_atomic(directory / _SUMMARY, summary)
     return DistillOutcome(directory / FILE_NAME, summary)
 
 
@@ -93,8 +96,8 @@ def _judge(config: RunConfig, chat: Chat, data: Data) -> Judge:
     return ScreenJudge(Screen(config.screening, data.task, chat.renderer.decode))
 
 
-def _claim(directory: Path, config: RunConfig, data: Data, command: Sequence[str]) -> None:
-    """Make the directory ours, or make sure that its rows are of these very settings."""
+def _take_up(directory: Path, config: RunConfig, data: Data, command: Sequence[str]) -> None:
+    """Write what the rows will be of, or make sure that those there are of these very settings."""
     identity = _identity(config, data)
     path = directory / _IDENTITY
     if (directory / FILE_NAME).exists() and config.distill.resume != "auto":
@@ -116,10 +119,6 @@ def _claim(directory: Path, config: RunConfig, data: Data, command: Sequence[str
                 "Use the same settings, or another distill.output_dir."
             )
         return
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunDirectoryError(f"distill.output_dir={directory} cannot be made: {error}.") from error
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     manifest = collect_manifest(
         command=list(command), seeds={"train.seed": config.train.seed, "data.seed": config.data.seed},

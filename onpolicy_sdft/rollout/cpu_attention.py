@@ -11,6 +11,7 @@ key-value head, R query rows of a tile (tokens x G), W tiles or the keys of a bl
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numba
@@ -181,6 +182,7 @@ def slot_attention(
     Returns:
         float32 [N, H, G, D].
     """
+    _start_threads()
     out_NHGD = torch.empty(*q_NHGD.shape[:3], values_SHLD.shape[-1], dtype=torch.float32)
     sinks = sinks_HG.float() if sinks_HG is not None else torch.zeros(q_NHGD.shape[1:3])
     kernel: Any = _attend  # numba replaces the function by a dispatcher
@@ -193,8 +195,20 @@ def slot_attention(
 
 def use_threads_of_torch() -> None:
     """Let the kernel run on as many threads as torch does; both share one OpenMP pool."""
+    _start_threads()
     most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # made when numba is imported
     numba.set_num_threads(min(torch.get_num_threads(), most))
+
+
+@functools.cache
+def _start_threads() -> None:
+    """Start numba's threads, and leave torch as many as it had.
+
+    Starting them tells OpenMP, and so torch, to use one a core; several ranks on a machine would each use all of it.
+    """
+    wanted = torch.get_num_threads()
+    numba.get_num_threads()
+    torch.set_num_threads(wanted)
 
 
 def _array(tensor: torch.Tensor) -> Any:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
+from onpolicy_sdft.runs.claim import claimed
 from onpolicy_sdft.runs.files import (
     append_jsonl,
     read_jsonl_lines,
@@ -31,7 +30,6 @@ ENTRIES = (
     "report.html",
     "plots",
 )
-_LOCK = ".lock"
 _CHECKPOINT_NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -120,19 +118,10 @@ class RunDirectory:
         Raises:
             RunDirectoryError: Another run works in it.
         """
-        lock = FileLock(self.path / _LOCK)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout as error:
-            raise RunDirectoryError(
-                f"Another run is at work in train.output_dir={self.path}. Wait for it, or choose another."
-            ) from error
-        for left in (*self.path.glob("checkpoints/.tmp-*"), *self.path.glob("checkpoints/.old-*")):
-            shutil.rmtree(left, ignore_errors=True)  # of a run that was killed while it saved
-        try:
+        with claimed(self.path, "train.output_dir", "run"):
+            for left in (*self.path.glob("checkpoints/.tmp-*"), *self.path.glob("checkpoints/.old-*")):
+                shutil.rmtree(left, ignore_errors=True)  # of a run that was killed while it saved
             yield
-        finally:
-            lock.release()
 
     @property
     def config_path(self) -> Path:

@@ -6,21 +6,19 @@ starts a run (``accelerate launch``, Slurm) starts these. Nothing that is done i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from onpolicy_sdft.config.check import evaluation_sets
 from onpolicy_sdft.config.load import by_dotted_name, dump_config, load_config
 from onpolicy_sdft.config.schema import RunConfig
 from onpolicy_sdft.config.sweep import SweepConfig
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
+from onpolicy_sdft.runs.claim import claimed
 from onpolicy_sdft.runs.commands import STOPPED_CODES, Finish, Signals, require_command, run_logged, sdft_command
 from onpolicy_sdft.runs.files import write_text_atomic
 from onpolicy_sdft.runs.progress import Progress, format_seconds
@@ -58,7 +56,7 @@ def run_sweep(config: SweepConfig, plan: Plan, start: Start, signals: Signals, s
     """
     directory = Path(config.output_dir)
     check_startable(config, plan, say)
-    with _claimed(directory):
+    with claimed(directory, "output_dir", "sweep"):
         for run in plan.runs:
             write_text_atomic(_options_file(directory, run.name), dump_config(run.config))
         rows = look_up(config, plan, directory)
@@ -152,25 +150,6 @@ def _changed(path: Path, config: RunConfig) -> dict[str, tuple[Any, Any]]:
     saved = replace(saved, train=replace(saved.train, output_dir=config.train.output_dir))  # moved as a whole
     before, after = (by_dotted_name(each) for each in (saved, config))
     return {name: (before[name], after[name]) for name in after if before[name] != after[name]}
-
-
-@contextmanager
-def _claimed(directory: Path) -> Iterator[None]:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunDirectoryError(f"output_dir={directory} cannot be made ({error}). Way out: another one.") from error
-    lock = FileLock(directory / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise RunDirectoryError(
-            f"Another sweep is at work in output_dir={directory}. Wait for it, or choose another."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class _Work:

@@ -12,7 +12,8 @@ from onpolicy_sdft.config.load import load_plan
 from onpolicy_sdft.config.sequence import CompareConfig, MethodConfig, SequenceConfig
 from onpolicy_sdft.continual.compare import check_comparison, choose, run_comparison, trials
 from onpolicy_sdft.continual.sequence import Interrupted, plan_sequence
-from onpolicy_sdft.errors import NO_UPDATE, ConfigError
+from onpolicy_sdft.errors import NO_UPDATE, ConfigError, RunDirectoryError
+from onpolicy_sdft.runs.claim import claimed
 from onpolicy_sdft.runs.commands import Finish
 from onpolicy_sdft.runs.files import read_json
 
@@ -162,3 +163,12 @@ def test_every_shipped_comparison_plans(path, monkeypatch):
     config = load_plan(CompareConfig, "test", "", ["--config", str(path)])
     files = [part for file in config.sequence for part in ("--config", file)]
     check_comparison(config, load_plan(SequenceConfig, "test", "", files))
+
+
+def test_a_second_comparison_in_a_directory_is_refused_and_writes_nothing(tiny, in_process, comparison, tmp_path):
+    with (
+        claimed(tmp_path / "compare", "output_dir", "comparison"),
+        pytest.raises(RunDirectoryError, match="Another comparison is at work in output_dir="),
+    ):
+        run_comparison(comparison, tiny(), [], quiet)
+    assert [path.name for path in (tmp_path / "compare").iterdir()] == [".lock"]

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.continual.sequence import Interrupted, Stopped, plan_sequence, run_sequence
 from onpolicy_sdft.errors import NO_UPDATE, ConfigError, RunDirectoryError, TrainingError
+from onpolicy_sdft.runs.claim import claimed
 from onpolicy_sdft.runs.commands import Finish
 from onpolicy_sdft.runs.files import read_json, read_jsonl
 
@@ -170,3 +171,12 @@ def test_a_sequence_killed_in_the_middle_of_a_step_ends_as_if_it_never_was(tiny,
     subprocess.run([*command, str(parts)], check=True, capture_output=True)
     weights = [last_weights(tmp_path / name) for name in ("whole", "parts")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_second_sequence_in_a_directory_is_refused_and_writes_nothing(tiny, in_process, tmp_path):
+    with (
+        claimed(tmp_path / "sequence", "output_dir", "sequence"),
+        pytest.raises(RunDirectoryError, match="Another sequence is at work in output_dir="),
+    ):
+        run_sequence(tiny(), [], quiet)
+    assert [path.name for path in (tmp_path / "sequence").iterdir()] == [".lock"]

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from onpolicy_sdft.cli.main import main
+from onpolicy_sdft.runs.claim import claimed
 from onpolicy_sdft.runs.files import read_json, read_jsonl
 
 WORDS = ("one", "two", "three", "four", "five", "six", "seven")
@@ -102,3 +103,10 @@ def test_a_file_of_other_data_is_refused_before_training(options, tmp_path, caps
     assert main(["train", *options, *learn]) == 2
     assert "2 of 7 rows" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_two_distillers_in_one_directory_are_refused(options, tmp_path, capsys):
+    with claimed(tmp_path / "distilled", "distill.output_dir", "distillation"):
+        assert main(["distill", *options, "--distill.resume", "auto"]) == 2
+    assert "Another distillation is at work in distill.output_dir=" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "distilled").iterdir()] == [".lock"]

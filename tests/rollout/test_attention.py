@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -111,3 +115,17 @@ def test_tiles_cover_every_token_once_and_get_shorter_for_long_texts():
     covered = [n for start, count, _, _ in tiles(packing.segments, GROUP).tolist() for n in range(start, start + count)]
     assert sorted(covered) == list(range(len(packing.slots_N)))
     assert tile_tokens(100, 3) > tile_tokens(10_000, 3) >= tile_tokens(10_000_000, 3) == 1
+
+
+def test_the_kernels_threads_leave_torch_as_many_as_it_was_given():
+    code = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from onpolicy_sdft.rollout import cpu_attention as kernel\n"
+        "kernel.use_threads_of_torch()\n"
+        "print(torch.get_num_threads(), kernel.numba.get_num_threads())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env={**os.environ, "NUMBA_NUM_THREADS": "2"},
+    )  # fmt: skip
+    assert done.stdout.split() == ["1", "1"]
