@@ -64,7 +64,8 @@ def work(rank: int, settings: dict[str, Any], port: int, channel: Channel | None
             if channel is not None:
                 found = {name: values[f"time/{name}_seconds"] for name in PARTS}
                 channel.say({**found, "num_tokens": values["train/num_loss_tokens"], "peak_mib": max(peaks)})
-    distributed.destroy_process_group()
+    if rank:
+        os._exit(0)
 
 
 def _bytes_to_gather(reader: Replica) -> int:
@@ -94,6 +95,9 @@ def main() -> None:
     work(0, settings, port, channel)
     for process in processes:
         process.join(60)
+    # Nothing is left to save, and gloo waits for itself now and then when it is taken down right behind a collective:
+    # its thread wants the interpreter's lock for a tensor while the interpreter, taking DDP down, waits for the thread.
+    os._exit(0)
 
 
 if __name__ == "__main__":

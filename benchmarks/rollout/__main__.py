@@ -13,6 +13,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,21 +50,25 @@ def main() -> None:
     model = chat.loaded.model.eval()
     found: dict[str, list[kinds.Pass]] = {}
     machine = rates(model)
+    facts = {
+        "command": ["python -m benchmarks.rollout", *sys.argv[1:]], "config": config, "git": git_state(ROOT),
+        "hardware": hardware(), "threads": torch.get_num_threads(), "allocator": allocator(), "machine": machine,
+        "versions": package_versions(["torch", "transformers", "numba"]),
+    }  # fmt: skip
+
+    def write(text: str, rows: list[dict[str, Any]]) -> None:
+        if options.results:
+            target = options.results / f"rollout_{options.config.stem}"
+            write_json_atomic(target.with_suffix(".json"), json.loads(json.dumps({**facts, "rows": rows})))
+            write_text_atomic(target.with_suffix(".md"), text + "\n")
+
     for temperature in config["temperatures"]:
-        for name, passes in rounds(config, options, chat, model, requests, temperature).items():
-            found[f"{name}, T={temperature:g}"] = passes
-    rows = [row(name, passes, found, config, machine, requests) for name, passes in found.items()]
-    text = table(rows, config, len(requests))
+        for passes in rounds(config, options, chat, model, requests, temperature):
+            found |= {f"{name}, T={temperature:g}": each for name, each in passes.items()}
+            rows = [row(name, each, found, config, machine, requests) for name, each in found.items()]
+            text = table(rows, config, len(requests))
+            write(text, rows)  # after every round: one takes minutes
     print(text)
-    if options.results:
-        name = f"rollout_{options.config.stem}"
-        record = {
-            "command": ["python -m benchmarks.rollout", *sys.argv[1:]], "config": config, "git": git_state(ROOT),
-            "hardware": hardware(), "threads": torch.get_num_threads(), "allocator": allocator(), "machine": machine,
-            "versions": package_versions(["torch", "transformers", "numba"]), "rows": rows,
-        }  # fmt: skip
-        write_json_atomic(options.results / f"{name}.json", json.loads(json.dumps(record)))
-        write_text_atomic(options.results / f"{name}.md", text + "\n")
 
 
 def load(config: dict[str, Any]) -> tuple[Any, list[Any]]:
@@ -76,8 +81,10 @@ def load(config: dict[str, Any]) -> tuple[Any, list[Any]]:
     return chat, [kinds.request_of(v.teacher_ids, v.response_ids, v.demonstration.example_id, limit) for v in views]
 
 
-def rounds(config: Any, options: Any, chat: Any, model: Any, requests: Any, temperature: float) -> dict[str, Any]:
-    """Run all contenders in turn, several times."""
+def rounds(
+    config: Any, options: Any, chat: Any, model: Any, requests: Any, temperature: float
+) -> Iterator[dict[str, list[kinds.Pass]]]:
+    """Run all contenders in turn, several times; yield the passes so far after every round."""
     made, wanted = {}, config["contenders"]
     for name, settings in wanted.items():
         if options.only and name not in options.only:
@@ -109,9 +116,9 @@ def rounds(config: Any, options: Any, chat: Any, model: Any, requests: Any, temp
                 last = passes[name][-1]
                 speed = last.num_tokens / last.seconds
                 print(f"{time.strftime('%X')} T={temperature:g} round {index} {name}: {speed:.1f} tokens/s", flush=True)
+        yield passes
     for contender, _ in made.values():
         contender.close()
-    return passes
 
 
 def row(name: str, passes: Any, found: Any, config: Any, machine: Any, requests: Any) -> dict[str, Any]:

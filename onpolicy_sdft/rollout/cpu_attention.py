@@ -182,12 +182,12 @@ def slot_attention(
     Returns:
         float32 [N, H, G, D].
     """
-    _start_threads()
+    start_threads()
     out_NHGD = torch.empty(*q_NHGD.shape[:3], values_SHLD.shape[-1], dtype=torch.float32)
     sinks = sinks_HG.float() if sinks_HG is not None else torch.zeros(q_NHGD.shape[1:3])
     kernel: Any = _attend  # numba replaces the function by a dispatcher
     kernel(
-        *(_array(t) for t in (q_NHGD, keys_SHBDW.flatten(2, 3), values_SHLD, tiles_W4)),
+        *(as_array(t) for t in (q_NHGD, keys_SHBDW.flatten(2, 3), values_SHLD, tiles_W4)),
         window, _f32(scale), _f32(softcap), sinks_HG is not None, sinks.numpy(), out_NHGD.numpy(),
     )  # fmt: skip
     return out_NHGD
@@ -195,13 +195,13 @@ def slot_attention(
 
 def use_threads_of_torch() -> None:
     """Let the kernel run on as many threads as torch does; both share one OpenMP pool."""
-    _start_threads()
+    start_threads()
     most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # made when numba is imported
     numba.set_num_threads(min(torch.get_num_threads(), most))
 
 
 @functools.cache
-def _start_threads() -> None:
+def start_threads() -> None:
     """Start numba's threads, and leave torch as many as it had.
 
     Starting them tells OpenMP, and so torch, to use one a core; several ranks on a machine would each use all of it.
@@ -211,5 +211,6 @@ def _start_threads() -> None:
     torch.set_num_threads(wanted)
 
 
-def _array(tensor: torch.Tensor) -> Any:
+def as_array(tensor: torch.Tensor) -> Any:
+    """Return a tensor's memory as numba takes it; bfloat16 as its bits."""
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from transformers import Cache
 
+from onpolicy_sdft.rollout import cpu_passes
+
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
@@ -107,12 +109,12 @@ class SlotCache(Cache):
         assert packing is not None
         keys, values = self.keys[layer_idx], self.values[layer_idx]
         new_keys, new_values = key_states[0].transpose(0, 1), value_states[0].transpose(0, 1)
+        new_keys, new_values = new_keys.to(keys.dtype), new_values.to(values.dtype)
         if self.key_block:
-            blocks_N, within_N = packing.positions_N // self.key_block, packing.positions_N % self.key_block
-            keys[packing.slots_N, :, blocks_N, :, within_N] = new_keys.to(keys.dtype)
+            cpu_passes.store(new_keys, new_values, packing.slots_N, packing.positions_N, keys, values)
         else:
-            keys[packing.slots_N, :, packing.positions_N] = new_keys.to(keys.dtype)
-        values[packing.slots_N, :, packing.positions_N] = new_values.to(values.dtype)
+            keys[packing.slots_N, :, packing.positions_N] = new_keys
+            values[packing.slots_N, :, packing.positions_N] = new_values
         return keys, values
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -2,7 +2,8 @@
 
 Unmerged adapters cost two small products per linear and token, which nearly doubles the time of a decode step, so
 the LoRA-targeted linears are read from a merged copy. On a CPU every linear may be copied into the layout its
-kernels want, which is twice as fast again. Parameters are never written to: modules are given another ``forward``
+kernels want, which is twice as fast again, and the small operations between linears are put together (``fused.py``).
+Parameters are never written to: modules are given another ``forward``
 (and, for a bfloat16 copy, other storage) while the view is open, and get their own back, also after an exception.
 
 Weights that do not exist outside a gather (ZeRO-3, FSDP2) are one more :class:`WeightsView`: gather on entry.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
@@ -21,6 +22,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from onpolicy_sdft.models.lora import embedding_weight, inner_model
+from onpolicy_sdft.rollout.fused import Packed, fuse, replace_on
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -50,14 +52,16 @@ class LocalWeights:
         model: The live model, adapters in place.
         merge_adapter: Read LoRA-targeted linears from a merged copy.
         decode_copy: ``none``: copy nothing else. ``packed``: copy every linear into the layout of the CPU's kernels
-            (float32 and bfloat16 on a CPU; elsewhere as ``none``). ``bfloat16``: copy float32 weights in bfloat16, on
-            a CPU packed as well. ``auto``: ``packed`` where there is such a layout.
+            (float32 and bfloat16 on a CPU; elsewhere as ``none``) and fuse what stands between them. ``bfloat16``:
+            copy float32 weights in bfloat16, on a CPU packed as well. ``auto``: ``packed`` where there is such a
+            layout.
     """
 
     model: PreTrainedModel | PeftModel
     merge_adapter: bool = True
     decode_copy: DecodeCopy = "auto"
     num_bytes: int = 0
+    _known: dict[Any, Any] = field(default_factory=dict, repr=False)  # what can be fused, found once
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
@@ -70,18 +74,23 @@ class LocalWeights:
         self.num_bytes = 0
         with contextlib.ExitStack() as stack:
             replaced: set[torch.Tensor] = set()
+            packed: dict[nn.Module, Packed] = {}
             for module, linear in self._linears(model):
                 merged = isinstance(module, LoraLayer)
                 if not pack and not merged:
                     continue
                 kept = (_merged_weight(module) if merged else linear.weight.data).to(dtype)
                 bias = None if linear.bias is None else linear.bias.data.to(dtype)
-                forward = _packed_forward(pack_linear(kept), bias) if pack else _plain_forward(kept, bias)
-                _replace(module, "forward", forward, stack)
+                if pack:
+                    packed[module] = Packed(pack_linear(kept), bias)
+                forward = packed[module] if pack else _plain_forward(kept, bias)
+                replace_on(module, "forward", forward, stack)
                 self.num_bytes += kept.nbytes
                 replaced.add(linear.weight)
             if narrow:
                 self.num_bytes += _narrow(model, replaced - {weight}, stack)
+            if pack:
+                fuse(model, packed, self._known, stack)
             yield
 
     def _linears(self, model: nn.Module) -> list[tuple[nn.Module, nn.Linear]]:
@@ -114,16 +123,6 @@ def pack_linear(weight: torch.Tensor) -> torch.Tensor:
     """Copy a weight [out, in] into oneDNN's blocked layout."""
     packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACK_ROWS)
     return packed
-
-
-def _packed_forward(packed: torch.Tensor, bias: torch.Tensor | None) -> Callable[..., torch.Tensor]:
-    def forward(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        # The operation that Inductor compiles linears to. F.linear goes to MKL in float32, at half the speed on CPUs
-        # whose AVX-512 MKL does not use.
-        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-        return y
-
-    return forward
 
 
 def _plain_forward(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable[..., torch.Tensor]:
@@ -161,12 +160,3 @@ def _narrow(model: nn.Module, unused: set[torch.Tensor], stack: contextlib.ExitS
             parameter.data = parameter.data.to(torch.bfloat16)
             num_bytes += parameter.data.nbytes
     return num_bytes
-
-
-def _replace(module: nn.Module, name: str, value: Any, stack: contextlib.ExitStack) -> None:
-    """Give a module an attribute of its own, over its class's, until the stack closes."""
-    if name in module.__dict__:
-        stack.callback(module.__dict__.__setitem__, name, module.__dict__[name])
-    else:
-        stack.callback(module.__dict__.pop, name)
-    module.__dict__[name] = value

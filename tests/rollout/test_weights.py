@@ -6,13 +6,9 @@ import hashlib
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from toys import make
+from toys import logits, make, with_adapter
 
-from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.rollout.weights import LocalWeights, can_pack
-
-IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 
 
 def sha256(model):
@@ -20,21 +16,6 @@ def sha256(model):
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def with_adapter(model, **options):
-    wrapped = get_peft_model(
-        model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.5, **options)
-    )
-    for name, parameter in wrapped.named_parameters():
-        if "lora_" in name:
-            parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
-    return wrapped.eval()
-
-
-@torch.no_grad()
-def logits(model):
-    return inner_model(model)(input_ids=IDS, use_cache=False).logits
 
 
 @pytest.mark.parametrize("adapter", [False, True], ids=["plain", "adapter"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -18,6 +19,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.models.policy import body, head_of
 from onpolicy_sdft.rollout.engine import EngineOptions, RolloutEngine
 from onpolicy_sdft.rollout.noise import gumbel_noise, key_words
@@ -26,6 +28,7 @@ from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingLaw
 
 END = 95
+IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 SIZES: dict[str, Any] = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.3, "bos_token_id": 1,
@@ -52,6 +55,24 @@ def make(family: str, dtype: torch.dtype = torch.float32) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(FAMILIES[family]()).to(dtype).eval()
+
+
+def with_adapter(model: Any) -> Any:
+    """A model in random LoRA adapters on all its linears."""
+    wrapped = get_peft_model(
+        model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.5)
+    )
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    return wrapped.eval()
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    """What a model says of one short text."""
+    found: torch.Tensor = inner_model(model)(input_ids=IDS, use_cache=False).logits
+    return found
 
 
 def ask(num: int = 10, limit: int = 24, seed: int = 0, step: int = 0, **more: Any) -> list[RolloutRequest]:

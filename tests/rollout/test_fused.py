@@ -1,0 +1,173 @@
+"""Fused operations give what they stand for, stand only for what they equal, and leave nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+import pytest
+import torch
+from torch import nn
+from toys import logits, make, with_adapter
+from transformers.models.llama import modeling_llama
+
+from onpolicy_sdft.rollout import cpu_passes, fused
+from onpolicy_sdft.rollout.cpu_attention import KEY_BLOCK
+from onpolicy_sdft.rollout.weights import LocalWeights, can_pack, pack_linear
+
+pytestmark = pytest.mark.skipif(not can_pack(), reason="this build of torch has no packed linears")
+#: What is fused in each layer (norms, gated units), norms behind the last layer, and whether positions are.
+FUSED = {
+    "llama": (2, 1, 1, True),
+    "qwen2": (2, 1, 1, True),
+    "qwen3": (4, 1, 1, True),
+    "mistral": (2, 1, 1, True),
+    "gemma": (2, 1, 1, True),
+    "gemma2": (4, 1, 1, True),
+    "gemma3": (6, 1, 1, True),
+    "gpt_neox": (0, 0, 0, True),
+    "gpt_oss": (2, 0, 1, False),
+}
+
+
+def rotation_of(model):
+    return sys.modules[type(model).__module__].apply_rotary_pos_emb
+
+
+@pytest.mark.parametrize(
+    ("family", "adapted"), [*((name, False) for name in FUSED), *((n, True) for n in FUSED if n != "gpt_oss")]
+)
+def test_what_is_fused_computes_the_models_own_logits_and_is_put_back(family, adapted):
+    plain = make(family)
+    rotation = rotation_of(plain)
+    norms = {m for m in plain.modules() if "RMSNorm" in type(m).__name__}
+    units = {m for m in plain.modules() if hasattr(m, "gate_proj")}
+    model = with_adapter(plain) if adapted else plain
+    own, view = logits(model), LocalWeights(model, True, "packed")
+    num_norms, num_units, num_last, rotates = FUSED[family]
+    for _ in range(2):  # what was compared once is not again
+        with view.open():
+            assert sum("forward" in m.__dict__ for m in norms) == num_norms * 3 + num_last
+            assert sum("forward" in m.__dict__ for m in units) == num_units * 3
+            assert (rotation_of(plain) is not rotation) == rotates
+            torch.testing.assert_close(logits(model), own, atol=2e-4, rtol=1e-4)
+        assert torch.equal(logits(model), own)
+        assert rotation_of(plain) is rotation
+        assert not any("forward" in m.__dict__ for m in model.modules())
+
+
+def test_after_an_exception_positions_are_the_models_own_again():
+    own = modeling_llama.apply_rotary_pos_emb
+    with pytest.raises(RuntimeError, match="inside"), LocalWeights(make("llama"), True, "packed").open():
+        raise RuntimeError("inside")
+    assert modeling_llama.apply_rotary_pos_emb is own
+
+
+class Unit(nn.Module):
+    def __init__(self, combine) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = nn.Linear(8, 16), nn.Linear(8, 16, bias=False), nn.Linear(16, 8)
+        self.combine = combine
+
+    def forward(self, x):
+        return self.down_proj(self.combine(self.gate_proj(x), self.up_proj(x)))
+
+
+class CentredRMSNorm(nn.Module):
+    eps = 1e-6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.5, 2.0, 8))
+
+    def forward(self, x):
+        x = x - x.mean(-1, keepdim=True)
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
+
+
+UNITS = {
+    "silu": (lambda g, u: nn.functional.silu(g) * u, True),
+    "gelu, tanh": (lambda g, u: nn.functional.gelu(g, approximate="tanh") * u, True),
+    "gelu": (lambda g, u: nn.functional.gelu(g) * u, True),
+    "the other way round": (lambda g, u: nn.functional.silu(u) * g, False),
+    "a sum": (lambda g, u: nn.functional.silu(g) + u, False),
+    "clamped": (lambda g, u: nn.functional.silu(g).clamp(max=0.1) * u, False),
+    "relu": (lambda g, u: nn.functional.relu(g) * u, False),
+}
+
+
+@pytest.mark.parametrize("name", UNITS)
+@torch.no_grad()
+def test_a_unit_is_fused_only_if_it_is_what_its_names_say(name):
+    combine, expected = UNITS[name]
+    unit = Unit(combine)
+    x = torch.randn(1, 5, 8)
+    own = unit(x)
+    packed = {m: fused.Packed(pack_linear(m.weight), m.bias) for m in unit.children()}
+    with contextlib.ExitStack() as stack:
+        fused.fuse(unit, packed, {}, stack)
+        assert ("forward" in unit.__dict__) == expected
+        torch.testing.assert_close(unit(x), own, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_norm_with_another_formula_keeps_its_own():
+    norm = CentredRMSNorm()
+    with contextlib.ExitStack() as stack:
+        fused.fuse(nn.Sequential(norm, nn.LayerNorm(8), nn.BatchNorm1d(8)).eval(), {}, {}, stack)
+        assert "forward" not in norm.__dict__
+
+
+def interleaved(q, k, cos, sin, unsqueeze_dim=1):
+    def turn(x):
+        return torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
+
+    cos, sin = cos[:, None], sin[:, None]
+    return q * cos + turn(q) * sin, k * cos + turn(k) * sin
+
+
+def test_interleaved_positions_keep_their_own(monkeypatch):
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", interleaved)
+    with LocalWeights(make("llama"), True, "packed").open():
+        assert modeling_llama.apply_rotary_pos_emb is interleaved
+
+
+def test_positions_keep_their_own_operations_where_a_gradient_is_wanted():
+    with LocalWeights(make("llama"), True, "packed").open():
+        q = torch.randn(1, 4, 3, 8, requires_grad=True)
+        cos = torch.randn(1, 3, 8)
+        turned, _ = modeling_llama.apply_rotary_pos_emb(q, q, cos, cos)
+        turned.sum().backward()
+    assert q.grad is not None
+
+
+@pytest.mark.parametrize("rows", [1, 3, 3000])
+def test_a_norm_in_one_pass_is_the_norm(rows):
+    x, weight = torch.randn(2, rows, 24) * 3, torch.randn(24)
+    own = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * (1 + weight)
+    torch.testing.assert_close(cpu_passes.rms_norm(x, weight, 1.0, 1e-5), own)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 3000])
+def test_positions_in_one_pass_are_the_positions(tokens):
+    x = torch.randn(1, tokens, 6, 16).transpose(1, 2)
+    cos, sin = torch.randn(1, tokens, 16), torch.randn(1, tokens, 16)
+    own, _ = modeling_llama.apply_rotary_pos_emb(x, x, cos, sin)
+    torch.testing.assert_close(cpu_passes.rotate(x, cos, sin), own)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 3, 1500])
+def test_keys_and_values_go_where_they_belong(tokens, dtype):
+    slots, length, heads, key_size, value_size = 5, 5 * KEY_BLOCK, 2, 24, 16
+    keys = torch.zeros(slots, heads, length // KEY_BLOCK, key_size, KEY_BLOCK, dtype=dtype)
+    values = torch.zeros(slots, heads, length, value_size, dtype=dtype)
+    expected_keys, expected_values = torch.zeros(slots, heads, length, key_size, dtype=dtype), values.clone()
+    places = torch.randperm(slots * length)[:tokens]
+    at, positions = places // length, places % length
+    new_keys, new_values = torch.randn(tokens, heads, key_size), torch.randn(tokens, heads, value_size)
+    new_keys, new_values = new_keys.to(dtype), new_values.to(dtype)
+    cpu_passes.store(new_keys, new_values, at, positions, keys, values)
+    expected_keys[at, :, positions], expected_values[at, :, positions] = new_keys, new_values
+    assert torch.equal(keys.transpose(-1, -2).flatten(2, 3), expected_keys)
+    assert torch.equal(values, expected_values)
