@@ -98,17 +98,26 @@ def main() -> None:
     parser.add_argument("--logs", type=Path, default=ROOT / "runs" / "distributed_logs")
     options = parser.parse_args()
     options.logs.mkdir(parents=True, exist_ok=True)
-    pairs = [run_pair(pair, options) for pair in PAIRS if not options.only or pair[1][0] in options.only]
+    pairs: list[list[tuple[str, Contender]]] = []
+    for pair in PAIRS:
+        if not options.only or pair[1][0] in options.only:
+            pairs.append(run_pair(pair, options))
+            write(pairs, options.results)  # after every pair: one takes minutes
     print(table(pairs))
-    if options.results:
-        record = {
-            "command": ["python -m benchmarks.distributed", *sys.argv[1:]], "git": git_state(ROOT),
-            "hardware": hardware(), "overrides": OVERRIDES,
-            "versions": package_versions(["torch", "transformers", "peft", "accelerate", "deepspeed"]),
-            "pairs": [[{"name": name, **c.facts, "steps": c.steps} for name, c in pair] for pair in pairs],
-        }  # fmt: skip
-        write_json_atomic(options.results / "distributed.json", json.loads(json.dumps(record)))
-        write_text_atomic(options.results / "distributed.md", table(pairs) + "\n")
+
+
+def write(pairs: list[list[tuple[str, Contender]]], results: Path | None) -> None:
+    """Write what was measured so far."""
+    if results is None:
+        return
+    record = {
+        "command": ["python -m benchmarks.distributed", *sys.argv[1:]], "git": git_state(ROOT),
+        "hardware": hardware(), "overrides": OVERRIDES,
+        "versions": package_versions(["torch", "transformers", "peft", "accelerate", "deepspeed"]),
+        "pairs": [[{"name": name, **c.facts, "steps": c.steps} for name, c in pair] for pair in pairs],
+    }  # fmt: skip
+    write_json_atomic(results / "distributed.json", json.loads(json.dumps(record)))
+    write_text_atomic(results / "distributed.md", table(pairs) + "\n")
 
 
 if __name__ == "__main__":

@@ -92,8 +92,9 @@ def _norm_of(
         return None
     if weight.dim() != 1 or isinstance(module, nn.LayerNorm):
         return None
-    offset = _choose(module, (0.0, 1.0), lambda offset: _norm(weight, offset, epsilon), _numbers(weight, 3), known)
-    return None if offset is None else _norm(weight, offset, epsilon)
+    kept = weight.detach().clone()  # numpy pins the memory it looks at, and gathered weights are given back
+    offset = _choose(module, (0.0, 1.0), lambda offset: _norm(kept, offset, epsilon), _numbers(kept, 3), known)
+    return None if offset is None else _norm(kept, offset, epsilon)
 
 
 def _norm(weight: torch.Tensor, offset: float, epsilon: float) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -63,6 +63,14 @@ def test_after_an_exception_positions_are_the_models_own_again():
     assert modeling_llama.apply_rotary_pos_emb is own
 
 
+def test_memory_of_weights_can_be_given_back_afterwards():
+    model = make("llama")
+    with LocalWeights(model, True, "packed").open():
+        logits(model)
+    for parameter in model.parameters():
+        parameter.untyped_storage().resize_(0)
+
+
 class Unit(nn.Module):
     def __init__(self, combine) -> None:
         super().__init__()
