@@ -77,9 +77,9 @@ def fuse(
         for find in (_norm_of, _gated_unit_of):
             if forward := find(module, packed, known):
                 replace_on(module, "forward", forward, stack)
-    for name in {type(m).__module__ for m in model.modules() if hasattr(sys.modules[type(m).__module__], _ROTATION)}:
-        if rotation := _rotation_of(sys.modules[name], known):
-            replace_on(sys.modules[name], _ROTATION, rotation, stack)
+    for modeling in {sys.modules.get(type(module).__module__) for module in model.modules()}:
+        if hasattr(modeling, _ROTATION) and (rotation := _rotation_of(modeling, known)):
+            replace_on(modeling, _ROTATION, rotation, stack)
 
 
 def _norm_of(
@@ -93,12 +93,13 @@ def _norm_of(
     if weight.dim() != 1 or isinstance(module, nn.LayerNorm):
         return None
     kept = weight.detach().clone()  # numpy pins the memory it looks at, and gathered weights are given back
-    offset = _choose(module, (0.0, 1.0), lambda offset: _norm(kept, offset, epsilon), _numbers(kept, 3), known)
-    return None if offset is None else _norm(kept, offset, epsilon)
+    own: Callable[[torch.Tensor], torch.Tensor] = module.forward
 
+    def norm(offset: float) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda x: cpu_passes.rms_norm(x, kept, offset, epsilon) if x.dtype == torch.float32 else own(x)
 
-def _norm(weight: torch.Tensor, offset: float, epsilon: float) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda x: cpu_passes.rms_norm(x, weight, offset, epsilon)
+    offset = _choose(module, (0.0, 1.0), norm, _numbers(kept, 3), known)
+    return None if offset is None else norm(offset)
 
 
 def _gated_unit_of(

@@ -126,6 +126,17 @@ def test_a_norm_with_another_formula_keeps_its_own():
         assert "forward" not in norm.__dict__
 
 
+@torch.no_grad()
+def test_a_norm_of_other_numbers_than_it_was_compared_on_is_the_modules_own():
+    norm = make("llama").model.norm
+    x = torch.randn(1, 3, 32).bfloat16()
+    own = norm(x)
+    with contextlib.ExitStack() as stack:
+        fused.fuse(norm, {}, {}, stack)
+        assert "forward" in norm.__dict__
+        assert torch.equal(norm(x), own)
+
+
 def interleaved(q, k, cos, sin, unsqueeze_dim=1):
     def turn(x):
         return torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
