@@ -205,7 +205,7 @@ def campaign(options: argparse.Namespace) -> dict[str, Any]:
         output = options.folder / f"disturbed-{runs}"
         shutil.rmtree(output, ignore_errors=True)
         runs += 1
-        while found := disturb(options, output, draw, aimed=len(kills) % 3 == 2):
+        while found := disturb(options, output, draw, aimed=len(kills) % 3 == 1):
             kills.append(found)
             if len(kills) == options.kills:
                 if start(options, output).wait() != 0:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from onpolicy_sdft.rollout.attention import Scoring, grid_attention, segment_attention, tiles
-from onpolicy_sdft.rollout.cpu_attention import KEY_BLOCK, slot_attention, tile_tokens
+from onpolicy_sdft.rollout.cpu_attention import KEY_BLOCK, slot_attention, tile_tokens, use_threads_of_torch
 from onpolicy_sdft.rollout.slots import Packing, Segment
 
 NUM_HEADS, GROUP, SIZE = 2, 3, 16
@@ -22,6 +22,17 @@ SCORINGS = {
     "sinks": Scoring(0.25, 5, 1.5, SINKS),
 }
 RAGGED = [(0, 0, 70), (1, 20, 1), (2, 0, 1), (3, 33, 4), (4, 5, 9), (5, 64, 65)]
+
+
+@pytest.fixture(autouse=True)
+def _two_threads():
+    """Tests run in processes of one thread each; here the kernel's threads share the work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    use_threads_of_torch()
+    yield
+    torch.set_num_threads(before)
+    use_threads_of_torch()
 
 
 def pack(places):
