@@ -72,8 +72,12 @@ def run_pair(pair: tuple[Any, ...], options: argparse.Namespace) -> list[Measure
             print(f"round {number}: {name}: {step['step']:.2f} s, rollout {step['rollout']:.2f} s", flush=True)
     for _, contender in found:
         contender.close()
-    commit = git_state(ROOT)
-    return [{"name": name, **contender.facts, "git": commit, "steps": contender.steps} for name, contender in found]
+    facts = {
+        "command": ["python -m benchmarks.distributed", *sys.argv[1:]], "git": git_state(ROOT), "hardware": hardware(),
+        "overrides": OVERRIDES,
+        "versions": package_versions(["torch", "transformers", "peft", "accelerate", "deepspeed"]),
+    }  # fmt: skip
+    return [{"name": name, **facts, **contender.facts, "steps": contender.steps} for name, contender in found]
 
 
 def table(pairs: list[list[Measured]]) -> str:
@@ -104,24 +108,22 @@ def main() -> None:
     options = parser.parse_args()
     options.logs.mkdir(parents=True, exist_ok=True)
     path = None if options.results is None else options.results / "distributed.json"
-    kept = read_json(path)["pairs"] if options.only and path is not None and path.is_file() else []
+    kept = read_json(path)["pairs"] if path is not None and path.is_file() else []
     by_name: dict[str, list[Measured]] = {pair[1]["name"]: pair for pair in kept}
-    for pair in PAIRS:
-        if not options.only or pair[1][0] in options.only:
-            by_name[pair[1][0]] = run_pair(pair, options)
-            found = [by_name[second[0]] for _, second in PAIRS if second[0] in by_name]
-            if path is not None:  # after every pair: one takes minutes
-                write(found, path)
+    asked = [pair for pair in PAIRS if not options.only or pair[1][0] in options.only]
+    if not asked:
+        parser.error(f"--only takes some of: {', '.join(second[0] for _, second in PAIRS)}")
+    for pair in asked:
+        by_name[pair[1][0]] = run_pair(pair, options)
+        found = [by_name[second[0]] for _, second in PAIRS if second[0] in by_name]
+        if path is not None:  # after every pair: one takes minutes
+            write(found, path)
     print(table(found))
 
 
 def write(pairs: list[list[Measured]], path: Path) -> None:
-    """Write what was measured, those pairs of an earlier call too that this one leaves out."""
-    record = {
-        "command": ["python -m benchmarks.distributed", *sys.argv[1:]], "hardware": hardware(), "overrides": OVERRIDES,
-        "versions": package_versions(["torch", "transformers", "peft", "accelerate", "deepspeed"]), "pairs": pairs,
-    }  # fmt: skip
-    write_json_atomic(path, json.loads(json.dumps(record)))
+    """Write what was measured, those pairs of earlier calls too that this one has not come to."""
+    write_json_atomic(path, json.loads(json.dumps({"pairs": pairs})))
     write_text_atomic(path.with_suffix(".md"), table(pairs) + "\n")
 
 

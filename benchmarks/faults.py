@@ -105,9 +105,13 @@ def kill(process: subprocess.Popen[bytes], kind: str, draw: random.Random, comes
     """
     whole = psutil.Process(process.pid).children(recursive=True)
     ranks = ranks_of(process)
+    end = time.monotonic() + PATIENCE
     while not comes():
         if process.poll() is not None:
             return False
+        if time.monotonic() > end:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise SystemExit(f"no checkpoint was begun within {PATIENCE:g} s")
         time.sleep(0.0005)
     if kind == "one rank, SIGKILL":
         draw.choice(ranks).kill()

@@ -95,6 +95,7 @@ def main() -> None:
     work(0, settings, port, channel)
     for process in processes:
         process.join(60)
+        process.kill()
     # Nothing is left to save, and gloo waits for itself now and then when it is taken down right behind a collective:
     # its thread wants the interpreter's lock for a tensor while the interpreter, taking DDP down, waits for the thread.
     os._exit(0)

@@ -184,7 +184,8 @@ def slot_attention(
     """
     start_threads()
     out_NHGD = torch.empty(*q_NHGD.shape[:3], values_SHLD.shape[-1], dtype=torch.float32)
-    sinks = sinks_HG.float() if sinks_HG is not None else torch.zeros(q_NHGD.shape[1:3])
+    # A copy: numpy pins the memory it looks at, and gathered weights are given back.
+    sinks = torch.zeros(q_NHGD.shape[1:3]) if sinks_HG is None else sinks_HG.detach().float().clone()
     kernel: Any = _attend  # numba replaces the function by a dispatcher
     kernel(
         *(as_array(t) for t in (q_NHGD, keys_SHBDW.flatten(2, 3), values_SHLD, tiles_W4)),
@@ -196,8 +197,11 @@ def slot_attention(
 def use_threads_of_torch() -> None:
     """Let the kernel run on as many threads as torch does; both share one OpenMP pool."""
     start_threads()
-    most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # made when numba is imported
-    numba.set_num_threads(min(torch.get_num_threads(), most))
+    numba.set_num_threads(min(torch.get_num_threads(), _most()))
+
+
+def _most() -> int:
+    return int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]  # made when numba is imported
 
 
 @functools.cache
@@ -207,7 +211,7 @@ def start_threads() -> None:
     Starting them tells OpenMP, and so torch, to use one a core; several ranks on a machine would each use all of it.
     """
     wanted = torch.get_num_threads()
-    numba.get_num_threads()
+    numba.set_num_threads(min(wanted, _most()))
     torch.set_num_threads(wanted)
 
 

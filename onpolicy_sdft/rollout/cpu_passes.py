@@ -93,7 +93,7 @@ def _store_threaded(
 def rms_norm(x: torch.Tensor, weight_C: torch.Tensor, offset: float, epsilon: float) -> torch.Tensor:
     """Scale rows to a root mean square of 1, then each column by its weight plus ``offset``: [..., C] -> [..., C]."""
     x_RC = x.reshape(-1, x.shape[-1])
-    out_RC = torch.empty_like(x_RC)
+    out_RC = torch.empty(x_RC.shape)
     _choose(_norm, _norm_threaded, x_RC)(
         as_array(x_RC), as_array(weight_C), _f32(offset), _f32(epsilon), out_RC.numpy()
     )

@@ -176,7 +176,8 @@ class RolloutEngine:
             )
             if not self._announced:
                 copied = show_bytes(self.weights.num_bytes)
-                self.say(f"rollout engine: {pool.describe()}, decode copy of the weights {copied}")
+                fused = self.weights.fused
+                self.say(f"rollout engine: {pool.describe()}, decode copy of the weights {copied}, fused: {fused}")
                 self._announced = True
         pool.make_room_for(record, needs, weight.shape[1])
         self._pool, self.stats.num_slots = pool, pool.num_slots

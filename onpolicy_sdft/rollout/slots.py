@@ -111,6 +111,8 @@ class SlotCache(Cache):
         new_keys, new_values = key_states[0].transpose(0, 1), value_states[0].transpose(0, 1)
         new_keys, new_values = new_keys.to(keys.dtype), new_values.to(values.dtype)
         if self.key_block:
+            if layer_idx == 0 and int(packing.positions_N.max()) >= self.length:  # nothing else would notice
+                raise IndexError(f"position {int(packing.positions_N.max())} is beyond the {self.length} of a slot")
             cpu_passes.store(new_keys, new_values, packing.slots_N, packing.positions_N, keys, values)
         else:
             keys[packing.slots_N, :, packing.positions_N] = new_keys

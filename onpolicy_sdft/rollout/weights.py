@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
@@ -38,6 +38,7 @@ class WeightsView(Protocol):
     """Weights to decode from."""
 
     num_bytes: int  # of copies, while the view is open; known after it was opened once
+    fused: str  # what is done in fewer operations than the model's own, for people; the same
 
     def open(self) -> contextlib.AbstractContextManager[None]:
         """Make the weights readable through the model for the length of the context."""
@@ -61,7 +62,7 @@ class LocalWeights:
     merge_adapter: bool = True
     decode_copy: DecodeCopy = "auto"
     num_bytes: int = 0
-    _known: dict[Any, Any] = field(default_factory=dict, repr=False)  # what can be fused, found once
+    fused: str = "nothing"
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
@@ -90,7 +91,7 @@ class LocalWeights:
             if narrow:
                 self.num_bytes += _narrow(model, replaced - {weight}, stack)
             if pack:
-                fuse(model, packed, self._known, stack)
+                self.fused = fuse(model, packed, stack)
             yield
 
     def _linears(self, model: nn.Module) -> list[tuple[nn.Module, nn.Linear]]:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from torch.nn.parallel import DistributedDataParallel
 
 from onpolicy_sdft.errors import ConfigError, SdftError, TrainingError
 from onpolicy_sdft.models.shards import WHOLE, Shards
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
 
     from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.models.policy import Policy
+
+_LATE_BYTES = 1 << 28  # of gradients that may wait for the last backward
+
+
+class MemoryRanOut(Exception):
+    """Memory ran out on one rank, in what can be forgotten and done again; every rank raises it."""
 
 
 class Backend:
@@ -44,8 +51,10 @@ class Backend:
     def __init__(self, precision: str, timeout_seconds: float = 1800.0) -> None:
         self.precision = precision
         patience = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_seconds))
+        # Buffers are constants, made alike on every rank; sending them in a forward would be one more place to meet in.
+        apart = DistributedDataParallelKwargs(broadcast_buffers=False)
         try:
-            self.accelerator = Accelerator(mixed_precision=self._mixed_precision(), kwargs_handlers=[patience])
+            self.accelerator = Accelerator(mixed_precision=self._mixed_precision(), kwargs_handlers=[patience, apart])
         except ValueError as error:  # accelerate keeps one precision a process
             raise ConfigError(
                 f"train.precision={precision!r}, but this process has trained in another precision before: {error}. "
@@ -55,6 +64,7 @@ class Backend:
         self._model: nn.Module | None = None
         self._policy: Any = None
         self._optimizer: Any = None
+        self._meets_late = False  # ranks put gradients together after the last backward, not within it
 
     def check(self, config: RunConfig) -> None:
         """Refuse options that this launch cannot do.
@@ -104,8 +114,8 @@ class Backend:
 
     @property
     def can_repeat(self) -> bool:
-        """Whether a backward that was broken off can be forgotten and done again: other ranks would be in it still."""
-        return self.num_ranks == 1
+        """Whether a backward that was broken off can be forgotten and done again: no other rank may be in it still."""
+        return self.num_ranks == 1 or self._meets_late
 
     @property
     def device(self) -> torch.device:
@@ -120,6 +130,11 @@ class Backend:
         """
         self._model = policy.model
         self._policy, self._optimizer = self.accelerator.prepare(policy, optimizer)
+        if isinstance(self._policy, DistributedDataParallel):
+            # Few gradients (adapters) travel quickly, so they need not do so while others are still computed. Until
+            # they do, a rank whose memory runs out can tell the others.
+            num_bytes = sum(parameter.nbytes for parameter in self.trainable().values())
+            self._meets_late = num_bytes <= _LATE_BYTES
         return self._policy, optimizer
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -190,13 +205,30 @@ class Backend:
                     "Start every rank with the same command, data and checkout."
                 )
 
+    @contextlib.contextmanager
+    def memory_of_all(self) -> Iterator[None]:
+        """Tell every rank when memory runs out on one, where what was begun can be forgotten.
+
+        Raises:
+            MemoryRanOut: On all ranks alike.
+        """
+        own: torch.OutOfMemoryError | None = None
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            if not self.can_repeat:
+                raise
+            own = error
+        if self.can_repeat and self.max_over_ranks(int(own is not None)):
+            raise MemoryRanOut("on another rank" if own is None else str(own)) from own
+
     def micro_batch(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Return the context of a micro-batch's forward and backward: ranks meet in the last one only.
+        """Return the context of a micro-batch's forward and backward: ranks meet in the last one, or after it.
 
         DDP decides in the forward whether the backward that follows reduces gradients.
         """
         waiting: contextlib.AbstractContextManager[Any] = self.accelerator.no_sync(self._policy)
-        return contextlib.nullcontext() if last else waiting
+        return contextlib.nullcontext() if last and not self._meets_late else waiting
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate gradients of an already normalised loss."""
@@ -211,11 +243,23 @@ class Backend:
         Returns:
             The norm before clipping. If it is not finite, no step was taken.
         """
+        if self._meets_late:
+            self._meet()
         grad_norm = self._clip(max_norm if max_norm > 0 else math.inf)
         if math.isfinite(grad_norm):
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return grad_norm
+
+    @torch.no_grad()
+    def _meet(self) -> None:
+        """Average gradients over ranks, as DDP does."""
+        parameters = list(self.trainable().values())
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        whole = torch.cat([part.flatten() for part in parts]) / self.num_ranks
+        torch.distributed.all_reduce(whole)
+        for parameter, part in zip(parameters, whole.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = part.view_as(parameter).to(parameter.dtype)
 
     def _clip(self, limit: float) -> float:
         return float(self.accelerator.clip_grad_norm_(self._policy.parameters(), limit).item())

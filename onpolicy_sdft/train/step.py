@@ -24,6 +24,7 @@ import torch
 from onpolicy_sdft.data.sharing import collect, deal
 from onpolicy_sdft.errors import TrainingError
 from onpolicy_sdft.objectives.objective import FIGURES
+from onpolicy_sdft.train.backend import MemoryRanOut
 from onpolicy_sdft.train.memory import memory_mib
 from onpolicy_sdft.train.source import spread
 from onpolicy_sdft.train.telemetry import (
@@ -145,18 +146,23 @@ class Trainer:
             try:
                 return self.learn(batches, num_counted_tokens)
             except torch.OutOfMemoryError as error:
-                if not self.backend.can_repeat or all(len(batch.rows) < 2 for batch in batches):
-                    budget = self.pairing.micro_batch_tokens >> self.state.num_halvings
-                    raise TrainingError(
-                        f"Out of memory while learning micro-batches of {budget} tokens (rank {self.backend.rank}): "
-                        f"{error}. Way out: a lower train.micro_batch_tokens, model.gradient_checkpointing, or a "
-                        "backend that divides more (launch/accelerate)."
-                    ) from error
+                raise self._out_of_memory(error) from error
+            except MemoryRanOut as error:
+                if self.backend.max_over_ranks(max(len(batch.rows) for batch in batches)) < 2:
+                    raise self._out_of_memory(error) from error
                 self.backend.discard_gradients()
             num_batches = len(batches)
             while len(batches) == num_batches:
                 self.state.num_halvings += 1
                 batches = self.pair(mine)
+
+    def _out_of_memory(self, error: Exception) -> TrainingError:
+        budget = self.pairing.micro_batch_tokens >> self.state.num_halvings
+        return TrainingError(
+            f"Out of memory while learning micro-batches of {budget} tokens (rank {self.backend.rank}): {error}. "
+            "Way out: a lower train.micro_batch_tokens, model.gradient_checkpointing, or a backend that divides more "
+            "(launch/accelerate)."
+        )
 
     def learn(self, batches: Sequence[MicroBatch], num_counted_tokens: int) -> Learned:
         """Take one optimizer step; one denominator for all of it, known before any backward.
@@ -165,17 +171,19 @@ class Trainer:
         """
         if not num_counted_tokens:
             return Learned(0.0, (0.0,) * len(FIGURES), 0.0, "all_dropped")
-        started = self.clock()
-        signals = self.laws(batches)  # the teacher's laws where the objective needs them, no gradient
-        self.teacher.release()  # what was gathered to write and to score
-        score_seconds = self.clock() - started
-        self.policy.train()
         sums = torch.zeros(1 + len(FIGURES), dtype=torch.float64)
-        for batch, law in zip(batches, signals, strict=True):
-            with self.backend.micro_batch(last=batch is batches[-1]):
-                loss_sum, figures = self.policy(batch, self.objective, law)  # head and loss inside the wrapped forward
-                self.backend.backward(loss_sum / num_counted_tokens)
-            sums += torch.cat([loss_sum.detach().double()[None], figures]).cpu()
+        with self.backend.memory_of_all():
+            started = self.clock()
+            signals = self.laws(batches)  # the teacher's laws where the objective needs them, no gradient
+            self.teacher.release()  # what was gathered to write and to score
+            score_seconds = self.clock() - started
+            self.policy.train()
+            for batch, law in zip(batches, signals, strict=True):
+                with self.backend.micro_batch(last=batch is batches[-1]):
+                    # Head and loss are inside the wrapped forward.
+                    loss_sum, figures = self.policy(batch, self.objective, law)
+                    self.backend.backward(loss_sum / num_counted_tokens)
+                sums += torch.cat([loss_sum.detach().double()[None], figures]).cpu()
         total, *others = map(sum, zip(*self.backend.gather(sums.tolist()), strict=True))
         if not math.isfinite(total):
             self.backend.discard_gradients()

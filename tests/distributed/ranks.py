@@ -22,6 +22,8 @@ from torch import multiprocessing
 
 from onpolicy_sdft import fit, load_config
 from onpolicy_sdft.errors import SdftError
+from onpolicy_sdft.train import backend
+from onpolicy_sdft.train.backend import Backend
 
 TIMEOUT = timedelta(seconds=60)
 
@@ -45,6 +47,10 @@ def work(rank: int, num_ranks: int, port: int, job: dict[str, Any]) -> None:
     die_at = job.get("die_at", {}).get(str(rank))
     if die_at is not None:
         _die_at_step(*die_at)
+    if "late_bytes" in job:
+        backend._LATE_BYTES = job["late_bytes"]
+    if rank in job.get("short_of_memory", []):
+        _run_out_of_memory()
     counted = _count_reductions() if job.get("count_reductions") else []
     if job.get("count_collectives"):
         _count_collectives(rank)
@@ -60,12 +66,10 @@ def work(rank: int, num_ranks: int, port: int, job: dict[str, Any]) -> None:
 
 
 def _count_reductions() -> list[int]:
-    """Let DDP note each bucket of gradients that it reduces."""
+    """Note each bucket of gradients that DDP reduces, and each time that gradients meet after the backward."""
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-    from onpolicy_sdft.train.backend import Backend
-
-    prepare, counted = Backend.prepare, []
+    prepare, meet, counted = Backend.prepare, Backend._meet, []
 
     def note(state, bucket):  # DDP refuses annotations that are written as text
         counted.append(bucket.index())
@@ -76,8 +80,26 @@ def _count_reductions() -> list[int]:
         policy.register_comm_hook(None, note)
         return policy, optimizer
 
-    Backend.prepare = counting  # type: ignore[method-assign]
+    def meeting(self: Backend) -> None:
+        counted.append(0)
+        meet(self)
+
+    Backend.prepare, Backend._meet = counting, meeting  # type: ignore[method-assign]
     return counted
+
+
+def _run_out_of_memory() -> None:
+    """Let this rank learn one row at a time, no more."""
+    from onpolicy_sdft.models.policy import Policy
+
+    forward = Policy.forward
+
+    def short(self: Policy, batch: Any, *others: Any) -> Any:
+        if len(batch.rows) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(self, batch, *others)
+
+    Policy.forward = short  # type: ignore[method-assign]
 
 
 def _count_collectives(rank: int) -> None:

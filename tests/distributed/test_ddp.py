@@ -87,13 +87,35 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on_from_the_last_checkpo
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_gradients_travel_once_a_step_however_many_micro_batches_it_has(config, tmp_path):
+@pytest.mark.parametrize("late_bytes", [0, 1 << 28], ids=["within the last backward", "after it"])
+def test_gradients_travel_once_a_step_however_many_micro_batches_it_has(config, tmp_path, late_bytes):
     found = []
     for size in (10_000, 1):
         options = {"eval.before_and_after": False, "train.max_steps": 2, "train.micro_batch_tokens": size}
-        done = run(2, config, tmp_path / str(size), {"count_reductions": True}, **options)
+        more = {"count_reductions": True, "late_bytes": late_bytes}
+        done = run(2, config, tmp_path / str(size), more, **options)
         assert done.returncode == 0, done.stderr[-3000:]
         found.append(sorted(line for line in done.stdout.splitlines() if "reduced" in line))
     assert len(found[0]) == 2
     assert found[0] == found[1]
     assert "reduced 0 " not in found[0][0]
+
+
+def test_memory_that_runs_out_on_one_rank_halves_the_micro_batches_of_all_and_the_step_is_repeated(config, tmp_path):
+    options = {"eval.before_and_after": False, "train.max_steps": 2, "train.micro_batch_tokens": 10_000}
+    succeed(2, config, tmp_path / "plain", **options)
+    succeed(2, config, tmp_path / "short", {"short_of_memory": [1]}, **options)
+    names = ("loss/total", "train/grad_norm", "train/num_loss_tokens")
+    plain, short = (tmp_path / name for name in ("plain", "short"))
+    assert tokens(plain) == tokens(short)
+    torch.testing.assert_close(figures(plain, *names), figures(short, *names), rtol=1e-5, atol=1e-6)
+    assert figures(plain, "train/num_halvings").max() == 0
+    assert figures(short, "train/num_halvings").min() > 0
+
+
+def test_memory_that_runs_out_within_a_meeting_of_ranks_ends_the_run_with_the_way_out(config, tmp_path):
+    more = {"short_of_memory": [1], "late_bytes": 0}
+    options = {"eval.before_and_after": False, "train.micro_batch_tokens": 10_000}
+    done = run(2, config, tmp_path / "run", more, **options)
+    assert done.returncode == 2
+    assert "lower train.micro_batch_tokens" in done.stderr

@@ -28,6 +28,7 @@ def options(tmp_path, model_dir):
     return ["--config", str(config)]
 
 
+@pytest.mark.draws
 def test_a_data_set_is_distilled_and_trained_on(options, tmp_path, capsys):
     assert main(["distill", *options]) == 0
     folder = tmp_path / "distilled"

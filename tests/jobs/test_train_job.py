@@ -62,6 +62,7 @@ def final_weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(newest / "trainable.safetensors")
 
 
+@pytest.mark.draws
 def test_a_run_leaves_everything_a_person_needs(files):
     outcome = fit(load_config(files["config"]), ["sdft", "train"], quiet)
     run = outcome.run.path

@@ -8,12 +8,13 @@ import sys
 import pytest
 import torch
 from torch import nn
-from toys import logits, make, with_adapter
+from toys import ask, engine, logits, make, with_adapter
 from transformers.models.llama import modeling_llama
 
 from onpolicy_sdft.rollout import cpu_passes, fused
 from onpolicy_sdft.rollout.cpu_attention import KEY_BLOCK
 from onpolicy_sdft.rollout.weights import LocalWeights, can_pack, pack_linear
+from onpolicy_sdft.types import SamplingLaw
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this build of torch has no packed linears")
 #: What is fused in each layer (norms, gated units), norms behind the last layer, and whether positions are.
@@ -45,7 +46,7 @@ def test_what_is_fused_computes_the_models_own_logits_and_is_put_back(family, ad
     model = with_adapter(plain) if adapted else plain
     own, view = logits(model), LocalWeights(model, True, "packed")
     num_norms, num_units, num_last, rotates = FUSED[family]
-    for _ in range(2):  # what was compared once is not again
+    for _ in range(2):
         with view.open():
             assert sum("forward" in m.__dict__ for m in norms) == num_norms * 3 + num_last
             assert sum("forward" in m.__dict__ for m in units) == num_units * 3
@@ -63,78 +64,137 @@ def test_after_an_exception_positions_are_the_models_own_again():
     assert modeling_llama.apply_rotary_pos_emb is own
 
 
-def test_memory_of_weights_can_be_given_back_afterwards():
-    model = make("llama")
-    with LocalWeights(model, True, "packed").open():
-        logits(model)
+@pytest.mark.parametrize("family", ["llama", "gpt_oss"])
+def test_memory_of_weights_can_be_given_back_afterwards(family):
+    model = make(family)
+    engine(model).generate(ask(2), SamplingLaw())
     for parameter in model.parameters():
         parameter.untyped_storage().resize_(0)
 
 
 class Unit(nn.Module):
-    def __init__(self, combine) -> None:
+    def __init__(self, act_fn, combine=lambda g, u: g * u) -> None:
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = nn.Linear(8, 16), nn.Linear(8, 16, bias=False), nn.Linear(16, 8)
-        self.combine = combine
+        self.act_fn, self.combine = act_fn, combine
 
     def forward(self, x):
-        return self.down_proj(self.combine(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(self.combine(self.act_fn(self.gate_proj(x)), self.up_proj(x)))
 
 
-class CentredRMSNorm(nn.Module):
-    eps = 1e-6
+class Norm(nn.Module):
+    eps = 1e-5
 
-    def __init__(self) -> None:
+    def __init__(self, scale) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.linspace(0.5, 2.0, 8))
+        self.scale = scale
 
     def forward(self, x):
-        x = x - x.mean(-1, keepdim=True)
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
+        return x * self.scale(x) * self.weight
+
+
+def silent(module, weight):
+    """A module whose output is zero, whatever it computes."""
+    getattr(module, weight).weight.data.zero_()
+    module.down_proj.bias.data.zero_()
+    return module
+
+
+def hooked(module, part):
+    getattr(module, part).register_forward_hook(lambda module, given, out: out)
+    return module
 
 
 UNITS = {
-    "silu": (lambda g, u: nn.functional.silu(g) * u, True),
-    "gelu, tanh": (lambda g, u: nn.functional.gelu(g, approximate="tanh") * u, True),
-    "gelu": (lambda g, u: nn.functional.gelu(g) * u, True),
-    "the other way round": (lambda g, u: nn.functional.silu(u) * g, False),
-    "a sum": (lambda g, u: nn.functional.silu(g) + u, False),
-    "clamped": (lambda g, u: nn.functional.silu(g).clamp(max=0.1) * u, False),
-    "relu": (lambda g, u: nn.functional.relu(g) * u, False),
+    "silu": (lambda: Unit(nn.SiLU()), True),
+    "gelu, tanh": (lambda: Unit(nn.GELU(approximate="tanh")), True),
+    "gelu": (lambda: Unit(nn.GELU()), True),
+    "a function": (lambda: Unit(nn.functional.silu), True),
+    "relu": (lambda: Unit(nn.ReLU()), False),
+    "a sum": (lambda: Unit(nn.SiLU(), lambda g, u: g + u), False),
+    "clamped far out": (lambda: Unit(nn.SiLU(), lambda g, u: g.clamp(max=16) * u), False),
+    "a clamped activation": (lambda: Unit(lambda x: nn.functional.silu(x).clamp(max=7)), False),
+    "zeros": (lambda: silent(Unit(nn.GELU()), "down_proj"), False),
+    "a hook": (lambda: hooked(Unit(nn.SiLU()), "up_proj"), False),
+    "a hook of the activation": (lambda: hooked(Unit(nn.SiLU()), "act_fn"), False),
+}
+NORMS = {
+    "root mean square": (lambda x: torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5), True),
+    "centred": (lambda x: torch.rsqrt(x.var(-1, keepdim=True) + 1e-5), False),
+    "epsilon outside the root": (lambda x: 1 / (x.pow(2).mean(-1, keepdim=True).sqrt() + 1e-5), False),
+    "another epsilon": (lambda x: torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6), False),
 }
 
 
 @pytest.mark.parametrize("name", UNITS)
 @torch.no_grad()
 def test_a_unit_is_fused_only_if_it_is_what_its_names_say(name):
-    combine, expected = UNITS[name]
-    unit = Unit(combine)
+    make_unit, expected = UNITS[name]
+    unit = make_unit()
     x = torch.randn(1, 5, 8)
     own = unit(x)
-    packed = {m: fused.Packed(pack_linear(m.weight), m.bias) for m in unit.children()}
+    packed = {m: fused.Packed(pack_linear(m.weight), m.bias) for m in unit.children() if isinstance(m, nn.Linear)}
     with contextlib.ExitStack() as stack:
-        fused.fuse(unit, packed, {}, stack)
+        said = fused.fuse(unit, packed, stack)
         assert ("forward" in unit.__dict__) == expected
+        assert said == ("1 gated units" if expected else "nothing")
         torch.testing.assert_close(unit(x), own, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", NORMS)
 @torch.no_grad()
-def test_a_norm_with_another_formula_keeps_its_own():
-    norm = CentredRMSNorm()
+def test_a_norm_is_fused_only_if_it_is_that_norm(name):
+    scale, expected = NORMS[name]
+    norm = Norm(scale)
     with contextlib.ExitStack() as stack:
-        fused.fuse(nn.Sequential(norm, nn.LayerNorm(8), nn.BatchNorm1d(8)).eval(), {}, {}, stack)
-        assert "forward" not in norm.__dict__
+        fused.fuse(nn.Sequential(norm, nn.LayerNorm(8), nn.BatchNorm1d(8)).eval(), {}, stack)
+        assert ("forward" in norm.__dict__) == expected
+
+
+class Pair(Norm):
+    def forward(self, x, gate=None):
+        return (super().forward(x), x) if gate is None else super().forward(x) * gate
 
 
 @torch.no_grad()
-def test_a_norm_of_other_numbers_than_it_was_compared_on_is_the_modules_own():
+def test_a_module_that_returns_more_than_numbers_keeps_its_own():
+    norm = Pair(NORMS["root mean square"][0])
+    with contextlib.ExitStack() as stack:
+        assert fused.fuse(norm, {}, stack) == "nothing"
+
+
+@torch.no_grad()
+def test_what_a_module_was_not_compared_on_is_its_own():
     norm = make("llama").model.norm
     x = torch.randn(1, 3, 32).bfloat16()
     own = norm(x)
     with contextlib.ExitStack() as stack:
-        fused.fuse(norm, {}, {}, stack)
+        fused.fuse(norm, {}, stack)
         assert "forward" in norm.__dict__
         assert torch.equal(norm(x), own)
+        with torch.enable_grad():
+            assert norm(torch.randn(1, 3, 32, requires_grad=True)).grad_fn is not None
+
+
+def test_what_is_fused_is_decided_by_the_weights_as_they_are_at_each_opening():
+    model = make("llama")
+    view, unit = LocalWeights(model, True, "packed"), model.model.layers[0].mlp
+    down = unit.down_proj.weight.data.clone()
+    unit.down_proj.weight.data.zero_()
+    with view.open():
+        assert "forward" not in unit.__dict__
+    unit.down_proj.weight.data.copy_(down)
+    with view.open():
+        assert "forward" in unit.__dict__
+
+
+def test_units_are_fused_in_bfloat16_and_are_near():
+    model = make("llama")
+    own, view = logits(model), LocalWeights(model, True, "bfloat16")
+    with view.open():
+        assert view.fused == "3 gated units"
+        assert (logits(model).float() - own).abs().mean() < 0.1 * own.std()
 
 
 def interleaved(q, k, cos, sin, unsqueeze_dim=1):
