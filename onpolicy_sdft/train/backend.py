@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch.nn.parallel import DistributedDataParallel
 
 from onpolicy_sdft.errors import ConfigError, SdftError, TrainingError
@@ -51,10 +51,8 @@ class Backend:
     def __init__(self, precision: str, timeout_seconds: float = 1800.0) -> None:
         self.precision = precision
         patience = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_seconds))
-        # Buffers are constants, made alike on every rank; sending them in a forward would be one more place to meet in.
-        apart = DistributedDataParallelKwargs(broadcast_buffers=False)
         try:
-            self.accelerator = Accelerator(mixed_precision=self._mixed_precision(), kwargs_handlers=[patience, apart])
+            self.accelerator = Accelerator(mixed_precision=self._mixed_precision(), kwargs_handlers=[patience])
         except ValueError as error:  # accelerate keeps one precision a process
             raise ConfigError(
                 f"train.precision={precision!r}, but this process has trained in another precision before: {error}. "
@@ -135,6 +133,8 @@ class Backend:
             # they do, a rank whose memory runs out can tell the others.
             num_bytes = sum(parameter.nbytes for parameter in self.trainable().values())
             self._meets_late = num_bytes <= _LATE_BYTES
+            # Buffers are constants, alike on all ranks; sending them in a forward would be one more place to meet in.
+            self._policy.broadcast_buffers = False
         return self._policy, optimizer
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
