@@ -118,7 +118,7 @@ def _gated_unit_of(module: nn.Module, packed: Mapping[nn.Module, Packed]) -> For
     act = getattr(module, "act_fn", getattr(module, "activation_fn", None))
     if not callable(act) or not all(isinstance(each, nn.Module) and each in packed for each in linears):
         return None
-    if any(_is_watched(each, isinstance(each, nn.Module) and each in packed) for each in (module, act, *linears)):
+    if _is_watched(module) or _is_watched(act) or any(_has_hooks(each) for each in linears):
         return None
     gate, up, down = (packed[each] for each in linears if each is not None)
     activation = _activation_of(act)
@@ -161,12 +161,13 @@ def _equal_one(module: nn.Module, candidates: list[Forward], x: torch.Tensor) ->
         return None
 
 
-def _is_watched(module: Any, is_packed: bool = False) -> bool:
+def _is_watched(module: Any) -> bool:
     """Whether somebody else looks at a module's calls, or has given it another forward."""
-    if not isinstance(module, nn.Module):
-        return False
-    hooks = (module._forward_hooks, module._forward_pre_hooks)
-    return any(hooks) or ("forward" in module.__dict__ and not is_packed)
+    return isinstance(module, nn.Module) and (_has_hooks(module) or "forward" in module.__dict__)
+
+
+def _has_hooks(module: Any) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _rotation_of(modeling: Any) -> Callable[..., Any] | None:

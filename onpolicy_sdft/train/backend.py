@@ -212,15 +212,15 @@ class Backend:
         Raises:
             MemoryRanOut: On all ranks alike.
         """
-        own: torch.OutOfMemoryError | None = None
+        said = ""
         try:
             yield
         except torch.OutOfMemoryError as error:
             if not self.can_repeat:
                 raise
-            own = error
-        if self.can_repeat and self.max_over_ranks(int(own is not None)):
-            raise MemoryRanOut("on another rank" if own is None else str(own)) from own
+            said = str(error) or "out of memory"  # not the error: kept here it would keep what it broke off in memory
+        if self.can_repeat and self.max_over_ranks(int(bool(said))):
+            raise MemoryRanOut(said or "on another rank")
 
     def micro_batch(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Return the context of a micro-batch's forward and backward: ranks meet in the last one, or after it.

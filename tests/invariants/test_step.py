@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -159,3 +161,25 @@ def test_memory_that_runs_out_while_learning_halves_the_micro_batches_and_repeat
     short.trainer.policy.train = policy.train
     with pytest.raises(TrainingError, match="lower train.micro_batch_tokens"):
         short.trainer.train_step(short.views)
+
+
+def test_what_a_broken_off_micro_batch_held_is_free_before_it_is_done_again(make_bench):
+    bench = make_bench(dtype=torch.float64)
+    policy, held = bench.trainer.policy, []
+
+    def runs_out(batch, *rest):
+        if not held:
+            activations = torch.zeros(3)
+            held.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("out of memory")
+        assert held[0]() is None
+        return policy(batch, *rest)
+
+    runs_out.train = policy.train
+    bench.trainer.policy = runs_out
+    gc.disable()
+    try:
+        bench.trainer.train_step(bench.views)
+    finally:
+        gc.enable()
+    assert held
