@@ -142,7 +142,8 @@ class RolloutConfig:
     """Tokens of last rollouts kept for drafts (4 bytes each in a checkpoint); the longest unused go first."""
     decode_copy: Literal["auto", "none", "packed", "bfloat16"] = "auto"
     """Copy of the weights the engine decodes from: ``packed`` for the CPU's kernels, ``bfloat16`` of float32 weights,
-    ``none``, or ``auto``: packed on a CPU."""
+    ``none``, or ``auto``: packed on a CPU. Beside packed weights small operations are fused where that gives what the
+    model's own give."""
     weights: Literal["auto", "in_place", "gather", "replica", "sharded"] = "auto"
     """Where ranks read weights from that are divided among them (ZeRO-3, FSDP2). ``gather``: a whole copy for as long
     as it is read; ``replica``: one that stays, so that of LoRA only adapters travel; ``auto``: the first for full
