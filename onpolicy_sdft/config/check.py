@@ -155,7 +155,7 @@ def _check_rollout(config: RunConfig) -> None:
     if rollout.deterministic and rollout.num_slots is None:
         raise ConfigError(
             "rollout.deterministic=true takes the engine's shapes from the options alone, but rollout.num_slots is "
-            "unset. Way out: set it (48 is what a CPU gets by itself)."
+            "unset. Way out: set it (128 is what a CPU gets by itself)."
         )
     narrowed = rollout.top_k > 0 or rollout.top_p < 1 or rollout.min_p > 0
     if rollout.temperature == 0 and narrowed:

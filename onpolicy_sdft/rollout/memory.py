@@ -10,7 +10,7 @@ import torch
 from onpolicy_sdft.errors import ConfigError
 
 _GIB = 2**30
-_MAX_SLOTS = {"cpu": 48, "cuda": 256}  # where more rows stopped paying, or were not tried
+_MAX_SLOTS = {"cpu": 128, "cuda": 256}  # where more rows stopped paying, or were not tried
 
 
 @dataclass(frozen=True, slots=True)

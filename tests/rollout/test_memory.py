@@ -22,7 +22,7 @@ def test_a_budget_is_what_was_asked_for_or_a_fraction_of_what_is_free():
 
 @pytest.mark.parametrize(
     ("asked", "num_requests", "budget", "expected"),
-    [(None, 100, 10**9, 48), (None, 5, 10**9, 5), (7, 100, 10**9, 7), (7, 100, 3500, 3), (200, 300, 10**9, 200)],
+    [(None, 300, 10**9, 128), (None, 5, 10**9, 5), (7, 100, 10**9, 7), (7, 100, 3500, 3), (200, 300, 10**9, 200)],
 )
 def test_slots_are_what_pays_at_most_what_fits_and_what_is_needed(asked, num_requests, budget, expected):
     assert choose_num_slots(asked, num_requests, 100, 10, Budget(budget, "here"), CPU) == expected
