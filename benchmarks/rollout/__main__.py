@@ -143,6 +143,7 @@ def row(name: str, passes: Any, found: Any, config: Any, machine: Any, requests:
             "tokens_per_row": (last["num_tokens"] - len(requests)) / max(1, last["num_decode_rows"]),
             "occupancy": last["num_decode_rows"] / max(1, last["num_decode_forwards"]) / last["num_slots"],
             "accept_rate": last["num_accepted_tokens"] / max(1, last["num_drafted_tokens"]),
+            "differing": statistics.mean(kinds.differing(p.texts, b.texts) for p, b in zip(passes, base, strict=False)),
             **floors(last, machine),
         }
     return made
@@ -206,8 +207,8 @@ def table(rows: list[dict[str, Any]], config: dict[str, Any], num_requests: int)
     """Return the rows as Markdown."""
     lines = [
         "| contender | n | tokens/s (min-max) | ratio [95 %] | prefill s | decode s | decode tok/s | decode ratio | "
-        "tokens/row | occupancy | accepted | prefill floor | decode floor |",
-        "|" + "---|" * 13,
+        "tokens/row | occupancy | accepted | differing | prefill floor | decode floor |",
+        "|" + "---|" * 14,
     ]
     for r in rows:
         low_high = r["ratio_interval"]
@@ -221,17 +222,18 @@ def table(rows: list[dict[str, Any]], config: dict[str, Any], num_requests: int)
             cells += [
                 f"{last['prefill_seconds']:.1f}", f"{last['decode_seconds']:.1f}",
                 f"{r['decode_tokens_per_second']:.0f}", f"{r['decode_ratio']:.2f}", f"{r['tokens_per_row']:.2f}",
-                f"{r['occupancy']:.2f}", f"{r['accept_rate']:.2f}", f"{r['prefill_floor_fraction']:.2f}",
-                f"{r['decode_floor_fraction']:.2f}",
+                f"{r['occupancy']:.2f}", f"{r['accept_rate']:.2f}", f"{r['differing']:.1e}",
+                f"{r['prefill_floor_fraction']:.2f}", f"{r['decode_floor_fraction']:.2f}",
             ]  # fmt: skip
         else:
-            cells += [""] * 9
+            cells += [""] * 10
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines += [
         "",
         f"{num_requests} requests, at most {config['max_new_tokens']} new tokens, {config['dtype']}; useful tokens a "
         f"second, median of n interleaved rounds; ratios to `{config['baseline']}` or to the same slots without "
-        "drafts, paired by round. Floors: matrix rate and memory bandwidth of the linears alone.",
+        "drafts, paired by round. Differing: share of tokens that rounding made another one, drawn with the same keys "
+        "as the baseline's. Floors: matrix rate and memory bandwidth of the linears alone.",
     ]
     return "\n".join(lines)
 

@@ -32,6 +32,7 @@ class Pass:
     num_tokens: int  # useful ones: up to and including each text's first terminator
     peak_mib: float  # of the process that generates
     details: dict[str, Any] = field(default_factory=dict)
+    texts: list[tuple[int, ...]] = field(default_factory=list)  # of contenders that draw by key
 
 
 def keyed(requests: Sequence[RolloutRequest], step: int, drafts: Sequence[str]) -> list[RolloutRequest]:
@@ -63,11 +64,12 @@ class Engine:
         asked = keyed(requests, step, self.drafts)
         rollouts = self.engine.generate(asked, SamplingLaw(temperature))
         seconds = time.perf_counter() - started
-        return Pass(seconds, sum(len(r.token_ids) for r in rollouts), peak_mib(), asdict(self.engine.stats))
+        texts = [r.token_ids for r in rollouts]
+        return Pass(seconds, sum(map(len, texts)), peak_mib(), asdict(self.engine.stats), texts)
 
     def prepare(self, requests: list[RolloutRequest], temperature: float) -> None:
         self.run(requests[:4], temperature, 10_000)  # compiles the kernel
-        self.run(requests, temperature, 10_000) if self.drafts else None  # measures step times
+        self.run(requests, temperature, 10_000)  # makes the slots that all passes use and measures step times
 
     def close(self) -> None:
         """Free the slots."""
@@ -184,6 +186,19 @@ class VLLM:
 def useful(token_ids: list[int], terminators: list[int]) -> int:
     """Tokens up to and including the first terminator."""
     return next((i + 1 for i, token in enumerate(token_ids) if token in terminators), len(token_ids))
+
+
+def differing(ours: Sequence[tuple[int, ...]], theirs: Sequence[tuple[int, ...]]) -> float:
+    """Return how often a token drawn with the same key from the same text is another one, a token.
+
+    A text is compared up to its first difference: behind it the two are texts of their own.
+    """
+    compared = changed = 0
+    for mine, other in zip(ours, theirs, strict=True):
+        place = next((i for i, (a, b) in enumerate(zip(mine, other, strict=False)) if a != b), None)
+        changed += place is not None
+        compared += len(mine) if place is None else place + 1
+    return changed / max(1, compared)
 
 
 def with_history(engine: Engine, requests: list[RolloutRequest], temperature: float) -> list[RolloutRequest]:

@@ -66,6 +66,25 @@ def test_behaviour_logprobs_in_bfloat16_are_near_a_plain_forward(family, record_
     assert deltas.abs().mean() < 0.05
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma"])
+def test_few_tokens_in_bfloat16_are_others_than_generates(family, record_property):
+    model, requests = make(family, torch.bfloat16), ask()
+    theirs = HFBackend(model, (END,), END, 3).generate(requests, LAWS[0])
+    rates = [differing(tokens(engine(model, **shape).generate(requests, LAWS[0])), tokens(theirs)) for shape in SHAPES]
+    record_property("differing", rates)
+    assert max(rates) < 0.05
+
+
+def differing(ours, theirs):
+    """First differences of the texts over the tokens up to them."""
+    places = [
+        next((i for i, (a, b) in enumerate(zip(mine, other, strict=False)) if a != b), None)
+        for mine, other in zip(ours, theirs, strict=True)
+    ]
+    compared = [len(mine) if place is None else place + 1 for mine, place in zip(ours, places, strict=True)]
+    return sum(place is not None for place in places) / sum(compared)
+
+
 @pytest.mark.parametrize("use_kernel", [True, False])
 def test_behaviour_logprobs_equal_a_plain_forward_of_the_same_tokens(use_kernel):
     model = make("llama")
