@@ -21,12 +21,10 @@ from einops import rearrange
 from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedConfig
 
-from onpolicy_sdft.rollout import cpu_attention
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from onpolicy_sdft.rollout.slots import Packing, Segment, SlotCache
+    from onpolicy_sdft.rollout.slots import Packing, SlotCache
 
 NAME = "sdft_slots"
 #: Keywords that say nothing about which key a query sees or how scores are made.
@@ -69,9 +67,11 @@ class SlotAttention:
         assert packing is not None
         if self.use_kernel:
             assert self.tiles_W4 is not None
+            from onpolicy_sdft.rollout.cpu.attention import slot_attention  # numba: not on a GPU
+
             started = time.perf_counter()
             num_heads, group = q_NHGD.shape[1:3]
-            out = cpu_attention.slot_attention(
+            out = slot_attention(
                 q_NHGD, keys_SHLD, values_SHLD, self.tiles_W4,
                 scale=scoring.scale, window=scoring.window, softcap=scoring.softcap,
                 sinks_HG=None if scoring.sinks is None else scoring.sinks.reshape(num_heads, group),
@@ -139,21 +139,6 @@ def slot_attention_on(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for key, config in configs.items():
             config._attn_implementation_internal = own[key]
-
-
-def tiles(segments: tuple[Segment, ...], group: int) -> torch.Tensor:
-    """Cut segments into the kernel's tiles: int64 rows (first packed token, tokens, slot, first position)."""
-    found = []
-    for segment in segments:
-        width = cpu_attention.tile_tokens(segment.position + segment.count, group)
-        for offset in range(0, segment.count, width):
-            count = min(width, segment.count - offset)
-            found.append((segment.start + offset, count, segment.slot, segment.position + offset))
-    # The kernel gives each thread a run of neighbouring tiles: deal them out so that each run is as much work.
-    order = sorted(range(len(found)), key=lambda i: -found[i][1] * (found[i][3] + found[i][1]))
-    num_threads = torch.get_num_threads()
-    dealt = [found[i] for first in range(num_threads) for i in order[first::num_threads]]
-    return torch.tensor(dealt, dtype=torch.int64).reshape(-1, 4)
 
 
 def segment_attention(

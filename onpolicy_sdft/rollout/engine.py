@@ -18,8 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from onpolicy_sdft.models.lora import embedding_weight, inner_model
 from onpolicy_sdft.models.policy import head_of
 from onpolicy_sdft.models.trace import no_trace
-from onpolicy_sdft.rollout import cpu_attention
-from onpolicy_sdft.rollout.attention import slot_attention_on, tiles
+from onpolicy_sdft.rollout.attention import slot_attention_on
 from onpolicy_sdft.rollout.backend import NO_RECORD, OnProgress, RolloutStats, ignore_progress
 from onpolicy_sdft.rollout.decode import Rows, Settled, draw_and_settle, forward_hidden, head_logits, place_drafts
 from onpolicy_sdft.rollout.drafts import lay_out, look_up
@@ -229,7 +228,9 @@ class _Call:
         self.texts.lengths.zero_()
         self.texts.draft_lengths.zero_()
         if self.device.type == "cpu":
-            cpu_attention.use_threads_of_torch()
+            from onpolicy_sdft.rollout.cpu.attention import use_threads_of_torch  # numba: not on a GPU
+
+            use_threads_of_torch()
 
     def run(self) -> None:
         """Admit, decode, collect, until nobody waits and no slot is live."""
@@ -351,6 +352,8 @@ class _Call:
 
     def _forward(self, segments: list[Segment]) -> torch.Tensor:
         if self.attention.use_kernel:
+            from onpolicy_sdft.rollout.cpu.attention import tiles  # numba: not on a GPU
+
             self.attention.tiles_W4 = tiles(tuple(segments), self.group)
         return forward_hidden(self.model, self.texts, self.attention, Packing.of(segments, self.device))
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from onpolicy_sdft.rollout import cpu_passes
+from onpolicy_sdft.rollout.cpu import passes as cpu_passes
 
 _ROTATION = "apply_rotary_pos_emb"  # what modeling files of transformers call it
 #: oneDNN's name and algorithm of an activation, and the same in torch.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from onpolicy_sdft.rollout.attention import SlotAttention
-from onpolicy_sdft.rollout.cpu_attention import KEY_BLOCK
+from onpolicy_sdft.rollout.cpu import KEY_BLOCK
 from onpolicy_sdft.rollout.memory import Budget, choose_num_slots, show_bytes
 from onpolicy_sdft.rollout.sampling import RowLaws
 from onpolicy_sdft.rollout.slots import LayerShape, SlotCache, SlotTexts, bytes_per_position

@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from transformers import Cache
 
-from onpolicy_sdft.rollout import cpu_passes
-
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
@@ -113,7 +111,9 @@ class SlotCache(Cache):
         if self.key_block:
             if layer_idx == 0 and int(packing.positions_N.max()) >= self.length:  # nothing else would notice
                 raise IndexError(f"position {int(packing.positions_N.max())} is beyond the {self.length} of a slot")
-            cpu_passes.store(new_keys, new_values, packing.slots_N, packing.positions_N, keys, values)
+            from onpolicy_sdft.rollout.cpu import passes  # numba: not on a GPU
+
+            passes.store(new_keys, new_values, packing.slots_N, packing.positions_N, keys, values)
         else:
             keys[packing.slots_N, :, packing.positions_N] = new_keys
             values[packing.slots_N, :, packing.positions_N] = new_values

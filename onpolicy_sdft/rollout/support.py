@@ -13,8 +13,8 @@ from transformers import Cache
 from onpolicy_sdft.models.lora import embedding_weight
 from onpolicy_sdft.models.policy import body
 from onpolicy_sdft.models.trace import no_trace
-from onpolicy_sdft.rollout.attention import SlotAttention, UnsupportedModel, slot_attention_on, tiles
-from onpolicy_sdft.rollout.cpu_attention import KEY_BLOCK
+from onpolicy_sdft.rollout.attention import SlotAttention, UnsupportedModel, slot_attention_on
+from onpolicy_sdft.rollout.cpu import KEY_BLOCK
 from onpolicy_sdft.rollout.slots import LayerShape, Packing, Segment, SlotCache
 
 if TYPE_CHECKING:
@@ -182,7 +182,10 @@ def _run(
         segments.append(Segment(start, len(ids), slot, position))
         start += len(ids)
     packing = attention.cache.packing = Packing.of(segments, device)
-    attention.tiles_W4 = tiles(tuple(segments), group)
+    if attention.use_kernel:
+        from onpolicy_sdft.rollout.cpu.attention import tiles  # numba: not on a GPU
+
+        attention.tiles_W4 = tiles(tuple(segments), group)
     flat = torch.tensor([[i for _, _, ids in texts for i in ids]], device=device)
     hidden = body(model)(
         input_ids=flat,

@@ -12,6 +12,7 @@ Weights that do not exist outside a gather (ZeRO-3, FSDP2) are one more :class:`
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -71,7 +72,7 @@ class LocalWeights:
         weight = embedding_weight(model)
         narrow = self.decode_copy == "bfloat16" and weight.dtype == torch.float32
         dtype = torch.bfloat16 if narrow else weight.dtype
-        pack = self.decode_copy != "none" and weight.device.type == "cpu" and dtype in _PACKABLE and can_pack()
+        pack = self.decode_copy != "none" and weight.device.type == "cpu" and can_pack(dtype)
         self.num_bytes = 0
         with contextlib.ExitStack() as stack:
             replaced: set[torch.Tensor] = set()
@@ -111,13 +112,17 @@ class LocalWeights:
         return found
 
 
-def can_pack() -> bool:
-    """Whether this build of torch has oneDNN's linear with weights in its own layout."""
-    return (
-        torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
+@functools.cache
+def can_pack(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether this build of torch, on this CPU, has oneDNN's linear with weights in its own layout: found by trying."""
+    if dtype not in _PACKABLE:
+        return False
+    try:
+        packed = pack_linear(torch.zeros(16, 16, dtype=dtype))
+        torch.ops.mkldnn._linear_pointwise(torch.zeros(1, 16, dtype=dtype), packed, None, "none", [], "")
+    except (RuntimeError, AttributeError):  # a build without oneDNN, or a CPU without the instructions of a type
+        return False
+    return True
 
 
 def pack_linear(weight: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from onpolicy_sdft.rollout.attention import Scoring, grid_attention, segment_attention, tiles
-from onpolicy_sdft.rollout.cpu_attention import KEY_BLOCK, slot_attention, tile_tokens, use_threads_of_torch
+from onpolicy_sdft.rollout.attention import Scoring, grid_attention, segment_attention
+from onpolicy_sdft.rollout.cpu.attention import KEY_BLOCK, slot_attention, tile_tokens, tiles, use_threads_of_torch
 from onpolicy_sdft.rollout.slots import Packing, Segment
 
 NUM_HEADS, GROUP, SIZE = 2, 3, 16
@@ -131,7 +131,7 @@ def test_tiles_cover_every_token_once_and_get_shorter_for_long_texts():
 def test_the_kernels_threads_leave_torch_as_many_as_it_was_given():
     code = (
         "import torch; torch.set_num_threads(1)\n"
-        "from onpolicy_sdft.rollout import cpu_attention as kernel\n"
+        "from onpolicy_sdft.rollout.cpu import attention as kernel\n"
         "kernel.use_threads_of_torch()\n"
         "print(torch.get_num_threads(), kernel.numba.get_num_threads())\n"
     )

@@ -11,8 +11,9 @@ from torch import nn
 from toys import ask, engine, logits, make, with_adapter
 from transformers.models.llama import modeling_llama
 
-from onpolicy_sdft.rollout import cpu_passes, fused
-from onpolicy_sdft.rollout.cpu_attention import KEY_BLOCK
+from onpolicy_sdft.rollout import fused
+from onpolicy_sdft.rollout.cpu import KEY_BLOCK
+from onpolicy_sdft.rollout.cpu import passes as cpu_passes
 from onpolicy_sdft.rollout.weights import LocalWeights, can_pack, pack_linear
 from onpolicy_sdft.types import SamplingLaw
 
@@ -189,6 +190,7 @@ def test_what_is_fused_is_decided_by_the_weights_as_they_are_at_each_opening():
         assert "forward" in unit.__dict__
 
 
+@pytest.mark.skipif(not can_pack(torch.bfloat16), reason="this CPU has no packed linears of bfloat16")
 def test_units_are_fused_in_bfloat16_and_are_near():
     model = make("llama")
     own, view = logits(model), LocalWeights(model, True, "bfloat16")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from toys import logits, make, with_adapter
 
+from onpolicy_sdft.rollout import weights
 from onpolicy_sdft.rollout.weights import LocalWeights, can_pack
 
 
@@ -65,7 +66,7 @@ def test_what_a_copy_takes_is_counted(dtype):
     with view.open():
         pass
     linears = [m for m in model.modules() if type(m) is torch.nn.Linear]
-    expected = sum(m.weight.nbytes for m in linears) if dtype != torch.float64 and can_pack() else 0
+    expected = sum(m.weight.nbytes for m in linears) if can_pack(dtype) else 0
     assert view.num_bytes == expected
 
 
@@ -87,3 +88,16 @@ def test_a_forward_of_a_modules_own_is_put_back():
     with LocalWeights(model, True, "packed").open():
         assert layer.forward is not patched
     assert layer.forward is patched
+
+
+def test_a_dtype_that_this_cpu_cannot_pack_is_decoded_from_as_it_is(monkeypatch):
+    def refuse(weight):
+        raise RuntimeError("mkldnn_reorder_linear_weight: bf16 path needs the cpu support avx512bw")
+
+    can_pack.cache_clear()
+    monkeypatch.setattr(weights, "pack_linear", refuse)
+    assert not can_pack(torch.bfloat16)
+    view = LocalWeights(make("llama", torch.bfloat16), True, "auto")
+    with view.open():
+        assert view.num_bytes == 0
+    can_pack.cache_clear()

@@ -12,7 +12,7 @@ key-value head, R query rows of a tile (tokens x G), W tiles or the keys of a bl
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
@@ -20,9 +20,12 @@ import torch
 from numba import njit, prange, types
 from numba.extending import overload
 
-from onpolicy_sdft.rollout.cpu_vectors import LANES, STRIP, larger, multiply_register, multiply_strip
+from onpolicy_sdft.rollout.cpu import KEY_BLOCK
+from onpolicy_sdft.rollout.cpu.vectors import LANES, STRIP, larger, multiply_register, multiply_strip
 
-KEY_BLOCK = 64  # neighbouring keys that are stored number by number, so that a register holds one number of each
+if TYPE_CHECKING:
+    from onpolicy_sdft.rollout.slots import Segment
+
 _MAX_TILE_TOKENS = 32
 _MAX_TILE_SCORES = 1 << 17  # floats of one tile's scores: half of a second-level cache
 
@@ -36,6 +39,21 @@ _i32 = np.int32
 def tile_tokens(longest: int, group: int) -> int:
     """Return how many tokens of one row share a tile, so that its scores stay in cache."""
     return max(1, min(_MAX_TILE_TOKENS, _MAX_TILE_SCORES // (max(1, longest) * group)))
+
+
+def tiles(segments: tuple[Segment, ...], group: int) -> torch.Tensor:
+    """Cut segments into the kernel's tiles: int64 rows (first packed token, tokens, slot, first position)."""
+    found = []
+    for segment in segments:
+        width = tile_tokens(segment.position + segment.count, group)
+        for offset in range(0, segment.count, width):
+            count = min(width, segment.count - offset)
+            found.append((segment.start + offset, count, segment.slot, segment.position + offset))
+    # The kernel gives each thread a run of neighbouring tiles: deal them out so that each run is as much work.
+    order = sorted(range(len(found)), key=lambda i: -found[i][1] * (found[i][3] + found[i][1]))
+    num_threads = torch.get_num_threads()
+    dealt = [found[i] for first in range(num_threads) for i in order[first::num_threads]]
+    return torch.tensor(dealt, dtype=torch.int64).reshape(-1, 4)
 
 
 @njit(inline="always", fastmath=True, cache=True)

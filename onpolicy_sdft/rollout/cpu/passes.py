@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from onpolicy_sdft.rollout.cpu_attention import as_array, start_threads
+from onpolicy_sdft.rollout.cpu.attention import as_array, start_threads
 
 _WORTH_THREADS = 1 << 16  # numbers; below, waking the other threads takes longer than the work
 _f32 = np.float32
