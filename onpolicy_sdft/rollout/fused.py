@@ -21,8 +21,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from onpolicy_sdft.rollout.cpu import passes as cpu_passes
-
 _ROTATION = "apply_rotary_pos_emb"  # what modeling files of transformers call it
 #: oneDNN's name and algorithm of an activation, and the same in torch.
 _ACTIVATIONS: dict[tuple[str, str], Callable[[torch.Tensor], torch.Tensor]] = {
@@ -104,6 +102,8 @@ def _norm_of(module: nn.Module, packed: Mapping[nn.Module, Packed]) -> Forward |
         return None
     if weight.dim() != 1 or isinstance(module, nn.LayerNorm) or _is_watched(module):
         return None
+    from onpolicy_sdft.rollout.cpu import passes as cpu_passes  # numba: not on a GPU
+
     kept = weight.detach().clone()  # numpy pins the memory it looks at, and gathered weights are given back
 
     def norm(offset: float) -> Forward:
@@ -172,6 +172,8 @@ def _has_hooks(module: Any) -> bool:
 
 def _rotation_of(modeling: Any) -> Callable[..., Any] | None:
     """Return a modeling file's rotation of queries and keys in one pass; what it is not meant for goes to its own."""
+    from onpolicy_sdft.rollout.cpu import passes as cpu_passes  # numba: not on a GPU
+
     own = getattr(modeling, _ROTATION)
     own = getattr(own, "own", own)  # of an opening within another
 
