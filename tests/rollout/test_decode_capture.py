@@ -10,8 +10,8 @@ from toys import END, ask, engine, make, tokens
 
 from onpolicy_sdft.rollout.attention import slot_attention_on
 from onpolicy_sdft.rollout.backend import NO_RECORD, ignore_progress
+from onpolicy_sdft.rollout.call import Call
 from onpolicy_sdft.rollout.decode import grid_step
-from onpolicy_sdft.rollout.engine import _Call
 from onpolicy_sdft.types import SamplingLaw
 
 
@@ -19,7 +19,7 @@ def prepared(model, requests, law, max_drafts):
     """A call that has not begun, with the attention that runs on every device."""
     one = engine(model, num_slots=len(requests), max_draft_tokens=max_drafts, use_kernel=False)
     pool = one._make_pool(requests, NO_RECORD)
-    return _Call(one, model, pool, requests, law, ignore_progress, NO_RECORD)
+    return Call(one, model, pool, requests, law, ignore_progress, NO_RECORD)
 
 
 def addresses(call):

@@ -83,7 +83,7 @@ def test_memory_that_runs_out_on_the_way_halves_the_slots_and_loses_nothing(monk
     model, said = make("llama", torch.float64), []
     expected = tokens(engine(model).generate(ask(9), SamplingLaw()))
     one = RolloutEngine(model, (END,), LocalWeights(model), EngineOptions(num_slots=8, deterministic=True), said.append)
-    decode, calls = module._Call._decode, []
+    decode, calls = module.Call._decode, []
 
     def runs_out(self):
         calls.append(self.pool.num_slots)
@@ -91,11 +91,11 @@ def test_memory_that_runs_out_on_the_way_halves_the_slots_and_loses_nothing(monk
             raise torch.OutOfMemoryError("out of memory")
         decode(self)
 
-    monkeypatch.setattr(module._Call, "_decode", runs_out)
+    monkeypatch.setattr(module.Call, "_decode", runs_out)
     assert tokens(one.generate(ask(9), SamplingLaw())) == expected
     assert one.stats.num_out_of_memory == 2
     assert "going on with 4" in said[-2]
     assert "going on with 2" in said[-1]
-    monkeypatch.setattr(module._Call, "_decode", lambda self: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    monkeypatch.setattr(module.Call, "_decode", lambda self: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     with pytest.raises(torch.OutOfMemoryError):
         engine(model, num_slots=1).generate(ask(2), SamplingLaw())

@@ -1,5 +1,8 @@
-"""Triton's kernels without a GPU. Triton looks at TRITON_INTERPRET when a kernel is declared, so one process runs either
-the tests that compile kernels (without it) or those that run them in the interpreter (with it)."""
+"""Triton's kernels without a GPU.
+
+Triton looks at TRITON_INTERPRET when a kernel is declared, so one process runs either the tests that compile kernels
+(without it) or those that run them in the interpreter (with it).
+"""
 
 import os
 

@@ -1,0 +1,252 @@
+"""One call of the engine: prompts are admitted and packed, live slots advance, finished texts leave their slots."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from onpolicy_sdft.models.policy import head_of
+from onpolicy_sdft.rollout.decode import Rows, Settled, draw_and_settle, forward_hidden, head_logits, place_drafts
+from onpolicy_sdft.rollout.drafts import lay_out, look_up
+from onpolicy_sdft.rollout.noise import key_words
+from onpolicy_sdft.rollout.sampling import CANDIDATES, RowLaws
+from onpolicy_sdft.rollout.scheduler import PromptPiece, Scheduler
+from onpolicy_sdft.rollout.slots import Packing, Segment
+from onpolicy_sdft.rollout.speculation import choose_drafts
+from onpolicy_sdft.types import Advance, Record, Rollout, RolloutRequest, SamplingLaw, TopLogprobs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from onpolicy_sdft.rollout.backend import OnProgress
+    from onpolicy_sdft.rollout.engine import RolloutEngine
+    from onpolicy_sdft.rollout.pool import Pool
+
+
+class Call:
+    """One call of the engine."""
+
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        model: PreTrainedModel,
+        pool: Pool,
+        requests: Sequence[RolloutRequest],
+        law: SamplingLaw,
+        on_progress: OnProgress,
+        record: Record,
+    ) -> None:
+        self.engine, self.model, self.pool = engine, model, pool
+        self.requests, self.on_progress, self.record = requests, on_progress, record
+        self.texts, self.attention = pool.texts, pool.attention
+        self.device = pool.texts.tokens.device
+        self.terminators_T = torch.tensor(engine.terminators, device=self.device)
+        self.group = engine.served.group
+        vocab_size = head_of(model).weight_VD.shape[0]
+        self.laws = RowLaws.of([request.law or law for request in requests] or [law], vocab_size, self.device)
+        pool.laws = replace(
+            pool.laws, is_raw=self.laws.is_raw, is_filtered=self.laws.is_filtered, is_penalised=self.laws.is_penalised
+        )
+        self.words_R2 = key_words([request.key for request in requests]).to(self.device)
+        self.scheduler = Scheduler(requests, pool.num_slots, engine.options.prefill_tokens)
+        self.stats = engine.stats
+        self.stats.num_prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
+        self.found: list[Rollout | None] = [None] * len(requests)
+        self.draft_ends: dict[int, list[int]] = {}  # slot -> where each text of its draft source ends
+        self.drafted: dict[int, list[int]] = {}  # slot -> draft tokens kept and looked at so far
+        pool.attention.seconds = 0.0
+        self.texts.lengths.zero_()
+        self.texts.draft_lengths.zero_()
+        if self.device.type == "cpu":
+            from onpolicy_sdft.rollout.cpu.attention import use_threads_of_torch  # numba: not on a GPU
+
+            use_threads_of_torch()
+
+    def run(self) -> None:
+        """Admit, decode, collect, until nobody waits and no slot is live."""
+        while self.scheduler.num_waiting or self.scheduler.live:
+            self._admit()
+            if self.scheduler.live:
+                self._decode()
+        self.stats.attention_seconds = self.attention.seconds
+
+    def _admit(self) -> None:
+        """Fill free slots and run their prompts; texts that end with their first token free them again."""
+        started = time.perf_counter()
+        while slots := self.scheduler.admit():
+            self._seat(slots)
+            while True:
+                copies, pieces, num_shared = self.scheduler.next_pack()
+                if not pieces:
+                    break
+                for source, target, length in copies:
+                    self.pool.cache.copy_prefix(source, target, length)
+                self.stats.num_shared_tokens += num_shared
+                self._prefill(pieces)
+                self.scheduler.filled(pieces)
+        self.stats.prefill_seconds += time.perf_counter() - started
+
+    def _seat(self, slots: list[int]) -> None:
+        """Write what newly admitted requests need into their slots."""
+        texts, indices = self.texts, [self._request_in(slot) for slot in slots]
+        requests = [self.requests[index] for index in indices]
+        where = torch.tensor(slots, device=self.device)
+        prompts = [torch.tensor(request.prompt_token_ids) for request in requests]
+        padded = pad_sequence(prompts, batch_first=True).to(self.device)
+        texts.tokens[where, : padded.shape[1]] = padded
+        texts.starts[where] = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        texts.limits[where] = torch.tensor([request.max_new_tokens for request in requests], device=self.device)
+        texts.words[where] = self.words_R2[indices]
+        self.pool.laws.put(where, self.laws, torch.tensor(indices, device=self.device))
+        rows = []
+        for slot, request in zip(slots, requests, strict=True):
+            row, self.draft_ends[slot] = lay_out(request.prompt_token_ids, request.draft_token_ids)
+            rows.append(torch.tensor(row))
+            self.drafted[slot] = [0, 0]
+        padded = pad_sequence(rows, batch_first=True).to(self.device)
+        texts.draft_source[where, : padded.shape[1]] = padded
+        texts.draft_lengths[where] = torch.tensor([len(row) for row in rows], device=self.device)
+
+    def _request_in(self, slot: int) -> int:
+        index = self.scheduler.request_of[slot]
+        assert index is not None
+        return index
+
+    def _prefill(self, pieces: Sequence[PromptPiece]) -> None:
+        """Run pieces of prompts as one packed forward and draw the first token behind each whole prompt."""
+        segments, start = [], 0
+        for piece in pieces:
+            segments.append(Segment(start, piece.count, piece.slot, piece.first))
+            start += piece.count
+        hidden_ND = self._forward(segments)
+        self.stats.num_prefill_forwards += 1
+        ends = [s.start + s.count - 1 for s, piece in zip(segments, pieces, strict=True) if piece.is_last]
+        slots = [piece.slot for piece in pieces if piece.is_last]
+        if not slots:
+            return
+        slots_B = torch.tensor(slots, device=self.device)
+        self.texts.lengths[slots_B] = self.texts.starts[slots_B] - 1  # the prompt's last token is pending
+        settled = self._settle(hidden_ND[ends], slots, [0] * len(slots))
+        self._collect(slots, settled)
+
+    def _decode(self) -> None:
+        """Advance every live slot by one forward."""
+        started = time.perf_counter()
+        slots = self.scheduler.live
+        num_drafts, kinds = self._draft(slots)
+        self.stats.draft_seconds += time.perf_counter() - started
+        lengths = self.texts.lengths[slots].tolist()
+        segments, start = [], 0
+        for slot, length, drafts in zip(slots, lengths, num_drafts, strict=True):
+            segments.append(Segment(start, 1 + drafts, slot, length))
+            start += 1 + drafts
+        hidden_ND = self._forward(segments)
+        settled = self._settle(hidden_ND, slots, num_drafts)
+        accepted = settled.accepted_B.tolist()
+        self.stats.num_decode_forwards += 1
+        self.stats.num_decode_rows += len(slots)
+        self.stats.num_drafted_tokens += sum(num_drafts)
+        self.stats.num_accepted_tokens += sum(accepted)
+        for slot, kind, drafts, kept in zip(slots, kinds, num_drafts, accepted, strict=True):
+            if drafts:
+                seen = min(drafts, kept + 1)
+                self.engine.acceptance.saw(kind, kept, seen)
+                self.drafted[slot][0] += kept
+                self.drafted[slot][1] += seen
+        self._collect(slots, settled)
+        self.stats.decode_seconds += time.perf_counter() - started
+
+    def _draft(self, slots: list[int]) -> tuple[list[int], list[int]]:
+        """Write drafts behind the pending tokens; return how many each slot verifies and where they came from."""
+        texts, max_drafts = self.texts, self.engine.options.max_draft_tokens
+        if not max_drafts or (self.engine.costs is None and not self.engine.options.deterministic):
+            return [0] * len(slots), [0] * len(slots)
+        slots_B = torch.tensor(slots, device=self.device)
+        longest = int(texts.draft_lengths[slots_B].max())
+        drafts_BK, counts_B, places_B = look_up(
+            texts.draft_source[slots_B, :longest], texts.draft_lengths[slots_B], max_drafts
+        )
+        written_B = texts.lengths[slots_B] + 1 - texts.starts[slots_B]
+        counts = torch.minimum(counts_B, (texts.limits[slots_B] - written_B - 1).clamp(min=0)).tolist()
+        kinds = [
+            sum(place >= end for end in self.draft_ends[slot])
+            for slot, place in zip(slots, places_B.tolist(), strict=True)
+        ]
+        rates = [
+            self.engine.acceptance.rate(kind, *self.drafted[slot]) for slot, kind in zip(slots, kinds, strict=True)
+        ]
+        num_drafts = choose_drafts(rates, counts, self.engine.costs)
+        if any(num_drafts):
+            place_drafts(texts, slots_B, drafts_BK)
+        return num_drafts, kinds
+
+    def _forward(self, segments: list[Segment]) -> torch.Tensor:
+        if self.attention.use_kernel:
+            from onpolicy_sdft.rollout.cpu.attention import tiles  # numba: not on a GPU
+
+            self.attention.tiles_W4 = tiles(tuple(segments), self.group)
+        return forward_hidden(self.model, self.texts, self.attention, Packing.of(segments, self.device))
+
+    def _settle(self, hidden_ND: torch.Tensor, slots: list[int], num_drafts: list[int]) -> Settled:
+        started = time.perf_counter()
+        rows = Rows(
+            slots_B=torch.tensor(slots, device=self.device),
+            num_drafts_B=torch.tensor(num_drafts, device=self.device),
+            row_N=torch.tensor([row for row, n in enumerate(num_drafts) for _ in range(n + 1)], device=self.device),
+            offset_N=torch.tensor([i for n in num_drafts for i in range(n + 1)], device=self.device),
+            width=max(num_drafts) + 1,
+        )
+        settled = draw_and_settle(
+            self.texts, self.pool.laws, self.terminators_T, rows, head_logits(self.model, hidden_ND), hidden_ND,
+            num_candidates=CANDIDATES,
+        )  # fmt: skip
+        self.stats.sampling_seconds += time.perf_counter() - started
+        return settled
+
+    def _collect(self, slots: list[int], settled: Settled) -> None:
+        """Take finished texts out of their slots and say how far the call has come."""
+        num_tokens = int(settled.kept_B.sum())
+        self.stats.num_tokens += num_tokens
+        finished = [slot for slot, done in zip(slots, settled.done_B.tolist(), strict=True) if done]
+        for slot in finished:
+            index = self._request_in(slot)
+            self.found[index] = self._rollout(slot, self.requests[index])
+            self.scheduler.release(slot)
+        self.on_progress(Advance(len(finished), num_tokens, len(self.scheduler.live), self.stats.accept_rate))
+
+    def _rollout(self, slot: int, request: RolloutRequest) -> Rollout:
+        texts = self.texts
+        start = len(request.prompt_token_ids)
+        length = int(texts.lengths[slot]) + 1 - start
+        token_ids = tuple(texts.tokens[slot, start : start + length].tolist())
+        top = None
+        if texts.top_token_ids is not None and texts.top_logprobs is not None:
+            top = TopLogprobs(texts.top_token_ids[slot, :length].clone(), texts.top_logprobs[slot, :length].clone())
+        return Rollout(
+            key=request.key,
+            prompt_token_ids=request.prompt_token_ids,
+            token_ids=token_ids,
+            logprobs=tuple(texts.logprobs[slot, :length].tolist()),
+            sampling_logprobs=tuple(texts.sampling_logprobs[slot, :length].tolist()),
+            entropies=tuple(texts.entropies[slot, :length].tolist()),
+            finish_reason="stop" if token_ids[-1] in self.engine.terminators else "length",
+            hidden=None if texts.hidden is None else texts.hidden[slot, :length].clone(),
+            top=top,
+        )
+
+    def time_step(self, num_rows: int, width: int, context: int) -> float:
+        """Run one decode forward over slots that hold nothing, and return its seconds."""
+        started = time.perf_counter()
+        slots = list(range(num_rows))
+        self.texts.lengths[:num_rows] = context
+        self.texts.starts[:num_rows] = context
+        self.texts.limits[:num_rows] = width + 1
+        self.texts.draft_lengths[:num_rows] = 0
+        hidden_ND = self._forward([Segment(row * width, width, row, context) for row in slots])
+        self._settle(hidden_ND, slots, [width - 1] * num_rows).kept_B.tolist()
+        return time.perf_counter() - started
