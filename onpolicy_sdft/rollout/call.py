@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from onpolicy_sdft.rollout.engine import RolloutEngine
     from onpolicy_sdft.rollout.pool import Pool
 
+_PREFILL_TOKENS = {"cpu": 1024, "cuda": 8192}
+
 
 class Call:
     """One call of the engine."""
@@ -45,27 +47,25 @@ class Call:
         self.requests, self.on_progress, self.record = requests, on_progress, record
         self.texts, self.attention = pool.texts, pool.attention
         self.device = pool.texts.tokens.device
-        self.terminators_T = torch.tensor(engine.terminators, device=self.device)
-        self.group = engine.served.group
+        self.terminators_T = engine.terminators_T
         vocab_size = head_of(model).weight_VD.shape[0]
         self.laws = RowLaws.of([request.law or law for request in requests] or [law], vocab_size, self.device)
         pool.laws = replace(
             pool.laws, is_raw=self.laws.is_raw, is_filtered=self.laws.is_filtered, is_penalised=self.laws.is_penalised
         )
         self.words_R2 = key_words([request.key for request in requests]).to(self.device)
-        self.scheduler = Scheduler(requests, pool.num_slots, engine.options.prefill_tokens)
+        self.scheduler = Scheduler(
+            requests, pool.num_slots, engine.options.prefill_tokens or _PREFILL_TOKENS[self.device.type]
+        )
         self.stats = engine.stats
         self.stats.num_prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
         self.found: list[Rollout | None] = [None] * len(requests)
         self.draft_ends: dict[int, list[int]] = {}  # slot -> where each text of its draft source ends
         self.drafted: dict[int, list[int]] = {}  # slot -> draft tokens kept and looked at so far
-        pool.attention.seconds = 0.0
+        self.written: dict[int, int] = {}  # slot -> tokens of its completion so far
+        pool.cache.kernels.seconds = 0.0
         self.texts.lengths.zero_()
         self.texts.draft_lengths.zero_()
-        if self.device.type == "cpu":
-            from onpolicy_sdft.rollout.cpu.attention import use_threads_of_torch  # numba: not on a GPU
-
-            use_threads_of_torch()
 
     def run(self) -> None:
         """Admit, decode, collect, until nobody waits and no slot is live."""
@@ -73,7 +73,7 @@ class Call:
             self._admit()
             if self.scheduler.live:
                 self._decode()
-        self.stats.attention_seconds = self.attention.seconds
+        self.stats.attention_seconds = self.pool.cache.kernels.seconds
 
     def _admit(self) -> None:
         """Fill free slots and run their prompts; texts that end with their first token free them again."""
@@ -84,8 +84,7 @@ class Call:
                 copies, pieces, num_shared = self.scheduler.next_pack()
                 if not pieces:
                     break
-                for source, target, length in copies:
-                    self.pool.cache.copy_prefix(source, target, length)
+                self.pool.cache.copy_prefixes(copies)
                 self.stats.num_shared_tokens += num_shared
                 self._prefill(pieces)
                 self.scheduler.filled(pieces)
@@ -186,10 +185,6 @@ class Call:
         return num_drafts, kinds
 
     def _forward(self, segments: list[Segment]) -> torch.Tensor:
-        if self.attention.use_kernel:
-            from onpolicy_sdft.rollout.cpu.attention import tiles  # numba: not on a GPU
-
-            self.attention.tiles_W4 = tiles(tuple(segments), self.group)
         return forward_hidden(self.model, self.texts, self.attention, Packing.of(segments, self.device))
 
     def _settle(self, hidden_ND: torch.Tensor, slots: list[int], num_drafts: list[int]) -> Settled:
@@ -209,21 +204,43 @@ class Call:
         return settled
 
     def _collect(self, slots: list[int], settled: Settled) -> None:
-        """Take finished texts out of their slots and say how far the call has come."""
-        num_tokens = int(settled.kept_B.sum())
+        """Count what a forward wrote, and take out what has ended."""
+        kept, done = torch.stack([settled.kept_B, settled.done_B.to(torch.int64)]).tolist()
+        for slot, num_kept in zip(slots, kept, strict=True):
+            self.written[slot] = self.written.get(slot, 0) + num_kept
+        self._leave([slot for slot, is_done in zip(slots, done, strict=True) if is_done], sum(kept))
+
+    def _leave(self, finished: list[int], num_tokens: int) -> None:
+        """Take finished texts out of their slots, all in one copy, and say how far the call has come."""
         self.stats.num_tokens += num_tokens
-        finished = [slot for slot, done in zip(slots, settled.done_B.tolist(), strict=True) if done]
-        for slot in finished:
-            index = self._request_in(slot)
-            self.found[index] = self._rollout(slot, self.requests[index])
+        indices = [self._request_in(slot) for slot in finished]
+        for slot, index, rollout in zip(finished, indices, self._rollouts(finished, indices), strict=True):
+            self.found[index] = rollout
             self.scheduler.release(slot)
+            del self.written[slot]
         self.on_progress(Advance(len(finished), num_tokens, len(self.scheduler.live), self.stats.accept_rate))
 
-    def _rollout(self, slot: int, request: RolloutRequest) -> Rollout:
-        texts = self.texts
-        start = len(request.prompt_token_ids)
-        length = int(texts.lengths[slot]) + 1 - start
-        token_ids = tuple(texts.tokens[slot, start : start + length].tolist())
+    def _rollouts(self, slots: list[int], indices: list[int]) -> list[Rollout]:
+        if not slots:
+            return []
+        texts, lengths = self.texts, [self.written[slot] for slot in slots]
+        slots_F = torch.tensor(slots, device=self.device)
+        places_C = torch.arange(max(lengths), device=self.device)
+        ids_FC = texts.tokens[slots_F[:, None], texts.starts[slots_F][:, None] + places_C]
+        recorded = [
+            each[slots_F, : max(lengths)] for each in (texts.logprobs, texts.sampling_logprobs, texts.entropies)
+        ]
+        # Ids are exact in float64, so that everything travels together.
+        columns = torch.stack([each.to(torch.float64) for each in (ids_FC, *recorded)], dim=1).cpu()
+        return [
+            self._rollout(slot, self.requests[index], columns_4C[:, :length])
+            for slot, index, length, columns_4C in zip(slots, indices, lengths, columns, strict=True)
+        ]
+
+    def _rollout(self, slot: int, request: RolloutRequest, columns_4C: torch.Tensor) -> Rollout:
+        texts, length = self.texts, columns_4C.shape[1]
+        token_ids = tuple(columns_4C[0].to(torch.int64).tolist())
+        logprobs, sampling_logprobs, entropies = (tuple(column.tolist()) for column in columns_4C[1:])
         top = None
         if texts.top_token_ids is not None and texts.top_logprobs is not None:
             top = TopLogprobs(texts.top_token_ids[slot, :length].clone(), texts.top_logprobs[slot, :length].clone())
@@ -231,9 +248,9 @@ class Call:
             key=request.key,
             prompt_token_ids=request.prompt_token_ids,
             token_ids=token_ids,
-            logprobs=tuple(texts.logprobs[slot, :length].tolist()),
-            sampling_logprobs=tuple(texts.sampling_logprobs[slot, :length].tolist()),
-            entropies=tuple(texts.entropies[slot, :length].tolist()),
+            logprobs=logprobs,
+            sampling_logprobs=sampling_logprobs,
+            entropies=entropies,
             finish_reason="stop" if token_ids[-1] in self.engine.terminators else "length",
             hidden=None if texts.hidden is None else texts.hidden[slot, :length].clone(),
             top=top,
@@ -243,10 +260,15 @@ class Call:
         """Run one decode forward over slots that hold nothing, and return its seconds."""
         started = time.perf_counter()
         slots = list(range(num_rows))
-        self.texts.lengths[:num_rows] = context
-        self.texts.starts[:num_rows] = context
-        self.texts.limits[:num_rows] = width + 1
-        self.texts.draft_lengths[:num_rows] = 0
+        self._lay_out(num_rows, width, context)
         hidden_ND = self._forward([Segment(row * width, width, row, context) for row in slots])
         self._settle(hidden_ND, slots, [width - 1] * num_rows).kept_B.tolist()
         return time.perf_counter() - started
+
+    def _lay_out(self, num_rows: int, width: int, context: int) -> None:
+        """Put texts of ``context`` positions, about to end, into the first slots."""
+        texts = self.texts
+        texts.lengths[:num_rows] = context
+        texts.starts[:num_rows] = context
+        texts.limits[:num_rows] = width + 1
+        texts.draft_lengths[:num_rows] = 0

@@ -51,7 +51,7 @@ def forward_hidden(
     model: PreTrainedModel, texts: SlotTexts, attention: SlotAttention, packing: Packing
 ) -> torch.Tensor:
     """Run the layers over packed tokens: -> [N, D] final hidden states; keys and values are stored on the way."""
-    attention.cache.packing = packing
+    attention.begin(packing)
     ids_N = texts.tokens[packing.slots_N, packing.positions_N]
     layers: Any = body(model)
     out = layers(
@@ -122,10 +122,13 @@ def grid_step(
     terminators_T: torch.Tensor,
     slots_B: torch.Tensor,
     max_drafts: int,
-) -> Settled:
+) -> tuple[Settled, torch.Tensor]:
     """Advance B slots by one forward of 1 + ``max_drafts`` tokens each: look up, forward, draw, verify, write.
 
     The whole step as one function of fixed shape, for capture; one (B, ``max_drafts``) bucket a capture.
+
+    Returns:
+        What it did to its rows, and how many drafted tokens each of them verified, [B].
     """
     width = max_drafts + 1
     num_drafts_B = torch.zeros_like(slots_B)
@@ -139,7 +142,8 @@ def grid_step(
     rows = Rows(slots_B, num_drafts_B, row_N, offset_N, width)
     packing = Packing(slots_B[row_N], texts.lengths[slots_B[row_N]] + offset_N, None, len(slots_B))
     hidden_ND = forward_hidden(model, texts, attention, packing)
-    return draw_and_settle(texts, laws, terminators_T, rows, head_logits(model, hidden_ND), hidden_ND, None)
+    settled = draw_and_settle(texts, laws, terminators_T, rows, head_logits(model, hidden_ND), hidden_ND, None)
+    return settled, num_drafts_B
 
 
 def place_drafts(texts: SlotTexts, slots_B: torch.Tensor, drafts_BK: torch.Tensor) -> None:

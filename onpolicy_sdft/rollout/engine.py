@@ -16,13 +16,15 @@ import torch
 
 from onpolicy_sdft.models.lora import embedding_weight, inner_model
 from onpolicy_sdft.models.trace import no_trace
-from onpolicy_sdft.rollout.attention import slot_attention_on
+from onpolicy_sdft.rollout.attention import KernelName, UnsupportedModel, slot_attention_on
 from onpolicy_sdft.rollout.backend import NO_RECORD, OnProgress, RolloutStats, ignore_progress
 from onpolicy_sdft.rollout.call import Call
+from onpolicy_sdft.rollout.grid import GridCall, Steps
+from onpolicy_sdft.rollout.kernels import best_kernels
 from onpolicy_sdft.rollout.memory import Budget, kv_budget, show_bytes
 from onpolicy_sdft.rollout.pool import Pool, PoolNeeds, make_pool
 from onpolicy_sdft.rollout.speculation import WIDTHS, Acceptance, StepCosts
-from onpolicy_sdft.rollout.support import examine, runs_on_kernel
+from onpolicy_sdft.rollout.support import Served, examine
 from onpolicy_sdft.types import Record, Rollout, RolloutRequest, SamplingLaw
 
 if TYPE_CHECKING:
@@ -41,10 +43,13 @@ class EngineOptions:
     num_slots: int | None = None  # None: from memory and the number of requests
     kv_gib: float | None = None  # memory for keys and values; None: ``kv_fraction`` of what is free
     kv_fraction: float = 0.4
-    prefill_tokens: int = 1024  # prompt tokens of one forward
+    prefill_tokens: int | None = None  # prompt tokens of one forward; None: what pays on the device
     max_draft_tokens: int = 8  # 0: no drafts
     deterministic: bool = False  # shapes from these options alone: nothing is measured
-    use_kernel: bool | None = None  # CPU attention kernel; None: where it can run
+    attention: KernelName | None = None  # None: the fastest there is on the device
+    grid: bool | None = None  # decode in steps of a fixed shape; None: on a GPU
+    graphs: bool = True  # capture such steps where the device can
+    sync_steps: int = 8  # such steps between two looks of the host
 
 
 class RolloutEngine:
@@ -78,7 +83,11 @@ class RolloutEngine:
         self.acceptance = Acceptance()
         self.costs: StepCosts | None = None
         self.budget: Budget | None = None
-        self.served = examine(inner_model(model))
+        self.steps = Steps(options.graphs and model.device.type == "cuda", say)
+        self.terminators_T = torch.tensor(self.terminators, device=model.device)
+        self._fallback: KernelName | None = None
+        self._uses_grid = model.device.type == "cuda" if options.grid is None else options.grid
+        self.served = self._examine()
         self._pool: Pool | None = None
         self._announced = False
 
@@ -99,15 +108,19 @@ class RolloutEngine:
             return []
         started = time.perf_counter()
         model = inner_model(self.model)
-        with no_trace(self.model), self.weights.open(), slot_attention_on(model):
-            self.stats.weights_seconds = time.perf_counter() - started
-            self._measure_costs(self._make_pool(requests, record), requests)
-            found: list[Rollout | None] = [None] * len(requests)
-            while waiting := [index for index, rollout in enumerate(found) if rollout is None]:
-                left = [requests[index] for index in waiting]
-                written = self._write(model, left, law, on_progress, record)
-                for index, rollout in zip(waiting, written, strict=True):
-                    found[index] = rollout
+        found: list[Rollout | None] = [None] * len(requests)
+        try:
+            with no_trace(self.model), self.weights.open(), slot_attention_on(model):
+                self.stats.weights_seconds = time.perf_counter() - started
+                self._measure_costs(self._make_pool(requests, record), requests)
+                while waiting := [index for index, rollout in enumerate(found) if rollout is None]:
+                    left = [requests[index] for index in waiting]
+                    written = self._write(model, left, law, on_progress, record)
+                    for index, rollout in zip(waiting, written, strict=True):
+                        found[index] = rollout
+        except BaseException:
+            self.steps.drop()  # nobody knows what they would read now
+            raise
         self.stats.total_seconds = time.perf_counter() - started
         return [rollout for rollout in found if rollout is not None]
 
@@ -121,7 +134,8 @@ class RolloutEngine:
     ) -> list[Rollout | None]:
         """Write completions; where memory runs out, return those that ended and go on with half the slots."""
         pool = self._make_pool(requests, record)
-        call = Call(self, model, pool, requests, law, on_progress, record)
+        kind = GridCall if self._uses_grid else Call
+        call = kind(self, model, pool, requests, law, on_progress, record)
         try:
             call.run()
         except torch.OutOfMemoryError:
@@ -130,7 +144,7 @@ class RolloutEngine:
             half = pool.num_slots // 2
             self.budget = Budget(half * pool.cache.length * pool.bytes_per_position, "what was left of it")
             self.stats.num_out_of_memory += 1
-            self._pool = None
+            self._forget_pool()
             self.say(f"rollout: out of memory with {pool.num_slots} slots, going on with {half}")
         return call.found
 
@@ -156,31 +170,68 @@ class RolloutEngine:
         weight = embedding_weight(model)  # in the dtype of the decode copy
         if self.budget is None:
             self.budget = kv_budget(self.options.kv_gib, self.options.kv_fraction, weight.device)
-        kernel = runs_on_kernel(model) if self.options.use_kernel is None else self.options.use_kernel
         needs = PoolNeeds.of(requests, self.options.max_draft_tokens, weight.dtype, weight.device)
-        old, self._pool = self._pool, None  # freed before a larger one is made
+        old, self._pool = self._pool, None
         grown = needs if old is None else needs.at_least(old)  # so that calls of unlike lengths do not take turns
         pool = old if old is not None and old.fits(needs, self.options.num_slots, self.budget) else None
         del old
         if pool is None:
+            self._forget_pool()  # freed before a larger one is made
+            kernels = self._kernels(weight.dtype)
             pool, self.budget = make_pool(
-                needs, grown, self.served.shapes, self.options.num_slots, self.budget, kernel, self.say
+                needs, grown, self.served.shapes, self.options.num_slots, self.budget, kernels, self.say
             )
             if not self._announced:
                 copied = show_bytes(self.weights.num_bytes)
                 fused = self.weights.fused
-                self.say(f"rollout engine: {pool.describe()}, decode copy of the weights {copied}, fused: {fused}")
+                self.say(
+                    f"rollout engine: {pool.describe()}, attention: {kernels}, decode copy of the weights {copied}, "
+                    f"fused: {fused}"
+                )
                 self._announced = True
         pool.make_room_for(record, needs, weight.shape[1])
+        self.steps.keep_for((pool.addresses(), self.weights.fingerprint()))
         self._pool, self.stats.num_slots = pool, pool.num_slots
         return pool
 
+    def _forget_pool(self) -> None:
+        self.steps.drop()
+        self._pool = None
+
+    def _examine(self) -> Served:
+        """Find out whether the model can be served, with the plain sum where the device's own kernels fail it."""
+        model = inner_model(self.model)
+        kernels = self._kernels(embedding_weight(model).dtype)
+        try:
+            return examine(model, kernels)
+        except UnsupportedModel as error:
+            if kernels != "triton" or self.options.attention is not None:
+                raise
+            served = examine(model, "torch")
+            self._fallback = "torch"
+            self.say(f"rollout engine: attention runs as the plain sum, which is slow: with triton {error}")
+            return served
+
+    def _kernels(self, dtype: torch.dtype) -> KernelName:
+        """Return which implementation of attention serves numbers of a type."""
+        best = self.options.attention or self._fallback or best_kernels(self.model.device, dtype)
+        return "torch" if best == "cpu" and self._uses_grid else best  # that of a CPU needs ragged packings
+
     def _measure_costs(self, pool: Pool, requests: Sequence[RolloutRequest]) -> None:
         few = sum(request.max_new_tokens for request in requests) < _WORTH_MEASURING
-        if self.costs is not None or self.options.deterministic or not self.options.max_draft_tokens or few:
+        most = self.options.max_draft_tokens
+        if self.costs is not None or self.options.deterministic or not most or few:
             return
-        call = Call(self, inner_model(self.model), pool, (), SamplingLaw(), ignore_progress, NO_RECORD)
+        kind = GridCall if self._uses_grid else Call
+        call = kind(self, inner_model(self.model), pool, (), SamplingLaw(), ignore_progress, NO_RECORD)
         context = min(pool.cache.length - max(WIDTHS) - 1, 256)
         for buffer in (*pool.cache.keys, *pool.cache.values):
             buffer[:, :, : context + max(WIDTHS)].zero_()  # pages that were never touched would be read too fast
-        self.costs = StepCosts.measure(pool.num_slots, lambda rows, width: call.time_step(rows, width, context))
+
+        def time_step(rows: int, width: int) -> float:
+            return call.time_step(rows, width, context)
+
+        if self._uses_grid:
+            self.costs = StepCosts.measure_grid(pool.num_slots, most + 1, time_step)
+        else:
+            self.costs = StepCosts.measure(pool.num_slots, time_step)

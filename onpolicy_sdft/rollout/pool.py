@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 
-from onpolicy_sdft.rollout.attention import SlotAttention
-from onpolicy_sdft.rollout.cpu import KEY_BLOCK
+from onpolicy_sdft.rollout.attention import KernelName, SlotAttention
+from onpolicy_sdft.rollout.kernels import make_kernels
 from onpolicy_sdft.rollout.memory import Budget, choose_num_slots, show_bytes
 from onpolicy_sdft.rollout.sampling import RowLaws
 from onpolicy_sdft.rollout.slots import LayerShape, SlotCache, SlotTexts, bytes_per_position
@@ -59,6 +59,7 @@ class Pool:
     attention: SlotAttention
     laws: RowLaws
     bytes_per_position: int
+    recorded: dict[str, torch.Tensor] = field(default_factory=dict)  # buffers of what some calls record
 
     @property
     def num_slots(self) -> int:
@@ -81,14 +82,24 @@ class Pool:
         return enough and self.num_slots == wanted
 
     def make_room_for(self, record: Record, needs: PoolNeeds, hidden_size: int) -> None:
-        """Allocate what a call records, and drop what it does not."""
+        """Give a call buffers for what it records; those of the call before stay where they are if they fit."""
         texts, rows, longest = self.texts, self.num_slots + 1, self.texts.logprobs.shape[1]
-        texts.hidden = (
-            torch.zeros(rows, longest, hidden_size, dtype=needs.dtype, device=needs.device) if record.hidden else None
-        )
         k = record.top_k
-        texts.top_token_ids = texts.tokens.new_zeros(rows, longest, k) if k else None
-        texts.top_logprobs = texts.logprobs.new_zeros(rows, longest, k) if k else None
+        texts.hidden = self._buffer("hidden", (rows, longest, hidden_size), needs.dtype) if record.hidden else None
+        texts.top_token_ids = self._buffer("ids", (rows, longest, k), torch.int64) if k else None
+        texts.top_logprobs = self._buffer("logprobs", (rows, longest, k), texts.logprobs.dtype) if k else None
+
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        kept = self.recorded.get(name)
+        if kept is None or kept.shape != shape or kept.dtype != dtype:
+            kept = self.recorded[name] = torch.zeros(shape, dtype=dtype, device=self.texts.tokens.device)
+        return kept
+
+    def addresses(self) -> tuple[int, ...]:
+        """Return where everything lies that a captured step reads or writes."""
+        held = [getattr(owner, each.name) for owner in (self.laws, self.texts) for each in fields(owner)]
+        found = [*self.cache.keys, *self.cache.values, *held]
+        return tuple(each.data_ptr() for each in found if isinstance(each, torch.Tensor))
 
 
 def make_pool(
@@ -97,7 +108,7 @@ def make_pool(
     shapes: Sequence[LayerShape],
     asked: int | None,
     budget: Budget,
-    use_kernel: bool,
+    kernels: KernelName,
     say: Callable[[str], None],
 ) -> tuple[Pool, Budget]:
     """Allocate slots; memory that cannot be had after all halves their number, and is counted on no more.
@@ -112,7 +123,8 @@ def make_pool(
         num_slots = choose_num_slots(asked, needs.num_requests, needs.length, a_position, budget, needs.device)
         made = grown if num_slots * grown.length * a_position <= budget.num_bytes else needs
         try:
-            cache = SlotCache(shapes, num_slots, made.length, needs.dtype, needs.device, KEY_BLOCK if use_kernel else 0)
+            how = make_kernels(kernels, made.length, needs.device)
+            cache = SlotCache(shapes, num_slots, made.length, needs.dtype, needs.device, how)
             break
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if num_slots == 1 or "memory" not in str(error).lower():
@@ -122,4 +134,4 @@ def make_pool(
     wide = torch.float64 if needs.dtype == torch.float64 else torch.float32
     texts = SlotTexts.make(num_slots, made.length, made.longest, made.source, wide, needs.device)
     laws = RowLaws.of([SamplingLaw()] * (num_slots + 1), 1, needs.device)
-    return Pool(cache, texts, SlotAttention(cache, use_kernel), laws, a_position), budget
+    return Pool(cache, texts, SlotAttention(cache), laws, a_position), budget

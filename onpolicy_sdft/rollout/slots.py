@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from transformers import Cache
+
+if TYPE_CHECKING:
+    from onpolicy_sdft.rollout.attention import SlotKernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +49,11 @@ class Packing:
     @staticmethod
     def of(segments: Sequence[Segment], device: torch.device) -> Packing:
         """Lay segments one behind the other."""
-        slots = [s.slot for s in segments for _ in range(s.count)]
-        positions = [p for s in segments for p in range(s.position, s.position + s.count)]
-        return Packing(torch.tensor(slots, device=device), torch.tensor(positions, device=device), tuple(segments), 0)
+        counts = [s.count for s in segments]
+        slots = np.repeat([s.slot for s in segments], counts)
+        positions = np.repeat([s.position - s.start for s in segments], counts) + np.arange(len(slots))
+        slots_N, positions_N = torch.from_numpy(np.stack([slots, positions])).to(device)
+        return Packing(slots_N, positions_N, tuple(segments), 0)
 
 
 class SlotCache(Cache):
@@ -62,8 +68,7 @@ class SlotCache(Cache):
         length: L.
         dtype: Of keys and values.
         device: Where they live.
-        key_block: Store keys in blocks of this many positions, number by number, as the CPU kernel reads them;
-            0: position by position.
+        kernels: What stores and attends; where it says so keys lie in blocks of some positions, number by number.
     """
 
     def __init__(
@@ -73,13 +78,14 @@ class SlotCache(Cache):
         length: int,
         dtype: torch.dtype,
         device: torch.device,
-        key_block: int = 0,
+        kernels: SlotKernels,
     ) -> None:
         super().__init__(layers=[])
         self.num_slots = num_slots
         self.length = length
-        self.key_block = key_block
+        self.kernels = kernels
         self.packing: Packing | None = None
+        key_block = kernels.key_block
 
         # Zeros, not empty: 0 times whatever an uninitialised buffer holds may be nan. The last row is for padding.
         def buffer(*shape: int) -> torch.Tensor:
@@ -103,20 +109,9 @@ class SlotCache(Cache):
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store new keys and values, [1, H, N, D], and return the layer's whole buffers."""
-        packing = self.packing
-        assert packing is not None
         keys, values = self.keys[layer_idx], self.values[layer_idx]
-        new_keys, new_values = key_states[0].transpose(0, 1), value_states[0].transpose(0, 1)
-        new_keys, new_values = new_keys.to(keys.dtype), new_values.to(values.dtype)
-        if self.key_block:
-            if layer_idx == 0 and int(packing.positions_N.max()) >= self.length:  # nothing else would notice
-                raise IndexError(f"position {int(packing.positions_N.max())} is beyond the {self.length} of a slot")
-            from onpolicy_sdft.rollout.cpu import passes  # numba: not on a GPU
-
-            passes.store(new_keys, new_values, packing.slots_N, packing.positions_N, keys, values)
-        else:
-            keys[packing.slots_N, :, packing.positions_N] = new_keys
-            values[packing.slots_N, :, packing.positions_N] = new_values
+        k_NHD, v_NHD = key_states[0].transpose(0, 1), value_states[0].transpose(0, 1)
+        self.kernels.store(k_NHD.to(keys.dtype), v_NHD.to(values.dtype), keys, values)
         return keys, values
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -127,12 +122,21 @@ class SlotCache(Cache):
         """Return 0, as :meth:`get_seq_length`."""
         return 0
 
-    def copy_prefix(self, source: int, target: int, length: int) -> None:
-        """Copy the first positions of one slot to another."""
-        num_blocks = -(-length // self.key_block) if self.key_block else length
-        for buffers, count in ((self.keys, num_blocks), (self.values, length)):
+    def copy_prefixes(self, copies: Sequence[tuple[int, int, int]]) -> None:
+        """Copy the first positions of slots to others, in this order: (from, to, positions) each."""
+        if not copies:
+            return
+        came_from: dict[int, int] = {}
+        for source, target, _ in copies:
+            # What was copied a moment ago is read where it came from, so that all copies can be made at once.
+            came_from[target] = came_from.get(source, source)
+        device = self.keys[0].device
+        sources, targets = (torch.tensor(list(each), device=device) for each in (came_from.values(), came_from.keys()))
+        longest = max(length for *_, length in copies)
+        num_blocks = -(-longest // self.kernels.key_block) if self.kernels.key_block else longest
+        for buffers, count in ((self.keys, num_blocks), (self.values, longest)):
             for buffer in buffers:
-                buffer[target, :, :count] = buffer[source, :, :count]
+                buffer[targets, :, :count] = buffer[sources, :, :count]
 
 
 def bytes_per_position(shapes: Sequence[LayerShape], dtype: torch.dtype) -> int:

@@ -19,6 +19,8 @@ WIDTHS = (1, 2, 3, 5, 9)  # tokens a row at which steps are timed
 _PRIOR_RATE = 0.6  # of a matched draft token being kept, before anything was seen
 _PRIOR_WEIGHT = 4.0  # draft tokens of a slot's own that count as much as what is known of its kind
 _DECAY = 0.998  # of what a kind was seen to do, a draft: the policy moves
+#: Kinds of what steps of a fixed shape count: drafts of whatever source, and rows that had one.
+_OF_ROWS, _AVAILABLE = -1, -2
 _WORTH = 1.05  # least gain in tokens a second for which drafts are verified at all
 
 
@@ -44,6 +46,19 @@ class StepCosts:
                 time_step(count, width)
                 line.append(min(time_step(count, width) for _ in range(3)))
             table.append(tuple(np.maximum.accumulate(line).tolist()))
+        return StepCosts(tuple(rows), tuple(table))
+
+    @staticmethod
+    def measure_grid(num_slots: int, width: int, time_step: Callable[[int, int], float]) -> StepCosts:
+        """Time steps of one token a row and of ``width``; what is between is on the line. Each is a graph to capture."""
+        rows = sorted({*(n for n in (1, 64) if n < num_slots), num_slots})
+        table = []
+        for count in rows:
+            for each in (1, width):
+                time_step(count, each)
+            one, wide = (min(time_step(count, each) for _ in range(5)) for each in (1, width))
+            slope = max(0.0, wide - one) / (width - 1)
+            table.append(tuple(one + slope * (each - 1) for each in WIDTHS))
         return StepCosts(tuple(rows), tuple(table))
 
     def of(self, num_rows: int, num_tokens: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -73,6 +88,30 @@ class Acceptance:
         """Count one verified draft: tokens kept, and tokens looked at until the first that was not."""
         self.kept[kind] = self.kept.get(kind, 0.0) * _DECAY + num_kept
         self.seen[kind] = self.seen.get(kind, 0.0) * _DECAY + num_seen
+
+    def saw_rows(self, num_rows: int, num_with_drafts: int, num_seen: int, num_kept: int) -> None:
+        """Count rows of steps of a fixed shape: those that had a draft, and draft tokens looked at and kept."""
+        self.saw(_AVAILABLE, num_with_drafts, num_rows)
+        self.saw(_OF_ROWS, num_kept, num_seen)
+
+
+def choose_width(acceptance: Acceptance, costs: StepCosts, num_rows: int, most: int, *, hopeful: bool) -> int:
+    """Choose how many drafted tokens every row of a step verifies: as many as pay, of few counts.
+
+    Args:
+        acceptance: What was seen of drafts so far.
+        costs: Step times.
+        num_rows: Of the step.
+        most: Longest draft.
+        hopeful: Presume that every draft is kept, so that what was given up once is looked at again.
+    """
+    rate = 1.0 if hopeful else acceptance.rate(_OF_ROWS)
+    available = 1.0 if hopeful else acceptance.rate(_AVAILABLE)
+    choices = np.array(sorted({0, most // 2, most}))
+    expected = 1 + available * np.array([sum(rate**i for i in range(1, count + 1)) for count in choices])
+    speed = expected / costs.of(num_rows, num_rows * (1 + choices))
+    best = int(speed.argmax())
+    return int(choices[best]) if speed[best] >= _WORTH * speed[0] else 0
 
 
 def choose_drafts(rates_B: Sequence[float], available_B: Sequence[int], costs: StepCosts | None) -> list[int]:

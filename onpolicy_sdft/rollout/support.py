@@ -13,8 +13,8 @@ from transformers import Cache
 from onpolicy_sdft.models.lora import embedding_weight
 from onpolicy_sdft.models.policy import body
 from onpolicy_sdft.models.trace import no_trace
-from onpolicy_sdft.rollout.attention import SlotAttention, UnsupportedModel, slot_attention_on
-from onpolicy_sdft.rollout.cpu import KEY_BLOCK
+from onpolicy_sdft.rollout.attention import KernelName, SlotAttention, UnsupportedModel, slot_attention_on
+from onpolicy_sdft.rollout.kernels import make_kernels
 from onpolicy_sdft.rollout.slots import LayerShape, Packing, Segment, SlotCache
 
 if TYPE_CHECKING:
@@ -32,14 +32,17 @@ class Served:
     """What the engine needs to know of a model it can serve."""
 
     shapes: tuple[LayerShape, ...]  # of its attention layers, in the order of the cache
-    group: int  # query heads a key-value head, the largest over layers
 
 
-def examine(model: PreTrainedModel) -> Served:
+def examine(model: PreTrainedModel, kernels: KernelName) -> Served:
     """Find out whether the engine writes what the model would write itself.
 
     Its config is read first; then three short texts are run through the slots, in two forwards, and compared with
     the model's own hidden states.
+
+    Args:
+        model: In place on its device.
+        kernels: Implementation of attention that is to serve it.
 
     Raises:
         UnsupportedModel: With the reason, if it does not.
@@ -47,7 +50,7 @@ def examine(model: PreTrainedModel) -> Served:
     _refuse_by_config(model)
     try:
         with no_trace(model):
-            served, differs = _try(model)
+            served, differs = _try(model, kernels)
     except UnsupportedModel:
         raise
     except Exception as error:  # whatever a model's own code raises when its cache or attention is another
@@ -55,12 +58,6 @@ def examine(model: PreTrainedModel) -> Served:
     if differs:
         raise UnsupportedModel(differs)
     return served
-
-
-def runs_on_kernel(model: PreTrainedModel) -> bool:
-    """Whether attention runs in the CPU kernel rather than in torch operations."""
-    weight = embedding_weight(model)
-    return weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
 
 
 def _refuse_by_config(model: PreTrainedModel) -> None:
@@ -125,24 +122,23 @@ def _texts(vocab_size: int) -> list[tuple[int, ...]]:
     return [tuple(ids[end - length : end]) for end, length in zip(ends, _TRIED_LENGTHS, strict=True)]
 
 
-def _try(model: PreTrainedModel) -> tuple[Served, str]:
+def _try(model: PreTrainedModel, kernels: KernelName) -> tuple[Served, str]:
     weight = embedding_weight(model)
     shapes = _shapes(model)
     config = model.config.get_text_config()
     tried = _texts(config.vocab_size)
-    group = max(1, config.num_attention_heads // min(shape.num_heads for shape in shapes))
     own = [_own_hidden(model, text) for text in tried]
-    kernel, length = runs_on_kernel(model), max(_TRIED_LENGTHS) + 1
-    cache = SlotCache(shapes, len(tried), length, weight.dtype, weight.device, KEY_BLOCK if kernel else 0)
-    attention = SlotAttention(cache, kernel, watching=True)
+    length = max(_TRIED_LENGTHS) + 1
+    how = make_kernels(kernels, length, weight.device)
+    attention = SlotAttention(SlotCache(shapes, len(tried), length, weight.dtype, weight.device, how), watching=True)
     with slot_attention_on(model):
-        _run(model, attention, [(slot, 0, text[:-1]) for slot, text in enumerate(tried)], group)
+        _run(model, attention, [(slot, 0, text[:-1]) for slot, text in enumerate(tried)])
         attention.watching = False
-        ours = _run(model, attention, [(slot, len(text) - 1, text[-1:]) for slot, text in enumerate(tried)], group)
+        ours = _run(model, attention, [(slot, len(text) - 1, text[-1:]) for slot, text in enumerate(tried)])
     middle = _middle_distance(ours, own)
     if not middle < _TOLERANCE[weight.dtype] and not middle < min(_LARGEST_TOLERANCE, 3 * _rounding(model, tried, own)):
-        return Served(shapes, group), f"its hidden states over slots are {middle:.2g} (relative) off its own"
-    return Served(shapes, group), _wrong_window(config, attention.windows)
+        return Served(shapes), f"its hidden states over slots are {middle:.2g} (relative) off its own"
+    return Served(shapes), _wrong_window(config, [each.window for each in attention.seen.values()])
 
 
 def _own_hidden(model: PreTrainedModel, text: tuple[int, ...], disturbance: float = 0.0) -> torch.Tensor:
@@ -173,7 +169,7 @@ def _rounding(model: PreTrainedModel, tried: Sequence[tuple[int, ...]], own: Seq
 
 
 def _run(
-    model: PreTrainedModel, attention: SlotAttention, texts: list[tuple[int, int, tuple[int, ...]]], group: int
+    model: PreTrainedModel, attention: SlotAttention, texts: list[tuple[int, int, tuple[int, ...]]]
 ) -> torch.Tensor:
     """Run (slot, position, ids) texts as one packed forward; return the hidden state at the end of each."""
     device = embedding_weight(model).device
@@ -181,11 +177,8 @@ def _run(
     for slot, position, ids in texts:
         segments.append(Segment(start, len(ids), slot, position))
         start += len(ids)
-    packing = attention.cache.packing = Packing.of(segments, device)
-    if attention.use_kernel:
-        from onpolicy_sdft.rollout.cpu.attention import tiles  # numba: not on a GPU
-
-        attention.tiles_W4 = tiles(tuple(segments), group)
+    packing = Packing.of(segments, device)
+    attention.begin(packing)
     flat = torch.tensor([[i for _, _, ids in texts for i in ids]], device=device)
     hidden = body(model)(
         input_ids=flat,
@@ -198,7 +191,7 @@ def _run(
     return found
 
 
-def _wrong_window(config: Any, windows: dict[int, int]) -> str:
+def _wrong_window(config: Any, windows: list[int]) -> str:
     """A window longer than the texts that were tried shows in the keywords alone."""
     window = getattr(config, "sliding_window", None) or 0
     one_kind = "sliding_attention" if window else "full_attention"

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
@@ -45,6 +45,10 @@ class WeightsView(Protocol):
         """Make the weights readable through the model for the length of the context."""
         ...
 
+    def fingerprint(self) -> object:
+        """Say where they lie and how they are read while the view is open: equal where a captured step is still good."""
+        ...
+
 
 @dataclass
 class LocalWeights:
@@ -64,6 +68,7 @@ class LocalWeights:
     decode_copy: DecodeCopy = "auto"
     num_bytes: int = 0
     fused: str = "nothing"
+    _copies: dict[object, torch.Tensor] = field(default_factory=dict)  # at fixed addresses between openings
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
@@ -94,6 +99,22 @@ class LocalWeights:
             if pack:
                 self.fused = fuse(model, packed, stack)
             yield
+
+    def fingerprint(self) -> object:
+        """Say where the weights lie and which adapters are read."""
+        model = inner_model(self.model)
+        places = tuple(each.data_ptr() for group in (model.parameters(), model.buffers()) for each in group)
+        copies = tuple(each.data_ptr() for each in self._copies.values())
+        adapters = tuple(
+            (tuple(module.active_adapters), module.disable_adapters, tuple(module.scaling.items()))
+            for module in model.modules()
+            if isinstance(module, LoraLayer)
+        )
+        return places, copies, adapters, self.fused
+
+    def release(self) -> None:
+        """Give back the memory of copies that are kept between openings."""
+        self._copies.clear()
 
     def _linears(self, model: nn.Module) -> list[tuple[nn.Module, nn.Linear]]:
         """Return every linear with the module whose forward stands for it: itself, or the adapter around it."""

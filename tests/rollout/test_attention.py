@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from onpolicy_sdft.rollout.attention import Scoring, grid_attention, segment_attention
+from onpolicy_sdft.rollout.attention import Scoring, TorchKernels
 from onpolicy_sdft.rollout.cpu.attention import KEY_BLOCK, slot_attention, tile_tokens, tiles, use_threads_of_torch
 from onpolicy_sdft.rollout.slots import Packing, Segment
 
@@ -99,13 +99,19 @@ def test_the_kernel_is_the_plain_sum_and_never_reads_beyond_a_length(name, dtype
     torch.testing.assert_close(found.double(), plain(q, keys, values, packing, how), atol=3e-6, rtol=1e-5)
 
 
+def in_torch(q, keys, values, packing, how):
+    kernels = TorchKernels(keys.shape[2])
+    kernels.begin(packing)
+    return kernels.attend(q, keys, values, how)
+
+
 @pytest.mark.parametrize("name", SCORINGS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 def test_segments_in_torch_operations_are_the_plain_sum(name, dtype):
     packing, how = pack(RAGGED), SCORINGS[name]
     q, keys, values = inputs(len(packing.slots_N), dtype)
     poison(keys, values, packing)
-    found = segment_attention(q, keys, values, packing, how)
+    found = in_torch(q, keys, values, packing, how)
     torch.testing.assert_close(found.double(), plain(q, keys, values, packing, how), atol=3e-6, rtol=1e-5)
 
 
@@ -117,7 +123,7 @@ def test_a_grid_in_torch_operations_is_the_plain_sum(name, width):
     q, keys, values = inputs(len(ragged.slots_N), torch.float64)
     poison(keys, values, ragged)
     grid = Packing(ragged.slots_N, ragged.positions_N, None, 4)
-    found = grid_attention(q, keys, values, grid, how)
+    found = in_torch(q, keys, values, grid, how)
     torch.testing.assert_close(found, plain(q, keys, values, ragged, how), atol=1e-9, rtol=1e-9)
 
 

@@ -17,7 +17,7 @@ from onpolicy_sdft.types import SamplingLaw
 
 def prepared(model, requests, law, max_drafts):
     """A call that has not begun, with the attention that runs on every device."""
-    one = engine(model, num_slots=len(requests), max_draft_tokens=max_drafts, use_kernel=False)
+    one = engine(model, num_slots=len(requests), max_draft_tokens=max_drafts, attention="torch")
     pool = one._make_pool(requests, NO_RECORD)
     return Call(one, model, pool, requests, law, ignore_progress, NO_RECORD)
 
@@ -49,7 +49,7 @@ def test_a_captured_step_writes_what_the_engine_writes_and_moves_no_buffer(compi
             slots.copy_(live)
             if not call.scheduler.live:
                 break
-            settled = step(model, call.texts, call.attention, call.pool.laws, call.terminators_T, slots, max_drafts)
+            settled, _ = step(model, call.texts, call.attention, call.pool.laws, call.terminators_T, slots, max_drafts)
             kept = type(settled)(settled.kept_B[:6], settled.accepted_B[:6], settled.done_B[:6])
             rows = [row for row in range(6) if live[row] < 6]
             call._collect(rows, type(settled)(kept.kept_B[rows], kept.accepted_B[rows], kept.done_B[rows]))

@@ -85,10 +85,10 @@ def differing(ours, theirs):
     return sum(place is not None for place in places) / sum(compared)
 
 
-@pytest.mark.parametrize("use_kernel", [True, False])
-def test_behaviour_logprobs_equal_a_plain_forward_of_the_same_tokens(use_kernel):
+@pytest.mark.parametrize("attention", ["cpu", "torch"])
+def test_behaviour_logprobs_equal_a_plain_forward_of_the_same_tokens(attention):
     model = make("llama")
-    for rollout in engine(model, use_kernel=use_kernel).generate(ask(), SamplingLaw(0.8)):
+    for rollout in engine(model, attention=attention).generate(ask(), SamplingLaw(0.8)):
         torch.testing.assert_close(torch.tensor(rollout.logprobs), plain_logprobs(model, rollout), atol=1e-4, rtol=0)
 
 
@@ -201,13 +201,13 @@ def test_after_an_optimizer_step_in_place_it_writes_what_a_fresh_engine_writes()
     assert tokens(ours) == tokens(fresh)
 
 
-@pytest.mark.parametrize("use_kernel", [True, False])
+@pytest.mark.parametrize("attention", ["cpu", "torch"])
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_oss"])
-def test_what_a_longer_occupant_left_in_a_slot_is_never_read(family, use_kernel):
+def test_what_a_longer_occupant_left_in_a_slot_is_never_read(family, attention):
     model = make(family)
     long = [RolloutRequest(tuple(range(90)), NoiseKey(9, 9, str(i)), 60) for i in range(4)]
-    clean = engine(model, use_kernel=use_kernel).generate(ask(), SamplingLaw())
-    one = engine(model, use_kernel=use_kernel)
+    clean = engine(model, attention=attention).generate(ask(), SamplingLaw())
+    one = engine(model, attention=attention)
     one.generate(long, SamplingLaw())
     for buffer in (*one._pool.cache.keys, *one._pool.cache.values):
         buffer.fill_(torch.nan)

@@ -20,7 +20,8 @@ from onpolicy_sdft.data.views import Renderer
 from onpolicy_sdft.jobs.parts import Chat
 from onpolicy_sdft.models.load import LoadedModel
 from onpolicy_sdft.rollout import support
-from onpolicy_sdft.rollout.attention import SlotAttention, UnsupportedModel, slot_attention_forward
+from onpolicy_sdft.rollout.attention import SlotAttention, TorchKernels, UnsupportedModel, slot_attention_forward
+from onpolicy_sdft.rollout.cpu.kernels import CpuKernels
 from onpolicy_sdft.rollout.engine import RolloutEngine
 from onpolicy_sdft.rollout.hf import HFBackend
 from onpolicy_sdft.rollout.slots import LayerShape, SlotCache
@@ -56,7 +57,7 @@ def build(config):
 def test_a_model_the_engine_cannot_serve_is_refused_with_the_reason(name):
     config, reason = REFUSED[name]
     with pytest.raises(UnsupportedModel, match=reason):
-        examine(build(config()))
+        examine(build(config()), "cpu")
 
 
 def test_such_a_model_goes_to_generate_with_one_line_that_says_why(tokenizer):
@@ -75,35 +76,33 @@ def test_such_a_model_goes_to_generate_with_one_line_that_says_why(tokenizer):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_served_with_its_layers_shapes(family):
     model = make(family)
-    served = examine(model)
+    served = examine(model, "cpu")
     assert len(served.shapes) == model.config.num_hidden_layers
-    assert served.group * served.shapes[0].num_heads == model.config.num_attention_heads
+    assert served.shapes[0].num_heads == getattr(model.config, "num_key_value_heads", model.config.num_attention_heads)
 
 
 def test_a_model_that_masks_a_window_without_passing_it_on_is_refused():
     model = make("mistral")
     model.config.layer_types = ["full_attention", "sliding_attention", "full_attention"]  # its code passes it always
     with pytest.raises(UnsupportedModel, match="passes a window of 8, its config says 0"):
-        examine(model)
+        examine(model, "cpu")
 
 
 def test_a_model_whose_slots_would_give_other_numbers_is_refused(monkeypatch):
-    import onpolicy_sdft.rollout.attention as module
 
-    monkeypatch.setattr(module.SlotAttention, "attend", lambda self, q, k, v, how: torch.zeros_like(q))
+    monkeypatch.setattr(CpuKernels, "attend", lambda self, q, k, v, how: torch.zeros_like(q))
     with pytest.raises(UnsupportedModel, match="off its own"):
-        examine(make("llama"))
+        examine(make("llama"), "cpu")
 
 
 def test_a_bfloat16_model_that_makes_much_of_rounding_is_served_and_a_wrong_one_still_is_not(monkeypatch):
-    import onpolicy_sdft.rollout.attention as module
 
     model = make("llama").to(torch.bfloat16)
     monkeypatch.setitem(support._TOLERANCE, torch.bfloat16, 1e-4)  # as if rounding grew to far more than is allowed
-    examine(model)
-    monkeypatch.setattr(module.SlotAttention, "attend", lambda self, q, k, v, how: torch.zeros_like(q))
+    examine(model, "cpu")
+    monkeypatch.setattr(CpuKernels, "attend", lambda self, q, k, v, how: torch.zeros_like(q))
     with pytest.raises(UnsupportedModel, match="off its own"):
-        examine(model)
+        examine(model, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -117,8 +116,8 @@ def test_a_bfloat16_model_that_makes_much_of_rounding_is_served_and_a_wrong_one_
     ],
 )
 def test_what_attention_is_asked_for_and_does_not_know_is_refused(keywords, reason):
-    cache = SlotCache([LayerShape(1, 4, 4)], 1, 4, torch.float32, torch.device("cpu"))
-    given = {"attention_mask": None, "slots": SlotAttention(cache, use_kernel=False), **keywords}
+    cache = SlotCache([LayerShape(1, 4, 4)], 1, 4, torch.float32, torch.device("cpu"), TorchKernels(4))
+    given = {"attention_mask": None, "slots": SlotAttention(cache), **keywords}
     x = torch.zeros(1, 1, 1, 4)
     with pytest.raises(UnsupportedModel, match=reason):
         slot_attention_forward(torch.nn.Module(), x, x, x, **given)

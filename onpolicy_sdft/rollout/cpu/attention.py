@@ -1,7 +1,7 @@
 """Attention over KV slots on a CPU: length-aware, grouped queries packed, one pass over each key and value.
 
 torch's own kernels reach a quarter of the memory bandwidth at one query a row and read every row to the longest
-one's length; this reads what is there. The dense version of the same sum is ``attention.dense_attention``.
+one's length; this reads what is there. The same sum in torch operations is ``attention.plain_attention``.
 
 Keys are stored in blocks, see :data:`KEY_BLOCK`; ``slots.SlotCache`` writes them so.
 

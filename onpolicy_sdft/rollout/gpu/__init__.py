@@ -1,0 +1,1 @@
+"""Kernels of the rollout engine for GPUs, in Triton: imported only where they run."""
