@@ -314,7 +314,11 @@ class TrainConfig:
     max_loss_tokens: int | None = None
     """Stop once this many loss tokens were learned: a fair budget between methods."""
     micro_batch_tokens: int = 4096
-    """Padded tokens per forward pass; rows are sorted by length first."""
+    """Tokens of a forward and backward pass, padding included where rows are padded."""
+    layout: Literal["auto", "packed", "padded"] = "auto"
+    """How rows of a micro-batch lie: ``packed``: one behind the other, without padding, each attending to itself;
+    ``padded``: beside one another, the shorter ones filled up; ``auto``: packed where a trial shows that the model
+    gives the same and the device has a kernel for it."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Compute dtype of the learning pass; weights that are trained stay float32."""
     rank_timeout_seconds: float = 1800.0

@@ -21,7 +21,14 @@ from onpolicy_sdft.eval.retention import general_prompts
 from onpolicy_sdft.eval.runner import EvalSet
 from onpolicy_sdft.jobs.evaluate import evaluate_stage, has_stage, score_sets
 from onpolicy_sdft.jobs.finished import model_facts
-from onpolicy_sdft.jobs.method import keeps_gathered, make_objective, make_pairing, make_sampling, make_teacher
+from onpolicy_sdft.jobs.method import (
+    keeps_gathered,
+    learns_packed,
+    make_objective,
+    make_pairing,
+    make_sampling,
+    make_teacher,
+)
 from onpolicy_sdft.jobs.parts import (
     Chat,
     Data,
@@ -228,6 +235,7 @@ def make_trainer(
 ) -> Trainer:
     """Put the parts of a step together over a model that has not been trained yet."""
     reader = _make_reader(config, model, backend, progress)  # before the parameters are divided
+    packed = learns_packed(config, model, backend.device, backend.autocast, progress.note)
     policy, optimizer = backend.prepare(Policy(model), make_optimizer(model, config.optim))
     teacher = make_teacher(config, model, backend.autocast, backend.shards, reader)
     if teacher.num_bytes:
@@ -237,7 +245,7 @@ def make_trainer(
         policy=policy,
         source=_make_source(config, chat, plan, teacher, progress),
         screen=Screen(config.screening, data.task, chat.renderer.decode),
-        pairing=make_pairing(config, chat.pad_token_id),
+        pairing=make_pairing(config, chat.pad_token_id, packed=packed),
         laws=LawSource(teacher, objective, chat.pad_token_id),
         objective=objective,
         teacher=teacher,
@@ -321,7 +329,8 @@ def _disable_base_dropout(model: torch.nn.Module) -> None:
 def _identity(config: RunConfig, data: Data, start: Start | None) -> dict[str, Any]:
     """What must not change between a checkpoint and the run that goes on from it."""
     frozen = dataclasses.asdict(config)
-    train = {key: frozen["train"][key] for key in ("targets", "seed", "batch_size", "precision", "micro_batch_tokens")}
+    same = ("targets", "seed", "batch_size", "precision", "micro_batch_tokens", "layout")
+    train = {key: frozen["train"][key] for key in same}
     if config.train.max_steps is None:
         train["num_epochs"] = config.train.num_epochs
     if config.optim.schedule == "cosine" or config.rollout.temperature_end is not None:
