@@ -247,8 +247,8 @@ class ObjectiveConfig:
     student's (a temperature, top_p, ...). No gradient goes through the weight."""
     importance_cap: float = 2.0
     """Largest of those weights."""
-    chunk_tokens: int = 128
-    """Loss tokens whose logits are alive at once."""
+    chunk_tokens: int | None = None
+    """Loss tokens whose logits are alive at once. Unset: 128 on a CPU, as many as 512 MiB hold on a GPU."""
 
 
 @dataclass

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.jobs.method import keeps_gathered
 from onpolicy_sdft.models.sizes import Sizes, model_sizes
+from onpolicy_sdft.objectives.objective import chunk_size
 from onpolicy_sdft.train.deepspeed import BUCKET_ELEMENTS
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def estimate(config: RunConfig, sizes: Sizes, backend: str, num_gpus: int, most:
         held["parameters"] = held["optimizer"] = 0.0
     learning = {
         "activations": _activations(config, sizes),
-        "logits": 4 * 4 * config.objective.chunk_tokens * sizes.vocab_size,
+        "logits": 4 * 4 * (config.objective.chunk_tokens or chunk_size(sizes.vocab_size, "cuda")) * sizes.vocab_size,
         "buckets": 4 * _bucket(backend, num_gpus, sizes),
     }
     merged = sizes.num_adapted * sizes.bytes_per_parameter if config.rollout.merge_adapter else 0
