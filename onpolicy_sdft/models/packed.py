@@ -13,6 +13,7 @@ import contextlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +129,7 @@ def kernel_takes(device: torch.device, dtype: torch.dtype, how: Scoring) -> bool
     return fits and torch.cuda.get_device_capability(device) >= (8, 0) and bool(_kernel_options())
 
 
+@cache
 def _kernel_options() -> frozenset[str]:
     """Return the keywords of torch's kernel; none where it cannot do what is needed (before torch 2.11)."""
     try:
