@@ -4,7 +4,7 @@ Learning runs through it where ``packing.py`` finds nothing against it. On a GPU
 variable-length kernel attends all texts at once; elsewhere, and for soft caps and sinks, each text is attended by
 itself, which is also what the kernel is tested against.
 
-Shape letters: N packed tokens, T tokens of a text, H heads, K key-value heads, D head size.
+Shape letters: N packed tokens, C texts of one length, T tokens of a text, H heads, K key-value heads, D head size.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -116,9 +116,7 @@ def packed_attention_forward(
         packing.seen.append(how)
     if kernel_takes(device, query.dtype, how):
         return _all_at_once(query, key, value, packing, how), None
-    queries, keys, values = (tensor.split(packing.lengths, dim=2) for tensor in (query, key, value))
-    found = [_one_text(q, k, v, how) for q, k, v in zip(queries, keys, values, strict=True)]
-    return torch.cat(found, dim=2).transpose(1, 2), None
+    return _text_by_text(query, key, value, packing.lengths, how), None
 
 
 def kernel_takes(device: torch.device, dtype: torch.dtype, how: Scoring) -> bool:
@@ -162,8 +160,22 @@ def _all_at_once(
     return out_NHD[None]
 
 
-def _one_text(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: Scoring) -> torch.Tensor:
-    """Attend one text to itself: [1, H, T, D] -> [1, H, T, D]."""
+def _text_by_text(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: Sequence[int], how: Scoring
+) -> torch.Tensor:
+    """Attend texts one after the other, neighbours of one length at once: [1, H, N, D] -> [1, N, H, D]."""
+    counts = [len(list(group)) for _, group in groupby(lengths)]
+    sizes = [length * count for (length, _), count in zip(groupby(lengths), counts, strict=True)]
+    found = []
+    parts = (tensor[0].split(sizes, dim=1) for tensor in (query, key, value))
+    for count, *part in zip(counts, *parts, strict=True):
+        q, k, v = (tensor.unflatten(1, (count, -1)).transpose(0, 1) for tensor in part)
+        found.append(_attend(q, k, v, how).transpose(1, 2).flatten(0, 1))
+    return torch.cat(found)[None]
+
+
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: Scoring) -> torch.Tensor:
+    """Attend texts of one length, each to itself: [C, H, T, D] -> [C, H, T, D]."""
     length = query.shape[2]
     seen_TT = None
     if not how.is_plain or 0 < how.window < length:
@@ -182,7 +194,7 @@ def _one_text(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: 
 def _plain_sum(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, seen_TT: torch.Tensor, how: Scoring
 ) -> torch.Tensor:
-    """Attend one text with a soft cap or sinks, its weights in float32 or wider."""
+    """Attend texts of one length with a soft cap or sinks, their weights in float32 or wider."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scores = query @ key.transpose(2, 3) * how.scale
@@ -190,7 +202,7 @@ def _plain_sum(
         scores = how.softcap * torch.tanh(scores / how.softcap)
     scores = scores.masked_fill(~seen_TT, -torch.inf)
     if how.sinks_H is not None:
-        sinks = how.sinks_H.to(scores.dtype).reshape(1, -1, 1, 1).expand(-1, -1, scores.shape[2], 1)
+        sinks = how.sinks_H.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
         scores = torch.cat([scores, sinks], dim=-1)
     wide = torch.promote_types(scores.dtype, torch.float32)
     weights = scores.softmax(-1, dtype=wide).to(value.dtype)

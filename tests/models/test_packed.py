@@ -31,7 +31,8 @@ def row(num_prompt: int, num_target: int, seed: int = 0, **options) -> Row:
     return Row(tuple(ids[:num_prompt]), tuple(ids[num_prompt:]), **options)
 
 
-ROWS = [row(3, 5), row(40, 24), row(7, 1), row(5, 0), row(10, 20, num_skipped=2)]  # 8 to 64 tokens; one learns nothing
+#: 5 to 64 tokens; neighbours of one length, and one that learns nothing.
+ROWS = [row(3, 5), row(40, 24), row(7, 1), row(5, 0), row(10, 20, num_skipped=2), row(12, 18)]
 
 
 def make_phi3():
@@ -139,7 +140,7 @@ def test_a_model_that_cannot_says_why(config, reason):
 
 def test_a_model_that_packed_rows_would_give_other_numbers_is_refused(monkeypatch):
     model = make("llama")
-    monkeypatch.setattr(packed_module, "_one_text", lambda q, k, v, how: torch.zeros_like(q))
+    monkeypatch.setattr(packed_module, "_attend", lambda q, k, v, how: torch.zeros_like(q))
     assert "off its own" in examine(model, contextlib.nullcontext, CPU, torch.float32).refusal
 
 
@@ -163,7 +164,12 @@ def test_what_the_gpus_kernel_does_not_compute_is_padded_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert not kernel_takes(gpu, torch.bfloat16, plain)
     found = examine(make("llama"), contextlib.nullcontext, gpu, torch.float32)
-    assert found.refusal == "" and "torch.float32" in found.drawback
+    assert found.refusal == ""
+    assert "torch.float32" in found.drawback
+
+
+def text_by_text(query, key, value, packing, how):
+    return packed_module._text_by_text(query, key, value, packing.lengths, how)
 
 
 @pytest.mark.gpu
@@ -175,18 +181,14 @@ def test_the_gpus_kernel_attends_as_each_text_by_itself_does(window, num_keys):
     packing = Packing.of(lengths, torch.device("cuda"))
     how = Scoring(0.125, window, 0.0, None, 64, 64)
     found = []
-    for attend in (packed_module._all_at_once, None):
+    for attend in (packed_module._all_at_once, text_by_text):
         generator.manual_seed(0)
         q, k, v = (
             torch.randn(1, heads, sum(lengths), 64, device="cuda", dtype=torch.bfloat16, generator=generator)
             for heads in (4, num_keys, num_keys)
         )
         asked = [tensor.requires_grad_() for tensor in (q, k, v)]
-        if attend is not None:
-            out = attend(q, k, v, packing, how)
-        else:
-            parts = zip(*(tensor.split(lengths, dim=2) for tensor in asked), strict=True)
-            out = torch.cat([packed_module._one_text(*part, how) for part in parts], dim=2).transpose(1, 2)
+        out = attend(*asked, packing, how)
         (out.float() * torch.linspace(-1, 1, out.numel(), device="cuda").view_as(out)).sum().backward()
         found.append([out, *(tensor.grad for tensor in asked)])
     for mine, theirs in zip(*found, strict=True):
