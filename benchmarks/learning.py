@@ -182,7 +182,7 @@ def main() -> None:
             "command": ["python -m benchmarks.learning", *sys.argv[1:]], "options": given, "git": git_state(ROOT),
             "hardware": hardware(), "threads": torch.get_num_threads(), **found,
         }  # fmt: skip
-        write_json_atomic(options.results / "learning.json", json.loads(json.dumps(record)))
+        write_json_atomic(options.results / f"learning_spread_{options.spread:g}.json", json.loads(json.dumps(record)))
 
 
 if __name__ == "__main__":
