@@ -54,9 +54,8 @@ class Call:
             pool.laws, is_raw=self.laws.is_raw, is_filtered=self.laws.is_filtered, is_penalised=self.laws.is_penalised
         )
         self.words_R2 = key_words([request.key for request in requests]).to(self.device)
-        self.scheduler = Scheduler(
-            requests, pool.num_slots, engine.options.prefill_tokens or _PREFILL_TOKENS[self.device.type]
-        )
+        prefill_tokens = engine.options.prefill_tokens or _PREFILL_TOKENS[self.device.type]
+        self.scheduler = Scheduler(requests, pool.num_slots, prefill_tokens)
         self.stats = engine.stats
         self.stats.num_prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
         self.found: list[Rollout | None] = [None] * len(requests)
@@ -226,7 +225,8 @@ class Call:
         texts, lengths = self.texts, [self.written[slot] for slot in slots]
         slots_F = torch.tensor(slots, device=self.device)
         places_C = torch.arange(max(lengths), device=self.device)
-        ids_FC = texts.tokens[slots_F[:, None], texts.starts[slots_F][:, None] + places_C]
+        where_FC = (texts.starts[slots_F][:, None] + places_C).clamp(max=texts.tokens.shape[1] - 1)
+        ids_FC = texts.tokens[slots_F[:, None], where_FC]
         recorded = [
             each[slots_F, : max(lengths)] for each in (texts.logprobs, texts.sampling_logprobs, texts.entropies)
         ]
