@@ -30,8 +30,15 @@ Pass = Callable[[torch.Tensor], torch.Tensor]
 class Passes(Protocol):
     """What a device does in one call."""
 
-    dtype: torch.dtype  # of the numbers between linears
-    activations: Mapping[Any, Callable[[torch.Tensor], torch.Tensor]]  # by its own name; the same in torch
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the numbers between linears."""
+        ...
+
+    @property
+    def activations(self) -> Mapping[Any, Pass]:
+        """Activations by the device's own name, each as torch has it."""
+        ...
 
     def norms(self, weight: torch.Tensor, epsilon: float) -> list[Pass]:
         """Return root-mean-square norms that a module with this weight may be; none where none is offered."""
@@ -113,7 +120,7 @@ def _gated_unit_of(module: nn.Module, passes: Passes) -> Forward | None:
     fast = None if activation is None else passes.unit(gate, up, down, activation)
     if fast is None:
         return None
-    size: int = gate.in_features  # type: ignore[assignment]  # of a linear, or of the adapter around it
+    size: int = gate.in_features  # of a linear, or of the adapter around it
     unit = _guarded(module.forward, passes.dtype, fast)
     return _equal_one(module, [unit], numbers(size, passes.dtype, next(module.parameters()).device))
 

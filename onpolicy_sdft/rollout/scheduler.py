@@ -145,7 +145,8 @@ class _Prompts:
     def shared_with(self, prompt: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return how many leading tokens a prompt has in common with what counts of each slot's: [S]."""
         differs = self._ids[:, : len(prompt)] != prompt
-        return np.minimum(np.where(differs.any(1), differs.argmax(1), len(prompt)), self.lengths)
+        first: np.ndarray[Any, Any] = np.where(differs.any(1), differs.argmax(1), len(prompt))
+        return np.minimum(first, self.lengths)
 
 
 def expected_tokens(request: RolloutRequest) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +13,12 @@ from torch.nn import functional as F
 
 from onpolicy_sdft.rollout.cpu import passes
 from onpolicy_sdft.rollout.fused import Pass
+
+_ACTIVATIONS: Mapping[Any, Pass] = {
+    ("swish", ""): F.silu,
+    ("gelu", "tanh"): partial(F.gelu, approximate="tanh"),
+    ("gelu", "none"): F.gelu,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +56,11 @@ class CpuPasses:
 
     linears: Mapping[nn.Module, Packed]
     dtype: torch.dtype
-    #: oneDNN's name and algorithm.
-    activations: ClassVar[Mapping[Any, Callable[[torch.Tensor], torch.Tensor]]] = {
-        ("swish", ""): F.silu,
-        ("gelu", "tanh"): partial(F.gelu, approximate="tanh"),
-        ("gelu", "none"): F.gelu,
-    }
+
+    @property
+    def activations(self) -> Mapping[Any, Pass]:
+        """Those of oneDNN, by name and algorithm."""
+        return _ACTIVATIONS
 
     def norms(self, weight: torch.Tensor, epsilon: float) -> list[Pass]:
         """Return norms by the weight and by 1 + the weight."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,6 +16,8 @@ from onpolicy_sdft.rollout.gpu import passes
 if TYPE_CHECKING:
     from onpolicy_sdft.rollout.copies import Copies
     from onpolicy_sdft.rollout.fused import Pass
+
+_ACTIVATIONS: Mapping[Any, Pass] = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "gelu": F.gelu}
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,11 @@ class GpuPasses:
 
     copies: Copies
     dtype: torch.dtype
-    activations: ClassVar[Mapping[Any, Callable[[torch.Tensor], torch.Tensor]]] = {
-        "silu": F.silu,
-        "gelu_tanh": partial(F.gelu, approximate="tanh"),
-        "gelu": F.gelu,
-    }
+
+    @property
+    def activations(self) -> Mapping[Any, Pass]:
+        """Those of the kernel."""
+        return _ACTIVATIONS
 
     def norms(self, weight: torch.Tensor, epsilon: float) -> list[Pass]:
         """Return norms by the weight, before rounding or after, and by 1 + the weight."""
@@ -48,13 +50,11 @@ class GpuPasses:
     def unit(self, gate: nn.Module, up: nn.Module, down: nn.Module, activation: Any) -> Pass | None:
         """Return a gated unit of one product for gate and up where they are joined, else of two."""
         joined = self.copies.joined((gate, up))
-        if joined is None:
-            return lambda x: down(passes.gated(gate(x), up(x), activation))
 
         def unit(x: torch.Tensor) -> torch.Tensor:
-            both = joined(x)
-            half = both.shape[-1] // 2
-            return down(passes.gated(both[..., :half], both[..., half:], activation))
+            first, second = (gate(x), up(x)) if joined is None else joined(x).chunk(2, dim=-1)
+            y: torch.Tensor = down(passes.gated(first, second, activation))
+            return y
 
         return unit
 

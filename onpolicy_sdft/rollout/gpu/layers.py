@@ -192,12 +192,12 @@ class _Trial:
         self.positions = torch.arange(_FIRST, _FIRST + self.hidden.shape[1], device=device)[None]
         self.embeddings = rotary(self.hidden, self.positions)
         self.num_heads = _num_key_heads(attention, self.size)
-        self.own, self.scoring, self.gives_tuple = None, None, False
         slots = self._slots(device, dtype)
         slots.watching = True
         found = self._run(layer.forward, slots)
-        self.gives_tuple, self.own = isinstance(found, tuple), found[0] if isinstance(found, tuple) else found
-        (self.scoring,) = slots.seen.values()
+        self.gives_tuple = isinstance(found, tuple)
+        self.own: torch.Tensor = found[0] if self.gives_tuple else found
+        self.scoring: Scoring = slots.seen[0]
 
     def _slots(self, device: torch.device, dtype: torch.dtype) -> SlotAttention:
         shapes = [LayerShape(self.num_heads, self.size, self.size)]
@@ -233,25 +233,26 @@ def _candidates(layer: Any, copies: Copies, trial: _Trial, dtype: torch.dtype) -
     out, down = copies.plain(attention.o_proj), copies.plain(unit.down_proj)
     act = getattr(unit, "act_fn", getattr(unit, "activation_fn", None))
     activation = None if act is None else activation_of(act, GpuPasses(copies, dtype))
-    if None in (qkv, gate_up, out, down, activation) or out.bias is not None or down.bias is not None:  # type: ignore[union-attr]
+    if qkv is None or gate_up is None or out is None or down is None or activation is None:
         return []
-    if not (out.weight.any() and down.weight.any()):  # type: ignore[union-attr]  # what is silent says nothing
+    # A bias is no residual, and of a layer that adds nothing the formula cannot be seen.
+    if out.bias is not None or down.bias is not None or not (out.weight.any() and down.weight.any()):
         return []
     found = []
     for offset, round_first in ((0.0, True), (0.0, False), (1.0, False)):
-        norms = [
-            _norm(module, offset, round_first) for module in (layer.input_layernorm, layer.post_attention_layernorm)
-        ]
-        heads = [_norm(getattr(attention, name, None), offset, round_first) for name in ("q_norm", "k_norm")]
-        rotated = trial.embeddings[0].shape[-1]
-        if None in norms or (None in heads) != (heads == [None, None]) or (heads[0] and rotated != trial.size):
-            return []
-        if heads[0] and heads[0].epsilon != heads[1].epsilon:
-            return []
+        before_attention = _norm(layer.input_layernorm, offset, round_first)
+        before_unit = _norm(layer.post_attention_layernorm, offset, round_first)
+        heads = None
+        if hasattr(attention, "q_norm") or hasattr(attention, "k_norm"):
+            heads = _norm(attention.q_norm, offset, round_first), _norm(attention.k_norm, offset, round_first)
+            if trial.embeddings[0].shape[-1] != trial.size or heads[0].epsilon != heads[1].epsilon:
+                return []
         found.append(
             FusedLayer(
-                layer.forward, *norms, None if heads[0] is None else tuple(heads), qkv, out, gate_up, down, activation,
-                trial.layer_idx, attention.o_proj.in_features // trial.size, trial.scoring, trial.gives_tuple,
+                own=layer.forward, before_attention=before_attention, before_unit=before_unit, head_norms=heads,
+                qkv=qkv, out=out, gate_up=gate_up, down=down, activation=activation, layer_idx=trial.layer_idx,
+                num_queries=attention.o_proj.in_features // trial.size, scoring=trial.scoring,
+                gives_tuple=trial.gives_tuple,
             )
         )  # fmt: skip
     return found
@@ -264,9 +265,11 @@ def _joined(copies: Copies, owner: Any, names: tuple[str, ...], name: str) -> Pl
     return copies.joined(tuple(getattr(owner, each) for each in names))
 
 
-def _norm(module: Any, offset: float, round_first: bool) -> Norm | None:
-    epsilon = None if module is None else norm_epsilon(module)
-    return None if epsilon is None else Norm(module.weight, epsilon, offset, round_first)
+def _norm(module: Any, offset: float, round_first: bool) -> Norm:
+    epsilon = norm_epsilon(module)
+    if epsilon is None:
+        raise AttributeError(f"{type(module).__name__} is no root-mean-square norm")
+    return Norm(module.weight, epsilon, offset, round_first)
 
 
 def _num_key_heads(attention: Any, size: int) -> int:
