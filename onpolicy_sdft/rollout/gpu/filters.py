@@ -3,9 +3,9 @@
 Top-k and top-p keep a token if what stands above it weighs less than a target: each token above weighs one and the
 target is k, or each weighs its probability and the target is p. So the floor is the smallest logit of the row with
 ``weight(logits above it) < target``. It lies between two logits of the row. Every pass weighs what is above three
-values between and moves both ends to logits of the row, until they meet: exact, however close logits are, in four to
-ten passes where logits are spread as a model's are. (A radix select over the bits would need a histogram of probabilities,
-and so atomic additions, whose sums depend on their order. Sums have a fixed order here.)
+values between and moves both ends to logits of the row, until they meet: exact, however close logits are, in three to
+ten passes where logits are spread as a model's are. (A radix select over the bits would need a histogram of
+probabilities, and so atomic additions, whose sums depend on their order. Sums have a fixed order here.)
 
 Logits are compared before the temperature, which keeps their order. One program a row: few laws filter, rows that
 leave nothing out end at once, and a row stays in the card's second cache between passes.
@@ -113,7 +113,7 @@ def _smallest_kept(row, vocab, scale, softcap, low, high, target, temperature, I
 @triton.jit
 def floors(
     x_ptr, x_stride, slots_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr,
-    greedy_ptr, floors_ptr, vocab, width, scale, softcap, IDS: tl.constexpr,
+    greedy_ptr, floors_ptr, trash, vocab, width, scale, softcap, IDS: tl.constexpr,
 ):  # fmt: skip
     """Find the floor of a row of logits: grid [N]; -inf where everything is kept."""
     n = tl.program_id(0)
@@ -125,7 +125,8 @@ def floors(
     has_top_k = top_k < vocab
     floor = -float("inf")
     leaves_out = has_top_k | (top_p < 1.0) | (min_p > 0.0)
-    if leaves_out & (tl.load(greedy_ptr + slot) == 0):  # the likeliest is always kept
+    # The likeliest token is always kept, and nobody reads what the trash row draws.
+    if leaves_out & (tl.load(greedy_ptr + slot) == 0) & (slot != trash):
         low, high = _ends(row, vocab, scale, softcap, IDS)
         if has_top_k:
             low = _smallest_kept(row, vocab, scale, softcap, low, high, top_k, temperature, IDS, True)
@@ -150,11 +151,13 @@ def find_floors(
     penalised_NV: torch.Tensor | None,
 ) -> torch.Tensor:
     """Return the logit of the least likely token each row keeps, before the temperature: [N] float32."""
-    x_NV = raw_NV if penalised_NV is None else penalised_NV
+    x_NV = raw_NV
+    if penalised_NV is not None:
+        x_NV, scale, softcap = penalised_NV, None, None  # finished
     floors_N = torch.empty(len(x_NV), device=x_NV.device)
     floors[(len(x_NV),)](
         x_NV, x_NV.stride(0), rows.slots_B, laws.temperature_B, laws.top_k_B, laws.top_p_B, laws.min_p_B,
-        laws.greedy_B, floors_N, x_NV.shape[1], rows.width, None if penalised_NV is not None else scale,
-        None if penalised_NV is not None else softcap, IDS=_IDS, num_warps=16,
+        laws.greedy_B, floors_N, len(laws.greedy_B) - 1, x_NV.shape[1], rows.width, scale, softcap, IDS=_IDS,
+        num_warps=16,
     )  # fmt: skip
     return floors_N

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _BLOCK = tl.constexpr(sampling.BLOCK)
 _BLOCK_IDS = tl.constexpr(sampling.BLOCK_IDS)
 _BLOCKS = 32  # of a tile: 2,048 logits, 16 a thread
-_PROGRAMS = 512  # about four for each multiprocessor of a large card
+_PROGRAMS = 1024  # about eight for each multiprocessor of a large card
 
 
 @triton.jit
@@ -223,7 +223,6 @@ def draw_rows(
     assert raw_NV.dtype != torch.float64, "kernels draw in float32"
     assert raw_NV.stride(1) == 1
     scale = None if head.scale == 1.0 else head.scale
-    is_raw = laws.is_raw and penalised_NV is None
     floors_N = None
     if laws.is_filtered:
         floors_N = find_floors(laws, rows, raw_NV, scale, head.softcap, penalised_NV)
@@ -238,10 +237,12 @@ def draw_rows(
         rows.slots_B, texts.lengths, texts.starts, texts.words, laws.temperature_B, laws.greedy_B, sums_NP6, picks_NP,
         token_ids_N, logprobs_N, sampling_N, entropies_N, vocab, rows.width, scale, head.softcap,
     )  # fmt: skip
-    survey[(num_rows, num_shares)](*arguments, num_tiles, SHARES=num_shares, BLOCKS=_BLOCKS, RAW=is_raw, num_warps=4)
+    survey[(num_rows, num_shares)](
+        *arguments, num_tiles, SHARES=num_shares, BLOCKS=_BLOCKS, RAW=laws.is_raw, num_warps=4
+    )
     if num_shares > 1:
         padded = triton.next_power_of_2(num_shares)
-        conclude[(num_rows,)](*arguments, SHARES=num_shares, SHARES_PADDED=padded, RAW=is_raw, num_warps=2)
+        conclude[(num_rows,)](*arguments, SHARES=num_shares, SHARES_PADDED=padded, RAW=laws.is_raw, num_warps=2)
     return sampling.Draw(token_ids_N, logprobs_N, sampling_N, entropies_N)
 
 

@@ -60,8 +60,8 @@ def test_the_draw_compiles(num_rows, law, dtype, capability):
 def test_the_filters_compile(softcap, dtype, capability):
     types = {
         "x_ptr": f"*{dtype}", "x_stride": "i32", "slots_ptr": "*i64", "temperature_ptr": "*fp32", "top_k_ptr": "*i64",
-        "top_p_ptr": "*fp32", "min_p_ptr": "*fp32", "greedy_ptr": "*i1", "floors_ptr": "*fp32", "vocab": "i32",
-        "width": "i32",
+        "top_p_ptr": "*fp32", "min_p_ptr": "*fp32", "greedy_ptr": "*i1", "floors_ptr": "*fp32", "trash": "i32",
+        "vocab": "i32", "width": "i32",
     }  # fmt: skip
     constants = {"scale": None, "IDS": filters._IDS} | ({"softcap": None} if softcap is None else {})
     compile_for(

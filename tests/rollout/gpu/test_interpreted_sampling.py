@@ -8,6 +8,7 @@ import itertools
 import pytest
 import torch
 from scipy import stats
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from onpolicy_sdft.models.policy import Head
 from onpolicy_sdft.rollout.decode import Rows, draw_and_settle
@@ -201,7 +202,8 @@ def test_what_a_row_keeps_is_exact_up_to_the_rounding_of_a_sum():
     raw[::3] = raw[::3].round()  # ties
     row_laws = RowLaws.of(laws, vocab, CPU)
     processed = row_laws.process(raw, None)
-    floors = find_floors(row_laws, grid(list(range(len(laws))), [0] * len(laws), 1), raw, None, None, None)
+    with_trash = RowLaws.of([*laws, SamplingLaw()], vocab, CPU)
+    floors = find_floors(with_trash, grid(list(range(len(laws))), [0] * len(laws), 1), raw, None, None, None)
     ours, theirs = raw >= floors[:, None], processed > -torch.inf
     for row in (ours != theirs).any(-1).nonzero()[:, 0].tolist():
         law = laws[row]
@@ -210,6 +212,29 @@ def test_what_a_row_keeps_is_exact_up_to_the_rounding_of_a_sum():
         above = mass.cumsum(0) - mass
         assert (above - law.top_p).abs().min() < 1e-5, law
     assert (ours == theirs).all(-1).float().mean() > 0.97
+
+
+def test_logits_of_half_precision_are_read_as_they_are():
+    """Triton's interpreter multiplies matrices of bfloat16 wrongly, but converts its numbers well."""
+    texts, rows = make_texts(3, 700, seed=2, width=1), grid([0, 1, 2], [0] * 3, 1)
+    for dtype in (torch.bfloat16, torch.float16):
+        raw = (torch.randn(3, 700, generator=generator(1)) * 3).to(dtype)
+        for laws in (OWN, FILTERED, PENALISED):
+            row_laws = RowLaws.of([laws[i % len(laws)] for i in range(4)], 700, CPU)
+            slow, fast = both(texts, row_laws, torch.tensor([1]), rows, raw, Head(raw, None, 0.5))
+            assert_same(*slow, *fast)
+
+
+def test_logits_that_are_not_numbers_are_not_hidden_and_no_token_is_outside_the_vocabulary():
+    raw = torch.randn(4, 150, generator=generator(1))
+    raw[0, 70] = raw[1] = torch.nan
+    raw[2, 3] = torch.inf
+    texts, rows = make_texts(4, 150, seed=2, width=1), grid([0, 1, 2, 3], [0] * 4, 1)
+    for laws in (OWN, SCALED, FILTERED):
+        row_laws = RowLaws.of([laws[i % len(laws)] for i in range(5)], 150, CPU)
+        drawn = draw_rows(texts, row_laws, rows, raw, Head(raw), None)
+        assert ((drawn.token_ids >= 0) & (drawn.token_ids < 150)).all()
+        assert drawn.logprobs.isnan().tolist() == [True, True, True, False]
 
 
 def test_penalised_logits_decide_the_draw_and_the_models_own_are_recorded():
@@ -236,6 +261,27 @@ def test_hidden_states_and_likeliest_tokens_are_recorded():
     slow, fast = both(texts, laws, torch.tensor([4]), grid([2, 0, 1], [2, 1, 0], 3), raw, Head(raw), hidden)
     assert_same(*slow, *fast)
     assert fast[0].hidden.any()
+
+
+class OnTheDevice(TorchDispatchMode):
+    """Fail on what a capture on CUDA fails on: values read on the host, shapes that follow from values, host data."""
+
+    REFUSED = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "item", "lift_fresh", "equal", "is_nonzero")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert not any(name.startswith(refused) for refused in self.REFUSED), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("laws", LAWS.values(), ids=LAWS)
+def test_nothing_is_read_on_the_host(laws):
+    texts = make_texts(3, 90, seed=1, width=3)
+    texts.top_token_ids, texts.top_logprobs = torch.zeros(4, 30, 4, dtype=torch.int64), torch.zeros(4, 30, 4)
+    row_laws = RowLaws.of([laws[i % len(laws)] for i in range(4)], 90, CPU)
+    raw, rows, stops = torch.randn(9, 90), grid([2, 0, 1], [2, 1, 0], 3), torch.tensor([4])
+    with OnTheDevice():
+        draw_and_settle(texts, row_laws, stops, rows, raw, Head(raw), None, None, kernels=True)
 
 
 def test_draws_follow_the_law():
