@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from onpolicy_sdft.models.policy import head_of
-from onpolicy_sdft.rollout.decode import Rows, Settled, draw_and_settle, forward_hidden, head_logits, place_drafts
+from onpolicy_sdft.rollout.decode import Rows, Settled, draw_and_settle, forward_hidden, place_drafts
 from onpolicy_sdft.rollout.drafts import lay_out, look_up
 from onpolicy_sdft.rollout.noise import key_words
 from onpolicy_sdft.rollout.sampling import CANDIDATES, RowLaws
@@ -196,8 +196,9 @@ class Call:
             width=max(num_drafts) + 1,
         )
         settled = draw_and_settle(
-            self.texts, self.pool.laws, self.terminators_T, rows, head_logits(self.model, hidden_ND), hidden_ND,
-            num_candidates=CANDIDATES,
+            self.texts, self.pool.laws, self.terminators_T, rows, self.model.get_output_embeddings()(hidden_ND),
+            head_of(self.model), hidden_ND, num_candidates=CANDIDATES,
+            kernels=self.attention.kernels.name == "triton" and not any(num_drafts),  # these take full grids only
         )  # fmt: skip
         self.stats.sampling_seconds += time.perf_counter() - started
         return settled
