@@ -110,7 +110,7 @@ def _smallest_kept(row, vocab, scale, softcap, low, high, target, temperature, I
     return high
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "trash"])
 def floors(
     x_ptr, x_stride, slots_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr,
     greedy_ptr, floors_ptr, trash, vocab, width, scale, softcap, IDS: tl.constexpr,

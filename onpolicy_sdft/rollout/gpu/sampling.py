@@ -108,12 +108,12 @@ def _row(
     return tl.load(temperature_ptr + slot), tl.load(greedy_ptr + slot) != 0, first, second
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "num_tiles"])  # or every bucket of rows would be compiled
 def survey(
     raw_ptr, raw_stride, law_ptr, law_stride, floors_ptr, slots_ptr, lengths_ptr,
     starts_ptr, words_ptr, temperature_ptr, greedy_ptr, sums_ptr, picks_ptr,
     tokens_ptr, logprobs_ptr, sampling_ptr, entropies_ptr, vocab, width, scale,
-    softcap, num_tiles, SHARES: tl.constexpr, BLOCKS: tl.constexpr, RAW: tl.constexpr,
+    softcap, num_tiles, ALONE: tl.constexpr, BLOCKS: tl.constexpr, RAW: tl.constexpr,
 ):  # fmt: skip
     """Read a share of a row of logits: grid [N, P]."""
     n, share = tl.program_id(0), tl.program_id(1)
@@ -153,13 +153,13 @@ def survey(
     else:
         law_m, law_s, law_t = _gather(law_m, law_s, law_t)
     best, pick = _best(best, pick)
-    if SHARES == 1:
+    if ALONE:
         _choose(
             n, raw_row, law_row, floors_ptr, vocab, scale, softcap, temperature, greedy, first, second, pick, m, s, t,
             law_m, law_s, tokens_ptr, logprobs_ptr, sampling_ptr, entropies_ptr, RAW,
         )  # fmt: skip
     else:
-        where = n * SHARES + share
+        where = n * tl.num_programs(1) + share
         tl.store(picks_ptr + where, pick)
         sums_row = sums_ptr + where * 6
         tl.store(sums_row, m)
@@ -170,21 +170,22 @@ def survey(
         tl.store(sums_row + 5, best)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "num_shares"])
 def conclude(
     raw_ptr, raw_stride, law_ptr, law_stride, floors_ptr, slots_ptr, lengths_ptr,
     starts_ptr, words_ptr, temperature_ptr, greedy_ptr, sums_ptr, picks_ptr,
     tokens_ptr, logprobs_ptr, sampling_ptr, entropies_ptr, vocab, width, scale,
-    softcap, SHARES: tl.constexpr, SHARES_PADDED: tl.constexpr, RAW: tl.constexpr,
+    softcap, num_shares, SHARES: tl.constexpr, RAW: tl.constexpr,
 ):  # fmt: skip
     """Put the shares of a row of logits together and draw its token: grid [N]."""
     n = tl.program_id(0)
     temperature, greedy, first, second = _row(
         n, width, slots_ptr, lengths_ptr, starts_ptr, words_ptr, temperature_ptr, greedy_ptr
     )
-    shares = tl.arange(0, SHARES_PADDED)
-    there = shares < SHARES
-    sums_row = sums_ptr + (n * SHARES + shares) * 6
+    shares = tl.arange(0, SHARES)
+    there = shares < num_shares
+    where = n * num_shares + shares
+    sums_row = sums_ptr + where * 6
     m, s, t = _gather(
         tl.load(sums_row, mask=there, other=LOWEST),
         tl.load(sums_row + 1, mask=there, other=0.0),
@@ -194,9 +195,9 @@ def conclude(
     if not RAW:
         law_m = tl.load(sums_row + 3, mask=there, other=LOWEST)
         law_s = tl.load(sums_row + 4, mask=there, other=0.0)
-        law_m, law_s, _ = _gather(law_m, law_s, tl.zeros([SHARES_PADDED], tl.float32))
+        law_m, law_s, _ = _gather(law_m, law_s, tl.zeros([SHARES], tl.float32))
     best = tl.load(sums_row + 5, mask=there, other=-float("inf"))
-    _, pick = _best(best, tl.load(picks_ptr + n * SHARES + shares, mask=there, other=BIG))
+    _, pick = _best(best, tl.load(picks_ptr + where, mask=there, other=BIG))
     raw_row = raw_ptr + n.to(tl.int64) * raw_stride
     law_row = law_ptr if law_ptr is None else law_ptr + n.to(tl.int64) * law_stride
     _choose(
@@ -238,11 +239,11 @@ def draw_rows(
         token_ids_N, logprobs_N, sampling_N, entropies_N, vocab, rows.width, scale, head.softcap,
     )  # fmt: skip
     survey[(num_rows, num_shares)](
-        *arguments, num_tiles, SHARES=num_shares, BLOCKS=_BLOCKS, RAW=laws.is_raw, num_warps=4
+        *arguments, num_tiles, ALONE=num_shares == 1, BLOCKS=_BLOCKS, RAW=laws.is_raw, num_warps=4
     )
     if num_shares > 1:
-        padded = triton.next_power_of_2(num_shares)
-        conclude[(num_rows,)](*arguments, SHARES=num_shares, SHARES_PADDED=padded, RAW=laws.is_raw, num_warps=2)
+        most_shares = triton.next_power_of_2(shares_of(1, vocab)[0])
+        conclude[(num_rows,)](*arguments, num_shares, SHARES=most_shares, RAW=laws.is_raw, num_warps=2)
     return sampling.Draw(token_ids_N, logprobs_N, sampling_N, entropies_N)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from onpolicy_sdft.rollout.slots import SlotTexts
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "trash", "num_stops"])
 def settle(
     drawn_ptr, logprobs_ptr, sampling_ptr, entropies_ptr, slots_ptr, num_drafts_ptr,
     stops_ptr, tokens_ptr, tokens_stride, source_ptr, source_stride, lengths_ptr,

@@ -9,7 +9,6 @@ from onpolicy_sdft.rollout.gpu import filters, sampling, settle
 
 CARDS = [80, 90]
 DTYPES = ["bf16", "fp16", "fp32"]
-VOCABULARY = 151_936
 ALIGNED = ("raw_stride", "law_stride", "x_stride", "vocab")
 ROW = {
     "slots_ptr": "*i64", "lengths_ptr": "*i64", "starts_ptr": "*i64", "words_ptr": "*i64", "temperature_ptr": "*fp32",
@@ -39,19 +38,20 @@ def types_of(dtype: str, constants: dict) -> dict[str, str]:
 @pytest.mark.parametrize("capability", CARDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("num_rows", [1, 1024])
-def test_the_draw_compiles(num_rows, law, dtype, capability):
-    num_shares, _ = sampling.shares_of(num_rows, VOCABULARY)
-    constants = {**LAWS[law], "SHARES": num_shares}
+@pytest.mark.parametrize("alone", [True, False])
+def test_the_draw_compiles(alone, law, dtype, capability):
+    constants = LAWS[law]
     types = types_of(dtype, constants)
     made = compile_for(
-        sampling.survey, capability, types | {"num_tiles": "i32"}, constants | {"BLOCKS": sampling._BLOCKS}, ALIGNED,
-        num_warps=4,
+        sampling.survey, capability, types | {"num_tiles": "i32"},
+        constants | {"BLOCKS": sampling._BLOCKS, "ALONE": alone}, ALIGNED, num_warps=4,
     )  # fmt: skip
     assert made.shared < 32 << 10  # several programs a multiprocessor
-    if num_shares > 1:
-        constants["SHARES_PADDED"] = 1 << (num_shares - 1).bit_length()
-        compile_for(sampling.conclude, capability, types, constants, ALIGNED, num_warps=2)
+    if not alone:
+        shares = {"SHARES": 1 << (sampling.shares_of(1, 256_000)[0] - 1).bit_length()}
+        compile_for(
+            sampling.conclude, capability, types | {"num_shares": "i32"}, constants | shares, ALIGNED, num_warps=2
+        )
 
 
 @pytest.mark.parametrize("capability", CARDS)

@@ -94,9 +94,8 @@ def assert_same(slow, expected, fast, found):
 
 @pytest.mark.parametrize("laws", LAWS.values(), ids=LAWS)
 @pytest.mark.parametrize("vocab", [1, 64, 65, 500, 4099])
-@pytest.mark.parametrize("num_rows", [1, 9])
-@pytest.mark.parametrize("spread", [0.01, 3.0])
-def test_rows_are_drawn_as_torch_draws_them(spread, num_rows, vocab, laws):
+@pytest.mark.parametrize(("num_rows", "spread"), [(1, 3.0), (2, 0.01), (9, 3.0)])
+def test_rows_are_drawn_as_torch_draws_them(num_rows, spread, vocab, laws):
     texts = make_texts(num_rows, vocab, seed=vocab, width=1)
     row_laws = RowLaws.of([laws[i % len(laws)] for i in range(num_rows + 1)], vocab, CPU)
     raw = torch.randn(num_rows, vocab, generator=generator(num_rows)) * spread
@@ -105,7 +104,7 @@ def test_rows_are_drawn_as_torch_draws_them(spread, num_rows, vocab, laws):
     assert_same(*slow, *fast)
 
 
-@pytest.mark.parametrize("laws", [OWN, SCALED, FILTERED], ids=["own", "scaled", "filtered"])
+@pytest.mark.parametrize("laws", [OWN, FILTERED], ids=["own", "filtered"])
 @pytest.mark.parametrize("width", [1, 3, 5])
 @pytest.mark.parametrize("stops", [[5], [5, 6, 0], [499]])
 def test_drafts_are_kept_up_to_the_first_that_differs_or_ends_the_text(stops, width, laws):
@@ -285,7 +284,7 @@ def test_nothing_is_read_on_the_host(laws):
 
 
 def test_draws_follow_the_law():
-    num, vocab, parts = 1000, 130, 13
+    num, vocab, parts = 500, 130, 13
     logits = torch.linspace(-2, 2, vocab)[torch.randperm(vocab, generator=generator(0))]
     texts = SlotTexts.make(num, 4, 4, 4, torch.float32, CPU)
     texts.words[:-1] = key_words([NoiseKey(0, step, "x") for step in range(num)])
