@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -55,7 +56,7 @@ from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_atomic
 from onpolicy_sdft.runs.manifest import collect_manifest, git_state
 from onpolicy_sdft.runs.progress import Progress, say_to_stderr
-from onpolicy_sdft.screening.screen import Screen
+from onpolicy_sdft.screening.screen import Screen, num_free_cores
 from onpolicy_sdft.train.backend import Backend
 from onpolicy_sdft.train.checkpoint import Checkpointer, refuse_other_run
 from onpolicy_sdft.train.launch import make_backend
@@ -236,7 +237,7 @@ def make_trainer(
     return Trainer(
         policy=policy,
         source=_make_source(config, chat, plan, teacher, progress),
-        screen=Screen(config.screening, data.task, chat.renderer.decode),
+        screen=Screen(config.screening, data.task, chat.renderer.decode, num_free_cores(_num_local_ranks(backend))),
         pairing=make_pairing(config, chat.pad_token_id),
         laws=LawSource(teacher, objective, chat.pad_token_id),
         objective=objective,
@@ -247,6 +248,12 @@ def make_trainer(
         state=TrainState(),
         num_samples=config.rollout.num_samples,
     )
+
+
+def _num_local_ranks(backend: Backend) -> int:
+    """Return how many ranks share this machine's cores."""
+    own = socket.gethostname()
+    return backend.gather(own).count(own)
 
 
 def _make_reader(config: RunConfig, model: PreTrainedModel | PeftModel, backend: Backend, progress: Progress) -> Reader:

@@ -99,11 +99,12 @@ class Trainer:
         shares = deal([len(view.teacher_ids) + len(view.response_ids) for view in views], self.backend.num_ranks)
         share = [views[index] for index in shares[self.backend.rank]]
         write = partial(self.source.rollouts, step=self.state.step)
-        with self.source.open():
-            rollouts = write(share)  # 1. Rollout: current weights, demonstration in context
+        with self.source.open(), self.screen.watch(share) as watch:
+            rollouts = write(share, watch=watch)  # 1. Rollout: current weights, demonstration in context
             memory = {"memory/rollout_mib": memory_mib(self.backend.device)}
             times.append(self.clock())
-            mine = self.screen(share, rollouts, lambda v, attempt: write(v, attempt=attempt))  # 2. Screen
+            # 2. Screen: each text as it ended; here only the last verdicts are waited for.
+            mine = watch.targets(rollouts, lambda v, attempt: write(v, attempt=attempt))
         times.append(self.clock())
         targets = collect(shares, self.backend.gather(without_records(mine)))
         self.source.remember(targets)  # these rollouts are the next epoch's drafts
@@ -118,6 +119,7 @@ class Trainer:
             self.teacher.follow(self.state.step + 1)  # 5. Follow: the average moves
         self._advance(num_loss_tokens, learned.skipped)
         times.append(self.clock())
+        own = {**time_metrics(times, learned.score_seconds), **self.source.figures(), **watch.figures()}
         values = {
             **loss_metrics(self.objective.name, learned.loss_sum, learned.figures, num_counted_tokens),
             "train/grad_norm": learned.grad_norm,
@@ -126,7 +128,7 @@ class Trainer:
             "train/total_loss_tokens": self.state.total_loss_tokens,
             "train/num_micro_batches": len(batches),
             "train/num_halvings": self.state.num_halvings,
-            **mean_over_ranks(self.backend, {**time_metrics(times, learned.score_seconds), **self.source.figures()}),
+            **mean_over_ranks(self.backend, own),
             **{name: self.backend.max_over_ranks(each) for name, each in memory.items()},
             **rollout_metrics(targets),
             **screen_metrics(targets),
