@@ -130,7 +130,8 @@ class RolloutConfig:
     kv_gib: float | None = None
     """Memory for the engine's keys and values, in GiB. Unset: ``kv_fraction`` of what is free at the first rollout."""
     kv_fraction: float = 0.4
-    """See ``kv_gib``."""
+    """See ``kv_gib``. On a GPU what learning will take beside them is left out of what is free; slots that turn out to
+    be in its way are given back, and half as many are made for the next step."""
     prefill_tokens: int = 1024
     """Prompt tokens the engine runs in one forward."""
     max_draft_tokens: int = 8

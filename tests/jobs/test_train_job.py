@@ -18,7 +18,10 @@ from safetensors.torch import load_file
 from onpolicy_sdft import evaluate, fit, load_config, load_run
 from onpolicy_sdft.cli.main import main
 from onpolicy_sdft.errors import RunDirectoryError, TrainingError
+from onpolicy_sdft.models.sizes import model_sizes
+from onpolicy_sdft.rollout.memory import kv_budget
 from onpolicy_sdft.runs.files import read_json, read_jsonl
+from onpolicy_sdft.train.memory import memory_to_come
 
 YAML = """
 model: {{name: {model}}}
@@ -366,6 +369,22 @@ def test_bfloat16_compute_on_float32_weights_trains_and_resumes_bit_for_bit(file
     first, second = final_weights(Path(whole)), final_weights(Path(parts))
     assert all(value.dtype == torch.float32 for value in first.values())
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_engine_of_a_run_is_told_what_learning_will_take_and_that_of_an_evaluation_is_not(files, monkeypatch):
+    told = []
+
+    def budget(kv_gib, kv_fraction, device, learning_bytes):
+        told.append(learning_bytes)
+        return kv_budget(kv_gib, kv_fraction, device, learning_bytes)
+
+    monkeypatch.setattr("onpolicy_sdft.rollout.engine.kv_budget", budget)
+    config = load_config(files["config"], **{"train.max_steps": 1, "lora.enabled": "false"})
+    run = fit(config, say=quiet).run.path
+    assert told == [memory_to_come(config, model_sizes(config.model, config.lora), "ddp", 1)]
+    told.clear()
+    load_run(run).sample(["say one"], max_new_tokens=4)
+    assert told == [0]
 
 
 #: Metadata of the package is hidden: as from a checkout on the path that was never installed.
