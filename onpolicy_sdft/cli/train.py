@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from onpolicy_sdft.cli.cuda import make_repeatable
 from onpolicy_sdft.config.load import make_parser, parse
 
 
@@ -12,6 +13,8 @@ def run(arguments: Sequence[str]) -> int:
     """Train as the options say, then write the report."""
     parser = make_parser("sdft train", "Train a chat model on demonstrations; every option is a field of the config.")
     config, _ = parse(parser, arguments)
+    if config.train.deterministic:
+        make_repeatable("train.deterministic")
     from onpolicy_sdft.jobs.train import fit
 
     outcome = fit(config, command=["sdft", "train", *arguments])

@@ -337,7 +337,8 @@ class TrainConfig:
     warn_truncated_rate: float = 0.3
     """Warn when this share of the rollouts hits the length limit."""
     deterministic: bool = True
-    """Ask torch for deterministic kernels, so that a resumed run repeats the uninterrupted one."""
+    """Ask torch for deterministic kernels, so that a resumed run repeats the uninterrupted one. On a GPU they need
+    ``CUBLAS_WORKSPACE_CONFIG=:4096:8``: ``sdft train`` sets it, a program that calls ``fit`` has to."""
 
 
 @dataclass
