@@ -25,6 +25,7 @@ from torch import nn
 from onpolicy_sdft.models.lora import embedding_weight, inner_model
 from onpolicy_sdft.rollout.copies import Copies, Source
 from onpolicy_sdft.rollout.fused import fuse, replace_on
+from onpolicy_sdft.rollout.kernels import best_kernels
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -51,6 +52,10 @@ class WeightsView(Protocol):
 
     def fingerprint(self) -> object:
         """Say where they lie and how they are read: equal while a captured step is good."""
+        ...
+
+    def release(self) -> None:
+        """Give back the memory of copies that are kept between openings."""
         ...
 
 
@@ -81,6 +86,15 @@ class LocalWeights:
     _layers: LayerFusion | None = None
     _packed: dict[nn.Module, Packed] = field(default_factory=dict)
     _narrowed: dict[nn.Parameter, torch.Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def on_device(
+        model: PreTrainedModel | PeftModel, merge_adapter: bool = True, decode_copy: DecodeCopy = "auto"
+    ) -> LocalWeights:
+        """Return the view for where a model lives: on a GPU copies stay, and its kernels fuse."""
+        on_gpu = model.device.type == "cuda"
+        triton = on_gpu and best_kernels(model.device, embedding_weight(inner_model(model)).dtype) == "triton"
+        return LocalWeights(model, merge_adapter, decode_copy, keep=on_gpu, triton=triton)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:

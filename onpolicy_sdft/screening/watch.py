@@ -59,7 +59,7 @@ class Watch:
         self._begin(draw, rollout)
 
     def again(self, num_ended: int) -> list[tuple[Views, int]]:
-        """Wait for the verdicts on the first so many draws that ended; return what to draw again, and which attempt it is."""
+        """Wait for verdicts on the first so many draws that ended; return what to draw again, and its attempt."""
         if self._max_attempts == 1:
             return []
         found = []
