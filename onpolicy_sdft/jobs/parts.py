@@ -110,14 +110,14 @@ class Chat:
         if self.together is not None:
             return HFBackend(model, self.terminators, self.pad_token_id, batch_size, False, self.together)
         if config.backend == "engine":
+            attention = None if config.attention == "auto" else config.attention
             options = EngineOptions(
                 num_slots=config.num_slots, kv_gib=config.kv_gib, kv_fraction=self._kv_fraction(config),
                 learning_bytes=learning_bytes, prefill_tokens=config.prefill_tokens,
                 max_draft_tokens=config.max_draft_tokens, deterministic=config.deterministic,
-                attention=None if config.attention == "auto" else config.attention, graphs=config.graphs,
-                sync_steps=config.sync_steps,
+                attention=attention, graphs=config.graphs, sync_steps=config.sync_steps,
             )  # fmt: skip
-            weights = LocalWeights.on_device(model, config.merge_adapter, config.decode_copy)
+            weights = LocalWeights.on_device(model, config.merge_adapter, config.decode_copy, attention)
             try:
                 return RolloutEngine(model, self.terminators, weights, options, say)
             except UnsupportedModel as error:

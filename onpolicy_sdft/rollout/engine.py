@@ -156,7 +156,7 @@ class RolloutEngine:
             self.say(f"rollout: out of memory with {pool.num_slots} slots, going on with {half}")
 
     def release(self) -> bool:
-        """Give slots and copies of weights back; the next call makes half as many slots: beside all there was no room."""
+        """Give slots and copies of weights back; the next call makes half as many slots, for lack of room."""
         if self._pool is None:
             return False
         half = max(1, self._pool.num_slots // 2)

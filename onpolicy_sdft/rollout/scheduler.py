@@ -160,7 +160,8 @@ class _Prompts:
         """Return how many leading tokens a prompt has in common with what counts of each slot's: [S]."""
         differs = self._ids[:, : len(prompt)] != prompt
         first: np.ndarray[Any, Any] = np.where(differs.any(1), differs.argmax(1), len(prompt))
-        return np.minimum(first, self.lengths)
+        shared: np.ndarray[Any, Any] = np.minimum(first, self.lengths)
+        return shared
 
 
 def expected_tokens(request: RolloutRequest) -> int:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from onpolicy_sdft.rollout.attention import KernelName
     from onpolicy_sdft.rollout.cpu.fusing import Packed
     from onpolicy_sdft.rollout.gpu.layers import LayerFusion
 
@@ -89,11 +90,15 @@ class LocalWeights:
 
     @staticmethod
     def on_device(
-        model: PreTrainedModel | PeftModel, merge_adapter: bool = True, decode_copy: DecodeCopy = "auto"
+        model: PreTrainedModel | PeftModel,
+        merge_adapter: bool = True,
+        decode_copy: DecodeCopy = "auto",
+        attention: KernelName | None = None,
     ) -> LocalWeights:
-        """Return the view for where a model lives: on a GPU copies stay, and its kernels fuse."""
+        """Return the view for where a model lives: on a GPU copies stay, and kernels fuse where they attend."""
         on_gpu = model.device.type == "cuda"
-        triton = on_gpu and best_kernels(model.device, embedding_weight(inner_model(model)).dtype) == "triton"
+        best = attention or best_kernels(model.device, embedding_weight(inner_model(model)).dtype)
+        triton = on_gpu and best == "triton"
         return LocalWeights(model, merge_adapter, decode_copy, keep=on_gpu, triton=triton)
 
     @contextlib.contextmanager

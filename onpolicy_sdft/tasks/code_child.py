@@ -67,9 +67,10 @@ def main() -> None:
         folder, pipes, _, _ = socket.recv_fds(control, 4096, 2)
         if not folder:
             return
+        job, report = pipes
         child = os.fork()
         if not child:
-            _check(os.fsdecode(folder), *pipes, server, libc, is_alone)
+            _check(os.fsdecode(folder), job, report, server, libc, is_alone)
         for pipe in pipes:
             os.close(pipe)
         try:
