@@ -64,7 +64,6 @@ def write(watch: Any, shown: Sequence[Views], order: random.Random, lag: int) ->
     return [written[index] for index in range(len(shown))], joined
 
 
-
 @pytest.mark.parametrize("seed", range(12))
 def test_judging_beside_the_rollout_gives_the_targets_of_judging_after_it(seed: int) -> None:
     pick = random.Random(seed)

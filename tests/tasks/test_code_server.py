@@ -102,7 +102,9 @@ def test_a_check_sees_none_of_the_descriptors_of_the_trainer(task: PythonCode, t
     with open(tmp_path / "kept", "w") as file:
         os.set_inheritable(file.fileno(), True)
         look = "import os\nnames = [os.path.realpath(f'/proc/self/fd/{n}') for n in range(64)]\n"
-        assert task.check(f"{look}assert not any('kept' in name or 'socket:' in name for name in names)\n{RIGHT}", ROW).correct
+        assert task.check(
+            f"{look}assert not any('kept' in name or 'socket:' in name for name in names)\n{RIGHT}", ROW
+        ).correct
 
 
 SCRIPT = """
