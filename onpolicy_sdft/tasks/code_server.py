@@ -199,7 +199,7 @@ def _start(control: socket.socket) -> subprocess.Popen[bytes]:
     }
     return subprocess.Popen(
         command,
-        stdin=control,
+        stdin=control.fileno(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         cwd="/",

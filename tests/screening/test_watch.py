@@ -12,7 +12,7 @@ from test_screen import SaysYes, decode, rollout, views
 from onpolicy_sdft.config.schema import ScreeningConfig
 from onpolicy_sdft.errors import TaskError
 from onpolicy_sdft.screening.screen import Screen, num_free_cores
-from onpolicy_sdft.types import CheckResult, Demonstration, Target, Views
+from onpolicy_sdft.types import CheckResult, Demonstration, Views
 
 TEXTS = ("yes, sir", "no, sir", "  ", "yes, well, " * 5, "no, as my own response", "yes" + "123 " * 90)
 
@@ -113,9 +113,10 @@ def test_a_check_that_cannot_run_ends_the_step_with_its_own_message() -> None:
             raise TaskError("the check cannot run")
 
     screen = Screen(ScreeningConfig(), Broken(0), decode, 1)
-    with pytest.raises(TaskError, match="the check cannot run"), screen.watch([views()]) as watch:
+    with screen.watch([views()]) as watch:
         watch.ended(0, rollout("yes, sir"))
-        watch.targets([rollout("yes, sir")], draw)
+        with pytest.raises(TaskError, match="the check cannot run"):
+            watch.targets([rollout("yes, sir")], draw)
 
 
 def test_an_interrupted_step_does_not_wait_for_the_checks_that_have_not_begun() -> None:
@@ -124,12 +125,18 @@ def test_an_interrupted_step_does_not_wait_for_the_checks_that_have_not_begun() 
             time.sleep(0.5)
             return CheckResult(True, "")
 
-    started = time.monotonic()
     shown = [views(str(i)) for i in range(20)]
-    with pytest.raises(KeyboardInterrupt), Screen(ScreeningConfig(), Slow(0), decode, 1).watch(shown) as watch:
-        for index in range(20):
-            watch.ended(index, rollout("yes, sir"))
-        raise KeyboardInterrupt
+    screen = Screen(ScreeningConfig(), Slow(0), decode, 1)
+
+    def interrupted() -> None:
+        with screen.watch(shown) as watch:
+            for index in range(20):
+                watch.ended(index, rollout("yes, sir"))
+            raise KeyboardInterrupt
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert time.monotonic() - started < 0.5
 
 
