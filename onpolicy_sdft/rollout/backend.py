@@ -127,6 +127,10 @@ class RolloutBackend(Protocol):
         """
         ...
 
+    def release(self) -> bool:
+        """Give memory back that is kept for the next call; whether there was any."""
+        ...
+
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs to choose the same shapes again; empty when there is nothing."""
         ...

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from onpolicy_sdft.models.policy import head_of
 from onpolicy_sdft.rollout.backend import NO_LISTENER
-from onpolicy_sdft.rollout.decode import Rows, Settled, draw_and_settle, forward_hidden, head_logits, place_drafts
+from onpolicy_sdft.rollout.decode import Rows, Settled, draw_and_settle, forward_hidden, place_drafts
 from onpolicy_sdft.rollout.drafts import lay_out, look_up
 from onpolicy_sdft.rollout.joining import Joining
 from onpolicy_sdft.rollout.noise import key_words
@@ -53,9 +53,8 @@ class Call:
         self.device = pool.texts.tokens.device
         self.terminators_T = engine.terminators_T
         self._lay_out_requests()
-        self.scheduler = Scheduler(
-            self.requests, pool.num_slots, engine.options.prefill_tokens or _PREFILL_TOKENS[self.device.type]
-        )
+        prefill_tokens = engine.options.prefill_tokens or _PREFILL_TOKENS[self.device.type]
+        self.scheduler = Scheduler(self.requests, pool.num_slots, prefill_tokens)
         self.stats = engine.stats
         self.stats.num_prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
         self.draft_ends: dict[int, list[int]] = {}  # slot -> where each text of its draft source ends
@@ -222,8 +221,9 @@ class Call:
             width=max(num_drafts) + 1,
         )
         settled = draw_and_settle(
-            self.texts, self.pool.laws, self.terminators_T, rows, head_logits(self.model, hidden_ND), hidden_ND,
-            num_candidates=CANDIDATES,
+            self.texts, self.pool.laws, self.terminators_T, rows, self.model.get_output_embeddings()(hidden_ND),
+            head_of(self.model), hidden_ND, num_candidates=CANDIDATES,
+            kernels=self.attention.kernels.name == "triton" and not any(num_drafts),  # these take full grids only
         )  # fmt: skip
         self.stats.sampling_seconds += time.perf_counter() - started
         return settled
@@ -251,7 +251,8 @@ class Call:
         texts, lengths = self.texts, [self.written[slot] for slot in slots]
         slots_F = torch.tensor(slots, device=self.device)
         places_C = torch.arange(max(lengths), device=self.device)
-        ids_FC = texts.tokens[slots_F[:, None], texts.starts[slots_F][:, None] + places_C]
+        where_FC = (texts.starts[slots_F][:, None] + places_C).clamp(max=texts.tokens.shape[1] - 1)
+        ids_FC = texts.tokens[slots_F[:, None], where_FC]
         recorded = [
             each[slots_F, : max(lengths)] for each in (texts.logprobs, texts.sampling_logprobs, texts.entropies)
         ]

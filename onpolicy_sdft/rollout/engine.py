@@ -51,6 +51,7 @@ class EngineOptions:
     num_slots: int | None = None  # None: from memory and the number of requests
     kv_gib: float | None = None  # memory for keys and values; None: ``kv_fraction`` of what is free
     kv_fraction: float = 0.4
+    learning_bytes: int = 0  # what learning takes on a GPU, and is not there yet when the first call is made
     prefill_tokens: int | None = None  # prompt tokens of one forward; None: what pays on the device
     max_draft_tokens: int = 8  # 0: no drafts
     deterministic: bool = False  # shapes from these options alone: nothing is measured
@@ -154,6 +155,19 @@ class RolloutEngine:
             self._forget_pool()
             self.say(f"rollout: out of memory with {pool.num_slots} slots, going on with {half}")
 
+    def release(self) -> bool:
+        """Give slots and copies of weights back; the next call makes half as many slots, for lack of room."""
+        if self._pool is None:
+            return False
+        half = max(1, self._pool.num_slots // 2)
+        self.budget = Budget(half * self._pool.cache.length * self._pool.bytes_per_position, "half of what was given")
+        self.say(f"rollout: {self._pool.num_slots} slots are given back, going on with {half}")
+        self._forget_pool()
+        self.weights.release()
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return True
+
     def state(self) -> dict[str, Any]:
         """Return what shapes were chosen by: step times, acceptance, memory."""
         return {
@@ -175,7 +189,8 @@ class RolloutEngine:
         model = inner_model(self.model)
         weight = embedding_weight(model)  # in the dtype of the decode copy
         if self.budget is None:
-            self.budget = kv_budget(self.options.kv_gib, self.options.kv_fraction, weight.device)
+            options = self.options
+            self.budget = kv_budget(options.kv_gib, options.kv_fraction, weight.device, options.learning_bytes)
         needs = PoolNeeds.of(requests, self.options.max_draft_tokens, weight.dtype, weight.device)
         old, self._pool = self._pool, None
         grown = needs if old is None else needs.at_least(old)  # so that calls of unlike lengths do not take turns

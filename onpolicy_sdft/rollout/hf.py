@@ -95,6 +95,10 @@ class HFBackend:
         self.stats.total_seconds = time.perf_counter() - started
         return [rollout for rollout in found if rollout is not None]
 
+    def release(self) -> bool:
+        """Give nothing back: nothing is kept between calls."""
+        return False
+
     def state(self) -> dict[str, Any]:
         """Return nothing: shapes follow from the requests."""
         return {}

@@ -159,7 +159,9 @@ class _Prompts:
     def shared_with(self, prompt: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return how many leading tokens a prompt has in common with what counts of each slot's: [S]."""
         differs = self._ids[:, : len(prompt)] != prompt
-        return np.minimum(np.where(differs.any(1), differs.argmax(1), len(prompt)), self.lengths)
+        first: np.ndarray[Any, Any] = np.where(differs.any(1), differs.argmax(1), len(prompt))
+        shared: np.ndarray[Any, Any] = np.minimum(first, self.lengths)
+        return shared
 
 
 def expected_tokens(request: RolloutRequest) -> int:

@@ -59,7 +59,7 @@ class Watch:
         self._begin(draw, rollout)
 
     def again(self, num_ended: int) -> list[tuple[Views, int]]:
-        """Return what to draw again, with its attempt, of the first draws that ended; wait for their verdicts."""
+        """Wait for verdicts on the first so many draws that ended; return what to draw again, and its attempt."""
         if self._max_attempts == 1:
             return []
         found = []

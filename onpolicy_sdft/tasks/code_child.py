@@ -67,9 +67,10 @@ def main() -> None:
         folder, pipes, _, _ = socket.recv_fds(control, 4096, 2)
         if not folder:
             return
+        job, report = pipes
         child = os.fork()
         if not child:
-            _check(os.fsdecode(folder), pipes, server, libc, is_alone)
+            _check(os.fsdecode(folder), job, report, server, libc, is_alone)
         for pipe in pipes:
             os.close(pipe)
         try:
@@ -117,9 +118,8 @@ def _children() -> list[int]:
         return [int(pid) for pid in file.read().split()]
 
 
-def _check(folder: str, pipes: list[int], server: int, libc: Any, is_alone: bool) -> NoReturn:
+def _check(folder: str, job_pipe: int, report: int, server: int, libc: Any, is_alone: bool) -> NoReturn:
     """Take the job, give up rights, run the code, report: what a forked child does."""
-    job_pipe, report = pipes
     try:
         os.setsid()
         with open(job_pipe) as pipe:

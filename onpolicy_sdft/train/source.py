@@ -50,6 +50,10 @@ class TargetSource(Protocol):
         """Keep what a later step can use."""
         ...
 
+    def release(self) -> bool:
+        """Give memory back that is kept for the next rollouts; whether there was any."""
+        ...
+
     def figures(self) -> Mapping[str, float]:
         """Return figures of the last rollouts for the log."""
         ...
@@ -147,6 +151,10 @@ class PolicySource:
                 name, prompt = target.views.demonstration.example_id, target.rollout.prompt_token_ids
                 self.store.put(name, prompt, target.rollout.token_ids)
 
+    def release(self) -> bool:
+        """Give the backend's memory back."""
+        return self.backend.release()
+
     def figures(self) -> Mapping[str, float]:
         """Return how busy the slots were and how often drafts were kept."""
         return self.backend.stats.figures()
@@ -214,6 +222,10 @@ class DemonstrationSource:
 
     def remember(self, targets: Sequence[Target]) -> None:
         """Keep nothing."""
+
+    def release(self) -> bool:
+        """Give nothing back: there is nothing."""
+        return False
 
     def figures(self) -> Mapping[str, float]:
         """Return none."""

@@ -113,10 +113,14 @@ def test_a_check_that_cannot_run_ends_the_step_with_its_own_message() -> None:
             raise TaskError("the check cannot run")
 
     screen = Screen(ScreeningConfig(), Broken(0), decode, 1)
-    with screen.watch([views()]) as watch:
-        watch.ended(0, rollout("yes, sir"))
-        with pytest.raises(TaskError, match="the check cannot run"):
+
+    def step():
+        with screen.watch([views()]) as watch:
+            watch.ended(0, rollout("yes, sir"))
             watch.targets([rollout("yes, sir")], draw)
+
+    with pytest.raises(TaskError, match="the check cannot run"):
+        step()
 
 
 def test_an_interrupted_step_does_not_wait_for_the_checks_that_have_not_begun() -> None:
@@ -125,18 +129,17 @@ def test_an_interrupted_step_does_not_wait_for_the_checks_that_have_not_begun() 
             time.sleep(0.5)
             return CheckResult(True, "")
 
+    started = time.monotonic()
     shown = [views(str(i)) for i in range(20)]
-    screen = Screen(ScreeningConfig(), Slow(0), decode, 1)
 
-    def interrupted() -> None:
-        with screen.watch(shown) as watch:
+    def step():
+        with Screen(ScreeningConfig(), Slow(0), decode, 1).watch(shown) as watch:
             for index in range(20):
                 watch.ended(index, rollout("yes, sir"))
             raise KeyboardInterrupt
 
-    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        interrupted()
+        step()
     assert time.monotonic() - started < 0.5
 
 
