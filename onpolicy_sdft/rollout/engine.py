@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from onpolicy_sdft.models.lora import embedding_weight, inner_model
+from onpolicy_sdft.models.seam import UnsupportedModel
 from onpolicy_sdft.models.trace import no_trace
-from onpolicy_sdft.rollout.attention import KernelName, UnsupportedModel, slot_attention_on
+from onpolicy_sdft.rollout.attention import KernelName, slot_attention_on
 from onpolicy_sdft.rollout.backend import (
     NO_LISTENER,
     NO_RECORD,
