@@ -36,8 +36,8 @@ def test_counts_must_be_at_least_one(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["data.limit", "objective.chunk_tokens", "train.max_steps", "train.max_loss_tokens", "train.checkpoint_steps", "eval.limit",
-     "eval.every_steps", "eval.early_stop"],
+    ["data.limit", "objective.chunk_tokens", "train.max_steps", "train.max_loss_tokens", "train.checkpoint_steps",
+     "eval.limit", "eval.every_steps", "eval.early_stop"],
 )  # fmt: skip
 def test_optional_counts_must_be_at_least_one_or_null(name):
     assert refuse(**{name: 0}) == f"{name}=0 is not usable: it must be at least 1, or null."
