@@ -18,7 +18,8 @@ from typing import Any
 
 from benchmarks.step.__main__ import ROOT, Contender, ratio
 from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_atomic
-from onpolicy_sdft.runs.manifest import git_state, hardware, package_versions
+from onpolicy_sdft.runs.manifest import git_state, hardware
+from onpolicy_sdft.versions import package_versions
 
 CONFIGS = ["configs/online/quickstart.yaml"]
 OVERRIDES = {

@@ -34,7 +34,8 @@ from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.models.load import resolve_source
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_jsonl, write_json_atomic, write_text_atomic
-from onpolicy_sdft.runs.manifest import git_state, hardware, package_versions
+from onpolicy_sdft.runs.manifest import git_state, hardware
+from onpolicy_sdft.versions import package_versions
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("one rank, SIGKILL", "all ranks, SIGKILL", "launcher, SIGKILL", "launcher, SIGTERM")

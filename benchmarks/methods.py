@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from onpolicy_sdft.runs.files import read_json, read_jsonl, write_json_atomic, write_text_atomic
-from onpolicy_sdft.runs.manifest import git_state, hardware, package_versions
+from onpolicy_sdft.runs.manifest import git_state, hardware
+from onpolicy_sdft.versions import package_versions
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "online"

@@ -25,7 +25,8 @@ from onpolicy_sdft.models.policy import Head
 from onpolicy_sdft.objectives.laws import FullLaw, Signals
 from onpolicy_sdft.objectives.objective import Objective
 from onpolicy_sdft.runs.files import write_json_atomic, write_text_atomic
-from onpolicy_sdft.runs.manifest import git_state, hardware, package_versions
+from onpolicy_sdft.runs.manifest import git_state, hardware
+from onpolicy_sdft.versions import package_versions
 
 ROOT = Path(__file__).resolve().parents[1]
 HIDDEN, VOCABULARY = 576, 49_152

@@ -18,8 +18,7 @@ fi
 command=(accelerate launch --config_file "$config" --num_processes "$NUM_GPUS" -m onpolicy_sdft train "$@")
 if [ -n "${DRY_RUN:-}" ]; then
     echo "${command[*]}"
-    exec sdft plan --gpus "$NUM_GPUS" --gpu_memory "${GPU_MEMORY:-80}" "$@"
+    exec python -m onpolicy_sdft plan --gpus "$NUM_GPUS" --gpu_memory "${GPU_MEMORY:-80}" "$@"
 fi
-# After SIGTERM ranks finish the step they are in and save; torch's launcher would kill them after 30 seconds.
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-280}"
+source launch/environment.sh
 exec "${command[@]}"

@@ -5,6 +5,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"
+source launch/environment.sh
 install_into_venv ""
 say "fetching the embedded model"
 "$VENV/bin/sdft" models fetch smollm2-135m-instruct

@@ -54,6 +54,19 @@ def make_model(dtype: torch.dtype = torch.float32, seed: int = 0, vocab_size: in
     return model
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cuda", help="where tests marked gpu run; cpu rehearses them without one")
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where a test marked gpu runs."""
+    name = request.config.getoption("--device")
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device; --device cpu rehearses this test")
+    return torch.device(name)
+
+
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
 )

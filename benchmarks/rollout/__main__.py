@@ -27,7 +27,8 @@ from onpolicy_sdft.jobs.parts import load_chat, load_rows, make_views
 from onpolicy_sdft.models.load import resolve_source
 from onpolicy_sdft.rollout.weights import pack_linear
 from onpolicy_sdft.runs.files import write_json_atomic, write_text_atomic
-from onpolicy_sdft.runs.manifest import git_state, hardware, package_versions
+from onpolicy_sdft.runs.manifest import git_state, hardware
+from onpolicy_sdft.versions import package_versions
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = {

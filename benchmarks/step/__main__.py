@@ -26,7 +26,8 @@ from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.jobs.parts import load_rows
 from onpolicy_sdft.models.load import resolve_source
 from onpolicy_sdft.runs.files import write_json_atomic, write_text_atomic
-from onpolicy_sdft.runs.manifest import git_state, hardware, package_versions
+from onpolicy_sdft.runs.manifest import git_state, hardware
+from onpolicy_sdft.versions import package_versions
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("rollout", "score", "learn")

@@ -14,7 +14,6 @@ def run(arguments: Sequence[str]) -> int:
     )
     config, _ = parse(parser, arguments)
     from onpolicy_sdft.jobs.distill import run_distill
-    from onpolicy_sdft.report.distilled import draw_distilled
     from onpolicy_sdft.runs.progress import print_table, say_to_stderr
 
     outcome = run_distill(config, ["sdft", "distill", *arguments], say_to_stderr)
@@ -23,6 +22,8 @@ def run(arguments: Sequence[str]) -> int:
     rows += [(f"refused: {name}", str(count), f"{count / total:.1%}") for name, count in sorted(reasons.items())]
     print_table(f"{total} rows ({config.distill.rules} rules)", ["what became of them", "rows", "share"], rows)
     print(outcome.path)
+    from onpolicy_sdft.report.distilled import draw_distilled  # matplotlib: once there is something to draw
+
     print(draw_distilled(outcome.path.parent))
     print(f"train on it: sdft train ... --train.targets distilled --train.distilled {outcome.path.parent}")
     return 0

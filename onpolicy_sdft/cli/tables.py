@@ -9,7 +9,6 @@ from typing import Any
 
 from onpolicy_sdft.continual.sequence import Interrupted
 from onpolicy_sdft.report.document import estimate, interval
-from onpolicy_sdft.report.write import write_report
 from onpolicy_sdft.runs.files import read_json
 from onpolicy_sdft.runs.plain_table import format_plain_table
 
@@ -30,6 +29,8 @@ def run_and_show(work: Callable[[], Path], tables: Callable[[Mapping[str, Any]],
         print(f"{stop}; the state is saved. Go on with the same command.", file=sys.stderr)
         return stop.exit_code
     print(tables(read_json(summary)))
+    from onpolicy_sdft.report.write import write_report  # matplotlib: after the last run, not before the first
+
     for path in (*write_report([summary.parent]), summary):
         print(path)
     return 0

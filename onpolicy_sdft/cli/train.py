@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from onpolicy_sdft.cli.cuda import make_repeatable
 from onpolicy_sdft.config.load import make_parser, parse
 
 
@@ -12,12 +13,15 @@ def run(arguments: Sequence[str]) -> int:
     """Train as the options say, then write the report."""
     parser = make_parser("sdft train", "Train a chat model on demonstrations; every option is a field of the config.")
     config, _ = parse(parser, arguments)
-    from onpolicy_sdft.cli.summary import print_summary
+    if config.train.deterministic:
+        make_repeatable("train.deterministic")
     from onpolicy_sdft.jobs.train import fit
-    from onpolicy_sdft.report.html import build_report
 
     outcome = fit(config, command=["sdft", "train", *arguments])
     if outcome.is_first:
+        from onpolicy_sdft.cli.summary import print_summary
+        from onpolicy_sdft.report.html import build_report  # matplotlib: after the last step, not before the first
+
         build_report(outcome.run)
         print_summary(outcome.run, outcome.result)
     if outcome.result.exit_code and outcome.is_first:

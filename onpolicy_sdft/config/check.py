@@ -48,7 +48,7 @@ def _check_ranges(config: RunConfig) -> None:
         "context.max_student_tokens": config.context.max_student_tokens,
         "rollout.max_new_tokens": config.rollout.max_new_tokens,
         "rollout.batch_size": config.rollout.batch_size,
-        "rollout.prefill_tokens": config.rollout.prefill_tokens,
+        "rollout.sync_steps": config.rollout.sync_steps,
         "rollout.num_samples": config.rollout.num_samples,
         "screening.max_attempts": config.screening.max_attempts,
         "screening.loop_ngram": config.screening.loop_ngram,
@@ -74,6 +74,7 @@ def _check_ranges(config: RunConfig) -> None:
         "eval.limit": config.eval.limit,
         "eval.every_steps": config.eval.every_steps,
         "eval.early_stop": config.eval.early_stop,
+        "rollout.prefill_tokens": config.rollout.prefill_tokens,
         "teacher.refresh_steps": config.teacher.refresh_steps,
     }
     for label, item in (("eval.sets", config.eval.sets), ("eval.validation", config.eval.validation)):

@@ -130,9 +130,17 @@ class RolloutConfig:
     kv_gib: float | None = None
     """Memory for the engine's keys and values, in GiB. Unset: ``kv_fraction`` of what is free at the first rollout."""
     kv_fraction: float = 0.4
-    """See ``kv_gib``."""
-    prefill_tokens: int = 1024
-    """Prompt tokens the engine runs in one forward."""
+    """See ``kv_gib``. On a GPU what learning will take beside them is left out of what is free; slots that turn out to
+    be in its way are given back, and half as many are made for the next step."""
+    prefill_tokens: int | None = None
+    """Prompt tokens the engine runs in one forward. Unset: 1024 on a CPU, 8192 on a GPU."""
+    attention: Literal["auto", "triton", "cpu", "torch"] = "auto"
+    """The engine's attention. ``triton``: kernels for a GPU; ``cpu``: kernels for a CPU; ``torch``: plain operations,
+    slow, for models and cards on which the others fail; ``auto``: the kernels of the device."""
+    graphs: bool = True
+    """Capture decode steps in CUDA graphs. What cannot be captured runs without, and a line says so."""
+    sync_steps: int = 8
+    """Decode steps a GPU takes between two looks of the host: fewer free slots sooner, more let the host wait less."""
     max_draft_tokens: int = 8
     """Longest draft the engine verifies in one forward, 0: none. How much of it pays follows from measured step
     times. Drafts never change which tokens are written."""
@@ -142,8 +150,8 @@ class RolloutConfig:
     """Tokens of last rollouts kept for drafts (4 bytes each in a checkpoint); the longest unused go first."""
     decode_copy: Literal["auto", "none", "packed", "bfloat16"] = "auto"
     """Copy of the weights the engine decodes from: ``packed`` for the CPU's kernels, ``bfloat16`` of float32 weights,
-    ``none``, or ``auto``: packed on a CPU. Beside packed weights small operations are fused where that gives what the
-    model's own give."""
+    ``none``, or ``auto``: packed on a CPU; on a GPU, linears that read the same numbers side by side where memory
+    allows (``packed``: in any case). Small operations are fused where that gives what the model's own give."""
     weights: Literal["auto", "in_place", "gather", "replica", "sharded"] = "auto"
     """Where ranks read weights from that are divided among them (ZeRO-3, FSDP2). ``gather``: a whole copy for as long
     as it is read; ``replica``: one that stays, so that of LoRA only adapters travel; ``auto``: the first for full
@@ -340,7 +348,8 @@ class TrainConfig:
     warn_truncated_rate: float = 0.3
     """Warn when this share of the rollouts hits the length limit."""
     deterministic: bool = True
-    """Ask torch for deterministic kernels, so that a resumed run repeats the uninterrupted one."""
+    """Ask torch for deterministic kernels, so that a resumed run repeats the uninterrupted one. On a GPU they need
+    ``CUBLAS_WORKSPACE_CONFIG=:4096:8``: ``sdft train`` sets it, a program that calls ``fit`` has to."""
 
 
 @dataclass

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, bootstrap
 
 Array = NDArray[np.float64]
 Statistic = Callable[[Array, Array], Array]
@@ -135,6 +134,8 @@ def paired_interval(
     """
     if min(records.shape[-1] for records in (*correct, *retained)) < 2:
         return float("nan"), float("nan")
+    from scipy.stats import bootstrap  # half a second to import: not before a first stage
+
     num_tasks = len(correct)
 
     def of_resample(*records: Array, axis: int = -1) -> Array:
@@ -167,6 +168,8 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> dict[str, float]:
     a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     if a.shape != b.shape:
         raise ValueError(f"{a.size} and {b.size} answers are not to the same questions")
+    from scipy.stats import binomtest  # as above
+
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     p = float(binomtest(only_a, only_a + only_b, 0.5).pvalue) if only_a + only_b else 1.0
     return {"only_a": only_a, "only_b": only_b, "n": int(a.size), "p": p}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap
 
 CONFIDENCE = 0.95
 _NUM_RESAMPLES = 2000
@@ -13,6 +12,8 @@ _NUM_RESAMPLES = 2000
 
 def wilson_interval(num_correct: int, num_questions: int) -> tuple[float, float]:
     """Return the Wilson score interval of a proportion."""
+    from scipy.stats import binomtest  # half a second to import: not before a first step
+
     interval = binomtest(num_correct, num_questions).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -30,6 +31,7 @@ def ratio_interval(numerators: Sequence[float], denominators: Sequence[float], s
     if len(numerators) < 2:
         ratio = float(np.sum(numerators) / np.sum(denominators))
         return ratio, ratio
+    from scipy.stats import bootstrap  # as above
 
     def ratio_of(top: np.ndarray, bottom: np.ndarray, axis: int) -> np.ndarray:
         return np.asarray(top.sum(axis) / bottom.sum(axis))

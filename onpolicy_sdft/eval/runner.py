@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from scipy.special import comb
 
 from onpolicy_sdft.data.sources import fingerprint
 from onpolicy_sdft.eval.answers import EVAL_STEP, Kept, Record, digest, write_in_chunks
@@ -162,5 +161,5 @@ def pass_at_k(num_right: Sequence[int], num_samples: int, k: int) -> float:
 
     Source: Chen et al. (2021), arXiv:2107.03374, equation 1.
     """
-    missed = [comb(num_samples - right, k) / comb(num_samples, k) for right in num_right]
+    missed = [math.comb(num_samples - right, k) / math.comb(num_samples, k) for right in num_right]
     return float(1.0 - sum(missed) / len(missed))

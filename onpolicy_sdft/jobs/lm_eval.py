@@ -25,7 +25,7 @@ from onpolicy_sdft.jobs.finished import is_run, load_model, load_run
 from onpolicy_sdft.jobs.prompts import weights_identity
 from onpolicy_sdft.models.export import merge_adapter
 from onpolicy_sdft.runs.files import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
-from onpolicy_sdft.runs.manifest import package_versions
+from onpolicy_sdft.versions import package_versions
 
 if TYPE_CHECKING:
     from onpolicy_sdft.jobs.finished import Finished

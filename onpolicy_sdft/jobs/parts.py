@@ -70,12 +70,17 @@ class Chat:
         return int(self.loaded.tokenizer.pad_token_id)
 
     def backend(
-        self, model: PreTrainedModel | PeftModel, config: RolloutConfig, batch_size: int, say: Say | None = None
+        self,
+        model: PreTrainedModel | PeftModel,
+        config: RolloutConfig,
+        batch_size: int,
+        say: Say | None = None,
+        learning_bytes: int = 0,
     ) -> RolloutBackend:
         """Return the rollout backend over a model that lives as long as this, the same one at every call."""
         key = (id(inner_model(model)), batch_size if config.backend == "hf" else 0)
         if key not in self.backends:
-            self.backends[key] = self.new_backend(model, config, batch_size, say)
+            self.backends[key] = self.new_backend(model, config, batch_size, say, learning_bytes)
         return self.backends[key]
 
     def _kv_fraction(self, config: RolloutConfig) -> float:
@@ -84,7 +89,12 @@ class Chat:
         return config.kv_fraction / (self.ranks.num_ranks if on_cpu else 1)
 
     def new_backend(
-        self, model: PreTrainedModel | PeftModel, config: RolloutConfig, batch_size: int, say: Say | None = None
+        self,
+        model: PreTrainedModel | PeftModel,
+        config: RolloutConfig,
+        batch_size: int,
+        say: Say | None = None,
+        learning_bytes: int = 0,
     ) -> RolloutBackend:
         """Return a rollout backend of its own over a model: the engine, or transformers' generate where it must be.
 
@@ -94,17 +104,20 @@ class Chat:
             batch_size: Completions at once, of ``hf``.
             say: Told how large the engine's slots are, or why the engine does not serve this model; this chat's own
                 listener when unset.
+            learning_bytes: What learning will take on a GPU and has not taken yet.
         """
         say = say or self.say
         if self.together is not None:
             return HFBackend(model, self.terminators, self.pad_token_id, batch_size, False, self.together)
         if config.backend == "engine":
+            attention = None if config.attention == "auto" else config.attention
             options = EngineOptions(
                 num_slots=config.num_slots, kv_gib=config.kv_gib, kv_fraction=self._kv_fraction(config),
-                prefill_tokens=config.prefill_tokens, max_draft_tokens=config.max_draft_tokens,
-                deterministic=config.deterministic,
+                learning_bytes=learning_bytes, prefill_tokens=config.prefill_tokens,
+                max_draft_tokens=config.max_draft_tokens, deterministic=config.deterministic,
+                attention=attention, graphs=config.graphs, sync_steps=config.sync_steps,
             )  # fmt: skip
-            weights = LocalWeights(model, config.merge_adapter, config.decode_copy)
+            weights = LocalWeights.on_device(model, config.merge_adapter, config.decode_copy, attention)
             try:
                 return RolloutEngine(model, self.terminators, weights, options, say)
             except UnsupportedModel as error:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.jobs.method import keeps_gathered
 from onpolicy_sdft.models.sizes import Sizes, model_sizes
-from onpolicy_sdft.objectives.objective import chunk_size
-from onpolicy_sdft.train.deepspeed import BUCKET_ELEMENTS
+from onpolicy_sdft.rollout.memory import MAX_SLOTS
+from onpolicy_sdft.train.memory import OFFLOADED, SHARDED, share_of, training_state, working_memory
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig
@@ -22,19 +22,6 @@ if TYPE_CHECKING:
 GIB = 2**30
 #: Share of a GPU that is left to what the estimate does not know.
 RESERVE = 0.1
-_MAX_SLOTS = 256  # completions at once on a GPU, where nothing else is said
-
-#: Backend -> which of parameters, gradients and optimizer state are divided among the ranks.
-SHARDED: dict[str, frozenset[str]] = {
-    "ddp": frozenset(),
-    "zero1": frozenset({"optimizer"}),
-    "zero2": frozenset({"optimizer", "gradients"}),
-    "zero3": frozenset({"optimizer", "gradients", "parameters"}),
-    "fsdp2": frozenset({"optimizer", "gradients", "parameters"}),
-    "zero3_offload": frozenset({"optimizer", "gradients", "parameters"}),
-}
-#: Backends that keep parameters and optimizer state in the CPU's memory.
-OFFLOADED = ("zero3_offload",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,30 +69,18 @@ def plan(config: RunConfig, num_gpus: int, gpu_gib: float) -> PlanOutcome:
 
 def estimate(config: RunConfig, sizes: Sizes, backend: str, num_gpus: int, most: int) -> Estimate:
     """Return what one rank of a backend holds; all training state is float32."""
-    shared = SHARDED[backend]
-
-    def share(part: str) -> int:
-        return num_gpus if part in shared else 1
-
-    weights = sizes.num_bytes
-    gathered = weights if "parameters" in shared and config.rollout.weights != "sharded" else 0.0
+    divides = "parameters" in SHARDED[backend]
+    gathered = sizes.num_bytes if divides and config.rollout.weights != "sharded" else 0.0
     stays = keeps_gathered(config)
+    parameters = 0.0 if backend in OFFLOADED else sizes.num_bytes * share_of("parameters", backend, num_gpus)
     held = {
-        "parameters": weights / share("parameters"),
-        "gradients": 4 * sizes.num_trainable / share("gradients"),
-        # DeepSpeed steps a copy of the weights of its own.
-        "optimizer": (12 if backend.startswith("zero") else 8) * sizes.num_trainable / share("optimizer"),
-        "teacher": _copies(config) * 4 * sizes.num_trainable / share("optimizer"),
+        "parameters": parameters,
+        **training_state(sizes, backend, num_gpus),
+        "teacher": _copies(config) * 4 * sizes.num_trainable * share_of("optimizer", backend, num_gpus),
         "gathered": gathered if stays else 0.0,
         "keys and values": _keys_and_values(config, sizes, most),
     }
-    if backend in OFFLOADED:
-        held["parameters"] = held["optimizer"] = 0.0
-    learning = {
-        "activations": _activations(config, sizes),
-        "logits": 4 * 4 * (config.objective.chunk_tokens or chunk_size(sizes.vocab_size, "cuda")) * sizes.vocab_size,
-        "buckets": 4 * _bucket(backend, num_gpus, sizes),
-    }
+    learning = working_memory(config, sizes, backend, num_gpus)
     merged = sizes.num_adapted * sizes.bytes_per_parameter if config.rollout.merge_adapter else 0
     writing: dict[str, float] = {
         "decode copy": 2 * sizes.num_parameters if config.rollout.decode_copy == "bfloat16" else merged,
@@ -117,26 +92,10 @@ def estimate(config: RunConfig, sizes: Sizes, backend: str, num_gpus: int, most:
     return Estimate(backend, parts, sum(parts.values()))
 
 
-def _bucket(backend: str, num_gpus: int, sizes: Sizes) -> int:
-    """Elements of the buffer that gradients travel in: all of them under DDP."""
-    if num_gpus == 1 or backend == "fsdp2":
-        return 0
-    return sizes.num_trainable if backend == "ddp" else min(sizes.num_trainable, BUCKET_ELEMENTS)
-
-
 def _copies(config: RunConfig) -> int:
     kinds = {config.teacher.weights, config.objective.anchor if config.objective.anchor_kl else "live"} - {"live"}
     on_device = kinds if config.teacher.device == "auto" else set()
     return len(on_device - {"base"} if config.lora.enabled else on_device)
-
-
-def _activations(config: RunConfig, sizes: Sizes) -> float:
-    """Activations that a backward needs: about 14 hidden and 5 intermediate vectors a token and layer."""
-    width = 2 if config.train.precision == "bf16" else 4
-    a_layer = 14 * sizes.hidden_size + 5 * sizes.intermediate_size
-    if config.model.gradient_checkpointing:
-        return width * config.train.micro_batch_tokens * (sizes.num_layers * sizes.hidden_size + a_layer)
-    return width * config.train.micro_batch_tokens * sizes.num_layers * a_layer
 
 
 def _keys_and_values(config: RunConfig, sizes: Sizes, most: int) -> float:
@@ -145,5 +104,5 @@ def _keys_and_values(config: RunConfig, sizes: Sizes, most: int) -> float:
     rollout = config.rollout
     length = config.context.max_teacher_tokens + rollout.max_new_tokens
     a_position = 2 * sizes.num_layers * sizes.kv_size * sizes.bytes_per_parameter
-    asked = min(most, rollout.num_slots or _MAX_SLOTS) * length * a_position
+    asked = min(most, rollout.num_slots or MAX_SLOTS["cuda"]) * length * a_position
     return min(asked, rollout.kv_gib * GIB) if rollout.kv_gib is not None else asked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -55,6 +56,7 @@ from onpolicy_sdft.models.export import export_model
 from onpolicy_sdft.models.lora import prepare_trainable
 from onpolicy_sdft.models.policy import Policy
 from onpolicy_sdft.models.reading import InPlace, Reader, Replica
+from onpolicy_sdft.models.sizes import sizes_of
 from onpolicy_sdft.offline.file import file_digest, find_file, read_rows, take_up
 from onpolicy_sdft.rollout.drafts import DraftStore
 from onpolicy_sdft.rollout.hf import Together
@@ -62,12 +64,13 @@ from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_atomic
 from onpolicy_sdft.runs.manifest import collect_manifest, git_state
 from onpolicy_sdft.runs.progress import Progress, say_to_stderr
-from onpolicy_sdft.screening.screen import Screen
+from onpolicy_sdft.screening.screen import Screen, num_free_cores
 from onpolicy_sdft.train.backend import Backend
 from onpolicy_sdft.train.checkpoint import Checkpointer, refuse_other_run
 from onpolicy_sdft.train.launch import make_backend
 from onpolicy_sdft.train.laws import LawSource
 from onpolicy_sdft.train.loop import FitResult, Hooks, Loop, Plan, make_plan
+from onpolicy_sdft.train.memory import memory_to_come
 from onpolicy_sdft.train.optim import make_optimizer, make_schedule
 from onpolicy_sdft.train.source import DemonstrationSource, PolicySource, TargetSource
 from onpolicy_sdft.train.step import Trainer, TrainState, count_parameters
@@ -234,7 +237,7 @@ def make_trainer(
     progress: Progress,
 ) -> Trainer:
     """Put the parts of a step together over a model that has not been trained yet."""
-    reader = _make_reader(config, model, backend, progress)  # before the parameters are divided
+    reader, sizes = _make_reader(config, model, backend, progress), sizes_of(model)  # before parameters are divided
     packed = learns_packed(config, model, backend.device, backend.autocast, progress.note)
     policy, optimizer = backend.prepare(Policy(model), make_optimizer(model, config.optim))
     teacher = make_teacher(config, model, backend.autocast, backend.shards, reader)
@@ -243,8 +246,10 @@ def make_trainer(
     objective = make_objective(config)
     return Trainer(
         policy=policy,
-        source=_make_source(config, chat, plan, teacher, progress),
-        screen=Screen(config.screening, data.task, chat.renderer.decode),
+        source=_make_source(
+            config, chat, plan, teacher, progress, memory_to_come(config, sizes, backend.name, backend.num_ranks)
+        ),
+        screen=Screen(config.screening, data.task, chat.renderer.decode, num_free_cores(_num_local_ranks(backend))),
         pairing=make_pairing(config, chat.pad_token_id, packed=packed),
         laws=LawSource(teacher, objective, chat.pad_token_id),
         objective=objective,
@@ -255,6 +260,12 @@ def make_trainer(
         state=TrainState(),
         num_samples=config.rollout.num_samples,
     )
+
+
+def _num_local_ranks(backend: Backend) -> int:
+    """Return how many ranks share this machine's cores."""
+    own = socket.gethostname()
+    return backend.gather(own).count(own)
 
 
 def _make_reader(config: RunConfig, model: PreTrainedModel | PeftModel, backend: Backend, progress: Progress) -> Reader:
@@ -269,12 +280,14 @@ def _make_reader(config: RunConfig, model: PreTrainedModel | PeftModel, backend:
     return reader
 
 
-def _make_source(config: RunConfig, chat: Chat, plan: Plan, teacher: Teacher, progress: Progress) -> TargetSource:
+def _make_source(
+    config: RunConfig, chat: Chat, plan: Plan, teacher: Teacher, progress: Progress, learning_bytes: int
+) -> TargetSource:
     if config.train.targets != "policy":
         return DemonstrationSource()
     rollout = config.rollout
     with teacher.weights("live"):
-        backend = chat.backend(teacher.model, rollout, rollout.batch_size, progress.note)
+        backend = chat.backend(teacher.model, rollout, rollout.batch_size, progress.note, learning_bytes)
     return PolicySource(
         backend, make_sampling(config, plan.num_steps), show_writing(progress), DraftStore(rollout.draft_store_tokens),
         # The student writes its own samples; what the teacher writes, its weights write.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,6 +11,7 @@ import torch
 from peft import PeftModel
 
 from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.versions import package_versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -117,5 +117,6 @@ def model_card(base_name: str, is_adapter: bool, facts: Mapping[str, str], summa
                 f"* {stage}: KL(seed || tuned) {kl['mean']:.4f} nats per token "
                 f"[{kl['low']:.4f}, {kl['high']:.4f}] ({kl['num_completions']} completions)"
             )
-    lines.append("* versions: " + ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES))
+    versions = package_versions(_PACKAGES).items()
+    lines.append("* versions: " + ", ".join(f"{name} {version or 'unknown'}" for name, version in versions))
     return "\n".join([*lines, ""])

@@ -1,4 +1,4 @@
-"""How large a model is, without its weights: from its config, on the meta device."""
+"""How large a model is: of one at hand, or without its weights, from its config, on the meta device."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from onpolicy_sdft.errors import ModelError
 from onpolicy_sdft.models.load import DTYPES, resolve_source
-from onpolicy_sdft.models.lora import prepare_trainable
+from onpolicy_sdft.models.lora import embedding_weight, inner_model, prepare_trainable
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
     from onpolicy_sdft.config.schema import LoraConfig, ModelConfig
 
 
@@ -59,17 +62,27 @@ def model_sizes(model: ModelConfig, lora: LoraConfig) -> Sizes:
     linear = [module for module in made.modules() if isinstance(module, torch.nn.Linear)]
     in_4_bits = [layer for layer in linear if layer is not made.get_output_embeddings()] if model.load_in_4bit else []
     num_quantised = sum(layer.weight.numel() for layer in in_4_bits)
-    made = prepare_trainable(made, lora, model, seed=0)
-    text = config.get_text_config()
-    heads = text.num_attention_heads
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
-    adapted: list[Any] = [module.get_base_layer() for module in made.modules() if isinstance(module, LoraLayer)]
+    return sizes_of(prepare_trainable(made, lora, model, seed=0), num_quantised)
+
+
+def sizes_of(model: PreTrainedModel | PeftModel, num_quantised: int = 0) -> Sizes:
+    """Return the sizes of a model that is to be trained, before its parameters are divided among ranks.
+
+    Args:
+        model: With its adapters, if it has any; on any device.
+        num_quantised: Parameters that will be held in 4 bits and are not yet. Those that are, are counted as held.
+    """
+    inner = inner_model(model)
+    text = inner.config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None) or 0  # none: a model without attention keeps no keys
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // max(1, heads)
+    adapted: list[Any] = [module.get_base_layer() for module in model.modules() if isinstance(module, LoraLayer)]
     return Sizes(
-        num_parameters=sum(p.numel() for p in made.parameters()),
-        num_trainable=sum(p.numel() for p in made.parameters() if p.requires_grad),
+        num_parameters=sum(p.numel() for p in model.parameters()),
+        num_trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         num_adapted=sum(layer.weight.numel() for layer in adapted),
         num_quantised=num_quantised,
-        bytes_per_parameter=DTYPES[model.dtype].itemsize,
+        bytes_per_parameter=embedding_weight(inner).element_size(),
         num_layers=text.num_hidden_layers,
         hidden_size=text.hidden_size,
         intermediate_size=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,

@@ -13,10 +13,11 @@ _CHECKPOINTING = "gradient_checkpointing"  # the flag transformers keeps on its 
 
 @contextlib.contextmanager
 def no_trace(model: nn.Module) -> Iterator[None]:
-    """Run in eval mode without gradients, and put everything back, also after an exception.
+    """Run in eval mode without gradients or autocast, and put everything back, also after an exception.
 
     Restores the train/eval flag of every submodule, gradient checkpointing (off meanwhile: it would disable the
-    key-value cache) and the random state of the CPU and of the model's device.
+    key-value cache) and the random state of the CPU and of the model's device. Autocast around the call is off inside
+    (tokens are drawn under the weights as they are held); whoever scores in another precision enters it in here.
     """
     flags = {module: module.training for module in model.modules()}
     checkpointing = {
@@ -24,8 +25,12 @@ def no_trace(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         if isinstance(getattr(module, _CHECKPOINTING, None), bool)
     }
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
+    devices = {p.device for p in model.parameters()}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[each for each in devices if each.type == "cuda"]))
+        stack.enter_context(torch.no_grad())
+        for kind in sorted({each.type for each in devices}):
+            stack.enter_context(torch.autocast(kind, enabled=False))
         try:
             model.eval()
             for module in checkpointing:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from onpolicy_sdft.report.browser import SCRIPT, Packed, pack
@@ -70,11 +71,17 @@ def render_page(document: Document, max_bytes: int = MAX_BYTES) -> str:
     return _render(document, pack(logs, min(left, _MAX_ROLLOUT_BYTES)))
 
 
-def _render(document: Document, packed: Packed) -> str:
+@functools.cache
+def _page() -> Template:
+    """Return the page's template, compiled once: every page is rendered twice."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     # Trusted: the script, the style, and JSON in which every sign of a tag is escaped.
     environment.filters |= {"base64": _base64, "sha256": _sha256, "trusted": Markup, "to_right": _to_right}
     environment.tests["long"] = _is_long
+    return environment.from_string(PAGE)
+
+
+def _render(document: Document, packed: Packed) -> str:
     parts = [
         {
             "title": part.title,
@@ -85,7 +92,7 @@ def _render(document: Document, packed: Packed) -> str:
         }
         for part in document.parts
     ]
-    return environment.from_string(PAGE).render(
+    return _page().render(
         title=document.title,
         style=STYLE,
         script=SCRIPT,

@@ -22,6 +22,42 @@ def ignore_progress(advance: Advance) -> None:
     """Take no notice."""
 
 
+class Listener(Protocol):
+    """Hears of completions while others are still written, and may ask for more; called in the thread that writes."""
+
+    def ended(self, index: int, rollout: Rollout) -> None:
+        """Hear that a request has its completion, once each.
+
+        Args:
+            index: Of the request; those asked for by :meth:`more` are counted on from the call's own.
+            rollout: Its completion.
+        """
+        ...
+
+    def more(self, num_ended: int) -> Sequence[RolloutRequest]:
+        """Return what to write in the same call as well.
+
+        It may depend on the first ``num_ended`` completions that ended and on nothing else, so that a run can be
+        repeated: never on what a clock or another thread decides.
+        """
+        ...
+
+
+class _Silent:
+    """Hears nothing and asks for nothing."""
+
+    def ended(self, index: int, rollout: Rollout) -> None:
+        """Take no notice."""
+
+    def more(self, num_ended: int) -> Sequence[RolloutRequest]:
+        """Ask for nothing."""
+        return ()
+
+
+#: For calls that nobody listens to.
+NO_LISTENER: Listener = _Silent()
+
+
 @dataclass
 class RolloutStats:
     """What one call of a backend did; a count or a time is 0 where the backend does not know it."""
@@ -77,15 +113,22 @@ class RolloutBackend(Protocol):
         law: SamplingLaw,
         on_progress: OnProgress = ignore_progress,
         record: Record = NO_RECORD,
+        listener: Listener = NO_LISTENER,
     ) -> list[Rollout]:
-        """Write one completion per request, in the order of the requests.
+        """Write one completion per request, in the order of the requests; those the listener asks for come behind.
 
         Args:
             requests: What to write.
             law: The sampling law of requests that have none of their own.
             on_progress: Told how far the call has come.
             record: What to keep of the law at each token.
+            listener: Told of each completion as soon as it is there. A backend that cannot take in more while it
+                writes never asks it for any.
         """
+        ...
+
+    def release(self) -> bool:
+        """Give memory back that is kept for the next call; whether there was any."""
         ...
 
     def state(self) -> dict[str, Any]:

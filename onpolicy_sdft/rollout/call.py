@@ -11,8 +11,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from onpolicy_sdft.models.policy import head_of
-from onpolicy_sdft.rollout.decode import Rows, Settled, draw_and_settle, forward_hidden, head_logits, place_drafts
+from onpolicy_sdft.rollout.backend import NO_LISTENER
+from onpolicy_sdft.rollout.decode import Rows, Settled, draw_and_settle, forward_hidden, place_drafts
 from onpolicy_sdft.rollout.drafts import lay_out, look_up
+from onpolicy_sdft.rollout.joining import Joining
 from onpolicy_sdft.rollout.noise import key_words
 from onpolicy_sdft.rollout.sampling import CANDIDATES, RowLaws
 from onpolicy_sdft.rollout.scheduler import PromptPiece, Scheduler
@@ -23,7 +25,7 @@ from onpolicy_sdft.types import Advance, Record, Rollout, RolloutRequest, Sampli
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from onpolicy_sdft.rollout.backend import OnProgress
+    from onpolicy_sdft.rollout.backend import Listener, OnProgress
     from onpolicy_sdft.rollout.engine import RolloutEngine
     from onpolicy_sdft.rollout.pool import Pool
 
@@ -42,24 +44,19 @@ class Call:
         law: SamplingLaw,
         on_progress: OnProgress,
         record: Record,
+        listener: Listener = NO_LISTENER,
     ) -> None:
         self.engine, self.model, self.pool = engine, model, pool
-        self.requests, self.on_progress, self.record = requests, on_progress, record
+        self.requests, self.on_progress, self.record = list(requests), on_progress, record
+        self.law, self.joining = law, Joining(listener)
         self.texts, self.attention = pool.texts, pool.attention
         self.device = pool.texts.tokens.device
         self.terminators_T = engine.terminators_T
-        vocab_size = head_of(model).weight_VD.shape[0]
-        self.laws = RowLaws.of([request.law or law for request in requests] or [law], vocab_size, self.device)
-        pool.laws = replace(
-            pool.laws, is_raw=self.laws.is_raw, is_filtered=self.laws.is_filtered, is_penalised=self.laws.is_penalised
-        )
-        self.words_R2 = key_words([request.key for request in requests]).to(self.device)
-        self.scheduler = Scheduler(
-            requests, pool.num_slots, engine.options.prefill_tokens or _PREFILL_TOKENS[self.device.type]
-        )
+        self._lay_out_requests()
+        prefill_tokens = engine.options.prefill_tokens or _PREFILL_TOKENS[self.device.type]
+        self.scheduler = Scheduler(self.requests, pool.num_slots, prefill_tokens)
         self.stats = engine.stats
         self.stats.num_prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
-        self.found: list[Rollout | None] = [None] * len(requests)
         self.draft_ends: dict[int, list[int]] = {}  # slot -> where each text of its draft source ends
         self.drafted: dict[int, list[int]] = {}  # slot -> draft tokens kept and looked at so far
         self.written: dict[int, int] = {}  # slot -> tokens of its completion so far
@@ -68,12 +65,39 @@ class Call:
         self.texts.draft_lengths.zero_()
 
     def run(self) -> None:
-        """Admit, decode, collect, until nobody waits and no slot is live."""
-        while self.scheduler.num_waiting or self.scheduler.live:
+        """Admit, decode, collect, until nobody waits, no slot is live and the listener asks for nothing more."""
+        while self.scheduler.num_waiting or self.scheduler.live or self._join(is_last=True):
+            self._join()
             self._admit()
             if self.scheduler.live:
                 self._decode()
         self.stats.attention_seconds = self.pool.cache.kernels.seconds
+
+    def _join(self, is_last: bool = False) -> bool:
+        """Take in what the listener asks for by now, and say whether there was any that these slots can hold."""
+        more = self.joining.more(None if is_last else self.stats.num_decode_forwards)
+        if not more:
+            return False
+        first = len(self.requests)
+        self.requests += more
+        self._lay_out_requests()
+        fits = [self.pool.holds(request, self.engine.options.max_draft_tokens) for request in more]
+        for index, (request, does_fit) in enumerate(zip(more, fits, strict=True), first):
+            if does_fit:  # the engine writes the others in a call of their own
+                self.scheduler.add(index)
+                self.stats.num_prompt_tokens += len(request.prompt_token_ids)
+        return any(fits)
+
+    def _lay_out_requests(self) -> None:
+        """Put the laws and keys of all requests into tensors, a row each."""
+        vocab_size = head_of(self.model).weight_VD.shape[0]
+        laws = [request.law or self.law for request in self.requests] or [self.law]
+        self.laws = RowLaws.of(laws, vocab_size, self.device)
+        self.pool.laws = replace(
+            self.pool.laws,
+            is_raw=self.laws.is_raw, is_filtered=self.laws.is_filtered, is_penalised=self.laws.is_penalised,
+        )  # fmt: skip
+        self.words_R2 = key_words([request.key for request in self.requests]).to(self.device)
 
     def _admit(self) -> None:
         """Fill free slots and run their prompts; texts that end with their first token free them again."""
@@ -197,8 +221,9 @@ class Call:
             width=max(num_drafts) + 1,
         )
         settled = draw_and_settle(
-            self.texts, self.pool.laws, self.terminators_T, rows, head_logits(self.model, hidden_ND), hidden_ND,
-            num_candidates=CANDIDATES,
+            self.texts, self.pool.laws, self.terminators_T, rows, self.model.get_output_embeddings()(hidden_ND),
+            head_of(self.model), hidden_ND, num_candidates=CANDIDATES,
+            kernels=self.attention.kernels.name == "triton" and not any(num_drafts),  # these take full grids only
         )  # fmt: skip
         self.stats.sampling_seconds += time.perf_counter() - started
         return settled
@@ -215,9 +240,9 @@ class Call:
         self.stats.num_tokens += num_tokens
         indices = [self._request_in(slot) for slot in finished]
         for slot, index, rollout in zip(finished, indices, self._rollouts(finished, indices), strict=True):
-            self.found[index] = rollout
             self.scheduler.release(slot)
             del self.written[slot]
+            self.joining.ended(index, rollout, self.stats.num_decode_forwards)
         self.on_progress(Advance(len(finished), num_tokens, len(self.scheduler.live), self.stats.accept_rate))
 
     def _rollouts(self, slots: list[int], indices: list[int]) -> list[Rollout]:
@@ -226,7 +251,8 @@ class Call:
         texts, lengths = self.texts, [self.written[slot] for slot in slots]
         slots_F = torch.tensor(slots, device=self.device)
         places_C = torch.arange(max(lengths), device=self.device)
-        ids_FC = texts.tokens[slots_F[:, None], texts.starts[slots_F][:, None] + places_C]
+        where_FC = (texts.starts[slots_F][:, None] + places_C).clamp(max=texts.tokens.shape[1] - 1)
+        ids_FC = texts.tokens[slots_F[:, None], where_FC]
         recorded = [
             each[slots_F, : max(lengths)] for each in (texts.logprobs, texts.sampling_logprobs, texts.entropies)
         ]

@@ -22,9 +22,11 @@ from onpolicy_sdft.rollout.slots import Packing
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from onpolicy_sdft.models.policy import Head
     from onpolicy_sdft.rollout.attention import SlotAttention
     from onpolicy_sdft.rollout.sampling import RowLaws
     from onpolicy_sdft.rollout.slots import SlotTexts
+    from onpolicy_sdft.types import TopLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,22 @@ class Settled:
     done_B: torch.Tensor  # [B] bool, ended or at the limit
 
 
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where each token that is drawn belongs, before the lengths of its row move."""
+
+    slots_N: torch.Tensor  # [N] int64
+    positions_N: torch.Tensor  # [N] int64 of the token before it within the slot
+    places_N: torch.Tensor  # [N] int64 of it within the completion
+
+    @staticmethod
+    def of(texts: SlotTexts, rows: Rows) -> Places:
+        """Read them off the lengths of the rows."""
+        slots_N = rows.slots_B[rows.row_N]
+        positions_N = texts.lengths[slots_N] + rows.offset_N
+        return Places(slots_N, positions_N, positions_N + 1 - texts.starts[slots_N])
+
+
 def forward_hidden(
     model: PreTrainedModel, texts: SlotTexts, attention: SlotAttention, packing: Packing
 ) -> torch.Tensor:
@@ -62,51 +80,94 @@ def forward_hidden(
     return hidden_ND
 
 
-def head_logits(model: PreTrainedModel, hidden_ND: torch.Tensor) -> torch.Tensor:
-    """Compute logits, float32 or wider, through the model's own output layer: [N, D] -> [N, V]."""
-    return head_of(model).finish(model.get_output_embeddings()(hidden_ND))
-
-
 def draw_and_settle(
     texts: SlotTexts,
     laws: RowLaws,
     terminators_T: torch.Tensor,
     rows: Rows,
-    logits_NV: torch.Tensor,
+    raw_NV: torch.Tensor,
+    head: Head,
     hidden_ND: torch.Tensor,
     num_candidates: int | None,
+    kernels: bool = False,
 ) -> Settled:
     """Draw a token at every position, keep each row's tokens up to the first that differs from its draft, write them.
 
     Every token is drawn from the model's own law with the noise of its own position, whatever the draft was, so the
     law of what is kept does not depend on the drafts. A drafted terminator may be drawn and ends its row.
+
+    Args:
+        texts: What stands in the slots; changed in place.
+        laws: A row each slot.
+        terminators_T: Tokens that end a text.
+        rows: Which slot and place each row of logits is for.
+        raw_NV: What the model's output layer gave for them; may be overwritten.
+        head: Turns that into logits.
+        hidden_ND: What the output layer was given, for texts that record it.
+        num_candidates: See :meth:`RowLaws.process`; kernels need none.
+        kernels: Draw and settle with the kernels of a GPU. They take a full grid of rows, N = B * Q. Torch's
+            operations take ragged rows on every device, and are what the kernels are tested against.
     """
-    slots_N = rows.slots_B[rows.row_N]
-    positions_N = texts.lengths[slots_N] + rows.offset_N
-    places_N = positions_N + 1 - texts.starts[slots_N]  # of the drawn token within the completion
-    row_laws = laws[slots_N]
+    if kernels:
+        return _draw_and_settle_with_kernels(texts, laws, terminators_T, rows, raw_NV, head, hidden_ND)
+    where = Places.of(texts, rows)
+    row_laws = laws[where.slots_N]
+    logits_NV = head.finish(raw_NV)
     top = likeliest(logits_NV, texts.top_token_ids.shape[-1]) if texts.top_token_ids is not None else None
     logits_NV = logits_NV.clamp_(min=torch.finfo(logits_NV.dtype).min)  # 0 * -inf in the entropy would be nan
-    processed_NV = logits_NV
-    if laws.is_penalised:  # each row's own prefix, drafts before it included
-        processed_NV = row_laws.penalise(logits_NV, texts.tokens[slots_N], positions_N + 1)
-    processed_NV = row_laws.process(processed_NV, num_candidates)
-    drawn = draw(logits_NV, processed_NV, row_laws.greedy_B, texts.words[slots_N], places_N)
-    next_N = texts.tokens[slots_N, positions_N + 1]
+    processed_NV = row_laws.process(_penalised(logits_NV, texts, row_laws, where), num_candidates)
+    drawn = draw(logits_NV, processed_NV, row_laws.greedy_B, texts.words[where.slots_N], where.places_N)
+    settled = _settle(texts, terminators_T, rows, where, drawn)
+    _record(texts, rows, where, settled, hidden_ND, top)
+    return settled
+
+
+def _draw_and_settle_with_kernels(
+    texts: SlotTexts,
+    laws: RowLaws,
+    terminators_T: torch.Tensor,
+    rows: Rows,
+    raw_NV: torch.Tensor,
+    head: Head,
+    hidden_ND: torch.Tensor,
+) -> Settled:
+    from onpolicy_sdft.rollout.gpu.sampling import draw_rows  # Triton: not on a CPU
+    from onpolicy_sdft.rollout.gpu.settle import settle_rows
+
+    is_recorded = texts.hidden is not None or texts.top_token_ids is not None
+    if not is_recorded and not laws.is_penalised:
+        return Settled(*settle_rows(texts, terminators_T, rows, draw_rows(texts, laws, rows, raw_NV, head, None)))
+    where = Places.of(texts, rows)
+    penalised_NV, top = None, None
+    if laws.is_penalised:
+        penalised_NV = _penalised(head.finish(raw_NV), texts, laws[where.slots_N], where)
+    if texts.top_token_ids is not None:
+        top = likeliest(head.finish(raw_NV), texts.top_token_ids.shape[-1])
+    drawn = draw_rows(texts, laws, rows, raw_NV, head, penalised_NV)
+    settled = Settled(*settle_rows(texts, terminators_T, rows, drawn))
+    _record(texts, rows, where, settled, hidden_ND, top)
+    return settled
+
+
+def _penalised(logits_NV: torch.Tensor, texts: SlotTexts, row_laws: RowLaws, where: Places) -> torch.Tensor:
+    """Lower the logits of what stands in each row's own prefix, drafts before it included."""
+    if not row_laws.is_penalised:
+        return logits_NV
+    return row_laws.penalise(logits_NV, texts.tokens[where.slots_N], where.positions_N + 1)
+
+
+def _settle(texts: SlotTexts, terminators_T: torch.Tensor, rows: Rows, where: Places, drawn: Draw) -> Settled:
+    """Keep each row's tokens up to the first that ends it or differs from its draft, and write them."""
+    next_N = texts.tokens[where.slots_N, where.positions_N + 1]
     is_end_N = (drawn.token_ids[:, None] == terminators_T).any(-1)
     matches_N = (rows.offset_N < rows.num_drafts_B[rows.row_N]) & (drawn.token_ids == next_N)
-    goes_on_BQ = torch.zeros(len(rows.slots_B), rows.width, dtype=torch.int64, device=slots_N.device)
+    goes_on_BQ = torch.zeros(len(rows.slots_B), rows.width, dtype=torch.int64, device=next_N.device)
     goes_on_BQ[rows.row_N, rows.offset_N] = (matches_N & ~is_end_N).to(torch.int64)
     kept_B = 1 + goes_on_BQ.cumprod(-1).sum(-1)
     kept_N = rows.offset_N < kept_B[rows.row_N]
     accepted_B = torch.zeros_like(kept_B).scatter_add_(0, rows.row_N, (kept_N & matches_N).to(torch.int64))
     ended_B = torch.zeros_like(kept_B).scatter_add_(0, rows.row_N, (kept_N & is_end_N).to(torch.int64)) > 0
-    _write(texts, drawn, kept_N, slots_N, positions_N, places_N, rows.offset_N)
-    if texts.hidden is not None:
-        _keep(texts.hidden, (slots_N, places_N), hidden_ND, kept_N[:, None])
-    if top is not None and texts.top_token_ids is not None and texts.top_logprobs is not None:
-        _keep(texts.top_token_ids, (slots_N, places_N), top.token_ids, kept_N[:, None])
-        _keep(texts.top_logprobs, (slots_N, places_N), top.logprobs.to(texts.top_logprobs.dtype), kept_N[:, None])
+    _write(texts, drawn, kept_N, where, rows.offset_N)
     is_real_B = rows.slots_B < len(texts.lengths) - 1
     texts.lengths[rows.slots_B] = torch.where(is_real_B, texts.lengths[rows.slots_B] + kept_B, 0)
     texts.draft_lengths[rows.slots_B] = torch.where(is_real_B, texts.draft_lengths[rows.slots_B] + kept_B, 0)
@@ -142,7 +203,10 @@ def grid_step(
     rows = Rows(slots_B, num_drafts_B, row_N, offset_N, width)
     packing = Packing(slots_B[row_N], texts.lengths[slots_B[row_N]] + offset_N, None, len(slots_B))
     hidden_ND = forward_hidden(model, texts, attention, packing)
-    settled = draw_and_settle(texts, laws, terminators_T, rows, head_logits(model, hidden_ND), hidden_ND, None)
+    raw_NV = model.get_output_embeddings()(hidden_ND)
+    settled = draw_and_settle(
+        texts, laws, terminators_T, rows, raw_NV, head_of(model), hidden_ND, None, attention.kernels.name == "triton"
+    )
     return settled, num_drafts_B
 
 
@@ -152,23 +216,29 @@ def place_drafts(texts: SlotTexts, slots_B: torch.Tensor, drafts_BK: torch.Tenso
     texts.tokens[slots_B[:, None], places_BK] = drafts_BK.clamp(min=0)
 
 
-def _write(
-    texts: SlotTexts,
-    drawn: Draw,
-    kept_N: torch.Tensor,
-    slots_N: torch.Tensor,
-    positions_N: torch.Tensor,
-    places_N: torch.Tensor,
-    offset_N: torch.Tensor,
-) -> None:
-    _keep(texts.tokens, (slots_N, positions_N + 1), drawn.token_ids, kept_N)
+def _write(texts: SlotTexts, drawn: Draw, kept_N: torch.Tensor, where: Places, offset_N: torch.Tensor) -> None:
+    slots_N = where.slots_N
+    _keep(texts.tokens, (slots_N, where.positions_N + 1), drawn.token_ids, kept_N)
     _keep(texts.draft_source, (slots_N, texts.draft_lengths[slots_N] + offset_N), drawn.token_ids, kept_N)
     for buffer, value in (
         (texts.logprobs, drawn.logprobs),
         (texts.sampling_logprobs, drawn.sampling_logprobs),
         (texts.entropies, drawn.entropies),
     ):
-        _keep(buffer, (slots_N, places_N), value.to(buffer.dtype), kept_N)
+        _keep(buffer, (slots_N, where.places_N), value.to(buffer.dtype), kept_N)
+
+
+def _record(
+    texts: SlotTexts, rows: Rows, where: Places, settled: Settled, hidden_ND: torch.Tensor, top: TopLogprobs | None
+) -> None:
+    """Write what only some calls record of the tokens that were kept."""
+    kept_N1 = (rows.offset_N < settled.kept_B[rows.row_N])[:, None]
+    if texts.hidden is not None:
+        _keep(texts.hidden, (where.slots_N, where.places_N), hidden_ND, kept_N1)
+    if top is not None and texts.top_token_ids is not None and texts.top_logprobs is not None:
+        _keep(texts.top_token_ids, (where.slots_N, where.places_N), top.token_ids, kept_N1)
+        logprobs_NK = top.logprobs.to(texts.top_logprobs.dtype)
+        _keep(texts.top_logprobs, (where.slots_N, where.places_N), logprobs_NK, kept_N1)
 
 
 def _keep(

@@ -18,9 +18,17 @@ from onpolicy_sdft.models.lora import embedding_weight, inner_model
 from onpolicy_sdft.models.seam import UnsupportedModel
 from onpolicy_sdft.models.trace import no_trace
 from onpolicy_sdft.rollout.attention import KernelName, slot_attention_on
-from onpolicy_sdft.rollout.backend import NO_RECORD, OnProgress, RolloutStats, ignore_progress
+from onpolicy_sdft.rollout.backend import (
+    NO_LISTENER,
+    NO_RECORD,
+    Listener,
+    OnProgress,
+    RolloutStats,
+    ignore_progress,
+)
 from onpolicy_sdft.rollout.call import Call
 from onpolicy_sdft.rollout.grid import GridCall, Steps
+from onpolicy_sdft.rollout.joining import Asked
 from onpolicy_sdft.rollout.kernels import best_kernels
 from onpolicy_sdft.rollout.memory import Budget, kv_budget, show_bytes
 from onpolicy_sdft.rollout.pool import Pool, PoolNeeds, make_pool
@@ -44,6 +52,7 @@ class EngineOptions:
     num_slots: int | None = None  # None: from memory and the number of requests
     kv_gib: float | None = None  # memory for keys and values; None: ``kv_fraction`` of what is free
     kv_fraction: float = 0.4
+    learning_bytes: int = 0  # what learning takes on a GPU, and is not there yet when the first call is made
     prefill_tokens: int | None = None  # prompt tokens of one forward; None: what pays on the device
     max_draft_tokens: int = 8  # 0: no drafts
     deterministic: bool = False  # shapes from these options alone: nothing is measured
@@ -85,7 +94,7 @@ class RolloutEngine:
         self.costs: StepCosts | None = None
         self.budget: Budget | None = None
         self.steps = Steps(options.graphs and model.device.type == "cuda", say)
-        self.terminators_T = torch.tensor(self.terminators, device=model.device)
+        self._stops: tuple[tuple[int, ...], torch.Tensor] = ((), torch.empty(0))
         self._fallback: KernelName | None = None
         self._uses_grid = model.device.type == "cuda" if options.grid is None else options.grid
         self.served = self._examine()
@@ -98,6 +107,7 @@ class RolloutEngine:
         law: SamplingLaw,
         on_progress: OnProgress = ignore_progress,
         record: Record = NO_RECORD,
+        listener: Listener = NO_LISTENER,
     ) -> list[Rollout]:
         """Write one completion per request; see :class:`~onpolicy_sdft.rollout.backend.RolloutBackend`.
 
@@ -109,21 +119,18 @@ class RolloutEngine:
             return []
         started = time.perf_counter()
         model = inner_model(self.model)
-        found: list[Rollout | None] = [None] * len(requests)
+        asked = Asked(requests, listener)
         try:
             with no_trace(self.model), self.weights.open(), slot_attention_on(model):
                 self.stats.weights_seconds = time.perf_counter() - started
                 self._measure_costs(self._make_pool(requests, record), requests)
-                while waiting := [index for index, rollout in enumerate(found) if rollout is None]:
-                    left = [requests[index] for index in waiting]
-                    written = self._write(model, left, law, on_progress, record)
-                    for index, rollout in zip(waiting, written, strict=True):
-                        found[index] = rollout
+                while left := asked.left():
+                    self._write(model, left, law, on_progress, record, asked)
         except BaseException:
             self.steps.drop()  # nobody knows what they would read now
             raise
         self.stats.total_seconds = time.perf_counter() - started
-        return [rollout for rollout in found if rollout is not None]
+        return asked.rollouts()
 
     def _write(
         self,
@@ -132,11 +139,12 @@ class RolloutEngine:
         law: SamplingLaw,
         on_progress: OnProgress,
         record: Record,
-    ) -> list[Rollout | None]:
-        """Write completions; where memory runs out, return those that ended and go on with half the slots."""
+        listener: Listener,
+    ) -> None:
+        """Write completions; where memory runs out, leave those that have not ended to half as many slots."""
         pool = self._make_pool(requests, record)
         kind = GridCall if self._uses_grid else Call
-        call = kind(self, model, pool, requests, law, on_progress, record)
+        call = kind(self, model, pool, requests, law, on_progress, record, listener)
         try:
             call.run()
         except torch.OutOfMemoryError:
@@ -147,7 +155,26 @@ class RolloutEngine:
             self.stats.num_out_of_memory += 1
             self._forget_pool()
             self.say(f"rollout: out of memory with {pool.num_slots} slots, going on with {half}")
-        return call.found
+
+    @property
+    def terminators_T(self) -> torch.Tensor:
+        """``terminators`` as a tensor, the same one for as long as they are the same: captured steps read it."""
+        if self._stops[0] != self.terminators:
+            self._stops = self.terminators, torch.tensor(self.terminators, device=self.model.device)
+        return self._stops[1]
+
+    def release(self) -> bool:
+        """Give slots and copies of weights back; the next call makes half as many slots, for lack of room."""
+        if self._pool is None:
+            return False
+        half = max(1, self._pool.num_slots // 2)
+        self.budget = Budget(half * self._pool.cache.length * self._pool.bytes_per_position, "half of what was given")
+        self.say(f"rollout: {self._pool.num_slots} slots are given back, going on with {half}")
+        self._forget_pool()
+        self.weights.release()
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return True
 
     def state(self) -> dict[str, Any]:
         """Return what shapes were chosen by: step times, acceptance, memory."""
@@ -170,7 +197,8 @@ class RolloutEngine:
         model = inner_model(self.model)
         weight = embedding_weight(model)  # in the dtype of the decode copy
         if self.budget is None:
-            self.budget = kv_budget(self.options.kv_gib, self.options.kv_fraction, weight.device)
+            options = self.options
+            self.budget = kv_budget(options.kv_gib, options.kv_fraction, weight.device, options.learning_bytes)
         needs = PoolNeeds.of(requests, self.options.max_draft_tokens, weight.dtype, weight.device)
         old, self._pool = self._pool, None
         grown = needs if old is None else needs.at_least(old)  # so that calls of unlike lengths do not take turns
@@ -191,7 +219,7 @@ class RolloutEngine:
                 )
                 self._announced = True
         pool.make_room_for(record, needs, weight.shape[1])
-        self.steps.keep_for((pool.addresses(), self.weights.fingerprint()))
+        self.steps.keep_for((pool.addresses(), self.weights.fingerprint(), self.terminators_T.data_ptr()))
         self._pool, self.stats.num_slots = pool, pool.num_slots
         return pool
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -160,7 +160,7 @@ class Steps:
         self._steps: dict[object, GridStep] = {}
         self._graphs: list[torch.cuda.CUDAGraph] = []
         self._addresses: object = None
-        self._memory: tuple[int, int] | None = None  # one pool for all graphs
+        self._memory: Any = None  # one pool for all graphs
 
     def keep_for(self, addresses: object) -> None:
         """Drop every step if anything that steps read or write has moved."""

@@ -21,7 +21,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.models.trace import no_trace
-from onpolicy_sdft.rollout.backend import NO_RECORD, OnProgress, RolloutStats, ignore_progress
+from onpolicy_sdft.rollout.backend import NO_LISTENER, NO_RECORD, Listener, OnProgress, RolloutStats, ignore_progress
 from onpolicy_sdft.rollout.noise import key_words
 from onpolicy_sdft.rollout.sampling import Draw, cut_at_terminator, draw, likeliest, warpers
 from onpolicy_sdft.rollout.weights import LocalWeights
@@ -75,6 +75,7 @@ class HFBackend:
         law: SamplingLaw,
         on_progress: OnProgress = ignore_progress,
         record: Record = NO_RECORD,
+        listener: Listener = NO_LISTENER,
     ) -> list[Rollout]:
         """Write one completion per request; see :class:`~onpolicy_sdft.rollout.backend.RolloutBackend`."""
         self.stats = RolloutStats()
@@ -87,11 +88,16 @@ class HFBackend:
                 batch = [requests[row] for row in rows]
                 for row, rollout in zip(rows, self._write(batch, law, on_progress, record), strict=True):
                     found[row] = rollout
+                    listener.ended(row, rollout)
             for _ in range(num_idle):
                 self._keep_company()
         self.stats.num_tokens = sum(len(rollout.token_ids) for rollout in found if rollout is not None)
         self.stats.total_seconds = time.perf_counter() - started
         return [rollout for rollout in found if rollout is not None]
+
+    def release(self) -> bool:
+        """Give nothing back: nothing is kept between calls."""
+        return False
 
     def state(self) -> dict[str, Any]:
         """Return nothing: shapes follow from the requests."""

@@ -10,7 +10,9 @@ import torch
 from onpolicy_sdft.errors import ConfigError
 
 _GIB = 2**30
-_MAX_SLOTS = {"cpu": 128, "cuda": 256}  # where more rows stopped paying, or were not tried
+_LEAST_SHARE = 0.1  # of what is free, for keys and values; where it is in learning's way, it is given back then
+#: Completions at once, where nothing else is said: beyond, more rows stopped paying, or were not tried.
+MAX_SLOTS = {"cpu": 128, "cuda": 1024}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +23,31 @@ class Budget:
     origin: str  # where the number came from, for messages
 
 
-def kv_budget(kv_gib: float | None, kv_fraction: float, device: torch.device) -> Budget:
-    """Return the memory keys and values may take: as configured, else a fraction of what is free now."""
+def kv_budget(kv_gib: float | None, kv_fraction: float, device: torch.device, learning_bytes: int = 0) -> Budget:
+    """Return the memory keys and values may take: as configured, else a fraction of what is free now.
+
+    Args:
+        kv_gib: ``rollout.kv_gib``.
+        kv_fraction: ``rollout.kv_fraction``.
+        device: Where they live.
+        learning_bytes: What learning will take beside them on a GPU; a part of the fraction is theirs in any case.
+    """
     if kv_gib is not None:
         return Budget(int(kv_gib * _GIB), f"rollout.kv_gib={kv_gib:g}")
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    return Budget(int(free * kv_fraction), f"rollout.kv_fraction={kv_fraction:g} of {show_bytes(free)} free")
+    free = _free_bytes(device)
+    origin = f"rollout.kv_fraction={kv_fraction:g} of {show_bytes(free)} free"
+    if device.type == "cuda" and learning_bytes:
+        origin += f", {show_bytes(learning_bytes)} of them for learning"
+        free = max(free - learning_bytes, int(free * _LEAST_SHARE))
+    return Budget(int(free * kv_fraction), origin)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Return what can be had: on a GPU also what torch has taken from the driver and nothing uses."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + unused
 
 
 def show_bytes(num_bytes: int) -> str:
@@ -59,4 +80,4 @@ def choose_num_slots(
             f"({budget.origin}). Way out: raise rollout.kv_gib, or lower context.max_teacher_tokens or "
             "rollout.max_new_tokens."
         )
-    return max(1, min(asked or _MAX_SLOTS.get(device.type, 64), num_requests, fit))
+    return max(1, min(asked or MAX_SLOTS.get(device.type, 64), num_requests, fit))

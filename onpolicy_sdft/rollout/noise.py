@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 _UINT32 = 0xFFFFFFFF
 # Two-round multiply-xorshift mixer on 32 bits (the "lowbias32" constants found by C. Wellons' hash prospector).
-_MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
-_SHIFTS = (16, 15, 16)
+MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
+SHIFTS = (16, 15, 16)
+POSITION_STEP = 0x9E3779B9  # 2**32 / golden ratio: neighbouring positions start far apart
 
 
 def key_words(keys: Sequence[NoiseKey]) -> torch.Tensor:
@@ -52,7 +53,7 @@ def gumbel_noise(words_B2: torch.Tensor, positions_B: torch.Tensor, ids_BV: torc
     Returns:
         [B, V] float32. 23 random bits a value: probabilities below about 1e-7 are not resolved.
     """
-    first = _mix(words_B2[:, 0] + positions_B * 0x9E3779B9 & _UINT32)
+    first = _mix(words_B2[:, 0] + positions_B * POSITION_STEP & _UINT32)
     second = _mix(words_B2[:, 1] ^ first)
     bits = _mix_(ids_BV.clone()) ^ _as_int32(first)[:, None]
     bits = _mix_(bits.add_(_as_int32(second)[:, None]))
@@ -63,10 +64,10 @@ def gumbel_noise(words_B2: torch.Tensor, positions_B: torch.Tensor, ids_BV: torc
 
 def _mix_(values: torch.Tensor) -> torch.Tensor:
     """Mix int32 values in place; a bijection of the 32-bit integers."""
-    for shift, multiplier in zip(_SHIFTS[:2], _MULTIPLIERS, strict=True):
+    for shift, multiplier in zip(SHIFTS[:2], MULTIPLIERS, strict=True):
         values ^= (values >> shift).bitwise_and_((1 << (32 - shift)) - 1)
         values *= multiplier - 2**32 if multiplier >= 2**31 else multiplier  # int32 wraps, as intended
-    values ^= (values >> _SHIFTS[2]).bitwise_and_((1 << (32 - _SHIFTS[2])) - 1)
+    values ^= (values >> SHIFTS[2]).bitwise_and_((1 << (32 - SHIFTS[2])) - 1)
     return values
 
 

@@ -78,8 +78,15 @@ class Pool:
         wanted = choose_num_slots(
             asked, needs.num_requests, needs.length, self.bytes_per_position, budget, needs.device
         )
-        enough = self.texts.logprobs.shape[1] >= needs.longest and self.texts.draft_source.shape[1] >= needs.source
-        return enough and self.num_slots == wanted
+        return self._is_wide_enough(needs) and self.num_slots == wanted
+
+    def holds(self, request: RolloutRequest, max_drafts: int) -> bool:
+        """Whether these slots are large enough for a request that joins a running call."""
+        needs = PoolNeeds.of([request], max_drafts, self.cache.keys[0].dtype, self.texts.tokens.device)
+        return self._is_wide_enough(needs) and self.cache.length >= needs.length
+
+    def _is_wide_enough(self, needs: PoolNeeds) -> bool:
+        return self.texts.logprobs.shape[1] >= needs.longest and self.texts.draft_source.shape[1] >= needs.source
 
     def make_room_for(self, record: Record, needs: PoolNeeds, hidden_size: int) -> None:
         """Give a call buffers for what it records; those of the call before stay where they are if they fit."""

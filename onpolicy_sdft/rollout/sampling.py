@@ -26,7 +26,7 @@ from onpolicy_sdft.rollout.noise import gumbel_noise
 from onpolicy_sdft.types import SamplingLaw, TopLogprobs
 
 BLOCK = 64  # ids of a block; V / 64 + 64 draws of noise a token
-_BLOCK_IDS = 1 << 30  # blocks are numbered from here in the noise, above every vocabulary id
+BLOCK_IDS = 1 << 30  # blocks are numbered from here in the noise, above every vocabulary id
 CANDIDATES = 512  # likeliest tokens looked at before all of them are sorted
 
 
@@ -211,7 +211,7 @@ def _draw_in_blocks(
     mass_BM = q_BV[:, :whole].unflatten(-1, (-1, BLOCK)).sum(-1)
     if whole < size:
         mass_BM = torch.cat([mass_BM, q_BV[:, whole:].sum(-1, keepdim=True)], dim=-1)
-    blocks_M = torch.arange(_BLOCK_IDS, _BLOCK_IDS + mass_BM.shape[-1], dtype=torch.int32, device=q_BV.device)
+    blocks_M = torch.arange(BLOCK_IDS, BLOCK_IDS + mass_BM.shape[-1], dtype=torch.int32, device=q_BV.device)
     block_B = (mass_BM.log() + gumbel_noise(words_B2, positions_B, blocks_M[None])).argmax(-1)
     ids_BW = block_B[:, None] * BLOCK + torch.arange(BLOCK, device=q_BV.device)
     inside_BW = scores_BV.gather(-1, ids_BW.clamp(max=size - 1))

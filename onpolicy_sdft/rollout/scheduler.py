@@ -5,6 +5,7 @@ Shape letters: S slots.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ class Scheduler:
     """Hands slots to requests, longest expected first, and shares beginnings that stand in a slot already.
 
     Args:
-        requests: Of one call.
+        requests: Of one call; a list that grows, where :meth:`add` is used.
         num_slots: S.
         prefill_tokens: Prompt tokens of one forward.
     """
@@ -39,12 +40,21 @@ class Scheduler:
         self.requests = requests
         self.prefill_tokens = prefill_tokens
         self.request_of: list[int | None] = [None] * num_slots  # index within the call; None: the slot is free
-        self._waiting = sorted(range(len(requests)), key=lambda i: (-expected_tokens(requests[i]), i))[::-1]
+        self._waiting = sorted(range(len(requests)), key=self._rank)
         longest = max((len(request.prompt_token_ids) for request in requests), default=0)
         self._wanted = _Prompts(num_slots, longest)  # what each slot is being filled with
         self._there = _Prompts(num_slots, longest)  # whose keys and values stand in it, also after the request has left
         self._unfilled: list[int] = []  # slots whose prompt is not run yet, in order
         self._started: set[int] = set()  # of those, the ones whose first piece was planned
+
+    def _rank(self, index: int) -> tuple[int, int]:
+        return expected_tokens(self.requests[index]), -index  # the last is the next
+
+    def add(self, index: int) -> None:
+        """Let a request wait that has been put behind the others since."""
+        bisect.insort(self._waiting, index, key=self._rank)
+        for prompts in (self._wanted, self._there):
+            prompts.widen(len(self.requests[index].prompt_token_ids))
 
     @property
     def num_waiting(self) -> int:
@@ -130,9 +140,13 @@ class _Prompts:
     """A prompt a slot, and how much of it counts."""
 
     def __init__(self, num_slots: int, longest: int) -> None:
-        self._ids = np.full((num_slots, longest), -1, dtype=np.int64)
+        self._ids: np.ndarray[Any, Any] = np.full((num_slots, longest), -1, dtype=np.int64)
         self.lengths = np.zeros(num_slots, dtype=np.int64)
         self._whole = np.zeros(num_slots, dtype=np.int64)
+
+    def widen(self, longest: int) -> None:
+        missing = max(0, longest - self._ids.shape[1])
+        self._ids = np.pad(self._ids, ((0, 0), (0, missing)), constant_values=-1)
 
     def put(self, slot: int, prompt: np.ndarray[Any, Any], length: int) -> None:
         self._ids[slot, : len(prompt)] = prompt
@@ -145,7 +159,9 @@ class _Prompts:
     def shared_with(self, prompt: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return how many leading tokens a prompt has in common with what counts of each slot's: [S]."""
         differs = self._ids[:, : len(prompt)] != prompt
-        return np.minimum(np.where(differs.any(1), differs.argmax(1), len(prompt)), self.lengths)
+        first: np.ndarray[Any, Any] = np.where(differs.any(1), differs.argmax(1), len(prompt))
+        shared: np.ndarray[Any, Any] = np.minimum(first, self.lengths)
+        return shared
 
 
 def expected_tokens(request: RolloutRequest) -> int:

@@ -50,7 +50,7 @@ class StepCosts:
 
     @staticmethod
     def measure_grid(num_slots: int, width: int, time_step: Callable[[int, int], float]) -> StepCosts:
-        """Time steps of one token a row and of ``width``; what is between is on the line. Each is a graph to capture."""
+        """Time steps of one token a row and of ``width`` alone, each a graph to capture; others are on the line."""
         rows = sorted({*(n for n in (1, 64) if n < num_slots), num_slots})
         table = []
         for count in rows:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -23,11 +23,17 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from onpolicy_sdft.models.lora import embedding_weight, inner_model
-from onpolicy_sdft.rollout.fused import Packed, fuse, replace_on
+from onpolicy_sdft.rollout.copies import Copies, Source
+from onpolicy_sdft.rollout.fused import fuse, replace_on
+from onpolicy_sdft.rollout.kernels import best_kernels
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+    from onpolicy_sdft.rollout.attention import KernelName
+    from onpolicy_sdft.rollout.cpu.fusing import Packed
+    from onpolicy_sdft.rollout.gpu.layers import LayerFusion
 
 DecodeCopy = Literal["auto", "none", "packed", "bfloat16"]
 
@@ -46,7 +52,11 @@ class WeightsView(Protocol):
         ...
 
     def fingerprint(self) -> object:
-        """Say where they lie and how they are read while the view is open: equal where a captured step is still good."""
+        """Say where they lie and how they are read: equal while a captured step is good."""
+        ...
+
+    def release(self) -> None:
+        """Give back the memory of copies that are kept between openings."""
         ...
 
 
@@ -60,51 +70,109 @@ class LocalWeights:
         decode_copy: ``none``: copy nothing else. ``packed``: copy every linear into the layout of the CPU's kernels
             (float32 and bfloat16 on a CPU; elsewhere as ``none``) and fuse what stands between them. ``bfloat16``:
             copy float32 weights in bfloat16, on a CPU packed as well. ``auto``: ``packed`` where there is such a
-            layout.
+            layout. With ``triton``, ``packed`` also copies linears that read the same numbers side by side, so that
+            they are one product, and ``auto`` and ``bfloat16`` do where memory allows.
+        keep: Leave copies where they are between openings, so that graphs that read them stay good.
+        triton: Fuse what stands between linears with kernels for a GPU.
     """
 
     model: PreTrainedModel | PeftModel
     merge_adapter: bool = True
     decode_copy: DecodeCopy = "auto"
+    keep: bool = False
+    triton: bool = False
     num_bytes: int = 0
     fused: str = "nothing"
-    _copies: dict[object, torch.Tensor] = field(default_factory=dict)  # at fixed addresses between openings
+    _copies: Copies | None = None
+    _layers: LayerFusion | None = None
+    _packed: dict[nn.Module, Packed] = field(default_factory=dict)
+    _narrowed: dict[nn.Parameter, torch.Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def on_device(
+        model: PreTrainedModel | PeftModel,
+        merge_adapter: bool = True,
+        decode_copy: DecodeCopy = "auto",
+        attention: KernelName | None = None,
+    ) -> LocalWeights:
+        """Return the view for where a model lives: on a GPU copies stay, and kernels fuse where they attend."""
+        on_gpu = model.device.type == "cuda"
+        best = attention or best_kernels(model.device, embedding_weight(inner_model(model)).dtype)
+        triton = on_gpu and best == "triton"
+        return LocalWeights(model, merge_adapter, decode_copy, keep=on_gpu, triton=triton)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """Patch modules on entry, restore them on exit; what was copied is freed then."""
+        """Patch modules on entry, restore them on exit; what was copied is freed then, unless it is kept."""
         model = inner_model(self.model)
         weight = embedding_weight(model)
         narrow = self.decode_copy == "bfloat16" and weight.dtype == torch.float32
         dtype = torch.bfloat16 if narrow else weight.dtype
-        pack = self.decode_copy != "none" and weight.device.type == "cpu" and can_pack(dtype)
-        self.num_bytes = 0
-        with contextlib.ExitStack() as stack:
-            replaced: set[torch.Tensor] = set()
-            packed: dict[nn.Module, Packed] = {}
-            for module, linear in self._linears(model):
-                merged = isinstance(module, LoraLayer)
-                if not pack and not merged:
-                    continue
-                kept = (_merged_weight(module) if merged else linear.weight.data).to(dtype)
-                bias = None if linear.bias is None else linear.bias.data.to(dtype)
-                if pack:
-                    packed[module] = Packed(pack_linear(kept), bias)
-                forward = packed[module] if pack else _plain_forward(kept, bias)
-                replace_on(module, "forward", forward, stack)
-                self.num_bytes += kept.nbytes
-                replaced.add(linear.weight)
-            if narrow:
-                self.num_bytes += _narrow(model, replaced - {weight}, stack)
-            if pack:
-                self.fused = fuse(model, packed, stack)
-            yield
+        pack = self.decode_copy != "none" and weight.device.type == "cpu" and can_pack(dtype) and not self.triton
+        sources = self._sources(model)
+        try:
+            with contextlib.ExitStack() as stack:
+                read = self._pack(sources, dtype, stack) if pack else self._copy(model, sources, dtype, stack)
+                if narrow:
+                    # The embedding may also be the output layer: it is looked up in bfloat16 then.
+                    self.num_bytes += self._narrow(model, read - {weight}, stack)
+                if self.triton:
+                    self._fuse_on_gpu(model, dtype, stack)
+                elif pack:
+                    from onpolicy_sdft.rollout.cpu.fusing import CpuPasses  # numba: not on a GPU
+
+                    self.fused = fuse(model, CpuPasses(self._packed, dtype), stack)
+                yield
+        finally:
+            if not self.keep:
+                self.release()
+
+    def _pack(self, sources: Sequence[Source], dtype: torch.dtype, stack: contextlib.ExitStack) -> set[torch.Tensor]:
+        """Copy every linear into the layout of a CPU's kernels; return the weights that are not read meanwhile."""
+        from onpolicy_sdft.rollout.cpu.fusing import Packed  # numba: not on a GPU
+
+        self.num_bytes, packed = 0, {}
+        for source in sources:
+            kept = source.weight().to(dtype)
+            bias = None if source.linear.bias is None else source.linear.bias.data.to(dtype)
+            packed[source.module] = Packed(pack_linear(kept), bias)
+            replace_on(source.module, "forward", packed[source.module], stack)
+            self.num_bytes += kept.nbytes
+        stack.callback(setattr, self, "_packed", {})
+        self._packed = packed
+        return {source.linear.weight for source in sources}
+
+    def _copy(
+        self, model: nn.Module, sources: Sequence[Source], dtype: torch.dtype, stack: contextlib.ExitStack
+    ) -> set[torch.Tensor]:
+        """Copy what is merged, and on a GPU what saves products; return the weights that are not read meanwhile."""
+        if self._copies is None:
+            where_memory_allows = self.triton and self.decode_copy in ("auto", "bfloat16")
+            self._copies = Copies(None if where_memory_allows else self.triton and self.decode_copy == "packed")
+        self._copies.refresh(model, sources, dtype)
+        for module, plain in self._copies.linears.items():
+            replace_on(module, "forward", plain, stack)
+        self.num_bytes = self._copies.num_bytes
+        return {source.linear.weight for source in sources if source.module in self._copies.linears}
+
+    def _fuse_on_gpu(self, model: PreTrainedModel, dtype: torch.dtype, stack: contextlib.ExitStack) -> None:
+        from onpolicy_sdft.rollout.gpu.fusing import GpuPasses  # Triton: not on a CPU
+        from onpolicy_sdft.rollout.gpu.layers import LayerFusion
+
+        assert self._copies is not None
+        if self._layers is None:
+            self._layers = LayerFusion()
+        layers = self._layers.fuse(model, self._copies, dtype, stack)
+        done = {part for layer in layers for part in layer.modules()}
+        self.fused = fuse(model, GpuPasses(self._copies, dtype), stack, done)
+        if layers:
+            self.fused = f"{len(layers)} layers, {self.fused}"
 
     def fingerprint(self) -> object:
         """Say where the weights lie and which adapters are read."""
         model = inner_model(self.model)
         places = tuple(each.data_ptr() for group in (model.parameters(), model.buffers()) for each in group)
-        copies = tuple(each.data_ptr() for each in self._copies.values())
+        copies = () if self._copies is None else self._copies.addresses()
         adapters = tuple(
             (tuple(module.active_adapters), module.disable_adapters, tuple(module.scaling.items()))
             for module in model.modules()
@@ -114,23 +182,38 @@ class LocalWeights:
 
     def release(self) -> None:
         """Give back the memory of copies that are kept between openings."""
-        self._copies.clear()
+        self._copies = None
+        self._layers = None
+        self._narrowed.clear()
 
-    def _linears(self, model: nn.Module) -> list[tuple[nn.Module, nn.Linear]]:
+    def _sources(self, model: nn.Module) -> list[Source]:
         """Return every linear with the module whose forward stands for it: itself, or the adapter around it."""
         mergeable = self.merge_adapter and all(
             _can_merge(module) for module in model.modules() if isinstance(module, LoraLayer)
         )
-        found: list[tuple[nn.Module, nn.Linear]] = []
+        found: list[Source] = []
         inside: set[nn.Module] = set()
         for module in model.modules():
             if isinstance(module, LoraLayer) and isinstance(module, nn.Module) and mergeable:
                 base: Any = module.get_base_layer()
-                found.append((module, base))
+                found.append(Source(module, base, functools.partial(_merged_weight, module), True))
                 inside |= set(module.modules())
             elif type(module) is nn.Linear and module not in inside:
-                found.append((module, module))
+                found.append(Source(module, module, functools.partial(getattr, module.weight, "data"), False))
         return found
+
+    def _narrow(self, model: nn.Module, unused: set[torch.Tensor], stack: contextlib.ExitStack) -> int:
+        """Point every float32 parameter that is read at a bfloat16 copy of itself; return the bytes of the copies."""
+        num_bytes = 0
+        for parameter in model.parameters():
+            if parameter.dtype == torch.float32 and parameter not in unused:
+                if parameter not in self._narrowed:
+                    self._narrowed[parameter] = torch.empty_like(parameter.data, dtype=torch.bfloat16)
+                self._narrowed[parameter].copy_(parameter.data)
+                stack.callback(setattr, parameter, "data", parameter.data)
+                parameter.data = self._narrowed[parameter]
+                num_bytes += parameter.data.nbytes
+        return num_bytes
 
 
 @functools.cache
@@ -152,13 +235,6 @@ def pack_linear(weight: torch.Tensor) -> torch.Tensor:
     return packed
 
 
-def _plain_forward(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable[..., torch.Tensor]:
-    def forward(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        return nn.functional.linear(x, weight, bias)
-
-    return forward
-
-
 def _merged_weight(layer: Any) -> torch.Tensor:
     base = layer.get_base_layer().weight.data
     wide = base if base.dtype == torch.float64 else base.float()
@@ -176,14 +252,3 @@ def _can_merge(layer: Any) -> bool:
         and not layer.merged
         and not any(getattr(layer, "use_dora", {}).values())
     )
-
-
-def _narrow(model: nn.Module, unused: set[torch.Tensor], stack: contextlib.ExitStack) -> int:
-    """Point every float32 parameter that is read at a bfloat16 copy of itself; return the bytes of the copies."""
-    num_bytes = 0
-    for parameter in model.parameters():
-        if parameter.dtype == torch.float32 and parameter not in unused:
-            stack.callback(setattr, parameter, "data", parameter.data)
-            parameter.data = parameter.data.to(torch.bfloat16)
-            num_bytes += parameter.data.nbytes
-    return num_bytes

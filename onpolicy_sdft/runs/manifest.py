@@ -8,13 +8,13 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 import onpolicy_sdft
+from onpolicy_sdft.versions import package_versions
 
 PACKAGES = (
     "onpolicy_sdft",
@@ -68,24 +68,6 @@ def collect_manifest(
         "data_fingerprint": data_fingerprint,
         **(extra or {}),
     }
-
-
-def package_versions(names: Sequence[str]) -> dict[str, str | None]:
-    """Look versions up in the installed metadata, without importing anything.
-
-    Args:
-        names: Distribution names.
-
-    Returns:
-        Version by name; None where the distribution is not installed.
-    """
-    versions: dict[str, str | None] = {}
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
 
 
 def git_state(root: Path) -> dict[str, Any] | None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from onpolicy_sdft.screening.reasons import REASONS, banned_phrase, is_length_off, is_looping
+from onpolicy_sdft.screening.watch import Resample, Watch
 from onpolicy_sdft.types import Rollout, Target, Verdict, Views
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import ScreeningConfig
     from onpolicy_sdft.tasks.protocol import Task
 
-#: Draws again for these views: ``resample(views, attempt)``.
-Resample = Callable[[Sequence[Views], int], Sequence[Rollout | None]]
+
+def num_free_cores(num_local_ranks: int = 1) -> int:
+    """Return how many cores are left to a rank of this machine beside the one that writes; at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // num_local_ranks - 1)
 
 
 class Screen:
@@ -24,7 +28,7 @@ class Screen:
         config: Verdict per reason, thresholds.
         task: Its check is one of the reasons.
         decode: Token ids to text, special tokens left out.
-        num_workers: Checks run at once (a code check waits for a subprocess).
+        num_workers: Checks run at once; None: as many as there are cores, less one.
     """
 
     def __init__(
@@ -32,12 +36,12 @@ class Screen:
         config: ScreeningConfig,
         task: Task,
         decode: Callable[[Sequence[int]], str],
-        num_workers: int = 2,
+        num_workers: int | None = None,
     ) -> None:
         self.config = config
         self.task = task
         self.decode = decode
-        self.num_workers = num_workers
+        self.num_workers = num_free_cores() if num_workers is None else num_workers
         self.verdicts: dict[str, Verdict] = {reason: getattr(config, reason) for reason in REASONS}
 
     def __call__(self, views: Sequence[Views], rollouts: Sequence[Rollout | None], resample: Resample) -> list[Target]:
@@ -46,16 +50,16 @@ class Screen:
         A ``None`` rollout means the demonstration itself was asked for. Examples whose verdict is ``resample`` are
         drawn again until ``max_attempts`` draws were made; then the demonstration is learned.
         """
-        targets = self._judge(views, rollouts, attempt=0)
-        for attempt in range(1, self.config.max_attempts):
-            again = [index for index, target in enumerate(targets) if target.verdict == "resample"]
-            if not again:
-                break
-            retried = [views[index] for index in again]
-            judged = self._judge(retried, resample(retried, attempt), attempt)
-            for index, target in zip(again, judged, strict=True):
-                targets[index] = target
-        return [self._settle(target) if target.verdict == "resample" else target for target in targets]
+        with self.watch(views) as watch:
+            return watch.targets(rollouts, resample)
+
+    def watch(self, views: Sequence[Views]) -> Watch:
+        """Return what judges the draws of these examples while others are still written."""
+        # Threads of pure Python would only take turns with the one that writes.
+        waits = self.verdicts["check"] != "keep" and not getattr(self.task, "check_is_quick", False)
+        may_resample = "resample" in self.verdicts.values()
+        max_attempts = self.config.max_attempts if may_resample else 1
+        return Watch(self._target, views, max_attempts, self.num_workers if waits else 0)
 
     def reason(self, views: Views, rollout: Rollout, text: str) -> str:
         """Return the first reason against a rollout, cheapest first; empty when there is none.
@@ -75,24 +79,16 @@ class Screen:
         }
         return next((name for name in REASONS if self.verdicts[name] != "keep" and holds[name]()), "")
 
-    def _judge(self, views: Sequence[Views], rollouts: Sequence[Rollout | None], attempt: int) -> list[Target]:
-        pairs = list(zip(views, rollouts, strict=True))
-        with ThreadPoolExecutor(self.num_workers) as pool:
-            return list(pool.map(lambda pair: self._target(pair[0], pair[1], attempt), pairs))
-
     def _target(self, views: Views, rollout: Rollout | None, attempt: int) -> Target:
         if rollout is None:
             return _demonstration_target(views, "keep", "", None, attempt)
         text = self.decode(rollout.token_ids)
         reason = self.reason(views, rollout, text)
         verdict = self.verdicts[reason] if reason else "keep"
-        if verdict == "fallback":
+        if verdict == "fallback" or (verdict == "resample" and attempt + 1 >= self.config.max_attempts):
             return _demonstration_target(views, "fallback", reason, rollout, attempt)
         token_ids = () if verdict == "drop" else rollout.token_ids
         return Target(views, token_ids, text, verdict, reason, rollout, attempt)
-
-    def _settle(self, target: Target) -> Target:
-        return _demonstration_target(target.views, "fallback", target.reason, target.rollout, target.attempt)
 
 
 def _demonstration_target(views: Views, verdict: Verdict, reason: str, rollout: Rollout | None, attempt: int) -> Target:

@@ -37,6 +37,7 @@ class Exact(Task):
     ignore_whitespace: bool = True
     answer_field: str = "answer"
     name = "exact"
+    check_is_quick = True
 
     def __post_init__(self) -> None:
         if self.match not in _MATCHES:

@@ -14,6 +14,7 @@ class FreeForm(Task):
     """Any text will do: correct unless empty."""
 
     name = "free_form"
+    check_is_quick = True
 
     def ask(self, prompt: str) -> str:
         """Return the prompt as it stands."""

@@ -132,6 +132,7 @@ class MathWordProblem(Task):
 
     answer_field: str = "answer"
     name = "math_word_problem"
+    check_is_quick = True
 
     def ask(self, prompt: str) -> str:
         """Ask for the steps and a last sentence the check can read."""

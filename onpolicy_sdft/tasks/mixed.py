@@ -21,6 +21,7 @@ class MixedTask(Task):
     def __init__(self, own: Task, others: Mapping[str, Task]) -> None:
         self.own = own
         self.others = others
+        self.check_is_quick = all(getattr(task, "check_is_quick", False) for task in (own, *others.values()))
 
     def _of(self, demonstration: Demonstration) -> Task:
         return self.others.get(demonstration.example_id, self.own)

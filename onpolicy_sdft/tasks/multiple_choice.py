@@ -105,6 +105,7 @@ class MultipleChoice(Task):
     choices_field: str = "choices"
     answer_field: str = "answer"
     name = "multiple_choice"
+    check_is_quick = True
 
     def ask(self, prompt: str) -> str:
         """Ask for the letter."""

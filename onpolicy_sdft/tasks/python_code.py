@@ -4,31 +4,20 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
-import selectors
 import signal
-import subprocess
-import sys
-import tempfile
-import time
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 from onpolicy_sdft.errors import TaskError
+from onpolicy_sdft.tasks.code_server import CodeServers
 from onpolicy_sdft.tasks.protocol import Task, bad_field, require_bool
 from onpolicy_sdft.types import CheckResult, Demonstration
 
-_CHILD = Path(__file__).with_name("code_child.py")
 _FENCE = re.compile(r"```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 _CODE_LINE = re.compile(r"^(?:async def |def |class |import |from \w|@\w|\w+\s*=)", re.MULTILINE)
-# How long the interpreter may take to start on a busy machine; not part of the code's own time.
-_START_SECONDS = 60.0
-_REPORT_BYTES = 1 << 16
 _FILE_BYTES = 1 << 20
 
 
@@ -99,7 +88,7 @@ class PythonCode(Task):
     Rows have a field ``tests_field``: a string of ``assert`` statements, or a list of such strings.
     They may have a field ``setup_field``: what the question gives and the program may use (imports,
     helpers); it runs before the program. Tests run after the program, in its name space, in a
-    process of its own with an empty
+    process of its own (a fork of a small server that never sees a program) with an empty
     environment, a temporary working directory, a fixed hash seed, limits on CPU time, wall time,
     address space and file size, no new processes or threads, and output thrown away. The network is
     off: by an empty network name space where the system permits one to be made, and in any case by
@@ -133,6 +122,7 @@ class PythonCode(Task):
     tests_field: str = "tests"
     setup_field: str = "setup"
     show_tests: int = 0
+    _servers: CodeServers = field(default_factory=CodeServers, init=False, repr=False, compare=False)
     name = "python_code"
 
     def __post_init__(self) -> None:
@@ -222,109 +212,22 @@ class PythonCode(Task):
 
     def _run(self, code: str, tests: list[str]) -> str:
         """Return why the program is wrong, or nothing where its tests pass."""
-        job = {
+        job: dict[str, object] = {
             "code": code,
             "tests": tests,
             "cpu_seconds": self.cpu_seconds,
             "memory_bytes": self.memory_mb << 20,
             "file_bytes": _FILE_BYTES,
         }
-        with tempfile.TemporaryDirectory(prefix="code-check-", ignore_cleanup_errors=True) as folder:
-            process = _start(folder)
+        outcome = self._servers.run(job, self.wall_seconds)
+        if outcome is None:
+            return "crashed"
+        if outcome.report:
             try:
-                return self._verdict(process, job)
-            finally:
-                # Before wait(): until the leader is reaped, its group id cannot be another's.
-                with suppress(ProcessLookupError, PermissionError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                for pipe in (process.stdin, process.stdout, process.stderr):
-                    assert pipe is not None
-                    with suppress(BrokenPipeError):
-                        pipe.close()
-
-    def _verdict(self, process: subprocess.Popen[bytes], job: dict[str, object]) -> str:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        with suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(job).encode())
-            process.stdin.close()
-        received = bytearray()
-        _receive(process.stdout, received, 1, _START_SECONDS)
-        if not received.startswith(b"ready\n"):
-            raise TaskError(
-                f"task {self.name}: the process that checks code did not start: "
-                f"{_last_words(process.stderr)!r}; it needs Linux and a readable {sys.executable}"
-            )
-        deadline = time.monotonic() + self.wall_seconds
-        _receive(process.stdout, received, 2, self.wall_seconds)
-        lines = received.split(b"\n")
-        if len(lines) > 2:
-            try:
-                status = json.loads(lines[1])["status"]
+                status = json.loads(outcome.report)["status"]
             except (ValueError, KeyError, TypeError):  # the code wrote into the report itself
                 return "crashed"
             return "" if status == "ok" else str(status)
-        ended_by = _exit_signal(process.pid, deadline)
-        if ended_by is None or ended_by in (signal.SIGXCPU, signal.SIGKILL):
+        if outcome.ended_by is None or outcome.ended_by in (signal.SIGXCPU, signal.SIGKILL):
             return "timeout"
-        return "crashed" if ended_by else "exited"
-
-
-def _start(folder: str) -> subprocess.Popen[bytes]:
-    """Start the child in the folder, isolated from environment, user site and working directory."""
-    # What -I does, but that would also ignore PYTHONHASHSEED: with a random one the order of a set
-    # of strings, and with it a verdict, could differ from run to run.
-    command = [sys.executable, "-s", "-P", "-B", str(_CHILD)]
-    environment = {
-        "PYTHONHASHSEED": "0",
-        "PYTHONUTF8": "1",
-        "HOME": folder,
-        "TMPDIR": folder,
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command,
-        stdin=pipe,
-        stdout=pipe,
-        stderr=pipe,
-        cwd=folder,
-        env=environment,
-        start_new_session=True,
-    )
-
-
-def _receive(pipe: IO[bytes], received: bytearray, num_lines: int, seconds: float) -> None:
-    """Read until so many lines are there, the pipe is closed, the time is over or too much came."""
-    deadline = time.monotonic() + seconds
-    with selectors.DefaultSelector() as selector:
-        selector.register(pipe, selectors.EVENT_READ)
-        while received.count(b"\n") < num_lines and len(received) < _REPORT_BYTES:
-            if not selector.select(max(0.0, deadline - time.monotonic())):
-                return
-            part = os.read(pipe.fileno(), _REPORT_BYTES)
-            if not part:
-                return
-            received += part
-
-
-def _exit_signal(pid: int, deadline: float) -> int | None:
-    """Return the signal that ended a process (0: none), or None if it lives past the deadline."""
-    while True:
-        # WNOWAIT leaves the process to be reaped after its group is killed.
-        state = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-        if state is not None:
-            return 0 if state.si_code == os.CLD_EXITED else state.si_status
-        if time.monotonic() >= deadline:
-            return None
-        time.sleep(0.005)
-
-
-def _last_words(pipe: IO[bytes]) -> str:
-    received = bytearray()
-    _receive(pipe, received, 1000, 1.0)
-    lines = received.decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else ""
+        return "crashed" if outcome.ended_by else "exited"

@@ -70,6 +70,7 @@ class Refusal(Task):
     phrases: Literal["default", "legacy"] = "default"
     suffix: str = ""
     name = "refusal"
+    check_is_quick = True
     needs_response = False
 
     def __post_init__(self) -> None:

@@ -46,6 +46,7 @@ class Backend:
     """
 
     kinds: tuple[DistributedType, ...] = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+    name = "ddp"  # as ``sdft plan`` calls it
     shards: Shards = WHOLE  # as they are once the policy was prepared
 
     def __init__(self, precision: str, timeout_seconds: float = 1800.0) -> None:

@@ -48,6 +48,7 @@ class DeepSpeedBackend(Backend):
                 f"DeepSpeed ZeRO stage {self.stage} divides nothing. Way out: launch/accelerate/ddp.yaml, or "
                 "zero_stage 1, 2 or 3."
             )
+        self.name = f"zero{self.stage}"
         for name in ("bf16", "fp16"):
             if config.get(name, {}).get("enabled") not in (None, False, "auto"):
                 raise ConfigError(

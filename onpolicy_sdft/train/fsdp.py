@@ -30,6 +30,7 @@ class FsdpBackend(Backend):
     """
 
     kinds = (DistributedType.FSDP,)
+    name = "fsdp2"
     shards = Fsdp2()
 
     def _mixed_precision(self) -> str:

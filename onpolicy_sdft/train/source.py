@@ -9,16 +9,37 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from onpolicy_sdft.rollout.backend import NO_RECORD, OnProgress, RolloutBackend, ignore_progress
+from onpolicy_sdft.rollout.backend import (
+    NO_LISTENER,
+    NO_RECORD,
+    Listener,
+    OnProgress,
+    RolloutBackend,
+    ignore_progress,
+)
 from onpolicy_sdft.rollout.drafts import DraftStore
 from onpolicy_sdft.types import NoiseKey, Record, Rollout, RolloutRequest, SamplingLaw, Target, Views
+
+
+class Watching(Protocol):
+    """Follows the rollouts of a step while they are written; see ``screening/watch.py``."""
+
+    def ended(self, draw: int, rollout: Rollout) -> None:
+        """Hear of a rollout; those drawn again are counted on from the examples."""
+        ...
+
+    def again(self, num_ended: int) -> Sequence[tuple[Views, int]]:
+        """Return what to draw again of the first so many that ended, with the number of its attempt."""
+        ...
 
 
 class TargetSource(Protocol):
     """Gives each example of a step a rollout, or None where the demonstration is the target."""
 
-    def rollouts(self, views: Sequence[Views], *, step: int, attempt: int = 0) -> Sequence[Rollout | None]:
-        """Return one entry per example, in order."""
+    def rollouts(
+        self, views: Sequence[Views], *, step: int, attempt: int = 0, watch: Watching | None = None
+    ) -> Sequence[Rollout | None]:
+        """Return one entry per example, in order; what a watch has drawn again it hears of, and is not returned."""
         ...
 
     def open(self) -> AbstractContextManager[None]:
@@ -27,6 +48,10 @@ class TargetSource(Protocol):
 
     def remember(self, targets: Sequence[Target]) -> None:
         """Keep what a later step can use."""
+        ...
+
+    def release(self) -> bool:
+        """Give memory back that is kept for the next rollouts; whether there was any."""
         ...
 
     def figures(self) -> Mapping[str, float]:
@@ -97,15 +122,23 @@ class PolicySource:
         self.store = DraftStore(0) if store is None else store
         self.writing = writing
 
-    def rollouts(self, views: Sequence[Views], *, step: int, attempt: int = 0) -> Sequence[Rollout | None]:
+    def rollouts(
+        self, views: Sequence[Views], *, step: int, attempt: int = 0, watch: Watching | None = None
+    ) -> Sequence[Rollout | None]:
         """Write one completion per entry, with the noise of its example and sample."""
-        requests = [
-            self._request(
-                view, NoiseKey(self.sampling.seed, step, view.demonstration.example_id, view.sample_index, attempt)
-            )
-            for view in views
-        ]
-        return self.backend.generate(requests, self.sampling.law_at(step), self.on_progress, self.sampling.record)
+
+        def request(view: Views, attempt: int) -> RolloutRequest:
+            name = view.demonstration.example_id
+            return self._request(view, NoiseKey(self.sampling.seed, step, name, view.sample_index, attempt))
+
+        written = self.backend.generate(
+            [request(view, attempt) for view in views],
+            self.sampling.law_at(step),
+            self.on_progress,
+            self.sampling.record,
+            NO_LISTENER if watch is None else _Listening(watch, request),
+        )
+        return written[: len(views)]
 
     def open(self) -> AbstractContextManager[None]:
         """Put the weights that write in place."""
@@ -117,6 +150,10 @@ class PolicySource:
             if target.rollout is not None:
                 name, prompt = target.views.demonstration.example_id, target.rollout.prompt_token_ids
                 self.store.put(name, prompt, target.rollout.token_ids)
+
+    def release(self) -> bool:
+        """Give the backend's memory back."""
+        return self.backend.release()
 
     def figures(self) -> Mapping[str, float]:
         """Return how busy the slots were and how often drafts were kept."""
@@ -144,6 +181,20 @@ class PolicySource:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Listening(Listener):
+    """Tells a watch of what is written, and words what it wants drawn again as requests."""
+
+    watch: Watching
+    request: Callable[[Views, int], RolloutRequest]
+
+    def ended(self, index: int, rollout: Rollout) -> None:
+        self.watch.ended(index, rollout)
+
+    def more(self, num_ended: int) -> Sequence[RolloutRequest]:
+        return [self.request(view, attempt) for view, attempt in self.watch.again(num_ended)]
+
+
 def spread(views: Sequence[Views], num_samples: int) -> list[Views]:
     """Repeat each example for its samples and number them: one that comes twice in a step must not repeat its noise."""
     seen: Counter[str] = Counter()
@@ -159,7 +210,9 @@ def spread(views: Sequence[Views], num_samples: int) -> list[Views]:
 class DemonstrationSource:
     """Plain fine-tuning: nothing is written, the demonstration is the target."""
 
-    def rollouts(self, views: Sequence[Views], *, step: int, attempt: int = 0) -> Sequence[Rollout | None]:
+    def rollouts(
+        self, views: Sequence[Views], *, step: int, attempt: int = 0, watch: Watching | None = None
+    ) -> Sequence[Rollout | None]:
         """Return None for every example."""
         return [None] * len(views)
 
@@ -169,6 +222,10 @@ class DemonstrationSource:
 
     def remember(self, targets: Sequence[Target]) -> None:
         """Keep nothing."""
+
+    def release(self) -> bool:
+        """Give nothing back: there is nothing."""
+        return False
 
     def figures(self) -> Mapping[str, float]:
         """Return none."""

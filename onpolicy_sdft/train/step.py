@@ -62,6 +62,7 @@ class TrainState:
     best_score: float | None = None
     validations_without_gain: int = 0
     num_halvings: int = 0  # of train.micro_batch_tokens, for running out of memory
+    num_releases: int = 0  # of what rollouts keep, for the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +101,12 @@ class Trainer:
         shares = deal([len(view.teacher_ids) + len(view.response_ids) for view in views], self.backend.num_ranks)
         share = [views[index] for index in shares[self.backend.rank]]
         write = partial(self.source.rollouts, step=self.state.step)
-        with self.source.open():
-            rollouts = write(share)  # 1. Rollout: current weights, demonstration in context
+        with self.source.open(), self.screen.watch(share) as watch:
+            rollouts = write(share, watch=watch)  # 1. Rollout: current weights, demonstration in context
             memory = {"memory/rollout_mib": memory_mib(self.backend.device)}
             times.append(self.clock())
-            mine = self.screen(share, rollouts, lambda v, attempt: write(v, attempt=attempt))  # 2. Screen
+            # 2. Screen: each text as it ended; here only the last verdicts are waited for.
+            mine = watch.targets(rollouts, lambda v, attempt: write(v, attempt=attempt))
         times.append(self.clock())
         targets = collect(shares, self.backend.gather(without_records(mine)))
         self.source.remember(targets)  # these rollouts are the next epoch's drafts
@@ -119,6 +121,7 @@ class Trainer:
             self.teacher.follow(self.state.step + 1)  # 5. Follow: the average moves
         self._advance(num_loss_tokens, learned.skipped)
         times.append(self.clock())
+        own = {**time_metrics(times, learned.score_seconds), **self.source.figures(), **watch.figures()}
         values = {
             **loss_metrics(self.objective.name, learned.loss_sum, learned.figures, num_counted_tokens),
             "train/grad_norm": learned.grad_norm,
@@ -127,7 +130,8 @@ class Trainer:
             "train/total_loss_tokens": self.state.total_loss_tokens,
             "train/num_micro_batches": len(batches),
             "train/num_halvings": self.state.num_halvings,
-            **mean_over_ranks(self.backend, {**time_metrics(times, learned.score_seconds), **self.source.figures()}),
+            "train/num_releases": self.state.num_releases,
+            **mean_over_ranks(self.backend, own),
             **{name: self.backend.max_over_ranks(each) for name, each in memory.items()},
             **rollout_metrics(targets),
             **screen_metrics(targets),
@@ -138,7 +142,7 @@ class Trainer:
     def _learn_in_memory(
         self, mine: Sequence[Target], batches: Sequence[MicroBatch], num_counted_tokens: int
     ) -> Learned:
-        """Learn; where memory runs out, again from the same targets in micro-batches of half the size.
+        """Learn; where memory runs out, again without the slots of rollouts, then in micro-batches of half the size.
 
         Raises:
             TrainingError: If a micro-batch of one target is too large, or what was begun cannot be forgotten.
@@ -147,22 +151,26 @@ class Trainer:
             try:
                 return self.learn(batches, num_counted_tokens)
             except torch.OutOfMemoryError as error:
-                raise self._out_of_memory(error) from error
+                raise self._out_of_memory(str(error)) from error
             except MemoryRanOut as error:
-                if self.backend.max_over_ranks(max(len(batch.rows) for batch in batches)) < 2:
-                    raise self._out_of_memory(error) from error
-                self.backend.discard_gradients()
+                said = str(error)  # not the error: its frames keep what was broken off
+            self.backend.discard_gradients()
+            if self.backend.max_over_ranks(int(self.source.release())):
+                self.state.num_releases += 1
+                continue
+            if self.backend.max_over_ranks(max(len(batch.rows) for batch in batches)) < 2:
+                raise self._out_of_memory(said)
             num_batches = len(batches)
             while len(batches) == num_batches:
                 self.state.num_halvings += 1
                 batches = self.pair(mine)
 
-    def _out_of_memory(self, error: Exception) -> TrainingError:
+    def _out_of_memory(self, said: str) -> TrainingError:
         budget = self.pairing.micro_batch_tokens >> self.state.num_halvings
         return TrainingError(
-            f"Out of memory while learning micro-batches of {budget} tokens (rank {self.backend.rank}): {error}. "
-            "Way out: a lower train.micro_batch_tokens, model.gradient_checkpointing, or a backend that divides more "
-            "(launch/accelerate)."
+            f"Out of memory while learning micro-batches of {budget} tokens (rank {self.backend.rank}): {said}. "
+            "Way out: a lower train.micro_batch_tokens or rollout.kv_fraction, model.gradient_checkpointing, or a "
+            "backend that divides more (launch/accelerate)."
         )
 
     def learn(self, batches: Sequence[MicroBatch], num_counted_tokens: int) -> Learned:

@@ -112,6 +112,28 @@ STUBS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("name", "options"), [("multi_gpu.sh", {}), ("multi_node.sh", {"NUM_NODES": "1", "NODE_RANK": "0", "HEAD": "here"})]
+)
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, "expandable_segments:True 280"),
+        ({"PYTORCH_ALLOC_CONF": "mine:1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "9"}, "mine:1 9"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "mine:1"}, " 280"),
+    ],
+)
+def test_processes_on_gpus_start_with_segments_that_grow_unless_the_user_says_otherwise(
+    tmp_path, name, options, own, expected
+):
+    stub = tmp_path / "accelerate"
+    stub.write_text('#!/usr/bin/env bash\necho "$PYTORCH_ALLOC_CONF $TORCH_ELASTIC_SHUTDOWN_TIMEOUT"\n')
+    stub.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "NUM_GPUS": "2", **options, **own}
+    done = subprocess.run(["bash", f"launch/{name}"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout == f"{expected}\n"
+
+
 @pytest.mark.parametrize("out_of_time", [True, False])
 def test_a_slurm_job_that_is_out_of_time_passes_the_signal_on_and_is_queued_again(tmp_path, out_of_time):
     said = tmp_path / "said"

@@ -78,6 +78,16 @@ def test_an_exception_in_the_middle_of_a_rollout_leaves_no_trace_either(make_ben
     assert snapshot(bench) == before
 
 
+@pytest.mark.parametrize("lora", [None, {}], ids=["full", "lora"])
+def test_autocast_around_a_rollout_changes_nothing_in_it(make_bench, lora):
+    bench = make_bench(lora=lora)
+    stir(bench)
+    expected = bench.rollout_backend.generate(requests(bench), SamplingLaw())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert bench.rollout_backend.generate(requests(bench), SamplingLaw()) == expected
+        assert torch.is_autocast_enabled("cpu")
+
+
 @pytest.mark.parametrize("merge", [True, False])
 def test_behaviour_logprobs_equal_a_plain_forward_of_the_same_tokens(make_bench, merge):
     bench = make_bench(lora={}, merge_adapter=merge)

@@ -163,6 +163,28 @@ def test_memory_that_runs_out_while_learning_halves_the_micro_batches_and_repeat
         short.trainer.train_step(short.views)
 
 
+def test_memory_that_runs_out_while_learning_takes_the_slots_of_rollouts_before_it_halves_micro_batches(make_bench):
+    plain, short = make_bench(dtype=torch.float64), make_bench(dtype=torch.float64)
+    expected = [plain.trainer.train_step(plain.views) for _ in range(2)]
+    policy, engine = short.trainer.policy, short.rollout_backend
+
+    def runs_out_beside_slots(batch, *rest):
+        if engine._pool is not None and engine._pool.num_slots > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return policy(batch, *rest)
+
+    runs_out_beside_slots.train = policy.train
+    short.trainer.policy = runs_out_beside_slots
+    found = [short.trainer.train_step(short.views) for _ in range(2)]
+    assert [f.values["train/num_releases"] for f in found] == [1, 1]
+    assert [f.values["train/num_halvings"] for f in found] == [0, 0]
+    assert [f.values["rollout/num_slots"] for f in found] == [4, 2]
+    for one, other in zip(found, expected, strict=True):
+        assert [t.token_ids for t in one.targets] == [t.token_ids for t in other.targets]
+        for name in ("loss/total", "train/grad_norm"):
+            assert one.values[name] == pytest.approx(other.values[name], rel=1e-9)
+
+
 def test_what_a_broken_off_micro_batch_held_is_free_before_it_is_done_again(make_bench):
     bench = make_bench(dtype=torch.float64)
     policy, held = bench.trainer.policy, []

@@ -8,7 +8,8 @@ from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.jobs.plan import estimate, plan
 from onpolicy_sdft.models.lora import prepare_trainable
-from onpolicy_sdft.models.sizes import model_sizes
+from onpolicy_sdft.models.sizes import model_sizes, sizes_of
+from onpolicy_sdft.train.memory import memory_to_come, training_state, working_memory
 
 
 def config(model_dir, **overrides):
@@ -25,6 +26,17 @@ def test_sizes_are_those_of_the_model_itself(model_dir, tiny_model, lora):
     text = model.config
     assert (sizes.num_layers, sizes.hidden_size, sizes.vocab_size) == (2, 32, 264)
     assert sizes.kv_size == text.num_key_value_heads * text.hidden_size // text.num_attention_heads
+    assert sizes_of(model) == sizes
+
+
+def test_what_learning_will_take_is_what_a_plan_says_less_what_is_there_once_the_policy_was_prepared(model_dir):
+    asked = config(model_dir, **{"lora.enabled": False})
+    sizes = model_sizes(asked.model, asked.lora)
+    for backend, there in {"ddp": "buckets", "zero2": "optimizer", "zero3": "optimizer", "fsdp2": "buckets"}.items():
+        parts = training_state(sizes, backend, 4) | working_memory(asked, sizes, backend, 4)
+        assert memory_to_come(asked, sizes, backend, 4) == int(sum(parts.values()) - parts[there])
+        planned = estimate(asked, sizes, backend, 4, 4).parts
+        assert {name: planned[name] for name in ("gradients", "optimizer")} == training_state(sizes, backend, 4)
 
 
 def test_a_base_in_four_bits_takes_about_a_seventh_of_float32(model_dir):

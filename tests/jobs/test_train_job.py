@@ -18,7 +18,10 @@ from safetensors.torch import load_file
 from onpolicy_sdft import evaluate, fit, load_config, load_run
 from onpolicy_sdft.cli.main import main
 from onpolicy_sdft.errors import RunDirectoryError, TrainingError
+from onpolicy_sdft.models.sizes import model_sizes
+from onpolicy_sdft.rollout.memory import kv_budget
 from onpolicy_sdft.runs.files import read_json, read_jsonl
+from onpolicy_sdft.train.memory import memory_to_come
 
 YAML = """
 model: {{name: {model}}}
@@ -366,3 +369,49 @@ def test_bfloat16_compute_on_float32_weights_trains_and_resumes_bit_for_bit(file
     first, second = final_weights(Path(whole)), final_weights(Path(parts))
     assert all(value.dtype == torch.float32 for value in first.values())
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_engine_of_a_run_is_told_what_learning_will_take_and_that_of_an_evaluation_is_not(files, monkeypatch):
+    told = []
+
+    def budget(kv_gib, kv_fraction, device, learning_bytes):
+        told.append(learning_bytes)
+        return kv_budget(kv_gib, kv_fraction, device, learning_bytes)
+
+    monkeypatch.setattr("onpolicy_sdft.rollout.engine.kv_budget", budget)
+    config = load_config(files["config"], **{"train.max_steps": 1, "lora.enabled": "false"})
+    run = fit(config, say=quiet).run.path
+    assert told == [memory_to_come(config, model_sizes(config.model, config.lora), "ddp", 1)]
+    told.clear()
+    load_run(run).sample(["say one"], max_new_tokens=4)
+    assert told == [0]
+
+
+#: Metadata of the package is hidden: as from a checkout on the path that was never installed.
+UNINSTALLED = """
+import importlib.metadata, sys
+found = importlib.metadata.Distribution.from_name.__func__
+
+def hidden(cls, name):
+    if name == "onpolicy_sdft":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return found(cls, name)
+
+importlib.metadata.Distribution.from_name = classmethod(hidden)
+from onpolicy_sdft import fit, load_config
+options = {"eval.before_and_after": False, "train.max_steps": 1}
+fit(load_config(sys.argv[1], **options), say=lambda text: None)
+before = set(sys.modules)
+fit(load_config(sys.argv[1], **options, **{"train.output_dir": sys.argv[2]}), say=lambda text: None)
+print("imported:", *sorted(set(sys.modules) - before))
+"""
+
+
+def test_a_checkout_that_was_never_installed_trains_and_exports_and_a_second_run_imports_nothing(files):
+    second = files["tmp"] / "second"
+    command = [sys.executable, "-c", UNINSTALLED, str(files["config"]), str(second)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "imported:"
+    for run in (files["output"], second):
+        assert "onpolicy_sdft 0.1.0 (source checkout)" in (run / "model" / "README.md").read_text()
+        assert read_json(run / "manifest.json")["versions"]["onpolicy_sdft"] == "0.1.0 (source checkout)"

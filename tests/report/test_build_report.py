@@ -10,7 +10,7 @@ import pytest
 from places import EVIL, kl, manifest, rollout
 
 from onpolicy_sdft.errors import RunDirectoryError
-from onpolicy_sdft.report import build_report
+from onpolicy_sdft.report.html import build_report
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import write_json_atomic
 

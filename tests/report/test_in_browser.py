@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from places import EVIL, make_comparison, make_run, make_shift, make_sweep, many_rollouts
 
-from onpolicy_sdft.report import write_report
+from onpolicy_sdft.report.write import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = (

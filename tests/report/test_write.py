@@ -8,7 +8,7 @@ from places import EVIL, make_run, make_sequence, make_sweep, rollout, sequence
 
 from onpolicy_sdft.cli.main import main
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
-from onpolicy_sdft.report import write_report
+from onpolicy_sdft.report.write import write_report
 from onpolicy_sdft.runs.files import read_json, write_json_atomic
 
 

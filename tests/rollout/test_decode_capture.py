@@ -9,9 +9,10 @@ import torch
 from toys import END, ask, engine, make, tokens
 
 from onpolicy_sdft.rollout.attention import slot_attention_on
-from onpolicy_sdft.rollout.backend import NO_RECORD, ignore_progress
+from onpolicy_sdft.rollout.backend import NO_LISTENER, NO_RECORD, ignore_progress
 from onpolicy_sdft.rollout.call import Call
 from onpolicy_sdft.rollout.decode import grid_step
+from onpolicy_sdft.rollout.joining import Asked
 from onpolicy_sdft.types import SamplingLaw
 
 
@@ -19,7 +20,8 @@ def prepared(model, requests, law, max_drafts):
     """A call that has not begun, with the attention that runs on every device."""
     one = engine(model, num_slots=len(requests), max_draft_tokens=max_drafts, attention="torch")
     pool = one._make_pool(requests, NO_RECORD)
-    return Call(one, model, pool, requests, law, ignore_progress, NO_RECORD)
+    asked = Asked(requests, NO_LISTENER)
+    return Call(one, model, pool, asked.left(), law, ignore_progress, NO_RECORD, asked), asked
 
 
 def addresses(call):
@@ -38,7 +40,7 @@ def test_a_captured_step_writes_what_the_engine_writes_and_moves_no_buffer(compi
     expected = engine(model, num_slots=6, max_draft_tokens=max_drafts).generate(requests, law)
     torch._dynamo.reset()
     step = torch.compile(grid_step, fullgraph=True, backend="eager") if compiled else grid_step
-    call = prepared(model, requests, law, max_drafts)
+    call, asked = prepared(model, requests, law, max_drafts)
     with torch.no_grad(), slot_attention_on(model):
         call._admit()
         where = addresses(call)
@@ -54,5 +56,5 @@ def test_a_captured_step_writes_what_the_engine_writes_and_moves_no_buffer(compi
             rows = [row for row in range(6) if live[row] < 6]
             call._collect(rows, type(settled)(kept.kept_B[rows], kept.accepted_B[rows], kept.done_B[rows]))
         assert addresses(call) == where
-    assert tokens(call.found) == tokens(expected)
-    assert END not in {token for text in tokens(call.found) for token in text[:-1]}
+    assert tokens(asked.rollouts()) == tokens(expected)
+    assert END not in {token for text in tokens(asked.rollouts()) for token in text[:-1]}

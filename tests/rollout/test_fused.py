@@ -14,6 +14,7 @@ from transformers.models.llama import modeling_llama
 from onpolicy_sdft.rollout import fused
 from onpolicy_sdft.rollout.cpu import KEY_BLOCK
 from onpolicy_sdft.rollout.cpu import passes as cpu_passes
+from onpolicy_sdft.rollout.cpu.fusing import CpuPasses, Packed
 from onpolicy_sdft.rollout.weights import LocalWeights, can_pack, pack_linear
 from onpolicy_sdft.types import SamplingLaw
 
@@ -135,9 +136,9 @@ def test_a_unit_is_fused_only_if_it_is_what_its_names_say(name):
     unit = make_unit()
     x = torch.randn(1, 5, 8)
     own = unit(x)
-    packed = {m: fused.Packed(pack_linear(m.weight), m.bias) for m in unit.children() if isinstance(m, nn.Linear)}
+    packed = {m: Packed(pack_linear(m.weight), m.bias) for m in unit.children() if isinstance(m, nn.Linear)}
     with contextlib.ExitStack() as stack:
-        said = fused.fuse(unit, packed, stack)
+        said = fused.fuse(unit, CpuPasses(packed, torch.float32), stack)
         assert ("forward" in unit.__dict__) == expected
         assert said == ("1 gated units" if expected else "nothing")
         torch.testing.assert_close(unit(x), own, atol=1e-5, rtol=1e-5)
@@ -149,7 +150,7 @@ def test_a_norm_is_fused_only_if_it_is_that_norm(name):
     scale, expected = NORMS[name]
     norm = Norm(scale)
     with contextlib.ExitStack() as stack:
-        fused.fuse(nn.Sequential(norm, nn.LayerNorm(8), nn.BatchNorm1d(8)).eval(), {}, stack)
+        fused.fuse(nn.Sequential(norm, nn.LayerNorm(8), nn.BatchNorm1d(8)).eval(), CpuPasses({}, torch.float32), stack)
         assert ("forward" in norm.__dict__) == expected
 
 
@@ -162,7 +163,7 @@ class Pair(Norm):
 def test_a_module_that_returns_more_than_numbers_keeps_its_own():
     norm = Pair(NORMS["root mean square"][0])
     with contextlib.ExitStack() as stack:
-        assert fused.fuse(norm, {}, stack) == "nothing"
+        assert fused.fuse(norm, CpuPasses({}, torch.float32), stack) == "nothing"
 
 
 @torch.no_grad()
@@ -171,7 +172,7 @@ def test_what_a_module_was_not_compared_on_is_its_own():
     x = torch.randn(1, 3, 32).bfloat16()
     own = norm(x)
     with contextlib.ExitStack() as stack:
-        fused.fuse(norm, {}, stack)
+        fused.fuse(norm, CpuPasses({}, torch.float32), stack)
         assert "forward" in norm.__dict__
         assert torch.equal(norm(x), own)
         with torch.enable_grad():

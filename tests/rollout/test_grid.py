@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toys import FAMILIES, ask, assert_same_but_for_ties, engine, make, tokens, with_adapter
 from torch.utils._python_dispatch import TorchDispatchMode
+from toys import FAMILIES, ask, assert_same_but_for_ties, engine, make, tokens, with_adapter
 
 from onpolicy_sdft.models.trace import no_trace
 from onpolicy_sdft.rollout.attention import slot_attention_on

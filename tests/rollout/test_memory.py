@@ -99,3 +99,50 @@ def test_memory_that_runs_out_on_the_way_halves_the_slots_and_loses_nothing(monk
     monkeypatch.setattr(module.Call, "_decode", lambda self: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     with pytest.raises(torch.OutOfMemoryError):
         engine(model, num_slots=1).generate(ask(2), SamplingLaw())
+
+
+GPU, GIB = torch.device("cuda"), 2**30
+
+
+@pytest.fixture
+def gpu_memory(monkeypatch):
+    """A GPU of 80 GiB: the driver gave torch 30 of them, of which 20 are in use."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (50 * GIB, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 30 * GIB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 20 * GIB)
+
+
+@pytest.mark.usefixtures("gpu_memory")
+def test_on_a_gpu_what_torch_holds_unused_is_free_and_what_learning_takes_is_not():
+    assert kv_budget(None, 0.5, GPU).num_bytes == 30 * GIB
+    beside = kv_budget(None, 0.5, GPU, 20 * GIB)
+    assert beside.num_bytes == 20 * GIB
+    assert beside.origin == "rollout.kv_fraction=0.5 of 60.00 GiB free, 20.00 GiB of them for learning"
+    assert kv_budget(None, 0.5, GPU, 100 * GIB).num_bytes == 3 * GIB  # a tenth, whatever learning is said to take
+    assert kv_budget(4.0, 0.5, GPU, 20 * GIB).num_bytes == 4 * GIB
+
+
+def test_on_a_cpu_learning_shares_what_is_free():
+    assert "for learning" not in kv_budget(None, 0.5, CPU, 20 * GIB).origin
+
+
+@pytest.mark.parametrize(("num_requests", "expected"), [(300, 300), (5000, 1024)])
+def test_a_gpu_writes_up_to_1024_at_once(num_requests, expected):
+    assert choose_num_slots(None, num_requests, 100, 10, Budget(10**9, "here"), GPU) == expected
+
+
+def test_slots_that_are_given_back_are_made_again_half_as_many_and_write_the_same():
+    model, said = make("llama", torch.float64), []
+    one = RolloutEngine(model, (END,), LocalWeights(model), EngineOptions(num_slots=8, deterministic=True), said.append)
+    assert not one.release()
+    first = tokens(one.generate(ask(9), SamplingLaw()))
+    assert one.stats.num_slots == 8
+    assert one.release()
+    assert "8 slots are given back, going on with 4" in said[-1]
+    assert not one.release()
+    assert tokens(one.generate(ask(9), SamplingLaw())) == first
+    assert one.stats.num_slots == 4
+    other = RolloutEngine(model, (END,), LocalWeights(model), EngineOptions(num_slots=8, deterministic=True))
+    other.restore(one.state())
+    other.generate(ask(9), SamplingLaw())
+    assert other.stats.num_slots == 4

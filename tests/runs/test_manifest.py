@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from onpolicy_sdft.runs.files import dumps_strict, loads_strict
-from onpolicy_sdft.runs.manifest import collect_manifest, git_state, package_versions
+from onpolicy_sdft.runs.manifest import collect_manifest, git_state
 
 
 def git(root, *arguments):
@@ -51,12 +51,6 @@ def test_a_manifest_holds_what_it_was_given_and_is_strict_json(tmp_path):
     assert hardware["cpu"]
     assert hardware["ram_bytes"] > 0
     assert 0 < hardware["num_usable_cores"] <= hardware["num_logical_cores"]
-
-
-def test_a_package_that_is_not_installed_has_no_version():
-    versions = package_versions(["psutil", "no-such-package-at-all"])
-    assert versions["psutil"]
-    assert versions["no-such-package-at-all"] is None
 
 
 def test_a_checkout_gives_its_commit_and_whether_the_package_differs(checkout):

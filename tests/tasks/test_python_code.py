@@ -213,9 +213,10 @@ def test_a_check_process_that_cannot_start_is_an_error_not_a_wrong_answer(
 ) -> None:
     broken = tmp_path / "child.py"
     broken.write_text("raise OSError('no limits here')")
-    monkeypatch.setattr("onpolicy_sdft.tasks.python_code._CHILD", broken)
+    monkeypatch.setattr("onpolicy_sdft.tasks.code_server._CHILD", broken)
+    task = load_task("python_code", {"allow_execution": True})  # no process of its own yet
     with pytest.raises(TaskError, match="no limits here"):
-        TASK.check(RESPONSE, demonstration())
+        task.check(RESPONSE, demonstration())
 
 
 DEFINITION = "def f(x):\n    return x"

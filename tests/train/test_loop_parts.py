@@ -78,7 +78,7 @@ def views(name):
 class Recorder:
     """A backend that only remembers what it was asked."""
 
-    def generate(self, requests, law, on_progress=None, record=None):
+    def generate(self, requests, law, on_progress=None, record=None, listener=None):
         self.requests, self.law = requests, law
         return []
 

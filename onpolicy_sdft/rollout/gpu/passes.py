@@ -116,9 +116,8 @@ def place_heads(
             second = second * (tl.load(norm_ptr + HALF + i, mask=inside, other=0.0).to(tl.float32) + offset)
             first, second = first.to(a.dtype).to(tl.float32), second.to(a.dtype).to(tl.float32)
         first, second = _rotated(first, second, cos_ptr, sin_ptr, n, i, inside, HALF)
-        if h < NUM_Q:
-            target = source
-        else:
+        target = source
+        if h >= NUM_Q:
             target = keys_ptr + slot * keys_s + (h - NUM_Q) * keys_h + position * keys_l
         tl.store(target + i, first.to(a.dtype), mask=inside)
         tl.store(target + HALF + i, second.to(a.dtype), mask=inside)

@@ -1,0 +1,28 @@
+"""What CUDA's libraries read from the environment once, when they start: set before anything uses a GPU."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+_REPEATABLE = (":4096:8", ":16:8")  # buffers and KiB with which cuBLAS adds in one order, as NVIDIA has it
+
+
+def make_repeatable(option: str) -> None:
+    """Let products of matrices on a GPU repeat bit for bit; where it is too late for that, say so.
+
+    Args:
+        option: What asks for it, for the message.
+    """
+    torch = sys.modules.get("torch")
+    if _CUBLAS not in os.environ and (torch is None or not torch.cuda.is_initialized()):
+        os.environ[_CUBLAS] = _REPEATABLE[0]
+    found = os.environ.get(_CUBLAS)
+    if found not in _REPEATABLE:
+        was = "CUDA was in use before" if found is None else f"{_CUBLAS}={found} is set"
+        print(
+            f"warning: {option} asks for results that repeat, but {was}: products of matrices on a GPU may differ "
+            f"between runs. Way out: start with {_CUBLAS}={_REPEATABLE[0]}, or set {option}=false.",
+            file=sys.stderr,
+        )
