@@ -50,7 +50,7 @@ _LEAST_SECONDS = 8
 
 
 def run(bench: Bench) -> None:
-    """Check texts, then what differs in bfloat16, adapters, and attention by itself, whose kernels take long to compile."""
+    """Check texts, what differs in bfloat16, adapters, and last attention by itself, whose kernels compile slowly."""
     torch.backends.cuda.matmul.allow_tf32 = False
     model = make_model(bench, "135M", torch.float32)
     num, longest = bench.pick((12, 40), (4, 8))
