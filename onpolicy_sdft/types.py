@@ -182,11 +182,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Right-padded prompt + target rows, and where their loss tokens stand."""
+    """Prompt + target texts, right-padded or packed into one row, and where their loss tokens stand."""
 
-    input_ids: torch.Tensor  # [B, T] int64
-    attention_mask: torch.Tensor  # [B, T] int64, 1 on real tokens
-    loss_rows: torch.Tensor  # [N] int64, row of each loss token
+    input_ids: torch.Tensor  # [B, T] int64; packed: [1, T]
+    attention_mask: torch.Tensor | None  # [B, T] int64, 1 on real tokens; None: packed, all of them are
+    packed_lengths: tuple[int, ...]  # tokens of each text that is packed; empty: padded
+    loss_rows: torch.Tensor  # [N] int64, row of ``input_ids`` that a loss token stands in
     loss_positions: torch.Tensor  # [N] int64, position whose hidden state predicts the loss token
     labels: torch.Tensor  # [N] int64, the loss tokens
     weights: torch.Tensor  # [N] float32, weight of each loss token

@@ -53,7 +53,6 @@ def _check_ranges(config: RunConfig) -> None:
         "screening.max_attempts": config.screening.max_attempts,
         "screening.loop_ngram": config.screening.loop_ngram,
         "screening.loop_repeats": config.screening.loop_repeats,
-        "objective.chunk_tokens": config.objective.chunk_tokens,
         "objective.num_kept": config.objective.num_kept,
         "distill.batch_size": config.distill.batch_size,
         "train.batch_size": config.train.batch_size,
@@ -67,6 +66,7 @@ def _check_ranges(config: RunConfig) -> None:
     }
     optional = {
         "data.limit": config.data.limit,
+        "objective.chunk_tokens": config.objective.chunk_tokens,
         "rollout.num_slots": config.rollout.num_slots,
         "train.max_steps": config.train.max_steps,
         "train.max_loss_tokens": config.train.max_loss_tokens,

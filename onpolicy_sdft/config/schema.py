@@ -255,8 +255,8 @@ class ObjectiveConfig:
     student's (a temperature, top_p, ...). No gradient goes through the weight."""
     importance_cap: float = 2.0
     """Largest of those weights."""
-    chunk_tokens: int = 128
-    """Loss tokens whose logits are alive at once."""
+    chunk_tokens: int | None = None
+    """Loss tokens whose logits are alive at once. Unset: 128 on a CPU, as many as 512 MiB hold on a GPU."""
 
 
 @dataclass
@@ -322,7 +322,11 @@ class TrainConfig:
     max_loss_tokens: int | None = None
     """Stop once this many loss tokens were learned: a fair budget between methods."""
     micro_batch_tokens: int = 4096
-    """Padded tokens per forward pass; rows are sorted by length first."""
+    """Tokens of a forward and backward pass, padding included where rows are padded."""
+    layout: Literal["auto", "packed", "padded"] = "auto"
+    """How rows of a micro-batch lie: ``packed``: one behind the other, without padding, each attending to itself;
+    ``padded``: beside one another, the shorter ones filled up; ``auto``: packed where a trial shows that the model
+    gives the same and the device has a kernel for it."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Compute dtype of the learning pass; weights that are trained stay float32."""
     rank_timeout_seconds: float = 1800.0

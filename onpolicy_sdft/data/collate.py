@@ -1,4 +1,4 @@
-"""Micro-batches: rows sorted by length, packed to a budget of padded tokens.
+"""Micro-batches: texts side by side, padded to the longest, or packed one behind the other without padding.
 
 Shape letters: B rows, T positions, N loss tokens.
 """
@@ -6,6 +6,7 @@ Shape letters: B rows, T positions, N loss tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 
@@ -28,13 +29,32 @@ def split_by_budget(rows: Sequence[Row], max_tokens: int) -> list[list[Row]]:
     return groups
 
 
+def split_to_fill(rows: Sequence[Row], max_tokens: int) -> list[list[Row]]:
+    """Group rows so that their tokens together stay within ``max_tokens``: the longest first, each where it fits.
+
+    A single row longer than the budget gets a micro-batch of its own.
+    """
+    groups: list[list[Row]] = []
+    room: list[int] = []
+    for row in sorted(rows, key=lambda row: row.length, reverse=True):
+        index = next((index for index, left in enumerate(room) if row.length <= left), len(groups))
+        if index == len(groups):
+            groups.append([])
+            room.append(max_tokens)
+        groups[index].append(row)
+        room[index] -= row.length
+    return groups
+
+
 def collate(
     rows: Sequence[Row],
     pad_token_id: int,
     device: torch.device | str = "cpu",
     position_weights: Sequence[float] = (),
+    *,
+    packed: bool = False,
 ) -> MicroBatch:
-    """Right-pad rows and mark their loss tokens: every target token but skipped ones, and nothing else.
+    """Lay rows out and mark their loss tokens: every target token but skipped ones, and nothing else.
 
     Args:
         rows: Masks come from their lengths, never from token values, so a padding id that equals the terminator
@@ -43,28 +63,32 @@ def collate(
         device: Where the tensors go.
         position_weights: Weights of the first, second, ... token of a target that is not plain; tokens beyond them
             weigh as the last. None: all weigh 1.
+        packed: One behind the other in one row, rather than right-padded in a row each.
     """
-    num_positions = max(row.length for row in rows)
-    input_ids_BT = torch.full((len(rows), num_positions), pad_token_id, dtype=torch.int64)
+    places = _packed_places(rows) if packed else [(index, 0) for index in range(len(rows))]
+    shape = (1, sum(row.length for row in rows)) if packed else (len(rows), max(row.length for row in rows))
+    input_ids_BT = torch.full(shape, pad_token_id, dtype=torch.int64)
     attention_mask_BT = torch.zeros_like(input_ids_BT)
     loss_rows: list[int] = []
     positions: list[int] = []
     labels: list[int] = []
     weights: list[float] = []
     plain: list[bool] = []
-    for index, row in enumerate(rows):
+    for row, (index, first) in zip(rows, places, strict=True):
         ids = [*row.prompt_ids, *row.target_ids]
-        input_ids_BT[index, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
-        attention_mask_BT[index, : len(ids)] = 1
+        input_ids_BT[index, first : first + len(ids)] = torch.tensor(ids, dtype=torch.int64)
+        attention_mask_BT[index, first : first + len(ids)] = 1
         learned = range(row.num_skipped, len(row.target_ids))
         loss_rows += [index] * len(learned)
-        positions += [len(row.prompt_ids) + place - 1 for place in learned]  # the state before a token predicts it
+        start = first + len(row.prompt_ids) - 1  # the state before a token predicts it
+        positions += [start + place for place in learned]
         labels += row.target_ids[row.num_skipped :]
         weights += [row.weight * _at(() if row.plain else position_weights, place) for place in learned]
         plain += [row.plain] * len(learned)
     return MicroBatch(
         input_ids=input_ids_BT.to(device),
-        attention_mask=attention_mask_BT.to(device),
+        attention_mask=None if packed else attention_mask_BT.to(device),
+        packed_lengths=tuple(row.length for row in rows) if packed else (),
         loss_rows=torch.tensor(loss_rows, dtype=torch.int64, device=device),
         loss_positions=torch.tensor(positions, dtype=torch.int64, device=device),
         labels=torch.tensor(labels, dtype=torch.int64, device=device),
@@ -74,6 +98,12 @@ def collate(
         num_counted_tokens=sum(max(0, len(row.target_ids) - row.num_skipped) for row in rows if row.counted),
         rows=tuple(rows),
     )
+
+
+def _packed_places(rows: Sequence[Row]) -> list[tuple[int, int]]:
+    """Return the row and the position that each text begins at."""
+    ends = accumulate(row.length for row in rows)
+    return [(0, end - row.length) for row, end in zip(rows, ends, strict=True)]
 
 
 def _at(weights: Sequence[float], place: int) -> float:

@@ -6,7 +6,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from onpolicy_sdft.jobs.parts import sampling_law
+import torch
+
+from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.jobs.parts import Say, sampling_law
+from onpolicy_sdft.models.lora import inner_model
+from onpolicy_sdft.models.packing import examine
 from onpolicy_sdft.models.shards import WHOLE, Shards
 from onpolicy_sdft.models.teacher import Teacher
 from onpolicy_sdft.objectives.objective import Objective
@@ -71,7 +76,38 @@ def keeps_gathered(config: RunConfig) -> bool:
     return weights == "replica" or (weights == "auto" and config.lora.enabled)
 
 
-def make_pairing(config: RunConfig, pad_token_id: int) -> Pairing:
+def learns_packed(
+    config: RunConfig, model: PreTrainedModel | PeftModel, device: torch.device, autocast: Autocast, say: Say
+) -> bool:
+    """Decide how rows are laid out, before the model is divided among ranks; see ``train.layout``.
+
+    Args:
+        config: Of the run.
+        model: What learns.
+        device: Where it learns.
+        autocast: Gives the context it learns in.
+        say: Told why rows are padded, where that was not asked for.
+
+    Raises:
+        ConfigError: If packed rows are asked for, and the model cannot learn them.
+    """
+    asked, name = config.train.layout, type(inner_model(model)).__name__
+    if asked == "padded":
+        return False
+    half = "bfloat16" in (config.model.dtype, config.train.precision.replace("bf16", "bfloat16"))
+    found = examine(model, autocast, device, torch.bfloat16 if half else torch.float32)
+    if asked == "packed" and found.refusal:
+        raise ConfigError(
+            f"train.layout=packed, but {name} cannot learn packed rows: {found.refusal}. "
+            "Way out: --train.layout auto, or padded."
+        )
+    reason = found.refusal or (found.drawback if asked == "auto" else "")
+    if reason:
+        say(f"rows are padded to learn them: {name}: {reason}")
+    return not reason
+
+
+def make_pairing(config: RunConfig, pad_token_id: int, *, packed: bool = False) -> Pairing:
     """Return how a config's targets become micro-batches."""
     return Pairing(
         micro_batch_tokens=config.train.micro_batch_tokens,
@@ -80,6 +116,7 @@ def make_pairing(config: RunConfig, pad_token_id: int) -> Pairing:
         num_skipped=config.objective.skip_tokens,
         position_weights=tuple(config.objective.position_weights),
         demonstration_weight=config.objective.demonstration_weight,
+        packed=packed,
     )
 
 

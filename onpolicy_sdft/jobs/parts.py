@@ -19,7 +19,7 @@ from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.eval.runner import EvalSet
 from onpolicy_sdft.models.load import LoadedModel, load, terminator_ids
 from onpolicy_sdft.models.lora import inner_model
-from onpolicy_sdft.rollout.attention import UnsupportedModel
+from onpolicy_sdft.models.seam import UnsupportedModel
 from onpolicy_sdft.rollout.engine import EngineOptions, RolloutEngine
 from onpolicy_sdft.rollout.hf import HFBackend, Together
 from onpolicy_sdft.rollout.weights import LocalWeights

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from onpolicy_sdft.data.collate import collate, split_by_budget
 from onpolicy_sdft.data.order import permutation
 from onpolicy_sdft.data.sources import load_demonstrations
 from onpolicy_sdft.data.templates import TeacherContext
 from onpolicy_sdft.data.views import prepare
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.probe import ProbeRow, probe, recommend
-from onpolicy_sdft.jobs.method import make_objective, make_sampling, make_teacher
+from onpolicy_sdft.jobs.method import learns_packed, make_objective, make_pairing, make_sampling, make_teacher
 from onpolicy_sdft.jobs.parts import Chat, load_chat, sampling_law, tick
 from onpolicy_sdft.models.lora import prepare_trainable
+from onpolicy_sdft.models.packed import attention_of
 from onpolicy_sdft.models.policy import Policy
 from onpolicy_sdft.rollout.backend import NO_RECORD
 from onpolicy_sdft.runs.progress import Progress
@@ -96,25 +96,29 @@ def _seconds_per_learning_step(config: RunConfig, chat: Chat, views: Sequence[Vi
     Scoring is included where the rollouts would not have recorded the teacher's laws.
     """
     model = prepare_trainable(chat.loaded.model, config.lora, config.model, config.train.seed)
-    policy, objective = Policy(model).train(), make_objective(config)
+    policy, objective = Policy(model), make_objective(config)
     rows = [Row(view.student_ids, view.response_ids, view.teacher_ids) for view in views[: config.train.batch_size]]
     device = next(model.parameters()).device
 
     def bf16() -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16")
 
+    packed = learns_packed(config, model, device, bf16, chat.say)
+    pairing = make_pairing(config, chat.pad_token_id, packed=packed)
+    policy.train()
     laws = LawSource(make_teacher(config, model, bf16), objective, chat.pad_token_id)
     is_recorded = make_sampling(config, num_steps=1).record != NO_RECORD
     seconds = 0.0
     with Progress("probe: learning", len(rows), "targets") as progress:
-        for group in split_by_budget(rows, config.train.micro_batch_tokens):
-            batch = collate(group, chat.pad_token_id, device)
+        for group in pairing.split(rows):
+            batch = pairing.batch(group, device)
             started = time.perf_counter()
             (signals,) = laws([batch])
             started = time.perf_counter() if is_recorded else started
-            with bf16():
-                loss, _ = policy(batch, objective, signals)
-            loss.backward()
+            with attention_of(batch, policy):
+                with bf16():
+                    loss, _ = policy(batch, objective, signals)
+                loss.backward()
             seconds += time.perf_counter() - started
             progress.update(len(group))
     policy.zero_grad(set_to_none=True)

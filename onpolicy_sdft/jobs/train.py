@@ -22,7 +22,14 @@ from onpolicy_sdft.eval.retention import general_prompts
 from onpolicy_sdft.eval.runner import EvalSet
 from onpolicy_sdft.jobs.evaluate import evaluate_stage, has_stage, score_sets
 from onpolicy_sdft.jobs.finished import model_facts
-from onpolicy_sdft.jobs.method import keeps_gathered, make_objective, make_pairing, make_sampling, make_teacher
+from onpolicy_sdft.jobs.method import (
+    keeps_gathered,
+    learns_packed,
+    make_objective,
+    make_pairing,
+    make_sampling,
+    make_teacher,
+)
 from onpolicy_sdft.jobs.parts import (
     Chat,
     Data,
@@ -231,6 +238,7 @@ def make_trainer(
 ) -> Trainer:
     """Put the parts of a step together over a model that has not been trained yet."""
     reader, sizes = _make_reader(config, model, backend, progress), sizes_of(model)  # before parameters are divided
+    packed = learns_packed(config, model, backend.device, backend.autocast, progress.note)
     policy, optimizer = backend.prepare(Policy(model), make_optimizer(model, config.optim))
     teacher = make_teacher(config, model, backend.autocast, backend.shards, reader)
     if teacher.num_bytes:
@@ -242,7 +250,7 @@ def make_trainer(
             config, chat, plan, teacher, progress, memory_to_come(config, sizes, backend.name, backend.num_ranks)
         ),
         screen=Screen(config.screening, data.task, chat.renderer.decode, num_free_cores(_num_local_ranks(backend))),
-        pairing=make_pairing(config, chat.pad_token_id),
+        pairing=make_pairing(config, chat.pad_token_id, packed=packed),
         laws=LawSource(teacher, objective, chat.pad_token_id),
         objective=objective,
         teacher=teacher,
@@ -334,7 +342,8 @@ def _disable_base_dropout(model: torch.nn.Module) -> None:
 def _identity(config: RunConfig, data: Data, start: Start | None) -> dict[str, Any]:
     """What must not change between a checkpoint and the run that goes on from it."""
     frozen = dataclasses.asdict(config)
-    train = {key: frozen["train"][key] for key in ("targets", "seed", "batch_size", "precision", "micro_batch_tokens")}
+    same = ("targets", "seed", "batch_size", "precision", "micro_batch_tokens", "layout")
+    train = {key: frozen["train"][key] for key in same}
     if config.train.max_steps is None:
         train["num_epochs"] = config.train.num_epochs
     if config.optim.schedule == "cosine" or config.rollout.temperature_end is not None:

@@ -17,6 +17,7 @@ from torch import nn
 
 from onpolicy_sdft.errors import ModelError
 from onpolicy_sdft.models.lora import inner_model
+from onpolicy_sdft.models.packed import Packing, attention_of
 from onpolicy_sdft.types import T
 
 if TYPE_CHECKING:
@@ -112,9 +113,12 @@ class Policy(nn.Module):
 
 def hidden_at_loss_tokens(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
     """Run the layers over a micro-batch; return the final hidden states that predict its loss tokens: [N, D]."""
-    hidden_BTD = body(model)(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-    ).last_hidden_state
+    asked: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+    if batch.packed_lengths:
+        packing = Packing.of(batch.packed_lengths, batch.input_ids.device)
+        asked |= {"position_ids": packing.positions, "packing": packing}
+    with attention_of(batch, model):
+        hidden_BTD = body(model)(**asked).last_hidden_state
     hidden_ND: torch.Tensor = hidden_BTD[batch.loss_rows, batch.loss_positions]
     return hidden_ND
 

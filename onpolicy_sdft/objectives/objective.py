@@ -27,6 +27,10 @@ Support = Literal["full", "teacher", "student"]
 FIGURES = ("own", "plain", "anchor", "clipped", "importance", "capped", "own_tokens")
 _OWN, _PLAIN, _ANCHOR, _CLIPPED, _IMPORTANCE, _CAPPED, _OWN_TOKENS = range(len(FIGURES))
 
+_CPU_CHUNK = 128  # larger ones are no faster there
+_GPU_BYTES = 1 << 29  # of a chunk's [C, V] tensors: few kernels, and little beside a micro-batch's activations
+_BYTES_A_LOGIT = 16  # logits and gradients, wide and narrow; a teacher's as many again, one chunk at a time
+
 #: Losses and the gradient of their sum by logits, of a chunk.
 _Losses = tuple[torch.Tensor, torch.Tensor]
 
@@ -62,7 +66,7 @@ class Objective:
         anchor_weight: Weight of the anchor's divergence.
         importance: Correct for labels that were not drawn from s.
         importance_cap: Largest weight of that correction.
-        chunk_tokens: C.
+        chunk_tokens: C; None: see :func:`chunk_size`. Results depend on it by rounding only.
     """
 
     name: Name = "nll"
@@ -73,7 +77,7 @@ class Objective:
     anchor_weight: float = 0.0
     importance: bool = False
     importance_cap: float = 2.0
-    chunk_tokens: int = 128
+    chunk_tokens: int | None = None
 
     @property
     def needs_teacher(self) -> bool:
@@ -127,6 +131,13 @@ class Objective:
         student_CB = in_buckets(logprobs_CV, kept_CK)
         value_C, gradient_CB = DIVERGENCES[self.name](teacher_CB, student_CB, self.beta)
         return value_C, out_of_buckets(gradient_CB, student_CB[:, -1:], logprobs_CV, kept_CK)
+
+
+def chunk_size(vocab_size: int, device_type: str) -> int:
+    """Return how many loss tokens' logits are alive at once: as many as some memory holds on a GPU, few on a CPU."""
+    if device_type == "cpu":
+        return _CPU_CHUNK
+    return max(1, _GPU_BYTES // (_BYTES_A_LOGIT * vocab_size))
 
 
 def nll(logprobs_CV: torch.Tensor, labels_C: torch.Tensor) -> _Losses:
@@ -212,7 +223,7 @@ class _Work:
 
     def _chunks(self) -> Iterator[tuple[torch.Tensor, slice, bool]]:
         """Yield the positions of a chunk's tokens among N, among M, and whether they are plain."""
-        size = self.objective.chunk_tokens
+        size = self.objective.chunk_tokens or chunk_size(len(self.head.weight_VD), self.labels_N.device.type)
         plain_N = self.signals.plain_N
         own = (~plain_N).nonzero()[:, 0]
         for start in range(0, len(own), size):

@@ -11,13 +11,13 @@ size, E size of a value, B rows, Q tokens of a row, W keys of a block.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from einops import rearrange
-from transformers import AttentionInterface, PreTrainedConfig
+
+from onpolicy_sdft.models.seam import UnsupportedModel, attention_through, refuse_unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,15 +28,6 @@ NAME = "sdft_slots"
 #: Implementations: ``cpu``: compiled by numba; ``triton``: for GPUs; ``torch``: the plain sum, everywhere.
 KernelName = Literal["cpu", "triton", "torch"]
 _BLOCK = 256  # keys the plain sum looks at at once
-#: Keywords that say nothing about which key a query sees or how scores are made.
-_HARMLESS = {
-    "position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "return_dict",
-    "position_embeddings", "past_key_values", "input_ids", "inputs_embeds",
-}  # fmt: skip
-
-
-class UnsupportedModel(Exception):
-    """The engine cannot serve a model; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +104,9 @@ def slot_attention_forward(
     Raises:
         UnsupportedModel: If the layer asks for something that is not known here.
     """
-    unknown = sorted(name for name, given in others.items() if given is not None and name not in _HARMLESS)
-    if unknown:
-        raise UnsupportedModel(f"its attention passes {', '.join(unknown)}, which is not known here")
+    refuse_unknown(module, attention_mask, dropout, is_causal, others)
     if slots is None:
         raise UnsupportedModel("it does not pass keyword arguments on to its attention")
-    if attention_mask is not None:
-        raise UnsupportedModel("it makes an attention mask of its own")
-    if dropout or is_causal is False or getattr(module, "is_causal", True) is False:
-        raise UnsupportedModel("its attention is not causal, or drops out")
     num_heads = key.shape[1]
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     scoring = Scoring(scale, int(sliding_window or 0), float(softcap or 0.0), s_aux)
@@ -133,21 +118,9 @@ def slot_attention_forward(
     return out_NHGD.flatten(1, 2)[None].to(query.dtype), None
 
 
-@contextlib.contextmanager
-def slot_attention_on(model: PreTrainedModel) -> Iterator[None]:
+def slot_attention_on(model: PreTrainedModel) -> contextlib.AbstractContextManager[None]:
     """Send a model's attention here for the length of the context."""
-    if NAME not in AttentionInterface._global_mapping:
-        AttentionInterface.register(NAME, slot_attention_forward)
-    modules: Iterator[Any] = model.modules()
-    configs = {id(m.config): m.config for m in modules if isinstance(getattr(m, "config", None), PreTrainedConfig)}
-    own = {key: config._attn_implementation_internal for key, config in configs.items()}
-    try:
-        for config in configs.values():
-            config._attn_implementation_internal = NAME
-        yield
-    finally:
-        for key, config in configs.items():
-            config._attn_implementation_internal = own[key]
+    return attention_through(model, NAME, slot_attention_forward)
 
 
 @dataclass(frozen=True, slots=True)

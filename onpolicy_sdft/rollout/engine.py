@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from onpolicy_sdft.models.lora import embedding_weight, inner_model
+from onpolicy_sdft.models.seam import UnsupportedModel
 from onpolicy_sdft.models.trace import no_trace
-from onpolicy_sdft.rollout.attention import KernelName, UnsupportedModel, slot_attention_on
+from onpolicy_sdft.rollout.attention import KernelName, slot_attention_on
 from onpolicy_sdft.rollout.backend import (
     NO_LISTENER,
     NO_RECORD,
@@ -93,7 +94,7 @@ class RolloutEngine:
         self.costs: StepCosts | None = None
         self.budget: Budget | None = None
         self.steps = Steps(options.graphs and model.device.type == "cuda", say)
-        self.terminators_T = torch.tensor(self.terminators, device=model.device)
+        self._stops: tuple[tuple[int, ...], torch.Tensor] = ((), torch.empty(0))
         self._fallback: KernelName | None = None
         self._uses_grid = model.device.type == "cuda" if options.grid is None else options.grid
         self.served = self._examine()
@@ -155,6 +156,13 @@ class RolloutEngine:
             self._forget_pool()
             self.say(f"rollout: out of memory with {pool.num_slots} slots, going on with {half}")
 
+    @property
+    def terminators_T(self) -> torch.Tensor:
+        """``terminators`` as a tensor, the same one for as long as they are the same: captured steps read it."""
+        if self._stops[0] != self.terminators:
+            self._stops = self.terminators, torch.tensor(self.terminators, device=self.model.device)
+        return self._stops[1]
+
     def release(self) -> bool:
         """Give slots and copies of weights back; the next call makes half as many slots, for lack of room."""
         if self._pool is None:
@@ -211,7 +219,7 @@ class RolloutEngine:
                 )
                 self._announced = True
         pool.make_room_for(record, needs, weight.shape[1])
-        self.steps.keep_for((pool.addresses(), self.weights.fingerprint()))
+        self.steps.keep_for((pool.addresses(), self.weights.fingerprint(), self.terminators_T.data_ptr()))
         self._pool, self.stats.num_slots = pool, pool.num_slots
         return pool
 

@@ -31,7 +31,7 @@ class Joining:
     def more(self, num_forwards: int | None) -> list[RolloutRequest]:
         """Return what joins after so many decode forwards; None where the call would stop."""
         num_ended = len(self._ends) if num_forwards is None else bisect_right(self._ends, num_forwards - LAG)
-        if num_ended == self._num_asked:
+        if num_ended <= self._num_asked:
             return []
         self._num_asked = num_ended
         return list(self._listener.more(num_ended))

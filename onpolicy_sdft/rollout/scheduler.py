@@ -140,7 +140,7 @@ class _Prompts:
     """A prompt a slot, and how much of it counts."""
 
     def __init__(self, num_slots: int, longest: int) -> None:
-        self._ids = np.full((num_slots, longest), -1, dtype=np.int64)
+        self._ids: np.ndarray[Any, Any] = np.full((num_slots, longest), -1, dtype=np.int64)
         self.lengths = np.zeros(num_slots, dtype=np.int64)
         self._whole = np.zeros(num_slots, dtype=np.int64)
 

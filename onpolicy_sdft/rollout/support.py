@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,19 +10,15 @@ from transformers import Cache
 
 from onpolicy_sdft.models.lora import embedding_weight
 from onpolicy_sdft.models.policy import body
+from onpolicy_sdft.models.seam import UnsupportedModel, refuse_by_config, wrong_window
 from onpolicy_sdft.models.trace import no_trace
-from onpolicy_sdft.rollout.attention import KernelName, SlotAttention, UnsupportedModel, slot_attention_on
+from onpolicy_sdft.models.trial import how_far_off, own_hidden, texts
+from onpolicy_sdft.rollout.attention import KernelName, SlotAttention, slot_attention_on
 from onpolicy_sdft.rollout.kernels import make_kernels
 from onpolicy_sdft.rollout.slots import LayerShape, Packing, Segment, SlotCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_LAYER_TYPES = {"full_attention", "sliding_attention"}
-_MOVING_ROPES = {"dynamic", "longrope"}  # their frequencies depend on the longest position of the batch
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
-_LARGEST_TOLERANCE = 0.5  # a mask or a position that is wrong is further off than this
-_TRIED_LENGTHS = (5, 9, 12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +41,7 @@ def examine(model: PreTrainedModel, kernels: KernelName) -> Served:
     Raises:
         UnsupportedModel: With the reason, if it does not.
     """
-    _refuse_by_config(model)
+    refuse_by_config(model)
     try:
         with no_trace(model):
             served, differs = _try(model, kernels)
@@ -58,29 +52,6 @@ def examine(model: PreTrainedModel, kernels: KernelName) -> Served:
     if differs:
         raise UnsupportedModel(differs)
     return served
-
-
-def _refuse_by_config(model: PreTrainedModel) -> None:
-    config = model.config.get_text_config()
-    if not getattr(model, "_supports_attention_backend", False):
-        raise UnsupportedModel("it does not take its attention from AttentionInterface")
-    if getattr(model, "_is_stateful", False) or getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModel("it is recurrent or an encoder-decoder: there is no position to go back to")
-    others = sorted({str(kind) for kind in getattr(config, "layer_types", None) or ()} - _LAYER_TYPES)
-    if others:
-        raise UnsupportedModel(f"it has layers of type {', '.join(others)}")
-    moving = sorted(_MOVING_ROPES & set(_rope_types(config)))
-    if moving:
-        raise UnsupportedModel(f"its rope type {moving[0]} depends on the longest text of a batch")
-
-
-def _rope_types(config: Any) -> Iterator[str]:
-    waiting = [getattr(config, "rope_parameters", None), getattr(config, "rope_scaling", None)]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, dict):
-            yield str(item.get("rope_type", item.get("type", "default")))
-            waiting += item.values()
 
 
 class _ShapeRecorder(Cache):
@@ -115,57 +86,22 @@ def _shapes(model: PreTrainedModel) -> tuple[LayerShape, ...]:
     return tuple(recorder.shapes[layer] for layer in range(len(recorder.shapes)))
 
 
-def _texts(vocab_size: int) -> list[tuple[int, ...]]:
-    """Return short texts of ids from all over the vocabulary: the first ids are often special, and never trained."""
-    ids = [(12_345 + 7_919 * place) % vocab_size for place in range(sum(_TRIED_LENGTHS))]
-    ends = list(accumulate(_TRIED_LENGTHS))
-    return [tuple(ids[end - length : end]) for end, length in zip(ends, _TRIED_LENGTHS, strict=True)]
-
-
 def _try(model: PreTrainedModel, kernels: KernelName) -> tuple[Served, str]:
     weight = embedding_weight(model)
     shapes = _shapes(model)
     config = model.config.get_text_config()
-    tried = _texts(config.vocab_size)
-    own = [_own_hidden(model, text) for text in tried]
-    length = max(_TRIED_LENGTHS) + 1
+    tried = texts(config.vocab_size)
+    own = [own_hidden(model, text) for text in tried]
+    length = max(map(len, tried)) + 1
     how = make_kernels(kernels, length, weight.device)
     attention = SlotAttention(SlotCache(shapes, len(tried), length, weight.dtype, weight.device, how), watching=True)
     with slot_attention_on(model):
         _run(model, attention, [(slot, 0, text[:-1]) for slot, text in enumerate(tried)])
         attention.watching = False
         ours = _run(model, attention, [(slot, len(text) - 1, text[-1:]) for slot, text in enumerate(tried)])
-    middle = _middle_distance(ours, own)
-    if not middle < _TOLERANCE[weight.dtype] and not middle < min(_LARGEST_TOLERANCE, 3 * _rounding(model, tried, own)):
-        return Served(shapes), f"its hidden states over slots are {middle:.2g} (relative) off its own"
-    return Served(shapes), _wrong_window(config, [each.window for each in attention.seen.values()])
-
-
-def _own_hidden(model: PreTrainedModel, text: tuple[int, ...], disturbance: float = 0.0) -> torch.Tensor:
-    """Return the final hidden state [D] behind a text, with its embeddings disturbed relatively by so much."""
-    ids = torch.tensor([text], device=embedding_weight(model).device)
-    asked = {"input_ids": ids}
-    if disturbance:
-        embedded = model.get_input_embeddings()(ids)
-        noise = torch.randn(embedded.shape, generator=torch.Generator().manual_seed(0)).to(embedded.device)
-        asked = {"inputs_embeds": embedded * (1 + disturbance * noise).to(embedded.dtype)}
-    hidden: torch.Tensor = body(model)(**asked, use_cache=False).last_hidden_state[0, -1]
-    return hidden
-
-
-def _middle_distance(found: Iterable[torch.Tensor], own: Sequence[torch.Tensor]) -> float:
-    """Return the median relative distance: in bfloat16 one text may be sent to other experts."""
-    pairs = zip(found, own, strict=True)
-    distances: list[float] = sorted(((mine - theirs).norm() / theirs.norm()).item() for mine, theirs in pairs)
-    return distances[len(own) // 2]
-
-
-def _rounding(model: PreTrainedModel, tried: Sequence[tuple[int, ...]], own: Sequence[torch.Tensor]) -> float:
-    """Return the median distance that rounding of the embeddings alone makes: in some trained models it grows a lot."""
-    dtype = embedding_weight(model).dtype
-    if dtype not in (torch.bfloat16, torch.float16):
-        return 0.0
-    return _middle_distance([_own_hidden(model, text, torch.finfo(dtype).eps) for text in tried], own)
+    if off := how_far_off(model, tried, ours, own):
+        return Served(shapes), f"its hidden states over slots are {off:.2g} (relative) off its own"
+    return Served(shapes), wrong_window(config, [each.window for each in attention.seen.values()])
 
 
 def _run(
@@ -189,15 +125,3 @@ def _run(
     ).last_hidden_state[0]
     found: torch.Tensor = hidden[[s.start + s.count - 1 for s in segments]]
     return found
-
-
-def _wrong_window(config: Any, windows: list[int]) -> str:
-    """A window longer than the texts that were tried shows in the keywords alone."""
-    window = getattr(config, "sliding_window", None) or 0
-    one_kind = "sliding_attention" if window else "full_attention"
-    kinds = getattr(config, "layer_types", None) or [one_kind] * len(windows)
-    for layer, kind in enumerate(kinds[: len(windows)]):
-        expected = window if kind == "sliding_attention" else 0
-        if windows[layer] != expected:
-            return f"layer {layer} ({kind}) passes a window of {windows[layer]}, its config says {expected}"
-    return ""

@@ -63,7 +63,8 @@ class LawSource:
                 law = _recorded(rows, device, head) if rows else None
                 if rows and law is None:
                     asked = [replace(row, prompt_ids=row.teacher_ids) for row in rows]
-                    law = FullLaw(self.teacher.score(collate(asked, self.pad_token_id, device)), head)
+                    shown = collate(asked, self.pad_token_id, device, packed=bool(batch.packed_lengths))
+                    law = FullLaw(self.teacher.score(shown), head)
                 found.append(law)
         return found
 

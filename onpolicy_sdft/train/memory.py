@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import psutil
 import torch
 
+from onpolicy_sdft.objectives.objective import chunk_size
 from onpolicy_sdft.train.deepspeed import BUCKET_ELEMENTS
 
 if TYPE_CHECKING:
@@ -49,9 +50,10 @@ def training_state(sizes: Sizes, backend: str, num_ranks: int) -> dict[str, floa
 
 def working_memory(config: RunConfig, sizes: Sizes, backend: str, num_ranks: int) -> dict[str, float]:
     """Return the bytes that a rank holds while it learns one micro-batch, and not before or after."""
+    chunk = config.objective.chunk_tokens or chunk_size(sizes.vocab_size, "cuda")
     return {
         "activations": _activations(config, sizes),
-        "logits": 4 * 4 * config.objective.chunk_tokens * sizes.vocab_size,
+        "logits": 4 * 4 * chunk * sizes.vocab_size,
         "buckets": 4 * _bucket(backend, num_ranks, sizes),
     }
 

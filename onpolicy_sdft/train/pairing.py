@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from onpolicy_sdft.data.collate import collate, split_by_budget
+from onpolicy_sdft.data.collate import collate, split_by_budget, split_to_fill
 from onpolicy_sdft.types import MicroBatch, Row, Target
 
 
@@ -16,7 +16,7 @@ class Pairing:
     """How targets become micro-batches.
 
     Args:
-        micro_batch_tokens: Padded tokens of a forward.
+        micro_batch_tokens: Tokens of a forward, padding included where rows are padded.
         pad_token_id: Any valid id.
         has_laws: Whether the objective compares laws. No law belongs to a demonstration that stands in for a
             refused rollout, so it is learned by nll then.
@@ -24,6 +24,7 @@ class Pairing:
         position_weights: See :func:`~onpolicy_sdft.data.collate.collate`.
         demonstration_weight: Weight of the demonstration's own nll beside the target's loss; its tokens are not in
             the denominator.
+        packed: Rows stand one behind the other, without padding.
     """
 
     micro_batch_tokens: int
@@ -32,6 +33,7 @@ class Pairing:
     num_skipped: int = 0
     position_weights: tuple[float, ...] = ()
     demonstration_weight: float = 0.0
+    packed: bool = False
 
     def rows(self, targets: Sequence[Target]) -> list[Row]:
         """Return what is learned of a step's targets; dropped ones give nothing."""
@@ -65,9 +67,14 @@ class Pairing:
 
     def groups(self, targets: Sequence[Target], num_halvings: int = 0) -> list[list[Row]]:
         """Return rows in groups that fit a forward each, of so many times half the tokens."""
-        return split_by_budget(self.rows(targets), max(1, self.micro_batch_tokens >> num_halvings))
+        return self.split(self.rows(targets), num_halvings)
+
+    def split(self, rows: Sequence[Row], num_halvings: int = 0) -> list[list[Row]]:
+        """Put rows into groups; see :meth:`groups`."""
+        split = split_to_fill if self.packed else split_by_budget
+        return split(rows, max(1, self.micro_batch_tokens >> num_halvings))
 
     def batch(self, rows: Sequence[Row], device: torch.device | str) -> MicroBatch:
         """Collate a group; an empty one becomes a micro-batch of zero loss tokens."""
         empty = Row((self.pad_token_id,), ())
-        return collate(rows or [empty], self.pad_token_id, device, self.position_weights)
+        return collate(rows or [empty], self.pad_token_id, device, self.position_weights, packed=self.packed)

@@ -23,6 +23,7 @@ import torch
 
 from onpolicy_sdft.data.sharing import collect, deal
 from onpolicy_sdft.errors import TrainingError
+from onpolicy_sdft.models.packed import attention_of
 from onpolicy_sdft.objectives.objective import FIGURES
 from onpolicy_sdft.train.backend import MemoryRanOut
 from onpolicy_sdft.train.memory import memory_mib
@@ -187,7 +188,8 @@ class Trainer:
             score_seconds = self.clock() - started
             self.policy.train()
             for batch, law in zip(batches, signals, strict=True):
-                with self.backend.micro_batch(last=batch is batches[-1]):
+                is_last = batch is batches[-1]
+                with self.backend.micro_batch(last=is_last), attention_of(batch, self.teacher.live):
                     # Head and loss are inside the wrapped forward.
                     loss_sum, figures = self.policy(batch, self.objective, law)
                     self.backend.backward(loss_sum / num_counted_tokens)

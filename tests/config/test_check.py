@@ -25,7 +25,7 @@ def test_the_defaults_pass():
     [
         "lora.r", "lora.alpha", "context.num_demonstrations", "context.max_teacher_tokens",
         "context.max_student_tokens", "rollout.max_new_tokens", "rollout.batch_size", "screening.max_attempts",
-        "screening.loop_ngram", "screening.loop_repeats", "objective.chunk_tokens", "train.batch_size",
+        "screening.loop_ngram", "screening.loop_repeats", "train.batch_size",
         "train.num_epochs", "train.micro_batch_tokens", "train.max_bad_steps", "train.keep_checkpoints",
         "eval.num_samples", "eval.batch_size", "eval.kl_max_new_tokens",
     ],
@@ -36,8 +36,8 @@ def test_counts_must_be_at_least_one(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["data.limit", "train.max_steps", "train.max_loss_tokens", "train.checkpoint_steps", "eval.limit",
-     "eval.every_steps", "eval.early_stop"],
+    ["data.limit", "objective.chunk_tokens", "train.max_steps", "train.max_loss_tokens", "train.checkpoint_steps",
+     "eval.limit", "eval.every_steps", "eval.early_stop"],
 )  # fmt: skip
 def test_optional_counts_must_be_at_least_one_or_null(name):
     assert refuse(**{name: 0}) == f"{name}=0 is not usable: it must be at least 1, or null."

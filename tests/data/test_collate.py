@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from onpolicy_sdft.data.collate import collate, split_by_budget
+from onpolicy_sdft.data.collate import collate, split_by_budget, split_to_fill
 from onpolicy_sdft.types import Row
 
 PAD = 257
@@ -86,3 +86,28 @@ def test_position_weights_reach_each_target_from_its_start_and_the_last_goes_on(
     assert batch.weights.tolist() == [2.0, 3.0, 0.5, 0.5], "a plain row has its own weight only"
     assert batch.plain.tolist() == [False, False, True, True]
     assert (batch.num_loss_tokens, batch.num_counted_tokens) == (4, 2)
+
+
+def test_packed_rows_lie_one_behind_the_other_and_their_loss_tokens_are_the_same():
+    made = rows(((1, 2, 3), (4, PAD)), ((5,), (6, 7, 8)), ((9, 9), ()))
+    batch = collate(made, PAD, packed=True)
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, PAD, 5, 6, 7, 8, 9, 9]]
+    assert batch.attention_mask is None
+    assert batch.packed_lengths == (5, 4, 2)
+    assert batch.loss_positions.tolist() == [2, 3, 5, 6, 7]
+    padded = collate(made, PAD)
+    assert padded.packed_lengths == ()
+    for name in ("labels", "weights", "plain"):
+        assert torch.equal(getattr(batch, name), getattr(padded, name))
+    assert torch.equal(batch.input_ids[batch.loss_rows, batch.loss_positions + 1], batch.labels)
+
+
+@pytest.mark.parametrize("budget", [1, 10, 37, 1000])
+def test_packed_groups_hold_every_row_once_and_only_a_row_alone_is_above_the_budget(budget):
+    numbers = random.Random(0)
+    made = rows(*[((index,) * numbers.randint(1, 20), (0,) * numbers.randint(0, 9)) for index in range(40)])
+    groups = split_to_fill(made, budget)
+    assert sorted(id(row) for group in groups for row in group) == sorted(map(id, made))
+    assert all(sum(row.length for row in group) <= budget or len(group) == 1 for group in groups)
+    assert len(groups) <= len(split_by_budget(made, budget))
+    assert split_to_fill([], budget) == []

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from onpolicy_sdft.models.policy import Head
 from onpolicy_sdft.objectives.laws import FullLaw, Signals, TopLaw
-from onpolicy_sdft.objectives.objective import FIGURES, Objective
+from onpolicy_sdft.objectives.objective import FIGURES, Objective, chunk_size
 
 N, D, V = 13, 6, 31
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
@@ -252,3 +252,10 @@ def test_without_gradients_the_value_is_the_same():
         quiet = Objective()(hidden, layer, labels, plain_signals(N)).loss_sum
     assert not quiet.requires_grad
     torch.testing.assert_close(quiet, Objective()(hidden, layer, labels, plain_signals(N)).loss_sum.detach())
+
+
+@pytest.mark.parametrize(("vocab_size", "expected"), [(49_152, 682), (151_936, 220), (256_000, 131)])
+def test_a_chunk_is_as_large_as_memory_allows_on_a_gpu_and_as_it_was_on_a_cpu(vocab_size, expected):
+    assert chunk_size(vocab_size, "cuda") == expected
+    assert chunk_size(vocab_size, "cpu") == 128
+    assert chunk_size(10**9, "cuda") == 1

@@ -18,9 +18,10 @@ from transformers import (
 from onpolicy_sdft.config.schema import ContextConfig, RolloutConfig
 from onpolicy_sdft.data.views import Renderer
 from onpolicy_sdft.jobs.parts import Chat
+from onpolicy_sdft.models import trial
 from onpolicy_sdft.models.load import LoadedModel
-from onpolicy_sdft.rollout import support
-from onpolicy_sdft.rollout.attention import SlotAttention, TorchKernels, UnsupportedModel, slot_attention_forward
+from onpolicy_sdft.models.seam import UnsupportedModel
+from onpolicy_sdft.rollout.attention import SlotAttention, TorchKernels, slot_attention_forward
 from onpolicy_sdft.rollout.cpu.kernels import CpuKernels
 from onpolicy_sdft.rollout.engine import RolloutEngine
 from onpolicy_sdft.rollout.hf import HFBackend
@@ -98,7 +99,7 @@ def test_a_model_whose_slots_would_give_other_numbers_is_refused(monkeypatch):
 def test_a_bfloat16_model_that_makes_much_of_rounding_is_served_and_a_wrong_one_still_is_not(monkeypatch):
 
     model = make("llama").to(torch.bfloat16)
-    monkeypatch.setitem(support._TOLERANCE, torch.bfloat16, 1e-4)  # as if rounding grew to far more than is allowed
+    monkeypatch.setitem(trial._TOLERANCE, torch.bfloat16, 1e-4)  # as if rounding grew to far more than is allowed
     examine(model, "cpu")
     monkeypatch.setattr(CpuKernels, "attend", lambda self, q, k, v, how: torch.zeros_like(q))
     with pytest.raises(UnsupportedModel, match="off its own"):

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,7 +21,7 @@ UNSEEN = "import ctypes, os\nlibc = ctypes.pythonapi\n"
 
 
 @pytest.fixture
-def task() -> Iterator[PythonCode]:
+def task() -> PythonCode:
     made = load_task("python_code", {"allow_execution": True, "cpu_seconds": 2, "wall_seconds": 5.0})
     assert isinstance(made, PythonCode)
     return made

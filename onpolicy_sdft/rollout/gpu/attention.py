@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from onpolicy_sdft.rollout.attention import KernelName, Scoring
     from onpolicy_sdft.rollout.slots import Packing, Segment
 
-_PREFILL_ROWS = 64  # query rows of a tile of a prompt
+_MOST_ROWS = 64  # query rows of a tile
 _LEAST_ROWS = 16  # of a product on tensor cores
 _LEAST_SPLIT_KEYS = 256  # a part of fewer keys costs more than it saves
 _MOST_SPLITS = 16
@@ -35,22 +35,29 @@ def _tanh(x):
 
 
 @triton.jit
+def _place(tile, WIDTH: tl.constexpr, TOKENS: tl.constexpr):
+    """Return the first packed token of a tile of a grid, and how many it has: a slot may need several tiles."""
+    each = tl.cdiv(WIDTH, TOKENS)
+    offset = tile % each * TOKENS
+    return (tile // each * WIDTH + offset).to(tl.int64), tl.minimum(TOKENS, WIDTH - offset)
+
+
+@triton.jit
 def attend_tiles(
     q_ptr, keys_ptr, values_ptr, tiles_ptr, slots_ptr, positions_ptr, sinks_ptr, out_ptr, largest_ptr, total_ptr,
     scale, softcap, window, q_n, q_h, q_g, k_s, k_h, k_l, v_s, v_h, v_l, out_n, out_h, out_g,
     G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, ROWS: tl.constexpr,
-    KEYS: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    KEYS: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, SPLITS: tl.constexpr, SOFTCAP: tl.constexpr,
+    SINKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Attend one tile to one part of its keys. ``WIDTH`` tokens a tile in a grid; 0: tiles are listed.
+    """Attend one tile to one part of its keys. In a grid a slot has ``WIDTH`` tokens; 0: tiles are listed.
 
     With ``SPLITS`` > 1, ``out`` is a float32 buffer of unscaled parts [W, H, SPLITS, ROWS, EP], and the largest score
     and the sum of each row go beside it.
     """
     tile, head, part = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     if WIDTH > 0:
-        start = (tile * WIDTH).to(tl.int64)
-        count = WIDTH
+        start, count = _place(tile, WIDTH, TOKENS)
         slot = tl.load(slots_ptr + start)
         first = tl.load(positions_ptr + start).to(tl.int32)
     else:
@@ -116,7 +123,8 @@ def attend_tiles(
 @triton.jit
 def join_parts(
     parts_ptr, largest_ptr, total_ptr, sinks_ptr, out_ptr, out_n, out_h, out_g, G: tl.constexpr, E: tl.constexpr,
-    EP: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, SINKS: tl.constexpr,
+    EP: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, SPLITS: tl.constexpr,
+    SINKS: tl.constexpr,
 ):  # fmt: skip
     """Put the parts of a tile's keys together."""
     tile, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -137,10 +145,10 @@ def join_parts(
     if SINKS:
         total += tl.exp(tl.load(sinks_ptr + head * G + group).to(tl.float32) - largest)
     out = sums / tl.where(total == 0.0, 1.0, total)[:, None]
-    start = (tile * WIDTH).to(tl.int64)
+    start, count = _place(tile, WIDTH, TOKENS)
     tl.store(
         out_ptr + (start + token)[:, None] * out_n + head * out_h + group[:, None] * out_g + e[None],
-        out.to(out_ptr.dtype.element_ty), mask=(token < WIDTH)[:, None] & (e < E)[None],
+        out.to(out_ptr.dtype.element_ty), mask=(token < count)[:, None] & (e < E)[None],
     )  # fmt: skip
 
 
@@ -247,12 +255,14 @@ class TritonKernels:
         q_NHGD = _rows(q_NHGD)
         width = num_tokens // packing.rows if packing.rows else 0
         if width:
-            tiles_W4, num_tiles = packing.slots_N, packing.rows  # not read
-            rows = max(_LEAST_ROWS, _power(width * group))
+            tokens = max(1, min(width, _MOST_ROWS // group))
+            rows = max(_LEAST_ROWS, _power(tokens * group))
+            tiles_W4, num_tiles = packing.slots_N, packing.rows * -(-width // tokens)  # not read
             splits = choose_splits(num_tiles, num_heads, self.length, self.num_processors)
         else:
-            rows, splits = max(_PREFILL_ROWS, _power(group)), 1
-            tiles_W4 = self._tiles_of(rows // group)
+            rows, splits = max(_MOST_ROWS, _power(group)), 1
+            tokens = rows // group
+            tiles_W4 = self._tiles_of(tokens)
             num_tiles = len(tiles_W4)
         blocks = choose_blocks(rows, _power(size), _power(value_size), q_NHGD.element_size(), self.shared_memory)
         out = torch.empty((num_tokens, num_heads, group, value_size), dtype=q_NHGD.dtype, device=q_NHGD.device)
@@ -263,8 +273,8 @@ class TritonKernels:
             facts = [torch.empty(shape, dtype=torch.float32, device=out.device) for _ in range(2)]
         sinks = out if scoring.sinks is None else scoring.sinks
         common: dict[str, Any] = {
-            "G": group, "E": value_size, "EP": _power(value_size), "ROWS": rows, "WIDTH": width, "SPLITS": splits,
-            "SINKS": scoring.sinks is not None,
+            "G": group, "E": value_size, "EP": _power(value_size), "ROWS": rows, "WIDTH": width, "TOKENS": tokens,
+            "SPLITS": splits, "SINKS": scoring.sinks is not None,
         }  # fmt: skip
         attend_tiles[(num_tiles, num_heads, splits)](
             q_NHGD, keys_SHLD, values_SHLE, tiles_W4, packing.slots_N, packing.positions_N, sinks, target, *facts,

@@ -79,6 +79,15 @@ def test_it_is_the_plain_sum_whatever_the_heads(size, value_size, num_heads, gro
 
 
 @pytest.mark.parametrize("name", SCORINGS)
+def test_drafts_of_many_queries_take_several_tiles(name, monkeypatch):
+    monkeypatch.setattr("onpolicy_sdft.rollout.gpu.attention._LEAST_SPLIT_KEYS", 16)
+    kernels = TritonKernels(LENGTH, torch.device("cpu"))
+    for kernels.num_processors in (1, 132):
+        mine, plain = attended(grid([(0, 0), (3, 50), (6, 149)], 11), 1, 12, 16, 16, SCORINGS[name], kernels)
+        torch.testing.assert_close(mine, plain, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", SCORINGS)
 def test_keys_that_are_split_give_the_same(name, monkeypatch):
     monkeypatch.setattr("onpolicy_sdft.rollout.gpu.attention._LEAST_SPLIT_KEYS", 16)
     kernels = TritonKernels(LENGTH, torch.device("cpu"))
