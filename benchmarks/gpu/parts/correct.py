@@ -132,7 +132,10 @@ def _texts(bench: Bench, model: Any, asked: Sequence[RolloutRequest], name: str,
     engine = make_engine(model, 8)
     base = engine.generate(asked, law)
     again = engine.generate(asked, law)
-    bench.note(TEXTS, f"{name}, again", same=_same(base, again), of=len(asked), logprob_difference=_apart(base, again))
+    bench.note(
+        TEXTS, f"{name}, again", same=_same(base, again), of=len(asked), logprob_difference=_apart(base, again),
+        captured=engine.steps.use_graphs,
+    )  # fmt: skip
     for variant, options in VARIANTS.items():
         if variant in SLOW and law not in (LAWS["greedy"], LAWS["T = 1"]):
             continue
