@@ -1,13 +1,8 @@
-"""The one place where the check makes engines.
-
-Options that this build's engine does not have are left out and named, so that the check runs before and after they
-come. Once all of :data:`WANTED` are there, :func:`make_engine` is a plain call and :func:`missing` can go.
-"""
+"""The one place where the check makes engines: as a run makes them, with the ways of working that are compared."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.rollout.engine import EngineOptions, RolloutEngine
@@ -17,21 +12,24 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-#: Options the check sets beyond those of the engine's first version.
-WANTED = ("graphs", "sync_steps", "grid", "attention", "fuse")
-
-
-def missing(options: dict[str, Any]) -> list[str]:
-    """Return which options this build's engine does not have."""
-    return sorted(set(options) - {each.name for each in fields(EngineOptions)})
-
 
 def make_engine(
-    model: PreTrainedModel | PeftModel, num_slots: int | None, terminators: Sequence[int] = (), **options: Any
+    model: PreTrainedModel | PeftModel,
+    num_slots: int | None,
+    terminators: Sequence[int] = (),
+    fuse: bool = True,
+    **options: Any,
 ) -> RolloutEngine:
-    """Return an engine whose shapes follow from its options; a fixed-shape step on a CPU too, as on a GPU."""
+    """Return an engine whose shapes follow from its options.
+
+    Args:
+        model: With or without adapters.
+        num_slots: Completions at once; None: as the engine chooses.
+        terminators: Token ids that end a completion.
+        fuse: False: every operation is the model's own, and adapters are all that is copied.
+        options: Of the engine; on a CPU, too, steps have a fixed shape unless it is told otherwise.
+    """
     wanted = {"max_draft_tokens": 0, "deterministic": True, "grid": True, **options}
-    known = {name: value for name, value in wanted.items() if name not in missing(wanted)}
-    return RolloutEngine(
-        model, terminators, LocalWeights(model), EngineOptions(num_slots=num_slots, **known), lambda text: print(text)
-    )
+    weights = LocalWeights.on_device(model, decode_copy="auto" if fuse else "none", attention=wanted.get("attention"))
+    weights.triton = weights.triton and fuse
+    return RolloutEngine(model, terminators, weights, EngineOptions(num_slots=num_slots, **wanted), print)

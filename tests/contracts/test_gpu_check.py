@@ -13,7 +13,6 @@ import torch
 
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.bench import Bench
-from benchmarks.gpu.engines import missing
 from benchmarks.gpu.runner import Check, Part
 from benchmarks.gpu.tables import TARGETS, markdown
 
@@ -110,7 +109,3 @@ def test_without_a_device_the_way_out_is_named(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmarks.gpu", "check"])
     with pytest.raises(SystemExit, match="Fix: --rehearse"):
         main()
-
-
-def test_options_the_engine_does_not_have_are_named():
-    assert missing({"num_slots": 4, "no_such": True}) == ["no_such"]

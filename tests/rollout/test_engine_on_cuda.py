@@ -14,6 +14,7 @@ import torch
 from toys import ask, assert_same_but_for_ties, engine, make, tokens, with_adapter
 
 from onpolicy_sdft.rollout.hf import HFBackend
+from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.types import SamplingLaw
 
 pytestmark = pytest.mark.gpu
@@ -24,8 +25,9 @@ FAMILIES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "mistral", "gpt_oss")
 
 
 def on_device(model, device, **options):
-    """An engine on the device, in steps of a fixed shape on a CPU as well."""
-    return engine(model.to(device), grid=True, **options)
+    """An engine on the device as a run makes it, in steps of a fixed shape on a CPU as well."""
+    model.to(device)
+    return engine(model, weights=LocalWeights.on_device(model), grid=True, **options)
 
 
 def assert_same(model, ours, theirs, law=GREEDY):

@@ -45,6 +45,7 @@ def _engine(bench: Bench, model: Any, row: str, rows: int, bandwidth: float) -> 
         TABLE, row, tokens_a_second=round(rows * new / seconds), step_ms=round(step_ms, 3),
         floor_ms=round(floor_ms, 4), of_floor=round(floor_ms / step_ms, 3),
         prefill_seconds=round(stats.prefill_seconds, 3), first_call_seconds=round(first, 1),
+        captured=engine.steps.use_graphs, fused=engine.weights.fused,
     )  # fmt: skip
 
 

@@ -75,7 +75,7 @@ def _shared(bench: Bench) -> dict[str, Any]:
     return {
         "eval.sets": [], "eval.kl_prompts": 0, "train.deterministic": False, "optim.warmup_steps": 0,
         "train.batch_size": bench.pick(64, 4), "train.micro_batch_tokens": bench.pick(16384, 4096),
-        "rollout.prefill_tokens": bench.pick(8192, 1024),
+
         "train.precision": bench.pick("bf16", "fp32"), "model.dtype": bench.pick("bfloat16", "float32"),
         "context.max_teacher_tokens": 4096, "context.max_student_tokens": 4096,
     }  # fmt: skip
