@@ -53,7 +53,7 @@ class Call:
         self.device = pool.texts.tokens.device
         self.terminators_T = engine.terminators_T
         self._lay_out_requests()
-        prefill_tokens = engine.options.prefill_tokens or _PREFILL_TOKENS[self.device.type]
+        prefill_tokens = engine.options.prefill_tokens or _PREFILL_TOKENS.get(self.device.type, 1024)
         self.scheduler = Scheduler(self.requests, pool.num_slots, prefill_tokens)
         self.stats = engine.stats
         self.stats.num_prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)

@@ -27,7 +27,7 @@ from onpolicy_sdft.rollout.backend import (
     ignore_progress,
 )
 from onpolicy_sdft.rollout.call import Call
-from onpolicy_sdft.rollout.grid import GridCall, Steps
+from onpolicy_sdft.rollout.grid import GridCall, Steps, is_watched, on_device
 from onpolicy_sdft.rollout.joining import Asked
 from onpolicy_sdft.rollout.kernels import best_kernels
 from onpolicy_sdft.rollout.memory import Budget, kv_budget, show_bytes
@@ -121,9 +121,8 @@ class RolloutEngine:
         model = inner_model(self.model)
         asked = Asked(requests, listener)
         try:
-            with no_trace(self.model), self.weights.open(), slot_attention_on(model):
+            with on_device(model.device), no_trace(self.model), self.weights.open(), slot_attention_on(model):
                 self.stats.weights_seconds = time.perf_counter() - started
-                self._measure_costs(self._make_pool(requests, record), requests)
                 while left := asked.left():
                     self._write(model, left, law, on_progress, record, asked)
         except BaseException:
@@ -142,13 +141,14 @@ class RolloutEngine:
         listener: Listener,
     ) -> None:
         """Write completions; where memory runs out, leave those that have not ended to half as many slots."""
-        pool = self._make_pool(requests, record)
         kind = GridCall if self._uses_grid else Call
-        call = kind(self, model, pool, requests, law, on_progress, record, listener)
         try:
-            call.run()
+            pool = self._make_pool(requests, record)
+            self._measure_costs(pool, requests)
+            kind(self, model, pool, requests, law, on_progress, record, listener).run()
         except torch.OutOfMemoryError:
-            if pool.num_slots == 1:
+            pool = self._pool
+            if pool is None or pool.num_slots == 1:
                 raise
             half = pool.num_slots // 2
             self.budget = Budget(half * pool.cache.length * pool.bytes_per_position, "what was left of it")
@@ -202,7 +202,8 @@ class RolloutEngine:
         needs = PoolNeeds.of(requests, self.options.max_draft_tokens, weight.dtype, weight.device)
         old, self._pool = self._pool, None
         grown = needs if old is None else needs.at_least(old)  # so that calls of unlike lengths do not take turns
-        pool = old if old is not None and old.fits(needs, self.options.num_slots, self.budget) else None
+        reuse = old is not None and old.fits(needs, self.options.num_slots, self.budget, may_be_more=self._uses_grid)
+        pool = old if reuse else None
         del old
         if pool is None:
             self._forget_pool()  # freed before a larger one is made
@@ -218,9 +219,10 @@ class RolloutEngine:
                     f"fused: {fused}"
                 )
                 self._announced = True
-        pool.make_room_for(record, needs, weight.shape[1])
-        self.steps.keep_for((pool.addresses(), self.weights.fingerprint(), self.terminators_T.data_ptr()))
         self._pool, self.stats.num_slots = pool, pool.num_slots
+        pool.make_room_for(record, needs, weight.shape[1])
+        addresses = pool.addresses(), self.weights.fingerprint(), self.terminators_T.data_ptr()
+        self.steps.keep_for(addresses, may_capture=not is_watched(model))
         return pool
 
     def _forget_pool(self) -> None:
@@ -232,7 +234,8 @@ class RolloutEngine:
         model = inner_model(self.model)
         kernels = self._kernels(embedding_weight(model).dtype)
         try:
-            return examine(model, kernels)
+            with on_device(model.device):
+                return examine(model, kernels)
         except UnsupportedModel as error:
             if kernels != "triton" or self.options.attention is not None:
                 raise

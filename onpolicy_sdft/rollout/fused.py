@@ -20,7 +20,7 @@ from torch import nn
 
 _ROTATION = "apply_rotary_pos_emb"  # what modeling files of transformers call it
 #: Largest difference from what is replaced, in the largest number of its row: rounding, never another formula.
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 _SCALES = (1e-3, 1.0, 1e2)  # an epsilon shows at the small end, a clamp at the large one
 
 Forward = Callable[..., torch.Tensor]
@@ -212,12 +212,11 @@ def numbers(size: int, dtype: torch.dtype, device: torch.device, rows: int = 1, 
     return torch.cat([scale * 3 * torch.sin(angles) for scale in _SCALES])[None].to(device, dtype)
 
 
-def is_close(mine: torch.Tensor, own: torch.Tensor, tolerance: float | None = None) -> bool:
+def is_close(mine: torch.Tensor, own: torch.Tensor) -> bool:
     """Whether two results are equal but for rounding, row by row; zeros and what is not finite are equal to nothing."""
     if mine.shape != own.shape or mine.dtype != own.dtype:
         return False
     largest = own.abs().amax(-1, keepdim=True)
     if not bool((largest > 0).all()) or not bool(largest.isfinite().all()):
         return False
-    tolerance = TOLERANCE[own.dtype] if tolerance is None else tolerance
-    return bool(((mine - own).abs() <= tolerance * largest).all())
+    return bool(((mine - own).abs() <= _TOLERANCE[own.dtype] * largest).all())

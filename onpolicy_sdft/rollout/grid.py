@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from onpolicy_sdft.rollout.call import Call
 from onpolicy_sdft.rollout.decode import grid_step
@@ -57,8 +59,9 @@ class GridCall(Call):
     def step(self, num_rows: int, max_drafts: int) -> GridStep:
         """Return the step of the smallest bucket that holds so many rows."""
         size = min((*(b for b in BUCKETS if b >= num_rows), self.pool.num_slots))
-        laws = self.pool.laws
-        key = (size, max_drafts, laws.is_raw, laws.is_filtered, laws.is_penalised)
+        laws, texts = self.pool.laws, self.pool.texts
+        recorded = tuple(0 if each is None else each.data_ptr() for each in (texts.hidden, texts.top_token_ids))
+        key = (size, max_drafts, laws.is_raw, laws.is_filtered, laws.is_penalised, recorded)
         return self.engine.steps.get(key, lambda: GridStep(self, size, max_drafts))
 
     def _max_drafts(self, num_rows: int) -> int:
@@ -102,7 +105,7 @@ class GridStep:
         self._homes_B = self._slots_B.clone()  # where each row's text stands, also after it has ended
         self._counts = torch.zeros(4, dtype=torch.int64, device=device)
         self._num_live = 0
-        self.replay: Callable[[], None] = self.advance
+        self.graph: torch.cuda.CUDAGraph | None = None
 
     def load(self, slots: Sequence[int]) -> None:
         """Take the slots to advance."""
@@ -113,7 +116,10 @@ class GridStep:
 
     def run(self) -> None:
         """Advance them by one forward."""
-        self.replay()
+        if self.graph is None:
+            self.advance()
+        else:
+            self.graph.replay()
 
     def advance(self) -> None:
         """Do what :meth:`run` does, operation by operation."""
@@ -158,43 +164,49 @@ class Steps:
         self.use_graphs = use_graphs
         self._say = say
         self._steps: dict[object, GridStep] = {}
-        self._graphs: list[torch.cuda.CUDAGraph] = []
         self._addresses: object = None
+        self._may_capture = True
         self._memory: Any = None  # one pool for all graphs
 
-    def keep_for(self, addresses: object) -> None:
-        """Drop every step if anything that steps read or write has moved."""
+    def keep_for(self, addresses: object, *, may_capture: bool) -> None:
+        """Drop every step if anything that all steps read or write has moved.
+
+        Args:
+            addresses: Of all of it, equal if nothing has.
+            may_capture: Whether Python that the model runs may be left out of a replay.
+        """
+        addresses = addresses, may_capture
+        self._may_capture = may_capture
         if addresses != self._addresses:
             self.drop()
             self._addresses = addresses
 
     def drop(self) -> None:
         """Forget all steps, and give back their memory."""
+        for step in self._steps.values():
+            if step.graph is not None:
+                step.graph.reset()
         self._steps.clear()
-        for graph in self._graphs:
-            graph.reset()
-        self._graphs.clear()
         self._memory = self._addresses = None  # the handle of a pool dies with its last graph
 
     def get(self, key: object, make: Callable[[], GridStep]) -> GridStep:
         """Return a step, made and captured the first time."""
         if key not in self._steps:
             step = make()
-            if self.use_graphs:
+            if self.use_graphs and self._may_capture:
                 self._capture(step)
             self._steps[key] = step
         return self._steps[key]
 
     def _capture(self, step: GridStep) -> None:
-        """Capture a step that has no slots loaded: it works on the trash row meanwhile."""
+        """Capture a step that has no slots loaded: it works on the trash row meanwhile.
+
+        Raises:
+            RuntimeError: If a capture that failed left the device unusable.
+        """
+        stream = torch.cuda.current_stream()
         try:
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                step.advance()  # kernels are compiled
-                with _no_waiting():  # a model that reads values on the host is found out before the capture, not by it
-                    step.advance()
-            torch.cuda.current_stream().wait_stream(side)
+            _warm_up(step)
             if self._memory is None:
                 self._memory = torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
@@ -204,21 +216,72 @@ class Steps:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
+            torch.cuda.set_stream(stream)  # the capture's own is left in place by one that cannot be ended
+            reason = str(error).splitlines()[0]
+            _check_device(stream.device, reason)
             self.use_graphs = False
-            self._say(
-                f"rollout: decode steps are not captured in graphs ({str(error).splitlines()[0]}): going on without"
-            )
+            self._say(f"rollout: decode steps run operation by operation, they cannot be captured in graphs: {reason}")
             return
-        self._graphs.append(graph)
-        step.replay = graph.replay
+        step.graph = graph
 
 
-@contextlib.contextmanager
-def _no_waiting() -> Iterator[None]:
-    """Raise where the host waits for the device."""
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+def is_watched(model: nn.Module) -> bool:
+    """Whether hooks look at a model's calls: replays would not run them."""
+    hooks = (hook for m in model.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
+    # transformers' own for gradient checkpointing, which changes nothing without gradients.
+    return any(getattr(hook, "__name__", "") != "make_inputs_require_grads" for hook in hooks)
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Make a GPU the current one: streams, graphs and kernels go there."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def _warm_up(step: GridStep) -> None:
+    """Run a step twice beside the current stream: kernels are compiled, and reads on the host are found out."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     try:
-        yield
+        with torch.cuda.stream(side):
+            step.advance()
+            with OnTheDevice():  # before the capture, which would leave the device in a bad state
+                step.advance()
     finally:
-        torch.cuda.set_sync_debug_mode(before)
+        torch.cuda.current_stream().wait_stream(side)  # also after an error: it may still write to the slots
+
+
+def _check_device(device: torch.device, reason: str) -> None:
+    try:
+        torch.rand(1, device=device)
+        torch.cuda.empty_cache()
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"The capture of a decode step failed ({reason}) and left the device unusable. "
+            "Way out: rollout.graphs=false"
+        ) from error
+
+
+class OnTheDevice(TorchDispatchMode):
+    """Refuses, in this thread, what the host would have to wait for or to bring: values, their number, its own data."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operation, unless it is one of these."""
+        name = func.overloadpacket.__name__
+        masks = args[1] if name in ("index", "index_put", "index_put_") else ()
+        by_mask = any(isinstance(each, torch.Tensor) and each.dtype in (torch.bool, torch.uint8) for each in masks)
+        devices = {each.device.type for each in args if isinstance(each, torch.Tensor)}
+        if "device" in (kwargs or {}):
+            devices.add(torch.device(kwargs["device"]).type)  # type: ignore[index]  # it is in there
+        crosses = name in ("_to_copy", "copy_") and len(devices) > 1
+        if by_mask or crosses or name.rstrip("_") in _REFUSED:
+            raise RuntimeError(f"{name} inside a decode step")
+        return func(*args, **(kwargs or {}))
+
+
+#: Operations whose result or shape the host reads, or that start from its numbers.
+_REFUSED = {
+    "_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "lift_fresh",
+    "equal", "is_nonzero", "bincount",
+}  # fmt: skip

@@ -71,14 +71,20 @@ class Pool:
         taken = show_bytes(self.num_slots * self.cache.length * self.bytes_per_position)
         return f"{self.num_slots} slots of {self.cache.length} positions ({taken} of keys and values)"
 
-    def fits(self, needs: PoolNeeds, asked: int | None, budget: Budget) -> bool:
-        """Whether a call can use these slots, and would not get another number of them."""
+    def fits(self, needs: PoolNeeds, asked: int | None, budget: Budget, *, may_be_more: bool = False) -> bool:
+        """Whether a call can use these slots, and would not get another number of them.
+
+        With ``may_be_more``, slots beyond those it would get are no reason to make others, where the budget has room:
+        steps that were captured over them stay good.
+        """
         if self.cache.length < needs.length or self.cache.keys[0].dtype != needs.dtype:
             return False
         wanted = choose_num_slots(
             asked, needs.num_requests, needs.length, self.bytes_per_position, budget, needs.device
         )
-        return self._is_wide_enough(needs) and self.num_slots == wanted
+        within = self.num_slots * self.cache.length * self.bytes_per_position <= budget.num_bytes
+        enough = self.num_slots == wanted or (may_be_more and self.num_slots > wanted and within)
+        return self._is_wide_enough(needs) and enough
 
     def holds(self, request: RolloutRequest, max_drafts: int) -> bool:
         """Whether these slots are large enough for a request that joins a running call."""
@@ -103,8 +109,10 @@ class Pool:
         return kept
 
     def addresses(self) -> tuple[int, ...]:
-        """Return where everything lies that a captured step reads or writes."""
-        held = [getattr(owner, each.name) for owner in (self.laws, self.texts) for each in fields(owner)]
+        """Return where everything lies that every captured step reads or writes."""
+        recorded = {"hidden", "top_token_ids", "top_logprobs"}  # by some calls only: each step knows which
+        owners = ((owner, each.name) for owner in (self.laws, self.texts) for each in fields(owner))
+        held = [getattr(owner, name) for owner, name in owners if name not in recorded]
         found = [*self.cache.keys, *self.cache.values, *held]
         return tuple(each.data_ptr() for each in found if isinstance(each, torch.Tensor))
 
@@ -126,19 +134,18 @@ def make_pool(
         ConfigError: If not even one slot fits into the budget.
     """
     a_position = bytes_per_position(shapes, needs.dtype)
+    wide = torch.float64 if needs.dtype == torch.float64 else torch.float32
     while True:
         num_slots = choose_num_slots(asked, needs.num_requests, needs.length, a_position, budget, needs.device)
         made = grown if num_slots * grown.length * a_position <= budget.num_bytes else needs
         try:
             how = make_kernels(kernels, made.length, needs.device)
             cache = SlotCache(shapes, num_slots, made.length, needs.dtype, needs.device, how)
-            break
+            texts = SlotTexts.make(num_slots, made.length, made.longest, made.source, wide, needs.device)
+            laws = RowLaws.of([SamplingLaw()] * (num_slots + 1), 1, needs.device)
+            return Pool(cache, texts, SlotAttention(cache), laws, a_position), budget
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if num_slots == 1 or "memory" not in str(error).lower():
                 raise
             budget = Budget(num_slots // 2 * needs.length * a_position, "what could be allocated")
             say(f"rollout: {num_slots} slots could not be allocated, trying {num_slots // 2}")
-    wide = torch.float64 if needs.dtype == torch.float64 else torch.float32
-    texts = SlotTexts.make(num_slots, made.length, made.longest, made.source, wide, needs.device)
-    laws = RowLaws.of([SamplingLaw()] * (num_slots + 1), 1, needs.device)
-    return Pool(cache, texts, SlotAttention(cache), laws, a_position), budget

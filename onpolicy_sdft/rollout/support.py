@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -98,22 +98,32 @@ def _try(model: PreTrainedModel, kernels: KernelName) -> tuple[Served, str]:
     with slot_attention_on(model):
         _run(model, attention, [(slot, 0, text[:-1]) for slot, text in enumerate(tried)])
         attention.watching = False
-        ours = _run(model, attention, [(slot, len(text) - 1, text[-1:]) for slot, text in enumerate(tried)])
+        last = [(slot, len(text) - 1, text[-1:]) for slot, text in enumerate(tried)]
+        ours = _run(model, attention, last, as_grid=how.key_block == 0)  # as a GPU decodes
     if off := how_far_off(model, tried, ours, own):
         return Served(shapes), f"its hidden states over slots are {off:.2g} (relative) off its own"
     return Served(shapes), wrong_window(config, [each.window for each in attention.seen.values()])
 
 
 def _run(
-    model: PreTrainedModel, attention: SlotAttention, texts: list[tuple[int, int, tuple[int, ...]]]
+    model: PreTrainedModel,
+    attention: SlotAttention,
+    texts: list[tuple[int, int, tuple[int, ...]]],
+    *,
+    as_grid: bool = False,
 ) -> torch.Tensor:
-    """Run (slot, position, ids) texts as one packed forward; return the hidden state at the end of each."""
+    """Run (slot, position, ids) texts as one packed forward; return the hidden state at the end of each.
+
+    As a grid they are of one token each.
+    """
     device = embedding_weight(model).device
     segments, start = [], 0
     for slot, position, ids in texts:
         segments.append(Segment(start, len(ids), slot, position))
         start += len(ids)
     packing = Packing.of(segments, device)
+    if as_grid:
+        packing = replace(packing, segments=None, rows=len(segments))
     attention.begin(packing)
     flat = torch.tensor([[i for _, _, ids in texts for i in ids]], device=device)
     hidden = body(model)(

@@ -8,10 +8,24 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, Phi3Config
+from torch.utils._python_dispatch import _disable_current_modes
+from transformers import (
+    AutoModelForCausalLM,
+    Ernie4_5Config,
+    GlmConfig,
+    GraniteConfig,
+    LlamaConfig,
+    Phi3Config,
+    SmolLM3Config,
+)
 from transformers.models.llama import modeling_llama
+from triton.runtime import interpreter
 
-from onpolicy_sdft.rollout.gpu import passes
+from onpolicy_sdft.models.trace import no_trace
+from onpolicy_sdft.rollout.attention import TorchKernels, slot_attention_on
+from onpolicy_sdft.rollout.backend import NO_RECORD, ignore_progress
+from onpolicy_sdft.rollout.gpu import layers, passes
+from onpolicy_sdft.rollout.grid import GridCall, GridStep, OnTheDevice
 from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.types import Record, SamplingLaw
 
@@ -131,3 +145,73 @@ def test_a_layer_of_another_formula_is_left_alone():
     model.model.layers[2].mlp.forward = lambda x: x
     with view.open():
         assert view.fused.startswith("1 layers")
+
+
+class Counting(OnTheDevice):
+    """Count operations that are kernels on a GPU, and refuse what the host would have to wait for."""
+
+    NO_KERNEL = ("empty", "empty_like", "new_empty", "_unsafe_view", "detach")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        is_view = any(each.alias_info and not each.alias_info.is_write for each in func._schema.returns)
+        self.count += not is_view and func.overloadpacket.__name__ not in self.NO_KERNEL
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def count_kernels(family, num_layers, law, monkeypatch):
+    config = FAMILIES[family]()
+    config.num_hidden_layers, config.layer_types = num_layers, ["full_attention"] * num_layers
+    model = AutoModelForCausalLM.from_config(config).eval()
+    one = engine(model, num_slots=2, weights=on_a_gpu(model), attention="triton", grid=True, max_draft_tokens=0)
+    requests, counting = ask(2, limit=4), Counting()
+    launch = interpreter.GridExecutor.__call__
+
+    def counted(self, *args, **options):
+        counting.count += 1
+        with _disable_current_modes():  # the interpreter computes on the host
+            return launch(self, *args, **options)
+
+    with no_trace(model), one.weights.open(), slot_attention_on(model), monkeypatch.context() as patch:
+        pool = one._make_pool(requests, NO_RECORD)
+        call = GridCall(one, model, pool, requests, law, ignore_progress, NO_RECORD)
+        call._admit()
+        step = GridStep(call, 2, 0)
+        step.load(call.scheduler.live)
+        patch.setattr(interpreter.GridExecutor, "__call__", counted)
+        with counting:
+            step.run()
+    return counting.count
+
+
+@pytest.mark.parametrize(("family", "law"), [("llama", SamplingLaw()), ("qwen3", SamplingLaw(0.7, 20))])
+def test_a_step_of_thirty_layers_is_at_most_350_kernels_and_reads_nothing_on_the_host(family, law, monkeypatch):
+    one, two = (count_kernels(family, num_layers, law, monkeypatch) for num_layers in (1, 2))
+    assert one + 29 * (two - one) <= 350
+
+
+#: Layers that look like the usual ones and are not.
+UNUSUAL = {
+    "no positions": lambda sizes: SmolLM3Config(**sizes, no_rope_layers=[0] * 3),
+    "interleaved positions": lambda sizes: Ernie4_5Config(**sizes),
+    "interleaved and partial": lambda sizes: GlmConfig(**sizes, head_dim=16),
+    "a scaled residual": lambda sizes: GraniteConfig(**sizes, residual_multiplier=0.9),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", [*UNUSUAL, "usual"])
+def test_a_layer_of_another_formula_is_found_out_in_every_type(name, dtype, monkeypatch):
+    # The interpreter has no products in half precision: the plain sum stands in for the kernel.
+    monkeypatch.setattr(layers, "TritonKernels", lambda length, device: TorchKernels(length))
+    sizes = SIZES | {"hidden_size": 256, "intermediate_size": 512, "initializer_range": 0.02}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = UNUSUAL.get(name, lambda sizes: LlamaConfig(**sizes))(sizes)
+        model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    view = on_a_gpu(model, "packed")
+    with view.open():
+        assert view.fused.startswith("3 layers") == (name == "usual"), view.fused

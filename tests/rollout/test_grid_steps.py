@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from toys import FAMILIES, ask, assert_same_but_for_ties, engine, make, tokens, with_adapter
 
 from onpolicy_sdft.models.trace import no_trace
 from onpolicy_sdft.rollout.attention import slot_attention_on
 from onpolicy_sdft.rollout.backend import NO_RECORD, ignore_progress
-from onpolicy_sdft.rollout.grid import BUCKETS, GridCall, GridStep
+from onpolicy_sdft.rollout.grid import BUCKETS, GridCall, GridStep, OnTheDevice, is_watched
 from onpolicy_sdft.rollout.hf import HFBackend
 from onpolicy_sdft.types import Record, SamplingLaw
 
@@ -120,17 +121,57 @@ def test_a_bucket_holds_the_rows_and_never_more_than_there_are_slots():
             assert size in BUCKETS or size == num_slots
 
 
-class OnTheDevice(TorchDispatchMode):
-    """Fail on what a capture on CUDA fails on: values read on the host, shapes that follow from values, host data."""
+@pytest.mark.parametrize(
+    "reads",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.any()),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x.add_(torch.tensor([1.0])),
+        lambda x: x.to("meta"),  # as to or from the host
+        lambda x: torch.unique(x),
+        lambda x: x.masked_select(x > 0),
+        lambda x: x.__setitem__(x > 0, x[:1]),
+    ],
+)
+def test_what_a_capture_would_fail_on_is_found_out_before_it(reads):
+    x = torch.ones(3)
+    with pytest.raises(RuntimeError, match="inside a decode step"), OnTheDevice():
+        reads(x)
 
-    REFUSED = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "item", "lift_fresh", "equal", "is_nonzero")
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        assert not any(name.startswith(refused) for refused in self.REFUSED), f"{name} inside a step"
-        masks = [a for a in (args[1] if name.startswith("index") and len(args) > 1 else ()) if a is not None]
-        assert not any(mask.dtype == torch.bool for mask in masks if isinstance(mask, torch.Tensor)), name
-        return func(*args, **(kwargs or {}))
+def test_nothing_keeps_slots_alive_that_an_engine_has_given_back():
+    model = make("llama")
+    one = engine(model, grid=True)
+    one.generate(ask(3), SamplingLaw())
+    pool = weakref.ref(one._pool)
+    gc.disable()
+    try:
+        assert one.release()
+        assert pool() is None
+    finally:
+        gc.enable()
+
+
+def test_hooks_that_look_at_calls_are_told_from_those_of_gradient_checkpointing():
+    model = make("llama")
+    assert not is_watched(model)
+    model.enable_input_require_grads()
+    assert not is_watched(model)
+    model.model.embed_tokens.register_forward_hook(lambda module, given, out: None)
+    assert is_watched(model)
+
+
+def test_fewer_requests_use_the_slots_that_are_there():
+    model = make("llama")
+    one = engine(model, grid=True, num_slots=None)
+    one.generate(ask(6), SamplingLaw())
+    pool, steps = one._pool, dict(one.steps._steps)
+    few = one.generate(ask(6)[:2], SamplingLaw(), record=Record(hidden=True))
+    assert one._pool is pool
+    assert steps.items() <= one.steps._steps.items()
+    assert tokens(few) == tokens(engine(model).generate(ask(6)[:2], SamplingLaw()))
 
 
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
