@@ -147,14 +147,14 @@ class RolloutEngine:
             self._measure_costs(pool, requests)
             kind(self, model, pool, requests, law, on_progress, record, listener).run()
         except torch.OutOfMemoryError:
-            pool = self._pool
-            if pool is None or pool.num_slots == 1:
+            if self._pool is None or self._pool.num_slots == 1:
                 raise
-            half = pool.num_slots // 2
-            self.budget = Budget(half * pool.cache.length * pool.bytes_per_position, "what was left of it")
+            num_slots = self._pool.num_slots
+            half = num_slots // 2 * self._pool.cache.length * self._pool.bytes_per_position
+            self.budget = Budget(half, "what was left of it")
             self.stats.num_out_of_memory += 1
             self._forget_pool()
-            self.say(f"rollout: out of memory with {pool.num_slots} slots, going on with {half}")
+            self.say(f"rollout: out of memory with {num_slots} slots, going on with {num_slots // 2}")
 
     @property
     def terminators_T(self) -> torch.Tensor:

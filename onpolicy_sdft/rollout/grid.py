@@ -244,7 +244,8 @@ def _warm_up(step: GridStep) -> None:
     try:
         with torch.cuda.stream(side):
             step.advance()
-            with OnTheDevice():  # before the capture, which would leave the device in a bad state
+            # Before the capture, which would leave the device in a bad state.
+            with OnTheDevice():  # type: ignore[no-untyped-call]  # torch types no __init__
                 step.advance()
     finally:
         torch.cuda.current_stream().wait_stream(side)  # also after an error: it may still write to the slots
