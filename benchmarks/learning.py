@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from onpolicy_sdft.models.compiled import compile_layers, uncompiled
 from onpolicy_sdft.models.packed import attention_of
 from onpolicy_sdft.models.packing import examine
 from onpolicy_sdft.models.policy import Policy
@@ -61,6 +62,8 @@ class Learning:
         dtype = torch.float32 if options.float32 else torch.bfloat16
         if why := examine(model, self.autocast, self.device, dtype).refusal:
             raise SystemExit(f"this model does not learn packed rows: {why}")
+        if options.compile:
+            compile_layers(model)
         self.policy = Policy(model).train()
         lengths = random.Random(0)
         shortest = options.longest / options.spread
@@ -82,8 +85,12 @@ class Learning:
                 loss, _ = self.policy(batch, Objective(), Signals(batch.weights, batch.plain))
             loss.backward()
 
-    def seconds(self, batches: list[MicroBatch]) -> float:
+    def seconds(self, batches: list[MicroBatch], compiled: bool) -> float:
         """Return how long a step's micro-batches take."""
+        with nullcontext() if compiled else uncompiled(self.policy):
+            return self._seconds(batches)
+
+    def _seconds(self, batches: list[MicroBatch]) -> float:
         clock = time.process_time if self.options.cpu_time else time.perf_counter
         self._wait()
         started = clock()
@@ -106,6 +113,8 @@ class Learning:
 def compare(learning: Learning, rounds: int) -> dict[str, Any]:
     """Time both layouts in turns; return seconds, ratios and what there was to compute."""
     laid = {"padded": learning.batches(False), "packed": learning.batches(True)}
+    if learning.options.compile:
+        laid["compiled"] = laid["packed"]
     found: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if learning.device.type == "cuda" else "cpu",
         "real_tokens": sum(row.length for row in learning.rows),
@@ -117,13 +126,15 @@ def compare(learning: Learning, rounds: int) -> dict[str, Any]:
     for number in range(-1, rounds):
         for name in sorted(laid, reverse=bool(number % 2)):
             memory_mib(learning.device)
-            seconds = learning.seconds(laid[name])
+            seconds = learning.seconds(laid[name], compiled=name == "compiled")
             found["mib"][name] = memory_mib(learning.device)
             if number >= 0:  # the first round loads kernels
                 found["seconds"][name].append(seconds)
-    pairs = zip(found["seconds"]["padded"], found["seconds"]["packed"], strict=True)
-    ratios = sorted(padded / packed for padded, packed in pairs)
-    return {**found, "padded_over_packed": statistics.median(ratios), "ratios": ratios}
+    for one, other in (("padded", "packed"), ("packed", "compiled")):
+        if other in laid:
+            pairs = zip(found["seconds"][one], found["seconds"][other], strict=True)
+            found[f"{one}_over_{other}"] = sorted(a / b for a, b in pairs)
+    return found
 
 
 def kept(learning: Learning) -> tuple[int, Counter[str]]:
@@ -163,6 +174,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="Train every weight rather than adapters.")
     parser.add_argument("--float32", action="store_true", help="Compute in float32.")
     parser.add_argument("--cpu_time", action="store_true", help="Count processor time: for cores that others use too.")
+    parser.add_argument("--compile", action="store_true", help="Time compiled layers on packed rows as well.")
     parser.add_argument("--kept", action="store_true", help="Print what one packed micro-batch keeps, and end.")
     parser.add_argument("--results", type=Path)
     options = parser.parse_args()
@@ -176,6 +188,7 @@ def main() -> None:
         return
     found = compare(learning, options.rounds)
     print(json.dumps({**found, "seconds": {k: statistics.median(v) for k, v in found["seconds"].items()}}, indent=1))
+    print({name: statistics.median(ratios) for name, ratios in found.items() if "_over_" in name})
     if options.results:
         given = {name: value for name, value in vars(options).items() if name != "results"}
         record = {

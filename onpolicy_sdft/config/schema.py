@@ -327,6 +327,9 @@ class TrainConfig:
     """How rows of a micro-batch lie: ``packed``: one behind the other, without padding, each attending to itself;
     ``padded``: beside one another, the shorter ones filled up; ``auto``: packed where a trial shows that the model
     gives the same and the device has a kernel for it."""
+    compile: bool = False
+    """Compile decoder layers for learning (``torch.compile``, layer by layer; one process or DDP). The first steps take
+    longer; needs a C++ compiler on a CPU."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Compute dtype of the learning pass; weights that are trained stay float32."""
     rank_timeout_seconds: float = 1800.0

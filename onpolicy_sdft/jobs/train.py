@@ -18,6 +18,7 @@ from accelerate.utils import set_seed
 from onpolicy_sdft.config.check import evaluation_sets
 from onpolicy_sdft.config.load import dump_config
 from onpolicy_sdft.data.preflight import refuse_beyond_window
+from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.retention import general_prompts
 from onpolicy_sdft.eval.runner import EvalSet
 from onpolicy_sdft.jobs.evaluate import evaluate_stage, has_stage, score_sets
@@ -52,6 +53,7 @@ from onpolicy_sdft.jobs.start import (
     take_up_weights,
     trained_to,
 )
+from onpolicy_sdft.models.compiled import compile_layers
 from onpolicy_sdft.models.export import export_model
 from onpolicy_sdft.models.lora import prepare_trainable
 from onpolicy_sdft.models.policy import Policy
@@ -227,6 +229,15 @@ def _claim_run(
     return run
 
 
+def _compile(model: PreTrainedModel | PeftModel, backend: str) -> int:
+    if backend != "ddp":
+        raise ConfigError(
+            f"train.compile=true does not go with {backend}, which changes layers while they run. "
+            "Way out: --train.compile false, or the backend ddp."
+        )
+    return compile_layers(model)
+
+
 def make_trainer(
     config: RunConfig,
     chat: Chat,
@@ -239,6 +250,8 @@ def make_trainer(
     """Put the parts of a step together over a model that has not been trained yet."""
     reader, sizes = _make_reader(config, model, backend, progress), sizes_of(model)  # before parameters are divided
     packed = learns_packed(config, model, backend.device, backend.autocast, progress.note)
+    if config.train.compile:
+        progress.note(f"{_compile(model, backend.name)} layers are compiled when they first learn")
     policy, optimizer = backend.prepare(Policy(model), make_optimizer(model, config.optim))
     teacher = make_teacher(config, model, backend.autocast, backend.shards, reader)
     if teacher.num_bytes:

@@ -81,6 +81,7 @@ def attention_of(batch: MicroBatch, model: nn.Module) -> contextlib.AbstractCont
     return packed_attention(model) if batch.packed_lengths else contextlib.nullcontext()
 
 
+@torch.compiler.disable  # lengths differ in every micro-batch: a compiled layer would be compiled again
 def packed_attention_forward(
     module: nn.Module,
     query: torch.Tensor,

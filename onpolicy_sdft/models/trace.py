@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from onpolicy_sdft.models.compiled import uncompiled
+
 _CHECKPOINTING = "gradient_checkpointing"  # the flag transformers keeps on its layers
 
 
@@ -29,6 +31,7 @@ def no_trace(model: nn.Module) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[each for each in devices if each.type == "cuda"]))
         stack.enter_context(torch.no_grad())
+        stack.enter_context(uncompiled(model))
         for kind in sorted({each.type for each in devices}):
             stack.enter_context(torch.autocast(kind, enabled=False))
         try:
