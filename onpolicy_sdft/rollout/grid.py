@@ -276,13 +276,14 @@ class OnTheDevice(TorchDispatchMode):
         if "device" in (kwargs or {}):
             devices.add(torch.device(kwargs["device"]).type)  # type: ignore[index]  # it is in there
         crosses = name in ("_to_copy", "copy_") and len(devices) > 1
-        if by_mask or crosses or name.rstrip("_") in _REFUSED:
+        brings = name == "lift_fresh" and args[0].dim() > 0  # a single number goes along with the kernel
+        if by_mask or crosses or brings or name.rstrip("_") in _REFUSED:
             raise RuntimeError(f"{name} inside a decode step")
         return func(*args, **(kwargs or {}))
 
 
 #: Operations whose result or shape the host reads, or that start from its numbers.
 _REFUSED = {
-    "_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "lift_fresh",
-    "equal", "is_nonzero", "bincount",
+    "_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal",
+    "is_nonzero", "bincount",
 }  # fmt: skip
