@@ -81,7 +81,8 @@ def attention_of(batch: MicroBatch, model: nn.Module) -> contextlib.AbstractCont
     return packed_attention(model) if batch.packed_lengths else contextlib.nullcontext()
 
 
-@torch.compiler.disable  # lengths differ in every micro-batch: a compiled layer would be compiled again
+# Lengths differ in every micro-batch: a compiled layer that looked at them would be compiled again.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def packed_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
