@@ -69,7 +69,7 @@ class SlotAttention:
     """One rollout's attention: its cache, and what it saw of each layer."""
 
     cache: SlotCache
-    seen: dict[int, Scoring] = field(default_factory=dict)  # call -> how, filled while ``watching``
+    seen: list[Scoring] = field(default_factory=list)  # layer by layer, filled while ``watching``
     watching: bool = False
 
     @property
@@ -111,7 +111,7 @@ def slot_attention_forward(
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     scoring = Scoring(scale, int(sliding_window or 0), float(softcap or 0.0), s_aux)
     if slots.watching:
-        slots.seen[len(slots.seen)] = scoring
+        slots.seen.append(scoring)
     # "(h g) n d -> n h g d" and "n h g d -> 1 n (h g) d": einops would take a tenth of a decode step's attention.
     q_NHGD = query[0].unflatten(0, (num_heads, -1)).permute(2, 0, 1, 3)
     out_NHGD = slots.kernels.attend(q_NHGD, key, value, scoring)

@@ -97,7 +97,8 @@ class RolloutEngine:
         self._stops: tuple[tuple[int, ...], torch.Tensor] = ((), torch.empty(0))
         self._fallback: KernelName | None = None
         self._uses_grid = model.device.type == "cuda" if options.grid is None else options.grid
-        self.served = self._examine()
+        with on_device(model.device):
+            self.served = self._examine()
         self._pool: Pool | None = None
         self._announced = False
 
@@ -221,8 +222,9 @@ class RolloutEngine:
                 self._announced = True
         self._pool, self.stats.num_slots = pool, pool.num_slots
         pool.make_room_for(record, needs, weight.shape[1])
-        addresses = pool.addresses(), self.weights.fingerprint(), self.terminators_T.data_ptr()
-        self.steps.keep_for(addresses, may_capture=not is_watched(model))
+        if self._uses_grid:
+            addresses = pool.addresses(), self.weights.fingerprint(), self.terminators_T.data_ptr()
+            self.steps.keep_for(addresses, may_capture=not is_watched(model))
         return pool
 
     def _forget_pool(self) -> None:
@@ -234,8 +236,7 @@ class RolloutEngine:
         model = inner_model(self.model)
         kernels = self._kernels(embedding_weight(model).dtype)
         try:
-            with on_device(model.device):
-                return examine(model, kernels)
+            return examine(model, kernels)
         except UnsupportedModel as error:
             if kernels != "triton" or self.options.attention is not None:
                 raise

@@ -102,7 +102,7 @@ def _try(model: PreTrainedModel, kernels: KernelName) -> tuple[Served, str]:
         ours = _run(model, attention, last, as_grid=how.key_block == 0)  # as a GPU decodes
     if off := how_far_off(model, tried, ours, own):
         return Served(shapes), f"its hidden states over slots are {off:.2g} (relative) off its own"
-    return Served(shapes), wrong_window(config, [each.window for each in attention.seen.values()])
+    return Served(shapes), wrong_window(config, [each.window for each in attention.seen])
 
 
 def _run(

@@ -23,7 +23,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from onpolicy_sdft.models.lora import embedding_weight, inner_model
-from onpolicy_sdft.rollout.copies import Copies, Source
+from onpolicy_sdft.rollout.copies import Copies, Plain, Source
 from onpolicy_sdft.rollout.fused import fuse, replace_on
 from onpolicy_sdft.rollout.kernels import best_kernels
 
@@ -85,7 +85,6 @@ class LocalWeights:
     fused: str = "nothing"
     _copies: Copies | None = None
     _layers: LayerFusion | None = None
-    _packed: dict[nn.Module, Packed] = field(default_factory=dict)
     _narrowed: dict[nn.Parameter, torch.Tensor] = field(default_factory=dict)
 
     @staticmethod
@@ -112,23 +111,27 @@ class LocalWeights:
         sources = self._sources(model)
         try:
             with contextlib.ExitStack() as stack:
-                read = self._pack(sources, dtype, stack) if pack else self._copy(model, sources, dtype, stack)
+                packed = self._pack(sources, dtype, stack) if pack else {}
+                copied = packed if pack else self._copy(model, sources, dtype, stack)
                 if narrow:
                     # The embedding may also be the output layer: it is looked up in bfloat16 then.
-                    self.num_bytes += self._narrow(model, read - {weight}, stack)
+                    unread = {source.linear.weight for source in sources if source.module in copied} - {weight}
+                    self.num_bytes += self._narrow(model, unread, stack)
                 if self.triton:
                     self._fuse_on_gpu(model, dtype, stack)
                 elif pack:
                     from onpolicy_sdft.rollout.cpu.fusing import CpuPasses  # numba: not on a GPU
 
-                    self.fused = fuse(model, CpuPasses(self._packed, dtype), stack)
+                    self.fused = fuse(model, CpuPasses(packed, dtype), stack)
                 yield
         finally:
             if not self.keep:
                 self.release()
 
-    def _pack(self, sources: Sequence[Source], dtype: torch.dtype, stack: contextlib.ExitStack) -> set[torch.Tensor]:
-        """Copy every linear into the layout of a CPU's kernels; return the weights that are not read meanwhile."""
+    def _pack(
+        self, sources: Sequence[Source], dtype: torch.dtype, stack: contextlib.ExitStack
+    ) -> dict[nn.Module, Packed]:
+        """Copy every linear into the layout of a CPU's kernels; return them by the module that each stands for."""
         from onpolicy_sdft.rollout.cpu.fusing import Packed  # numba: not on a GPU
 
         self.num_bytes, packed = 0, {}
@@ -138,14 +141,12 @@ class LocalWeights:
             packed[source.module] = Packed(pack_linear(kept), bias)
             replace_on(source.module, "forward", packed[source.module], stack)
             self.num_bytes += kept.nbytes
-        stack.callback(setattr, self, "_packed", {})
-        self._packed = packed
-        return {source.linear.weight for source in sources}
+        return packed
 
     def _copy(
         self, model: nn.Module, sources: Sequence[Source], dtype: torch.dtype, stack: contextlib.ExitStack
-    ) -> set[torch.Tensor]:
-        """Copy what is merged, and on a GPU what saves products; return the weights that are not read meanwhile."""
+    ) -> dict[nn.Module, Plain]:
+        """Copy what is merged, and on a GPU what saves products; return it by the module that each stands for."""
         if self._copies is None:
             where_memory_allows = self.triton and self.decode_copy in ("auto", "bfloat16")
             self._copies = Copies(None if where_memory_allows else self.triton and self.decode_copy == "packed")
@@ -153,7 +154,7 @@ class LocalWeights:
         for module, plain in self._copies.linears.items():
             replace_on(module, "forward", plain, stack)
         self.num_bytes = self._copies.num_bytes
-        return {source.linear.weight for source in sources if source.module in self._copies.linears}
+        return self._copies.linears
 
     def _fuse_on_gpu(self, model: PreTrainedModel, dtype: torch.dtype, stack: contextlib.ExitStack) -> None:
         from onpolicy_sdft.rollout.gpu.fusing import GpuPasses  # Triton: not on a CPU

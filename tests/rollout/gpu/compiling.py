@@ -30,18 +30,6 @@ def compile_for(
         aligned: Arguments that are multiples of 16, as Triton sees by itself when a kernel is called; pointers are.
         options: ``num_warps``, ``num_stages``.
     """
-    return compiled_for(kernel, capability, signature, constants, aligned, **options).metadata
-
-
-def compiled_for(
-    kernel: Any,
-    capability: int,
-    signature: dict[str, str],
-    constants: dict[str, Any],
-    aligned: Collection[str] = (),
-    **options: Any,
-) -> Any:
-    """Compile for a compute capability and return Triton's kernel, with its PTX in ``asm``."""
     wrong = set(kernel.arg_names) ^ (signature.keys() | constants.keys())
     assert not wrong, f"arguments without a type, or types without an argument: {sorted(wrong)}"
     types = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
@@ -53,4 +41,4 @@ def compiled_for(
     source = ASTSource(kernel, types, constants, attributes)
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     assert made.metadata.shared <= SHARED_MEMORY[capability], f"{made.metadata.shared} bytes of shared memory"
-    return made
+    return made.metadata
