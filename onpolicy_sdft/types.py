@@ -155,7 +155,8 @@ class Measures:
     surprise: float  # mean -log p(token | bare prompt)
     surprise_max: float  # the largest of them
     leak: float | None = None  # mean log p(token | demonstration without the question) - log p(token | bare prompt)
-    support: float | None = None  # how much likelier the demonstration becomes given this rollout than given another's
+    support: float | None = None  # how much likelier the demonstration becomes given this rollout than given others'
+    support_spread: float | None = None  # standard deviation of that over the others
     step_rate: float | None = None  # share of bare continuations of its first half that the check accepts
     solved_rate: float | None = None  # share of the policy's bare answers to its prompt that the check accepts
 

@@ -243,8 +243,8 @@ class ScreeningConfig:
     """Largest mean of log p(token | demonstration alone) - log p(token | bare prompt), in nats. Unset: from the
     probe."""
     min_support: float | None = None
-    """Least gain of the demonstration's mean log-probability, in nats, from showing this rollout rather than that of
-    another row. Unset: from the probe."""
+    """Least gain of the demonstration's mean log-probability, in nats, from showing this rollout rather than those of
+    other rows. Unset: from the probe."""
     step_samples: int = 2
     """Continuations of a rollout's first half, written under the bare prompt, where ``steps`` is a rule."""
     min_step_rate: float = 0.5

@@ -156,24 +156,24 @@ def summarise(
 def find_limits(bare: BareAnswers, taught: Sequence[Target], given: Limits) -> Limits:
     """Return the bounds of the review's rules, those that were not given from what the policy wrote.
 
-    Work in its own words is at most a few times as surprising as its own bare answers; most rewrites of the teacher
-    make sense. See docs/methods.md for what was measured.
+    Work in its own words is at most a few times as surprising as its own bare answers. A rewrite must support its
+    demonstration by more than rewrites of other rows differ among themselves. docs/methods.md has what was measured.
     """
     surprise = given.max_surprise
     if surprise is None:
         surprise = max(_SURPRISE_TIMES * bare.surprise_high, bare.surprise_high + _SURPRISE_NATS)
     leak = _LEAK_NATS if given.max_leak is None else given.max_leak
-    supports = [t.measures.support for t in taught if t.measures is not None and t.measures.support is not None]
+    spreads = [t.measures.support_spread for t in taught if t.measures is not None]
+    known = [spread for spread in spreads if spread is not None]
     support = given.min_support
-    if support is None and supports:
-        support = _SUPPORT_SHARE * float(np.median(supports))
+    if support is None and known:
+        support = float(np.sqrt(np.mean(np.square(known))))
     return Limits(surprise, leak, support)
 
 
 #: A rollout may surprise the bare prompt this many times, and in any case so many nats more, than nine of ten bare
-#: answers; the demonstration alone may explain it by so many nats better than the bare prompt; and it must support its
-#: demonstration by this share of what the teacher's rewrites do in the median.
-_SURPRISE_TIMES, _SURPRISE_NATS, _LEAK_NATS, _SUPPORT_SHARE = 2.0, 0.3, 0.5, 0.25
+#: answers do; and the demonstration alone may explain it by so many nats a token better than the bare prompt.
+_SURPRISE_TIMES, _SURPRISE_NATS, _LEAK_NATS = 2.0, 0.3, 0.5
 
 
 def recommend(bare: Sequence[ProbeRow], conditioned: Sequence[ProbeRow]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean, pstdev
 from typing import TYPE_CHECKING
 
 from onpolicy_sdft.screening.reasons import REVIEW_REASONS
@@ -25,6 +26,10 @@ Text = tuple[Sequence[int], Sequence[int]]
 
 #: Attempts of noise keys that no draw of a target has: bare answers, and continuations of a rollout's first half.
 _BARE_ATTEMPT, _STEP_ATTEMPT = 1_000_000, 2_000_000
+
+
+#: Rewrites of other rows that a rewrite without a check is compared with.
+_NUM_CONTROLS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +129,16 @@ class Review:
         judged = [target for target in written if self._is_judged(target)]
         texts: list[Text] = [(t.views.student_ids, _ids(t)) for t in written]
         texts += [(self.prompts.alone(t.views), _ids(t)) for t in written] if with_leak else []
-        texts += [pair for index in range(len(judged)) for pair in self._support_texts(judged, index)]
+        shown = [self._support_texts(judged, index) for index in range(len(judged))]
+        texts += [text for each in shown for text in each]
         scores = iter(self.score(texts) if texts else ())
         bare = [next(scores) for _ in written]
         alone = [next(scores) for _ in written] if with_leak else [None] * len(written)
         found = {id(target): _measures(own, other) for target, own, other in zip(written, bare, alone, strict=True)}
-        for target in judged:
-            support = _mean(next(scores)) - _mean(next(scores))
-            found[id(target)] = replace(found[id(target)], support=support)
+        for target, each in zip(judged, shown, strict=True):
+            own, *others = (_mean(next(scores)) for _ in each)
+            support, spread = own - fmean(others), pstdev(others) if len(others) > 1 else None
+            found[id(target)] = replace(found[id(target)], support=support, support_spread=spread)
         return [replace(target, measures=found.get(id(target))) for target in targets]
 
     def _measures_any(self) -> bool:
@@ -145,13 +152,15 @@ class Review:
         return has_rule and not checks(self.task, target.views.demonstration)
 
     def _support_texts(self, judged: Sequence[Target], index: int) -> list[Text]:
-        """Return the demonstration behind its own rewrite and behind another row's: the next of the step's."""
+        """Return the demonstration behind its own rewrite, and behind those of the next few rows of the step.
+
+        A row that is alone is compared with its bare prompt.
+        """
         views, text = judged[index].views, judged[index].text
         name = views.demonstration.example_id
-        others = [*judged[index + 1 :], *judged[:index]]
-        other = next((t.text for t in others if t.views.demonstration.example_id != name), None)
-        control = views.student_ids if other is None else self.prompts.shown(views, other)
-        return [(self.prompts.shown(views, text), views.response_ids), (control, views.response_ids)]
+        others = [t.text for t in (*judged[index + 1 :], *judged[:index]) if t.views.demonstration.example_id != name]
+        controls = [self.prompts.shown(views, other) for other in others[:_NUM_CONTROLS]] or [views.student_ids]
+        return [(prompt, views.response_ids) for prompt in (self.prompts.shown(views, text), *controls)]
 
     def _test_steps(self, targets: Sequence[Target], step: int) -> list[Target]:
         """Let the bare policy go on from the first half of each kept rollout, and check where it ends."""

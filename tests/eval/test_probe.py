@@ -108,9 +108,9 @@ def test_bounds_that_are_not_given_come_from_bare_answers_and_rewrites(renderer,
     assert 0.1 < found.max_leak < 0.9
     assert found.min_support is None
     assert find_limits(BARE, targets, Limits(0.1, 0.2, 0.3)) == Limits(0.1, 0.2, 0.3)
-    pairs = zip(targets, (1.0, 2.0, 3.0, -1.0), strict=True)
-    free = [dataclasses.replace(target, measures=Measures(0.1, 0.1, support=support)) for target, support in pairs]
-    assert 0 < find_limits(BARE, free, Limits()).min_support < 1
+    measures = Measures(0.1, 0.1, support=1.0, support_spread=0.3)
+    free = [dataclasses.replace(target, measures=measures) for target in targets]
+    assert find_limits(BARE, free, Limits()).min_support == pytest.approx(0.3)
 
 
 BASE = ProbeRow(
