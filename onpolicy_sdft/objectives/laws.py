@@ -63,5 +63,5 @@ class Signals:
     plain_N: torch.Tensor  # bool: learned by nll whatever the objective is; the other M tokens are its own
     teacher: FullLaw | TopLaw | None = None  # over the M tokens, in order
     anchor: FullLaw | None = None  # over all N tokens
-    clips_N: torch.Tensor | None = None  # float32: largest nll of a token in nats, inf: any; None: any
     sampling_logprobs_M: torch.Tensor | None = None  # of the labels when they were drawn, in nats; nan: not drawn
+    clips_N: torch.Tensor | None = None  # float32: largest nll of a token in nats, inf: any; None: any
