@@ -99,7 +99,8 @@ class ContextConfig:
     """The two prompt views: the student's bare prompt and the teacher's with the demonstration."""
 
     template: str = "prior_turn"
-    """reference | example | prior_turn | acl_gsm8k | acl_openfunctions | acl_alpaca | a Jinja file."""
+    """reference | example | prior_turn | work | solution_first | explain | acl_gsm8k | acl_openfunctions | acl_alpaca |
+    a Jinja file. ``work``, ``solution_first`` and ``explain`` ask for the steps, not for the result."""
     num_demonstrations: int = 1
     """Demonstrations shown to the teacher; above 1 adds other examples of the data set."""
     neighbours: Literal["random", "nearest"] = "random"

@@ -1,7 +1,10 @@
 """How the teacher is shown the demonstration: named context templates, or a Jinja file of your own.
 
 A template rewrites the last user turn (and may set the system message). It sees ``question``,
-``demonstration`` and ``examples`` (other rows of the data set, each with ``question`` and ``response``).
+``demonstration``, ``examples`` (other rows of the data set, each with ``question`` and ``response``) and ``work`` (what
+the task says the work of an answer is; empty where it says nothing).
+A small model that is shown an answer likes to repeat its end. ``work``, ``solution_first`` and ``explain`` ask for the
+way there instead: the demonstration is there to check against, or stands before the question, or is explained first.
 Sources: ``acl_*`` are the prompts of Yang et al. (ACL 2024, arXiv:2402.13669, released templates), without the
 forced first words of the gsm8k one, which would start the teacher's answer in another state than the
 student's; ``example`` follows Shenfeld et al. (2026, arXiv:2601.19897).
@@ -26,6 +29,7 @@ _EXAMPLES = (
     "{% for example in examples %}Another question:\n{{ example.question }}\n\n"
     "Its answer:\n{{ example.response }}\n\n{% endfor %}"
 )
+_WORK = "{% if work %} {{ work }}{% endif %}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,21 @@ TEMPLATES: dict[str, ContextTemplate] = {
     "example": ContextTemplate(
         _EXAMPLES + "{{ question }}\n\nThis is an example of a response to the question:\n"
         "{{ demonstration }}\n\nNow answer with a response of your own."
+    ),
+    "work": ContextTemplate(
+        _EXAMPLES + "{{ question }}\n\nA solution, to check against:\n{{ demonstration }}\n\n"
+        "Solve it yourself, with every step." + _WORK + " Compare with the solution only to find your own mistakes, "
+        "and do not mention it: the reader has the question alone."
+    ),
+    "solution_first": ContextTemplate(
+        _EXAMPLES + "The solution of the next question, to check against and not to mention:\n{{ demonstration }}\n\n"
+        "Now solve it yourself, with every step." + _WORK + "\n\n{{ question }}"
+    ),
+    "explain": ContextTemplate(
+        _EXAMPLES + "{{ question }}\n\nThis is how somebody else answered:\n{{ demonstration }}\n\n"
+        "First explain in your own words, to a reader who has not seen that answer, how the question is solved."
+        + _WORK
+        + " Only then state your answer, in the form that the question asks for."
     ),
     "acl_gsm8k": ContextTemplate(
         _EXAMPLES + "{{ question }}\n\n{{ demonstration }}",
@@ -90,13 +109,16 @@ class TeacherContext:
         if missing:
             raise ConfigError(f"context.template={template!r} must show {{{{ {sorted(missing)[0]} }}}} somewhere.")
 
-    def turns(self, demonstration: Demonstration, shown: str, examples: Sequence[Demonstration]) -> list[Turn]:
+    def turns(
+        self, demonstration: Demonstration, shown: str, examples: Sequence[Demonstration], work: str = ""
+    ) -> list[Turn]:
         """Return the teacher's conversation, ending in a user turn.
 
         Args:
             demonstration: The example being answered.
             shown: Its response as shown, possibly trimmed.
             examples: Other rows of the data set.
+            work: What the task says the work of an answer is.
         """
         before, question = list(demonstration.turns[:-1]), demonstration.turns[-1]
         if self._user is None:
@@ -104,7 +126,7 @@ class TeacherContext:
             system = before[:1] if before and before[0].role == "system" else []
             return [*system, *others, *before[len(system) :], question, Turn("assistant", shown), question]
         others_text = [{"question": other.prompt, "response": other.response} for other in examples]
-        values = {"question": question.content, "demonstration": shown, "examples": others_text}
+        values = {"question": question.content, "demonstration": shown, "examples": others_text, "work": work}
         try:
             content = self._user.render(values)
             if self._system is not None:

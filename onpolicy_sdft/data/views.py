@@ -6,7 +6,7 @@ header, so the answer starts in the same state.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -121,8 +121,21 @@ class Prepared:
     trimmed_ids: tuple[str, ...]  # examples whose shown demonstration was cut
 
 
-def prepare(demonstrations: Sequence[Demonstration], renderer: Renderer, config: ContextConfig, seed: int) -> Prepared:
+def prepare(
+    demonstrations: Sequence[Demonstration],
+    renderer: Renderer,
+    config: ContextConfig,
+    seed: int,
+    work: Callable[[Demonstration], str] = lambda demonstration: "",
+) -> Prepared:
     """Build both views of every demonstration and make them fit, before any step is taken.
+
+    Args:
+        demonstrations: The data set.
+        renderer: Turns conversations into tokens.
+        config: How the teacher is shown demonstrations, and what has to fit.
+        seed: Of the choice of other examples.
+        work: What the task says the work of an answer is; see ``Task.work``.
 
     Raises:
         DataError: If rows cannot fit and ``context.on_too_long`` is ``error``, or a response spells the terminator.
@@ -141,7 +154,9 @@ def prepare(demonstrations: Sequence[Demonstration], renderer: Renderer, config:
                 f"{renderer.tokenizer.convert_ids_to_tokens(renderer.terminator_id)!r}, which the chat template adds "
                 "by itself. Take it out of the row."
             )
-        fitted = _fit_teacher(demonstration, examples, renderer, context, config.max_teacher_tokens)
+        fitted = _fit_teacher(
+            demonstration, examples, renderer, context, config.max_teacher_tokens, work(demonstration)
+        )
         if len(student_ids) > config.max_student_tokens or fitted is None:
             too_long.append((demonstration.example_id, len(student_ids)))
             continue
@@ -170,6 +185,7 @@ def _fit_teacher(
     renderer: Renderer,
     context: TeacherContext,
     limit: int,
+    work: str,
 ) -> tuple[tuple[int, ...], int, int] | None:
     """Return teacher ids that fit, tokens trimmed and examples dropped; None when nothing can be made to fit.
 
@@ -178,14 +194,14 @@ def _fit_teacher(
     """
     for num_dropped in range(len(examples) + 1):
         shown = examples[num_dropped:]
-        ids = renderer.teacher_ids(context.turns(demonstration, demonstration.response, shown))
+        ids = renderer.teacher_ids(context.turns(demonstration, demonstration.response, shown, work))
         if len(ids) <= limit:
             return ids, 0, num_dropped
     response = renderer.text_ids(demonstration.response)
     kept = len(response) - (len(ids) - limit)
     while kept > 0:
         text = renderer.decode(response[:kept]).rstrip("\ufffd")  # a character cut in half
-        ids = renderer.teacher_ids(context.turns(demonstration, text, []))
+        ids = renderer.teacher_ids(context.turns(demonstration, text, [], work))
         if len(ids) <= limit:
             return ids, len(response) - kept, len(examples)
         kept -= max(1, len(ids) - limit)

@@ -125,6 +125,7 @@ class FunctionCall(Task):
     answer_field: str = "answer"
     possible_field: str = "possible_answers"
     name = "function_call"
+    work_wording = "Read every argument off the question; write the call and nothing else."
     check_is_quick = True
 
     def __post_init__(self) -> None:

@@ -132,6 +132,7 @@ class MathWordProblem(Task):
 
     answer_field: str = "answer"
     name = "math_word_problem"
+    work_wording = "Write down every calculation before the number that it leads to."
     check_is_quick = True
 
     def ask(self, prompt: str) -> str:

@@ -105,6 +105,7 @@ class MultipleChoice(Task):
     choices_field: str = "choices"
     answer_field: str = "answer"
     name = "multiple_choice"
+    work_wording = 'Say what speaks for and against each option, then end with "The answer is" and one letter.'
     check_is_quick = True
 
     def ask(self, prompt: str) -> str:

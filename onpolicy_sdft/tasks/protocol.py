@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from onpolicy_sdft.errors import DataError, TaskError
@@ -14,7 +14,8 @@ class Task(Protocol):
     """What "right" means for one kind of question: its wording, its check, an answer that passes.
 
     A task of your own is any class with these members; deriving it from this one supplies
-    ``check_demonstration``, ``ask_row``, ``needs_response``, ``check_is_quick`` and ``note``, which may be left out.
+    ``check_demonstration``, ``ask_row``, ``needs_response``, ``check_is_quick``, ``work_wording``, ``work`` and
+    ``note``, which may be left out.
     Its constructor takes the options of ``task.options`` by keyword.
     """
 
@@ -24,6 +25,13 @@ class Task(Protocol):
     #: True for a check of a little pure Python: it is run at once. Others run in threads, beside what is written. A
     #: class derived from such a task whose own check takes long says False again.
     check_is_quick: bool = False
+    #: What the work of an answer is, as a sentence to the one who writes it ("Write every calculation ..."): shown to a
+    #: teacher whose context template asks for the work. It says nothing of the answer itself.
+    work_wording: str = ""
+
+    def work(self, demonstration: Demonstration) -> str:
+        """Say what the work of answering this demonstration's question is; empty: nothing beyond the question."""
+        return self.work_wording
 
     @property
     def note(self) -> str:
@@ -88,6 +96,11 @@ class Task(Protocol):
             TaskError: The check cannot run at all with these options.
         """
         return
+
+
+def work_of(task: Task) -> Callable[[Demonstration], str]:
+    """Return what says a task's work of each demonstration; one of the user's own need not say any."""
+    return getattr(task, "work", lambda demonstration: "")
 
 
 def reference_text(demonstration: Demonstration, field: str) -> str:

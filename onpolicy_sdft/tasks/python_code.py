@@ -124,6 +124,7 @@ class PythonCode(Task):
     show_tests: int = 0
     _servers: CodeServers = field(default_factory=CodeServers, init=False, repr=False, compare=False)
     name = "python_code"
+    work_wording = "Write the whole program yourself, and handle every case that the question names."
 
     def __post_init__(self) -> None:
         require_bool(self.name, allow_execution=self.allow_execution)

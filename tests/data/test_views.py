@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from onpolicy_sdft.config.schema import ContextConfig
+from onpolicy_sdft.config.schema import ContextConfig, ScreeningConfig
 from onpolicy_sdft.data.templates import TEMPLATES, TeacherContext
 from onpolicy_sdft.data.views import Prepared, Renderer, prepare
 from onpolicy_sdft.errors import ConfigError, DataError
+from onpolicy_sdft.tasks import TASKS, load_task, work_of
 from onpolicy_sdft.types import Demonstration, Turn
 
 HEADER = "<|im_start|>assistant\n"
@@ -77,6 +78,34 @@ def test_reference_and_example_say_what_the_demonstration_is(tokenizer):
     assert "This is an example of a response to the question:\nBlue it is." in example
 
 
+@pytest.mark.parametrize("template", ["work", "solution_first", "explain"])
+@pytest.mark.parametrize("task", TASKS)
+def test_templates_that_ask_for_the_work_word_it_as_the_task_does(tokenizer, template, task):
+    config, loaded = ContextConfig(template=template), load_task(task, {})
+    renderer = Renderer(tokenizer, config)
+    (views,) = prepare([row()], renderer, config, 0, work_of(loaded)).views
+    shown = text(tokenizer, views.teacher_ids)
+    assert loaded.work_wording in shown
+    assert "  " not in shown
+    (silent,) = prepare([row()], renderer, config, 0).views
+    assert text(tokenizer, silent.teacher_ids) == shown.replace(
+        f" {loaded.work_wording}", "", bool(loaded.work_wording)
+    )
+
+
+def test_the_solution_may_stand_before_the_question(tokenizer):
+    shown = teacher_text(tokenizer, "solution_first", row())
+    assert shown.index("Blue it is.") < shown.index("Name a colour.")
+    assert shown.endswith(f"Name a colour.{TERMINATOR}\n{HEADER}")
+
+
+def test_what_a_template_says_is_not_banned_from_answers(tokenizer):
+    phrases = ScreeningConfig().banned_phrases
+    for template in ("work", "solution_first", "explain"):
+        shown = teacher_text(tokenizer, template, row()).lower()
+        assert not [phrase for phrase in phrases if phrase in shown]
+
+
 @pytest.mark.parametrize("template", ["acl_gsm8k", "acl_openfunctions", "acl_alpaca"])
 def test_the_templates_of_the_2024_paper_replace_the_system_message(tokenizer, template):
     demonstration = Demonstration("id-0", (Turn("system", "mine"), Turn("user", "q")), "a")
@@ -94,7 +123,9 @@ def test_an_unknown_template_names_the_nearest(tokenizer):
 
 def test_a_jinja_file_of_ones_own_is_a_template(tokenizer, tmp_path):
     path = tmp_path / "mine.jinja"
-    path.write_text("{{ question }} (hint: {{ demonstration }}){% for e in examples %} {{ e.response }}{% endfor %}")
+    path.write_text(
+        "{{ question }} (hint: {{ demonstration }}){{ work }}{% for e in examples %} {{ e.response }}{% endfor %}"
+    )
     shown = teacher_text(tokenizer, str(path), row(), row("Other?", "Red.", "id-1"), num_demonstrations=2)
     assert shown == turns(("user", "Name a colour. (hint: Blue it is.) Red.")) + HEADER
 
