@@ -9,6 +9,9 @@ from typing import Any, Protocol
 from onpolicy_sdft.errors import DataError, TaskError
 from onpolicy_sdft.types import CheckResult, Demonstration
 
+#: Bounds of the message of a check: a model is to read it beside the question and its own attempt.
+MESSAGE_LINES, LINE_CHARACTERS = 5, 240
+
 
 class Task(Protocol):
     """What "right" means for one kind of question: its wording, its check, an answer that passes.
@@ -67,7 +70,8 @@ class Task(Protocol):
             demonstration: The question with the expert's answer.
 
         Returns:
-            The verdict, with a short countable reason when it is wrong.
+            The verdict, with a short countable reason when it is wrong, and a message (see :func:`short_message`) to a
+            writer who is to try again.
 
         Raises:
             DataError: The demonstration cannot be checked (see ``check_demonstration``).
@@ -101,6 +105,16 @@ class Task(Protocol):
 def work_of(task: Task) -> Callable[[Demonstration], str]:
     """Return what says a task's work of each demonstration; one of the user's own need not say any."""
     return getattr(task, "work", lambda demonstration: "")
+
+
+def short_message(*lines: str) -> str:
+    """Return what a check has found as a few short lines; what is left out of a line is marked.
+
+    Args:
+        *lines: Of any length, the most telling first; empty ones are left out.
+    """
+    plain = [" ".join(line.split()) for line in lines if line.strip()][:MESSAGE_LINES]
+    return "\n".join(line if len(line) <= LINE_CHARACTERS else f"{line[: LINE_CHARACTERS - 4]} ..." for line in plain)
 
 
 def reference_text(demonstration: Demonstration, field: str) -> str:
