@@ -66,6 +66,9 @@ class CheckResult:
     correct: bool
     reason: str = ""  # short and countable, e.g. "wrong_answer"; empty when correct
     answer: str | None = None  # what was extracted and compared, for the records
+    # For a model that is to try again; no part of the verdict. A few short lines, without the right answer:
+    message: str = field(default="", compare=False)
+    expected: str = field(default="", compare=False)  # the right answer, where the check has a short form of it
 
 
 @dataclass(frozen=True, slots=True)

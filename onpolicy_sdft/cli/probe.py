@@ -15,7 +15,10 @@ def run(arguments: Sequence[str]) -> int:
     """Probe the teacher and print a table with a recommendation."""
     parser = make_parser("sdft probe", "Is the model, shown the demonstration, a good teacher?")
     parser.add_argument(
-        "--templates", type=list[str], default=["reference", "example", "prior_turn"], help="Context templates to try."
+        "--templates",
+        type=list[str],
+        default=["reference", "prior_turn", "work", "explain"],
+        help="Context templates to try.",
     )
     parser.add_argument("--temperatures", type=list[float], default=[1.0], help="Sampling temperatures to try.")
     parser.add_argument("--num_examples", type=int, default=32, help="Demonstrations to try them on.")

@@ -29,9 +29,30 @@ def check_method(config: RunConfig) -> None:
             f"train.distilled={config.train.distilled!r} would not be read by train.targets={config.train.targets}. "
             "Way out: --train.targets distilled, or leave it unset."
         )
+    _check_shown(config)
     _check_effect(config)
     _check_review(config)
     _check_sharded(config)
+
+
+def _check_shown(config: RunConfig) -> None:
+    """What the teacher is shown is said once: ``show`` says of which rows, ``num_demonstrations`` how many in all."""
+    show, number = config.context.show, config.context.num_demonstrations
+    if show == "own" and number > 1:
+        raise ConfigError(
+            f"context.num_demonstrations={number}, but context.show=own shows the question's own demonstration alone. "
+            "Way out: --context.show both (its own and others) or others, or --context.num_demonstrations 1."
+        )
+    if show == "both" and number == 1:
+        raise ConfigError(
+            "context.show=both shows others beside the question's own demonstration, but context.num_demonstrations=1 "
+            "is one in all. Way out: --context.num_demonstrations 2 or more, or --context.show own."
+        )
+    if show != "own" and config.train.targets == "demonstrations":
+        raise ConfigError(
+            f"context.show={show} shows examples to the teacher, but train.targets=demonstrations asks none. "
+            "Way out: --context.show own --context.num_demonstrations 1, or --train.targets policy."
+        )
 
 
 def _check_sharded(config: RunConfig) -> None:
@@ -95,6 +116,7 @@ def _check_effect(config: RunConfig) -> None:
     """Refuse options that are set although nothing reads them."""
     objective, teacher = config.objective, config.teacher
     readers = {
+        "context.neighbours": (config.context.show != "own", "--context.show others or both"),
         "objective.beta": (objective.name == "jsd", "--objective.name jsd"),
         "objective.support": (objective.name in ("forward_kl", "reverse_kl", "jsd"), "an objective that compares laws"),
         "objective.num_kept": (objective.support != "full", "--objective.support teacher or student"),
@@ -127,11 +149,6 @@ def live_options_set(rollout: RolloutConfig) -> list[str]:
 def _check_unsampled(config: RunConfig) -> None:
     """Nothing is written here, so options of rollouts and laws would do nothing."""
     targets, rollout = config.train.targets, config.rollout
-    if config.context.num_demonstrations > 1 and targets == "demonstrations":
-        raise ConfigError(
-            "context.num_demonstrations above 1 shows examples to the teacher, but train.targets=demonstrations "
-            "asks none. Way out: --context.num_demonstrations 1, or --train.targets policy."
-        )
     if config.objective.name != "nll":
         raise ConfigError(
             f"objective.name={config.objective.name} compares the laws of student and teacher at the policy's samples, "

@@ -99,13 +99,17 @@ class ContextConfig:
     """The two prompt views: the student's bare prompt and the teacher's with the demonstration."""
 
     template: str = "prior_turn"
-    """reference | example | prior_turn | acl_gsm8k | acl_openfunctions | acl_alpaca | a Jinja file."""
+    """reference | example | prior_turn | work | solution_first | explain | acl_gsm8k | acl_openfunctions | acl_alpaca |
+    a Jinja file. ``work``, ``solution_first`` and ``explain`` ask for the steps, not for the result."""
+    show: Literal["own", "others", "both"] = "own"
+    """What the teacher is shown: the question's own demonstration, those of other questions only (arXiv:2608.09228), or
+    both."""
     num_demonstrations: int = 1
-    """Demonstrations shown to the teacher; above 1 adds other examples of the data set."""
+    """Demonstrations shown to the teacher in all: 1 with ``own``, 1 or more ``others``, 2 or more with ``both``."""
     neighbours: Literal["random", "nearest"] = "random"
     """How the other examples are chosen: by seed, or by word overlap with the prompt."""
     max_teacher_tokens: int = 1024
-    """Longest teacher prompt; a longer one trims the demonstration, never the question."""
+    """Longest teacher prompt; for a longer one examples go, then the demonstration is trimmed, never the question."""
     max_student_tokens: int = 1024
     """Longest bare prompt."""
     on_too_long: Literal["error", "drop"] = "error"

@@ -42,6 +42,7 @@ from onpolicy_sdft.rollout.backend import NO_RECORD
 from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks import load_task
+from onpolicy_sdft.tasks.protocol import work_of
 from onpolicy_sdft.train.laws import LawSource
 from onpolicy_sdft.types import Row
 
@@ -78,7 +79,7 @@ def run_probe(
     if num_examples < 1 or not templates or not temperatures:
         raise ConfigError("A probe needs at least one of each: --num_examples, --templates, --temperatures.")
     for name in templates:
-        TeacherContext(name)  # an unknown one is refused before anything is written
+        TeacherContext(name, config.context.show)  # an unknown one is refused before anything is written
     chat = load_chat(config, say)
     task = load_task(config.task.name, config.task.options)
     loaded = load_demonstrations(config.data, task)
@@ -87,7 +88,7 @@ def run_probe(
         raise ConfigError(f"num_examples={num_examples}, but there are {total} demonstrations. Way out: ask for fewer.")
     chosen = {loaded.demonstrations[i].example_id for i in permutation(total, config.train.seed, 0)[:num_examples]}
     # Other examples of a k-shot context come from the whole set, as in training.
-    rows = loaded.demonstrations if config.context.num_demonstrations > 1 else [
+    rows = loaded.demonstrations if config.context.show != "own" else [
         demonstration for demonstration in loaded.demonstrations if demonstration.example_id in chosen
     ]  # fmt: skip
     asking = _Asking(config, chat, task, make_teacher(config, chat.loaded.model, nullcontext), say)
@@ -99,7 +100,7 @@ def run_probe(
         for template in (BARE, *templates):
             shown = config.context.template if template == BARE else template
             context = replace(config.context, template=shown)
-            prepared = prepare(rows, chat.renderer, context, config.train.seed).views
+            prepared = prepare(rows, chat.renderer, context, config.train.seed, work_of(task)).views
             views = [view for view in prepared if view.demonstration.example_id in chosen]
             row, answers = asking(views, template, temperature, answers)
             (bare if template == BARE else conditioned).append(row)

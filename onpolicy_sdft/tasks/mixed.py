@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onpolicy_sdft.tasks.protocol import Task
+from onpolicy_sdft.tasks.protocol import Task, work_of
 from onpolicy_sdft.types import CheckResult, Demonstration
 
 
@@ -30,6 +30,10 @@ class MixedTask(Task):
     def ask(self, prompt: str) -> str:
         """Word a question as the first task does; the others' are worded when they are loaded."""
         return self.own.ask(prompt)
+
+    def work(self, demonstration: Demonstration) -> str:
+        """Say what the demonstration's own task calls the work."""
+        return work_of(self.task_of(demonstration))(demonstration)
 
     def check(self, completion: str, demonstration: Demonstration) -> CheckResult:
         """Check a completion as the demonstration's own task does."""
