@@ -125,11 +125,11 @@ class Gate:
         Returns:
             The check, whose ``action`` is empty where it passes, and the drop of each set.
         """
-        if why != "end":
+        if why == "alarm" or step >= self.next_step:
             self.next_step += self.every
         start = self.history[0].correct
         drops = {label: compare(start[label], rows) for label, rows in answers.correct.items()}
-        check = Check(step, why, answers.correct, passed=not any(map(self._is_beyond, drops.values())))
+        check = Check(step, why, answers.correct, passed=not any(map(self.is_beyond, drops.values())))
         if not check.passed:
             check = replace(check, action=self._action(why))
             self.num_rollbacks += check.action == "rollback"
@@ -149,6 +149,10 @@ class Gate:
         """Steps whose checkpoint must stay."""
         return set() if self.config.action == "continue" else {self.best_step}
 
+    def is_beyond(self, drop: Drop) -> bool:
+        """Whether a drop is more than is allowed, and no accident."""
+        return drop.size > self.config.max_drop and drop.p_value < self.config.max_p_value
+
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint must hold."""
         names = ("every", "next_step", "best_step", "num_rollbacks", "stopped")
@@ -159,9 +163,6 @@ class Gate:
         for name in ("every", "next_step", "best_step", "num_rollbacks", "stopped"):
             setattr(self, name, state[name])
         self.history = [Check(**entry) for entry in state["history"]]
-
-    def _is_beyond(self, drop: Drop) -> bool:
-        return drop.size > self.config.max_drop and drop.p_value < self.config.max_p_value
 
     def _action(self, why: str) -> str:
         goes_back = self.config.action == "rollback"

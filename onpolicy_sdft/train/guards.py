@@ -94,7 +94,7 @@ class Guards:
         found = ", ".join(f"{label} {drop.text()}" for label, drop in drops.items())
         if check.passed:
             return f"{found}: passed"
-        options = self.gate.config
+        options, worse = self.gate.config, [label for label, drop in drops.items() if self.gate.is_beyond(drop)]
         best = "the start" if self.gate.best_step == 0 else f"step {self.gate.best_step}"
         follows = {
             "continue": "training goes on (gate.action=continue)",
@@ -103,7 +103,8 @@ class Guards:
             f"{options.rollback_lr_factor:g} (rollback {self.gate.num_rollbacks} of {options.max_rollbacks})",
         }[check.action]
         return (
-            f"{found}: worse than the start by more than gate.max_drop={options.max_drop:g}; {follows}. "
+            f"{found}: worse than the start on {', '.join(worse)}, by more than gate.max_drop={options.max_drop:g}; "
+            f"{follows}. "
             "Fix: a lower optim.lr, fewer steps, or another context.template."
         )
 
