@@ -398,7 +398,8 @@ class GateConfig:
     max_drop: float = 0.1
     """Largest drop of a set's share of right answers; a larger one counts where it is no accident, too."""
     max_p_value: float = 0.05
-    """It is none where an exact one-sided sign test over the very same rows gives less than this."""
+    """It is none where an exact one-sided sign test over the very same rows gives less than this, divided by the
+    number of sets that are asked."""
     max_cost: float = 0.1
     """Tokens of planned checks per token that steps write and learn. It sets how often the gate looks; the start, the
     end and one check on an alarm come on top. The steps' tokens are estimated from the demonstrations' lengths."""

@@ -150,8 +150,9 @@ class Gate:
         return set() if self.config.action == "continue" else {self.best_step}
 
     def is_beyond(self, drop: Drop) -> bool:
-        """Whether a drop is more than is allowed, and no accident."""
-        return drop.size > self.config.max_drop and drop.p_value < self.config.max_p_value
+        """Whether a drop is more than is allowed, and no accident however many sets are looked at."""
+        max_p_value = self.config.max_p_value / len(self.history[0].correct)
+        return drop.size > self.config.max_drop and drop.p_value < max_p_value
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint must hold."""
