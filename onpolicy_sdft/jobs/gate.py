@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.data.sources import DemonstrationSet, fingerprint
 from onpolicy_sdft.eval.runner import EvalSet
 from onpolicy_sdft.jobs.evaluate import score_sets
 from onpolicy_sdft.tasks.free_form import FreeForm
 from onpolicy_sdft.train.alarms import Alarms, signals
+from onpolicy_sdft.train.checkpoint import Checkpointer
 from onpolicy_sdft.train.gate import Answers, Gate
+from onpolicy_sdft.train.guards import Guards
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.jobs.parts import Chat, Data
     from onpolicy_sdft.models.teacher import Teacher
+    from onpolicy_sdft.runs.directory import RunDirectory
+    from onpolicy_sdft.runs.progress import Progress
     from onpolicy_sdft.tasks.protocol import Task
+    from onpolicy_sdft.train.step import Trainer
     from onpolicy_sdft.types import Demonstration, Ranks
 
 Say = Callable[[str], None]
@@ -103,6 +109,41 @@ def make_gate(config: RunConfig, data: Data, sets: Sequence[EvalSet]) -> Gate | 
     if config.train.targets == "policy":
         learned *= 2 * config.rollout.num_samples  # each is written first
     return Gate(config.gate, learned)
+
+
+def make_guards(
+    config: RunConfig,
+    chat: Chat,
+    data: Data,
+    sets: Sequence[EvalSet],
+    trainer: Trainer,
+    run: RunDirectory,
+    identity: Mapping[str, Any],
+    progress: Progress,
+    say: Say,
+) -> Guards:
+    """Return what watches a run, with the checkpointer that keeps it.
+
+    Args:
+        config: Of the run.
+        chat: Its model's prompts.
+        data: What it is trained on.
+        sets: What the gate asks, see :func:`gate_sets`.
+        trainer: What is watched.
+        run: Where alarms, checks and checkpoints go.
+        identity: What must be the same for a checkpoint to mean anything.
+        progress: Shows what is noticed.
+        say: Told which checkpoints were skipped.
+    """
+    backend, teacher = trainer.backend, trainer.teacher
+    alarms, gate = make_alarms(config), make_gate(config, data, sets)
+    checkpointer = Checkpointer(
+        run, backend, trainer.schedule, trainer.source, teacher, identity, config.train.keep_checkpoints, say,
+        guards={"alarms": alarms} if gate is None else {"alarms": alarms, "gate": gate},
+        pinned=tuple if gate is None else lambda: gate.pinned,
+    )  # fmt: skip
+    answer = partial(answer_greedily, config, chat, teacher, sets, backend)
+    return Guards(alarms, gate, answer, checkpointer, run, progress, is_first=backend.rank == 0)
 
 
 def answer_greedily(config: RunConfig, chat: Chat, teacher: Teacher, sets: Sequence[EvalSet], ranks: Ranks) -> Answers:

@@ -22,13 +22,14 @@ from onpolicy_sdft.eval.retention import general_prompts
 from onpolicy_sdft.eval.runner import EvalSet
 from onpolicy_sdft.jobs.evaluate import evaluate_stage, has_stage, score_sets
 from onpolicy_sdft.jobs.finished import model_facts
-from onpolicy_sdft.jobs.gate import answer_greedily, gate_sets, hold_back, make_alarms, make_gate
+from onpolicy_sdft.jobs.gate import gate_sets, hold_back, make_guards
 from onpolicy_sdft.jobs.identity import claim_run, identity_of
 from onpolicy_sdft.jobs.method import (
     keeps_gathered,
     learns_packed,
     make_objective,
     make_pairing,
+    make_review,
     make_sampling,
     make_teacher,
 )
@@ -45,6 +46,7 @@ from onpolicy_sdft.jobs.parts import (
     say_nothing,
     show_writing,
 )
+from onpolicy_sdft.jobs.preview import look, make_preview, refresh, restore_look
 from onpolicy_sdft.jobs.start import (
     Start,
     base_of,
@@ -71,7 +73,6 @@ from onpolicy_sdft.runs.progress import Progress, say_to_stderr
 from onpolicy_sdft.screening.screen import Screen, num_free_cores
 from onpolicy_sdft.train.backend import Backend
 from onpolicy_sdft.train.checkpoint import Checkpointer
-from onpolicy_sdft.train.guards import Guards
 from onpolicy_sdft.train.launch import make_backend
 from onpolicy_sdft.train.laws import LawSource
 from onpolicy_sdft.train.loop import FitResult, Hooks, Loop, Plan, make_plan
@@ -88,6 +89,9 @@ if TYPE_CHECKING:
 
     from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.models.teacher import Teacher
+    from onpolicy_sdft.screening.review import Review
+    from onpolicy_sdft.tasks.protocol import Task
+    from onpolicy_sdft.train.pairing import Pairing
 
 Say = Callable[[str], None]
 
@@ -170,18 +174,13 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     ):
         with teacher.weights("live"):
             evaluate_stage(config, chat, model, sets, run, "before", backend, weights=origin)
-    alarms, gate = make_alarms(config), make_gate(config, data, gated)
-    checkpointer = Checkpointer(
-        run, backend, trainer.schedule, trainer.source, teacher, identity, config.train.keep_checkpoints, say,
-        guards={"alarms": alarms} if gate is None else {"alarms": alarms, "gate": gate},
-        pinned=tuple if gate is None else lambda: gate.pinned,
-    )  # fmt: skip
-    guards = Guards(
-        alarms, gate, partial(answer_greedily, config, chat, teacher, gated, backend), checkpointer, run, progress,
-        is_first=backend.rank == 0,
-    )  # fmt: skip
+    guards = make_guards(config, chat, data, gated, trainer, run, identity, progress, say)
     set_seed(config.train.seed + backend.rank)  # of dropout; rollouts and the order have keys of their own
-    _resume(config, run, checkpointer, trainer, progress, say)
+    preview = make_preview(config, trainer, data.prepared.views)
+    if _resume(config, run, guards.checkpointer, trainer, progress, say):
+        restore_look(trainer)
+    elif preview is not None:
+        look(config, preview, progress.note)
     is_first = backend.rank == 0
     trackers = open_trackers(config.train.trackers, run.path, dataclasses.asdict(config), is_main_process=is_first)
 
@@ -191,10 +190,11 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
             backend.on_first(partial(_export, config, chat, model, data, run, path, summary, weights, verdict))
 
     loop = Loop(
-        trainer, data.prepared.views, plan, config, run, checkpointer, trackers, progress,
+        trainer, data.prepared.views, plan, config, run, guards.checkpointer, trackers, progress,
         hooks=Hooks(
             validate=partial(_validate, config, chat, teacher, validation, backend) if validation else None,
             save_best=lambda: export(run.best_path, {}),
+            refresh=partial(refresh, preview) if preview is not None else None,
         ),
         guards=guards,
     )  # fmt: skip
@@ -212,7 +212,7 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
         with teacher.weights("live"):
             taught = trained_to(trainer.state.step, trainer.state.total_loss_tokens)
             summary = {"after": evaluate_stage(config, chat, model, sets, run, "after", backend, weights=taught)}
-    verdict = backend.on_first(lambda: reach_verdict(run, gate, config.gate.max_p_value, summary))
+    verdict = backend.on_first(lambda: reach_verdict(run, guards.gate, config.gate.max_p_value, summary))
     export(run.model_path, summary, verdict)
     backend.on_first(lambda: write_json_atomic(run.result_path, {**record, "verdict": dataclasses.asdict(verdict)}))
     return TrainOutcome(run, result, summary, is_first, verdict)
@@ -254,13 +254,14 @@ def make_trainer(
     if teacher.num_bytes:
         progress.note(f"the teacher's copies take {teacher.num_bytes / 2**20:.1f} MiB ({config.teacher.device})")
     objective = make_objective(config)
+    to_come = memory_to_come(config, sizes, backend.name, backend.num_ranks)
+    source = _make_source(config, chat, plan, teacher, progress, to_come)
+    pairing = make_pairing(config, chat.pad_token_id, packed=packed)
     return Trainer(
         policy=policy,
-        source=_make_source(
-            config, chat, plan, teacher, progress, memory_to_come(config, sizes, backend.name, backend.num_ranks)
-        ),
+        source=source,
         screen=Screen(config.screening, data.task, chat.renderer.decode, num_free_cores(_num_local_ranks(backend))),
-        pairing=make_pairing(config, chat.pad_token_id, packed=packed),
+        pairing=pairing,
         laws=LawSource(teacher, objective, chat.pad_token_id),
         objective=objective,
         teacher=teacher,
@@ -269,7 +270,18 @@ def make_trainer(
         max_grad_norm=config.optim.max_grad_norm,
         state=TrainState(),
         num_samples=config.rollout.num_samples,
+        reviewer=_make_reviewer(config, chat, data.task, pairing, teacher, source),
+        picks_best=config.screening.pick == "best",
     )
+
+
+def _make_reviewer(
+    config: RunConfig, chat: Chat, task: Task, pairing: Pairing, teacher: Teacher, source: TargetSource
+) -> Review | None:
+    """Return what judges rollouts under the bare prompt; None where none are written, or weights are never whole."""
+    if not isinstance(source, PolicySource) or config.rollout.weights == "sharded":
+        return None
+    return make_review(config, chat, task, pairing, teacher, source.answers)
 
 
 def _num_local_ranks(backend: Backend) -> int:
@@ -354,11 +366,13 @@ def _disable_base_dropout(model: torch.nn.Module) -> None:
 
 def _resume(
     config: RunConfig, run: RunDirectory, checkpointer: Checkpointer, trainer: Trainer, progress: Progress, say: Say
-) -> None:
+) -> bool:
+    """Take up the newest checkpoint if there is one and it is asked for; whether it was."""
     if config.train.resume != "auto":
-        return
+        return False
     source = checkpointer.resume(trainer.state)
     dropped = trainer.backend.on_first(lambda: run.truncate_after_step(trainer.state.step))
     if source is not None:
         progress.begin_at(trainer.state.step)
         say(f"resuming from {source} (step {trainer.state.step}; {dropped} later log lines dropped)")
+    return source is not None

@@ -1,7 +1,7 @@
 """Alarms: what collapses during training is said once, in one line, within a few steps. Pure: no clock, no files.
 
 A value is beyond its limit only if it stays there for several steps in a row: one odd batch is no alarm. What falls or
-rises is compared with the policy's own bare answers where the log holds them, else with the first steps of the run.
+rises is compared with the policy's first bare answers where the log holds them, else with the first steps of the run.
 Steps that lie beyond a limit never become part of what they are compared with, so a collapse in the second step is
 seen as well.
 """
@@ -65,7 +65,7 @@ def signals(config: AlarmConfig, length_ratio: float, truncated_rate: float) -> 
     return (
         Signal(
             "alarms.length_fall", "rollout/mean_length", True, config.length_fall, "rollouts became short",
-            f"{look}, or a higher screening.min_length_ratio", relative=True, bare="bare/mean_length",
+            f"{look}, or a higher screening.min_length_ratio", relative=True, bare="bare/length",
         ),
         Signal(
             "alarms.loss_tokens_fall", "train/num_loss_tokens", True, config.loss_tokens_fall,
@@ -117,7 +117,7 @@ class Alarms:
         self.reference_steps = reference_steps
         self.history: list[Alarm] = []
         self._first: dict[str, list[float]] = {}  # the first steps, by metric
-        self._bare: dict[str, float] = {}  # the newest known value of bare answers, by metric
+        self._bare: dict[str, float] = {}  # the first known value of bare answers, by metric
         self._beyond: dict[str, list[int]] = {}  # the steps in a row beyond the limit, by metric
         self._said: list[str] = []
 
@@ -143,8 +143,8 @@ class Alarms:
         self._said, self.history = list(state["said"]), [Alarm(**entry) for entry in state["history"]]
 
     def _watch(self, signal: Signal, step: int, values: Mapping[str, float]) -> Alarm | None:
-        if signal.bare in values:
-            self._bare[signal.key] = values[signal.bare]
+        if signal.bare in values:  # later ones are of weights that may have collapsed as well
+            self._bare.setdefault(signal.key, values[signal.bare])
         value = values.get(signal.key, math.nan)
         if math.isnan(value) or values.get("rollout/mean_length", math.inf) < signal.min_length:
             return None

@@ -140,6 +140,10 @@ class PolicySource:
         )
         return written[: len(views)]
 
+    def answers(self, requests: Sequence[RolloutRequest], step: int) -> Sequence[Rollout]:
+        """Write completions of other prompts, with the sampling parameters of a step and the weights in place."""
+        return self.backend.generate(requests, self.sampling.law_at(step))
+
     def open(self) -> AbstractContextManager[None]:
         """Put the weights that write in place."""
         return self.writing()

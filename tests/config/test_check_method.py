@@ -10,7 +10,10 @@ from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import ConfigError
 
 METHODS = Path(__file__).parents[2] / "configs" / "methods"
-KEEP = {f"screening.{name}": "keep" for name in ("banned", "empty", "truncated", "looping", "length", "check")}
+KEEP = {
+    f"screening.{name}": "keep"
+    for name in ("banned", "empty", "truncated", "looping", "length", "answer_only", "check")
+}
 
 
 @pytest.mark.parametrize(
@@ -47,6 +50,14 @@ KEEP = {f"screening.{name}": "keep" for name in ("banned", "empty", "truncated",
             {"objective.name": "sampled_reverse_kl", "rollout.view": "student", "rollout.temperature": 0.6, **KEEP},
             "samples of the student's own law",
         ),
+        ({"screening.surprise": "resample"}, "--screening.surprise fallback (or drop)"),
+        ({"screening.pick": "best"}, "--rollout.num_samples 4"),
+        ({"screening.weigh_by_failure": True}, "--screening.bare_samples 4"),
+        ({"screening.bare_samples": 2}, "no rule reads them"),
+        ({"screening.max_leak": 0.0}, "above 0, or null"),
+        ({"screening.min_step_rate": 1.5}, "in [0, 1]"),
+        ({"probe.max_surprise_ratio": 1.0}, "above 1"),
+        ({"rollout.weights": "sharded", "rollout.backend": "hf", "screening.surprise": "drop"}, "--eval.kl_prompts 0"),
         ({"rollout.weights": "sharded"}, "--rollout.backend hf"),
         (
             {"rollout.weights": "sharded", "rollout.backend": "hf", "objective.name": "forward_kl"},
@@ -58,6 +69,10 @@ KEEP = {f"screening.{name}": "keep" for name in ("banned", "empty", "truncated",
         ({"train.targets": "demonstrations", "objective.name": "forward_kl"}, "samples none"),
         ({"train.targets": "demonstrations", "objective.importance": "token"}, "samples none"),
         ({"train.targets": "demonstrations", "objective.demonstration_weight": 0.1}, "learns none"),
+        ({"context.num_demonstrations": 3}, "--context.show both (its own and others) or others"),
+        ({"context.show": "both"}, "--context.num_demonstrations 2 or more"),
+        ({"context.show": "others", "train.targets": "demonstrations"}, "--context.show own"),
+        ({"context.neighbours": "nearest"}, "--context.show others or both"),
         ({"train.targets": "demonstrations", "teacher.weights": "ema"}, "needs none"),
         ({"train.targets": "demonstrations", "rollout.num_samples": 2}, "rollout.num_samples=2"),
         ({"train.targets": "distilled", "train.distilled": "x", "rollout.view": "student"}, "rollout.view='student'"),
@@ -75,7 +90,16 @@ def test_what_cannot_be_meant_is_refused_with_the_way_out(values, said):
         {"objective.name": "jsd", "objective.beta": 0.3, "objective.support": "student", "objective.num_kept": 8},
         {"objective.name": "sampled_reverse_kl", "rollout.view": "student", **KEEP},
         {"objective.anchor_kl": 0.1, "objective.anchor": "stage"},
+        {"context.show": "both", "context.num_demonstrations": 2, "context.neighbours": "nearest"},
+        {"context.show": "others", "context.num_demonstrations": 1},
         {"teacher.weights": "ema", "teacher.half_life": float("inf")},
+        {
+            "rollout.num_samples": 4,
+            "screening.pick": "best",
+            "screening.surprise": "drop",
+            "screening.leak": "fallback",
+        },
+        {"screening.bare_samples": 4, "screening.solved": "drop", "screening.steps": "drop"},
         {"rollout.num_samples": 4, "rollout.temperature_end": 0.5, "rollout.demonstration_dropout": 0.2},
         {"train.targets": "demonstrations", "objective.anchor_kl": 0.1, "objective.clip": 4.0},
     ],

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from onpolicy_sdft import fit, load_config
 from onpolicy_sdft.cli.main import main
 from onpolicy_sdft.errors import RunDirectoryError
 from onpolicy_sdft.jobs.finished import load_model
+from onpolicy_sdft.jobs.gate import hold_back
+from onpolicy_sdft.jobs.parts import load_chat, load_rows, make_views
 from onpolicy_sdft.runs.commands import REFUSED_CODE
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_json, read_jsonl
@@ -74,14 +78,39 @@ def checks(run: Path) -> list[tuple[Any, ...]]:
     return [(row["step"], row["why"], row["passed"], row["action"]) for row in read_jsonl(run / "gate.jsonl")]
 
 
-def test_rows_are_held_back_and_neither_learned_nor_shown(files):
+def test_rows_are_held_back_and_not_learned(files):
     options = {**QUIETLY, "train.num_epochs": 1, "train.max_steps": None, "train.rollout_samples": 4}
-    outcome, said = run(files, **options, **{"context.num_demonstrations": 3})
+    outcome, said = run(files, **options)
     assert "10 of 100 rows are held back from training for the gate (gate.rows=16)" in said
     held = read_jsonl(outcome.run.gate_path)[0]["correct"]["held back"]
     assert len(held) == 10
     seen = {row["prompt"] for row in read_jsonl(outcome.run.rollouts_path)}
     assert len(seen) == 90
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_teacher_is_shown_what_is_held_back(files, seed):
+    config = load_config(
+        files["config"], **{"context.show": "both", "context.num_demonstrations": 4, "train.seed": seed}
+    )
+    chat = load_chat(config)
+    task, rows = load_rows(config)
+    left, held = hold_back(config, task, rows, print)
+    assert hold_back(config, task, rows, print)[1] == held, "the same seed, the same rows"
+    views = make_views(config, chat, task, left).prepared.views
+    shown = {number for view in views for number in re.findall(r"say (\d+)", chat.renderer.decode(view.teacher_ids))}
+    assert shown == {row.response for row in left.demonstrations}
+    assert shown.isdisjoint(row.response for row in held)
+    assert {row.example_id for row in (*left.demonstrations, *held)} == {row.example_id for row in rows.demonstrations}
+
+
+def test_a_row_whose_prompt_stands_there_twice_is_not_held_back(files):
+    config = load_config(files["config"])
+    task, rows = load_rows(config)
+    twice = replace(rows, demonstrations=(*rows.demonstrations, *rows.demonstrations[:90]))
+    left, held = hold_back(config, task, twice, print)
+    assert {row.prompt for row in held} == {row.prompt for row in rows.demonstrations[90:]}
+    assert len(left.demonstrations) == 180
 
 
 def test_a_run_that_harms_nothing_is_asked_at_the_start_now_and_then_and_at_the_end(files):
@@ -243,4 +272,4 @@ def answers_by_step(monkeypatch: pytest.MonkeyPatch, right: dict[int, int]) -> N
         return Answers({"known": (True,) * number + (False,) * (10 - number)}, 60)
 
     monkeypatch.setattr(Guards, "judge", judge)
-    monkeypatch.setattr("onpolicy_sdft.jobs.train.answer_greedily", answer)
+    monkeypatch.setattr("onpolicy_sdft.jobs.gate.answer_greedily", answer)

@@ -57,11 +57,18 @@ def test_the_shortcut_is_noticed_as_its_lengths_fall_within_three_steps():
 
 
 def test_against_bare_answers_a_shortcut_from_the_very_first_step_is_noticed():
-    bare = {"bare/mean_length": 259.0, "bare/surprise": 0.17}
+    bare = {"bare/length": 259.0, "bare/surprise": 0.17}
     steps = [{**bare, "rollout/mean_length": 8.0, "rollout/surprise": 1.67}, *[{"rollout/mean_length": 8.0}] * 2]
     (alarm,) = replay(make(), steps)
     assert (alarm.step, alarm.since, alarm.before) == (3, 1, 259.0)
     assert "259 (the bare answers')" in alarm.text
+
+
+def test_bare_answers_that_collapse_as_well_hide_nothing():
+    def step(length: float) -> dict[str, float]:
+        return {"bare/length": length, "rollout/mean_length": length}
+
+    assert replay(make(), [step(259.0), *[step(8.0)] * 3])
 
 
 def test_own_words_are_no_surprise_and_copies_are():
