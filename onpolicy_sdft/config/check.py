@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from onpolicy_sdft.config.check_guards import check_guards
 from onpolicy_sdft.config.check_method import check_method
 from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig, SourceConfig
 from onpolicy_sdft.errors import ConfigError
@@ -27,6 +28,7 @@ def check(config: RunConfig) -> None:
     _check_replay(config)
     _check_start(config)
     check_method(config)
+    check_guards(config)
     if config.optim.schedule == "cosine" and config.train.max_loss_tokens is not None:
         raise ConfigError(
             "optim.schedule=cosine needs to know the number of steps, but train.max_loss_tokens ends the run at an "
