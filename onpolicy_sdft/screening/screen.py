@@ -83,6 +83,8 @@ class Screen:
         if rollout is None:
             return _demonstration_target(views, "keep", "", None, attempt)
         text = self.decode(rollout.token_ids)
+        if views.feedback is not None and views.feedback.drop:
+            return Target(views, (), text, "drop", views.feedback.drop, rollout, attempt)
         reason = self.reason(views, rollout, text)
         verdict = self.verdicts[reason] if reason else "keep"
         if verdict == "fallback" or (verdict == "resample" and attempt + 1 >= self.config.max_attempts):
