@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FinishReason = Literal["stop", "length"]
-Verdict = Literal["keep", "fallback", "drop", "resample"]
+Verdict = Literal["keep", "fallback", "drop", "resample", "spare"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,16 +165,32 @@ class Feedback:
 
 
 @dataclass(frozen=True, slots=True)
+class Measures:
+    """How a rollout looks from the bare prompt; nats a token. None: not measured."""
+
+    surprise: float  # mean -log p(token | bare prompt)
+    surprise_max: float  # the largest of them
+    leak: float | None = None  # mean log p(token | demonstration without the question) - log p(token | bare prompt)
+    support: float | None = None  # how much likelier the demonstration becomes given this rollout than given others'
+    support_spread: float | None = None  # standard deviation of that over the others
+    step_rate: float | None = None  # share of bare continuations of its first half that the check accepts
+    solved_rate: float | None = None  # share of the policy's bare answers to its prompt that the check accepts
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """What the student learns for one demonstration."""
 
     views: Views
     token_ids: tuple[int, ...]  # the loss tokens, terminator included when there is one
     text: str
-    verdict: Verdict  # "keep": the rollout is learned; "fallback": the demonstration is; "drop": nothing is
+    verdict: Verdict  # "keep": the rollout is learned; "fallback": the demonstration is; "drop", "spare": nothing is
     reason: str  # why it was not kept; empty when kept
     rollout: Rollout | None  # None when the demonstration was the source from the start
     attempt: int = 0
+    correct: bool | None = None  # the check's verdict on the rollout; None: it was not asked
+    measures: Measures | None = None
+    weight: float = 1.0  # of its loss tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +205,7 @@ class Row:
     counted: bool = True  # its tokens are in the step's denominator
     weight: float = 1.0
     num_skipped: int = 0  # first target tokens that are read but not learned
+    clip: float | None = None  # tokens with a larger nll, in nats, give no gradient
 
     @property
     def length(self) -> int:
@@ -208,6 +225,7 @@ class MicroBatch:
     labels: torch.Tensor  # [N] int64, the loss tokens
     weights: torch.Tensor  # [N] float32, weight of each loss token
     plain: torch.Tensor  # [N] bool, learned by nll whatever the objective is
+    clips: torch.Tensor  # [N] float32, nll above which a token gives no gradient; inf: none
     num_loss_tokens: int  # N
     num_counted_tokens: int  # of them in the step's denominator
     rows: tuple[Row, ...]  # what it was made of

@@ -76,6 +76,7 @@ def _check_ranges(config: RunConfig) -> None:
         "eval.every_steps": config.eval.every_steps,
         "eval.early_stop": config.eval.early_stop,
         "rollout.prefill_tokens": config.rollout.prefill_tokens,
+        "screening.step_samples": config.screening.step_samples,
         "teacher.refresh_steps": config.teacher.refresh_steps,
     }
     for label, item in (("eval.sets", config.eval.sets), ("eval.validation", config.eval.validation)):
@@ -102,6 +103,9 @@ def _check_ranges(config: RunConfig) -> None:
         "rollout.max_draft_tokens": config.rollout.max_draft_tokens,
         "rollout.draft_store_tokens": config.rollout.draft_store_tokens,
         "screening.min_length_ratio": config.screening.min_length_ratio,
+        "screening.answer_only_ratio": config.screening.answer_only_ratio,
+        "screening.bare_samples": config.screening.bare_samples,
+        "probe.num_examples": config.probe.num_examples,
         "objective.skip_tokens": config.objective.skip_tokens,
         "objective.demonstration_weight": config.objective.demonstration_weight,
         "objective.anchor_kl": config.objective.anchor_kl,
@@ -111,6 +115,15 @@ def _check_ranges(config: RunConfig) -> None:
     share, clip = config.rollout.demonstration_dropout, config.objective.clip
     _require(0 <= share <= 1, "rollout.demonstration_dropout", share, "in [0, 1]")
     _require(clip is None or clip > 0, "objective.clip", clip, "above 0, or null")
+    for name in ("max_surprise", "max_leak", "fallback_clip"):
+        bound = getattr(config.screening, name)
+        _require(bound is None or bound > 0, f"screening.{name}", bound, "above 0, or null")
+    for name in ("min_step_rate", "max_solved_rate"):
+        rate = getattr(config.screening, name)
+        _require(0 <= rate <= 1, f"screening.{name}", rate, "in [0, 1]")
+    _require(0 <= config.probe.max_answer_only <= 1, "probe.max_answer_only", config.probe.max_answer_only, "in [0, 1]")
+    ratio = config.probe.max_surprise_ratio
+    _require(ratio > 1, "probe.max_surprise_ratio", ratio, "above 1")
     _require(
         config.objective.importance_cap > 0, "objective.importance_cap", config.objective.importance_cap, "above 0"
     )

@@ -6,7 +6,8 @@ from onpolicy_sdft.config.check_feedback import check_feedback
 from onpolicy_sdft.config.schema import RolloutConfig, RunConfig
 from onpolicy_sdft.errors import ConfigError
 
-_VERDICTS = ("banned", "empty", "truncated", "looping", "length", "check")
+_VERDICTS = ("banned", "empty", "truncated", "looping", "length", "check", "answer_only")
+_MEASURED = ("surprise", "leak", "support", "steps", "solved")
 
 
 def check_method(config: RunConfig) -> None:
@@ -32,6 +33,7 @@ def check_method(config: RunConfig) -> None:
     _check_shown(config)
     check_feedback(config)
     _check_effect(config)
+    _check_review(config)
     _check_sharded(config)
 
 
@@ -66,6 +68,11 @@ def _check_sharded(config: RunConfig) -> None:
         "--teacher.weights live": config.teacher.weights != "live",
         "--eval.kl_prompts 0": config.eval.kl_prompts > 0,
         "another verdict than resample": bool(resampling),
+        "--screening.steps keep": config.screening.steps != "keep",
+        "--screening.surprise keep": config.screening.surprise != "keep",
+        "--screening.leak keep": config.screening.leak != "keep",
+        "--screening.bare_samples 0": config.screening.bare_samples > 0,
+        "--screening.pick all": config.screening.pick != "all",
     }
     for way_out, is_wrong in ways_out.items():
         if is_wrong:
@@ -73,6 +80,38 @@ def _check_sharded(config: RunConfig) -> None:
                 "rollout.weights=sharded has no whole copy of the weights to score with, to measure with, or to write "
                 f"with on one rank alone. Way out: {way_out}, or --rollout.weights gather."
             )
+
+
+def _check_review(config: RunConfig) -> None:
+    """The rules of the review: what they need, and what they cannot do."""
+    screening, rollout = config.screening, config.rollout
+    for name in _MEASURED:
+        if getattr(screening, name) == "resample":
+            raise ConfigError(
+                f"screening.{name}=resample: this rule judges all rollouts of a step at once, after the last was "
+                f"written. Fix: --rollout.num_samples 4 --screening.pick best --screening.{name} fallback (or drop)."
+            )
+    if screening.pick == "best" and rollout.num_samples == 1:
+        raise ConfigError(
+            "screening.pick=best picks one of several rollouts of a demonstration, but rollout.num_samples=1. "
+            "Fix: --rollout.num_samples 4, or --screening.pick all."
+        )
+    asks = screening.solved != "keep" or screening.weigh_by_failure
+    if asks and not screening.bare_samples:
+        raise ConfigError(
+            "screening.solved and screening.weigh_by_failure go by how often the policy solves a row by itself, but "
+            "screening.bare_samples=0. Fix: --screening.bare_samples 4."
+        )
+    if screening.bare_samples and not asks:
+        raise ConfigError(
+            f"screening.bare_samples={screening.bare_samples} answers are sampled, but no rule reads them. "
+            "Fix: --screening.solved drop, --screening.weigh_by_failure true, or --screening.bare_samples 0."
+        )
+    if screening.weigh_by_failure and config.objective.name == "sampled_reverse_kl":
+        raise ConfigError(
+            "screening.weigh_by_failure weighs samples, but objective.name=sampled_reverse_kl is an expectation over "
+            "them. Fix: --screening.weigh_by_failure false, or another objective."
+        )
 
 
 def _check_effect(config: RunConfig) -> None:
@@ -186,7 +225,11 @@ def _check_score_function(config: RunConfig) -> None:
             "objective.name=sampled_reverse_kl is an expectation over the student's own samples, but rollout.view="
             f"{config.rollout.view}. Way out: --rollout.view student, or --objective.name reverse_kl."
         )
-    choosing = [name for name in _VERDICTS if getattr(config.screening, name) != "keep"]
+    choosing = [
+        name
+        for name in (*_VERDICTS, "surprise", "leak", "steps", "solved")
+        if getattr(config.screening, name) != "keep"
+    ]
     if choosing:
         raise ConfigError(
             f"objective.name=sampled_reverse_kl is an expectation over all samples, but screening.{choosing[0]}="

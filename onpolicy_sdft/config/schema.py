@@ -221,6 +221,18 @@ class ScreeningConfig:
     """Verdict on a rollout much shorter or longer than the demonstration."""
     check: VerdictName = "fallback"
     """Verdict on a rollout that fails the task's check."""
+    answer_only: VerdictName = "fallback"
+    """Verdict on a rollout that leaves out the work which the policy's own bare answers do (``answer_only_ratio``)."""
+    surprise: VerdictName = "keep"
+    """Verdict on a rollout whose tokens surprise the policy that sees the bare prompt only (``max_surprise``)."""
+    leak: VerdictName = "keep"
+    """Verdict on a rollout that the demonstration explains without the question (``max_leak``)."""
+    support: VerdictName = "fallback"
+    """Verdict on a rollout of a task without a check that does not lead back to the demonstration (``min_support``)."""
+    steps: VerdictName = "keep"
+    """Verdict on a rollout whose first half does not lead the bare policy to the same end (``step_samples``)."""
+    solved: VerdictName = "keep"
+    """Verdict on a rollout of a row that the bare policy solves by itself (``bare_samples``, ``max_solved_rate``)."""
     max_attempts: int = 3
     """Draws per demonstration where a verdict is ``resample``; then the demonstration is learned."""
     banned_phrases: list[str] = field(
@@ -243,6 +255,51 @@ class ScreeningConfig:
     """A rollout loops when one n-gram of this many tokens stands more than ``loop_repeats`` times in it."""
     loop_repeats: int = 3
     """See ``loop_ngram``."""
+    answer_only_ratio: float = 0.25
+    """A rollout is only an answer if it has less than this share of the tokens, and at most this share of the steps
+    (sentences, lines), of the policy's own right answers to bare prompts. They are sampled before the first step
+    (``probe.num_examples``) and again at each validation."""
+    max_surprise: float | None = None
+    """Largest mean of -log p(token | bare prompt), in nats. Unset: from the probe before the first step."""
+    max_leak: float | None = None
+    """Largest mean of log p(token | demonstration alone) - log p(token | bare prompt), in nats. Unset: from the
+    probe."""
+    min_support: float | None = None
+    """Least gain of the demonstration's mean log-probability, in nats, from showing this rollout rather than those of
+    other rows. Unset: from the probe."""
+    step_samples: int = 2
+    """Continuations of a rollout's first half, written under the bare prompt, where ``steps`` is a rule."""
+    min_step_rate: float = 0.5
+    """Least share of them that the check accepts."""
+    bare_samples: int = 0
+    """Bare answers to each prompt of a step, which tell how often the policy solves it by itself; 0: none."""
+    max_solved_rate: float = 0.75
+    """Largest share of them that the check accepts, where ``solved`` is a rule."""
+    weigh_by_failure: bool = False
+    """Weigh a rollout's tokens by the share of the bare answers that failed (``bare_samples``)."""
+    pick: Literal["all", "best"] = "all"
+    """Which of several rollouts of a demonstration (``rollout.num_samples``) are learned. ``best``: one, of those that
+    are kept a new one before one that was learned already, then the least surprising."""
+    fallback_clip: float | None = None
+    """Tokens of a demonstration that stands in for a refused rollout, and whose loss is above this many nats, give no
+    gradient. Unset: all do."""
+    measure: bool = True
+    """Measure surprise and leak of every rollout for the log and the report, also where no rule needs them."""
+
+
+@dataclass
+class ProbeConfig:
+    """What a run looks at before its first step: a few bare answers and a few rollouts of the teacher."""
+
+    num_examples: int = 16
+    """Rows it looks at; 0: none, and rollouts are not compared with bare answers."""
+    action: Literal["refuse", "warn"] = "refuse"
+    """What to do where the settings would teach shortcuts."""
+    max_answer_only: float = 0.25
+    """Largest share of the teacher's rollouts that state an answer without the work (``screening.answer_only``)."""
+    max_surprise_ratio: float = 4.0
+    """Largest surprise of the teacher's rollouts under the bare prompt, as a multiple of what nine of ten bare answers
+    stay below. Read only where the policy solves some of the rows by itself: new knowledge is surprising."""
 
 
 @dataclass
@@ -489,6 +546,8 @@ class RunConfig:
     """Generation."""
     screening: ScreeningConfig = field(default_factory=ScreeningConfig)
     """Verdicts on rollouts."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    """The look at the teacher before the first step."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """The loss."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)

@@ -28,6 +28,7 @@ from onpolicy_sdft.jobs.method import (
     learns_packed,
     make_objective,
     make_pairing,
+    make_review,
     make_sampling,
     make_teacher,
     make_trying,
@@ -45,6 +46,7 @@ from onpolicy_sdft.jobs.parts import (
     say_nothing,
     show_writing,
 )
+from onpolicy_sdft.jobs.preview import keep_look, look, preview_of, refresh_run, restore_look
 from onpolicy_sdft.jobs.start import (
     Start,
     base_of,
@@ -87,11 +89,14 @@ if TYPE_CHECKING:
 
     from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.models.teacher import Teacher
+    from onpolicy_sdft.screening.review import Review
+    from onpolicy_sdft.tasks.protocol import Task
+    from onpolicy_sdft.train.pairing import Pairing
 
 Say = Callable[[str], None]
 
 #: Sections that a resumed run must have as the run it goes on with.
-_FROZEN_SECTIONS = ("lora", "context", "feedback", "screening", "objective", "teacher", "optim")
+_FROZEN_SECTIONS = ("lora", "context", "feedback", "screening", "probe", "objective", "teacher", "optim")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +178,12 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
         run, backend, trainer.schedule, trainer.source, teacher, identity, config.train.keep_checkpoints, say,
     )  # fmt: skip
     set_seed(config.train.seed + backend.rank)  # of dropout; rollouts and the order have keys of their own
-    _resume(config, run, checkpointer, trainer, progress, say)
+    preview = preview_of(config, trainer, data.prepared.views)
+    if _resume(config, run, checkpointer, trainer, progress, say):
+        restore_look(trainer)
+    elif preview is not None:
+        look(config, preview, progress.note)
+        keep_look(trainer)
     is_first = backend.rank == 0
     trackers = open_trackers(config.train.trackers, run.path, dataclasses.asdict(config), is_main_process=is_first)
 
@@ -187,6 +197,7 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
         hooks=Hooks(
             validate=partial(_validate, config, chat, teacher, validation, backend) if validation else None,
             save_best=lambda: export(run.best_path, {}),
+            refresh=partial(refresh_run, trainer, preview) if preview is not None else None,
         ),
     )  # fmt: skip
     try:
@@ -259,19 +270,15 @@ def make_trainer(
     if teacher.num_bytes:
         progress.note(f"the teacher's copies take {teacher.num_bytes / 2**20:.1f} MiB ({config.teacher.device})")
     objective, num_workers = make_objective(config), num_free_cores(_num_local_ranks(backend))
+    to_come = memory_to_come(config, sizes, backend.name, backend.num_ranks)
+    trying = make_trying(config, chat, data, teacher, num_workers)
+    source = _make_source(config, chat, plan, teacher, progress, to_come, trying)
+    pairing = make_pairing(config, chat.pad_token_id, packed=packed)
     return Trainer(
         policy=policy,
-        source=_make_source(
-            config,
-            chat,
-            plan,
-            teacher,
-            progress,
-            memory_to_come(config, sizes, backend.name, backend.num_ranks),
-            make_trying(config, chat, data, teacher, num_workers),
-        ),
+        source=source,
         screen=Screen(config.screening, data.task, chat.renderer.decode, num_workers),
-        pairing=make_pairing(config, chat.pad_token_id, packed=packed),
+        pairing=pairing,
         laws=LawSource(teacher, objective, chat.pad_token_id),
         objective=objective,
         teacher=teacher,
@@ -280,7 +287,18 @@ def make_trainer(
         max_grad_norm=config.optim.max_grad_norm,
         state=TrainState(),
         num_samples=config.rollout.num_samples,
+        reviewer=_make_reviewer(config, chat, data.task, pairing, teacher, source),
+        picks_best=config.screening.pick == "best",
     )
+
+
+def _make_reviewer(
+    config: RunConfig, chat: Chat, task: Task, pairing: Pairing, teacher: Teacher, source: TargetSource
+) -> Review | None:
+    """Return what judges rollouts under the bare prompt; None where none are written, or weights are never whole."""
+    if not isinstance(source, PolicySource) or config.rollout.weights == "sharded":
+        return None
+    return make_review(config, chat, task, pairing, teacher, source.answers)
 
 
 def _num_local_ranks(backend: Backend) -> int:
@@ -415,11 +433,13 @@ def _resumptions(run: RunDirectory) -> list[Any]:
 
 def _resume(
     config: RunConfig, run: RunDirectory, checkpointer: Checkpointer, trainer: Trainer, progress: Progress, say: Say
-) -> None:
+) -> bool:
+    """Take up the newest checkpoint if there is one and it is asked for; whether it was."""
     if config.train.resume != "auto":
-        return
+        return False
     source = checkpointer.resume(trainer.state)
     dropped = trainer.backend.on_first(lambda: run.truncate_after_step(trainer.state.step))
     if source is not None:
         progress.begin_at(trainer.state.step)
         say(f"resuming from {source} (step {trainer.state.step}; {dropped} later log lines dropped)")
+    return source is not None

@@ -14,6 +14,7 @@ class FreeForm(Task):
     """Any text will do: correct unless empty."""
 
     name = "free_form"
+    has_check = False
     check_is_quick = True
 
     def ask(self, prompt: str) -> str:

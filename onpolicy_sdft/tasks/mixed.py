@@ -23,7 +23,8 @@ class MixedTask(Task):
         self.others = others
         self.check_is_quick = all(getattr(task, "check_is_quick", False) for task in (own, *others.values()))
 
-    def _of(self, demonstration: Demonstration) -> Task:
+    def task_of(self, demonstration: Demonstration) -> Task:
+        """Return the task of a demonstration."""
         return self.others.get(demonstration.example_id, self.own)
 
     def ask(self, prompt: str) -> str:
@@ -32,16 +33,16 @@ class MixedTask(Task):
 
     def work(self, demonstration: Demonstration) -> str:
         """Say what the demonstration's own task calls the work."""
-        return work_of(self._of(demonstration))(demonstration)
+        return work_of(self.task_of(demonstration))(demonstration)
 
     def check(self, completion: str, demonstration: Demonstration) -> CheckResult:
         """Check a completion as the demonstration's own task does."""
-        return self._of(demonstration).check(completion, demonstration)
+        return self.task_of(demonstration).check(completion, demonstration)
 
     def reference_answer(self, demonstration: Demonstration) -> str:
         """Return the answer of the demonstration's own task."""
-        return self._of(demonstration).reference_answer(demonstration)
+        return self.task_of(demonstration).reference_answer(demonstration)
 
     def check_demonstration(self, demonstration: Demonstration) -> None:
         """Refuse what the demonstration's own task refuses."""
-        self._of(demonstration).check_demonstration(demonstration)
+        self.task_of(demonstration).check_demonstration(demonstration)

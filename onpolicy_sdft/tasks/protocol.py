@@ -17,14 +17,16 @@ class Task(Protocol):
     """What "right" means for one kind of question: its wording, its check, an answer that passes.
 
     A task of your own is any class with these members; deriving it from this one supplies
-    ``check_demonstration``, ``ask_row``, ``needs_response``, ``check_is_quick``, ``work_wording``, ``work`` and
-    ``note``, which may be left out.
+    ``check_demonstration``, ``ask_row``, ``needs_response``, ``has_check``, ``check_is_quick``, ``work_wording``,
+    ``work`` and ``note``, which may be left out.
     Its constructor takes the options of ``task.options`` by keyword.
     """
 
     name: str
     #: False for a task whose check needs no expert's answer: rows may then have no response column.
     needs_response: bool = True
+    #: False for a task that accepts any text: rollouts are then judged by what the model makes of them.
+    has_check: bool = True
     #: True for a check of a little pure Python: it is run at once. Others run in threads, beside what is written. A
     #: class derived from such a task whose own check takes long says False again.
     check_is_quick: bool = False
@@ -100,6 +102,12 @@ class Task(Protocol):
             TaskError: The check cannot run at all with these options.
         """
         return
+
+
+def checks(task: Task, demonstration: Demonstration) -> bool:
+    """Whether a task tells right from wrong answers to a demonstration's question."""
+    of_row = getattr(task, "task_of", None)  # several tasks in one, see mixed.py
+    return bool(getattr(of_row(demonstration) if of_row else task, "has_check", True))
 
 
 def work_of(task: Task) -> Callable[[Demonstration], str]:

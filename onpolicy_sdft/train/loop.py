@@ -36,6 +36,7 @@ class Hooks:
 
     validate: Callable[[], Mapping[str, float]] | None = None  # metrics of the validation sets
     save_best: Callable[[], None] | None = None  # keep the current weights as the best
+    refresh: Callable[[], object] | None = None  # sample the bare answers that rollouts are compared with anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +155,8 @@ class Loop:
         assert self.hooks.validate is not None
         with self.progress.paused():
             metrics = dict(self.hooks.validate())
+        if self.hooks.refresh is not None:
+            self.hooks.refresh()
         name, state = self.config.eval.best_metric, self.trainer.state
         if name is None:
             return metrics
@@ -224,6 +227,10 @@ class Loop:
             "rollout": self.trainer.screen.decode(rollout.token_ids) if rollout else None,
             "target": target.text,
             "verdict": target.verdict,
+            "correct": target.correct,
+            "surprise": target.measures.surprise if target.measures else None,
+            "surprise_max": target.measures.surprise_max if target.measures else None,
+            "leak": target.measures.leak if target.measures else None,
             "reason": target.reason,
             "num_tokens": len(rollout.token_ids) if rollout else len(target.token_ids),
             "logprob_mean": sum(logprobs) / len(logprobs) if logprobs else None,

@@ -144,6 +144,10 @@ class PolicySource:
         )
         return written[: len(views)]
 
+    def answers(self, requests: Sequence[RolloutRequest], step: int) -> Sequence[Rollout]:
+        """Write completions of other prompts, with the sampling parameters of a step and the weights in place."""
+        return self.backend.generate(requests, self.sampling.law_at(step))
+
     def begin(self, views: Sequence[Views], step: int) -> list[Views]:
         """Return the examples as they are."""
         return list(views)

@@ -10,7 +10,10 @@ from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import ConfigError
 
 METHODS = Path(__file__).parents[2] / "configs" / "methods"
-KEEP = {f"screening.{name}": "keep" for name in ("banned", "empty", "truncated", "looping", "length", "check")}
+KEEP = {
+    f"screening.{name}": "keep"
+    for name in ("banned", "empty", "truncated", "looping", "length", "answer_only", "check")
+}
 FEEDBACK = {"feedback.enabled": True, "task.name": "exact"}
 LAW_AT_ATTEMPT = {"rollout.view": "student", "objective.name": "reverse_kl", **KEEP}
 
@@ -49,6 +52,14 @@ LAW_AT_ATTEMPT = {"rollout.view": "student", "objective.name": "reverse_kl", **K
             {"objective.name": "sampled_reverse_kl", "rollout.view": "student", "rollout.temperature": 0.6, **KEEP},
             "samples of the student's own law",
         ),
+        ({"screening.surprise": "resample"}, "--screening.surprise fallback (or drop)"),
+        ({"screening.pick": "best"}, "--rollout.num_samples 4"),
+        ({"screening.weigh_by_failure": True}, "--screening.bare_samples 4"),
+        ({"screening.bare_samples": 2}, "no rule reads them"),
+        ({"screening.max_leak": 0.0}, "above 0, or null"),
+        ({"screening.min_step_rate": 1.5}, "in [0, 1]"),
+        ({"probe.max_surprise_ratio": 1.0}, "above 1"),
+        ({"rollout.weights": "sharded", "rollout.backend": "hf", "screening.surprise": "drop"}, "--eval.kl_prompts 0"),
         ({"rollout.weights": "sharded"}, "--rollout.backend hf"),
         (
             {"rollout.weights": "sharded", "rollout.backend": "hf", "objective.name": "forward_kl"},
@@ -104,6 +115,13 @@ def test_what_cannot_be_meant_is_refused_with_the_way_out(values, said):
         {**FEEDBACK, **LAW_AT_ATTEMPT, "rollout.num_samples": 4, "feedback.show_attempt": False},
         {**FEEDBACK, **LAW_AT_ATTEMPT, "objective.name": "sampled_reverse_kl", "feedback.solved": "learn"},
         {"teacher.weights": "ema", "teacher.half_life": float("inf")},
+        {
+            "rollout.num_samples": 4,
+            "screening.pick": "best",
+            "screening.surprise": "drop",
+            "screening.leak": "fallback",
+        },
+        {"screening.bare_samples": 4, "screening.solved": "drop", "screening.steps": "drop"},
         {"rollout.num_samples": 4, "rollout.temperature_end": 0.5, "rollout.demonstration_dropout": 0.2},
         {"train.targets": "demonstrations", "objective.anchor_kl": 0.1, "objective.clip": 4.0},
     ],

@@ -17,6 +17,7 @@ from onpolicy_sdft.rollout.drafts import DraftStore
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks import load_task, work_of
 from onpolicy_sdft.train.feedback import FeedbackSource, Trying
+from onpolicy_sdft.train.preview import Preview
 from onpolicy_sdft.train.source import Sampling, spread
 from onpolicy_sdft.types import Demonstration, NoiseKey, Rollout, RolloutRequest, SamplingLaw, Target, Turn, Views
 
@@ -315,3 +316,18 @@ def test_what_a_task_of_ones_own_says_by_its_reason_is_told(make):
 
     bench = make(task=Terse())
     assert "The check says: off by ten." in bench.told(bench.source.begin(bench.views, 0)[0])
+
+
+def test_a_look_at_the_teacher_tells_it_of_attempts_as_a_step_does(make):
+    bench = make({("a", 0): RIGHT}, context={"show": "own"})
+    screen = Screen(ScreeningConfig(check="keep"), TASK, bench.script.renderer.decode, 0)
+
+    class Unmeasured:
+        def measure(self, targets: Sequence[Target], step: int) -> Sequence[Target]:
+            return targets
+
+    seen = Preview(bench.views, bench.source, screen, Unmeasured()).taught(0)
+    asked = [request.prompt_token_ids for request in bench.script.calls[1]]
+    assert asked[0] == bench.views[0].teacher_ids  # the student is right: as if it had not tried
+    assert WRONG in str(bench.tokenizer.decode(list(asked[1])))
+    assert [(target.verdict, target.text) for target in seen] == [("keep", REWRITE)] * 2
