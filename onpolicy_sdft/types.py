@@ -57,6 +57,7 @@ class Views:
     num_trimmed_tokens: int = 0  # cut off the end of the shown demonstration
     num_dropped_examples: int = 0  # k-shot examples left out to make room
     sample_index: int = 0  # which of several rollouts of this example in a step
+    feedback: Feedback | None = None  # what the teacher sees of the student's own attempt in this step, if it made one
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,18 @@ class Advance:
     num_tokens: int  # tokens written
     slots_in_use: int | None = None  # completions being written at the moment
     accept_rate: float | None = None  # share of drafted tokens that were kept, over the call so far
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """The student's own attempt at a prompt, and what its check said."""
+
+    rollout: Rollout  # the attempt
+    attempt: str  # its text
+    message: str  # what the check says of it; empty where it is right
+    sibling: str = ""  # another attempt at the same prompt, which is right
+    stands: bool = False  # the attempt is the rollout of this step: no other is written
+    drop: str = ""  # why nothing is learned; empty where something is
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ def _check_ranges(config: RunConfig) -> None:
         "lora.alpha": config.lora.alpha,
         "context.num_demonstrations": config.context.num_demonstrations,
         "context.max_teacher_tokens": config.context.max_teacher_tokens,
+        "feedback.num_attempts": config.feedback.num_attempts,
         "context.max_student_tokens": config.context.max_student_tokens,
         "rollout.max_new_tokens": config.rollout.max_new_tokens,
         "rollout.batch_size": config.rollout.batch_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onpolicy_sdft.config.check_feedback import check_feedback
 from onpolicy_sdft.config.schema import RolloutConfig, RunConfig
 from onpolicy_sdft.errors import ConfigError
 
@@ -30,6 +31,7 @@ def check_method(config: RunConfig) -> None:
             "Way out: --train.targets distilled, or leave it unset."
         )
     _check_shown(config)
+    check_feedback(config)
     _check_effect(config)
     _check_review(config)
     _check_sharded(config)
@@ -38,9 +40,9 @@ def check_method(config: RunConfig) -> None:
 def _check_shown(config: RunConfig) -> None:
     """What the teacher is shown is said once: ``show`` says of which rows, ``num_demonstrations`` how many in all."""
     show, number = config.context.show, config.context.num_demonstrations
-    if show == "own" and number > 1:
+    if show in ("own", "none") and number > 1:
         raise ConfigError(
-            f"context.num_demonstrations={number}, but context.show=own shows the question's own demonstration alone. "
+            f"context.num_demonstrations={number}, but context.show={show} shows no other question's demonstration. "
             "Way out: --context.show both (its own and others) or others, or --context.num_demonstrations 1."
         )
     if show == "both" and number == 1:
@@ -116,7 +118,7 @@ def _check_effect(config: RunConfig) -> None:
     """Refuse options that are set although nothing reads them."""
     objective, teacher = config.objective, config.teacher
     readers = {
-        "context.neighbours": (config.context.show != "own", "--context.show others or both"),
+        "context.neighbours": (config.context.show in ("others", "both"), "--context.show others or both"),
         "objective.beta": (objective.name == "jsd", "--objective.name jsd"),
         "objective.support": (objective.name in ("forward_kl", "reverse_kl", "jsd"), "an objective that compares laws"),
         "objective.num_kept": (objective.support != "full", "--objective.support teacher or student"),

@@ -101,11 +101,11 @@ class ContextConfig:
     template: str = "prior_turn"
     """reference | example | prior_turn | work | solution_first | explain | acl_gsm8k | acl_openfunctions | acl_alpaca |
     a Jinja file. ``work``, ``solution_first`` and ``explain`` ask for the steps, not for the result."""
-    show: Literal["own", "others", "both"] = "own"
-    """What the teacher is shown: the question's own demonstration, those of other questions only (arXiv:2608.09228), or
-    both."""
+    show: Literal["own", "others", "both", "none"] = "own"
+    """What the teacher is shown: the question's own demonstration, those of other questions only (arXiv:2608.09228),
+    both, or (with ``feedback.enabled``) none: only how the student's own attempt went."""
     num_demonstrations: int = 1
-    """Demonstrations shown to the teacher in all: 1 with ``own``, 1 or more ``others``, 2 or more with ``both``."""
+    """Demonstrations shown to the teacher in all: 1 with ``own``, 1 or more ``others``, 2 or more for ``both``."""
     neighbours: Literal["random", "nearest"] = "random"
     """How the other examples are chosen: by seed, or by word overlap with the prompt."""
     max_teacher_tokens: int = 1024
@@ -118,6 +118,24 @@ class ContextConfig:
     """Chat template arguments of the student's view (tools, thinking mode)."""
     teacher_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """Chat template arguments of the teacher's view."""
+
+
+@dataclass
+class FeedbackConfig:
+    """The student tries first, from its bare prompt; the teacher sees how that went (arXiv:2601.20802)."""
+
+    enabled: bool = False
+    """Show the teacher the student's attempt and what the task's check says of it, behind what ``context`` shows."""
+    num_attempts: int = 1
+    """Attempts at each demonstration and step. A right one is shown beside a wrong one. With ``rollout.view student``
+    the attempts are the rollouts, so ``rollout.num_samples`` says how many."""
+    solved: Literal["drop", "learn"] = "drop"
+    """An attempt that is right: nothing is learned (reason ``solved``), or it is the rollout."""
+    show_attempt: bool = True
+    """Show the attempt itself; false shows only what the check says. A teacher whose law is learned at the attempt
+    (``rollout.view student``) may copy it when it sees it."""
+    reveal: bool = False
+    """Tell what is right as well, where the check has a short form of it (a number, a letter, a call)."""
 
 
 @dataclass
@@ -578,6 +596,8 @@ class RunConfig:
     """Other tasks learned along."""
     context: ContextConfig = field(default_factory=ContextConfig)
     """The two prompt views."""
+    feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
+    """A teacher that sees the student's attempt."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     """Generation."""
     screening: ScreeningConfig = field(default_factory=ScreeningConfig)

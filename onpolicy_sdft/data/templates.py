@@ -22,12 +22,12 @@ from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.sandbox import SandboxedEnvironment
 
 from onpolicy_sdft.errors import ConfigError
-from onpolicy_sdft.types import Demonstration, Turn
+from onpolicy_sdft.types import Demonstration, Feedback, Turn
 
 PRIOR_TURN = "prior_turn"
 
 #: What the teacher is shown besides the question; see ``context.show``.
-Show = Literal["own", "others", "both"]
+Show = Literal["own", "others", "both", "none"]
 
 _EXAMPLES = (
     "{% for example in examples %}Another question:\n{{ example.question }}\n\n"
@@ -127,7 +127,7 @@ class TeacherContext:
 
     Args:
         template: A name of ``TEMPLATES``, ``prior_turn``, or the path of a Jinja file.
-        show: What it is shown besides the question: its ``own`` demonstration, those of ``others``, or ``both``.
+        show: What it is shown besides the question: its ``own`` demonstration, those of ``others``, ``both``, ``none``.
 
     Raises:
         ConfigError: If there is no such template, or the file does not compile or leaves out what is to be shown.
@@ -145,9 +145,9 @@ class TeacherContext:
             self._system = environment.from_string(source.system) if source.system else None
         except TemplateError as error:
             raise ConfigError(f"context.template={template!r} does not compile: {error}") from error
-        needed = ["question", *(["demonstration"] if shows_own(show) else []), *(["examples"] if show != "own" else [])]
+        needed = {"own": ["demonstration"], "others": ["examples"], "both": ["demonstration", "examples"], "none": []}
         there = meta.find_undeclared_variables(environment.parse(source.user))
-        for name in needed:
+        for name in ["question", *needed[show]]:
             if name not in there:
                 raise ConfigError(
                     f"context.template={template!r} must show {{{{ {name} }}}} somewhere (context.show={show})."
@@ -180,6 +180,32 @@ class TeacherContext:
         except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
             raise ConfigError(f"context.template={self.name!r} cannot be rendered: {error}") from error
         return [*before, Turn(question.role, content)]
+
+
+def feedback_turns(
+    turns: Sequence[Turn], feedback: Feedback, work: str = "", *, shows_attempt: bool = True
+) -> list[Turn]:
+    """Go on with a teacher's conversation: its attempt as an answer, then what the check says, and the question again.
+
+    Args:
+        turns: What :meth:`TeacherContext.turns` returned.
+        feedback: What to tell; its attempt may have been cut.
+        work: What the task says the work of an answer is.
+        shows_attempt: Without it the check's message stands behind the question.
+
+    Source: the prompt of SDPO (arXiv:2601.20802) tells the same: feedback, and an attempt that is right.
+    """
+    parts = [f"Your {'' if shows_attempt else 'first '}answer was checked, and it is not right.\n{feedback.message}"]
+    if feedback.sibling:
+        parts.append(f"Another answer of yours is right:\n{feedback.sibling}")
+    parts.append(
+        " ".join(filter(None, ["Now answer the question again, from the start and complete.", work]))
+        + " The reader sees the question and this answer and nothing else, so mention nothing else."
+    )
+    told = "\n\n".join(parts)
+    if not shows_attempt:
+        return [*turns[:-1], Turn(turns[-1].role, f"{turns[-1].content}\n\n{told}")]
+    return [*turns, Turn("assistant", feedback.attempt or "(no answer)"), Turn("user", told)]
 
 
 def shows_own(show: Show) -> bool:

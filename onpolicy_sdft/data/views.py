@@ -118,6 +118,7 @@ class Prepared:
     views: tuple[Views, ...]
     dropped_ids: tuple[str, ...]  # examples that cannot fit, left out as configured
     trimmed_ids: tuple[str, ...]  # examples whose shown demonstration was cut
+    prompts: TeacherPrompts  # what made the teacher's prompts, for those that tell of an attempt as well
 
 
 def prepare(
@@ -179,4 +180,5 @@ def prepare(
         views=tuple(found),
         dropped_ids=tuple(name for name, _ in too_long),
         trimmed_ids=tuple(v.demonstration.example_id for v in found if v.num_trimmed_tokens),
+        prompts=prompts,
     )

@@ -87,6 +87,8 @@ def _refuse_live_options(config: RunConfig) -> None:
     set_ones = [f"rollout.{name}" for name in live_options_set(config.rollout)]
     if config.teacher.weights != "live":
         set_ones.append("teacher.weights")
+    if config.feedback.enabled:
+        set_ones.append("feedback.enabled")
     if set_ones:
         raise ConfigError(
             f"{set_ones[0]} is an option of training on live rollouts; sdft distill asks the seed model once per row, "

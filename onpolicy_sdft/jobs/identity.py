@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 #: Sections that a resumed run must have as the run it goes on with.
-_FROZEN_SECTIONS = ("lora", "context", "screening", "probe", "objective", "teacher", "optim", "gate")
+_FROZEN_SECTIONS = ("lora", "context", "feedback", "screening", "probe", "objective", "teacher", "optim", "gate")
 
 
 def claim_run(

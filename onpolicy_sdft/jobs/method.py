@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from onpolicy_sdft.data.templates import TeacherContext
 from onpolicy_sdft.errors import ConfigError
-from onpolicy_sdft.jobs.parts import Say, sampling_law
+from onpolicy_sdft.jobs.parts import Chat, Data, Say, sampling_law
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.models.packing import examine
 from onpolicy_sdft.models.shards import WHOLE, Shards
@@ -19,6 +20,7 @@ from onpolicy_sdft.models.teacher import Teacher
 from onpolicy_sdft.objectives.objective import Objective
 from onpolicy_sdft.rollout.backend import NO_RECORD
 from onpolicy_sdft.screening.review import Prompts, Review
+from onpolicy_sdft.train.feedback import Trying
 from onpolicy_sdft.train.pairing import Pairing
 from onpolicy_sdft.train.scoring import Scorer
 from onpolicy_sdft.train.source import Sampling
@@ -181,6 +183,32 @@ def make_sampling(config: RunConfig, num_steps: int) -> Sampling:
         num_steps=num_steps,
         record=_record(config),
         drafts=tuple(rollout.drafts),
+    )
+
+
+def make_trying(config: RunConfig, chat: Chat, data: Data, teacher: Teacher, num_workers: int) -> Trying | None:
+    """Return how the student tries before the teacher writes; None where it does not.
+
+    Args:
+        config: Of the run.
+        chat: Decodes attempts.
+        data: Their check, and what makes the teacher's prompts.
+        teacher: Shows the live weights, with which the student tries.
+        num_workers: Checks run at once, where they take long.
+    """
+    feedback, rollout, task = config.feedback, config.rollout, data.task
+    if not feedback.enabled:
+        return None
+    return Trying(
+        num_samples=rollout.num_samples,
+        num_attempts=rollout.num_samples if rollout.view == "student" else feedback.num_attempts,
+        check=task.check,
+        decode=chat.renderer.decode,
+        prompt=partial(data.prepared.prompts.fit, shows_attempt=feedback.show_attempt),
+        writing=partial(teacher.weights, "live"),
+        solved=feedback.solved,
+        reveal=feedback.reveal,
+        num_workers=0 if getattr(task, "check_is_quick", False) else num_workers,
     )
 
 

@@ -32,6 +32,7 @@ from onpolicy_sdft.jobs.method import (
     make_review,
     make_sampling,
     make_teacher,
+    make_trying,
 )
 from onpolicy_sdft.jobs.parts import (
     Chat,
@@ -73,6 +74,7 @@ from onpolicy_sdft.runs.progress import Progress, say_to_stderr
 from onpolicy_sdft.screening.screen import Screen, num_free_cores
 from onpolicy_sdft.train.backend import Backend
 from onpolicy_sdft.train.checkpoint import Checkpointer
+from onpolicy_sdft.train.feedback import FeedbackSource, Trying
 from onpolicy_sdft.train.launch import make_backend
 from onpolicy_sdft.train.laws import LawSource
 from onpolicy_sdft.train.loop import FitResult, Hooks, Loop, Plan, make_plan
@@ -254,14 +256,15 @@ def make_trainer(
     teacher = make_teacher(config, model, backend.autocast, backend.shards, reader)
     if teacher.num_bytes:
         progress.note(f"the teacher's copies take {teacher.num_bytes / 2**20:.1f} MiB ({config.teacher.device})")
-    objective = make_objective(config)
+    objective, num_workers = make_objective(config), num_free_cores(_num_local_ranks(backend))
     to_come = memory_to_come(config, sizes, backend.name, backend.num_ranks)
-    source = _make_source(config, chat, plan, teacher, progress, to_come)
+    trying = make_trying(config, chat, data, teacher, num_workers)
+    source = _make_source(config, chat, plan, teacher, progress, to_come, trying)
     pairing = make_pairing(config, chat.pad_token_id, packed=packed)
     return Trainer(
         policy=policy,
         source=source,
-        screen=Screen(config.screening, data.task, chat.renderer.decode, num_free_cores(_num_local_ranks(backend))),
+        screen=Screen(config.screening, data.task, chat.renderer.decode, num_workers),
         pairing=pairing,
         laws=LawSource(teacher, objective, chat.pad_token_id),
         objective=objective,
@@ -304,14 +307,21 @@ def _make_reader(config: RunConfig, model: PreTrainedModel | PeftModel, backend:
 
 
 def _make_source(
-    config: RunConfig, chat: Chat, plan: Plan, teacher: Teacher, progress: Progress, learning_bytes: int
+    config: RunConfig,
+    chat: Chat,
+    plan: Plan,
+    teacher: Teacher,
+    progress: Progress,
+    learning_bytes: int,
+    trying: Trying | None,
 ) -> TargetSource:
     if config.train.targets != "policy":
         return DemonstrationSource()
     rollout = config.rollout
     with teacher.weights("live"):
         backend = chat.backend(teacher.model, rollout, rollout.batch_size, progress.note, learning_bytes)
-    return PolicySource(
+    source = partial(FeedbackSource, trying=trying) if trying is not None else PolicySource
+    return source(
         backend, make_sampling(config, plan.num_steps), show_writing(progress), DraftStore(rollout.draft_store_tokens),
         # The student writes its own samples; what the teacher writes, its weights write.
         writing=teacher.weights if rollout.view == "teacher" else partial(teacher.weights, "live"),

@@ -94,6 +94,9 @@ class Screen:
         if rollout is None:
             return Target(views, views.response_ids, views.demonstration.response, "keep", "", None, attempt)
         text = self.decode(rollout.token_ids)
+        if views.feedback is not None and views.feedback.drop:
+            is_right = not views.feedback.message
+            return Target(views, (), text, "drop", views.feedback.drop, rollout, attempt, correct=is_right)
         reason = self.reason(views, rollout, text)
         target = Target(views, rollout.token_ids, text, "keep", "", rollout, attempt)
         target = replace(target, correct=self._is_correct(target, reason))

@@ -215,7 +215,7 @@ class Loop:
 
     def _sample(self, step: int, target: Target) -> dict[str, Any]:
         demonstration, rollout = target.views.demonstration, target.rollout
-        logprobs = rollout.logprobs if rollout else ()
+        logprobs, feedback = rollout.logprobs if rollout else (), target.views.feedback
         return {
             "step": step,
             "example_id": demonstration.example_id,
@@ -232,6 +232,7 @@ class Loop:
             "reason": target.reason,
             "num_tokens": len(rollout.token_ids) if rollout else len(target.token_ids),
             "logprob_mean": sum(logprobs) / len(logprobs) if logprobs else None,
+            **({"first_attempt": feedback.attempt, "message": feedback.message} if feedback else {}),
         }
 
     def _check_bad_steps(self) -> None:

@@ -57,9 +57,14 @@ class Preview:
 
     def taught(self, step: int) -> list[Target]:
         """Let the teacher write, without second attempts; the targets hold measures, no rule was applied to them."""
+        # Where a step asks no teacher, the student being right, the teacher is asked as if the student had not tried.
+        views = [
+            replace(view, feedback=None) if view.feedback is not None and view.feedback.drop else view
+            for view in self.source.begin(self._share(), step)
+        ]
         with self.source.open():
-            written = self.source.rollouts(self._share(), step=step, attempt=_ATTEMPT)
-        pairs = zip(self._share(), written, strict=True)
+            written = self.source.rollouts(views, step=step, attempt=_ATTEMPT)
+        pairs = zip(views, written, strict=True)
         screened = [self._screened(view, rollout) for view, rollout in pairs if rollout is not None]
         with self.policy():
             return self._gather(self.reviewer.measure(screened, step))

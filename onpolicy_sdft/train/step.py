@@ -108,7 +108,7 @@ class Trainer:
         views = spread(views, self.num_samples)
         sizes = [len(view.teacher_ids) + len(view.response_ids) for view in views]
         shares = deal_groups(sizes, self.num_samples, self.backend.num_ranks)
-        share = [views[index] for index in shares[self.backend.rank]]
+        share = self.source.begin([views[index] for index in shares[self.backend.rank]], self.state.step)
         write = partial(self.source.rollouts, step=self.state.step)
         with self.source.open(), self.screen.watch(share) as watch:
             rollouts = write(share, watch=watch)  # 1. Rollout: current weights, demonstration in context

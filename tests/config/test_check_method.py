@@ -14,6 +14,8 @@ KEEP = {
     f"screening.{name}": "keep"
     for name in ("banned", "empty", "truncated", "looping", "length", "answer_only", "check")
 }
+FEEDBACK = {"feedback.enabled": True, "task.name": "exact"}
+LAW_AT_ATTEMPT = {"rollout.view": "student", "objective.name": "reverse_kl", **KEEP}
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,23 @@ KEEP = {
         ({"context.show": "both"}, "--context.num_demonstrations 2 or more"),
         ({"context.show": "others", "train.targets": "demonstrations"}, "--context.show own"),
         ({"context.neighbours": "nearest"}, "--context.show others or both"),
+        ({"context.show": "none"}, "--feedback.enabled true, or --context.show own"),
+        ({"context.show": "none", "context.num_demonstrations": 2, **FEEDBACK}, "--context.num_demonstrations 1"),
+        ({"feedback.num_attempts": 2}, "--feedback.enabled true, or leave it at 1"),
+        ({"feedback.reveal": True}, "--feedback.enabled true, or leave it at False"),
+        ({"feedback.num_attempts": 0, **FEEDBACK}, "at least 1"),
+        ({"train.targets": "demonstrations", **FEEDBACK}, "--train.targets policy"),
+        ({"rollout.demonstration_dropout": 0.5, **FEEDBACK}, "--rollout.demonstration_dropout 0"),
+        ({"rollout.weights": "sharded", **FEEDBACK}, "--rollout.weights gather"),
+        ({"feedback.enabled": True, "data.path": "x.jsonl"}, "a task with a check"),
+        ({"feedback.num_attempts": 2, "rollout.temperature": 0.0, **FEEDBACK}, "would all be the same"),
+        ({"feedback.num_attempts": 2, **FEEDBACK, **LAW_AT_ATTEMPT}, "--rollout.num_samples"),
+        ({**FEEDBACK, **LAW_AT_ATTEMPT, "screening.check": "fallback"}, "--screening.check keep"),
+        ({**FEEDBACK, **LAW_AT_ATTEMPT, "screening.empty": "resample"}, "the teacher was told of the first one"),
+        (
+            {**FEEDBACK, **LAW_AT_ATTEMPT, "objective.name": "sampled_reverse_kl"},
+            "--feedback.solved learn, or --objective.name reverse_kl",
+        ),
         ({"train.targets": "demonstrations", "teacher.weights": "ema"}, "needs none"),
         ({"train.targets": "demonstrations", "rollout.num_samples": 2}, "rollout.num_samples=2"),
         ({"train.targets": "distilled", "train.distilled": "x", "rollout.view": "student"}, "rollout.view='student'"),
@@ -92,6 +111,9 @@ def test_what_cannot_be_meant_is_refused_with_the_way_out(values, said):
         {"objective.anchor_kl": 0.1, "objective.anchor": "stage"},
         {"context.show": "both", "context.num_demonstrations": 2, "context.neighbours": "nearest"},
         {"context.show": "others", "context.num_demonstrations": 1},
+        {"context.show": "none", "feedback.num_attempts": 4, "feedback.solved": "learn", **FEEDBACK},
+        {**FEEDBACK, **LAW_AT_ATTEMPT, "rollout.num_samples": 4, "feedback.show_attempt": False},
+        {**FEEDBACK, **LAW_AT_ATTEMPT, "objective.name": "sampled_reverse_kl", "feedback.solved": "learn"},
         {"teacher.weights": "ema", "teacher.half_life": float("inf")},
         {
             "rollout.num_samples": 4,
@@ -108,7 +130,7 @@ def test_what_can_be_meant_passes(values):
     check(config_with(**values))
 
 
-@pytest.mark.parametrize("method", ["sft", "offline_sdft", "sdft", "sdft_kl"])
+@pytest.mark.parametrize("method", ["sft", "offline_sdft", "sdft", "sdft_kl", "feedback"])
 def test_every_method_is_one_file_after_any_config(method):
     for config in ("quickstart", "gsm8k", "openfunctions", "methods"):
         check(load_config(METHODS.parent / "online" / f"{config}.yaml", METHODS / f"{method}.yaml"))
