@@ -61,7 +61,8 @@ class GridCall(Call):
         size = min((*(b for b in BUCKETS if b >= num_rows), self.pool.num_slots))
         laws, texts = self.pool.laws, self.pool.texts
         recorded = tuple(0 if each is None else each.data_ptr() for each in (texts.hidden, texts.top_token_ids))
-        key = (size, max_drafts, laws.is_raw, laws.is_filtered, laws.is_penalised, recorded)
+        blends = None if texts.pairs is None else texts.pairs.is_budgeted
+        key = (size, max_drafts, laws.is_raw, laws.is_filtered, laws.is_penalised, recorded, blends)
         return self.engine.steps.get(key, lambda: GridStep(self, size, max_drafts))
 
     def _max_drafts(self, num_rows: int) -> int:
