@@ -263,7 +263,7 @@ def _write(texts: SlotTexts, drawn: Draw, kept_N: torch.Tensor, where: Places, o
 def _record(
     texts: SlotTexts, rows: Rows, where: Places, settled: Settled, hidden_MD: torch.Tensor, top: TopLogprobs | None
 ) -> None:
-    """Write what only some calls record of the tokens that were kept: of the row's own law, also where it is blended."""
+    """Write what only some calls record of the tokens that were kept: of the row's own law, blended or not."""
     kept_N1 = (rows.offset_N < settled.kept_B[rows.row_N])[:, None]
     if texts.hidden is not None:
         _keep(texts.hidden, (where.slots_N, where.places_N), hidden_MD[: len(where.slots_N)], kept_N1)
