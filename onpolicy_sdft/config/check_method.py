@@ -167,6 +167,11 @@ def _check_blend(config: RunConfig) -> None:
             "rollout.view=student writes under the bare prompt alone. Way out: --rollout.view teacher, or leave it at "
             f"{getattr(RolloutConfig(), option)!r}."
         )
+    if is_blended and rollout.num_slots == 1:
+        raise ConfigError(
+            "rollout.num_slots=1, but a blended rollout takes two: one for the teacher's prompt, one for the bare "
+            "prompt. Way out: --rollout.num_slots 2 or more, or leave it unset."
+        )
     if rollout.blend == 1 and config.objective.name == "nll":
         raise ConfigError(
             "rollout.blend=1 with objective.name=nll trains the policy on its own samples from the bare prompt: "

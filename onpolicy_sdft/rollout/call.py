@@ -205,6 +205,10 @@ class Call:
         """Return the partners of those slots that have one, in order."""
         return [self.scheduler.partner_of[slot] for slot in slots if slot in self.scheduler.partner_of]
 
+    def _num_prompts(self) -> int:
+        """Slots that a text of this call is written in, at most."""
+        return 1 if self.texts.pairs is None else 2
+
     def _segments(self, slots: list[int], num_drafts: list[int]) -> list[Segment]:
         """Lay pending tokens and drafts behind one another: those of the slots, then those of their partners."""
         counts = dict(zip(slots, (1 + drafts for drafts in num_drafts), strict=True))
@@ -239,7 +243,7 @@ class Call:
         rates = [
             self.engine.acceptance.rate(kind, *self.drafted[slot]) for slot, kind in zip(slots, kinds, strict=True)
         ]
-        num_drafts = choose_drafts(rates, counts, self.engine.costs)
+        num_drafts = choose_drafts(rates, counts, self.engine.costs, self._num_prompts())
         if any(num_drafts):
             place_drafts(texts, slots_B, drafts_BK)
         return num_drafts, kinds

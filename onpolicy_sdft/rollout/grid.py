@@ -73,7 +73,8 @@ class GridCall(Call):
         if engine.costs is None:
             return 0
         first = not self.stats.num_decode_forwards
-        return choose_width(engine.acceptance, engine.costs, num_rows, most, hopeful=first)
+        prompts = self._num_prompts()
+        return choose_width(engine.acceptance, engine.costs, num_rows, most, hopeful=first, num_prompts=prompts)
 
     def time_step(self, num_rows: int, width: int, context: int) -> float:
         """Run one step over slots that hold nothing, and return its seconds."""
