@@ -67,8 +67,10 @@ class Objective:
     With ``blend`` b the divergences compare s with the normalised ``t^(1 - b) s^b`` instead of t, no gradient through
     it (over the buckets, where ``support`` makes some). ``d_n = min(1, |log t(y) - log s(y)| / disagreement)``, no
     gradient through it; 1 where that is unset. It is not normalised: what a token weighs must not depend on which
-    others share its micro-batch. Sources: DemoPSD (the product as a target); arXiv:2601.20802 (``log t(y) - log s(y)``
-    as a token's advantage), of which d_n is the capped size.
+    others share its micro-batch.
+
+    Sources: DemoPSD, arXiv:2607.02502 (the product as a target; there its weight is adapted to each token);
+    arXiv:2601.20802 (``log t(y) - log s(y)`` as a token's advantage), of which ``d_n`` is the capped size.
 
     Args:
         name: Which loss.

@@ -8,7 +8,8 @@ prompt. Both hold the same completion. With p of the first and s of the second, 
 which is what the mixed logits (1 - b) log p + b log s give: at b = 0 the prompt's own law, at b = 1 the bare prompt's.
 Where a budget is given, b is the smallest that is not below the asked-for weight and keeps KL(q_b || s) within it.
 
-Sources: the product of teacher and student as a target, DemoPSD; the bound on its distance, iSDFT (arXiv:2609.24646).
+Sources: the product of teacher and student as a target, DemoPSD (arXiv:2607.02502), of divergences there; the bound on
+its distance, iSDFT (arXiv:2609.24646).
 
 Shape letters: S slots (row S is the trash row), C places of a completion, B rows, Q tokens of a row, N tokens that are
 drawn, M tokens of a forward, V vocabulary.
