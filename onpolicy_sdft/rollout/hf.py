@@ -224,13 +224,12 @@ class _Pairing:
         self.steps.append((logprobs_at(bare_PV, drawn_P), weights_P))
         return torch.cat([token_ids_B, drawn_P])
 
-    def recorded(self, row: int, num_kept: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return what was recorded of a completion's first tokens: log-probabilities under the bare prompt, and b."""
-        if row not in self.homes:
-            return (), ()
-        place = self.homes.index(row)
-        bare_logprobs, blends = (tuple(float(step[which][place]) for step in self.steps[:num_kept]) for which in (0, 1))
-        return bare_logprobs, blends
+    def recorded(self) -> dict[int, tuple[list[float], list[float]]]:
+        """Return what was recorded of each blended completion: log-probabilities under the bare prompt, and b."""
+        if not self.steps:
+            return {}
+        bare_logprobs, blends = (torch.stack(column, dim=1).tolist() for column in zip(*self.steps, strict=True))
+        return dict(zip(self.homes, zip(bare_logprobs, blends, strict=True), strict=True))
 
 
 class _KeyedDrawing(LogitsProcessor):
@@ -309,11 +308,11 @@ class _KeyedDrawing(LogitsProcessor):
             torch.stack([getattr(d, name) for d in self.draws], dim=1).tolist()
             for name in ("token_ids", "logprobs", "sampling_logprobs", "entropies")
         )
-        found = []
+        found, of_pairs = [], self.pairs.recorded()
         for row, request in enumerate(self.requests):
             kept, stopped = cut_at_terminator(token_ids[row], self.terminators, request.max_new_tokens)
             hidden, top = self.hidden[:kept], self.top[:kept]
-            bare_logprobs, blends = self.pairs.recorded(row, kept)
+            bare_logprobs, blends = of_pairs.get(row, ((), ()))
             found.append(
                 Rollout(
                     key=request.key,
@@ -323,8 +322,8 @@ class _KeyedDrawing(LogitsProcessor):
                     sampling_logprobs=tuple(sampling[row][:kept]),
                     entropies=tuple(entropies[row][:kept]),
                     finish_reason="stop" if stopped else "length",
-                    bare_logprobs=bare_logprobs,
-                    blends=blends,
+                    bare_logprobs=tuple(bare_logprobs[:kept]),
+                    blends=tuple(blends[:kept]),
                     hidden=torch.stack([step[row] for step in hidden]) if hidden else None,
                     top=TopLogprobs(
                         torch.stack([step.token_ids[row] for step in top]),

@@ -208,18 +208,20 @@ class Again:
         return [self.left.pop()] if self.left else []
 
 
-@pytest.mark.parametrize("options", [{"num_slots": 3}, {"num_slots": 1}, {"num_slots": 4, "grid": True}])
-def test_blended_requests_may_join_a_call_that_had_none(options):
-    """Where its slots hold no pair they are written in a call of their own, with the slots that asks for."""
+@pytest.mark.parametrize(
+    ("num", "options"), [(4, {"num_slots": 3}), (1, {"num_slots": None}), (4, {"num_slots": 4, "grid": True})]
+)
+def test_blended_requests_may_join_a_call_that_had_none(num, options):
+    """Where its slots hold no pair, as one slot does not, they are written in a call of their own."""
     model, law, more = make("llama", torch.float64), SamplingLaw(), pair(3)
-    one = engine(model, **options)
-    if options["num_slots"] == 1:
-        with pytest.raises(ConfigError, match=r"num_slots=1.*takes 2 slots"):
-            one.generate(ask(4), law, listener=Again(more))
-        return
-    written = one.generate(ask(4), law, listener=Again(more))
-    assert tokens(written[:4]) == tokens(engine(model).generate(ask(4), law))
-    assert_plain(model, more[::-1], law, written[4:])
+    written = engine(model, **options).generate(ask(num), law, listener=Again(more))
+    assert tokens(written[:num]) == tokens(engine(model).generate(ask(num), law))
+    assert_plain(model, more[::-1], law, written[num:])
+
+
+def test_a_pair_that_joins_a_call_for_which_one_slot_was_asked_is_refused():
+    with pytest.raises(ConfigError, match=r"num_slots=1.*takes 2 slots"):
+        engine(make("llama"), num_slots=1).generate(ask(2), SamplingLaw(), listener=Again(pair(1)))
 
 
 def test_a_call_with_memory_for_one_slot_says_that_a_pair_takes_two():
