@@ -197,12 +197,21 @@ class RolloutConfig:
     """Above 1 lowers the logits of tokens that stand in the prompt or the completion already (arXiv:1909.05858)."""
     temperature_end: float | None = None
     """The temperature moves from ``temperature`` to this over the steps of the run, linearly. Unset: it stays."""
+    min_p_end: float | None = None
+    """The same for ``min_p``: a floor that falls lets later rollouts stray further. Unset: it stays."""
     view: Literal["teacher", "student"] = "teacher"
     """Prompt that rollouts are written under: ``teacher``: with the demonstration; ``student``: the bare one."""
     num_samples: int = 1
     """Rollouts per demonstration and step; their prompt is read once."""
     demonstration_dropout: float = 0.0
     """Share of rollouts that are written under the bare prompt although ``view`` is ``teacher``."""
+    blend: float = 0.0
+    """Sample from the normalised p(. | teacher's prompt)^(1 - blend) p(. | bare prompt)^blend, so that texts stay such
+    as the bare prompt could have produced. Both prompts are decoded side by side, with the weights that write: twice
+    the slots. 0: the teacher's prompt alone; 1: what the bare prompt would have written."""
+    blend_budget: float | None = None
+    """Choose the blend of each token: the smallest, ``blend`` or more, with KL(blended || bare prompt) at most so many
+    nats (arXiv:2609.24646). Unset: ``blend`` for all."""
 
 
 @dataclass
@@ -329,6 +338,12 @@ class ObjectiveConfig:
     """Add KL(student || anchor) on the student's prompt with this weight."""
     anchor: Literal["base", "stage"] = "base"
     """The anchor's weights: ``base``: the seed model's; ``stage``: those at the start of the task."""
+    blend: float = 0.0
+    """Compare with the normalised teacher^(1 - blend) student^blend instead of the teacher, for ``forward_kl``,
+    ``reverse_kl`` and ``jsd``: a target the student can reach. No gradient goes through it."""
+    disagreement: float | None = None
+    """Weigh each token by min(1, |log teacher(token) - log student(token)| / disagreement), in nats: what both agree on
+    teaches nothing, what is this far apart counts whole. For the same objectives. Unset: all weigh 1."""
     importance: Literal["none", "token"] = "none"
     """``token``: weigh each token by p(token) / p(token when it was drawn), for samples of another law than the
     student's (a temperature, top_p, ...). No gradient goes through the weight."""

@@ -51,7 +51,8 @@ def identity_of(config: RunConfig, data: Data, start: Start | None) -> dict[str,
     train = {key: frozen["train"][key] for key in same}
     if config.train.max_steps is None:
         train["num_epochs"] = config.train.num_epochs
-    if config.optim.schedule == "cosine" or config.rollout.temperature_end is not None:
+    moving = config.rollout.temperature_end is not None or config.rollout.min_p_end is not None
+    if config.optim.schedule == "cosine" or moving:
         train["max_steps"] = config.train.max_steps
     return {
         "data": data.loaded.fingerprint,

@@ -59,9 +59,6 @@ def look(config: RunConfig, preview: Preview, say: Callable[[str], None]) -> Non
         return
     taught = preview.taught(0)
     preview.reviewer.limits = find_limits(bare, taught, preview.reviewer.given)
-    if not taught:
-        say("probe: no row has a teacher: the policy solves all of them by itself")
-        return
     template, temperature = config.context.template, config.rollout.temperature
     row = summarise(preview.reviewer.rule(taught), bare, preview.screen, template, temperature, 0.0)
     leak = "" if row.leak is None else f", leak {row.leak:.2f}"

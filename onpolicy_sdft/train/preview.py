@@ -56,10 +56,7 @@ class Preview:
         return self._gather([self._checked(view, rollout) for view, rollout in pairs])
 
     def taught(self, step: int) -> list[Target]:
-        """Let the teacher write, without second attempts; the targets hold measures, no rule was applied to them.
-
-        There may be none: with feedback, rows that the policy solves have no teacher.
-        """
+        """Let the teacher write, without second attempts; the targets hold measures, no rule was applied to them."""
         # Where a step asks no teacher, the student being right, the teacher is asked as if the student had not tried.
         views = [
             replace(view, feedback=None) if view.feedback is not None and view.feedback.drop else view
