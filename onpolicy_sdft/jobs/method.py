@@ -169,6 +169,7 @@ def make_review(
     return Review(
         screening, task, renderer.decode, scorer, sample, Prompts(alone, with_text),
         config.rollout.max_new_tokens, config.train.seed,
+        trusts_records=config.rollout.view == "student" or config.teacher.weights == "live",
     )  # fmt: skip
 
 
