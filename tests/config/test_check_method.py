@@ -89,13 +89,13 @@ def test_what_cannot_be_meant_is_refused_with_the_way_out(values, said):
 @pytest.mark.parametrize(
     "values",
     [
+        {"rollout.blend": 0.5, "rollout.blend_budget": 0.3, "rollout.demonstration_dropout": 0.2},
+        {"rollout.blend": 1.0, "objective.name": "forward_kl", "objective.blend": 0.3, "objective.disagreement": 2.0},
+        {"rollout.min_p": 0.1, "rollout.min_p_end": 0.0},
         {"objective.name": "jsd", "objective.beta": 0.3, "objective.support": "student", "objective.num_kept": 8},
         {"objective.name": "sampled_reverse_kl", "rollout.view": "student", **KEEP},
         {"objective.anchor_kl": 0.1, "objective.anchor": "stage"},
         {"teacher.weights": "ema", "teacher.half_life": float("inf")},
-        {"rollout.blend": 0.5, "rollout.blend_budget": 0.3, "rollout.demonstration_dropout": 0.2},
-        {"rollout.blend": 1.0, "objective.name": "forward_kl", "objective.blend": 0.3, "objective.disagreement": 2.0},
-        {"rollout.min_p": 0.1, "rollout.min_p_end": 0.0},
         {"rollout.num_samples": 4, "rollout.temperature_end": 0.5, "rollout.demonstration_dropout": 0.2},
         {"train.targets": "demonstrations", "objective.anchor_kl": 0.1, "objective.clip": 4.0},
     ],
@@ -104,7 +104,7 @@ def test_what_can_be_meant_passes(values):
     check(config_with(**values))
 
 
-@pytest.mark.parametrize("method", ["sft", "offline_sdft", "sdft", "sdft_kl"])
+@pytest.mark.parametrize("method", ["sft", "offline_sdft", "sdft", "sdft_kl", "sdft_forward_kl"])
 def test_every_method_is_one_file_after_any_config(method):
     for config in ("quickstart", "gsm8k", "openfunctions", "methods"):
         check(load_config(METHODS.parent / "online" / f"{config}.yaml", METHODS / f"{method}.yaml"))
