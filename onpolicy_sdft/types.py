@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FinishReason = Literal["stop", "length"]
-Verdict = Literal["keep", "fallback", "drop", "resample"]
+Verdict = Literal["keep", "fallback", "drop", "resample", "spare"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ class Views:
     num_trimmed_tokens: int = 0  # cut off the end of the shown demonstration
     num_dropped_examples: int = 0  # k-shot examples left out to make room
     sample_index: int = 0  # which of several rollouts of this example in a step
+    feedback: Feedback | None = None  # what the teacher sees of the student's own attempt in this step, if it made one
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,9 @@ class CheckResult:
     correct: bool
     reason: str = ""  # short and countable, e.g. "wrong_answer"; empty when correct
     answer: str | None = None  # what was extracted and compared, for the records
+    # For a model that is to try again; no part of the verdict. A few short lines, without the right answer:
+    message: str = field(default="", compare=False)
+    expected: str = field(default="", compare=False)  # the right answer, where the check has a short form of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,16 +170,44 @@ class Advance:
 
 
 @dataclass(frozen=True, slots=True)
+class Feedback:
+    """The student's own attempt at a prompt, and what its check said."""
+
+    rollout: Rollout  # the attempt
+    attempt: str  # its text
+    message: str  # what the check says of it; empty where it is right
+    sibling: str = ""  # another attempt at the same prompt, which is right
+    stands: bool = False  # the attempt is the rollout of this step: no other is written
+    drop: str = ""  # why nothing is learned; empty where something is
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """How a rollout looks from the bare prompt; nats a token. None: not measured."""
+
+    surprise: float  # mean -log p(token | bare prompt)
+    surprise_max: float  # the largest of them
+    leak: float | None = None  # mean log p(token | demonstration without the question) - log p(token | bare prompt)
+    support: float | None = None  # how much likelier the demonstration becomes given this rollout than given others'
+    support_spread: float | None = None  # standard deviation of that over the others
+    step_rate: float | None = None  # share of bare continuations of its first half that the check accepts
+    solved_rate: float | None = None  # share of the policy's bare answers to its prompt that the check accepts
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """What the student learns for one demonstration."""
 
     views: Views
     token_ids: tuple[int, ...]  # the loss tokens, terminator included when there is one
     text: str
-    verdict: Verdict  # "keep": the rollout is learned; "fallback": the demonstration is; "drop": nothing is
+    verdict: Verdict  # "keep": the rollout is learned; "fallback": the demonstration is; "drop", "spare": nothing is
     reason: str  # why it was not kept; empty when kept
     rollout: Rollout | None  # None when the demonstration was the source from the start
     attempt: int = 0
+    correct: bool | None = None  # the check's verdict on the rollout; None: it was not asked
+    measures: Measures | None = None
+    weight: float = 1.0  # of its loss tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +222,7 @@ class Row:
     counted: bool = True  # its tokens are in the step's denominator
     weight: float = 1.0
     num_skipped: int = 0  # first target tokens that are read but not learned
+    clip: float | None = None  # tokens with a larger nll, in nats, give no gradient
 
     @property
     def length(self) -> int:
@@ -209,6 +242,7 @@ class MicroBatch:
     labels: torch.Tensor  # [N] int64, the loss tokens
     weights: torch.Tensor  # [N] float32, weight of each loss token
     plain: torch.Tensor  # [N] bool, learned by nll whatever the objective is
+    clips: torch.Tensor  # [N] float32, nll above which a token gives no gradient; inf: none
     num_loss_tokens: int  # N
     num_counted_tokens: int  # of them in the step's denominator
     rows: tuple[Row, ...]  # what it was made of

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from onpolicy_sdft.config.check_guards import check_guards
 from onpolicy_sdft.config.check_method import check_method
 from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig, SourceConfig
 from onpolicy_sdft.errors import ConfigError
@@ -27,6 +28,7 @@ def check(config: RunConfig) -> None:
     _check_replay(config)
     _check_start(config)
     check_method(config)
+    check_guards(config)
     if config.optim.schedule == "cosine" and config.train.max_loss_tokens is not None:
         raise ConfigError(
             "optim.schedule=cosine needs to know the number of steps, but train.max_loss_tokens ends the run at an "
@@ -45,6 +47,7 @@ def _check_ranges(config: RunConfig) -> None:
         "lora.alpha": config.lora.alpha,
         "context.num_demonstrations": config.context.num_demonstrations,
         "context.max_teacher_tokens": config.context.max_teacher_tokens,
+        "feedback.num_attempts": config.feedback.num_attempts,
         "context.max_student_tokens": config.context.max_student_tokens,
         "rollout.max_new_tokens": config.rollout.max_new_tokens,
         "rollout.batch_size": config.rollout.batch_size,
@@ -75,6 +78,7 @@ def _check_ranges(config: RunConfig) -> None:
         "eval.every_steps": config.eval.every_steps,
         "eval.early_stop": config.eval.early_stop,
         "rollout.prefill_tokens": config.rollout.prefill_tokens,
+        "screening.step_samples": config.screening.step_samples,
         "teacher.refresh_steps": config.teacher.refresh_steps,
     }
     for label, item in (("eval.sets", config.eval.sets), ("eval.validation", config.eval.validation)):
@@ -101,6 +105,9 @@ def _check_ranges(config: RunConfig) -> None:
         "rollout.max_draft_tokens": config.rollout.max_draft_tokens,
         "rollout.draft_store_tokens": config.rollout.draft_store_tokens,
         "screening.min_length_ratio": config.screening.min_length_ratio,
+        "screening.answer_only_ratio": config.screening.answer_only_ratio,
+        "screening.bare_samples": config.screening.bare_samples,
+        "probe.num_examples": config.probe.num_examples,
         "objective.skip_tokens": config.objective.skip_tokens,
         "objective.demonstration_weight": config.objective.demonstration_weight,
         "objective.anchor_kl": config.objective.anchor_kl,
@@ -110,6 +117,15 @@ def _check_ranges(config: RunConfig) -> None:
     share, clip = config.rollout.demonstration_dropout, config.objective.clip
     _require(0 <= share <= 1, "rollout.demonstration_dropout", share, "in [0, 1]")
     _require(clip is None or clip > 0, "objective.clip", clip, "above 0, or null")
+    for name in ("max_surprise", "max_leak", "fallback_clip"):
+        bound = getattr(config.screening, name)
+        _require(bound is None or bound > 0, f"screening.{name}", bound, "above 0, or null")
+    for name in ("min_step_rate", "max_solved_rate"):
+        rate = getattr(config.screening, name)
+        _require(0 <= rate <= 1, f"screening.{name}", rate, "in [0, 1]")
+    _require(0 <= config.probe.max_answer_only <= 1, "probe.max_answer_only", config.probe.max_answer_only, "in [0, 1]")
+    ratio = config.probe.max_surprise_ratio
+    _require(ratio > 1, "probe.max_surprise_ratio", ratio, "above 1")
     _require(
         config.objective.importance_cap > 0, "objective.importance_cap", config.objective.importance_cap, "above 0"
     )

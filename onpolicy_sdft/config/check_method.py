@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from onpolicy_sdft.config.check_feedback import check_feedback
 from onpolicy_sdft.config.schema import RolloutConfig, RunConfig
 from onpolicy_sdft.errors import ConfigError
 
-_VERDICTS = ("banned", "empty", "truncated", "looping", "length", "check")
+_VERDICTS = ("banned", "empty", "truncated", "looping", "length", "check", "answer_only")
+_MEASURED = ("surprise", "leak", "support", "steps", "solved")
 
 
 def check_method(config: RunConfig) -> None:
@@ -28,8 +30,31 @@ def check_method(config: RunConfig) -> None:
             f"train.distilled={config.train.distilled!r} would not be read by train.targets={config.train.targets}. "
             "Way out: --train.targets distilled, or leave it unset."
         )
+    _check_shown(config)
+    check_feedback(config)
     _check_effect(config)
+    _check_review(config)
     _check_sharded(config)
+
+
+def _check_shown(config: RunConfig) -> None:
+    """What the teacher is shown is said once: ``show`` says of which rows, ``num_demonstrations`` how many in all."""
+    show, number = config.context.show, config.context.num_demonstrations
+    if show in ("own", "none") and number > 1:
+        raise ConfigError(
+            f"context.num_demonstrations={number}, but context.show={show} shows no other question's demonstration. "
+            "Way out: --context.show both (its own and others) or others, or --context.num_demonstrations 1."
+        )
+    if show == "both" and number == 1:
+        raise ConfigError(
+            "context.show=both shows others beside the question's own demonstration, but context.num_demonstrations=1 "
+            "is one in all. Way out: --context.num_demonstrations 2 or more, or --context.show own."
+        )
+    if show != "own" and config.train.targets == "demonstrations":
+        raise ConfigError(
+            f"context.show={show} shows examples to the teacher, but train.targets=demonstrations asks none. "
+            "Way out: --context.show own --context.num_demonstrations 1, or --train.targets policy."
+        )
 
 
 def _check_sharded(config: RunConfig) -> None:
@@ -43,6 +68,11 @@ def _check_sharded(config: RunConfig) -> None:
         "--teacher.weights live": config.teacher.weights != "live",
         "--eval.kl_prompts 0": config.eval.kl_prompts > 0,
         "another verdict than resample": bool(resampling),
+        "--screening.steps keep": config.screening.steps != "keep",
+        "--screening.surprise keep": config.screening.surprise != "keep",
+        "--screening.leak keep": config.screening.leak != "keep",
+        "--screening.bare_samples 0": config.screening.bare_samples > 0,
+        "--screening.pick all": config.screening.pick != "all",
     }
     for way_out, is_wrong in ways_out.items():
         if is_wrong:
@@ -52,11 +82,44 @@ def _check_sharded(config: RunConfig) -> None:
             )
 
 
+def _check_review(config: RunConfig) -> None:
+    """The rules of the review: what they need, and what they cannot do."""
+    screening, rollout = config.screening, config.rollout
+    for name in _MEASURED:
+        if getattr(screening, name) == "resample":
+            raise ConfigError(
+                f"screening.{name}=resample: this rule judges all rollouts of a step at once, after the last was "
+                f"written. Fix: --rollout.num_samples 4 --screening.pick best --screening.{name} fallback (or drop)."
+            )
+    if screening.pick == "best" and rollout.num_samples == 1:
+        raise ConfigError(
+            "screening.pick=best picks one of several rollouts of a demonstration, but rollout.num_samples=1. "
+            "Fix: --rollout.num_samples 4, or --screening.pick all."
+        )
+    asks = screening.solved != "keep" or screening.weigh_by_failure
+    if asks and not screening.bare_samples:
+        raise ConfigError(
+            "screening.solved and screening.weigh_by_failure go by how often the policy solves a row by itself, but "
+            "screening.bare_samples=0. Fix: --screening.bare_samples 4."
+        )
+    if screening.bare_samples and not asks:
+        raise ConfigError(
+            f"screening.bare_samples={screening.bare_samples} answers are sampled, but no rule reads them. "
+            "Fix: --screening.solved drop, --screening.weigh_by_failure true, or --screening.bare_samples 0."
+        )
+    if screening.weigh_by_failure and config.objective.name == "sampled_reverse_kl":
+        raise ConfigError(
+            "screening.weigh_by_failure weighs samples, but objective.name=sampled_reverse_kl is an expectation over "
+            "them. Fix: --screening.weigh_by_failure false, or another objective."
+        )
+
+
 def _check_effect(config: RunConfig) -> None:
     """Refuse options that are set although nothing reads them."""
     objective, teacher = config.objective, config.teacher
     compares = objective.name in ("forward_kl", "reverse_kl", "jsd")
     readers = {
+        "context.neighbours": (config.context.show in ("others", "both"), "--context.show others or both"),
         "objective.beta": (objective.name == "jsd", "--objective.name jsd"),
         "objective.support": (compares, "an objective that compares laws"),
         "objective.blend": (compares, "an objective that compares laws"),
@@ -93,11 +156,6 @@ def live_options_set(rollout: RolloutConfig) -> list[str]:
 def _check_unsampled(config: RunConfig) -> None:
     """Nothing is written here, so options of rollouts and laws would do nothing."""
     targets, rollout = config.train.targets, config.rollout
-    if config.context.num_demonstrations > 1 and targets == "demonstrations":
-        raise ConfigError(
-            "context.num_demonstrations above 1 shows examples to the teacher, but train.targets=demonstrations "
-            "asks none. Way out: --context.num_demonstrations 1, or --train.targets policy."
-        )
     if config.objective.name != "nll":
         raise ConfigError(
             f"objective.name={config.objective.name} compares the laws of student and teacher at the policy's samples, "
@@ -203,7 +261,11 @@ def _check_score_function(config: RunConfig) -> None:
             "objective.name=sampled_reverse_kl is an expectation over the student's own samples, but rollout.view="
             f"{config.rollout.view}. Way out: --rollout.view student, or --objective.name reverse_kl."
         )
-    choosing = [name for name in _VERDICTS if getattr(config.screening, name) != "keep"]
+    choosing = [
+        name
+        for name in (*_VERDICTS, "surprise", "leak", "steps", "solved")
+        if getattr(config.screening, name) != "keep"
+    ]
     if choosing:
         raise ConfigError(
             f"objective.name=sampled_reverse_kl is an expectation over all samples, but screening.{choosing[0]}="

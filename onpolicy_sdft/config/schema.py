@@ -99,13 +99,17 @@ class ContextConfig:
     """The two prompt views: the student's bare prompt and the teacher's with the demonstration."""
 
     template: str = "prior_turn"
-    """reference | example | prior_turn | acl_gsm8k | acl_openfunctions | acl_alpaca | a Jinja file."""
+    """reference | example | prior_turn | work | solution_first | explain | acl_gsm8k | acl_openfunctions | acl_alpaca |
+    a Jinja file. ``work``, ``solution_first`` and ``explain`` ask for the steps, not for the result."""
+    show: Literal["own", "others", "both", "none"] = "own"
+    """What the teacher is shown: the question's own demonstration, those of other questions only (arXiv:2608.09228),
+    both, or (with ``feedback.enabled``) none: only how the student's own attempt went."""
     num_demonstrations: int = 1
-    """Demonstrations shown to the teacher; above 1 adds other examples of the data set."""
+    """Demonstrations shown to the teacher in all: 1 with ``own``, 1 or more ``others``, 2 or more for ``both``."""
     neighbours: Literal["random", "nearest"] = "random"
     """How the other examples are chosen: by seed, or by word overlap with the prompt."""
     max_teacher_tokens: int = 1024
-    """Longest teacher prompt; a longer one trims the demonstration, never the question."""
+    """Longest teacher prompt; for a longer one examples go, then the demonstration is trimmed, never the question."""
     max_student_tokens: int = 1024
     """Longest bare prompt."""
     on_too_long: Literal["error", "drop"] = "error"
@@ -114,6 +118,24 @@ class ContextConfig:
     """Chat template arguments of the student's view (tools, thinking mode)."""
     teacher_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """Chat template arguments of the teacher's view."""
+
+
+@dataclass
+class FeedbackConfig:
+    """The student tries first, from its bare prompt; the teacher sees how that went (arXiv:2601.20802)."""
+
+    enabled: bool = False
+    """Show the teacher the student's attempt and what the task's check says of it, behind what ``context`` shows."""
+    num_attempts: int = 1
+    """Attempts at each demonstration and step. A right one is shown beside a wrong one. With ``rollout.view student``
+    the attempts are the rollouts, so ``rollout.num_samples`` says how many."""
+    solved: Literal["drop", "learn"] = "drop"
+    """An attempt that is right: nothing is learned (reason ``solved``), or it is the rollout."""
+    show_attempt: bool = True
+    """Show the attempt itself; false shows only what the check says. A teacher whose law is learned at the attempt
+    (``rollout.view student``) may copy it when it sees it."""
+    reveal: bool = False
+    """Tell what is right as well, where the check has a short form of it (a number, a letter, a call)."""
 
 
 @dataclass
@@ -208,6 +230,18 @@ class ScreeningConfig:
     """Verdict on a rollout much shorter or longer than the demonstration."""
     check: VerdictName = "fallback"
     """Verdict on a rollout that fails the task's check."""
+    answer_only: VerdictName = "fallback"
+    """Verdict on a rollout that leaves out the work which the policy's own bare answers do (``answer_only_ratio``)."""
+    surprise: VerdictName = "keep"
+    """Verdict on a rollout whose tokens surprise the policy that sees the bare prompt only (``max_surprise``)."""
+    leak: VerdictName = "keep"
+    """Verdict on a rollout that the demonstration explains without the question (``max_leak``)."""
+    support: VerdictName = "fallback"
+    """Verdict on a rollout of a task without a check that does not lead back to the demonstration (``min_support``)."""
+    steps: VerdictName = "keep"
+    """Verdict on a rollout whose first half does not lead the bare policy to the same end (``step_samples``)."""
+    solved: VerdictName = "keep"
+    """Verdict on a rollout of a row that the bare policy solves by itself (``bare_samples``, ``max_solved_rate``)."""
     max_attempts: int = 3
     """Draws per demonstration where a verdict is ``resample``; then the demonstration is learned."""
     banned_phrases: list[str] = field(
@@ -230,6 +264,51 @@ class ScreeningConfig:
     """A rollout loops when one n-gram of this many tokens stands more than ``loop_repeats`` times in it."""
     loop_repeats: int = 3
     """See ``loop_ngram``."""
+    answer_only_ratio: float = 0.25
+    """A rollout is only an answer if it has less than this share of the tokens, and at most this share of the steps
+    (sentences, lines), of the policy's own right answers to bare prompts. They are sampled before the first step
+    (``probe.num_examples``) and again at each validation."""
+    max_surprise: float | None = None
+    """Largest mean of -log p(token | bare prompt), in nats. Unset: from the probe before the first step."""
+    max_leak: float | None = None
+    """Largest mean of log p(token | demonstration alone) - log p(token | bare prompt), in nats. Unset: from the
+    probe."""
+    min_support: float | None = None
+    """Least gain of the demonstration's mean log-probability, in nats, from showing this rollout rather than those of
+    other rows. Unset: from the probe."""
+    step_samples: int = 2
+    """Continuations of a rollout's first half, written under the bare prompt, where ``steps`` is a rule."""
+    min_step_rate: float = 0.5
+    """Least share of them that the check accepts."""
+    bare_samples: int = 0
+    """Bare answers to each prompt of a step, which tell how often the policy solves it by itself; 0: none."""
+    max_solved_rate: float = 0.75
+    """Largest share of them that the check accepts, where ``solved`` is a rule."""
+    weigh_by_failure: bool = False
+    """Weigh a rollout's tokens by the share of the bare answers that failed (``bare_samples``)."""
+    pick: Literal["all", "best"] = "all"
+    """Which of several rollouts of a demonstration (``rollout.num_samples``) are learned. ``best``: one, of those that
+    are kept a new one before one that was learned already, then the least surprising."""
+    fallback_clip: float | None = None
+    """Tokens of a demonstration that stands in for a refused rollout, and whose loss is above this many nats, give no
+    gradient. Unset: all do."""
+    measure: bool = True
+    """Measure surprise and leak of every rollout for the log and the report, also where no rule needs them."""
+
+
+@dataclass
+class ProbeConfig:
+    """What a run looks at before its first step: a few bare answers and a few rollouts of the teacher."""
+
+    num_examples: int = 16
+    """Rows it looks at; 0: none, and rollouts are not compared with bare answers."""
+    action: Literal["refuse", "warn"] = "refuse"
+    """What to do where the settings would teach shortcuts."""
+    max_answer_only: float = 0.25
+    """Largest share of the teacher's rollouts that state an answer without the work (``screening.answer_only``)."""
+    max_surprise_ratio: float = 4.0
+    """Largest surprise of the teacher's rollouts under the bare prompt, as a multiple of what nine of ten bare answers
+    stay below. Read only where the policy solves some of the rows by itself: new knowledge is surprising."""
 
 
 @dataclass
@@ -362,12 +441,68 @@ class TrainConfig:
     rollout_samples: int = 4
     """Rollouts written to ``rollouts.jsonl`` each step."""
     warn_length_ratio: float = 2.0
-    """Warn when rollouts are on average this many times longer than the demonstrations."""
+    """Alarm when rollouts are on average this many times longer than the demonstrations (see ``alarms``)."""
     warn_truncated_rate: float = 0.3
-    """Warn when this share of the rollouts hits the length limit."""
+    """Alarm when more than this share of the rollouts hits the length limit (see ``alarms``)."""
     deterministic: bool = True
     """Ask torch for deterministic kernels, so that a resumed run repeats the uninterrupted one. On a GPU they need
     ``CUBLAS_WORKSPACE_CONFIG=:4096:8``: ``sdft train`` sets it, a program that calls ``fit`` has to."""
+
+
+@dataclass
+class AlarmConfig:
+    """When training says that something collapsed; each alarm is one line, said once. A limit of null turns it off.
+
+    What falls or rises is compared with the policy's own bare answers where they are known, else with the first steps.
+    """
+
+    patience_steps: int = 3
+    """Steps in a row that must all lie beyond a limit; more where a step has fewer than 8 rollouts."""
+    reference_steps: int = 5
+    """First steps whose median stands for how the run began."""
+    length_fall: float | None = 0.33
+    """Alarm below this fraction of the mean length of rollouts."""
+    loss_tokens_fall: float | None = 0.25
+    """Alarm below this fraction of the loss tokens of a step."""
+    entropy_fall: float | None = 0.25
+    """Alarm below this fraction of the entropy of rollouts."""
+    min_keep_rate: float | None = 0.1
+    """Alarm when a smaller share of the rollouts is kept."""
+    surprise_rise: float | None = 3.0
+    """Alarm above this multiple of the surprise of rollouts under the bare prompt, where it is measured."""
+    max_verbatim_rate: float | None = 0.5
+    """Alarm when a larger share of the rollouts copies its demonstration token by token."""
+    min_tokens: int = 16
+    """Copies are no alarm where rollouts are shorter than this on average: short answers are alike by nature."""
+
+
+@dataclass
+class GateConfig:
+    """Rows that are never trained on, answered from the bare prompt before, during and after training.
+
+    They are some of ``data``, held back, and the first of each set of ``eval.sets`` with ``retention: true``.
+    """
+
+    rows: int = 32
+    """Rows held back, at most a tenth of the data (below 8: none), and rows of each retention set. 0: no gate."""
+    action: Literal["stop", "rollback", "continue"] = "stop"
+    """Where the policy has become worse than at the start. ``stop``: end training with the best state the gate has
+    seen, the start included; ``rollback``: go back to that state with a lower learning rate, and on with the next data;
+    ``continue``: only say so (what the runs of a sequence or comparison do unless told otherwise)."""
+    max_drop: float = 0.1
+    """Largest drop of a set's share of right answers; a larger one counts where it is no accident, too."""
+    max_p_value: float = 0.05
+    """It is none where an exact one-sided sign test over the very same rows gives less than this, divided by the
+    number of sets that are asked."""
+    max_cost: float = 0.1
+    """Tokens of planned checks per token that steps write and learn. It sets how often the gate looks; the start, the
+    end and one check on an alarm come on top. The steps' tokens are estimated from the demonstrations' lengths."""
+    every_steps: int | None = None
+    """Look every so many steps instead."""
+    max_rollbacks: int = 2
+    """Times that ``rollback`` goes back; after that it stops."""
+    rollback_lr_factor: float = 0.5
+    """What ``rollback`` multiplies the learning rate by."""
 
 
 @dataclass
@@ -476,10 +611,14 @@ class RunConfig:
     """Other tasks learned along."""
     context: ContextConfig = field(default_factory=ContextConfig)
     """The two prompt views."""
+    feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
+    """A teacher that sees the student's attempt."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     """Generation."""
     screening: ScreeningConfig = field(default_factory=ScreeningConfig)
     """Verdicts on rollouts."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    """The look at the teacher before the first step."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """The loss."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
@@ -488,6 +627,10 @@ class RunConfig:
     """The optimizer."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The loop."""
+    alarms: AlarmConfig = field(default_factory=AlarmConfig)
+    """What is noticed during training."""
+    gate: GateConfig = field(default_factory=GateConfig)
+    """What must not get worse."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Scores."""
     distill: DistillConfig = field(default_factory=DistillConfig)

@@ -5,6 +5,7 @@ Shape letters: B rows, T positions, N loss tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -74,6 +75,7 @@ def collate(
     labels: list[int] = []
     weights: list[float] = []
     plain: list[bool] = []
+    clips: list[float] = []
     for row, (index, first) in zip(rows, places, strict=True):
         ids = [*row.prompt_ids, *row.target_ids]
         input_ids_BT[index, first : first + len(ids)] = torch.tensor(ids, dtype=torch.int64)
@@ -85,6 +87,7 @@ def collate(
         labels += row.target_ids[row.num_skipped :]
         weights += [row.weight * _at(() if row.plain else position_weights, place) for place in learned]
         plain += [row.plain] * len(learned)
+        clips += [math.inf if row.clip is None else row.clip] * len(learned)
     return MicroBatch(
         input_ids=input_ids_BT.to(device),
         attention_mask=None if packed else attention_mask_BT.to(device),
@@ -94,6 +97,7 @@ def collate(
         labels=torch.tensor(labels, dtype=torch.int64, device=device),
         weights=torch.tensor(weights, dtype=torch.float32, device=device),
         plain=torch.tensor(plain, dtype=torch.bool, device=device),
+        clips=torch.tensor(clips, dtype=torch.float32, device=device),
         num_loss_tokens=len(labels),
         num_counted_tokens=sum(max(0, len(row.target_ids) - row.num_skipped) for row in rows if row.counted),
         rows=tuple(rows),

@@ -19,7 +19,7 @@ def choose_neighbours(
     how: Literal["random", "nearest"],
     seed: int,
 ) -> list[tuple[int, ...]]:
-    """Choose other examples for each demonstration, never itself nor one with the same prompt.
+    """Choose other examples for each demonstration, never itself nor one that asks the same (up to case and blanks).
 
     Args:
         demonstrations: The data set.
@@ -35,6 +35,7 @@ def choose_neighbours(
         return [()] * len(demonstrations)
     found = []
     overlap = _overlap(demonstrations) if how == "nearest" else None
+    prompts = [" ".join(demonstration.prompt.casefold().split()) for demonstration in demonstrations]
     for index, demonstration in enumerate(demonstrations):
         if overlap is not None:
             ranked = np.argsort(-overlap(index), kind="stable").tolist()
@@ -42,10 +43,10 @@ def choose_neighbours(
             generator = random.Random(f"neighbours-{seed}-{demonstration.example_id}")
             # A few spares: some draws may be the example itself or share its prompt.
             ranked = generator.sample(range(len(demonstrations)), min(len(demonstrations), num_neighbours + 8))
-        others = [other for other in ranked if demonstrations[other].prompt != demonstration.prompt]
+        others = [other for other in ranked if prompts[other] != prompts[index]]
         if len(others) < num_neighbours and len(ranked) < len(demonstrations):  # one prompt stands in many rows
             ranked = generator.sample(range(len(demonstrations)), len(demonstrations))
-            others = [other for other in ranked if demonstrations[other].prompt != demonstration.prompt]
+            others = [other for other in ranked if prompts[other] != prompts[index]]
         found.append(tuple(reversed(others[:num_neighbours])))
     return found
 

@@ -26,6 +26,19 @@ def deal(sizes: Sequence[float], num_ranks: int) -> list[list[int]]:
     return [sorted(share) for share in shares]
 
 
+def deal_groups(sizes: Sequence[float], group_size: int, num_ranks: int) -> list[list[int]]:
+    """Deal items as :func:`deal` does, so many neighbours to the same rank each.
+
+    Args:
+        sizes: Expected size of each item; a multiple of ``group_size``.
+        group_size: Items of a group.
+        num_ranks: Number of ranks.
+    """
+    groups = [sum(sizes[start : start + group_size]) for start in range(0, len(sizes), group_size)]
+    dealt = deal(groups, num_ranks)
+    return [[group * group_size + item for group in share for item in range(group_size)] for share in dealt]
+
+
 def collect(shares: Sequence[Sequence[int]], parts: Sequence[Sequence[T]]) -> list[T]:
     """Put what the ranks made of their shares back into the order of the items."""
     found = {

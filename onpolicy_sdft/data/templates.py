@@ -1,7 +1,10 @@
 """How the teacher is shown the demonstration: named context templates, or a Jinja file of your own.
 
 A template rewrites the last user turn (and may set the system message). It sees ``question``,
-``demonstration`` and ``examples`` (other rows of the data set, each with ``question`` and ``response``).
+``demonstration`` (empty where it is not to be shown), ``examples`` (other rows of the data set, each with ``question``
+and ``response``) and ``work`` (what the task says the work of an answer is; empty where it says nothing).
+A small model that is shown an answer likes to repeat its end. ``work``, ``solution_first`` and ``explain`` ask for the
+way there instead: the demonstration is there to check against, or stands before the question, or is explained first.
 Sources: ``acl_*`` are the prompts of Yang et al. (ACL 2024, arXiv:2402.13669, released templates), without the
 forced first words of the gsm8k one, which would start the teacher's answer in another state than the
 student's; ``example`` follows Shenfeld et al. (2026, arXiv:2601.19897).
@@ -13,19 +16,29 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.sandbox import SandboxedEnvironment
 
 from onpolicy_sdft.errors import ConfigError
-from onpolicy_sdft.types import Demonstration, Turn
+from onpolicy_sdft.types import Demonstration, Feedback, Turn
 
 PRIOR_TURN = "prior_turn"
+
+#: What the teacher is shown besides the question; see ``context.show``.
+Show = Literal["own", "others", "both", "none"]
 
 _EXAMPLES = (
     "{% for example in examples %}Another question:\n{{ example.question }}\n\n"
     "Its answer:\n{{ example.response }}\n\n{% endfor %}"
 )
+_WORK = "{% if work %} {{ work }}{% endif %}"
+
+
+def _own(text: str) -> str:
+    """Say something only where the question's own demonstration is shown."""
+    return "{% if demonstration %}" + text + "{% endif %}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,29 +49,75 @@ class ContextTemplate:
     system: str | None = None
 
 
+def _instruction(system: str) -> ContextTemplate:
+    """The layout of two of the ACL-2024 prompts."""
+    shown = _own("\n\n### Reference Answer:\n{{ demonstration }}")
+    bare = "{% if not demonstration %}Below is an instruction that describes a task. Write a response.{% endif %}"
+    return ContextTemplate(
+        _EXAMPLES + "### Instruction:\n{{ question }}" + shown + "\n\n### Response:", system=_own(system) + bare
+    )
+
+
 TEMPLATES: dict[str, ContextTemplate] = {
     "reference": ContextTemplate(
-        _EXAMPLES + "{{ question }}\n\nReference answer:\n{{ demonstration }}\n\n"
-        "Using the reference answer as a guide, write your own response to the question."
+        _EXAMPLES
+        + "{{ question }}"
+        + _own(
+            "\n\nReference answer:\n{{ demonstration }}\n\n"
+            "Using the reference answer as a guide, write your own response to the question."
+        )
     ),
     "example": ContextTemplate(
-        _EXAMPLES + "{{ question }}\n\nThis is an example of a response to the question:\n"
-        "{{ demonstration }}\n\nNow answer with a response of your own."
+        _EXAMPLES
+        + "{{ question }}"
+        + _own(
+            "\n\nThis is an example of a response to the question:\n{{ demonstration }}\n\n"
+            "Now answer with a response of your own."
+        )
+    ),
+    "work": ContextTemplate(
+        _EXAMPLES
+        + "{{ question }}\n\n"
+        + _own("A solution, to check against:\n{{ demonstration }}\n\n")
+        + "Solve it yourself, with every step."
+        + _WORK
+        + _own(
+            " Compare with the solution only to find your own mistakes, and do not mention it: "
+            "the reader has the question alone."
+        )
+    ),
+    "solution_first": ContextTemplate(
+        _EXAMPLES
+        + _own("The solution of the next question, to check against and not to mention:\n{{ demonstration }}\n\n")
+        + "Now solve the next question yourself, with every step."
+        + _WORK
+        + "\n\n{{ question }}"
+    ),
+    "explain": ContextTemplate(
+        _EXAMPLES
+        + "{{ question }}\n\n"
+        + _own("This is how somebody else answered:\n{{ demonstration }}\n\n")
+        + "First explain in your own words"
+        + _own(", to a reader who has not seen that answer,")
+        + " how the question is solved."
+        + _WORK
+        + " Only then state your answer, in the form that the question asks for."
     ),
     "acl_gsm8k": ContextTemplate(
-        _EXAMPLES + "{{ question }}\n\n{{ demonstration }}",
-        system="You are an expert in math. Below are a math question and its reference answer. "
-        "Refer to the reference answer and write a response that appropriately answers the question.",
+        _EXAMPLES + "{{ question }}" + _own("\n\n{{ demonstration }}"),
+        system="You are an expert in math. "
+        + _own(
+            "Below are a math question and its reference answer. "
+            "Refer to the reference answer and write a response that appropriately answers the question."
+        ),
     ),
-    "acl_openfunctions": ContextTemplate(
-        _EXAMPLES + "### Instruction:\n{{ question }}\n\n### Reference Answer:\n{{ demonstration }}\n\n### Response:",
-        system="Below are an instruction that describes a task along with a reference answer. "
-        "Refer to the reference answer and write your own response.",
+    "acl_openfunctions": _instruction(
+        "Below are an instruction that describes a task along with a reference answer. "
+        "Refer to the reference answer and write your own response."
     ),
-    "acl_alpaca": ContextTemplate(
-        _EXAMPLES + "### Instruction:\n{{ question }}\n\n### Reference Answer:\n{{ demonstration }}\n\n### Response:",
-        system="Below are an instruction that describes a task along with a reference answer. "
-        "Using the reference answer as a guide, write your own response.",
+    "acl_alpaca": _instruction(
+        "Below are an instruction that describes a task along with a reference answer. "
+        "Using the reference answer as a guide, write your own response."
     ),
 }
 
@@ -68,13 +127,13 @@ class TeacherContext:
 
     Args:
         template: A name of ``TEMPLATES``, ``prior_turn``, or the path of a Jinja file.
+        show: What it is shown besides the question: its ``own`` demonstration, those of ``others``, ``both``, ``none``.
 
     Raises:
-        ConfigError: If there is no such template, or the file does not compile or leaves the question or the
-            demonstration out.
+        ConfigError: If there is no such template, or the file does not compile or leaves out what is to be shown.
     """
 
-    def __init__(self, template: str) -> None:
+    def __init__(self, template: str, show: Show = "own") -> None:
         self.name = template
         self._user = self._system = None
         if template == PRIOR_TURN:
@@ -86,33 +145,72 @@ class TeacherContext:
             self._system = environment.from_string(source.system) if source.system else None
         except TemplateError as error:
             raise ConfigError(f"context.template={template!r} does not compile: {error}") from error
-        missing = {"question", "demonstration"} - meta.find_undeclared_variables(environment.parse(source.user))
-        if missing:
-            raise ConfigError(f"context.template={template!r} must show {{{{ {sorted(missing)[0]} }}}} somewhere.")
+        needed = {"own": ["demonstration"], "others": ["examples"], "both": ["demonstration", "examples"], "none": []}
+        there = meta.find_undeclared_variables(environment.parse(source.user))
+        for name in ["question", *needed[show]]:
+            if name not in there:
+                raise ConfigError(
+                    f"context.template={template!r} must show {{{{ {name} }}}} somewhere (context.show={show})."
+                )
 
-    def turns(self, demonstration: Demonstration, shown: str, examples: Sequence[Demonstration]) -> list[Turn]:
+    def turns(
+        self, demonstration: Demonstration, shown: str, examples: Sequence[Demonstration], work: str = ""
+    ) -> list[Turn]:
         """Return the teacher's conversation, ending in a user turn.
 
         Args:
             demonstration: The example being answered.
-            shown: Its response as shown, possibly trimmed.
+            shown: Its response as shown, possibly trimmed; empty: it is not shown.
             examples: Other rows of the data set.
+            work: What the task says the work of an answer is.
         """
         before, question = list(demonstration.turns[:-1]), demonstration.turns[-1]
         if self._user is None:
             others = [turn for other in examples for turn in _exchange(other)]
             system = before[:1] if before and before[0].role == "system" else []
-            return [*system, *others, *before[len(system) :], question, Turn("assistant", shown), question]
+            own = [question, Turn("assistant", shown)] if shown else []
+            return [*system, *others, *before[len(system) :], *own, question]
         others_text = [{"question": other.prompt, "response": other.response} for other in examples]
-        values = {"question": question.content, "demonstration": shown, "examples": others_text}
+        values = {"question": question.content, "demonstration": shown, "examples": others_text, "work": work}
         try:
             content = self._user.render(values)
             if self._system is not None:
                 before = [turn for turn in before if turn.role != "system"]
-                before.insert(0, Turn("system", self._system.render(values)))
+                before.insert(0, Turn("system", self._system.render(values).strip()))
         except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
             raise ConfigError(f"context.template={self.name!r} cannot be rendered: {error}") from error
         return [*before, Turn(question.role, content)]
+
+
+def feedback_turns(
+    turns: Sequence[Turn], feedback: Feedback, work: str = "", *, shows_attempt: bool = True
+) -> list[Turn]:
+    """Go on with a teacher's conversation: its attempt as an answer, then what the check says, and the question again.
+
+    Args:
+        turns: What :meth:`TeacherContext.turns` returned.
+        feedback: What to tell; its attempt may have been cut.
+        work: What the task says the work of an answer is.
+        shows_attempt: Without it the check's message stands behind the question.
+
+    Source: the prompt of SDPO (arXiv:2601.20802) tells the same: feedback, and an attempt that is right.
+    """
+    parts = [f"Your {'' if shows_attempt else 'first '}answer was checked, and it is not right.\n{feedback.message}"]
+    if feedback.sibling:
+        parts.append(f"Another answer of yours is right:\n{feedback.sibling}")
+    parts.append(
+        " ".join(filter(None, ["Now answer the question again, from the start and complete.", work]))
+        + " The reader sees the question and this answer and nothing else, so mention nothing else."
+    )
+    told = "\n\n".join(parts)
+    if not shows_attempt:
+        return [*turns[:-1], Turn(turns[-1].role, f"{turns[-1].content}\n\n{told}")]
+    return [*turns, Turn("assistant", feedback.attempt or "(no answer)"), Turn("user", told)]
+
+
+def shows_own(show: Show) -> bool:
+    """Whether the teacher sees the question's own demonstration."""
+    return show in ("own", "both")
 
 
 def _exchange(demonstration: Demonstration) -> list[Turn]:

@@ -6,14 +6,13 @@ header, so the answer starts in the same state.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from onpolicy_sdft.data.neighbours import choose_neighbours
-from onpolicy_sdft.data.templates import TeacherContext
+from onpolicy_sdft.data.teacher_prompts import TeacherPrompts
 from onpolicy_sdft.errors import ConfigError, DataError
 from onpolicy_sdft.types import Demonstration, Turn, Views
 
@@ -119,20 +118,32 @@ class Prepared:
     views: tuple[Views, ...]
     dropped_ids: tuple[str, ...]  # examples that cannot fit, left out as configured
     trimmed_ids: tuple[str, ...]  # examples whose shown demonstration was cut
+    prompts: TeacherPrompts  # what made the teacher's prompts, for those that tell of an attempt as well
 
 
-def prepare(demonstrations: Sequence[Demonstration], renderer: Renderer, config: ContextConfig, seed: int) -> Prepared:
+def prepare(
+    demonstrations: Sequence[Demonstration],
+    renderer: Renderer,
+    config: ContextConfig,
+    seed: int,
+    work: Callable[[Demonstration], str] = lambda demonstration: "",
+) -> Prepared:
     """Build both views of every demonstration and make them fit, before any step is taken.
+
+    Args:
+        demonstrations: The data set.
+        renderer: Turns conversations into tokens.
+        config: How the teacher is shown demonstrations, and what has to fit.
+        seed: Of the choice of other examples.
+        work: What the task says the work of an answer is; see ``Task.work``.
 
     Raises:
         DataError: If rows cannot fit and ``context.on_too_long`` is ``error``, or a response spells the terminator.
     """
-    context = TeacherContext(config.template)
-    neighbours = choose_neighbours(demonstrations, config.num_demonstrations - 1, config.neighbours, seed)
+    prompts = TeacherPrompts(demonstrations, renderer, config, seed, work)
     found: list[Views] = []
     too_long: list[tuple[str, int]] = []
-    for demonstration, indices in zip(demonstrations, neighbours, strict=True):
-        examples = [demonstrations[index] for index in indices]
+    for demonstration in demonstrations:
         student_ids = renderer.student_ids(demonstration.turns)
         response_ids = renderer.response_ids(demonstration.response)
         if renderer.terminator_id in response_ids[:-1]:
@@ -141,18 +152,26 @@ def prepare(demonstrations: Sequence[Demonstration], renderer: Renderer, config:
                 f"{renderer.tokenizer.convert_ids_to_tokens(renderer.terminator_id)!r}, which the chat template adds "
                 "by itself. Take it out of the row."
             )
-        fitted = _fit_teacher(demonstration, examples, renderer, context, config.max_teacher_tokens)
+        fitted = prompts.fit(demonstration)
         if len(student_ids) > config.max_student_tokens or fitted is None:
             too_long.append((demonstration.example_id, len(student_ids)))
             continue
-        teacher_ids, trimmed, dropped = fitted
-        found.append(Views(demonstration, student_ids, teacher_ids, response_ids, trimmed, dropped))
+        found.append(
+            Views(
+                demonstration,
+                student_ids,
+                fitted.token_ids,
+                response_ids,
+                fitted.num_trimmed_tokens,
+                fitted.num_dropped_examples,
+            )
+        )
     if too_long and config.on_too_long == "error":
         listed = ", ".join(f"{name} ({length} tokens)" for name, length in too_long[:5])
         raise DataError(
             f"{len(too_long)} of {len(demonstrations)} rows do not fit in context.max_student_tokens="
             f"{config.max_student_tokens} and context.max_teacher_tokens={config.max_teacher_tokens} even "
-            f"without their demonstration: {listed}{', ...' if len(too_long) > 5 else ''}. Raise the limits, "
+            f"with all cut that may be cut: {listed}{', ...' if len(too_long) > 5 else ''}. Raise the limits, "
             "or leave these rows out and count them: --context.on_too_long drop."
         )
     if not found:
@@ -161,32 +180,5 @@ def prepare(demonstrations: Sequence[Demonstration], renderer: Renderer, config:
         views=tuple(found),
         dropped_ids=tuple(name for name, _ in too_long),
         trimmed_ids=tuple(v.demonstration.example_id for v in found if v.num_trimmed_tokens),
+        prompts=prompts,
     )
-
-
-def _fit_teacher(
-    demonstration: Demonstration,
-    examples: list[Demonstration],
-    renderer: Renderer,
-    context: TeacherContext,
-    limit: int,
-) -> tuple[tuple[int, ...], int, int] | None:
-    """Return teacher ids that fit, tokens trimmed and examples dropped; None when nothing can be made to fit.
-
-    Other examples go first (farthest first), then the end of the demonstration; the question and the
-    generation header stay whole.
-    """
-    for num_dropped in range(len(examples) + 1):
-        shown = examples[num_dropped:]
-        ids = renderer.teacher_ids(context.turns(demonstration, demonstration.response, shown))
-        if len(ids) <= limit:
-            return ids, 0, num_dropped
-    response = renderer.text_ids(demonstration.response)
-    kept = len(response) - (len(ids) - limit)
-    while kept > 0:
-        text = renderer.decode(response[:kept]).rstrip("\ufffd")  # a character cut in half
-        ids = renderer.teacher_ids(context.turns(demonstration, text, []))
-        if len(ids) <= limit:
-            return ids, len(response) - kept, len(examples)
-        kept -= max(1, len(ids) - limit)
-    return None

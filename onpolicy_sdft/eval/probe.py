@@ -1,25 +1,39 @@
-"""Is the conditioned model a good teacher? Measured before anything is trained.
+"""Is the model, shown the demonstration, a good teacher? Measured before anything is trained.
 
-For each context template and temperature: how often the bare model is right, how often the model that is shown
-the demonstration is right, how much of that is copying, what the screen would do, and what a step would cost.
+For each context template and temperature: how often the bare model is right, how often the model that is shown the
+demonstration is right, how much of that is copying or leaves the work out, how it looks from the bare prompt, what
+each rule of screening would refuse, and what a step would cost.
 """
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from onpolicy_sdft.eval.answers import EVAL_STEP
 from onpolicy_sdft.eval.intervals import wilson_interval
-from onpolicy_sdft.types import NoiseKey, Rollout, RolloutRequest, SamplingLaw, Views
+from onpolicy_sdft.screening.bare import BareAnswer, BareAnswers
+from onpolicy_sdft.screening.review import Limits
+from onpolicy_sdft.tasks.protocol import checks
+from onpolicy_sdft.types import NoiseKey, RolloutRequest, Target, Views
 
 if TYPE_CHECKING:
-    from onpolicy_sdft.rollout.backend import OnProgress, RolloutBackend
+    from collections.abc import Callable
+
+    from onpolicy_sdft.config.schema import ProbeConfig, RunConfig
+    from onpolicy_sdft.screening.review import Review
     from onpolicy_sdft.screening.screen import Screen
     from onpolicy_sdft.tasks.protocol import Task
+    from onpolicy_sdft.types import Rollout
+
+BARE = "bare"
+
+#: Settings whose shares of rollouts worth learning differ by less than this are equal: of few rows it is noise.
+_EQUAL = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,55 +48,81 @@ class ProbeRow:
     high: float
     keep_rate: float  # the screen's verdicts, no second attempts
     reasons: dict[str, int]  # rollouts refused, by reason
+    refused_right: dict[str, int]  # of them, those that the check accepts
     verbatim_rate: float  # the demonstration, word for word
+    answer_only_rate: float  # without the work that bare answers do
+    surprise: float  # mean -log p under the bare prompt, nats a token
+    leak: float | None  # how much likelier the demonstration alone makes them, nats a token
     entropy: float  # mean over tokens, nats
     mean_length: float
     length_ratio: float  # to the demonstrations
+    bare_ratio: float  # to the bare answers that are compared with
     seconds_per_rollout: float
 
+    @property
+    def worth_rate(self) -> float:
+        """Share of the rollouts that would be learned and are not plain copies."""
+        return self.keep_rate - self.verbatim_rate
 
-def probe(
-    views: Sequence[Views],
-    *,
-    template: str,
-    law: SamplingLaw,
-    backend: RolloutBackend,
-    screen: Screen,
-    task: Task,
-    max_new_tokens: int,
-    seed: int,
-    on_progress: OnProgress,
-) -> ProbeRow:
-    """Ask the model once per example, with the demonstration in context, or without for template ``bare``."""
-    requests = [
-        RolloutRequest(
-            v.student_ids if template == "bare" else v.teacher_ids,
-            NoiseKey(seed, EVAL_STEP, v.demonstration.example_id),
-            max_new_tokens,
-        )
-        for v in views
+
+def request(views: Views, prompt_ids: Sequence[int], config: RunConfig) -> RolloutRequest:
+    """Return the request of one row of a probe; the same noise for every way of asking."""
+    key = NoiseKey(config.train.seed, EVAL_STEP, views.demonstration.example_id)
+    return RolloutRequest(tuple(prompt_ids), key, config.rollout.max_new_tokens)
+
+
+def judge(views: Sequence[Views], rollouts: Sequence[Rollout], screen: Screen, reviewer: Review) -> list[Target]:
+    """Screen and measure rollouts, without second attempts and before any rule of the review; check every one."""
+    screened = [screen.judge(view, rollout, 0) for view, rollout in zip(views, rollouts, strict=True)]
+    return with_checks(reviewer.measure(screened, EVAL_STEP), screen.task, screen.decode)
+
+
+def with_checks(targets: Sequence[Target], task: Task, decode: Callable[[Sequence[int]], str]) -> list[Target]:
+    """Return targets with the check's verdict on each rollout, refused ones too."""
+    return [
+        replace(target, correct=task.check(decode(target.rollout.token_ids), target.views.demonstration).correct)
+        for target in targets
+        if target.rollout is not None
     ]
-    started = time.perf_counter()
-    rollouts = backend.generate(requests, law, on_progress)
-    seconds = time.perf_counter() - started
-    return summarise_probe(views, rollouts, template, law.temperature, screen, task, seconds)
 
 
-def summarise_probe(
-    views: Sequence[Views],
-    rollouts: Sequence[Rollout],
-    template: str,
-    temperature: float,
-    screen: Screen,
-    task: Task,
-    seconds: float,
+def bare_answers(targets: Sequence[Target], task: Task, decode: Callable[[Sequence[int]], str]) -> BareAnswers:
+    """Summarise bare answers; where a task has no check, none of them counts as right."""
+    return BareAnswers.of(
+        [
+            BareAnswer(
+                num_tokens=len(target.rollout.token_ids),
+                text=decode(target.rollout.token_ids),
+                surprise=-sum(target.rollout.logprobs) / len(target.rollout.logprobs),
+                correct=bool(target.correct) and checks(task, target.views.demonstration),
+            )
+            for target in targets
+            if target.rollout is not None
+        ]
+    )
+
+
+def summarise(
+    targets: Sequence[Target], bare: BareAnswers, screen: Screen, template: str, temperature: float, seconds: float
 ) -> ProbeRow:
-    """Turn rollouts into a row of the probe's table."""
-    n, texts = len(views), [screen.decode(rollout.token_ids) for rollout in rollouts]
-    right = sum(task.check(text, v.demonstration).correct for text, v in zip(texts, views, strict=True))
-    reasons = [screen.reason(v, r, t) for v, r, t in zip(views, rollouts, texts, strict=True)]
-    copied = sum(t.strip() == v.demonstration.response.strip() for t, v in zip(texts, views, strict=True))
-    num_tokens = sum(len(rollout.token_ids) for rollout in rollouts)
+    """Turn judged rollouts into a row of the probe's table.
+
+    Args:
+        targets: From :func:`judge`; at least one.
+        bare: What they are compared with.
+        screen: Tells which leave the work out.
+        template: How they were asked for.
+        temperature: Likewise.
+        seconds: That writing took.
+    """
+    n = len(targets)
+    rollouts = [(target, target.rollout) for target in targets if target.rollout is not None]
+    texts = [screen.decode(rollout.token_ids) for _, rollout in rollouts]
+    refused = [target for target, _ in rollouts if target.verdict != "keep"]
+    right = sum(bool(target.correct) for target, _ in rollouts)
+    num_tokens = sum(len(rollout.token_ids) for _, rollout in rollouts)
+    measures = [target.measures for target, _ in rollouts if target.measures is not None]
+    leaks = [each.leak for each in measures if each.leak is not None]
     low, high = wilson_interval(right, n)
     return ProbeRow(
         template=template,
@@ -91,38 +131,101 @@ def summarise_probe(
         score=right / n,
         low=low,
         high=high,
-        keep_rate=reasons.count("") / n,
-        reasons=dict(Counter(reason for reason in reasons if reason)),
-        verbatim_rate=copied / n,
-        entropy=sum(sum(rollout.entropies) for rollout in rollouts) / num_tokens,
+        keep_rate=1 - len(refused) / n,
+        reasons=dict(Counter(target.reason for target in refused)),
+        refused_right=dict(Counter(target.reason for target in refused if target.correct)),
+        verbatim_rate=sum(
+            text.strip() == t.views.demonstration.response.strip() for text, (t, _) in zip(texts, rollouts, strict=True)
+        )
+        / n,
+        answer_only_rate=sum(
+            screen.is_answer_only(target.views, rollout, text)
+            for text, (target, rollout) in zip(texts, rollouts, strict=True)
+        )
+        / n,
+        surprise=float(np.mean([each.surprise for each in measures])) if measures else bare.surprise,
+        leak=float(np.mean(leaks)) if leaks else None,
+        entropy=sum(sum(rollout.entropies) for _, rollout in rollouts) / num_tokens,
         mean_length=num_tokens / n,
-        length_ratio=num_tokens / sum(len(v.response_ids) for v in views),
+        length_ratio=num_tokens / sum(len(target.views.response_ids) for target in targets),
+        bare_ratio=num_tokens / n / bare.length,
         seconds_per_rollout=seconds / n,
     )
 
 
+def find_limits(bare: BareAnswers, taught: Sequence[Target], given: Limits) -> Limits:
+    """Return the bounds of the review's rules, those that were not given from what the policy wrote.
+
+    Work in its own words is at most a few times as surprising as its own bare answers. A rewrite must support its
+    demonstration by more than rewrites of other rows differ among themselves. docs/methods.md has what was measured.
+    """
+    surprise = given.max_surprise
+    if surprise is None:
+        surprise = max(_SURPRISE_TIMES * bare.surprise_high, bare.surprise_high + _SURPRISE_NATS)
+    leak = _LEAK_NATS if given.max_leak is None else given.max_leak
+    spreads = [t.measures.support_spread for t in taught if t.measures is not None]
+    known = [spread for spread in spreads if spread is not None]
+    support = given.min_support
+    if support is None and known:
+        support = float(np.sqrt(np.mean(np.square(known))))
+    return Limits(surprise, leak, support)
+
+
+#: A rollout may surprise the bare prompt this many times, and in any case so many nats more, than nine of ten bare
+#: answers do; and the demonstration alone may explain it by so many nats a token better than the bare prompt.
+_SURPRISE_TIMES, _SURPRISE_NATS, _LEAK_NATS = 2.0, 0.3, 0.5
+
+
 def recommend(bare: Sequence[ProbeRow], conditioned: Sequence[ProbeRow]) -> str:
-    """Say which way of showing the demonstration to take, and when none is any good.
+    """Say which way of showing the demonstration to take and why, and when none is any good.
 
     The measure is the share of rollouts that would be learned and are not plain copies: copies teach what plain
-    fine-tuning teaches, and refused rollouts are replaced by the demonstration.
+    fine-tuning teaches, and refused rollouts are replaced by the demonstration. Of those that are as good, the one that
+    surprises the bare policy least moves it least.
     """
-    best = max(conditioned, key=lambda row: row.keep_rate - row.verbatim_rate)
-    own = best.keep_rate - best.verbatim_rate
-    reference = max(row.score for row in bare)
+    most = max(row.worth_rate for row in conditioned)
+    best = min((row for row in conditioned if row.worth_rate > most - _EQUAL), key=lambda row: row.surprise)
+    reference = max(bare, key=lambda row: row.score)
     where = f"context.template={best.template}, rollout.temperature={best.temperature:g}"
-    if own < 0.1:
+    if best.worth_rate < _EQUAL:
         return (
-            f"No setting is a good teacher: at best ({where}) {own:.0%} of the rollouts would be learned as the "
-            "model's own words, so training would be close to plain fine-tuning. Try a lower temperature, more "
+            f"No setting is a good teacher: at best ({where}) {best.worth_rate:.0%} of the rollouts would be learned "
+            "as the model's own words, so training would be close to plain fine-tuning. Try a lower temperature, more "
             "rollout.max_new_tokens, another template, or a larger model."
         )
-    if best.score <= reference:
+    if best.score <= reference.score:
         return (
             f"Best is {where}, but the model is not better with the demonstration ({best.score:.2f}) than without "
-            f"({reference:.2f}): there is little to learn from it."
+            f"({reference.score:.2f}): there is little to learn from it."
         )
     return (
-        f"Take {where}: {own:.0%} of the rollouts would be learned as the model's own words "
-        f"(score {best.score:.2f} with the demonstration, {reference:.2f} without)."
+        f"Take {where}: {best.worth_rate:.0%} of the rollouts would be learned as the model's own words, at "
+        f"{best.surprise:.2f} nats a token under the bare prompt (bare answers: {reference.surprise:.2f}); "
+        f"score {best.score:.2f} with the demonstration, {reference.score:.2f} without."
     )
+
+
+def teaches_shortcuts(row: ProbeRow, bare: BareAnswers, config: ProbeConfig) -> str:
+    """Return why a setting would teach shortcuts, empty if it would not.
+
+    Args:
+        row: What the teacher wrote.
+        bare: What the policy writes by itself.
+        config: The bounds.
+    """
+    if row.answer_only_rate > config.max_answer_only and row.answer_only_rate * row.n >= _FEWEST:
+        right = "right " if bare.of_right else ""
+        return (
+            f"{row.answer_only_rate:.0%} of the rollouts under context.template={row.template} state the answer "
+            f"without the work, in much fewer tokens than the model's own {right}answers (median {bare.length:.0f})"
+        )
+    if bare.of_right and row.keep_rate and row.surprise > config.max_surprise_ratio * max(bare.surprise_high, 0.05):
+        return (
+            f"the rollouts under context.template={row.template} surprise the model that sees the bare prompt: "
+            f"{row.surprise:.2f} nats a token, its own answers {bare.surprise:.2f}"
+        )
+    return ""
+
+
+#: Shortcuts among the rows of a probe that may be chance.
+_FEWEST = 2

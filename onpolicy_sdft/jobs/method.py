@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from onpolicy_sdft.data.templates import TeacherContext
 from onpolicy_sdft.errors import ConfigError
-from onpolicy_sdft.jobs.parts import Say, sampling_law
+from onpolicy_sdft.jobs.parts import Chat, Data, Say, sampling_law
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.models.packing import examine
 from onpolicy_sdft.models.shards import WHOLE, Shards
 from onpolicy_sdft.models.teacher import Teacher
 from onpolicy_sdft.objectives.objective import Objective
 from onpolicy_sdft.rollout.backend import NO_RECORD
+from onpolicy_sdft.screening.review import Prompts, Review
+from onpolicy_sdft.train.feedback import Trying
 from onpolicy_sdft.train.pairing import Pairing
+from onpolicy_sdft.train.scoring import Scorer
 from onpolicy_sdft.train.source import Sampling
-from onpolicy_sdft.types import Record
+from onpolicy_sdft.types import Record, Rollout, RolloutRequest, Turn, Views
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
     from onpolicy_sdft.config.schema import RunConfig
+    from onpolicy_sdft.jobs.parts import Chat
     from onpolicy_sdft.models.reading import Reader
+    from onpolicy_sdft.tasks.protocol import Task
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -119,7 +127,49 @@ def make_pairing(config: RunConfig, pad_token_id: int, *, packed: bool = False) 
         position_weights=tuple(config.objective.position_weights),
         demonstration_weight=config.objective.demonstration_weight,
         packed=packed,
+        fallback_clip=config.screening.fallback_clip,
     )
+
+
+def make_review(
+    config: RunConfig,
+    chat: Chat,
+    task: Task,
+    pairing: Pairing,
+    teacher: Teacher,
+    sample: Callable[[Sequence[RolloutRequest], int], Sequence[Rollout]],
+) -> Review:
+    """Return what measures rollouts under the bare prompt.
+
+    Args:
+        config: Of the run.
+        chat: The model's prompts.
+        task: Its check.
+        pairing: How rows are laid out for a forward.
+        teacher: Shows the weights that measure.
+        sample: Completes requests at the sampling parameters of a step.
+    """
+    renderer, limit = chat.renderer, config.context.max_teacher_tokens
+    shown = TeacherContext("reference")
+
+    def alone(views: Views) -> Sequence[int]:
+        return renderer.teacher_ids([Turn("user", _first(views.demonstration.response, limit))])
+
+    def with_text(views: Views, text: str) -> Sequence[int]:
+        return renderer.teacher_ids(shown.turns(views.demonstration, _first(text, limit), []))
+
+    def _first(text: str, num_tokens: int) -> str:
+        ids = renderer.text_ids(text)
+        return text if len(ids) <= num_tokens else renderer.decode(ids[:num_tokens])
+
+    screening = config.screening
+    if config.rollout.view == "student":  # its texts are no rewrites
+        screening = replace(screening, support="keep")
+    scorer = Scorer(teacher, replace(pairing, num_skipped=0, position_weights=()), chat.loaded.model.device)
+    return Review(
+        screening, task, renderer.decode, scorer, sample, Prompts(alone, with_text),
+        config.rollout.max_new_tokens, config.train.seed,
+    )  # fmt: skip
 
 
 def make_sampling(config: RunConfig, num_steps: int) -> Sampling:
@@ -138,6 +188,32 @@ def make_sampling(config: RunConfig, num_steps: int) -> Sampling:
         num_steps=num_steps,
         record=_record(config),
         drafts=tuple(rollout.drafts),
+    )
+
+
+def make_trying(config: RunConfig, chat: Chat, data: Data, teacher: Teacher, num_workers: int) -> Trying | None:
+    """Return how the student tries before the teacher writes; None where it does not.
+
+    Args:
+        config: Of the run.
+        chat: Decodes attempts.
+        data: Their check, and what makes the teacher's prompts.
+        teacher: Shows the live weights, with which the student tries.
+        num_workers: Checks run at once, where they take long.
+    """
+    feedback, rollout, task = config.feedback, config.rollout, data.task
+    if not feedback.enabled:
+        return None
+    return Trying(
+        num_samples=rollout.num_samples,
+        num_attempts=rollout.num_samples if rollout.view == "student" else feedback.num_attempts,
+        check=task.check,
+        decode=chat.renderer.decode,
+        prompt=partial(data.prepared.prompts.fit, shows_attempt=feedback.show_attempt),
+        writing=partial(teacher.weights, "live"),
+        solved=feedback.solved,
+        reveal=feedback.reveal,
+        num_workers=0 if getattr(task, "check_is_quick", False) else num_workers,
     )
 
 

@@ -24,7 +24,7 @@ from onpolicy_sdft.rollout.engine import EngineOptions, RolloutEngine
 from onpolicy_sdft.rollout.hf import HFBackend, Together
 from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.runs.progress import Progress, print_table
-from onpolicy_sdft.tasks import load_task
+from onpolicy_sdft.tasks import load_task, work_of
 from onpolicy_sdft.tasks.mixed import MixedTask
 from onpolicy_sdft.types import ONE_RANK, Advance, Ranks, SamplingLaw
 
@@ -180,7 +180,7 @@ def make_views(config: RunConfig, chat: Chat, task: Task, loaded: DemonstrationS
             max_teacher_tokens=min(context.max_teacher_tokens, room),
             max_student_tokens=min(context.max_student_tokens, room),
         )
-    prepared = prepare(loaded.demonstrations, chat.renderer, context, config.train.seed)
+    prepared = prepare(loaded.demonstrations, chat.renderer, context, config.train.seed, work_of(task))
     refuse_beyond_window(prepared, config.rollout.max_new_tokens, window)
     return Data(task, loaded, prepared)
 

@@ -64,3 +64,4 @@ class Signals:
     teacher: FullLaw | TopLaw | None = None  # over the M tokens, in order
     anchor: FullLaw | None = None  # over all N tokens
     sampling_logprobs_M: torch.Tensor | None = None  # of the labels when they were drawn, in nats; nan: not drawn
+    clips_N: torch.Tensor | None = None  # float32: largest nll of a token in nats, inf: any; None: any

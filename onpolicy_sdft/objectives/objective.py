@@ -30,9 +30,10 @@ Support = Literal["full", "teacher", "student"]
 
 #: What is summed over the loss tokens beside the loss: the objective's own losses, the nll of plain tokens and the
 #: anchor's divergences (each as weighted in the loss), how many losses were clipped, the importance weights and
-#: how many of them were capped, and how many tokens the objective itself learned: all but the plain ones.
-FIGURES = ("own", "plain", "anchor", "clipped", "importance", "capped", "own_tokens")
-_OWN, _PLAIN, _ANCHOR, _CLIPPED, _IMPORTANCE, _CAPPED, _OWN_TOKENS = range(len(FIGURES))
+#: how many of them were capped, how many tokens the objective itself learned: all but the plain ones, and how many
+#: tokens of demonstrations that stand in were clipped.
+FIGURES = ("own", "plain", "anchor", "clipped", "importance", "capped", "own_tokens", "stand_in_clipped")
+_OWN, _PLAIN, _ANCHOR, _CLIPPED, _IMPORTANCE, _CAPPED, _OWN_TOKENS, _STAND_IN_CLIPPED = range(len(FIGURES))
 
 _CPU_CHUNK = 128  # larger ones are no faster there
 _GPU_BYTES = 1 << 29  # of a chunk's [C, V] tensors: few kernels, and little beside a micro-batch's activations
@@ -274,6 +275,10 @@ class _Work:
         """Return the loss of a chunk and its gradient by logits; add to the figures."""
         objective, signals, labels_C = self.objective, self.signals, self.labels_N[tokens]
         weights_C = signals.weights_N[tokens].to(logprobs_CV.dtype)
+        if signals.clips_N is not None:  # of demonstrations that stand in, which are learned by nll
+            clips_C = signals.clips_N[tokens].to(logprobs_CV.dtype)
+            too_surprising_C = -logprobs_CV.gather(-1, labels_C[:, None])[:, 0] > clips_C
+            figures[_STAND_IN_CLIPPED] += too_surprising_C.sum()
         if is_plain:
             loss_C, gradient_CV = nll(logprobs_CV, labels_C)
         else:
@@ -281,6 +286,8 @@ class _Work:
             loss_C, gradient_CV, apart_C = objective.losses(logprobs_CV, labels_C, given, read)
             weights_C = weights_C if apart_C is None else weights_C * apart_C
         scale_C = weights_C
+        if signals.clips_N is not None:
+            loss_C, scale_C = torch.minimum(loss_C, clips_C), scale_C * ~too_surprising_C
         if not is_plain and objective.clip is not None:
             clipped_C = loss_C > objective.clip
             loss_C, scale_C = loss_C.clamp_max(objective.clip), scale_C * ~clipped_C

@@ -13,10 +13,11 @@ from onpolicy_sdft.report.document import RolloutLog
 
 #: Fields of a packed row; texts are places in the list of texts, -1 where there is none.
 FIELDS = (
-    "run", "step", "example_id", "attempt", "verdict", "reason", "num_tokens", "logprob_mean",
+    "run", "step", "example_id", "attempt", "verdict", "reason", "num_tokens", "logprob_mean", "surprise", "leak",
     "prompt", "demonstration", "rollout", "target",
 )  # fmt: skip
-_TEXTS = FIELDS[8:]
+_NUM_FIGURES = 10
+_TEXTS = FIELDS[_NUM_FIGURES:]
 _UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 
 
@@ -45,7 +46,7 @@ class _Room:
         escaped = [script_json(text) for text in new]
         start = len(self.texts)
         place = {text: start + i for i, text in enumerate(new)}
-        figures = [run, *(_figure(record.get(name)) for name in FIELDS[1:8])]
+        figures = [run, *(_figure(record.get(name)) for name in FIELDS[1:_NUM_FIGURES])]
         places = [-1 if t is None else place[t] if t in place else self.texts[t] for t in texts]
         row = script_json([*figures, *places])
         size = len(row.encode()) + 1 + sum(len(text.encode()) + 1 for text in escaped)
@@ -130,8 +131,10 @@ def _figure(value: Any) -> Any:
 SCRIPT = r"""
 "use strict";
 (() => {
-  const [RUN, STEP, EXAMPLE, ATTEMPT, VERDICT, REASON, TOKENS, LOGPROB, PROMPT, DEMONSTRATION, ROLLOUT, TARGET] =
-    Array.from({ length: 12 }, (_, i) => i);
+  const [
+    RUN, STEP, EXAMPLE, ATTEMPT, VERDICT, REASON, TOKENS, LOGPROB, SURPRISE, LEAK,
+    PROMPT, DEMONSTRATION, ROLLOUT, TARGET,
+  ] = Array.from({ length: 14 }, (_, i) => i);
   const NAMES = [[PROMPT, "prompt"], [DEMONSTRATION, "demonstration"], [ROLLOUT, "rollout"], [TARGET, "target"]];
   const PER_PAGE = 20;
   const { runs, texts, rows } = JSON.parse(document.getElementById("rollout-data").textContent);
@@ -179,7 +182,7 @@ SCRIPT = r"""
 
   const ORDERS = {
     newest: [STEP, -1], oldest: [STEP, 1], longest: [TOKENS, -1], shortest: [TOKENS, 1],
-    likely: [LOGPROB, -1], unlikely: [LOGPROB, 1],
+    likely: [LOGPROB, -1], unlikely: [LOGPROB, 1], surprising: [SURPRISE, -1], leaking: [LEAK, -1],
   };
 
   function sort(places, order) {
@@ -234,6 +237,8 @@ SCRIPT = r"""
     if (row[ATTEMPT]) facts.push(`attempt ${row[ATTEMPT]}`);
     if (typeof row[TOKENS] === "number") facts.push(`${number(row[TOKENS])} tokens`);
     if (typeof row[LOGPROB] === "number") facts.push(`mean log-prob ${row[LOGPROB].toFixed(2)} nats`);
+    if (typeof row[SURPRISE] === "number") facts.push(`surprise ${row[SURPRISE].toFixed(2)}`);
+    if (typeof row[LEAK] === "number") facts.push(`leak ${row[LEAK].toFixed(2)}`);
     head.append(" ", element("span", "soft", facts.join(", ")));
     const grid = element("div", "texts");
     for (const [field, name] of NAMES) {

@@ -264,6 +264,29 @@ def draw_diversity(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Fig
     return finish(figure, lower)
 
 
+def draw_surprise(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Figure | None:
+    """Draw what the bare prompt makes of the rollouts.
+
+    Args:
+        metrics: Lines of ``metrics.jsonl``.
+        summary: Not used.
+
+    Returns:
+        The figure, or None where rollouts were not measured.
+    """
+    figure, axes = new_figure()
+    drawn = [
+        plot_metric(axes, metrics, "rollout/surprise", "surprise of rollouts", BLUE),
+        plot_metric(axes, metrics, "bare/surprise", "surprise of bare answers", GREY, linestyle="--"),
+        plot_metric(axes, metrics, "rollout/leak", "leak of rollouts", ORANGE),
+    ]
+    if not any(drawn[::2]):
+        return None
+    axes.axhline(0.0, color=GREY, linewidth=0.8, linestyle=":")
+    axes.set_ylabel("nats a token")
+    return finish(figure, axes)
+
+
 def draw_memory(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Figure | None:
     """Draw the memory that was logged.
 
@@ -328,6 +351,12 @@ CURVES: Mapping[str, Curve] = {
     ),
     "lengths": Curve("Lengths", "A ratio that climbs means that answers grow away from the data.", draw_lengths),
     "diversity": Curve("Entropy and variety", "A steady fall of either is a sign of collapse.", draw_diversity),
+    "surprise": Curve(
+        "Surprise and leak",
+        "How unlikely rollouts are under the bare prompt, and how much likelier the demonstration alone makes them. "
+        "Shortcuts and copies are far above the policy's own bare answers.",
+        draw_surprise,
+    ),
     "time": Curve("Time", "Where the seconds of a step went.", draw_time),
     "memory": Curve("Memory", MEMORY_CAPTION, draw_memory),
 }

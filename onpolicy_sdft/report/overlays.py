@@ -68,6 +68,8 @@ OVERLAYS: Mapping[str, Overlay] = {
     "rollout/distinct_2": Overlay("Distinct-2", "Different bigrams among all of a step's.", "share"),
     "rollout/demonstration_overlap": Overlay("Overlap with the demonstration", "Shared 4-grams.", "share"),
     "rollout/verbatim_rate": Overlay("Verbatim copies", "Rollouts that are the demonstration.", "share of rollouts"),
+    "rollout/surprise": Overlay("Surprise", "-log p of rollouts under the bare prompt.", "nats a token"),
+    "rollout/leak": Overlay("Leak", "What the demonstration explains without the question.", "nats a token", False),
     "rollout/tokens_per_second": Overlay("Rollout speed", "While writing.", "tokens/s"),
     "train/tokens_per_second": Overlay("Learning speed", "Loss tokens over whole steps.", "tokens/s"),
     "time/step_seconds": Overlay("Time of a step", "", "seconds"),

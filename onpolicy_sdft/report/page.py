@@ -140,7 +140,9 @@ PAGE = """\
 <option value="newest">step, newest first</option><option value="oldest">step, oldest first</option>
 <option value="longest">longest first</option><option value="shortest">shortest first</option>
 <option value="likely">highest mean log-prob first</option>
-<option value="unlikely">lowest mean log-prob first</option></select></label>
+<option value="unlikely">lowest mean log-prob first</option>
+<option value="surprising">most surprising first</option>
+<option value="leaking">most leak first</option></select></label>
 </div>
 <div class="turn"><button class="rollout-back">back</button><span class="rollout-page"></span>
 <button class="rollout-next">next</button><b id="rollout-count" aria-live="polite"></b></div>

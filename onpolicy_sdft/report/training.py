@@ -15,6 +15,8 @@ _COLLAPSE: Mapping[str, tuple[str, str]] = {
     "rollout/distinct_2": ("distinct-2", ".3f"),
     "rollout/demonstration_overlap": ("overlap", ".3f"),
     "rollout/verbatim_rate": ("verbatim", ".1%"),
+    "rollout/surprise": ("surprise, nats", ".2f"),
+    "rollout/leak": ("leak, nats", ".2f"),
     "rollout/mean_length": ("length", ".0f"),
     "rollout/length_ratio": ("length ratio", ".2f"),
     "rollout/truncated_rate": ("truncated", ".1%"),
@@ -86,7 +88,7 @@ def time_blocks(members: Sequence[Member], reader: Reader) -> list[Block | None]
 def collapse_blocks(members: Sequence[Member], reader: Reader) -> list[Block | None]:
     """Show the signs of collapse, from the start to the end of each run, and the verdicts by reason."""
     sources = reader.sources(members, "metrics.jsonl")
-    return [_collapse_table(members, sources), _verdict_table(members, sources)]
+    return [_collapse_table(members, sources), _verdict_table(members, sources), _rule_table(members, sources)]
 
 
 def rollout_table(members: Sequence[Member], reader: Reader) -> Table | None:
@@ -174,6 +176,28 @@ def _verdict_table(members: Sequence[Member], sources: tuple[str, ...]) -> Table
     columns += [Column(key, key.split("/")[-1].removesuffix("_rate").replace("_", " "), _percent) for key in used]
     caption = "Shares of the rollouts, mean over the steps: verdicts, then the reasons of those not kept."
     return make_table("verdicts", "Verdicts and reasons", columns, rows, sources, caption=caption)
+
+
+def _rule_table(members: Sequence[Member], sources: tuple[str, ...]) -> Table | None:
+    """Show what each rule refused although the check accepts it."""
+    rows = []
+    for member in members:
+        metrics = member.records.metrics
+        names = sorted({key for record in metrics for key in record.get("values") or {}})
+        for key in (name for name in names if name.startswith("screen/refused_right/")):
+            rule = key.split("/")[-1]
+            right, refused = mean(finite(metrics, key)), mean(finite(metrics, f"screen/reason/{rule}"))
+            if right:
+                rule = rule.removesuffix("_rate").replace("_", " ")
+                rows.append({"run": member.name, "rule": rule, "refused": refused, "right": right})
+    columns = [
+        Column("run", "run", plain),
+        Column("rule", "rule", plain),
+        Column("refused", "refused", _percent),
+        Column("right", "of them right", _percent),
+    ]
+    caption = "Shares of the rollouts: what a rule of screening refused, and what of it the task's check accepts."
+    return make_table("rules", "Right texts that rules refused", columns, rows, sources, caption=caption)
 
 
 def _ends(values: Sequence[float]) -> tuple[float | None, float | None] | None:

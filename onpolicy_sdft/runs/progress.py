@@ -62,7 +62,7 @@ class Progress:
         self._clock = clock
         self._fields: dict[str, Field] = {}
         self._live: RichProgress | None = None
-        self._began = 0.0
+        self._began: float | None = None
         self._paused_seconds = 0.0
         self._last_line_at = -math.inf
         self._last_line = ""
@@ -106,7 +106,7 @@ class Progress:
             task = self._live.task_ids[0]
             count, details = self._count(), self._details()
             self._live.update(task, completed=self.completed, count=count, details=details)
-        elif self._clock() - self._last_line_at >= self._every_seconds:
+        elif self._began is not None and self._clock() - self._last_line_at >= self._every_seconds:
             self._write_line(self._text())
 
     def note(self, text: str) -> None:
@@ -191,7 +191,8 @@ class Progress:
         return ", ".join(parts)
 
     def _elapsed(self) -> float:
-        return self._clock() - self._began - self._paused_seconds
+        began = self._clock() if self._began is None else self._began
+        return self._clock() - began - self._paused_seconds
 
     def _write_line(self, line: str) -> None:
         if self._enabled and line != self._last_line:

@@ -8,8 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-REASONS = ("empty", "truncated", "looping", "banned", "length", "check")
+if TYPE_CHECKING:
+    from onpolicy_sdft.screening.bare import BareAnswers
+
+#: Reasons that one text shows, cheapest first.
+REASONS = ("empty", "truncated", "looping", "banned", "length", "answer_only", "check")
+
+#: Reasons that take the policy's own view of a text, see ``review.py``.
+REVIEW_REASONS = ("surprise", "leak", "support", "steps", "solved")
 
 #: A rollout this much longer than the demonstration is fine whatever the ratio: ratios of short texts are noise.
 _LENGTH_SLACK_TOKENS = 32
@@ -25,6 +33,16 @@ def banned_phrase(text: str, phrases: Sequence[str]) -> str | None:
     """Return the first banned phrase in a text, in any case, or None."""
     lowered = text.lower()
     return next((phrase for phrase in phrases if phrase.lower() in lowered), None)
+
+
+def is_answer_only(num_tokens: int, num_steps: int, num_reference: int, bare: BareAnswers, share: float) -> bool:
+    """Whether a completion leaves out the work that the policy's own bare answers do.
+
+    It has less than a share of their tokens and at most that share of their steps. Where too few bare answers were
+    right to say how long a right answer is, a text at least half as long as the demonstration is never one.
+    """
+    is_short = num_tokens < share * bare.length and num_steps <= max(1.0, share * bare.num_steps)
+    return is_short and (bare.of_right or 2 * num_tokens < num_reference)
 
 
 def is_length_off(num_tokens: int, num_reference: int, shortest: float, longest: float) -> bool:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from onpolicy_sdft.screening.reasons import REASONS, banned_phrase, is_length_off, is_looping
+from onpolicy_sdft.screening.bare import BareAnswers, num_steps
+from onpolicy_sdft.screening.reasons import REASONS, banned_phrase, is_answer_only, is_length_off, is_looping
 from onpolicy_sdft.screening.watch import Resample, Watch
 from onpolicy_sdft.types import Rollout, Target, Verdict, Views
 
@@ -43,6 +45,7 @@ class Screen:
         self.decode = decode
         self.num_workers = num_free_cores() if num_workers is None else num_workers
         self.verdicts: dict[str, Verdict] = {reason: getattr(config, reason) for reason in REASONS}
+        self.bare: BareAnswers | None = None  # what rollouts are compared with, once it was sampled
 
     def __call__(self, views: Sequence[Views], rollouts: Sequence[Rollout | None], resample: Resample) -> list[Target]:
         """Return one target per example, in order.
@@ -59,7 +62,7 @@ class Screen:
         waits = self.verdicts["check"] != "keep" and not getattr(self.task, "check_is_quick", False)
         may_resample = "resample" in self.verdicts.values()
         max_attempts = self.config.max_attempts if may_resample else 1
-        return Watch(self._target, views, max_attempts, self.num_workers if waits else 0)
+        return Watch(self.judge, views, max_attempts, self.num_workers if waits else 0)
 
     def reason(self, views: Views, rollout: Rollout, text: str) -> str:
         """Return the first reason against a rollout, cheapest first; empty when there is none.
@@ -75,22 +78,48 @@ class Screen:
             "length": lambda: is_length_off(
                 num_tokens, num_reference, config.min_length_ratio, config.max_length_ratio
             ),
+            "answer_only": lambda: self.is_answer_only(views, rollout, text),
             "check": lambda: not self.task.check(text, views.demonstration).correct,
         }
         return next((name for name in REASONS if self.verdicts[name] != "keep" and holds[name]()), "")
 
-    def _target(self, views: Views, rollout: Rollout | None, attempt: int) -> Target:
+    def is_answer_only(self, views: Views, rollout: Rollout, text: str) -> bool:
+        """Whether a rollout leaves out the work of the policy's bare answers; False where these are not known."""
+        num_tokens, num_reference = len(rollout.token_ids), len(views.response_ids)
+        share = self.config.answer_only_ratio
+        return self.bare is not None and is_answer_only(num_tokens, num_steps(text), num_reference, self.bare, share)
+
+    def judge(self, views: Views, rollout: Rollout | None, attempt: int) -> Target:
+        """Return what is learned of one draw, as far as its own text tells."""
         if rollout is None:
-            return _demonstration_target(views, "keep", "", None, attempt)
+            return Target(views, views.response_ids, views.demonstration.response, "keep", "", None, attempt)
         text = self.decode(rollout.token_ids)
+        if views.feedback is not None and views.feedback.drop:
+            is_right = not views.feedback.message
+            return Target(views, (), text, "drop", views.feedback.drop, rollout, attempt, correct=is_right)
         reason = self.reason(views, rollout, text)
-        verdict = self.verdicts[reason] if reason else "keep"
-        if verdict == "fallback" or (verdict == "resample" and attempt + 1 >= self.config.max_attempts):
-            return _demonstration_target(views, "fallback", reason, rollout, attempt)
-        token_ids = () if verdict == "drop" else rollout.token_ids
-        return Target(views, token_ids, text, verdict, reason, rollout, attempt)
+        target = Target(views, rollout.token_ids, text, "keep", "", rollout, attempt)
+        target = replace(target, correct=self._is_correct(target, reason))
+        if not reason:
+            return target
+        verdict = self.verdicts[reason]
+        is_last = attempt + 1 >= self.config.max_attempts
+        return refused(target, "fallback" if verdict == "resample" and is_last else verdict, reason)
+
+    def _is_correct(self, target: Target, reason: str) -> bool | None:
+        """Return the check's verdict as far as it is known, or is worth asking for: of a whole text that is refused."""
+        if self.verdicts["check"] == "keep" or reason in ("empty", "truncated", "looping"):
+            return None
+        if reason in ("", "check"):
+            return not reason
+        return self.task.check(target.text, target.views.demonstration).correct
 
 
-def _demonstration_target(views: Views, verdict: Verdict, reason: str, rollout: Rollout | None, attempt: int) -> Target:
-    response = views.demonstration.response
-    return Target(views, views.response_ids, response, verdict, reason, rollout, attempt)
+def refused(target: Target, verdict: Verdict, reason: str) -> Target:
+    """Return a target whose rollout is not learned, for a reason: its demonstration is, or nothing."""
+    if verdict == "fallback":
+        views = target.views
+        response = views.demonstration.response
+        return replace(target, token_ids=views.response_ids, text=response, verdict=verdict, reason=reason)
+    token_ids = () if verdict == "drop" else target.token_ids
+    return replace(target, token_ids=token_ids, verdict=verdict, reason=reason)

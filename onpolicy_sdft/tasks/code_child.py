@@ -3,15 +3,18 @@
 ``code_server`` starts this file as a script, with one end of a socket as its standard input; nothing imports it. The
 process is a server that runs no code itself and never sees any: for each check it gets a directory and two pipes, and
 forks a child. The child reads one JSON job from the first pipe and writes two lines to the second: ``ready`` once the
-limits hold, then ``{"status": ..., "detail": ...}``. Statuses: ok, syntax_error, error, tests_failed, memory_limit.
+limits hold, then ``{"status": ..., "detail": ..., "test": ..., "value": ...}``: what was raised, by which line of the
+tests, and what stood left of its comparison. Statuses: ok, syntax_error, error, tests_failed, memory_limit.
 Where the limits cannot be set, the first line says why instead.
 """
 
 import _thread
+import ast
 import contextlib
 import ctypes
 import json
 import os
+import reprlib
 import resource
 import signal
 import socket
@@ -49,6 +52,8 @@ _REFUSED = frozenset(
         "os.utime",
     }
 )
+_KEPT = "_left_of_the_comparison"  # the name under which a test keeps it
+_REPORTED = 300  # characters of each text
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -143,32 +148,74 @@ def _check(folder: str, job_pipe: int, report: int, server: int, libc: Any, is_a
         os._exit(1)
     try:
         os.write(report, b"ready\n")
-        status, detail = run(job["code"], job["tests"])
-        os.write(report, json.dumps({"status": status, "detail": detail[:300]}).encode() + b"\n")
+        outcome = run(job["code"], job["tests"])
+        os.write(report, json.dumps({name: text[:_REPORTED] for name, text in outcome.items()}).encode() + b"\n")
     finally:
         os._exit(0)  # no finalisers of the code's own, and no way back into the server's loop
 
 
-def run(code: str, tests: list[str]) -> tuple[str, str]:
+def run(code: str, tests: list[str]) -> dict[str, str]:
     """Execute the code, then each test in its name space, up to the first failure."""
     module = types.ModuleType("completion")  # not __main__: a demo under that guard is not run
     sys.modules["completion"] = module  # dataclasses look their module up
     try:
         compiled = compile(code, "<completion>", "exec")
     except (SyntaxError, ValueError) as error:
-        return "syntax_error", _describe(error)
+        return {"status": "syntax_error", "detail": _describe(error)}
     try:
         exec(compiled, module.__dict__)
     except BaseException as error:  # SystemExit as well: leaving early is no success
-        return _status(error), _describe(error)
+        return {"status": _status(error), "detail": _describe(error)}
     for test in tests:
         try:
-            exec(compile(test, "<tests>", "exec"), module.__dict__)
-        except AssertionError as error:
-            return "tests_failed", _describe(error)
+            exec(compile(_remembering(test), "<tests>", "exec"), module.__dict__)
         except BaseException as error:
-            return _status(error), _describe(error)
-    return "ok", ""
+            status = "tests_failed" if isinstance(error, AssertionError) else _status(error)
+            report = {"status": status, "detail": _describe(error)}
+            with contextlib.suppress(Exception):  # no memory left, a broken __repr__ of the code's own
+                report |= _place(error, test)
+            return report
+    return {"status": "ok"}
+
+
+def _remembering(test: str) -> ast.Module:
+    """Have each ``assert left == right`` keep what stands left, so that it need not be computed again to be told."""
+    tree = ast.parse(test)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assert) and isinstance(node.test, ast.Compare):
+            left = node.test.left
+            name = ast.copy_location(ast.Name(_KEPT, ast.Store()), left)
+            node.test.left = ast.copy_location(ast.NamedExpr(name, left), left)
+    return tree
+
+
+def _place(error: BaseException, test: str) -> dict[str, str]:
+    """Return the statement of a test that raised, and what stood left of a comparison that does not hold."""
+    found, trace = None, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == "<tests>":
+            found = trace
+        trace = trace.tb_next
+    if found is None:
+        return {}
+    # Nodes keep their places in the text, also those that remember.
+    line, _, column, _ = list(found.tb_frame.f_code.co_positions())[found.tb_lasti // 2]
+    around = [
+        node
+        for node in ast.walk(ast.parse(test))  # from outside to inside
+        if isinstance(node, ast.stmt)
+        and (node.lineno, node.col_offset) <= (line, column) < (node.end_lineno, node.end_col_offset)
+    ]
+    statement = around[-1]
+    place = {"test": ast.unparse(statement)}
+    if not isinstance(statement, ast.Assert) or not isinstance(statement.test, ast.Compare):
+        return place
+    if isinstance(error, AssertionError) and found.tb_next is None:  # not raised by the code itself
+        short = reprlib.Repr()
+        short.maxstring = short.maxother = short.maxlong = 100
+        short.maxlist = short.maxtuple = short.maxdict = short.maxset = 20
+        place["value"] = f"{ast.unparse(statement.test.left)} is {short.repr(found.tb_frame.f_locals[_KEPT])}"
+    return place
 
 
 def _status(error: BaseException) -> str:

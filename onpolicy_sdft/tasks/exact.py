@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from onpolicy_sdft.errors import TaskError
-from onpolicy_sdft.tasks.protocol import Task, bad_field, reference_text, require_bool
+from onpolicy_sdft.tasks.protocol import Task, bad_field, reference_text, require_bool, short_message
 from onpolicy_sdft.types import CheckResult, Demonstration
 
 _MATCHES = ("whole", "contains")
@@ -52,11 +52,18 @@ class Exact(Task):
         """Compare the normalised texts; an empty completion is never right."""
         self.check_demonstration(demonstration)
         answer = self._normalise(completion)
+        expected = reference_text(demonstration, self.answer_field)
         if not answer:
-            return CheckResult(False, "empty")
+            return CheckResult(False, "empty", message="The answer is empty.", expected=expected)
         found = _stands_in if self.match == "contains" else str.__eq__
-        right = any(found(text, answer) for text in self._accepted(demonstration))
-        return CheckResult(right, "" if right else "wrong_answer", answer)
+        if any(found(text, answer) for text in self._accepted(demonstration)):
+            return CheckResult(True, answer=answer)
+        lines = (
+            ["What the question asks for does not stand in the answer."]
+            if self.match == "contains"
+            else [f"This is not right: {completion.strip()}", "The right answer and nothing else is asked for."]
+        )
+        return CheckResult(False, "wrong_answer", answer, short_message(*lines), expected)
 
     def reference_answer(self, demonstration: Demonstration) -> str:
         """Return the bare answer, or the response where that is accepted as well."""

@@ -14,6 +14,7 @@ class FreeForm(Task):
     """Any text will do: correct unless empty."""
 
     name = "free_form"
+    has_check = False
     check_is_quick = True
 
     def ask(self, prompt: str) -> str:
@@ -23,7 +24,7 @@ class FreeForm(Task):
     def check(self, completion: str, demonstration: Demonstration) -> CheckResult:
         """Accept every completion that is not blank."""
         if not completion.strip():
-            return CheckResult(False, "empty")
+            return CheckResult(False, "empty", message="The answer is empty.")
         return CheckResult(True)
 
     def reference_answer(self, demonstration: Demonstration) -> str:

@@ -11,8 +11,8 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from onpolicy_sdft.errors import DataError, TaskError
-from onpolicy_sdft.tasks.possible_answers import call_is_possible, possible_calls
-from onpolicy_sdft.tasks.protocol import Task, reference_text
+from onpolicy_sdft.tasks.possible_answers import argument_faults, faults_of_names, possible_calls, reference_call
+from onpolicy_sdft.tasks.protocol import Task, reference_text, short_message
 from onpolicy_sdft.types import CheckResult, Demonstration
 
 _MATCHES = ("ast", "legacy")
@@ -125,6 +125,7 @@ class FunctionCall(Task):
     answer_field: str = "answer"
     possible_field: str = "possible_answers"
     name = "function_call"
+    work_wording = "Read every argument off the question; write the call and nothing else."
     check_is_quick = True
 
     def __post_init__(self) -> None:
@@ -151,17 +152,24 @@ class FunctionCall(Task):
             for call in find_calls(completion)
             if ast.unparse(call.func) in names or not _is_plural(call)
         }
+        right = self._right(demonstration)
         if not calls:
-            return CheckResult(False, "no_call")
+            message = "The answer holds no function call in Python syntax."
+            return CheckResult(False, "no_call", message=message, expected=right)
         answer = "; ".join(ast.unparse(call) for call in calls.values())
         if len(calls) > 1:
-            return CheckResult(False, "several_calls", answer)
-        (form, call), *_ = calls.items()
+            message = "The answer makes several different calls. Make one."
+            return CheckResult(False, "several_calls", answer, message, right)
+        (call,) = calls.values()
         function = ast.unparse(call.func)
         if function not in names:
-            return CheckResult(False, "wrong_function", answer)
-        right = call_is_possible(call, possible[function]) if expected is None else form == canonical(expected)
-        return CheckResult(right, "" if right else "wrong_arguments", answer)
+            message = short_message(f"{function} is not the function that the question asks for.")
+            return CheckResult(False, "wrong_function", answer, message, right)
+        faults = argument_faults(call, possible[function]) if expected is None else _faults(call, expected)
+        if faults:
+            message = short_message("The function is right, its arguments are not.", *faults)
+            return CheckResult(False, "wrong_arguments", answer, message, right)
+        return CheckResult(True, answer=answer)
 
     def reference_answer(self, demonstration: Demonstration) -> str:
         """Return the reference call as the row has it."""
@@ -180,6 +188,12 @@ class FunctionCall(Task):
             return {}
         return possible_calls(demonstration, self.possible_field)
 
+    def _right(self, demonstration: Demonstration) -> str:
+        possible = self._possible(demonstration)
+        if possible:
+            return reference_call(*next(iter(possible.items())))
+        return self.reference_answer(demonstration)
+
     def _expected(self, demonstration: Demonstration) -> ast.Call:
         text = reference_text(demonstration, self.answer_field)
         calls = {canonical(call): call for call in find_calls(text) if not _is_plural(call)}
@@ -197,7 +211,8 @@ class FunctionCall(Task):
         literal = rf"\b{re.escape(function)}\({re.escape(parameters)}\)"
         found = re.search(literal, legacy_standard(completion))
         if found is None:
-            return CheckResult(False, "wrong_answer")
+            message = "The call that the question asks for does not stand in the answer."
+            return CheckResult(False, "wrong_answer", message=message, expected=self.reference_answer(demonstration))
         return CheckResult(True, answer=found.group())
 
     def _expected_legacy(self, demonstration: Demonstration) -> tuple[str, str]:
@@ -209,6 +224,18 @@ class FunctionCall(Task):
                 f"function call: {text[:200]!r}; mend the row or leave it out"
             )
         return found[1], found[2]
+
+
+def _faults(call: ast.Call, expected: ast.Call) -> list[str]:
+    """Return what is wrong with the arguments of a call of the right function; nothing where it is the same call."""
+    if canonical(call) == canonical(expected):
+        return []
+    given, asked = ({word.arg or "**": canonical(word.value) for word in each.keywords} for each in (call, expected))
+    wrong = [name for name in given if name in asked and given[name] != asked[name]]
+    faults = faults_of_names([n for n in asked if n not in given], [n for n in given if n not in asked], wrong)
+    if list(map(canonical, call.args)) != list(map(canonical, expected.args)):
+        faults.insert(0, "The arguments that are given without a name are not those asked for.")
+    return faults or ["They are not those asked for."]
 
 
 def _parse(text: str) -> ast.Call | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
-from onpolicy_sdft.tasks.protocol import Task, bad_field, reference_text
+from onpolicy_sdft.tasks.protocol import Task, bad_field, reference_text, short_message
 from onpolicy_sdft.types import CheckResult, Demonstration
 
 # A longer run of digits is a model that loops, not an answer; it also bounds the arithmetic.
@@ -132,6 +132,7 @@ class MathWordProblem(Task):
 
     answer_field: str = "answer"
     name = "math_word_problem"
+    work_wording = "Write down every calculation before the number that it leads to."
     check_is_quick = True
 
     def ask(self, prompt: str) -> str:
@@ -142,10 +143,13 @@ class MathWordProblem(Task):
         """Compare the final numbers; a completion without a number is never right."""
         expected = self._expected(demonstration)
         stated = final_number(completion)
+        right = _as_text(expected)
         if stated is None:
-            return CheckResult(False, "no_number")
+            message = "The answer states no number. End with the number that the question asks for."
+            return CheckResult(False, "no_number", message=message, expected=right)
         if stated != expected:
-            return CheckResult(False, "wrong_answer", _as_text(stated))
+            message = short_message(f"The answer ends up with {_as_text(stated)}, which is not right.")
+            return CheckResult(False, "wrong_answer", _as_text(stated), message, right)
         return CheckResult(True, answer=_as_text(stated))
 
     def reference_answer(self, demonstration: Demonstration) -> str:

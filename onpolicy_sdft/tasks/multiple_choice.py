@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from onpolicy_sdft.errors import DataError
-from onpolicy_sdft.tasks.protocol import Task, bad_field
+from onpolicy_sdft.tasks.protocol import Task, bad_field, short_message
 from onpolicy_sdft.types import CheckResult, Demonstration
 
 _MARKER = re.compile(r"\banswer\b\s*(?:\bis\b|:|=)(?:\s*:)?|\\boxed\s*\{", re.IGNORECASE)
@@ -105,6 +105,7 @@ class MultipleChoice(Task):
     choices_field: str = "choices"
     answer_field: str = "answer"
     name = "multiple_choice"
+    work_wording = 'Say what speaks for and against each option, then end with "The answer is" and one letter.'
     check_is_quick = True
 
     def ask(self, prompt: str) -> str:
@@ -117,8 +118,12 @@ class MultipleChoice(Task):
         right = self._right(demonstration, choices)
         picked = chosen_label(completion, choices)
         if picked is None:
-            return CheckResult(False, "no_choice")
-        return CheckResult(picked == right, "" if picked == right else "wrong_answer", picked)
+            message = short_message(f"The answer picks no single option. Name one of {', '.join(choices)}.")
+            return CheckResult(False, "no_choice", message=message, expected=right)
+        if picked != right:
+            message = short_message(f"{picked} is not the right option.")
+            return CheckResult(False, "wrong_answer", picked, message, right)
+        return CheckResult(True, answer=picked)
 
     def reference_answer(self, demonstration: Demonstration) -> str:
         """Return the response where it picks the right option, else the right letter."""

@@ -44,8 +44,8 @@ def possible_calls(demonstration: Demonstration, field: str) -> dict[str, dict[s
     return {function: {name: list(values) for name, values in items.items()} for function, items in value.items()}
 
 
-def call_is_possible(call: ast.Call, arguments: Mapping[str, Sequence[Any]]) -> bool:
-    """Say whether a call has only arguments and values that are right, and leaves out only what it may.
+def argument_faults(call: ast.Call, arguments: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Return what is wrong with a call's arguments, without the right values; nothing where all of them are right.
 
     Args:
         call: The call, of the right function.
@@ -58,12 +58,21 @@ def call_is_possible(call: ast.Call, arguments: Mapping[str, Sequence[Any]]) -> 
     """
     given = {keyword.arg: literal(keyword.value) for keyword in call.keywords if keyword.arg is not None}
     if call.args or len(given) < len(call.keywords):
-        return False
-    left_out = arguments.keys() - given.keys()
-    return all(LEFT_OUT in arguments[name] for name in left_out) and all(
-        name in arguments and _is_any(value, arguments[name]) and not _is_float_for_whole(value, arguments[name])
+        return ["Every argument is to be given by its name."]
+    missing = [name for name in arguments if name not in given and LEFT_OUT not in arguments[name]]
+    unknown = [name for name in given if name not in arguments]
+    wrong = [
+        name
         for name, value in given.items()
-    )
+        if name in arguments and (not _is_any(value, arguments[name]) or _is_float_for_whole(value, arguments[name]))
+    ]
+    return faults_of_names(missing, unknown, wrong)
+
+
+def faults_of_names(missing: Sequence[str], unknown: Sequence[str], wrong: Sequence[str]) -> list[str]:
+    """Word which arguments are wrong, and in which way; nothing where none is."""
+    found = {"Missing arguments": missing, "Arguments that do not belong there": unknown, "Wrong values of": wrong}
+    return [f"{what}: {', '.join(names)}." for what, names in found.items() if names]
 
 
 def literal(node: ast.AST) -> Any:

@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from onpolicy_sdft.errors import DataError, TaskError
 from onpolicy_sdft.types import CheckResult, Demonstration
+
+#: Bounds of the message of a check: a model is to read it beside the question and its own attempt.
+MESSAGE_LINES, LINE_CHARACTERS = 5, 240
 
 
 class Task(Protocol):
     """What "right" means for one kind of question: its wording, its check, an answer that passes.
 
     A task of your own is any class with these members; deriving it from this one supplies
-    ``check_demonstration``, ``ask_row``, ``needs_response``, ``check_is_quick`` and ``note``, which may be left out.
+    ``check_demonstration``, ``ask_row``, ``needs_response``, ``has_check``, ``check_is_quick``, ``work_wording``,
+    ``work`` and ``note``, which may be left out.
     Its constructor takes the options of ``task.options`` by keyword.
     """
 
     name: str
     #: False for a task whose check needs no expert's answer: rows may then have no response column.
     needs_response: bool = True
+    #: False for a task that accepts any text: rollouts are then judged by what the model makes of them.
+    has_check: bool = True
     #: True for a check of a little pure Python: it is run at once. Others run in threads, beside what is written. A
     #: class derived from such a task whose own check takes long says False again.
     check_is_quick: bool = False
+    #: What the work of an answer is, as a sentence to the one who writes it ("Write every calculation ..."): shown to a
+    #: teacher whose context template asks for the work. It says nothing of the answer itself.
+    work_wording: str = ""
+
+    def work(self, demonstration: Demonstration) -> str:
+        """Say what the work of answering this demonstration's question is; empty: nothing beyond the question."""
+        return self.work_wording
 
     @property
     def note(self) -> str:
@@ -59,7 +72,8 @@ class Task(Protocol):
             demonstration: The question with the expert's answer.
 
         Returns:
-            The verdict, with a short countable reason when it is wrong.
+            The verdict, with a short countable reason when it is wrong, and a message (see :func:`short_message`) to a
+            writer who is to try again.
 
         Raises:
             DataError: The demonstration cannot be checked (see ``check_demonstration``).
@@ -88,6 +102,27 @@ class Task(Protocol):
             TaskError: The check cannot run at all with these options.
         """
         return
+
+
+def checks(task: Task, demonstration: Demonstration) -> bool:
+    """Whether a task tells right from wrong answers to a demonstration's question."""
+    of_row = getattr(task, "task_of", None)  # several tasks in one, see mixed.py
+    return bool(getattr(of_row(demonstration) if of_row else task, "has_check", True))
+
+
+def work_of(task: Task) -> Callable[[Demonstration], str]:
+    """Return what says a task's work of each demonstration; one of the user's own need not say any."""
+    return getattr(task, "work", lambda demonstration: "")
+
+
+def short_message(*lines: str) -> str:
+    """Return what a check has found as a few short lines; what is left out of a line is marked.
+
+    Args:
+        *lines: Of any length, the most telling first; empty ones are left out.
+    """
+    plain = [" ".join(line.split()) for line in lines if line.strip()][:MESSAGE_LINES]
+    return "\n".join(line if len(line) <= LINE_CHARACTERS else f"{line[: LINE_CHARACTERS - 4]} ..." for line in plain)
 
 
 def reference_text(demonstration: Demonstration, field: str) -> str:

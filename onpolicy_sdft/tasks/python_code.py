@@ -13,12 +13,14 @@ from typing import Any
 
 from onpolicy_sdft.errors import TaskError
 from onpolicy_sdft.tasks.code_server import CodeServers
-from onpolicy_sdft.tasks.protocol import Task, bad_field, require_bool
+from onpolicy_sdft.tasks.protocol import Task, bad_field, require_bool, short_message
 from onpolicy_sdft.types import CheckResult, Demonstration
 
 _FENCE = re.compile(r"```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 _CODE_LINE = re.compile(r"^(?:async def |def |class |import |from \w|@\w|\w+\s*=)", re.MULTILINE)
 _FILE_BYTES = 1 << 20
+# Addresses and names of temporary directories: a message has to be the same whenever the same program is checked.
+_BY_CHANCE = re.compile(r" at 0x[0-9a-f]+|(?<=code-check-)\w+")
 
 
 def extract_code(completion: str) -> str | None:
@@ -124,6 +126,7 @@ class PythonCode(Task):
     show_tests: int = 0
     _servers: CodeServers = field(default_factory=CodeServers, init=False, repr=False, compare=False)
     name = "python_code"
+    work_wording = "Write the whole program yourself, and handle every case that the question names."
 
     def __post_init__(self) -> None:
         require_bool(self.name, allow_execution=self.allow_execution)
@@ -160,11 +163,13 @@ class PythonCode(Task):
         tests, setup = self._tests(demonstration), self._setup(demonstration)
         code = extract_code(completion)
         if code is None or not code.strip():
-            return CheckResult(False, "no_code")
+            return CheckResult(False, "no_code", message="The answer holds no Python program.")
         if _parse(code) is None:
-            return CheckResult(False, "syntax_error", code)
-        reason = self._run(_after(setup, code), tests)
-        return CheckResult(not reason, reason, code)
+            message = short_message(f"The program is not valid Python: {_syntax_error(code)}")
+            return CheckResult(False, "syntax_error", code, message)
+        found = self._run(_after(setup, code), tests)
+        reason = found["status"] if found["status"] != "ok" else ""
+        return CheckResult(not reason, reason, code, self._message(found) if reason else "")
 
     def reference_answer(self, demonstration: Demonstration) -> str:
         """Return the response."""
@@ -210,8 +215,8 @@ class PythonCode(Task):
             raise bad_field(demonstration, self.setup_field, f"is not Python: {setup!r:.200}")
         return setup
 
-    def _run(self, code: str, tests: list[str]) -> str:
-        """Return why the program is wrong, or nothing where its tests pass."""
+    def _run(self, code: str, tests: list[str]) -> dict[str, str]:
+        """Return what the process that ran a program reported; its ``status`` is ``ok`` where the tests pass."""
         job: dict[str, object] = {
             "code": code,
             "tests": tests,
@@ -221,13 +226,48 @@ class PythonCode(Task):
         }
         outcome = self._servers.run(job, self.wall_seconds)
         if outcome is None:
-            return "crashed"
+            return {"status": "crashed"}
         if outcome.report:
             try:
-                status = json.loads(outcome.report)["status"]
-            except (ValueError, KeyError, TypeError):  # the code wrote into the report itself
-                return "crashed"
-            return "" if status == "ok" else str(status)
+                report = json.loads(outcome.report)
+                return {"status": str(report.pop("status")), **{name: str(text) for name, text in report.items()}}
+            except (ValueError, KeyError, TypeError, AttributeError):  # the code wrote into the report itself
+                return {"status": "crashed"}
         if outcome.ended_by is None or outcome.ended_by in (signal.SIGXCPU, signal.SIGKILL):
-            return "timeout"
-        return "crashed" if outcome.ended_by else "exited"
+            return {"status": "timeout"}
+        return {"status": "crashed" if outcome.ended_by else "exited"}
+
+    def _message(self, found: Mapping[str, str]) -> str:
+        """Word a report of :meth:`_run` for the writer of the program."""
+        test, detail = found.get("test", ""), found.get("detail", "")
+        match found["status"]:
+            case "tests_failed":
+                said = detail.removeprefix("AssertionError:").strip()
+                lines = [
+                    f"This test fails: {test}" if test else "An assertion fails.",
+                    f"Here {found['value']}" if "value" in found else "",
+                    f"It says: {said}" if said else "",
+                ]
+            case "error":
+                lines = [f"The program fails with {detail}", f"It fails in this test: {test}" if test else ""]
+            case "timeout":
+                lines = [f"The program did not come to an end within {self.cpu_seconds} seconds."]
+            case "memory_limit":
+                lines = [f"The program needs more than {self.memory_mb} MiB of memory."]
+            case "exited":
+                lines = ["The program ends its process before the tests are through."]
+            case status:
+                lines = [f"The program does not run: {detail or status}"]
+        return short_message(*(_BY_CHANCE.sub("", line) for line in lines))
+
+
+def _syntax_error(code: str) -> str:
+    """Say where and why a program does not parse."""
+    try:
+        ast.parse(code)
+    except SyntaxError as error:
+        line = f": {error.text.strip()}" if error.text else ""
+        return f"line {error.lineno}{line} ({error.msg})"
+    except (ValueError, RecursionError, MemoryError) as error:
+        return str(error) or type(error).__name__
+    return ""

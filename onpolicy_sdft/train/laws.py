@@ -47,6 +47,7 @@ class LawSource:
                 batch.plain,
                 teacher=law,
                 anchor=anchor,
+                clips_N=batch.clips if any(row.clip is not None for row in batch.rows) else None,
                 sampling_logprobs_M=_drawn(own, batch.labels.device) if own and self.objective.importance else None,
             )
             for batch, own, law, anchor in zip(batches, owned, laws, anchors, strict=True)

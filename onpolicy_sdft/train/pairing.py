@@ -25,6 +25,7 @@ class Pairing:
         demonstration_weight: Weight of the demonstration's own nll beside the target's loss; its tokens are not in
             the denominator.
         packed: Rows stand one behind the other, without padding.
+        fallback_clip: Largest loss, in nats, of a token of a demonstration that stands in for a refused rollout.
     """
 
     micro_batch_tokens: int
@@ -34,6 +35,7 @@ class Pairing:
     position_weights: tuple[float, ...] = ()
     demonstration_weight: float = 0.0
     packed: bool = False
+    fallback_clip: float | None = None
 
     def rows(self, targets: Sequence[Target]) -> list[Row]:
         """Return what is learned of a step's targets; dropped ones give nothing."""
@@ -49,7 +51,9 @@ class Pairing:
                         views.teacher_ids,
                         rollout=None if is_text else target.rollout,
                         plain=is_text and self.has_laws,
+                        weight=target.weight,
                         num_skipped=self.num_skipped,
+                        clip=self.fallback_clip if target.verdict == "fallback" else None,
                     )
                 )
             # Once, however many samples there are of it; a dropped example is dropped whole.

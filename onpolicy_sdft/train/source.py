@@ -42,6 +42,10 @@ class TargetSource(Protocol):
         """Return one entry per example, in order; what a watch has drawn again it hears of, and is not returned."""
         ...
 
+    def begin(self, views: Sequence[Views], step: int) -> list[Views]:
+        """Return this rank's examples of a step as they are to be asked, before any is; every rank calls it once."""
+        ...
+
     def open(self) -> AbstractContextManager[None]:
         """Put the weights that write in place; every rank enters and leaves together, however many rollouts it asks."""
         ...
@@ -152,6 +156,14 @@ class PolicySource:
         )
         return written[: len(views)]
 
+    def answers(self, requests: Sequence[RolloutRequest], step: int) -> Sequence[Rollout]:
+        """Write completions of other prompts, with the sampling parameters of a step and the weights in place."""
+        return self.backend.generate(requests, self.sampling.law_at(step))
+
+    def begin(self, views: Sequence[Views], step: int) -> list[Views]:
+        """Return the examples as they are."""
+        return list(views)
+
     def open(self) -> AbstractContextManager[None]:
         """Put the weights that write in place."""
         return self.writing()
@@ -228,6 +240,10 @@ class DemonstrationSource:
     ) -> Sequence[Rollout | None]:
         """Return None for every example."""
         return [None] * len(views)
+
+    def begin(self, views: Sequence[Views], step: int) -> list[Views]:
+        """Return the examples as they are."""
+        return list(views)
 
     def open(self) -> AbstractContextManager[None]:
         """Nothing writes."""

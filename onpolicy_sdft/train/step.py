@@ -15,16 +15,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from onpolicy_sdft.data.sharing import collect, deal
+from onpolicy_sdft.data.sharing import collect, deal_groups
 from onpolicy_sdft.errors import TrainingError
 from onpolicy_sdft.models.packed import attention_of
 from onpolicy_sdft.objectives.objective import FIGURES
+from onpolicy_sdft.screening.pick import LearnedTexts, pick_best, remember
 from onpolicy_sdft.train.backend import MemoryRanOut
 from onpolicy_sdft.train.memory import memory_mib
 from onpolicy_sdft.train.source import spread
@@ -32,6 +33,7 @@ from onpolicy_sdft.train.telemetry import (
     length_metrics,
     loss_metrics,
     mean_over_ranks,
+    review_metrics,
     rollout_metrics,
     screen_metrics,
     time_metrics,
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
     from onpolicy_sdft.models.teacher import Teacher
     from onpolicy_sdft.objectives.objective import Objective
+    from onpolicy_sdft.screening.review import Review
     from onpolicy_sdft.screening.screen import Screen
     from onpolicy_sdft.train.backend import Backend
     from onpolicy_sdft.train.laws import LawSource
@@ -63,6 +66,9 @@ class TrainState:
     validations_without_gain: int = 0
     num_halvings: int = 0  # of train.micro_batch_tokens, for running out of memory
     num_releases: int = 0  # of what rollouts keep, for the same
+    learned: LearnedTexts = field(default_factory=dict)  # texts learned so far, where one of several samples is picked
+    bare: dict[str, Any] | None = None  # the bare answers that rollouts are compared with
+    limits: dict[str, float | None] = field(default_factory=dict)  # of the review's rules, where the probe set them
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,24 +98,32 @@ class Trainer:
     max_grad_norm: float
     state: TrainState
     num_samples: int = 1  # rollouts of each demonstration
+    reviewer: Review | None = None  # None: nothing can be measured with weights that are divided
+    picks_best: bool = False  # of the samples of a demonstration one is learned
     clock: Callable[[], float] = time.perf_counter
 
     def train_step(self, views: Sequence[Views]) -> StepMetrics:
         """Write, screen and learn one batch of demonstrations; every rank is given all of it and does its share."""
         times = [self.clock()]
         views = spread(views, self.num_samples)
-        shares = deal([len(view.teacher_ids) + len(view.response_ids) for view in views], self.backend.num_ranks)
-        share = [views[index] for index in shares[self.backend.rank]]
+        sizes = [len(view.teacher_ids) + len(view.response_ids) for view in views]
+        shares = deal_groups(sizes, self.num_samples, self.backend.num_ranks)
+        share = self.source.begin([views[index] for index in shares[self.backend.rank]], self.state.step)
         write = partial(self.source.rollouts, step=self.state.step)
         with self.source.open(), self.screen.watch(share) as watch:
             rollouts = write(share, watch=watch)  # 1. Rollout: current weights, demonstration in context
             memory = {"memory/rollout_mib": memory_mib(self.backend.device)}
             times.append(self.clock())
             # 2. Screen: each text as it ended; here only the last verdicts are waited for.
-            mine = watch.targets(rollouts, lambda v, attempt: write(v, attempt=attempt))
+            drawn = watch.targets(rollouts, lambda v, attempt: write(v, attempt=attempt))
+        mine = self.review(drawn)  # what the policy makes of them, shown the bare prompt only
+        if self.picks_best:
+            mine = pick_best(mine, self.num_samples, self.state.learned)
         times.append(self.clock())
         targets = collect(shares, self.backend.gather(without_records(mine)))
         self.source.remember(targets)  # these rollouts are the next epoch's drafts
+        if self.picks_best:
+            remember(self.state.learned, targets)
         times.append(self.clock())
         batches = self.pair(mine)  # 3. Pair with the bare prompt: same number of micro-batches on every rank
         num_loss_tokens = self._sum(b.num_loss_tokens for b in batches)
@@ -135,9 +149,18 @@ class Trainer:
             **{name: self.backend.max_over_ranks(each) for name, each in memory.items()},
             **rollout_metrics(targets),
             **screen_metrics(targets),
+            **review_metrics(targets),
+            **(self.screen.bare.figures() if self.screen.bare else {}),
             **length_metrics(targets, self.pairing.num_skipped),
         }
         return StepMetrics(self.state.step, learned.skipped, values, tuple(targets))
+
+    def review(self, targets: Sequence[Target]) -> list[Target]:
+        """Measure rollouts under the policy's own weights, and apply the rules; every rank must call it."""
+        if self.reviewer is None:
+            return list(targets)
+        with self.teacher.weights("live"):
+            return self.reviewer(targets, self.state.step)
 
     def _learn_in_memory(
         self, mine: Sequence[Target], batches: Sequence[MicroBatch], num_counted_tokens: int

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from onpolicy_sdft.objectives.objective import FIGURES
-from onpolicy_sdft.screening.reasons import REASONS
+from onpolicy_sdft.screening.reasons import REASONS, REVIEW_REASONS
 from onpolicy_sdft.types import Ranks, Target
 
 _OVERLAP_NGRAM = 4
@@ -36,10 +36,14 @@ def screen_metrics(targets: Sequence[Target]) -> dict[str, float]:
     written = [target for target in targets if target.rollout is not None]
     if not written:
         return {}
-    verdicts = Counter(target.verdict for target in written)
+    verdicts = Counter[str](target.verdict for target in written)
     reasons = Counter(target.reason for target in written)
-    values = {f"screen/{name}_rate": verdicts[name] / len(written) for name in ("keep", "fallback", "drop")}
-    values |= {f"screen/reason/{name}_rate": reasons[name] / len(written) for name in REASONS}
+    verdict_names = ("keep", "fallback", "drop", *(["spare"] if verdicts["spare"] else []))
+    values = {f"screen/{name}_rate": verdicts[name] / len(written) for name in verdict_names}
+    rules = (*REASONS, *REVIEW_REASONS)
+    values |= {f"screen/reason/{name}_rate": reasons[name] / len(written) for name in rules}
+    costs = Counter(target.reason for target in written if target.correct and target.verdict in ("fallback", "drop"))
+    values |= {f"screen/refused_right/{name}_rate": costs[name] / len(written) for name in rules if name != "check"}
     values["screen/mean_attempts"] = sum(target.attempt + 1 for target in written) / len(written)
     return values
 
@@ -63,6 +67,17 @@ def rollout_metrics(targets: Sequence[Target]) -> dict[str, float]:
     }
 
 
+def review_metrics(targets: Sequence[Target]) -> dict[str, float]:
+    """Return the measures of a step's rollouts, each a mean over those that have it; nats a token."""
+    measures = [target.measures for target in targets if target.measures is not None]
+    found = {}
+    for name in ("surprise", "surprise_max", "leak", "support", "step_rate", "solved_rate"):
+        known = [value for each in measures if (value := getattr(each, name)) is not None]
+        if known:
+            found[f"rollout/{name}"] = sum(known) / len(known)
+    return found
+
+
 def loss_metrics(name: str, loss_sum: float, figures: Sequence[float], num_tokens: int) -> dict[str, float]:
     """Return the step's loss and its parts per token of the denominator, so that the parts sum to it.
 
@@ -78,6 +93,7 @@ def loss_metrics(name: str, loss_sum: float, figures: Sequence[float], num_token
         "loss/clipped_rate": ("clipped", per_own),
         "loss/mean_importance": ("importance", per_own),
         "loss/importance_capped_rate": ("capped", per_own),
+        "loss/fallback_clipped_rate": ("stand_in_clipped", per_token),
     }
     return found | {key: values[figure] * scale for key, (figure, scale) in named.items() if values[figure]}
 

@@ -10,7 +10,12 @@ from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import ConfigError
 
 METHODS = Path(__file__).parents[2] / "configs" / "methods"
-KEEP = {f"screening.{name}": "keep" for name in ("banned", "empty", "truncated", "looping", "length", "check")}
+KEEP = {
+    f"screening.{name}": "keep"
+    for name in ("banned", "empty", "truncated", "looping", "length", "answer_only", "check")
+}
+FEEDBACK = {"feedback.enabled": True, "task.name": "exact"}
+LAW_AT_ATTEMPT = {"rollout.view": "student", "objective.name": "reverse_kl", **KEEP}
 
 
 @pytest.mark.parametrize(
@@ -64,6 +69,14 @@ KEEP = {f"screening.{name}": "keep" for name in ("banned", "empty", "truncated",
             {"objective.name": "sampled_reverse_kl", "rollout.view": "student", "rollout.temperature": 0.6, **KEEP},
             "samples of the student's own law",
         ),
+        ({"screening.surprise": "resample"}, "--screening.surprise fallback (or drop)"),
+        ({"screening.pick": "best"}, "--rollout.num_samples 4"),
+        ({"screening.weigh_by_failure": True}, "--screening.bare_samples 4"),
+        ({"screening.bare_samples": 2}, "no rule reads them"),
+        ({"screening.max_leak": 0.0}, "above 0, or null"),
+        ({"screening.min_step_rate": 1.5}, "in [0, 1]"),
+        ({"probe.max_surprise_ratio": 1.0}, "above 1"),
+        ({"rollout.weights": "sharded", "rollout.backend": "hf", "screening.surprise": "drop"}, "--eval.kl_prompts 0"),
         ({"rollout.weights": "sharded"}, "--rollout.backend hf"),
         (
             {"rollout.weights": "sharded", "rollout.backend": "hf", "objective.name": "forward_kl"},
@@ -75,6 +88,27 @@ KEEP = {f"screening.{name}": "keep" for name in ("banned", "empty", "truncated",
         ({"train.targets": "demonstrations", "objective.name": "forward_kl"}, "samples none"),
         ({"train.targets": "demonstrations", "objective.importance": "token"}, "samples none"),
         ({"train.targets": "demonstrations", "objective.demonstration_weight": 0.1}, "learns none"),
+        ({"context.num_demonstrations": 3}, "--context.show both (its own and others) or others"),
+        ({"context.show": "both"}, "--context.num_demonstrations 2 or more"),
+        ({"context.show": "others", "train.targets": "demonstrations"}, "--context.show own"),
+        ({"context.neighbours": "nearest"}, "--context.show others or both"),
+        ({"context.show": "none"}, "--feedback.enabled true, or --context.show own"),
+        ({"context.show": "none", "context.num_demonstrations": 2, **FEEDBACK}, "--context.num_demonstrations 1"),
+        ({"feedback.num_attempts": 2}, "--feedback.enabled true, or leave it at 1"),
+        ({"feedback.reveal": True}, "--feedback.enabled true, or leave it at False"),
+        ({"feedback.num_attempts": 0, **FEEDBACK}, "at least 1"),
+        ({"train.targets": "demonstrations", **FEEDBACK}, "--train.targets policy"),
+        ({"rollout.demonstration_dropout": 0.5, **FEEDBACK}, "--rollout.demonstration_dropout 0"),
+        ({"rollout.weights": "sharded", **FEEDBACK}, "--rollout.weights gather"),
+        ({"feedback.enabled": True, "data.path": "x.jsonl"}, "a task with a check"),
+        ({"feedback.num_attempts": 2, "rollout.temperature": 0.0, **FEEDBACK}, "would all be the same"),
+        ({"feedback.num_attempts": 2, **FEEDBACK, **LAW_AT_ATTEMPT}, "--rollout.num_samples"),
+        ({**FEEDBACK, **LAW_AT_ATTEMPT, "screening.check": "fallback"}, "--screening.check keep"),
+        ({**FEEDBACK, **LAW_AT_ATTEMPT, "screening.empty": "resample"}, "the teacher was told of the first one"),
+        (
+            {**FEEDBACK, **LAW_AT_ATTEMPT, "objective.name": "sampled_reverse_kl"},
+            "--feedback.solved learn, or --objective.name reverse_kl",
+        ),
         ({"train.targets": "demonstrations", "teacher.weights": "ema"}, "needs none"),
         ({"train.targets": "demonstrations", "rollout.num_samples": 2}, "rollout.num_samples=2"),
         ({"train.targets": "distilled", "train.distilled": "x", "rollout.view": "student"}, "rollout.view='student'"),
@@ -89,13 +123,25 @@ def test_what_cannot_be_meant_is_refused_with_the_way_out(values, said):
 @pytest.mark.parametrize(
     "values",
     [
-        {"rollout.blend": 0.5, "rollout.blend_budget": 0.3, "rollout.demonstration_dropout": 0.2},
-        {"rollout.blend": 1.0, "objective.name": "forward_kl", "objective.blend": 0.3, "objective.disagreement": 2.0},
-        {"rollout.min_p": 0.1, "rollout.min_p_end": 0.0},
         {"objective.name": "jsd", "objective.beta": 0.3, "objective.support": "student", "objective.num_kept": 8},
         {"objective.name": "sampled_reverse_kl", "rollout.view": "student", **KEEP},
         {"objective.anchor_kl": 0.1, "objective.anchor": "stage"},
+        {"context.show": "both", "context.num_demonstrations": 2, "context.neighbours": "nearest"},
+        {"context.show": "others", "context.num_demonstrations": 1},
+        {"context.show": "none", "feedback.num_attempts": 4, "feedback.solved": "learn", **FEEDBACK},
+        {**FEEDBACK, **LAW_AT_ATTEMPT, "rollout.num_samples": 4, "feedback.show_attempt": False},
+        {**FEEDBACK, **LAW_AT_ATTEMPT, "objective.name": "sampled_reverse_kl", "feedback.solved": "learn"},
         {"teacher.weights": "ema", "teacher.half_life": float("inf")},
+        {
+            "rollout.num_samples": 4,
+            "screening.pick": "best",
+            "screening.surprise": "drop",
+            "screening.leak": "fallback",
+        },
+        {"screening.bare_samples": 4, "screening.solved": "drop", "screening.steps": "drop"},
+        {"rollout.blend": 0.5, "rollout.blend_budget": 0.3, "rollout.demonstration_dropout": 0.2},
+        {"rollout.blend": 1.0, "objective.name": "forward_kl", "objective.blend": 0.3, "objective.disagreement": 2.0},
+        {"rollout.min_p": 0.1, "rollout.min_p_end": 0.0},
         {"rollout.num_samples": 4, "rollout.temperature_end": 0.5, "rollout.demonstration_dropout": 0.2},
         {"train.targets": "demonstrations", "objective.anchor_kl": 0.1, "objective.clip": 4.0},
     ],
@@ -104,7 +150,7 @@ def test_what_can_be_meant_passes(values):
     check(config_with(**values))
 
 
-@pytest.mark.parametrize("method", ["sft", "offline_sdft", "sdft", "sdft_kl", "sdft_forward_kl"])
+@pytest.mark.parametrize("method", ["sft", "offline_sdft", "sdft", "sdft_kl", "sdft_forward_kl", "feedback"])
 def test_every_method_is_one_file_after_any_config(method):
     for config in ("quickstart", "gsm8k", "openfunctions", "methods"):
         check(load_config(METHODS.parent / "online" / f"{config}.yaml", METHODS / f"{method}.yaml"))

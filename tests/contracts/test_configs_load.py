@@ -31,7 +31,7 @@ def test_every_shipped_config_loads_checks_and_comes_back_the_same(path, tmp_pat
 @pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
 def test_every_shipped_config_names_a_template_and_tasks_that_exist(path):
     config = load_config(path)
-    TeacherContext(config.context.template)
+    TeacherContext(config.context.template, config.context.show)
     for task in (config.task, *(item.task for item in [*evaluation_sets(config), *config.eval.validation])):
         load_task(task.name, task.options)
 

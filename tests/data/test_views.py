@@ -5,14 +5,16 @@ from typing import Any
 
 import pytest
 
-from onpolicy_sdft.config.schema import ContextConfig
+from onpolicy_sdft.config.schema import ContextConfig, ScreeningConfig
 from onpolicy_sdft.data.templates import TEMPLATES, TeacherContext
 from onpolicy_sdft.data.views import Prepared, Renderer, prepare
 from onpolicy_sdft.errors import ConfigError, DataError
+from onpolicy_sdft.tasks import TASKS, load_task, work_of
 from onpolicy_sdft.types import Demonstration, Turn
 
 HEADER = "<|im_start|>assistant\n"
 TERMINATOR = "<|im_end|>"
+TWO = {"show": "both", "num_demonstrations": 2}
 
 
 def row(prompt: str = "Name a colour.", response: str = "Blue it is.", name: str = "id-0") -> Demonstration:
@@ -77,6 +79,34 @@ def test_reference_and_example_say_what_the_demonstration_is(tokenizer):
     assert "This is an example of a response to the question:\nBlue it is." in example
 
 
+@pytest.mark.parametrize("template", ["work", "solution_first", "explain"])
+@pytest.mark.parametrize("task", TASKS)
+def test_templates_that_ask_for_the_work_word_it_as_the_task_does(tokenizer, template, task):
+    config, loaded = ContextConfig(template=template), load_task(task, {})
+    renderer = Renderer(tokenizer, config)
+    (views,) = prepare([row()], renderer, config, 0, work_of(loaded)).views
+    shown = text(tokenizer, views.teacher_ids)
+    assert loaded.work_wording in shown
+    assert "  " not in shown
+    (silent,) = prepare([row()], renderer, config, 0).views
+    assert text(tokenizer, silent.teacher_ids) == shown.replace(
+        f" {loaded.work_wording}", "", bool(loaded.work_wording)
+    )
+
+
+def test_the_solution_may_stand_before_the_question(tokenizer):
+    shown = teacher_text(tokenizer, "solution_first", row())
+    assert shown.index("Blue it is.") < shown.index("Name a colour.")
+    assert shown.endswith(f"Name a colour.{TERMINATOR}\n{HEADER}")
+
+
+def test_what_a_template_says_is_not_banned_from_answers(tokenizer):
+    phrases = ScreeningConfig().banned_phrases
+    for template in ("work", "solution_first", "explain"):
+        shown = teacher_text(tokenizer, template, row()).lower()
+        assert not [phrase for phrase in phrases if phrase in shown]
+
+
 @pytest.mark.parametrize("template", ["acl_gsm8k", "acl_openfunctions", "acl_alpaca"])
 def test_the_templates_of_the_2024_paper_replace_the_system_message(tokenizer, template):
     demonstration = Demonstration("id-0", (Turn("system", "mine"), Turn("user", "q")), "a")
@@ -94,8 +124,10 @@ def test_an_unknown_template_names_the_nearest(tokenizer):
 
 def test_a_jinja_file_of_ones_own_is_a_template(tokenizer, tmp_path):
     path = tmp_path / "mine.jinja"
-    path.write_text("{{ question }} (hint: {{ demonstration }}){% for e in examples %} {{ e.response }}{% endfor %}")
-    shown = teacher_text(tokenizer, str(path), row(), row("Other?", "Red.", "id-1"), num_demonstrations=2)
+    path.write_text(
+        "{{ question }} (hint: {{ demonstration }}){{ work }}{% for e in examples %} {{ e.response }}{% endfor %}"
+    )
+    shown = teacher_text(tokenizer, str(path), row(), row("Other?", "Red.", "id-1"), **TWO)
     assert shown == turns(("user", "Name a colour. (hint: Blue it is.) Red.")) + HEADER
 
 
@@ -154,7 +186,7 @@ def test_a_demonstration_is_never_cut_in_the_middle_of_a_character(tokenizer):
 
 def test_examples_are_left_out_before_the_demonstration_is_cut(tokenizer):
     rows = [row(f"Question {i}?", f"Answer {i}. " + "x" * 40, f"id-{i}") for i in range(4)]
-    options = {"num_demonstrations": 4, "neighbours": "random"}
+    options = {"show": "both", "num_demonstrations": 4, "neighbours": "random"}
     full = make(tokenizer, *rows, **options).views[0]
     order = [f"Question {i}?" for i in range(1, 4)]
     order.sort(key=text(tokenizer, full.teacher_ids).index)
@@ -171,10 +203,83 @@ def test_examples_are_left_out_before_the_demonstration_is_cut(tokenizer):
 
 def test_k_shot_examples_are_earlier_turns_of_the_conversation(tokenizer):
     rows = [row("One?", "1", "id-0"), row("Two?", "2", "id-1")]
-    shown = teacher_text(tokenizer, "prior_turn", *rows, num_demonstrations=2)
+    shown = teacher_text(tokenizer, "prior_turn", *rows, **TWO)
     question = ("user", "One?")
     expected = turns(("user", "Two?"), ("assistant", "2"), question, ("assistant", "1"), question)
     assert shown == expected + HEADER
+
+
+PALETTE = [
+    row(),
+    row("  name a COLOUR. ", "Blue, again.", "twin"),
+    row("Name a fruit.", "Plum.", "id-2"),
+    row("Name a tree.", "Oak.", "id-3"),
+]
+
+
+@pytest.mark.parametrize("template", [*TEMPLATES, "prior_turn"])
+@pytest.mark.parametrize("neighbours", ["random", "nearest"])
+def test_only_others_are_shown_without_the_own_answer_or_that_of_the_same_question(tokenizer, template, neighbours):
+    options = {"show": "others", "num_demonstrations": 3, "neighbours": neighbours}
+    for views in make(tokenizer, *PALETTE, template=template, **options).views[:2]:
+        shown = text(tokenizer, views.teacher_ids)
+        assert "Blue" not in shown
+        assert "Plum." in shown
+        assert "Oak." in shown
+        assert shown.count(views.demonstration.prompt) == 1
+        assert shown.endswith(f"{TERMINATOR}\n{HEADER}")
+        assert "solution" not in shown
+        assert "reference answer" not in shown
+
+
+@pytest.mark.parametrize("template", [*TEMPLATES, "prior_turn"])
+def test_both_shows_the_own_demonstration_after_others(tokenizer, template):
+    shown = teacher_text(tokenizer, template, *PALETTE, show="both", num_demonstrations=3)
+    assert max(shown.index("Plum."), shown.index("Oak.")) < shown.index("Blue it is.")
+    assert "Blue, again." not in shown
+
+
+def test_others_alone_drop_the_farthest_and_cut_the_last_one_that_stays(tokenizer):
+    rows = [row(), row("Name a fruit.", "p" * 40, "id-1"), row("Name a nice colour.", "q" * 40, "id-2")]
+    options = {"show": "others", "num_demonstrations": 2, "neighbours": "nearest"}
+    one = len(make(tokenizer, *rows, **{**options, "num_demonstrations": 1}).views[0].teacher_ids)
+    views = make(tokenizer, *rows, **options, max_teacher_tokens=one).views[0]
+    assert (views.num_dropped_examples, views.num_trimmed_tokens) == (1, 0)
+    views = make(tokenizer, *rows, **options, max_teacher_tokens=one - 10).views[0]
+    assert (views.num_dropped_examples, views.num_trimmed_tokens) == (1, 10)
+    assert "q" * 30 + TERMINATOR in text(tokenizer, views.teacher_ids)
+    with pytest.raises(DataError, match="rows do not fit"):
+        make(tokenizer, *rows, **options, max_teacher_tokens=one - 40)
+
+
+def test_only_others_are_refused_where_a_question_has_none(tokenizer):
+    with pytest.raises(DataError, match=r"'id-0': context\.show=others, but no other row.*--context\.show own"):
+        make(tokenizer, *PALETTE[:2], show="others")
+
+
+@pytest.mark.parametrize(
+    ("show", "source", "missing"),
+    [
+        ("others", "{{ question }} {{ demonstration }}", "examples"),
+        ("both", "{{ question }} {{ demonstration }}", "examples"),
+        ("both", "{{ question }} {{ examples }}", "demonstration"),
+        ("others", "{{ examples }}", "question"),
+    ],
+)
+def test_a_jinja_file_has_to_show_what_is_to_be_shown(tmp_path, show, source, missing):
+    path = tmp_path / "mine.jinja"
+    path.write_text(source)
+    with pytest.raises(ConfigError, match=rf"must show {{{{ {missing} }}}} somewhere \(context\.show={show}\)"):
+        TeacherContext(str(path), show)
+
+
+def test_a_jinja_file_for_others_alone_need_not_show_the_demonstration(tokenizer, tmp_path):
+    path = tmp_path / "mine.jinja"
+    path.write_text(
+        "{% for e in examples %}{{ e.question }} {{ e.response }} {% endfor %}{{ question }}{{ demonstration }}"
+    )
+    shown = teacher_text(tokenizer, str(path), row(), row("Other?", "Red.", "id-1"), show="others")
+    assert shown == turns(("user", "Other? Red. Name a colour.")) + HEADER
 
 
 def test_rows_that_cannot_fit_are_refused_with_their_ids(tokenizer):

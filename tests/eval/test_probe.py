@@ -2,20 +2,30 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
-from onpolicy_sdft.config.schema import ContextConfig, ScreeningConfig
+from onpolicy_sdft.config.schema import ContextConfig, ProbeConfig, ScreeningConfig
 from onpolicy_sdft.data.views import Renderer, prepare
 from onpolicy_sdft.eval.intervals import wilson_interval
-from onpolicy_sdft.eval.probe import ProbeRow, probe, recommend, summarise_probe
-from onpolicy_sdft.rollout.backend import ignore_progress
-from onpolicy_sdft.rollout.hf import HFBackend
+from onpolicy_sdft.eval.probe import (
+    ProbeRow,
+    bare_answers,
+    find_limits,
+    judge,
+    recommend,
+    summarise,
+    teaches_shortcuts,
+)
+from onpolicy_sdft.screening.bare import BareAnswers
+from onpolicy_sdft.screening.review import Limits, Prompts, Review
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks.exact import Exact
-from onpolicy_sdft.types import Demonstration, NoiseKey, Rollout, SamplingLaw, Turn
+from onpolicy_sdft.tasks.free_form import FreeForm
+from onpolicy_sdft.types import Demonstration, Measures, NoiseKey, Rollout, Turn
 
-END = 257
+BARE = BareAnswers(num=16, num_right=4, length=192.0, num_steps=12.0, surprise=0.17, surprise_high=0.22)
 
 
 @pytest.fixture
@@ -29,74 +39,129 @@ def four(renderer):
     return prepare(rows, renderer, ContextConfig(), seed=0).views
 
 
-def rollout(ids: Sequence[int], reason: str = "stop") -> Rollout:
-    return Rollout(
-        NoiseKey(0, 0, "x"), (1,), tuple(ids), (0.0,) * len(ids), (0.0,) * len(ids), (0.5,) * len(ids), reason
-    )
+def rollout(ids: Sequence[int], reason: Any = "stop", logprob: float = -0.3) -> Rollout:
+    numbers = (logprob,) * len(ids)
+    return Rollout(NoiseKey(0, 0, "x"), (1,), tuple(ids), numbers, numbers, (0.5,) * len(ids), reason)
 
 
-def test_a_row_counts_scores_copies_refusals_and_lengths(renderer, four):
+def reviewer(screen: Screen, **options: Any) -> Review:
+    """Finds every token twice as surprising under the bare prompt as given the demonstration alone."""
+
+    def score(texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, ...]]:
+        return [(-0.4 if tuple(prompt) == (7,) else -0.8,) * len(target) for prompt, target in texts]
+
+    def never(requests: Any, step: int) -> Any:
+        raise AssertionError("nothing is sampled")
+
+    prompts = Prompts(lambda views: (7,), lambda views, text: (8,))
+    return Review(ScreeningConfig(**options), screen.task, screen.decode, score, never, prompts, 20, 0)
+
+
+def judged(renderer, four, task, **options):
     texts = ["answer 0", "ANSWER 1", "wrong here", "answer 3"]
     rollouts = [rollout(renderer.response_ids(text)) for text in texts]
     rollouts[3] = rollout(rollouts[3].token_ids[:-1], "length")
+    screen = Screen(ScreeningConfig(**options), task, renderer.decode)
+    return screen, judge(four, rollouts, screen, reviewer(screen, **options))
+
+
+def test_a_row_counts_scores_copies_refusals_lengths_and_measures(renderer, four):
     task = Exact()
-    screen = Screen(ScreeningConfig(), task, renderer.decode)
-    row = summarise_probe(four, rollouts, "prior_turn", 1.0, screen, task, seconds=8.0)
-    right = sum(task.check(text, v.demonstration).correct for text, v in zip(texts, four, strict=True))
+    screen, targets = judged(renderer, four, task)
+    row = summarise(targets, dataclasses.replace(BARE, length=18.5), screen, "prior_turn", 1.0, seconds=8.0)
+    right = sum(bool(target.correct) for target in targets)
+    assert right == sum(task.check(screen.decode(t.rollout.token_ids), t.views.demonstration).correct for t in targets)
     assert (row.template, row.temperature, row.n) == ("prior_turn", 1.0, 4)
     assert row.score == right / 4
     assert (row.low, row.high) == wilson_interval(right, 4)
     assert row.verbatim_rate == 0.5
     assert row.reasons == {"check": 4 - right, "truncated": 1}
+    assert row.refused_right == {"truncated": 1}
     assert row.keep_rate == 1 - (5 - right) / 4
     assert row.entropy == pytest.approx(0.5)
     assert row.mean_length == (9 + 9 + 11 + 8) / 4
     assert row.length_ratio == (9 + 9 + 11 + 8) / 36
+    assert row.bare_ratio == pytest.approx(0.5)
     assert row.seconds_per_rollout == 2.0
+    assert (row.surprise, row.leak) == (pytest.approx(0.8), pytest.approx(0.4))
 
 
-@pytest.mark.parametrize(("template", "view"), [("bare", "student_ids"), ("prior_turn", "teacher_ids")])
-def test_the_bare_row_asks_the_student_and_the_others_the_teacher(renderer, four, tiny_model, template, view):
-    asked = []
-
-    class Spy(HFBackend):
-        def generate(self, requests, law, on_progress=ignore_progress):
-            asked.extend(requests)
-            return super().generate(requests, law, on_progress)
-
-    backend, task = Spy(tiny_model(), (END,), END, 4), Exact()
-    row = probe(
-        four, template=template, law=SamplingLaw(0.5), backend=backend, task=task, max_new_tokens=5, seed=3,
-        screen=Screen(ScreeningConfig(), task, renderer.decode), on_progress=ignore_progress,
-    )  # fmt: skip
-    assert [request.prompt_token_ids for request in asked] == [getattr(v, view) for v in four]
-    assert len({request.key for request in asked}) == 4
-    assert (row.template, row.temperature, row.n) == (template, 0.5, 4)
-    assert sum(row.reasons.values()) == round(4 * (1 - row.keep_rate))
-    assert row.seconds_per_rollout > 0
+def test_texts_without_the_work_are_counted(renderer, four):
+    screen, targets = judged(renderer, four, Exact())
+    assert summarise(targets, BARE, screen, "x", 1.0, 1.0).answer_only_rate == 0.0  # no bare answers to compare with
+    screen.bare = BARE
+    assert summarise(targets, BARE, screen, "x", 1.0, 1.0).answer_only_rate == 1.0
 
 
-BASE = ProbeRow("bare", 1.0, 32, 0.2, 0.1, 0.3, 0.2, {}, 0.0, 1.0, 20.0, 1.0, 0.1)
+def test_bare_answers_of_a_task_without_a_check_are_never_right(renderer, four):
+    screen, targets = judged(renderer, four, FreeForm())
+    found = bare_answers(targets, screen.task, screen.decode)
+    assert (found.num, found.num_right, found.surprise) == (4, 0, pytest.approx(0.3))
+    screen, targets = judged(renderer, four, Exact())
+    assert bare_answers(targets, screen.task, screen.decode).num_right == sum(bool(t.correct) for t in targets)
 
 
-def shown(template: str, temperature: float, score: float, keep_rate: float, verbatim_rate: float) -> ProbeRow:
-    return dataclasses.replace(
-        BASE, template=template, temperature=temperature, score=score, keep_rate=keep_rate, verbatim_rate=verbatim_rate
-    )
+def test_bounds_that_are_not_given_come_from_bare_answers_and_rewrites(renderer, four):
+    _, targets = judged(renderer, four, Exact())
+    found = find_limits(BARE, targets, Limits())
+    assert 2 * BARE.surprise_high <= found.max_surprise < 1.0
+    assert 0.1 < found.max_leak < 0.9
+    assert found.min_support is None
+    assert find_limits(BARE, targets, Limits(0.1, 0.2, 0.3)) == Limits(0.1, 0.2, 0.3)
+    measures = Measures(0.1, 0.1, support=1.0, support_spread=0.3)
+    free = [dataclasses.replace(target, measures=measures) for target in targets]
+    assert find_limits(BARE, free, Limits()).min_support == pytest.approx(0.3)
+
+
+BASE = ProbeRow(
+    template="bare", temperature=1.0, n=32, score=0.2, low=0.1, high=0.3, keep_rate=0.2, reasons={}, refused_right={},
+    verbatim_rate=0.0, answer_only_rate=0.0, surprise=0.2, leak=0.0, entropy=1.0, mean_length=20.0, length_ratio=1.0,
+    bare_ratio=1.0, seconds_per_rollout=0.1,
+)  # fmt: skip
+
+
+def shown(template: str, temperature: float = 1.0, **values: float) -> ProbeRow:
+    return dataclasses.replace(BASE, template=template, temperature=temperature, **values)
 
 
 def test_the_setting_with_most_answers_in_its_own_words_is_recommended():
-    copies, own = shown("prior_turn", 0.6, 0.95, 0.95, 0.8), shown("reference", 1.0, 0.7, 0.6, 0.1)
+    copies = shown("prior_turn", 0.6, score=0.95, keep_rate=0.95, verbatim_rate=0.8)
+    own = shown("reference", 1.0, score=0.7, keep_rate=0.6, verbatim_rate=0.1, surprise=0.4)
     said = recommend([BASE], [copies, own])
     assert said.startswith("Take context.template=reference, rollout.temperature=1: 50% of the rollouts")
+    assert "0.40 nats a token under the bare prompt (bare answers: 0.20)" in said
     assert "0.70 with the demonstration, 0.20 without" in said
 
 
+def test_of_settings_as_good_the_one_that_surprises_least_is_recommended():
+    loud = shown("reference", score=0.7, keep_rate=0.65, surprise=1.5)
+    calm = shown("work", score=0.7, keep_rate=0.6, surprise=0.4)
+    assert recommend([BASE], [loud, calm]).startswith("Take context.template=work")
+
+
 def test_no_setting_is_recommended_when_nearly_everything_is_copied_or_refused():
-    said = recommend([BASE], [shown("prior_turn", 1.0, 0.9, 0.9, 0.85), shown("example", 1.0, 0.0, 0.0, 0.0)])
+    copies = shown("prior_turn", score=0.9, keep_rate=0.9, verbatim_rate=0.85)
+    said = recommend([BASE], [copies, shown("example", score=0.0, keep_rate=0.0)])
     assert said.startswith("No setting is a good teacher: at best (context.template=prior_turn")
 
 
 def test_a_teacher_no_better_than_the_bare_model_is_said_to_be_so():
-    said = recommend([dataclasses.replace(BASE, score=0.8)], [shown("reference", 1.0, 0.75, 0.7, 0.1)])
+    said = recommend([dataclasses.replace(BASE, score=0.8)], [shown("reference", score=0.75, keep_rate=0.7)])
     assert "not better with the demonstration (0.75) than without (0.80)" in said
+
+
+def test_settings_that_would_teach_shortcuts_are_named():
+    config = ProbeConfig()
+    few = dataclasses.replace(BARE, num_right=0)
+    fine = shown("work", keep_rate=0.8, surprise=0.4)
+    assert teaches_shortcuts(fine, BARE, config) == ""
+    answers = shown("reference", keep_rate=0.8, answer_only_rate=0.4, surprise=0.9)
+    assert "40% of the rollouts under context.template=reference state the answer" in teaches_shortcuts(
+        answers, few, config
+    )
+    assert "own right answers (median 192)" in teaches_shortcuts(answers, BARE, config)
+    one = dataclasses.replace(answers, n=3, answer_only_rate=1 / 3)
+    assert "state the answer" not in teaches_shortcuts(one, BARE, config)
+    strange = dataclasses.replace(fine, surprise=1.6)
+    assert "1.60 nats a token" in teaches_shortcuts(strange, BARE, config)
+    assert teaches_shortcuts(strange, few, config) == ""  # new knowledge is surprising

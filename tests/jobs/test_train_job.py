@@ -312,7 +312,9 @@ def test_an_export_never_replaces_what_is_not_an_export(files):
 
 
 def test_an_exception_in_the_middle_of_a_run_loses_no_whole_step(files, monkeypatch):
-    config = load_config(files["config"], **{"eval.before_and_after": False, "train.checkpoint_steps": 100})
+    config = load_config(
+        files["config"], **{"eval.before_and_after": False, "train.checkpoint_steps": 100, "probe.num_examples": 0}
+    )
     calls = []
 
     def explode(self, views, rollout, text):

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from onpolicy_sdft.config.schema import ScreeningConfig
+from onpolicy_sdft.screening.bare import BareAnswers
 from onpolicy_sdft.screening.reasons import REASONS
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks.free_form import FreeForm
@@ -17,6 +18,8 @@ RESPONSE = "the expert's own answer"
 
 class SaysYes(FreeForm):
     """Right when the answer holds a yes; counts how often it is asked."""
+
+    has_check = True
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -46,8 +49,18 @@ def rollout(text: str, *, truncated: bool = False, attempt: int = 0) -> Rollout:
     return Rollout(NoiseKey(0, 0, "id-0", 0, attempt), (1, 3, 2), ids, numbers, numbers, numbers, reason)
 
 
+#: Right answers of the policy's own that are much longer than anything here.
+BARE = BareAnswers(num=8, num_right=5, length=60.0, num_steps=9.0, surprise=0.2, surprise_high=0.3)
+
+
 def screen(**options: Any) -> Screen:
     return Screen(ScreeningConfig(**options), SaysYes(), decode)
+
+
+def comparing(**options: Any) -> Screen:
+    made = screen(**options)
+    made.bare = BARE
+    return made
 
 
 def never(views: Sequence[Views], attempt: int) -> Sequence[Rollout]:
@@ -60,6 +73,7 @@ REFUSED = {
     "looping": rollout("yes, well, " * 5),
     "banned": rollout("yes, as my own response"),
     "length": rollout("yes" + "".join(map(str, range(200)))),
+    "answer_only": rollout("yes: 1234567"),
     "check": rollout("no, not so at all"),
 }
 
@@ -80,7 +94,7 @@ def test_every_reason_has_an_example_here():
 @pytest.mark.parametrize("reason", REASONS)
 def test_by_default_every_reason_falls_back_to_the_demonstration(reason):
     shown = views()
-    (target,) = screen()([shown], [REFUSED[reason]], never)
+    (target,) = comparing()([shown], [REFUSED[reason]], never)
     assert (target.verdict, target.reason) == ("fallback", reason)
     assert target.token_ids == shown.response_ids
     assert target.text == RESPONSE
@@ -89,7 +103,7 @@ def test_by_default_every_reason_falls_back_to_the_demonstration(reason):
 
 @pytest.mark.parametrize("reason", REASONS)
 def test_a_dropped_rollout_has_no_tokens_to_learn(reason):
-    (target,) = screen(**{reason: "drop"})([views()], [REFUSED[reason]], never)
+    (target,) = comparing(**{reason: "drop"})([views()], [REFUSED[reason]], never)
     assert (target.verdict, target.reason, target.token_ids) == ("drop", reason, ())
     assert target.rollout is REFUSED[reason]
 
@@ -97,7 +111,7 @@ def test_a_dropped_rollout_has_no_tokens_to_learn(reason):
 @pytest.mark.parametrize("reason", REASONS)
 def test_a_reason_that_is_kept_is_none(reason):
     others = dict.fromkeys(REASONS, "keep")
-    (target,) = screen(**others)([views()], [REFUSED[reason]], never)
+    (target,) = comparing(**others)([views()], [REFUSED[reason]], never)
     assert (target.verdict, target.reason) == ("keep", "")
     assert target.token_ids == REFUSED[reason].token_ids
 

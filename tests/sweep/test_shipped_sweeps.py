@@ -26,7 +26,10 @@ NAMES = [path.stem for path in SWEEPS]
 
 #: Sweep -> the points that are run: what is least alike in it.
 RUN: dict[str, list[dict[str, object]]] = {
-    "context": [{"context.template": "prior_turn", "context.num_demonstrations": 2}],
+    "context": [
+        {"context.template": "prior_turn", "shown": "own and 1 other"},
+        {"context.template": "work", "shown": "4 others"},
+    ],
     "learning_rate": [{"method": "sft", "optim.lr": 1e-4}],
     "lora_rank": [{"method": "sdft", "rank": "full"}],
     "objective_view": [

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from onpolicy_sdft.errors import TaskError
-from onpolicy_sdft.tasks import TASKS, load_task
+from onpolicy_sdft.tasks import TASKS, load_task, work_of
+from onpolicy_sdft.tasks.mixed import MixedTask
 from onpolicy_sdft.types import Demonstration, Turn
 
 ROW = Demonstration("row-1", (Turn("user", "q"),), "yes")
@@ -146,3 +148,15 @@ def test_tasks_do_not_import_torch() -> None:
     code = "import sys, onpolicy_sdft.tasks; sys.exit('torch' in sys.modules)"
     root = Path(__file__).resolve().parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_a_task_of_ones_own_need_not_say_what_the_work_is(own: Path) -> None:
+    assert work_of(load_task(f"{own}:Plain", {}))(ROW) == ""
+    assert work_of(load_task(f"{own}:Mine", {}))(ROW) == ""
+
+
+def test_a_mixture_says_of_each_row_what_its_own_task_calls_the_work() -> None:
+    math, code = load_task("math_word_problem", {}), load_task("python_code", {})
+    mixed = MixedTask(math, {"other": code})
+    assert mixed.work(ROW) == math.work_wording
+    assert mixed.work(replace(ROW, example_id="other")) == code.work_wording

@@ -272,3 +272,61 @@ def test_a_question_shows_as_many_tests_as_asked_for(shown: int, present: list[s
 def test_a_bad_number_of_shown_tests_is_named(shown: object) -> None:
     with pytest.raises(TaskError, match="show_tests"):
         load_task("python_code", {"show_tests": shown})
+
+
+@pytest.mark.parametrize(
+    ("completion", "tests", "message"),
+    [
+        ("I cannot.", "assert f(1) == 2", "The answer holds no Python program."),
+        (
+            "```python\ndef f(x) return x\n```",
+            "assert f(1) == 2",
+            "The program is not valid Python: line 1: def f(x) return x (expected ':')",
+        ),
+        ("def f(x):\n    return x", TESTS, "This test fails: assert f(1) == 2\nHere f(1) is 1"),
+        (
+            "def f(x):\n    return x",
+            "a = f(3); assert a == 3; assert f(a) == 4, 'one more'",
+            "This test fails: assert f(a) == 4, 'one more'\nHere f(a) is 3\nIt says: one more",
+        ),
+        (
+            "def f(x):\n    return [x] * 1000",
+            "def check(candidate):\n    assert candidate(1) == [1]\n    assert True\ncheck(f)",
+            f"This test fails: assert candidate(1) == [1]\nHere candidate(1) is [{'1, ' * 20}...]",
+        ),
+        ("def f(x):\n    return x", "assert f(1) == 1\nassert not f(2)", "This test fails: assert not f(2)"),
+        (
+            "def f(x):\n    assert x > 1, 'too small'",
+            "assert f(2) is None\nassert f(1) == 2",
+            "This test fails: assert f(1) == 2\nIt says: too small",
+        ),
+        (
+            "def f():\n    return 2",
+            "assert f(1) == 2",
+            "The program fails with TypeError: f() takes 0 positional arguments but 1 was given\n"
+            "It fails in this test: assert f(1) == 2",
+        ),
+        ("import os\nraise ValueError('x')", TESTS, "The program fails with ValueError: x"),
+        (
+            "class E:\n    def __repr__(self): raise ValueError\ndef f(x): return E()",
+            TESTS,
+            "This test fails: assert f(1) == 2\nHere f(1) is <E instance>",
+        ),
+        ("def f(x):\n    while True: pass", TESTS, "The program did not come to an end within 1 seconds."),
+        ("import os\nos._exit(0)", TESTS, "The program ends its process before the tests are through."),
+    ],
+)
+def test_the_message_says_which_test_fails_and_how(completion: str, tests: object, message: str) -> None:
+    assert TASK.check(completion, demonstration(tests=tests)).message == message
+
+
+def test_a_test_means_the_same_whether_its_values_are_kept_or_not() -> None:
+    tests = [
+        "assert 0 < f(1) < 3",
+        "assert f(1) == 2 and f(2) == 3",
+        "class Held:\n    assert f(0) == 1",
+        "def check(g):\n    for x in range(3):\n        assert g(x) == x + 1, x\ncheck(f)",
+        "assert [y for y in range(2) if (z := f(y))] == [0, 1]",
+        "assert (z := f(1)) == 2 and z == 2",
+    ]
+    assert TASK.check(RESPONSE, demonstration(tests=tests)).correct

@@ -1,0 +1,252 @@
+"""A teacher that sees how the student's own attempt went.
+
+Before a step's rollouts the student tries each prompt as it will be asked: the bare prompt, its own weights, noise of
+its own. The teacher's prompt then goes on with that attempt, what the task's check says of it, and another attempt that
+is right if there is one. What it writes is learned (``rollout.view teacher``), or its law at the attempt itself
+(``rollout.view student``: the attempt is the rollout, and is not drawn twice). A right attempt needs no teacher.
+
+Source: SDPO (arXiv:2601.20802) learns the law of such a teacher at the attempt.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from onpolicy_sdft.data.teacher_prompts import Fitted
+from onpolicy_sdft.rollout.backend import NO_RECORD, OnProgress, RolloutBackend, ignore_progress
+from onpolicy_sdft.rollout.drafts import DraftStore
+from onpolicy_sdft.train.source import PolicySource, Sampling, Watching
+from onpolicy_sdft.types import (
+    CheckResult,
+    Demonstration,
+    Feedback,
+    NoiseKey,
+    Rollout,
+    RolloutRequest,
+    Target,
+    Views,
+)
+
+#: ``NoiseKey.attempt`` of what is written before the first draw.
+_BEFORE = -1
+SOLVED, NO_ROOM = "solved", "no_room"
+
+
+class Prompting(Protocol):
+    """Makes the teacher's prompt that tells of an attempt."""
+
+    def __call__(self, demonstration: Demonstration, feedback: Feedback) -> Fitted | None:
+        """Return it; None where it cannot be made to fit."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Trying:
+    """How the student's attempts are made and judged."""
+
+    num_samples: int  # rollouts of each demonstration and step
+    num_attempts: int  # attempts at each; as many as samples where the attempts are the rollouts
+    check: Callable[[str, Demonstration], CheckResult]
+    decode: Callable[[Sequence[int]], str]
+    prompt: Prompting
+    writing: Callable[[], AbstractContextManager[None]]  # puts the student's weights in place
+    solved: Literal["drop", "learn"] = "drop"  # what becomes of an attempt that is right
+    reveal: bool = False  # tell what is right as well
+    num_workers: int = 0  # checks run at once; 0: in the thread that writes
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One attempt and its verdict."""
+
+    rollout: Rollout
+    text: str
+    result: CheckResult
+
+    @property
+    def is_right(self) -> bool:
+        """Whether it is a whole answer that passes the check."""
+        return self.result.correct and self.rollout.finish_reason == "stop"
+
+
+class FeedbackSource(PolicySource):
+    """Rollouts of a teacher that is told of the student's attempt.
+
+    Args:
+        backend: Writes the completions.
+        sampling: How it is asked; the student is asked under the same law.
+        on_progress: Told how far the rollouts have come.
+        store: Last attempts, to draft from and to guess lengths by.
+        writing: Gives the context in which the weights that write rollouts are in place.
+        trying: How the student tries.
+    """
+
+    def __init__(
+        self,
+        backend: RolloutBackend,
+        sampling: Sampling,
+        on_progress: OnProgress = ignore_progress,
+        store: DraftStore | None = None,
+        writing: Callable[[], AbstractContextManager[None]] = nullcontext,
+        *,
+        trying: Trying,
+    ) -> None:
+        super().__init__(backend, sampling, on_progress, store, writing)
+        self.trying = trying
+        self._figures: dict[str, float] = {}
+
+    def begin(self, views: Sequence[Views], step: int) -> list[Views]:
+        """Let the student try; return the examples with what the teacher is told of it.
+
+        All attempts at an example are made on each rank that has one of its samples, so that what is told does not
+        depend on how samples are dealt out.
+        """
+        started = time.perf_counter()
+        keys = [self._keys(view, step) for view in views]
+        asked = {key: view for view, its in zip(views, keys, strict=True) for key in its}
+        attempts = self._try(asked, step)
+        told = [
+            self._tell(view, [attempts[key] for key in its], view.sample_index % self.trying.num_samples)
+            for view, its in zip(views, keys, strict=True)
+        ]
+        self._figures = {**_figures(told), "time/attempt_seconds": time.perf_counter() - started}
+        return [view for view, _ in told]
+
+    def rollouts(
+        self, views: Sequence[Views], *, step: int, attempt: int = 0, watch: Watching | None = None
+    ) -> Sequence[Rollout | None]:
+        """Write what no attempt stands for; where one does, return it."""
+        found: list[Rollout | None] = [
+            view.feedback.rollout if attempt == 0 and view.feedback is not None and view.feedback.stands else None
+            for view in views
+        ]
+        places = [place for place, rollout in enumerate(found) if rollout is None]
+        if places:
+            placed = None if watch is None else _Placed(watch, places, len(views))
+            written = super().rollouts([views[p] for p in places], step=step, attempt=attempt, watch=placed)
+            for place, rollout in zip(places, written, strict=True):
+                found[place] = rollout
+        return found
+
+    def remember(self, targets: Sequence[Target]) -> None:
+        """Keep the attempts as drafts of the next ones; a prompt that tells of an attempt does not come again."""
+        for target in targets:
+            if target.views.feedback is not None:
+                tried = target.views.feedback.rollout
+                self.store.put(target.views.demonstration.example_id, tried.prompt_token_ids, tried.token_ids)
+
+    def figures(self) -> Mapping[str, float]:
+        """Return those of the last rollouts, and how the attempts went."""
+        return {**super().figures(), **self._figures}
+
+    def _keys(self, views: Views, step: int) -> list[NoiseKey]:
+        """Return the keys of the attempts at an example; one that comes twice in a step has two sets."""
+        number, seed, name = self.trying.num_attempts, self.sampling.seed, views.demonstration.example_id
+        first = views.sample_index // self.trying.num_samples * number
+        before = 0 if self.sampling.view == "student" else _BEFORE  # the attempts are the rollouts there
+        return [NoiseKey(seed, step, name, first + index, before) for index in range(number)]
+
+    def _try(self, asked: Mapping[NoiseKey, Views], step: int) -> dict[NoiseKey, _Attempt]:
+        trying = self.trying
+        requests = [self._attempt(view, key) for key, view in asked.items()]
+        with trying.writing():
+            rollouts = self.backend.generate(requests, self.sampling.law_at(step), self.on_progress, NO_RECORD)
+        texts = [trying.decode(rollout.token_ids) for rollout in rollouts]
+        demonstrations = [view.demonstration for view in asked.values()]
+        if trying.num_workers:
+            with ThreadPoolExecutor(trying.num_workers, "attempts") as workers:
+                results = list(workers.map(trying.check, texts, demonstrations))
+        else:
+            results = list(map(trying.check, texts, demonstrations))
+        return dict(zip(asked, map(_Attempt, rollouts, texts, results), strict=True))
+
+    def _attempt(self, example: Views, key: NoiseKey) -> RolloutRequest:
+        last = self.store.get(key.example_id, example.student_ids)
+        texts = {"history": last, "demonstration": example.response_ids}
+        return RolloutRequest(
+            prompt_token_ids=example.student_ids,
+            key=key,
+            max_new_tokens=self.sampling.max_new_tokens,
+            draft_token_ids=tuple(texts[name] for name in self.sampling.drafts),
+            expected_new_tokens=len(last or example.response_ids),
+        )
+
+    def _request(self, example: Views, key: NoiseKey) -> RolloutRequest:
+        """Draft from the attempt: there is no earlier rollout under a prompt that tells of it."""
+        request = super()._request(example, key)
+        if example.feedback is None:
+            return request
+        tried = example.feedback.rollout.token_ids
+        drafts = zip(self.sampling.drafts, request.draft_token_ids, strict=True)
+        return replace(
+            request,
+            draft_token_ids=tuple(tried if name == "history" else text for name, text in drafts),
+            expected_new_tokens=len(tried),
+        )
+
+    def _tell(self, view: Views, attempts: Sequence[_Attempt], sample: int) -> tuple[Views, int]:
+        """Return an example as the teacher is told of one of the attempts at it, and how much of that was cut."""
+        own, is_rollout = attempts[sample % len(attempts)], self.sampling.view == "student"
+        if own.is_right:
+            drop = SOLVED if self.trying.solved == "drop" else ""
+            return replace(view, feedback=Feedback(own.rollout, own.text, "", stands=True, drop=drop)), 0
+        sibling = next((attempt.text for attempt in attempts if attempt.is_right), "")
+        feedback = Feedback(own.rollout, own.text, self._message(own), sibling, stands=is_rollout)
+        fitted = self.trying.prompt(view.demonstration, feedback)
+        if fitted is None:
+            return replace(view, feedback=replace(feedback, stands=True, drop=NO_ROOM)), 0
+        told = replace(
+            view,
+            teacher_ids=fitted.token_ids,
+            num_trimmed_tokens=fitted.num_trimmed_tokens,
+            num_dropped_examples=fitted.num_dropped_examples,
+            feedback=feedback,
+        )
+        return told, fitted.num_cut_tokens
+
+    def _message(self, attempt: _Attempt) -> str:
+        result, lines = attempt.result, []
+        if not result.correct:
+            reason = result.reason.replace("_", " ") or "wrong"
+            lines.append(result.message or f"The check says: {reason}.")
+        if attempt.rollout.finish_reason == "length":
+            lines.append(f"It was cut off after {len(attempt.rollout.token_ids)} tokens, before it came to an end.")
+        if self.trying.reveal and result.expected:
+            lines.append(f"What is right: {result.expected}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """Tells a watch of what is written in the places it knows, though some of them are taken already."""
+
+    watch: Watching
+    places: Sequence[int]
+    num_places: int
+
+    def ended(self, draw: int, rollout: Rollout) -> None:
+        """Hear of a rollout."""
+        own = len(self.places)
+        self.watch.ended(self.places[draw] if draw < own else draw - own + self.num_places, rollout)
+
+    def again(self, num_ended: int) -> Sequence[tuple[Views, int]]:
+        """Return what to draw again."""
+        return self.watch.again(num_ended)
+
+
+def _figures(told: Sequence[tuple[Views, int]]) -> dict[str, float]:
+    """Return how the attempts of this rank's samples went, of which each is told with what was cut of it."""
+    feedback = [view.feedback for view, _ in told if view.feedback is not None]
+    counts = {
+        "solved_rate": sum(not each.message for each in feedback),
+        "sibling_rate": sum(bool(each.sibling) for each in feedback),
+        "no_room_rate": sum(each.drop == NO_ROOM for each in feedback),
+        "cut_rate": sum(num_cut > 0 for _, num_cut in told),
+        "attempt_length": sum(len(each.rollout.token_ids) for each in feedback),
+    }
+    return {f"feedback/{name}": count / max(1, len(told)) for name, count in counts.items()}

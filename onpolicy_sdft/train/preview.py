@@ -1,0 +1,86 @@
+"""A look at a few rows outside the steps: the policy's bare answers, and what its teacher would write now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from onpolicy_sdft.train.telemetry import without_records
+from onpolicy_sdft.types import ONE_RANK, NoiseKey, Ranks, Rollout, RolloutRequest, Target, Views
+
+if TYPE_CHECKING:
+    from onpolicy_sdft.screening.review import Review
+    from onpolicy_sdft.screening.screen import Screen
+    from onpolicy_sdft.train.source import PolicySource
+
+#: Attempt of the noise keys of a preview: no draw of a step has it.
+_ATTEMPT = 3_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """Looks at the same rows each time; ranks share them, and all get what was written.
+
+    Args:
+        views: The rows.
+        source: Writes.
+        screen: Judges the texts.
+        reviewer: Measures them.
+        policy: Puts the policy's own weights in place.
+        ranks: The processes that share the rows.
+    """
+
+    views: Sequence[Views]
+    source: PolicySource
+    screen: Screen
+    reviewer: Review
+    policy: Callable[[], AbstractContextManager[None]] = nullcontext
+    ranks: Ranks = ONE_RANK
+
+    def bare(self, step: int) -> list[Target]:
+        """Let the policy answer from the bare prompts; the targets hold them and whether they are right."""
+        sampling = self.source.sampling
+        requests = [
+            RolloutRequest(
+                view.student_ids,
+                NoiseKey(sampling.seed, step, view.demonstration.example_id, 0, _ATTEMPT),
+                sampling.max_new_tokens,
+            )
+            for view in self._share()
+        ]
+        with self.policy():
+            written = self.source.answers(requests, step)
+        pairs = zip(self._share(), written, strict=True)
+        return self._gather([self._checked(view, rollout) for view, rollout in pairs])
+
+    def taught(self, step: int) -> list[Target]:
+        """Let the teacher write, without second attempts; the targets hold measures, no rule was applied to them."""
+        # Where a step asks no teacher, the student being right, the teacher is asked as if the student had not tried.
+        views = [
+            replace(view, feedback=None) if view.feedback is not None and view.feedback.drop else view
+            for view in self.source.begin(self._share(), step)
+        ]
+        with self.source.open():
+            written = self.source.rollouts(views, step=step, attempt=_ATTEMPT)
+        pairs = zip(views, written, strict=True)
+        screened = [self._screened(view, rollout) for view, rollout in pairs if rollout is not None]
+        with self.policy():
+            return self._gather(self.reviewer.measure(screened, step))
+
+    def _checked(self, view: Views, rollout: Rollout) -> Target:
+        """Return a text as it was written, with the check's verdict."""
+        text = self.screen.decode(rollout.token_ids)
+        correct = self.screen.task.check(text, view.demonstration).correct
+        return Target(view, rollout.token_ids, text, "keep", "", rollout, correct=correct)
+
+    def _screened(self, view: Views, rollout: Rollout) -> Target:
+        """Return what the screen makes of a text, checked also where a cheaper reason refuses it."""
+        return replace(self.screen.judge(view, rollout, 0), correct=self._checked(view, rollout).correct)
+
+    def _gather(self, mine: Sequence[Target]) -> list[Target]:
+        return [target for part in self.ranks.gather(without_records(mine)) for target in part]
+
+    def _share(self) -> Sequence[Views]:
+        return self.views[self.ranks.rank :: self.ranks.num_ranks]

@@ -1,0 +1,64 @@
+"""How likely the model finds given tokens behind a prompt: one forward over packed rows, no gradient.
+
+Shape letters: N loss tokens, C tokens of a chunk, V vocabulary, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from onpolicy_sdft.types import Row
+
+if TYPE_CHECKING:
+    from onpolicy_sdft.models.policy import Head
+    from onpolicy_sdft.models.teacher import Teacher
+    from onpolicy_sdft.train.pairing import Pairing
+
+_CHUNK = 256  # tokens whose logits are alive at once
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """Scores tokens under the weights that are shown at the moment.
+
+    Args:
+        teacher: Shows the weights.
+        pairing: Groups rows into forwards.
+        device: Where they run.
+    """
+
+    teacher: Teacher
+    pairing: Pairing
+    device: torch.device | str
+
+    def __call__(self, texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, ...]]:
+        """Return log p of each target token, in nats at temperature 1.
+
+        Args:
+            texts: Prompt and target of each, as token ids.
+        """
+        rows = [Row(prompt, target) for prompt, target in texts]
+        places = {id(row): index for index, row in enumerate(rows)}
+        found: list[tuple[float, ...]] = [()] * len(rows)
+        head = self.teacher.head() if rows else None
+        for group in self.pairing.split([row for row in rows if row.target_ids]):
+            batch = self.pairing.batch(group, self.device)
+            assert head is not None
+            logprobs = _logprobs(self.teacher.score(batch), head, batch.labels).tolist()
+            for row in batch.rows:
+                found[places[id(row)]] = tuple(logprobs[: len(row.target_ids)])
+                del logprobs[: len(row.target_ids)]
+        return found
+
+
+@torch.no_grad()
+def _logprobs(hidden_ND: torch.Tensor, head: Head, labels_N: torch.Tensor) -> torch.Tensor:
+    found = []
+    for hidden_CD, labels_C in zip(hidden_ND.split(_CHUNK), labels_N.split(_CHUNK), strict=True):
+        logits_CV = head.logits(hidden_CD.to(head.weight_VD.dtype))
+        found.append(logits_CV.gather(-1, labels_C[:, None])[:, 0] - logits_CV.logsumexp(-1))
+    return torch.cat(found)
