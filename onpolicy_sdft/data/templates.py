@@ -199,9 +199,7 @@ def feedback_turns(
 
     Source: the prompt of SDPO (arXiv:2601.20802) tells the same: feedback, and an attempt that is right.
     """
-    parts = [
-        f"{'That' if shows_attempt else 'Your first'} answer was checked, and it is not right.\n{feedback.message}"
-    ]
+    parts = [f"{'That' if shows_attempt else 'Your first'} answer was checked:\n{feedback.message}"]
     if feedback.sibling:
         parts.append(f"Another answer of yours is right:\n{feedback.sibling}")
     again = "Answer the question once more, from the start and complete, without a word about an earlier answer."
