@@ -100,6 +100,15 @@ class SamplingLaw:
 
 
 @dataclass(frozen=True, slots=True)
+class Blend:
+    """A second prompt that a completion is written under: tokens follow p(. | prompt)^(1 - b) p(. | bare prompt)^b."""
+
+    prompt_token_ids: tuple[int, ...]  # the bare prompt
+    weight: float  # b, in [0, 1]
+    budget: float | None = None  # nats; b is raised from ``weight`` until KL(blended || bare) of a token is within it
+
+
+@dataclass(frozen=True, slots=True)
 class RolloutRequest:
     """One completion to write."""
 
@@ -109,6 +118,12 @@ class RolloutRequest:
     draft_token_ids: tuple[tuple[int, ...], ...] = ()  # texts worth looking n-grams up in; a hint, never a constraint
     expected_new_tokens: int | None = None  # a guess, for the order of work only
     law: SamplingLaw | None = None  # None: the law of the call
+    blend: Blend | None = None  # None: the prompt alone
+
+    @property
+    def prompts(self) -> tuple[tuple[int, ...], ...]:
+        """The prompts that are read, each in a slot of its own; the completion stands behind all of them."""
+        return (self.prompt_token_ids,) if self.blend is None else (self.prompt_token_ids, self.blend.prompt_token_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +149,12 @@ class Rollout:
     key: NoiseKey
     prompt_token_ids: tuple[int, ...]
     token_ids: tuple[int, ...]  # ends in exactly one terminator iff finish_reason == "stop"
-    logprobs: tuple[float, ...]  # log pi(y_t) at temperature 1, in nats
+    logprobs: tuple[float, ...]  # log pi(y_t | prompt) at temperature 1, in nats; of a blended text too
     sampling_logprobs: tuple[float, ...]  # under the processed law the token was drawn from, in nats
-    entropies: tuple[float, ...]  # entropy of the temperature-1 law at each token, in nats
+    entropies: tuple[float, ...]  # entropy of the temperature-1 law at each token (the blended one), in nats
     finish_reason: FinishReason
+    bare_logprobs: tuple[float, ...] = ()  # of a blended text: log pi(y_t | bare prompt) at temperature 1, in nats
+    blends: tuple[float, ...] = ()  # of a blended text: the b each token was drawn with
     hidden: torch.Tensor | None = field(default=None, compare=False, repr=False)  # [C, D], see Record
     top: TopLogprobs | None = field(default=None, compare=False, repr=False)
 

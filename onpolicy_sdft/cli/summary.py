@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def print_summary(run: RunDirectory, result: FitResult) -> None:
-    """Print scores before and after, speed, and where everything is."""
+    """Print scores before and after, speed, alarms, where everything is, and last how the model compares."""
     summary = read_json(run.eval_summary_path) if run.eval_summary_path.is_file() else {}
     if summary:
         print(before_after_table(summary).to_text())
@@ -31,7 +31,11 @@ def print_summary(run: RunDirectory, result: FitResult) -> None:
         if written:
             speed += f", {sum(written) / len(written):.0f} tokens/s while writing rollouts"
         print(f"{len(metrics)} steps in {seconds:.0f} s ({result.reason}): {speed}")
+    for alarm in read_jsonl(run.alarms_path) if run.alarms_path.is_file() else []:
+        print(f"step {alarm['step']}: {alarm['text']}")
     print(f"run directory  {run.path}")
     print(f"report         {run.report_path}")
     print(f"plots          {run.plots_path}")
     print(f"model          {run.model_path}")
+    if verdict := read_json(run.result_path).get("verdict"):
+        print(f"verdict        {verdict['text']}")

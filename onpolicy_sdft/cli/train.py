@@ -7,10 +7,14 @@ from collections.abc import Sequence
 
 from onpolicy_sdft.cli.cuda import make_repeatable
 from onpolicy_sdft.config.load import make_parser, parse
+from onpolicy_sdft.runs.commands import REFUSED_CODE
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Train as the options say, then write the report."""
+    """Train as the options say, then write the report.
+
+    The code is that of a signal that ended it, or ``REFUSED_CODE`` where the gate found nothing better than the start.
+    """
     parser = make_parser("sdft train", "Train a chat model on demonstrations; every option is a field of the config.")
     config, _ = parse(parser, arguments)
     if config.train.deterministic:
@@ -30,4 +34,5 @@ def run(arguments: Sequence[str]) -> int:
             "Go on with the same command and --train.resume auto.",
             file=sys.stderr,
         )
-    return outcome.result.exit_code
+    refused = outcome.verdict is not None and outcome.verdict.is_start
+    return outcome.result.exit_code or (REFUSED_CODE if refused else 0)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from onpolicy_sdft.config.check_guards import check_guards
 from onpolicy_sdft.config.check_method import check_method
 from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig, SourceConfig
 from onpolicy_sdft.errors import ConfigError
@@ -27,6 +28,7 @@ def check(config: RunConfig) -> None:
     _check_replay(config)
     _check_start(config)
     check_method(config)
+    check_guards(config)
     if config.optim.schedule == "cosine" and config.train.max_loss_tokens is not None:
         raise ConfigError(
             "optim.schedule=cosine needs to know the number of steps, but train.max_loss_tokens ends the run at an "
@@ -127,6 +129,11 @@ def _check_ranges(config: RunConfig) -> None:
     _require(
         config.objective.importance_cap > 0, "objective.importance_cap", config.objective.importance_cap, "above 0"
     )
+    blend, disagreement = config.objective.blend, config.objective.disagreement
+    _require(0 <= blend < 1, "objective.blend", blend, "at least 0 and below 1, where nothing would be left to learn")
+    _require(
+        disagreement is None or disagreement > 0, "objective.disagreement", disagreement, "above 0, or null for none"
+    )
     _require(0 < config.objective.beta < 1, "objective.beta", config.objective.beta, "above 0 and below 1")
     weights = config.objective.position_weights
     usable = all(weight >= 0 for weight in weights) and (not weights or any(weight > 0 for weight in weights))
@@ -164,6 +171,10 @@ def _check_rollout(config: RunConfig) -> None:
     _require(rollout.top_k >= 0, "rollout.top_k", rollout.top_k, "0 (keep all) or more")
     _require(0 < rollout.top_p <= 1, "rollout.top_p", rollout.top_p, "in (0, 1]")
     _require(0 <= rollout.min_p < 1, "rollout.min_p", rollout.min_p, "in [0, 1)")
+    end, budget = rollout.min_p_end, rollout.blend_budget
+    _require(end is None or 0 <= end < 1, "rollout.min_p_end", end, "in [0, 1), or null")
+    _require(0 <= rollout.blend <= 1, "rollout.blend", rollout.blend, "in [0, 1]")
+    _require(budget is None or budget >= 0, "rollout.blend_budget", budget, "0 or more, or null")
     _require(rollout.repetition_penalty > 0, "rollout.repetition_penalty", rollout.repetition_penalty, "above 0")
     _require(0 < rollout.kv_fraction < 1, "rollout.kv_fraction", rollout.kv_fraction, "in (0, 1)")
     _require(rollout.kv_gib is None or rollout.kv_gib > 0, "rollout.kv_gib", rollout.kv_gib, "above 0, or null")
@@ -172,7 +183,7 @@ def _check_rollout(config: RunConfig) -> None:
             "rollout.deterministic=true takes the engine's shapes from the options alone, but rollout.num_slots is "
             "unset. Way out: set it (128 is what a CPU gets by itself)."
         )
-    narrowed = rollout.top_k > 0 or rollout.top_p < 1 or rollout.min_p > 0
+    narrowed = rollout.top_k > 0 or rollout.top_p < 1 or rollout.min_p > 0 or bool(rollout.min_p_end)
     if rollout.temperature == 0 and narrowed:
         raise ConfigError(
             "rollout.temperature=0 is greedy, so top_k, top_p and min_p would do nothing. "

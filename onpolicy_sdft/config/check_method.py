@@ -117,10 +117,13 @@ def _check_review(config: RunConfig) -> None:
 def _check_effect(config: RunConfig) -> None:
     """Refuse options that are set although nothing reads them."""
     objective, teacher = config.objective, config.teacher
+    compares = objective.name in ("forward_kl", "reverse_kl", "jsd")
     readers = {
         "context.neighbours": (config.context.show in ("others", "both"), "--context.show others or both"),
         "objective.beta": (objective.name == "jsd", "--objective.name jsd"),
-        "objective.support": (objective.name in ("forward_kl", "reverse_kl", "jsd"), "an objective that compares laws"),
+        "objective.support": (compares, "an objective that compares laws"),
+        "objective.blend": (compares, "an objective that compares laws"),
+        "objective.disagreement": (compares, "an objective that compares laws"),
         "objective.num_kept": (objective.support != "full", "--objective.support teacher or student"),
         "objective.anchor": (objective.anchor_kl > 0, "--objective.anchor_kl above 0"),
         "objective.importance_cap": (objective.importance == "token", "--objective.importance token"),
@@ -144,7 +147,9 @@ def _check_effect(config: RunConfig) -> None:
 def live_options_set(rollout: RolloutConfig) -> list[str]:
     """Return the options of rollouts that a step learns from which are not at their defaults."""
     default = RolloutConfig()
-    live = ("view", "num_samples", "demonstration_dropout", "temperature_end")
+    live = (
+        "view", "num_samples", "demonstration_dropout", "temperature_end", "min_p_end", "blend", "blend_budget"
+    )  # fmt: skip
     return [name for name in live if getattr(rollout, name) != getattr(default, name)]
 
 
@@ -200,21 +205,52 @@ def _check_sampled(config: RunConfig) -> None:
         )
     if objective.name == "sampled_reverse_kl":
         _check_score_function(config)
-    if rollout.temperature_end is not None:
-        if rollout.temperature <= 0 or rollout.temperature_end <= 0:
-            raise ConfigError(
-                "A temperature schedule needs temperatures above 0: rollout.temperature="
-                f"{rollout.temperature:g}, rollout.temperature_end={rollout.temperature_end:g}."
-            )
-        if config.train.max_loss_tokens is not None:
-            raise ConfigError(
-                "rollout.temperature_end needs to know the number of steps, but train.max_loss_tokens ends the run at "
-                "an unknown one. Way out: drop one of them."
-            )
+    _check_blend(config)
+    _check_schedules(config)
     if rollout.num_samples > 1 and rollout.temperature == 0:
         raise ConfigError(
             f"rollout.num_samples={rollout.num_samples} greedy rollouts would all be the same. "
             "Way out: a temperature above 0, or one sample."
+        )
+
+
+def _check_blend(config: RunConfig) -> None:
+    """The blend of rollouts is one of two prompts, and something of the first must be left."""
+    rollout = config.rollout
+    is_blended = rollout.blend > 0 or rollout.blend_budget is not None
+    if is_blended and rollout.view == "student":
+        option = "blend" if rollout.blend > 0 else "blend_budget"
+        raise ConfigError(
+            f"rollout.{option}={getattr(rollout, option):g} mixes the teacher's prompt with the bare one, but "
+            "rollout.view=student writes under the bare prompt alone. Way out: --rollout.view teacher, or leave it at "
+            f"{getattr(RolloutConfig(), option)!r}."
+        )
+    if is_blended and rollout.num_slots == 1:
+        raise ConfigError(
+            "rollout.num_slots=1, but a blended rollout takes two: one for the teacher's prompt, one for the bare "
+            "prompt. Way out: --rollout.num_slots 2 or more, or leave it unset."
+        )
+    if rollout.blend == 1 and config.objective.name == "nll":
+        raise ConfigError(
+            "rollout.blend=1 with objective.name=nll trains the policy on its own samples from the bare prompt: "
+            "nothing in it knows the demonstration. Way out: a blend below 1, or an objective that compares with the "
+            "teacher (--objective.name forward_kl)."
+        )
+
+
+def _check_schedules(config: RunConfig) -> None:
+    """What moves over the run needs to know how long that is."""
+    rollout = config.rollout
+    if rollout.temperature_end is not None and (rollout.temperature <= 0 or rollout.temperature_end <= 0):
+        raise ConfigError(
+            "A temperature schedule needs temperatures above 0: rollout.temperature="
+            f"{rollout.temperature:g}, rollout.temperature_end={rollout.temperature_end:g}."
+        )
+    moving = [name for name in ("temperature_end", "min_p_end") if getattr(rollout, name) is not None]
+    if moving and config.train.max_loss_tokens is not None:
+        raise ConfigError(
+            f"rollout.{moving[0]} needs to know the number of steps, but train.max_loss_tokens ends the run at "
+            "an unknown one. Way out: drop one of them."
         )
 
 
@@ -238,7 +274,8 @@ def _check_score_function(config: RunConfig) -> None:
         )
     rollout = config.rollout
     tempered = rollout.temperature != 1 or rollout.temperature_end not in (None, 1.0)
-    off_law = tempered or rollout.top_k or rollout.top_p < 1 or rollout.min_p or rollout.repetition_penalty != 1
+    narrowed = rollout.top_k or rollout.top_p < 1 or rollout.min_p or rollout.min_p_end
+    off_law = tempered or narrowed or rollout.repetition_penalty != 1
     if rollout.temperature == 0 or (off_law and config.objective.importance == "none"):
         raise ConfigError(
             "objective.name=sampled_reverse_kl is an expectation over samples of the student's own law, but rollout.* "

@@ -197,12 +197,21 @@ class RolloutConfig:
     """Above 1 lowers the logits of tokens that stand in the prompt or the completion already (arXiv:1909.05858)."""
     temperature_end: float | None = None
     """The temperature moves from ``temperature`` to this over the steps of the run, linearly. Unset: it stays."""
+    min_p_end: float | None = None
+    """The same for ``min_p``: a floor that falls lets later rollouts stray further. Unset: it stays."""
     view: Literal["teacher", "student"] = "teacher"
     """Prompt that rollouts are written under: ``teacher``: with the demonstration; ``student``: the bare one."""
     num_samples: int = 1
     """Rollouts per demonstration and step; their prompt is read once."""
     demonstration_dropout: float = 0.0
     """Share of rollouts that are written under the bare prompt although ``view`` is ``teacher``."""
+    blend: float = 0.0
+    """Sample from the normalised p(. | teacher's prompt)^(1 - blend) p(. | bare prompt)^blend, so that texts stay such
+    as the bare prompt could have produced. Both prompts are decoded side by side, with the weights that write: twice
+    the slots. 0: the teacher's prompt alone; 1: what the bare prompt would have written."""
+    blend_budget: float | None = None
+    """Choose the blend of each token: the smallest, ``blend`` or more, with KL(blended || bare prompt) at most so many
+    nats (arXiv:2609.24646). Unset: ``blend`` for all."""
 
 
 @dataclass
@@ -329,6 +338,12 @@ class ObjectiveConfig:
     """Add KL(student || anchor) on the student's prompt with this weight."""
     anchor: Literal["base", "stage"] = "base"
     """The anchor's weights: ``base``: the seed model's; ``stage``: those at the start of the task."""
+    blend: float = 0.0
+    """Compare with the normalised teacher^(1 - blend) student^blend instead of the teacher, for ``forward_kl``,
+    ``reverse_kl`` and ``jsd``: a target the student can reach. No gradient goes through it."""
+    disagreement: float | None = None
+    """Weigh each token by min(1, |log teacher(token) - log student(token)| / disagreement), in nats: what both agree on
+    teaches nothing, what is this far apart counts whole. For the same objectives. Unset: all weigh 1."""
     importance: Literal["none", "token"] = "none"
     """``token``: weigh each token by p(token) / p(token when it was drawn), for samples of another law than the
     student's (a temperature, top_p, ...). No gradient goes through the weight."""
@@ -426,12 +441,68 @@ class TrainConfig:
     rollout_samples: int = 4
     """Rollouts written to ``rollouts.jsonl`` each step."""
     warn_length_ratio: float = 2.0
-    """Warn when rollouts are on average this many times longer than the demonstrations."""
+    """Alarm when rollouts are on average this many times longer than the demonstrations (see ``alarms``)."""
     warn_truncated_rate: float = 0.3
-    """Warn when this share of the rollouts hits the length limit."""
+    """Alarm when more than this share of the rollouts hits the length limit (see ``alarms``)."""
     deterministic: bool = True
     """Ask torch for deterministic kernels, so that a resumed run repeats the uninterrupted one. On a GPU they need
     ``CUBLAS_WORKSPACE_CONFIG=:4096:8``: ``sdft train`` sets it, a program that calls ``fit`` has to."""
+
+
+@dataclass
+class AlarmConfig:
+    """When training says that something collapsed; each alarm is one line, said once. A limit of null turns it off.
+
+    What falls or rises is compared with the policy's own bare answers where they are known, else with the first steps.
+    """
+
+    patience_steps: int = 3
+    """Steps in a row that must all lie beyond a limit; more where a step has fewer than 8 rollouts."""
+    reference_steps: int = 5
+    """First steps whose median stands for how the run began."""
+    length_fall: float | None = 0.33
+    """Alarm below this fraction of the mean length of rollouts."""
+    loss_tokens_fall: float | None = 0.25
+    """Alarm below this fraction of the loss tokens of a step."""
+    entropy_fall: float | None = 0.25
+    """Alarm below this fraction of the entropy of rollouts."""
+    min_keep_rate: float | None = 0.1
+    """Alarm when a smaller share of the rollouts is kept."""
+    surprise_rise: float | None = 3.0
+    """Alarm above this multiple of the surprise of rollouts under the bare prompt, where it is measured."""
+    max_verbatim_rate: float | None = 0.5
+    """Alarm when a larger share of the rollouts copies its demonstration token by token."""
+    min_tokens: int = 16
+    """Copies are no alarm where rollouts are shorter than this on average: short answers are alike by nature."""
+
+
+@dataclass
+class GateConfig:
+    """Rows that are never trained on, answered from the bare prompt before, during and after training.
+
+    They are some of ``data``, held back, and the first of each set of ``eval.sets`` with ``retention: true``.
+    """
+
+    rows: int = 32
+    """Rows held back, at most a tenth of the data (below 8: none), and rows of each retention set. 0: no gate."""
+    action: Literal["stop", "rollback", "continue"] = "stop"
+    """Where the policy has become worse than at the start. ``stop``: end training with the best state the gate has
+    seen, the start included; ``rollback``: go back to that state with a lower learning rate, and on with the next data;
+    ``continue``: only say so (what the runs of a sequence or comparison do unless told otherwise)."""
+    max_drop: float = 0.1
+    """Largest drop of a set's share of right answers; a larger one counts where it is no accident, too."""
+    max_p_value: float = 0.05
+    """It is none where an exact one-sided sign test over the very same rows gives less than this, divided by the
+    number of sets that are asked."""
+    max_cost: float = 0.1
+    """Tokens of planned checks per token that steps write and learn. It sets how often the gate looks; the start, the
+    end and one check on an alarm come on top. The steps' tokens are estimated from the demonstrations' lengths."""
+    every_steps: int | None = None
+    """Look every so many steps instead."""
+    max_rollbacks: int = 2
+    """Times that ``rollback`` goes back; after that it stops."""
+    rollback_lr_factor: float = 0.5
+    """What ``rollback`` multiplies the learning rate by."""
 
 
 @dataclass
@@ -556,6 +627,10 @@ class RunConfig:
     """The optimizer."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The loop."""
+    alarms: AlarmConfig = field(default_factory=AlarmConfig)
+    """What is noticed during training."""
+    gate: GateConfig = field(default_factory=GateConfig)
+    """What must not get worse."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Scores."""
     distill: DistillConfig = field(default_factory=DistillConfig)

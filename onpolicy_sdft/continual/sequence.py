@@ -35,6 +35,9 @@ Options = dict[str, Any]
 
 SEQUENCE_FILE = "sequence.json"
 JOINT = "joint"
+#: What the runs of a sequence do unless its files say otherwise: all of them train to their end, so that what is
+#: compared is the methods and not where a gate stopped them.
+_DEFAULTS = {"gate": {"action": "continue"}}
 _BUDGETS = ("train.max_steps", "train.max_loss_tokens")
 
 
@@ -72,8 +75,10 @@ def plan_sequence(config: SequenceConfig) -> list[Stage]:
     """
     _check(config)
     with tempfile.TemporaryDirectory() as scratch:
-        shared = Path(scratch) / "run.yaml"
+        defaults, shared = Path(scratch) / "defaults.yaml", Path(scratch) / "run.yaml"
+        defaults.write_text(yaml.safe_dump(_DEFAULTS), encoding="utf-8")
         shared.write_text(yaml.safe_dump(config.run), encoding="utf-8")
+        config = dataclasses.replace(config, base=[str(defaults), *config.base])
         stages: list[Stage] = []
         groups = [config.stages] if config.joint else [[stage] for stage in config.stages]
         for number, group in enumerate(groups, start=1):
@@ -244,6 +249,8 @@ def _run(verb: str, config: RunConfig, place: Path, launch: list[str]) -> None:
     finish = run_logged(sdft_command(verb, "--config", str(options), launch=launch), log, echo=True)
     if finish.returncode in STOPPED_CODES:
         raise Interrupted(finish.returncode)
+    if verb == "train" and _kept_its_start(Path(config.train.output_dir)):
+        return  # its model is what it started from, scored as any other; the code is for people's scripts
     if finish.returncode and NO_UPDATE in finish.reason:
         raise Stopped(f"{finish.reason} (log: {log})")
     if finish.returncode:
@@ -251,6 +258,12 @@ def _run(verb: str, config: RunConfig, place: Path, launch: list[str]) -> None:
             f"sdft {verb} --config {options} ended with code {finish.returncode}: {finish.reason} (log: {log}). "
             "Way out: mend it and start the same command again; what is done is kept."
         )
+
+
+def _kept_its_start(run: Path) -> bool:
+    """Whether the gate stopped a run and found nothing better than its start."""
+    result = RunDirectory(run).result_path
+    return is_done(run) and result.is_file() and bool((read_json(result).get("verdict") or {}).get("is_start"))
 
 
 def _refuse_other(stage: Stage) -> None:

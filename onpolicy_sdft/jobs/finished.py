@@ -214,6 +214,9 @@ def _facts(finished: Finished) -> dict[str, str]:
     manifest = read_json(finished.run.manifest_path) if finished.run.manifest_path.is_file() else {}
     fingerprint = str((manifest.get("data_fingerprint") or {}).get("train", "unknown"))[:16]
     facts = model_facts(config, config.data.path or config.data.name or "", fingerprint)
+    result = read_json(finished.run.result_path) if finished.run.result_path.is_file() else {}
+    if verdict := result.get("verdict"):
+        facts["compared with the start"] = verdict["text"]
     return facts | {"run": finished.run.path.name}
 
 

@@ -47,6 +47,8 @@ def make_objective(config: RunConfig) -> Objective:
         support=objective.support,
         num_kept=objective.num_kept,
         clip=objective.clip,
+        blend=objective.blend,
+        disagreement=objective.disagreement,
         anchor_weight=objective.anchor_kl,
         importance=objective.importance == "token",
         importance_cap=objective.importance_cap,
@@ -167,6 +169,7 @@ def make_review(
     return Review(
         screening, task, renderer.decode, scorer, sample, Prompts(alone, with_text),
         config.rollout.max_new_tokens, config.train.seed,
+        trusts_records=config.rollout.view == "student" or config.teacher.weights == "live",
     )  # fmt: skip
 
 
@@ -180,6 +183,9 @@ def make_sampling(config: RunConfig, num_steps: int) -> Sampling:
         view=rollout.view,
         demonstration_dropout=rollout.demonstration_dropout,
         temperature_end=rollout.temperature_end,
+        min_p_end=rollout.min_p_end,
+        blend=rollout.blend,
+        blend_budget=rollout.blend_budget,
         num_steps=num_steps,
         record=_record(config),
         drafts=tuple(rollout.drafts),
@@ -215,7 +221,8 @@ def make_trying(config: RunConfig, chat: Chat, data: Data, teacher: Teacher, num
 def _record(config: RunConfig) -> Record:
     """What rollouts must keep so that the teacher needs no forward of its own.
 
-    Only rollouts under the teacher's prompt are written by the teacher's weights. A bfloat16 decode copy, and adapters
+    Only rollouts under the teacher's prompt are written by the teacher's weights; what a blended one records is the
+    teacher's own law at its tokens, not the one they were drawn from. A bfloat16 decode copy, and adapters
     merged into a bfloat16 base, write under rounded weights: close enough to sample from, not to learn a law from.
     """
     objective, rollout = config.objective, config.rollout

@@ -16,13 +16,14 @@ import torch
 from accelerate.utils import set_seed
 
 from onpolicy_sdft.config.check import evaluation_sets
-from onpolicy_sdft.config.load import dump_config
 from onpolicy_sdft.data.preflight import refuse_beyond_window
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.retention import general_prompts
 from onpolicy_sdft.eval.runner import EvalSet
 from onpolicy_sdft.jobs.evaluate import evaluate_stage, has_stage, score_sets
 from onpolicy_sdft.jobs.finished import model_facts
+from onpolicy_sdft.jobs.gate import gate_sets, hold_back, make_guards
+from onpolicy_sdft.jobs.identity import claim_run, identity_of
 from onpolicy_sdft.jobs.method import (
     keeps_gathered,
     learns_packed,
@@ -56,6 +57,7 @@ from onpolicy_sdft.jobs.start import (
     take_up_weights,
     trained_to,
 )
+from onpolicy_sdft.jobs.verdict import Verdict, reach_verdict
 from onpolicy_sdft.models.compiled import compile_layers
 from onpolicy_sdft.models.export import export_model
 from onpolicy_sdft.models.lora import prepare_trainable
@@ -66,12 +68,12 @@ from onpolicy_sdft.offline.file import file_digest, find_file, read_rows, take_u
 from onpolicy_sdft.rollout.drafts import DraftStore
 from onpolicy_sdft.rollout.hf import Together
 from onpolicy_sdft.runs.directory import RunDirectory
-from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_atomic
-from onpolicy_sdft.runs.manifest import collect_manifest, git_state
+from onpolicy_sdft.runs.files import write_json_atomic
+from onpolicy_sdft.runs.manifest import git_state
 from onpolicy_sdft.runs.progress import Progress, say_to_stderr
 from onpolicy_sdft.screening.screen import Screen, num_free_cores
 from onpolicy_sdft.train.backend import Backend
-from onpolicy_sdft.train.checkpoint import Checkpointer, refuse_other_run
+from onpolicy_sdft.train.checkpoint import Checkpointer
 from onpolicy_sdft.train.feedback import FeedbackSource, Trying
 from onpolicy_sdft.train.launch import make_backend
 from onpolicy_sdft.train.laws import LawSource
@@ -95,9 +97,6 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
-#: Sections that a resumed run must have as the run it goes on with.
-_FROZEN_SECTIONS = ("lora", "context", "feedback", "screening", "probe", "objective", "teacher", "optim")
-
 
 @dataclass(frozen=True, slots=True)
 class TrainOutcome:
@@ -107,6 +106,7 @@ class TrainOutcome:
     result: FitResult
     summary: Mapping[str, Any]  # eval/summary.json; empty when nothing was scored
     is_first: bool = True  # of several ranks: the one that writes the report
+    verdict: Verdict | None = None  # how the model compares with the start; None where none was left
 
 
 def fit(config: RunConfig, command: Sequence[str] = (), say: Say = say_to_stderr) -> TrainOutcome:
@@ -136,6 +136,7 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     backend.check(config)
     say = say if backend.rank == 0 else say_nothing
     task, rows = load_rows(config)
+    rows, held_back = hold_back(config, task, rows, say)
     sets = load_eval_sets(evaluation_sets(config))
     validation = load_eval_sets(config.eval.validation, "eval.validation")
     general_prompts(config.eval.kl_prompts)  # asking for more than there are is refused here, not after training
@@ -146,7 +147,8 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
         start = backend.on_first(lambda: find_start(config, say))
         chat = load_chat(_with_base(config, start, backend, say), say, backend, device, together)
     data = _take_up_distilled(config, chat, make_views(config, chat, task, rows), say)
-    refuse_unaskable(chat, [*sets, *validation])
+    gated = gate_sets(config, task, held_back, sets)
+    refuse_unaskable(chat, [*sets, *validation, *gated])
     plan = make_plan(config.train, len(data.prepared.views), backend.num_ranks)
     if backend.rank == 0:
         print_preflight(data, config, say)
@@ -158,8 +160,8 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
         facts = {**dataclasses.asdict(config), "data fingerprint": data.loaded.fingerprint}
         facts["model"] = {**facts["model"], "cache_dir": None}
         backend.refuse_disagreement({**facts, "code": git_state(Path(__file__).parents[2])})
-    identity = _identity(config, data, start)
-    run = backend.on_first(partial(_claim_run, config, data, identity, command, backend, held, say))
+    identity = identity_of(config, data, start)
+    run = backend.on_first(partial(claim_run, config, data, identity, command, backend, held, say))
 
     progress = Progress("train", plan.num_steps, "steps", enabled=backend.rank == 0)
     trainer = make_trainer(config, chat, data, model, backend, plan, progress)
@@ -174,12 +176,10 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     ):
         with teacher.weights("live"):
             evaluate_stage(config, chat, model, sets, run, "before", backend, weights=origin)
-    checkpointer = Checkpointer(
-        run, backend, trainer.schedule, trainer.source, teacher, identity, config.train.keep_checkpoints, say,
-    )  # fmt: skip
+    guards = make_guards(config, chat, data, gated, trainer, run, identity, progress, say)
     set_seed(config.train.seed + backend.rank)  # of dropout; rollouts and the order have keys of their own
     preview = preview_of(config, trainer, data.prepared.views)
-    if _resume(config, run, checkpointer, trainer, progress, say):
+    if _resume(config, run, guards.checkpointer, trainer, progress, say):
         restore_look(trainer)
     elif preview is not None:
         look(config, preview, progress.note)
@@ -187,34 +187,38 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     is_first = backend.rank == 0
     trackers = open_trackers(config.train.trackers, run.path, dataclasses.asdict(config), is_main_process=is_first)
 
-    def export(path: Path, summary: Mapping[str, Any]) -> None:
+    def export(path: Path, summary: Mapping[str, Any], verdict: Verdict | None = None) -> None:
         weights = backend.weights() if chat.together is not None else None  # nothing whole is there to be read
         with teacher.weights("live"):
-            backend.on_first(partial(_export, config, chat, model, data, run, path, summary, weights))
+            backend.on_first(partial(_export, config, chat, model, data, run, path, summary, weights, verdict))
 
     loop = Loop(
-        trainer, data.prepared.views, plan, config, run, checkpointer, trackers, progress,
+        trainer, data.prepared.views, plan, config, run, guards.checkpointer, trackers, progress,
         hooks=Hooks(
             validate=partial(_validate, config, chat, teacher, validation, backend) if validation else None,
             save_best=lambda: export(run.best_path, {}),
             refresh=partial(refresh_run, trainer, preview) if preview is not None else None,
         ),
+        guards=guards,
     )  # fmt: skip
     try:
         result = loop.fit()
     finally:
         for tracker in trackers:
             tracker.finish()
+    record = {"reason": result.reason, "best_score": trainer.state.best_score}
+    backend.on_first(lambda: write_json_atomic(run.result_path, record))
+    if result.exit_code:
+        return TrainOutcome(run, result, {}, is_first)
     summary: dict[str, Any] = {}
-    best = trainer.state.best_score
-    backend.on_first(lambda: write_json_atomic(run.result_path, {"reason": result.reason, "best_score": best}))
-    if result.exit_code == 0:
-        if scored:
-            with teacher.weights("live"):
-                taught = trained_to(trainer.state.step, trainer.state.total_loss_tokens)
-                summary = {"after": evaluate_stage(config, chat, model, sets, run, "after", backend, weights=taught)}
-        export(run.model_path, summary)
-    return TrainOutcome(run, result, summary, is_first)
+    if scored:
+        with teacher.weights("live"):
+            taught = trained_to(trainer.state.step, trainer.state.total_loss_tokens)
+            summary = {"after": evaluate_stage(config, chat, model, sets, run, "after", backend, weights=taught)}
+    verdict = backend.on_first(lambda: reach_verdict(run, guards.gate, config.gate.max_p_value, summary))
+    export(run.model_path, summary, verdict)
+    backend.on_first(lambda: write_json_atomic(run.result_path, {**record, "verdict": dataclasses.asdict(verdict)}))
+    return TrainOutcome(run, result, summary, is_first, verdict)
 
 
 def _with_base(config: RunConfig, start: Start | None, backend: Backend, say: Say) -> RunConfig:
@@ -223,23 +227,6 @@ def _with_base(config: RunConfig, start: Start | None, backend: Backend, say: Sa
         return config
     backend.on_first(lambda: make_base(config, start, say))
     return dataclasses.replace(config, model=base_of(RunDirectory(Path(config.train.output_dir)), config))
-
-
-def _claim_run(
-    config: RunConfig,
-    data: Data,
-    identity: Mapping[str, Any],
-    command: Sequence[str],
-    backend: Backend,
-    held: ExitStack,
-    say: Say,
-) -> RunDirectory:
-    """Make the run directory ours, on the first rank: refuse another run's, write what this run is."""
-    run = RunDirectory.create(config.train.output_dir, resume=config.train.resume == "auto")
-    held.enter_context(run.claimed())
-    refuse_other_run(run, identity, say)
-    _write_identity(config, data, run, command, backend)
-    return run
 
 
 def _compile(model: PreTrainedModel | PeftModel, backend: str) -> int:
@@ -371,9 +358,12 @@ def _export(
     directory: Path,
     summary: Mapping[str, Any],
     weights: Mapping[str, torch.Tensor] | None,
+    verdict: Verdict | None,
 ) -> None:
     facts = model_facts(config, data.loaded.where, data.loaded.fingerprint)
     facts["rows"] = str(len(data.prepared.views))
+    if verdict is not None:
+        facts["compared with the start"] = verdict.text
     base = base_of(run, config).name
     export_model(model, chat.loaded.tokenizer, directory, base, facts, summary, weights)
 
@@ -383,52 +373,6 @@ def _disable_base_dropout(model: torch.nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Dropout) and "lora_" not in name:
             module.p = 0.0
-
-
-def _identity(config: RunConfig, data: Data, start: Start | None) -> dict[str, Any]:
-    """What must not change between a checkpoint and the run that goes on from it."""
-    frozen = dataclasses.asdict(config)
-    same = ("targets", "seed", "batch_size", "precision", "micro_batch_tokens", "layout")
-    train = {key: frozen["train"][key] for key in same}
-    if config.train.max_steps is None:
-        train["num_epochs"] = config.train.num_epochs
-    if config.optim.schedule == "cosine" or config.rollout.temperature_end is not None:
-        train["max_steps"] = config.train.max_steps
-    return {
-        "data": data.loaded.fingerprint,
-        "task": frozen["task"],
-        "model": {**frozen["model"], "cache_dir": None},
-        **{section: frozen[section] for section in _FROZEN_SECTIONS},
-        "rollout": {**frozen["rollout"], "weights": None},  # where they are read from changes nothing
-        "replay": [source["task"] for source in frozen["replay"]["sources"]],  # the rest is in the data's fingerprint
-        "start": None if start is None else [start.digest, config.train.carry, config.train.keep_optimizer],
-        "train": train,
-    }
-
-
-def _write_identity(config: RunConfig, data: Data, run: RunDirectory, command: Sequence[str], backend: Backend) -> None:
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    manifest = collect_manifest(
-        command=list(command),
-        seeds={"train.seed": config.train.seed, "eval.seed": config.eval.seed, "data.seed": config.data.seed},
-        data_fingerprint={"train": data.loaded.fingerprint},
-        gpu_names=gpus,
-        extra={
-            "num_ranks": backend.num_ranks,
-            "num_demonstrations": len(data.prepared.views),
-            "skipped_rows": len(data.loaded.skipped),
-            "dropped_ids": list(data.prepared.dropped_ids),
-            "trimmed_ids": list(data.prepared.trimmed_ids),
-        },
-    )
-    if run.manifest_path.is_file():  # a resumed run keeps the record of its start
-        manifest = {**read_json(run.manifest_path), "resumed": [*_resumptions(run), manifest]}
-    write_text_atomic(run.config_path, dump_config(config))
-    write_json_atomic(run.manifest_path, manifest)
-
-
-def _resumptions(run: RunDirectory) -> list[Any]:
-    return list(read_json(run.manifest_path).get("resumed", []))
 
 
 def _resume(

@@ -69,7 +69,8 @@ class Teacher:
         self.autocast = autocast
         self.refresh_steps = refresh_steps
         self.copies: dict[str, _Copy] = {}
-        self._given = {"stage", "base"}  # kinds that are still what this run started from: no checkpoint needs them
+        # Kinds that are still what this run started from: no checkpoint needs them, unless one may be gone back to.
+        self._given = {"stage", "base"} if refresh_steps is None else {"base"}
         for needed in (kind, anchor):
             if needed in ("ema", "stage") or (needed == "base" and not isinstance(model, PeftModel)):
                 self.copies[needed] = self._copy()

@@ -51,6 +51,17 @@ def jsd(teacher_CB: torch.Tensor, student_CB: torch.Tensor, beta: float) -> tupl
 DIVERGENCES: dict[str, Divergence] = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd}
 
 
+def blended(teacher_CB: torch.Tensor, student_CB: torch.Tensor, weight: float) -> torch.Tensor:
+    """Return the log-probabilities of the normalised ``t^(1 - weight) s^weight``, for a weight below 1."""
+    return torch.log_softmax((1 - weight) * teacher_CB + weight * student_CB, -1)
+
+
+def bucket_of(labels_C: torch.Tensor, kept_CK: torch.Tensor) -> torch.Tensor:
+    """Return the bucket each label is in, [C]: its place among the kept tokens, or K, the tail's."""
+    is_label_CK = kept_CK == labels_C[:, None]
+    return torch.where(is_label_CK.any(-1), is_label_CK.to(torch.int64).argmax(-1), kept_CK.shape[-1])
+
+
 def in_buckets(logprobs_CV: torch.Tensor, kept_CK: torch.Tensor) -> torch.Tensor:
     """Return the log-probabilities of kept tokens and, last, of all other tokens together: [C, K + 1]."""
     kept = logprobs_CV.gather(-1, kept_CK)

@@ -15,7 +15,14 @@ from typing import Any, Literal
 
 import torch
 
-from onpolicy_sdft.objectives.divergence import DIVERGENCES, in_buckets, out_of_buckets, with_tail
+from onpolicy_sdft.objectives.divergence import (
+    DIVERGENCES,
+    blended,
+    bucket_of,
+    in_buckets,
+    out_of_buckets,
+    with_tail,
+)
 from onpolicy_sdft.objectives.laws import FullLaw, HeadLike, Signals, TopLaw
 
 Name = Literal["nll", "forward_kl", "reverse_kl", "jsd", "sampled_reverse_kl"]
@@ -46,7 +53,7 @@ class Summed:
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A loss per token, at temperature 1: ``sum_n w_n rho_n min(clip, loss_n) + anchor_weight sum_n w_n anchor_n``.
+    """A loss per token: ``sum_n w_n d_n rho_n min(clip, loss_n) + anchor_weight sum_n w_n anchor_n``, temperature 1.
 
     * ``nll``: ``-log s(y)`` of the label y under the student's law s.
     * ``forward_kl``, ``reverse_kl``, ``jsd``: between the teacher's law t and s (see ``divergence.py``).
@@ -58,12 +65,22 @@ class Objective:
     s(y) / b(y))`` with b the law y was drawn from, no gradient through it; 1 where ``importance`` is off.
     ``anchor_n`` is ``KL(s || anchor)``.
 
+    With ``blend`` b the divergences compare s with the normalised ``t^(1 - b) s^b`` instead of t, no gradient through
+    it (over the buckets, where ``support`` makes some). ``d_n = min(1, |log t(y) - log s(y)| / disagreement)``, no
+    gradient through it; 1 where that is unset. It is not normalised: what a token weighs must not depend on which
+    others share its micro-batch.
+
+    Sources: DemoPSD, arXiv:2607.02502 (the product as a target; there its weight is adapted to each token);
+    arXiv:2601.20802 (``log t(y) - log s(y)`` as a token's advantage), of which ``d_n`` is the capped size.
+
     Args:
         name: Which loss.
         beta: Of ``jsd``, in (0, 1).
         support: ``full`` vocabulary, or the ``num_kept`` likeliest tokens of teacher or student and one tail bucket.
         num_kept: K.
         clip: Largest loss of a token in nats; None: none.
+        blend: b, at least 0 and below 1.
+        disagreement: Nats from which on a token counts whole; None: all do.
         anchor_weight: Weight of the anchor's divergence.
         importance: Correct for labels that were not drawn from s.
         importance_cap: Largest weight of that correction.
@@ -75,6 +92,8 @@ class Objective:
     support: Support = "full"
     num_kept: int = 0
     clip: float | None = None
+    blend: float = 0.0
+    disagreement: float | None = None
     anchor_weight: float = 0.0
     importance: bool = False
     importance_cap: float = 2.0
@@ -108,30 +127,41 @@ class Objective:
 
     def losses(
         self, logprobs_CV: torch.Tensor, labels_C: torch.Tensor, teacher: FullLaw | TopLaw | None, read: _Reader
-    ) -> _Losses:
-        """Return the own loss of a chunk's tokens and its gradient by logits."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Return the own loss of a chunk's tokens, its gradient by logits and, if asked for, ``d`` of each token."""
         if self.name == "nll" or teacher is None:
-            return nll(logprobs_CV, labels_C)
+            return *nll(logprobs_CV, labels_C), None
+        if self.name == "sampled_reverse_kl" and isinstance(teacher, FullLaw):
+            nll_C, gradient_CV = nll(logprobs_CV, labels_C)
+            value_C = -nll_C - read(teacher).gather(-1, labels_C[:, None])[:, 0]
+            return value_C, gradient_CV.mul_(-value_C[:, None]), None
+        teacher_CB, student_CB, kept_CK = self._in_buckets(logprobs_CV, teacher, read)
+        weights_C = None
+        if self.disagreement is not None:
+            at_C1 = (labels_C if kept_CK is None else bucket_of(labels_C, kept_CK))[:, None]
+            apart_C = (teacher_CB.gather(-1, at_C1) - student_CB.gather(-1, at_C1))[:, 0].abs()
+            weights_C = (apart_C / self.disagreement).clamp_max(1.0)
+        if self.blend:
+            teacher_CB = blended(teacher_CB, student_CB, self.blend)
+        value_C, gradient_CB = DIVERGENCES[self.name](teacher_CB, student_CB, self.beta)
+        if kept_CK is None:
+            return value_C, gradient_CB, weights_C
+        return value_C, out_of_buckets(gradient_CB, student_CB[:, -1:], logprobs_CV, kept_CK), weights_C
+
+    def _in_buckets(
+        self, logprobs_CV: torch.Tensor, teacher: FullLaw | TopLaw, read: _Reader
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Return teacher's and student's law over the buckets, and the kept tokens; None: all, each its own bucket."""
         if isinstance(teacher, TopLaw):
             kept_CK, recorded_CK = teacher.token_ids_MK, teacher.logprobs_MK.to(logprobs_CV)
             if kept_CK.shape[-1] < logprobs_CV.shape[-1]:
-                return self._in_buckets(with_tail(recorded_CK), logprobs_CV, kept_CK)
-            teacher_CV = torch.empty_like(logprobs_CV).scatter_(-1, kept_CK, recorded_CK)  # no tail is left
-            return DIVERGENCES[self.name](teacher_CV, logprobs_CV, self.beta)
+                return with_tail(recorded_CK), in_buckets(logprobs_CV, kept_CK), kept_CK
+            return torch.empty_like(logprobs_CV).scatter_(-1, kept_CK, recorded_CK), logprobs_CV, None  # no tail left
         teacher_CV = read(teacher)
-        if self.name == "sampled_reverse_kl":
-            nll_C, gradient_CV = nll(logprobs_CV, labels_C)
-            value_C = -nll_C - teacher_CV.gather(-1, labels_C[:, None])[:, 0]
-            return value_C, gradient_CV.mul_(-value_C[:, None])
         if self.support == "full" or self.num_kept >= logprobs_CV.shape[-1]:
-            return DIVERGENCES[self.name](teacher_CV, logprobs_CV, self.beta)
+            return teacher_CV, logprobs_CV, None
         kept_CK = (teacher_CV if self.support == "teacher" else logprobs_CV).topk(self.num_kept, -1).indices
-        return self._in_buckets(in_buckets(teacher_CV, kept_CK), logprobs_CV, kept_CK)
-
-    def _in_buckets(self, teacher_CB: torch.Tensor, logprobs_CV: torch.Tensor, kept_CK: torch.Tensor) -> _Losses:
-        student_CB = in_buckets(logprobs_CV, kept_CK)
-        value_C, gradient_CB = DIVERGENCES[self.name](teacher_CB, student_CB, self.beta)
-        return value_C, out_of_buckets(gradient_CB, student_CB[:, -1:], logprobs_CV, kept_CK)
+        return in_buckets(teacher_CV, kept_CK), in_buckets(logprobs_CV, kept_CK), kept_CK
 
 
 def chunk_size(vocab_size: int, device_type: str) -> int:
@@ -252,7 +282,9 @@ class _Work:
         if is_plain:
             loss_C, gradient_CV = nll(logprobs_CV, labels_C)
         else:
-            loss_C, gradient_CV = objective.losses(logprobs_CV, labels_C, _part(signals.teacher, own), read)
+            given = _part(signals.teacher, own)
+            loss_C, gradient_CV, apart_C = objective.losses(logprobs_CV, labels_C, given, read)
+            weights_C = weights_C if apart_C is None else weights_C * apart_C
         scale_C = weights_C
         if signals.clips_N is not None:
             loss_C, scale_C = torch.minimum(loss_C, clips_C), scale_C * ~too_surprising_C

@@ -22,6 +22,9 @@ class RunRecords:
     rollouts: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
+    alarms: list[dict[str, Any]] = field(default_factory=list)
+    gate: list[dict[str, Any]] = field(default_factory=list)
+    result: dict[str, Any] = field(default_factory=dict)
     config: str = ""
     missing: list[str] = field(default_factory=list)
 
@@ -107,6 +110,12 @@ def read_records(run: RunDirectory) -> RunRecords:
     records.metrics = read(run.metrics_path, _read_steps, [], "figures of the optimizer steps")
     records.rollouts = read(run.rollouts_path, read_jsonl, [], "sampled rollouts")
     records.summary = read(run.eval_summary_path, read_mapping, {}, "scores before and after")
+    if run.alarms_path.exists():  # a run without alarms, or without a gate, lacks nothing
+        records.alarms = read(run.alarms_path, _read_steps, [], "what was noticed")
+    if run.gate_path.exists():
+        records.gate = read(run.gate_path, _read_steps, [], "the gate's checks")
+    if run.result_path.exists():
+        records.result = read(run.result_path, read_mapping, {}, "how the run ended")
     if records.summary and not records.summary.get("eval"):
         for stage in ("before", "after"):
             if not records.summary.get(stage):

@@ -23,6 +23,7 @@ from onpolicy_sdft.report.document import (
     used,
 )
 from onpolicy_sdft.report.drawing import png_bytes
+from onpolicy_sdft.report.guards import guard_blocks
 from onpolicy_sdft.report.origins import origin_blocks, origins_of, start_of
 from onpolicy_sdft.report.overlays import MAX_TRACKS, Track, chain, overlay_pictures, scores_picture
 from onpolicy_sdft.report.reading import Member, Reader, RunRecords
@@ -51,6 +52,7 @@ def one_run(member: Member, reader: Reader) -> Part:
     part = Part(member.name, "run", start_of(records.manifest), missing=list(records.missing))
     metrics_name = reader.name(member.path / "metrics.jsonl")
     part.add("Summary", part.attempt(metrics_name, "the summary", lambda: [tiles(member, reader)]))
+    add_guards(part, [member], reader)
     add_origins(part, [member], reader)
     summary_name = reader.name(member.path / "eval/summary.json")
     part.add("Scores", part.attempt(summary_name, "the scores", lambda: _scores_of_one(member, summary_name)))
@@ -72,12 +74,19 @@ def several_runs(members: Sequence[Member], reader: Reader) -> Part:
     part = Part(f"{len(members)} runs", "runs", ", ".join(member.name for member in members))
     for member in members:
         part.missing += [f"{member.name}/{line}" for line in member.records.missing]
+    add_guards(part, members, reader)
     add_origins(part, members, reader)
     part.add("Scores", part.attempt("eval/summary.json", "the scores", lambda: _scores_of_several(members, reader)))
     tracks = [Track(m.name, m.records.metrics, reader.sources([m], "metrics.jsonl")) for m in members]
     add_overlays(part, tracks)
     add_training(part, members, reader)
     return part
+
+
+def add_guards(part: Part, members: Sequence[Member], reader: Reader) -> None:
+    """Add how the models that were left compare with the start, and what was noticed on the way."""
+    made = part.attempt("alarms.jsonl, gate.jsonl", "alarms and gate", partial(guard_blocks, members, reader))
+    part.add("Alarms and gate", made)
 
 
 def add_origins(part: Part, members: Sequence[Member], reader: Reader) -> None:

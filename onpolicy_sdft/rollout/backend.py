@@ -68,6 +68,8 @@ class RolloutStats:
     num_prefill_forwards: int = 0
     num_decode_forwards: int = 0
     num_decode_rows: int = 0  # completions advanced, summed over decode forwards
+    num_blended_tokens: int = 0  # of blended texts
+    blend_sum: float = 0.0  # of the b that they were drawn with
     num_drafted_tokens: int = 0
     num_accepted_tokens: int = 0
     num_slots: int = 0
@@ -85,12 +87,18 @@ class RolloutStats:
         """Share of drafted tokens that were kept; None when none was drafted."""
         return self.num_accepted_tokens / self.num_drafted_tokens if self.num_drafted_tokens else None
 
+    @property
+    def mean_blend(self) -> float | None:
+        """Mean b that tokens of blended texts were drawn with; None when none was."""
+        return self.blend_sum / self.num_blended_tokens if self.num_blended_tokens else None
+
     def figures(self) -> dict[str, float]:
         """Return the figures of a training step's log."""
+        blend = {} if self.mean_blend is None else {"rollout/blend": self.mean_blend}
         if not self.num_slots:
-            return {}
+            return blend
         forwards = max(1, self.num_decode_forwards)
-        return {
+        return blend | {
             "rollout/num_slots": self.num_slots,
             "rollout/slot_occupancy": self.num_decode_rows / forwards / self.num_slots,
             "rollout/tokens_per_forward": self.num_tokens / forwards,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -52,14 +53,16 @@ class Call:
         self.texts, self.attention = pool.texts, pool.attention
         self.device = pool.texts.tokens.device
         self.terminators_T = engine.terminators_T
+        self.texts.pairs = None
         self._lay_out_requests()
         prefill_tokens = engine.options.prefill_tokens or _PREFILL_TOKENS.get(self.device.type, 1024)
         self.scheduler = Scheduler(self.requests, pool.num_slots, prefill_tokens)
         self.stats = engine.stats
-        self.stats.num_prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
+        self.stats.num_prompt_tokens = sum(len(prompt) for request in requests for prompt in request.prompts)
         self.draft_ends: dict[int, list[int]] = {}  # slot -> where each text of its draft source ends
         self.drafted: dict[int, list[int]] = {}  # slot -> draft tokens kept and looked at so far
         self.written: dict[int, int] = {}  # slot -> tokens of its completion so far
+        self.prompt_ends: dict[int, torch.Tensor] = {}  # slot -> hidden state at its prompt's end, not drawn from yet
         pool.cache.kernels.seconds = 0.0
         self.texts.lengths.zero_()
         self.texts.draft_lengths.zero_()
@@ -85,11 +88,11 @@ class Call:
         for index, (request, does_fit) in enumerate(zip(more, fits, strict=True), first):
             if does_fit:  # the engine writes the others in a call of their own
                 self.scheduler.add(index)
-                self.stats.num_prompt_tokens += len(request.prompt_token_ids)
+                self.stats.num_prompt_tokens += sum(map(len, request.prompts))
         return any(fits)
 
     def _lay_out_requests(self) -> None:
-        """Put the laws and keys of all requests into tensors, a row each."""
+        """Put the laws and keys of all requests into tensors, a row each; make room for partners if any has one."""
         vocab_size = head_of(self.model).weight_VD.shape[0]
         laws = [request.law or self.law for request in self.requests] or [self.law]
         self.laws = RowLaws.of(laws, vocab_size, self.device)
@@ -98,6 +101,9 @@ class Call:
             is_raw=self.laws.is_raw, is_filtered=self.laws.is_filtered, is_penalised=self.laws.is_penalised,
         )  # fmt: skip
         self.words_R2 = key_words([request.key for request in self.requests]).to(self.device)
+        blends = [request.blend for request in self.requests if request.blend is not None]
+        if blends:
+            self.pool.pair_up(is_budgeted=any(blend.budget is not None for blend in blends))
 
     def _admit(self) -> None:
         """Fill free slots and run their prompts; texts that end with their first token free them again."""
@@ -119,10 +125,8 @@ class Call:
         texts, indices = self.texts, [self._request_in(slot) for slot in slots]
         requests = [self.requests[index] for index in indices]
         where = torch.tensor(slots, device=self.device)
-        prompts = [torch.tensor(request.prompt_token_ids) for request in requests]
-        padded = pad_sequence(prompts, batch_first=True).to(self.device)
-        texts.tokens[where, : padded.shape[1]] = padded
-        texts.starts[where] = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        self._seat_prompts(slots, [request.prompt_token_ids for request in requests])
+        self._seat_partners(slots, requests)
         texts.limits[where] = torch.tensor([request.max_new_tokens for request in requests], device=self.device)
         texts.words[where] = self.words_R2[indices]
         self.pool.laws.put(where, self.laws, torch.tensor(indices, device=self.device))
@@ -135,26 +139,44 @@ class Call:
         texts.draft_source[where, : padded.shape[1]] = padded
         texts.draft_lengths[where] = torch.tensor([len(row) for row in rows], device=self.device)
 
+    def _seat_prompts(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
+        padded = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True).to(self.device)
+        self.texts.tokens[slots, : padded.shape[1]] = padded
+        self.texts.starts[slots] = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+
+    def _seat_partners(self, slots: Sequence[int], requests: Sequence[RolloutRequest]) -> None:
+        """Write bare prompts into the partners of slots, and how the pairs are blended."""
+        if self.texts.pairs is None:
+            return
+        self.texts.pairs.seat(slots, self.scheduler.partner_of, [request.blend for request in requests])
+        blends = [request.blend for request in requests if request.blend is not None]
+        if blends:
+            self._seat_prompts(self._partners(slots), [blend.prompt_token_ids for blend in blends])
+
     def _request_in(self, slot: int) -> int:
         index = self.scheduler.request_of[slot]
         assert index is not None
         return index
 
     def _prefill(self, pieces: Sequence[PromptPiece]) -> None:
-        """Run pieces of prompts as one packed forward and draw the first token behind each whole prompt."""
+        """Run pieces of prompts as one packed forward and draw the first token behind each whole prompt, or pair."""
         segments, start = [], 0
         for piece in pieces:
             segments.append(Segment(start, piece.count, piece.slot, piece.first))
             start += piece.count
         hidden_ND = self._forward(segments)
         self.stats.num_prefill_forwards += 1
-        ends = [s.start + s.count - 1 for s, piece in zip(segments, pieces, strict=True) if piece.is_last]
-        slots = [piece.slot for piece in pieces if piece.is_last]
+        for segment, piece in zip(segments, pieces, strict=True):
+            if piece.is_last:
+                self.prompt_ends[piece.slot] = hidden_ND[segment.start + segment.count - 1]
+        there, request_of, partner_of = self.prompt_ends, self.scheduler.request_of, self.scheduler.partner_of
+        slots = [slot for slot in there if request_of[slot] is not None and partner_of.get(slot, slot) in there]
         if not slots:
             return
+        ends = [self.prompt_ends.pop(slot) for slot in (*slots, *self._partners(slots))]
         slots_B = torch.tensor(slots, device=self.device)
         self.texts.lengths[slots_B] = self.texts.starts[slots_B] - 1  # the prompt's last token is pending
-        settled = self._settle(hidden_ND[ends], slots, [0] * len(slots))
+        settled = self._settle(torch.stack(ends), slots, [0] * len(slots))
         self._collect(slots, settled)
 
     def _decode(self) -> None:
@@ -163,12 +185,7 @@ class Call:
         slots = self.scheduler.live
         num_drafts, kinds = self._draft(slots)
         self.stats.draft_seconds += time.perf_counter() - started
-        lengths = self.texts.lengths[slots].tolist()
-        segments, start = [], 0
-        for slot, length, drafts in zip(slots, lengths, num_drafts, strict=True):
-            segments.append(Segment(start, 1 + drafts, slot, length))
-            start += 1 + drafts
-        hidden_ND = self._forward(segments)
+        hidden_ND = self._forward(self._segments(slots, num_drafts))
         settled = self._settle(hidden_ND, slots, num_drafts)
         accepted = settled.accepted_B.tolist()
         self.stats.num_decode_forwards += 1
@@ -183,6 +200,29 @@ class Call:
                 self.drafted[slot][1] += seen
         self._collect(slots, settled)
         self.stats.decode_seconds += time.perf_counter() - started
+
+    def _partners(self, slots: Sequence[int]) -> list[int]:
+        """Return the partners of those slots that have one, in order."""
+        return [self.scheduler.partner_of[slot] for slot in slots if slot in self.scheduler.partner_of]
+
+    def _num_prompts(self) -> int:
+        """Slots that a text of this call is written in, at most."""
+        return 1 if self.texts.pairs is None else 2
+
+    def _segments(self, slots: list[int], num_drafts: list[int]) -> list[Segment]:
+        """Lay pending tokens and drafts behind one another: those of the slots, then those of their partners."""
+        counts = dict(zip(slots, (1 + drafts for drafts in num_drafts), strict=True))
+        places = list(zip(slots, slots, self.texts.lengths[slots].tolist(), strict=True))
+        paired = [slot for slot in slots if slot in self.scheduler.partner_of]
+        if self.texts.pairs is not None and paired:
+            paired_B = torch.tensor(paired, device=self.device)
+            _, firsts_B = self.texts.pairs.level(self.texts, paired_B, max(counts.values()))
+            places += zip(paired, self._partners(paired), firsts_B.tolist(), strict=True)
+        segments, start = [], 0
+        for slot, home, length in places:
+            segments.append(Segment(start, counts[slot], home, length))
+            start += counts[slot]
+        return segments
 
     def _draft(self, slots: list[int]) -> tuple[list[int], list[int]]:
         """Write drafts behind the pending tokens; return how many each slot verifies and where they came from."""
@@ -203,7 +243,7 @@ class Call:
         rates = [
             self.engine.acceptance.rate(kind, *self.drafted[slot]) for slot, kind in zip(slots, kinds, strict=True)
         ]
-        num_drafts = choose_drafts(rates, counts, self.engine.costs)
+        num_drafts = choose_drafts(rates, counts, self.engine.costs, self._num_prompts())
         if any(num_drafts):
             place_drafts(texts, slots_B, drafts_BK)
         return num_drafts, kinds
@@ -211,22 +251,32 @@ class Call:
     def _forward(self, segments: list[Segment]) -> torch.Tensor:
         return forward_hidden(self.model, self.texts, self.attention, Packing.of(segments, self.device))
 
-    def _settle(self, hidden_ND: torch.Tensor, slots: list[int], num_drafts: list[int]) -> Settled:
+    def _settle(self, hidden_MD: torch.Tensor, slots: list[int], num_drafts: list[int]) -> Settled:
         started = time.perf_counter()
+        row_N = [row for row, n in enumerate(num_drafts) for _ in range(n + 1)]
         rows = Rows(
             slots_B=torch.tensor(slots, device=self.device),
             num_drafts_B=torch.tensor(num_drafts, device=self.device),
-            row_N=torch.tensor([row for row, n in enumerate(num_drafts) for _ in range(n + 1)], device=self.device),
+            row_N=torch.tensor(row_N, device=self.device),
             offset_N=torch.tensor([i for n in num_drafts for i in range(n + 1)], device=self.device),
             width=max(num_drafts) + 1,
+            pair_N=self._pair([slots[row] for row in row_N]),
         )
         settled = draw_and_settle(
-            self.texts, self.pool.laws, self.terminators_T, rows, self.model.get_output_embeddings()(hidden_ND),
-            head_of(self.model), hidden_ND, num_candidates=CANDIDATES,
+            self.texts, self.pool.laws, self.terminators_T, rows, self.model.get_output_embeddings()(hidden_MD),
+            head_of(self.model), hidden_MD, num_candidates=CANDIDATES,
             kernels=self.attention.kernels.name == "triton" and not any(num_drafts),  # these take full grids only
         )  # fmt: skip
         self.stats.sampling_seconds += time.perf_counter() - started
         return settled
+
+    def _pair(self, slots_N: list[int]) -> torch.Tensor | None:
+        """Return which token of the forward each is blended with, given its slot; None where no slot has a partner."""
+        has_partner = [slot in self.scheduler.partner_of for slot in slots_N]
+        if not any(has_partner):
+            return None
+        behind = itertools.count(len(slots_N))  # partners' tokens stand behind, in the same order
+        return torch.tensor([next(behind) if has else n for n, has in enumerate(has_partner)], device=self.device)
 
     def _collect(self, slots: list[int], settled: Settled) -> None:
         """Count what a forward wrote, and take out what has ended."""
@@ -253,20 +303,24 @@ class Call:
         places_C = torch.arange(max(lengths), device=self.device)
         where_FC = (texts.starts[slots_F][:, None] + places_C).clamp(max=texts.tokens.shape[1] - 1)
         ids_FC = texts.tokens[slots_F[:, None], where_FC]
-        recorded = [
-            each[slots_F, : max(lengths)] for each in (texts.logprobs, texts.sampling_logprobs, texts.entropies)
-        ]
+        buffers = [texts.logprobs, texts.sampling_logprobs, texts.entropies]
+        if texts.pairs is not None:
+            buffers += [texts.pairs.bare_logprobs, texts.pairs.blends]
+        recorded = [buffer[slots_F, : max(lengths)] for buffer in buffers]
         # Ids are exact in float64, so that everything travels together.
         columns = torch.stack([each.to(torch.float64) for each in (ids_FC, *recorded)], dim=1).cpu()
         return [
-            self._rollout(slot, self.requests[index], columns_4C[:, :length])
-            for slot, index, length, columns_4C in zip(slots, indices, lengths, columns, strict=True)
+            self._rollout(slot, self.requests[index], columns_XC[:, :length])
+            for slot, index, length, columns_XC in zip(slots, indices, lengths, columns, strict=True)
         ]
 
-    def _rollout(self, slot: int, request: RolloutRequest, columns_4C: torch.Tensor) -> Rollout:
-        texts, length = self.texts, columns_4C.shape[1]
-        token_ids = tuple(columns_4C[0].to(torch.int64).tolist())
-        logprobs, sampling_logprobs, entropies = (tuple(column.tolist()) for column in columns_4C[1:])
+    def _rollout(self, slot: int, request: RolloutRequest, columns_XC: torch.Tensor) -> Rollout:
+        texts, length = self.texts, columns_XC.shape[1]
+        token_ids = tuple(columns_XC[0].to(torch.int64).tolist())
+        logprobs, sampling_logprobs, entropies, *of_pair = (tuple(column.tolist()) for column in columns_XC[1:])
+        bare_logprobs, blends = of_pair if request.blend is not None else ((), ())
+        self.stats.blend_sum += sum(blends)
+        self.stats.num_blended_tokens += len(blends)
         top = None
         if texts.top_token_ids is not None and texts.top_logprobs is not None:
             top = TopLogprobs(texts.top_token_ids[slot, :length].clone(), texts.top_logprobs[slot, :length].clone())
@@ -279,6 +333,8 @@ class Call:
             entropies=entropies,
             finish_reason="stop" if token_ids[-1] in self.engine.terminators else "length",
             hidden=None if texts.hidden is None else texts.hidden[slot, :length].clone(),
+            bare_logprobs=bare_logprobs,
+            blends=blends,
             top=top,
         )
 

@@ -3,18 +3,19 @@
 Nothing here reads a value back to the host, and every buffer it reads or writes keeps its address, so that
 :func:`grid_step` can be captured as a whole. On a CPU the engine calls the same parts with ragged packings.
 
-Shape letters: B rows (one slot each), Q tokens of a row (the pending one and its drafts), N packed tokens, V
-vocabulary, D hidden size, T terminators, S slots.
+Shape letters: B rows (one slot each), Q tokens of a row (the pending one and its drafts), N packed tokens, M of them
+and of their partners where texts are blended, V vocabulary, D hidden size, T terminators, S slots.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from onpolicy_sdft.models.policy import body, head_of
+from onpolicy_sdft.rollout.blending import Blended, logprobs_at
 from onpolicy_sdft.rollout.drafts import look_up
 from onpolicy_sdft.rollout.sampling import Draw, draw, likeliest
 from onpolicy_sdft.rollout.slots import Packing
@@ -38,6 +39,7 @@ class Rows:
     row_N: torch.Tensor  # [N] int64 row of each token that is drawn from
     offset_N: torch.Tensor  # [N] int64 its place within the row, below Q
     width: int  # Q
+    pair_N: torch.Tensor | None = None  # [N] int64 which of the M tokens each is blended with; itself: it is not
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,40 +87,47 @@ def draw_and_settle(
     laws: RowLaws,
     terminators_T: torch.Tensor,
     rows: Rows,
-    raw_NV: torch.Tensor,
+    raw_MV: torch.Tensor,
     head: Head,
-    hidden_ND: torch.Tensor,
+    hidden_MD: torch.Tensor,
     num_candidates: int | None,
     kernels: bool = False,
 ) -> Settled:
     """Draw a token at every position, keep each row's tokens up to the first that differs from its draft, write them.
 
-    Every token is drawn from the model's own law with the noise of its own position, whatever the draft was, so the
-    law of what is kept does not depend on the drafts. A drafted terminator may be drawn and ends its row.
+    Every token is drawn from the model's own law (or the blended one) with the noise of its own position, whatever the
+    draft was, so the law of what is kept does not depend on the drafts. A drafted terminator may be drawn and ends its
+    row. The penalty of a blended text looks at the row's own prefix, the teacher's prompt included.
 
     Args:
         texts: What stands in the slots; changed in place.
         laws: A row each slot.
         terminators_T: Tokens that end a text.
         rows: Which slot and place each row of logits is for.
-        raw_NV: What the model's output layer gave for them; may be overwritten.
+        raw_MV: What the model's output layer gave for them, and then for their partners; may be overwritten.
         head: Turns that into logits.
-        hidden_ND: What the output layer was given, for texts that record it.
+        hidden_MD: What the output layer was given, for texts that record it.
         num_candidates: See :meth:`RowLaws.process`; kernels need none.
         kernels: Draw and settle with the kernels of a GPU. They take a full grid of rows, N = B * Q. Torch's
             operations take ragged rows on every device, and are what the kernels are tested against.
     """
     if kernels:
-        return _draw_and_settle_with_kernels(texts, laws, terminators_T, rows, raw_NV, head, hidden_ND)
+        return _draw_and_settle_with_kernels(texts, laws, terminators_T, rows, raw_MV, head, hidden_MD)
     where = Places.of(texts, rows)
     row_laws = laws[where.slots_N]
-    logits_NV = head.finish(raw_NV)
-    top = likeliest(logits_NV, texts.top_token_ids.shape[-1]) if texts.top_token_ids is not None else None
-    logits_NV = logits_NV.clamp_(min=torch.finfo(logits_NV.dtype).min)  # 0 * -inf in the entropy would be nan
+    blended = _blend(texts, rows, where, raw_MV, head)
+    own_NV = head.finish(raw_MV) if blended is None else blended.own_NV
+    top = likeliest(own_NV, texts.top_token_ids.shape[-1]) if texts.top_token_ids is not None else None
+    own_NV = own_NV.clamp_(min=torch.finfo(own_NV.dtype).min)  # 0 * -inf in the entropy would be nan
+    logits_NV = own_NV if blended is None else blended.mixed_NV
     processed_NV = row_laws.process(_penalised(logits_NV, texts, row_laws, where), num_candidates)
     drawn = draw(logits_NV, processed_NV, row_laws.greedy_B, texts.words[where.slots_N], where.places_N)
+    if blended is not None:
+        drawn = replace(drawn, logprobs=logprobs_at(own_NV, drawn.token_ids))
     settled = _settle(texts, terminators_T, rows, where, drawn)
-    _record(texts, rows, where, settled, hidden_ND, top)
+    _record(texts, rows, where, settled, hidden_MD, top)
+    if blended is not None:
+        _record_blend(texts, rows, where, settled, drawn, blended)
     return settled
 
 
@@ -127,26 +136,41 @@ def _draw_and_settle_with_kernels(
     laws: RowLaws,
     terminators_T: torch.Tensor,
     rows: Rows,
-    raw_NV: torch.Tensor,
+    raw_MV: torch.Tensor,
     head: Head,
-    hidden_ND: torch.Tensor,
+    hidden_MD: torch.Tensor,
 ) -> Settled:
     from onpolicy_sdft.rollout.gpu.sampling import draw_rows  # Triton: not on a CPU
     from onpolicy_sdft.rollout.gpu.settle import settle_rows
 
     is_recorded = texts.hidden is not None or texts.top_token_ids is not None
-    if not is_recorded and not laws.is_penalised:
-        return Settled(*settle_rows(texts, terminators_T, rows, draw_rows(texts, laws, rows, raw_NV, head, None)))
+    if not is_recorded and not laws.is_penalised and rows.pair_N is None:
+        return Settled(*settle_rows(texts, terminators_T, rows, draw_rows(texts, laws, rows, raw_MV, head, None)))
     where = Places.of(texts, rows)
-    penalised_NV, top = None, None
+    blended = _blend(texts, rows, where, raw_MV, head)
+    raw_NV, penalised_NV, top = raw_MV, None, None
+    if texts.top_token_ids is not None:
+        own_NV = head.finish(raw_MV) if blended is None else blended.own_NV
+        top = likeliest(own_NV, texts.top_token_ids.shape[-1])
+    if blended is not None:  # the kernels are shown the blended logits as if the output layer had given them
+        raw_NV, head = blended.mixed_NV, replace(head, scale=1.0, softcap=None)
     if laws.is_penalised:
         penalised_NV = _penalised(head.finish(raw_NV), texts, laws[where.slots_N], where)
-    if texts.top_token_ids is not None:
-        top = likeliest(head.finish(raw_NV), texts.top_token_ids.shape[-1])
     drawn = draw_rows(texts, laws, rows, raw_NV, head, penalised_NV)
+    if blended is not None:
+        drawn = replace(drawn, logprobs=logprobs_at(blended.own_NV, drawn.token_ids))
     settled = Settled(*settle_rows(texts, terminators_T, rows, drawn))
-    _record(texts, rows, where, settled, hidden_ND, top)
+    _record(texts, rows, where, settled, hidden_MD, top)
+    if blended is not None:
+        _record_blend(texts, rows, where, settled, drawn, blended)
     return settled
+
+
+def _blend(texts: SlotTexts, rows: Rows, where: Places, raw_MV: torch.Tensor, head: Head) -> Blended | None:
+    """Mix the logits of each token with its partner's, where a row of the forward has one."""
+    if rows.pair_N is None or texts.pairs is None:
+        return None
+    return Blended.of(texts.pairs, where.slots_N, raw_MV, rows.pair_N, head)
 
 
 def _penalised(logits_NV: torch.Tensor, texts: SlotTexts, row_laws: RowLaws, where: Places) -> torch.Tensor:
@@ -192,20 +216,28 @@ def grid_step(
         What it did to its rows, and how many drafted tokens each of them verified, [B].
     """
     width = max_drafts + 1
+    num_rows, device = len(slots_B), slots_B.device
     num_drafts_B = torch.zeros_like(slots_B)
     if max_drafts:
         drafts_BK, counts_B, _ = look_up(texts.draft_source[slots_B], texts.draft_lengths[slots_B], max_drafts)
         left_B = texts.limits[slots_B] - (texts.lengths[slots_B] + 1 - texts.starts[slots_B])
         num_drafts_B = torch.minimum(counts_B, (left_B - 1).clamp(min=0))
         place_drafts(texts, slots_B, drafts_BK)
-    row_N = torch.arange(len(slots_B), device=slots_B.device).repeat_interleave(width)
-    offset_N = torch.arange(width, device=slots_B.device).repeat(len(slots_B))
-    rows = Rows(slots_B, num_drafts_B, row_N, offset_N, width)
-    packing = Packing(slots_B[row_N], texts.lengths[slots_B[row_N]] + offset_N, None, len(slots_B))
-    hidden_ND = forward_hidden(model, texts, attention, packing)
-    raw_NV = model.get_output_embeddings()(hidden_ND)
+    row_N = torch.arange(num_rows, device=device).repeat_interleave(width)
+    offset_N = torch.arange(width, device=device).repeat(num_rows)
+    slots_N, positions_N, pair_N = slots_B[row_N], texts.lengths[slots_B[row_N]] + offset_N, None
+    if texts.pairs is not None:  # as many rows again; those without a partner work on the trash row
+        partners_B, firsts_B = texts.pairs.level(texts, slots_B, width)
+        itself_N = torch.arange(num_rows * width, device=device)
+        pair_N = torch.where((partners_B < len(texts.lengths) - 1)[row_N], itself_N + num_rows * width, itself_N)
+        slots_N = torch.cat([slots_N, partners_B[row_N]])
+        positions_N = torch.cat([positions_N, firsts_B[row_N] + offset_N])
+    rows = Rows(slots_B, num_drafts_B, row_N, offset_N, width, pair_N)
+    packing = Packing(slots_N, positions_N, None, len(slots_N) // width)
+    hidden_MD = forward_hidden(model, texts, attention, packing)
+    raw_MV = model.get_output_embeddings()(hidden_MD)
     settled = draw_and_settle(
-        texts, laws, terminators_T, rows, raw_NV, head_of(model), hidden_ND, None, attention.kernels.name == "triton"
+        texts, laws, terminators_T, rows, raw_MV, head_of(model), hidden_MD, None, attention.kernels.name == "triton"
     )
     return settled, num_drafts_B
 
@@ -229,16 +261,25 @@ def _write(texts: SlotTexts, drawn: Draw, kept_N: torch.Tensor, where: Places, o
 
 
 def _record(
-    texts: SlotTexts, rows: Rows, where: Places, settled: Settled, hidden_ND: torch.Tensor, top: TopLogprobs | None
+    texts: SlotTexts, rows: Rows, where: Places, settled: Settled, hidden_MD: torch.Tensor, top: TopLogprobs | None
 ) -> None:
-    """Write what only some calls record of the tokens that were kept."""
+    """Write what only some calls record of the tokens that were kept: of the row's own law, blended or not."""
     kept_N1 = (rows.offset_N < settled.kept_B[rows.row_N])[:, None]
     if texts.hidden is not None:
-        _keep(texts.hidden, (where.slots_N, where.places_N), hidden_ND, kept_N1)
+        _keep(texts.hidden, (where.slots_N, where.places_N), hidden_MD[: len(where.slots_N)], kept_N1)
     if top is not None and texts.top_token_ids is not None and texts.top_logprobs is not None:
         _keep(texts.top_token_ids, (where.slots_N, where.places_N), top.token_ids, kept_N1)
         logprobs_NK = top.logprobs.to(texts.top_logprobs.dtype)
         _keep(texts.top_logprobs, (where.slots_N, where.places_N), logprobs_NK, kept_N1)
+
+
+def _record_blend(texts: SlotTexts, rows: Rows, where: Places, settled: Settled, drawn: Draw, blended: Blended) -> None:
+    """Write how likely the tokens that were kept are under the bare prompt, and how they were blended."""
+    assert texts.pairs is not None
+    kept_N = rows.offset_N < settled.kept_B[rows.row_N]
+    bare_N = logprobs_at(blended.bare_NV, drawn.token_ids)
+    for buffer, value in ((texts.pairs.bare_logprobs, bare_N), (texts.pairs.blends, blended.weights_N)):
+        _keep(buffer, (where.slots_N, where.places_N), value.to(buffer.dtype), kept_N)
 
 
 def _keep(

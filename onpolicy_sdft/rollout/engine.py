@@ -148,14 +148,14 @@ class RolloutEngine:
             self._measure_costs(pool, requests)
             kind(self, model, pool, requests, law, on_progress, record, listener).run()
         except torch.OutOfMemoryError:
-            if self._pool is None or self._pool.num_slots == 1:
+            if self._pool is None or self._pool.num_slots == self._pool.least:
                 raise
-            num_slots = self._pool.num_slots
-            half = num_slots // 2 * self._pool.cache.length * self._pool.bytes_per_position
-            self.budget = Budget(half, "what was left of it")
+            num_slots, half = self._pool.num_slots, max(self._pool.least, self._pool.num_slots // 2)
+            num_bytes = half * self._pool.cache.length * self._pool.bytes_per_position
+            self.budget = Budget(num_bytes, "what was left of it")
             self.stats.num_out_of_memory += 1
             self._forget_pool()
-            self.say(f"rollout: out of memory with {num_slots} slots, going on with {num_slots // 2}")
+            self.say(f"rollout: out of memory with {num_slots} slots, going on with {half}")
 
     @property
     def terminators_T(self) -> torch.Tensor:
@@ -168,7 +168,7 @@ class RolloutEngine:
         """Give slots and copies of weights back; the next call makes half as many slots, for lack of room."""
         if self._pool is None:
             return False
-        half = max(1, self._pool.num_slots // 2)
+        half = max(self._pool.least, self._pool.num_slots // 2)
         self.budget = Budget(half * self._pool.cache.length * self._pool.bytes_per_position, "half of what was given")
         self.say(f"rollout: {self._pool.num_slots} slots are given back, going on with {half}")
         self._forget_pool()
@@ -220,7 +220,7 @@ class RolloutEngine:
                     f"fused: {fused}"
                 )
                 self._announced = True
-        self._pool, self.stats.num_slots = pool, pool.num_slots
+        self._pool, self.stats.num_slots, pool.least = pool, pool.num_slots, needs.least
         pool.make_room_for(record, needs, weight.shape[1])
         if self._uses_grid:
             addresses = pool.addresses(), self.weights.fingerprint(), self.terminators_T.data_ptr()

@@ -61,7 +61,8 @@ class GridCall(Call):
         size = min((*(b for b in BUCKETS if b >= num_rows), self.pool.num_slots))
         laws, texts = self.pool.laws, self.pool.texts
         recorded = tuple(0 if each is None else each.data_ptr() for each in (texts.hidden, texts.top_token_ids))
-        key = (size, max_drafts, laws.is_raw, laws.is_filtered, laws.is_penalised, recorded)
+        blends = None if texts.pairs is None else texts.pairs.is_budgeted
+        key = (size, max_drafts, laws.is_raw, laws.is_filtered, laws.is_penalised, recorded, blends)
         return self.engine.steps.get(key, lambda: GridStep(self, size, max_drafts))
 
     def _max_drafts(self, num_rows: int) -> int:
@@ -72,7 +73,8 @@ class GridCall(Call):
         if engine.costs is None:
             return 0
         first = not self.stats.num_decode_forwards
-        return choose_width(engine.acceptance, engine.costs, num_rows, most, hopeful=first)
+        prompts = self._num_prompts()
+        return choose_width(engine.acceptance, engine.costs, num_rows, most, hopeful=first, num_prompts=prompts)
 
     def time_step(self, num_rows: int, width: int, context: int) -> float:
         """Run one step over slots that hold nothing, and return its seconds."""

@@ -4,7 +4,10 @@
 global random state is used. The processor list is ours: ``generate`` drops temperature, top-k and top-p when it
 does not sample itself.
 
-Shape letters: B rows of a batch, T prompt positions, V vocabulary.
+A blended completion has two rows, one behind each of its prompts; both are given the token drawn from the mix.
+
+Shape letters: B completions of a batch, R rows (B, and behind them one for each that is blended), T prompt positions,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +25,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.models.trace import no_trace
 from onpolicy_sdft.rollout.backend import NO_LISTENER, NO_RECORD, Listener, OnProgress, RolloutStats, ignore_progress
+from onpolicy_sdft.rollout.blending import logprobs_at, mix, within_budget
 from onpolicy_sdft.rollout.noise import key_words
 from onpolicy_sdft.rollout.sampling import Draw, cut_at_terminator, draw, likeliest, warpers
 from onpolicy_sdft.rollout.weights import LocalWeights
@@ -125,13 +129,14 @@ class HFBackend:
     ) -> list[Rollout]:
         model: Any = inner_model(self.model)
         device = model.get_input_embeddings().weight.device
-        longest = max(len(request.prompt_token_ids) for request in requests)
-        input_ids_BT = torch.full((len(requests), longest), self.pad_token_id, dtype=torch.int64)
-        mask_BT = torch.zeros_like(input_ids_BT)
-        for row, request in enumerate(requests):
-            ids = torch.tensor(request.prompt_token_ids, dtype=torch.int64)
-            input_ids_BT[row, longest - len(ids) :] = ids
-            mask_BT[row, longest - len(ids) :] = 1
+        prompts = [request.prompt_token_ids for request in requests]
+        prompts += [request.blend.prompt_token_ids for request in requests if request.blend is not None]
+        longest = max(map(len, prompts))
+        input_ids_RT = torch.full((len(prompts), longest), self.pad_token_id, dtype=torch.int64)
+        mask_RT = torch.zeros_like(input_ids_RT)
+        for row, prompt in enumerate(prompts):
+            input_ids_RT[row, longest - len(prompt) :] = torch.tensor(prompt, dtype=torch.int64)
+            mask_RT[row, longest - len(prompt) :] = 1
         drawing = _KeyedDrawing(requests, law, longest, self.terminators, on_progress, record)
         # A blank config: the checkpoint's own would fill every unset field (top_k, repetition penalty, ...).
         own_config = model.generation_config
@@ -141,8 +146,8 @@ class HFBackend:
                 write = partial(
                     model.generate,
                     synced_gpus=self.together is not None,
-                    input_ids=input_ids_BT.to(device),
-                    attention_mask=mask_BT.to(device),
+                    input_ids=input_ids_RT.to(device),
+                    attention_mask=mask_RT.to(device),
                     logits_processor=LogitsProcessorList([drawing]),
                     generation_config=GenerationConfig(
                         do_sample=False,
@@ -155,7 +160,10 @@ class HFBackend:
                 write() if self.together is None else self.together.inside(write)
         finally:
             model.generation_config = own_config
-        return drawing.rollouts()
+        rollouts = drawing.rollouts()
+        self.stats.num_blended_tokens += sum(len(rollout.blends) for rollout in rollouts)
+        self.stats.blend_sum += sum(sum(rollout.blends) for rollout in rollouts)
+        return rollouts
 
 
 @contextlib.contextmanager
@@ -176,6 +184,54 @@ def _head_input(model: PreTrainedModel, see: Callable[[torch.Tensor], None]) -> 
         handle.remove()
 
 
+class _Pairing:
+    """The rows of bare prompts: which completion each belongs to, and what was recorded of it."""
+
+    def __init__(self, requests: list[RolloutRequest]) -> None:
+        self.num_requests = len(requests)
+        blends = [(row, request.blend) for row, request in enumerate(requests) if request.blend is not None]
+        self.blends = [blend for _, blend in blends]
+        self.homes = [row for row, _ in blends]  # completions that are blended
+        self.steps: list[tuple[torch.Tensor, torch.Tensor]] = []  # log-probabilities of tokens, and b, of a step each
+        self.last: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def mix(self, scores_RV: torch.Tensor) -> torch.Tensor:
+        """Return the logits to draw each completion from, [B, V]."""
+        scores_BV = scores_RV[: self.num_requests]
+        if not self.blends:
+            return scores_BV
+        own_PV, bare_PV = scores_BV[self.homes], scores_RV[self.num_requests :]
+        weights_P, budgets_P = (
+            torch.tensor(values, dtype=scores_RV.dtype, device=scores_RV.device)
+            for values in (
+                [blend.weight for blend in self.blends],
+                [torch.inf if blend.budget is None else blend.budget for blend in self.blends],
+            )
+        )
+        if any(blend.budget is not None for blend in self.blends):
+            weights_P = within_budget(own_PV, bare_PV, weights_P, budgets_P)
+        self.last = bare_PV, weights_P
+        mixed_BV = scores_BV.clone()
+        mixed_BV[self.homes] = mix(own_PV, bare_PV, weights_P)
+        return mixed_BV
+
+    def give(self, token_ids_B: torch.Tensor) -> torch.Tensor:
+        """Return the token of every row, [R], and record those of blended completions."""
+        if self.last is None:
+            return token_ids_B
+        bare_PV, weights_P = self.last
+        drawn_P = token_ids_B[self.homes]
+        self.steps.append((logprobs_at(bare_PV, drawn_P), weights_P))
+        return torch.cat([token_ids_B, drawn_P])
+
+    def recorded(self) -> dict[int, tuple[list[float], list[float]]]:
+        """Return what was recorded of each blended completion: log-probabilities under the bare prompt, and b."""
+        if not self.steps:
+            return {}
+        bare_logprobs, blends = (torch.stack(column, dim=1).tolist() for column in zip(*self.steps, strict=True))
+        return dict(zip(self.homes, zip(bare_logprobs, blends, strict=True), strict=True))
+
+
 class _KeyedDrawing(LogitsProcessor):
     """Draws and records each token; what it returns makes ``generate``'s argmax that token."""
 
@@ -190,7 +246,7 @@ class _KeyedDrawing(LogitsProcessor):
     ) -> None:
         self.requests = requests
         self.record = record
-        self.hidden: list[torch.Tensor] = []  # a step each, [B, D]
+        self.hidden: list[torch.Tensor] = []  # a step each, [R, D]
         self.top: list[TopLogprobs] = []  # a step each, [B, K]
         laws = [request.law or law for request in requests]
         self.groups = [  # transformers' warpers take one law a call
@@ -202,6 +258,7 @@ class _KeyedDrawing(LogitsProcessor):
         self.on_progress = on_progress
         self.words_B2 = key_words([request.key for request in requests])
         self.draws: list[Draw] = []
+        self.pairs = _Pairing(requests)
         self.live = [True] * len(requests)
 
     def see_hidden(self, hidden_BTD: torch.Tensor) -> None:
@@ -212,16 +269,19 @@ class _KeyedDrawing(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         position = input_ids.shape[1] - self.prompt_length
         positions_B = torch.full((len(self.requests),), position, device=scores.device)
-        scores = scores.clamp(min=torch.finfo(scores.dtype).min)  # as the engine does
+        forced = torch.full_like(scores, -torch.inf)
+        scores_RV = scores.clamp(min=torch.finfo(scores.dtype).min)  # as the engine does
+        own_BV, scores = scores_RV[: len(self.requests)], self.pairs.mix(scores_RV)
         processed = self._process(input_ids, scores)
         words_B2, greedy_B = self.words_B2.to(scores.device), self.greedy_B.to(scores.device)
         if self.record.top_k:
-            self.top.append(likeliest(scores, self.record.top_k))
+            self.top.append(likeliest(own_BV, self.record.top_k))
         drawn = draw(scores, processed, greedy_B, words_B2, positions_B)
+        if self.pairs.blends:
+            drawn = replace(drawn, logprobs=logprobs_at(own_BV, drawn.token_ids))
         self.draws.append(drawn)
         self._report(drawn.token_ids.tolist(), position)
-        forced = torch.full_like(scores, -torch.inf)
-        return forced.scatter_(1, drawn.token_ids[:, None], 0.0)
+        return forced.scatter_(1, self.pairs.give(drawn.token_ids)[:, None], 0.0)
 
     def _process(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Put each row through its own law, with its own prefix and without the padding before it."""
@@ -248,10 +308,11 @@ class _KeyedDrawing(LogitsProcessor):
             torch.stack([getattr(d, name) for d in self.draws], dim=1).tolist()
             for name in ("token_ids", "logprobs", "sampling_logprobs", "entropies")
         )
-        found = []
+        found, of_pairs = [], self.pairs.recorded()
         for row, request in enumerate(self.requests):
             kept, stopped = cut_at_terminator(token_ids[row], self.terminators, request.max_new_tokens)
             hidden, top = self.hidden[:kept], self.top[:kept]
+            bare_logprobs, blends = of_pairs.get(row, ((), ()))
             found.append(
                 Rollout(
                     key=request.key,
@@ -261,6 +322,8 @@ class _KeyedDrawing(LogitsProcessor):
                     sampling_logprobs=tuple(sampling[row][:kept]),
                     entropies=tuple(entropies[row][:kept]),
                     finish_reason="stop" if stopped else "length",
+                    bare_logprobs=tuple(bare_logprobs[:kept]),
+                    blends=tuple(blends[:kept]),
                     hidden=torch.stack([step[row] for step in hidden]) if hidden else None,
                     top=TopLogprobs(
                         torch.stack([step.token_ids[row] for step in top]),

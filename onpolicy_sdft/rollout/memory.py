@@ -56,28 +56,41 @@ def show_bytes(num_bytes: int) -> str:
 
 
 def choose_num_slots(
-    asked: int | None, num_requests: int, length: int, bytes_per_position: int, budget: Budget, device: torch.device
+    asked: int | None,
+    num_requests: int,
+    length: int,
+    bytes_per_position: int,
+    budget: Budget,
+    device: torch.device,
+    least: int = 1,
 ) -> int:
     """Return the number of slots of a call: what was asked for or what pays, at most what fits and what is needed.
 
     Args:
         asked: ``rollout.num_slots``.
-        num_requests: Of the call.
+        num_requests: Of the call; a blended one counts as two.
         length: Positions of a slot: longest prompt, longest completion and drafts.
         bytes_per_position: Keys and values of one position in all layers.
         budget: What may be used.
         device: Where the slots live.
+        least: Slots of one request: two where it is blended.
 
     Raises:
-        ConfigError: If not even one slot fits, with the numbers.
+        ConfigError: If not even one request fits, with the numbers.
     """
+    if asked is not None and asked < least:
+        raise ConfigError(
+            f"rollout.num_slots={asked}, but a blended rollout (rollout.blend) takes {least} slots: one for the "
+            f"teacher's prompt, one for the bare prompt. Way out: --rollout.num_slots {least} or more."
+        )
     slot_bytes = length * bytes_per_position
     fit = budget.num_bytes // slot_bytes
-    if fit < 1:
+    if fit < least:
+        twice = f", {least} slots: it is blended" if least > 1 else ""
         raise ConfigError(
-            f"One rollout of {length} positions needs {show_bytes(slot_bytes)} of keys and values "
-            f"({bytes_per_position} bytes a position), and {show_bytes(budget.num_bytes)} may be used "
+            f"One rollout of {length} positions needs {show_bytes(least * slot_bytes)} of keys and values "
+            f"({bytes_per_position} bytes a position{twice}), and {show_bytes(budget.num_bytes)} may be used "
             f"({budget.origin}). Way out: raise rollout.kv_gib, or lower context.max_teacher_tokens or "
             "rollout.max_new_tokens."
         )
-    return max(1, min(asked or MAX_SLOTS.get(device.type, 64), num_requests, fit))
+    return max(least, min(asked or MAX_SLOTS.get(device.type, 64), num_requests, fit))

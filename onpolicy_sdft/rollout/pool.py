@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 
 from onpolicy_sdft.rollout.attention import KernelName, SlotAttention
+from onpolicy_sdft.rollout.blending import Pairs
 from onpolicy_sdft.rollout.kernels import make_kernels
 from onpolicy_sdft.rollout.memory import Budget, choose_num_slots, show_bytes
 from onpolicy_sdft.rollout.sampling import RowLaws
@@ -22,7 +23,8 @@ _LENGTH_STEP = 64  # slots are a multiple of this many positions long, so that c
 class PoolNeeds:
     """What a call needs of its slots."""
 
-    num_requests: int
+    num_slots: int  # that all requests would take at once
+    least: int  # slots of one request, at most
     length: int  # positions of a slot
     longest: int  # tokens of a completion, and a forward's width behind it
     source: int  # tokens of a row of draft texts
@@ -35,10 +37,11 @@ class PoolNeeds:
         # A forward may write this much behind what is kept: its drafts, or the widest step that is timed.
         width = max(max_drafts + 1, max(WIDTHS))
         longest = max(request.max_new_tokens for request in requests) + width
-        needed = max(len(request.prompt_token_ids) + request.max_new_tokens for request in requests) + width
+        needed = max(len(prompt) + request.max_new_tokens for request in requests for prompt in request.prompts) + width
         texts = max(sum(len(text) + 5 for text in request.draft_token_ids) for request in requests)
         length = -(-needed // _LENGTH_STEP) * _LENGTH_STEP
-        return PoolNeeds(len(requests), length, longest, texts + longest + 5, dtype, device)
+        counts = [len(request.prompts) for request in requests]
+        return PoolNeeds(sum(counts), max(counts), length, longest, texts + longest + 5, dtype, device)
 
     def at_least(self, pool: Pool) -> PoolNeeds:
         """Return needs that also hold what another pool had room for."""
@@ -60,6 +63,8 @@ class Pool:
     laws: RowLaws
     bytes_per_position: int
     recorded: dict[str, torch.Tensor] = field(default_factory=dict)  # buffers of what some calls record
+    pairs: Pairs | None = None  # buffers of blended requests, from the first call that has any
+    least: int = 1  # slots that a request of the call may take
 
     @property
     def num_slots(self) -> int:
@@ -80,7 +85,7 @@ class Pool:
         if self.cache.length < needs.length or self.cache.keys[0].dtype != needs.dtype:
             return False
         wanted = choose_num_slots(
-            asked, needs.num_requests, needs.length, self.bytes_per_position, budget, needs.device
+            asked, needs.num_slots, needs.length, self.bytes_per_position, budget, needs.device, needs.least
         )
         within = self.num_slots * self.cache.length * self.bytes_per_position <= budget.num_bytes
         enough = self.num_slots == wanted or (may_be_more and self.num_slots > wanted and within)
@@ -89,7 +94,7 @@ class Pool:
     def holds(self, request: RolloutRequest, max_drafts: int) -> bool:
         """Whether these slots are large enough for a request that joins a running call."""
         needs = PoolNeeds.of([request], max_drafts, self.cache.keys[0].dtype, self.texts.tokens.device)
-        return self._is_wide_enough(needs) and self.cache.length >= needs.length
+        return self._is_wide_enough(needs) and self.cache.length >= needs.length and self.num_slots >= needs.least
 
     def _is_wide_enough(self, needs: PoolNeeds) -> bool:
         return self.texts.logprobs.shape[1] >= needs.longest and self.texts.draft_source.shape[1] >= needs.source
@@ -102,6 +107,16 @@ class Pool:
         texts.top_token_ids = self._buffer("ids", (rows, longest, k), torch.int64) if k else None
         texts.top_logprobs = self._buffer("logprobs", (rows, longest, k), texts.logprobs.dtype) if k else None
 
+    def pair_up(self, *, is_budgeted: bool) -> None:
+        """Let slots have partners in this call; the buffers of an earlier one are used again."""
+        texts = self.texts
+        if self.pairs is None:
+            self.pairs = Pairs.make(self.num_slots, texts.logprobs.shape[1], texts.logprobs.dtype, texts.tokens.device)
+        if texts.pairs is None:
+            self.pairs.reset()
+            texts.pairs = self.pairs
+        texts.pairs.is_budgeted = is_budgeted
+
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         kept = self.recorded.get(name)
         if kept is None or kept.shape != shape or kept.dtype != dtype:
@@ -110,7 +125,7 @@ class Pool:
 
     def addresses(self) -> tuple[int, ...]:
         """Return where everything lies that every captured step reads or writes."""
-        recorded = {"hidden", "top_token_ids", "top_logprobs"}  # by some calls only: each step knows which
+        recorded = {"hidden", "top_token_ids", "top_logprobs", "pairs"}  # of some calls only: each step knows which
         owners = ((owner, each.name) for owner in (self.laws, self.texts) for each in fields(owner))
         held = [getattr(owner, name) for owner, name in owners if name not in recorded]
         found = [*self.cache.keys, *self.cache.values, *held]
@@ -131,12 +146,14 @@ def make_pool(
     Their number follows from what the call needs; they are made as large as ``grown`` where the budget has room.
 
     Raises:
-        ConfigError: If not even one slot fits into the budget.
+        ConfigError: If not even one request fits into the budget.
     """
     a_position = bytes_per_position(shapes, needs.dtype)
     wide = torch.float64 if needs.dtype == torch.float64 else torch.float32
     while True:
-        num_slots = choose_num_slots(asked, needs.num_requests, needs.length, a_position, budget, needs.device)
+        num_slots = choose_num_slots(
+            asked, needs.num_slots, needs.length, a_position, budget, needs.device, needs.least
+        )
         made = grown if num_slots * grown.length * a_position <= budget.num_bytes else needs
         try:
             how = make_kernels(kernels, made.length, needs.device)
@@ -145,7 +162,8 @@ def make_pool(
             laws = RowLaws.of([SamplingLaw()] * (num_slots + 1), 1, needs.device)
             return Pool(cache, texts, SlotAttention(cache), laws, a_position), budget
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            if num_slots == 1 or "memory" not in str(error).lower():
+            if num_slots == needs.least or "memory" not in str(error).lower():
                 raise
-            budget = Budget(num_slots // 2 * needs.length * a_position, "what could be allocated")
-            say(f"rollout: {num_slots} slots could not be allocated, trying {num_slots // 2}")
+            half = max(needs.least, num_slots // 2)
+            budget = Budget(half * needs.length * a_position, "what could be allocated")
+            say(f"rollout: {num_slots} slots could not be allocated, trying {half}")

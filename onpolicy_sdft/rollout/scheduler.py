@@ -30,6 +30,8 @@ class PromptPiece:
 class Scheduler:
     """Hands slots to requests, longest expected first, and shares beginnings that stand in a slot already.
 
+    A blended request gets two slots at once or waits, and with it all behind it: shorter ones must not starve it.
+
     Args:
         requests: Of one call; a list that grows, where :meth:`add` is used.
         num_slots: S.
@@ -39,9 +41,11 @@ class Scheduler:
     def __init__(self, requests: Sequence[RolloutRequest], num_slots: int, prefill_tokens: int) -> None:
         self.requests = requests
         self.prefill_tokens = prefill_tokens
-        self.request_of: list[int | None] = [None] * num_slots  # index within the call; None: the slot is free
+        self.request_of: list[int | None] = [None] * num_slots  # index within the call; None: free, or a partner
+        self.partner_of: dict[int, int] = {}  # slot of a blended request -> slot of its bare prompt
+        self._is_free = np.ones(num_slots, dtype=bool)
         self._waiting = sorted(range(len(requests)), key=self._rank)
-        longest = max((len(request.prompt_token_ids) for request in requests), default=0)
+        longest = max((len(prompt) for request in requests for prompt in request.prompts), default=0)
         self._wanted = _Prompts(num_slots, longest)  # what each slot is being filled with
         self._there = _Prompts(num_slots, longest)  # whose keys and values stand in it, also after the request has left
         self._unfilled: list[int] = []  # slots whose prompt is not run yet, in order
@@ -54,7 +58,7 @@ class Scheduler:
         """Let a request wait that has been put behind the others since."""
         bisect.insort(self._waiting, index, key=self._rank)
         for prompts in (self._wanted, self._there):
-            prompts.widen(len(self.requests[index].prompt_token_ids))
+            prompts.widen(max(map(len, self.requests[index].prompts)))
 
     @property
     def num_waiting(self) -> int:
@@ -67,25 +71,35 @@ class Scheduler:
         return [slot for slot, request in enumerate(self.request_of) if request is not None]
 
     def admit(self) -> list[int]:
-        """Give free slots to waiting requests, each the one it shares most with; return the slots."""
+        """Give free slots to waiting requests; return the slots, without those of bare prompts."""
         seated: list[int] = []
-        free = np.array([request is None for request in self.request_of])
-        while self._waiting and free.any():
-            index = self._waiting.pop()
-            prompt = np.asarray(self.requests[index].prompt_token_ids, dtype=np.int64)
-            # Of slots that share as much, the one whose content is the least loss.
-            worth = self._there.shared_with(prompt) * (1 << 32) - self._there.lengths
-            slot = int(np.where(free, worth, np.iinfo(np.int64).min).argmax())
-            free[slot] = False
-            self.request_of[slot] = index
-            self._wanted.put(slot, prompt, len(prompt))
-            self._unfilled.append(slot)
+        while self._waiting:
+            prompts = self.requests[self._waiting[-1]].prompts
+            if self._is_free.sum() < len(prompts):
+                break
+            slot, *partners = [self._take(prompt) for prompt in prompts]
+            self.request_of[slot] = self._waiting.pop()
+            self.partner_of.update((slot, partner) for partner in partners)
             seated.append(slot)
         return seated
 
+    def _take(self, prompt: Sequence[int]) -> int:
+        """Give a prompt the free slot that it shares most with."""
+        ids = np.asarray(prompt, dtype=np.int64)
+        # Of slots that share as much, the one whose content is the least loss.
+        worth = self._there.shared_with(ids) * (1 << 32) - self._there.lengths
+        slot = int(np.where(self._is_free, worth, np.iinfo(np.int64).min).argmax())
+        self._is_free[slot] = False
+        self._wanted.put(slot, ids, len(ids))
+        self._unfilled.append(slot)
+        return slot
+
     def release(self, slot: int) -> None:
-        """Free a slot; what stands in it can be shared until it is overwritten."""
+        """Free a slot and its partner's; what stands in them can be shared until it is overwritten."""
         self.request_of[slot] = None
+        self._is_free[slot] = True
+        if slot in self.partner_of:
+            self._is_free[self.partner_of.pop(slot)] = True
 
     def next_pack(self) -> tuple[list[tuple[int, int, int]], list[PromptPiece], int]:
         """Return the next forward of prompts: prefixes to copy first, pieces to run, and the tokens that were shared.

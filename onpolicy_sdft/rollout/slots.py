@@ -16,6 +16,7 @@ from transformers import Cache
 
 if TYPE_CHECKING:
     from onpolicy_sdft.rollout.attention import SlotKernels
+    from onpolicy_sdft.rollout.blending import Pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +166,7 @@ class SlotTexts:
     hidden: torch.Tensor | None = None  # [S+1, C, hidden size]
     top_token_ids: torch.Tensor | None = None  # [S+1, C, K]
     top_logprobs: torch.Tensor | None = None  # [S+1, C, K]
+    pairs: Pairs | None = None  # of a call with blended requests
 
     @staticmethod
     def make(

@@ -95,7 +95,9 @@ class Acceptance:
         self.saw(_OF_ROWS, num_kept, num_seen)
 
 
-def choose_width(acceptance: Acceptance, costs: StepCosts, num_rows: int, most: int, *, hopeful: bool) -> int:
+def choose_width(
+    acceptance: Acceptance, costs: StepCosts, num_rows: int, most: int, *, hopeful: bool, num_prompts: int = 1
+) -> int:
     """Choose how many drafted tokens every row of a step verifies: as many as pay, of few counts.
 
     Args:
@@ -104,17 +106,20 @@ def choose_width(acceptance: Acceptance, costs: StepCosts, num_rows: int, most: 
         num_rows: Of the step.
         most: Longest draft.
         hopeful: Presume that every draft is kept, so that what was given up once is looked at again.
+        num_prompts: Slots that each row is run in: two where texts are blended.
     """
     rate = 1.0 if hopeful else acceptance.rate(_OF_ROWS)
     available = 1.0 if hopeful else acceptance.rate(_AVAILABLE)
     choices = np.array(sorted({0, most // 2, most}))
     expected = 1 + available * np.array([sum(rate**i for i in range(1, count + 1)) for count in choices])
-    speed = expected / costs.of(num_rows, num_rows * (1 + choices))
+    speed = expected / costs.of(num_rows * num_prompts, num_rows * num_prompts * (1 + choices))
     best = int(speed.argmax())
     return int(choices[best]) if speed[best] >= _WORTH * speed[0] else 0
 
 
-def choose_drafts(rates_B: Sequence[float], available_B: Sequence[int], costs: StepCosts | None) -> list[int]:
+def choose_drafts(
+    rates_B: Sequence[float], available_B: Sequence[int], costs: StepCosts | None, num_prompts: int = 1
+) -> list[int]:
     """Choose how many of its available draft tokens each row verifies in the next forward.
 
     Token i of a row's draft is kept with probability rate ** i, so tokens are taken in the order of that
@@ -124,6 +129,7 @@ def choose_drafts(rates_B: Sequence[float], available_B: Sequence[int], costs: S
         rates_B: Estimated acceptance of each row's draft.
         available_B: Draft tokens there are.
         costs: Step times; None verifies all there are.
+        num_prompts: Slots that each row is run in: two where texts are blended.
 
     Returns:
         Tokens to verify, a row each; all 0 where drafting does not pay.
@@ -138,7 +144,8 @@ def choose_drafts(rates_B: Sequence[float], available_B: Sequence[int], costs: S
     order = np.argsort(-gain_BK, axis=None, kind="stable")
     order = order[: int(sum(available_B))]
     expected = num_rows + np.concatenate([[0.0], np.cumsum(gain_BK.ravel()[order])])
-    speed = expected / costs.of(num_rows, num_rows + np.arange(len(expected)))
+    num_tokens = num_rows + np.arange(len(expected))
+    speed = expected / costs.of(num_rows * num_prompts, num_tokens * num_prompts)
     best = int(speed.argmax())
     if speed[best] < _WORTH * speed[0]:
         return [0] * num_rows

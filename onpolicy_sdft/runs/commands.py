@@ -25,6 +25,9 @@ from onpolicy_sdft.errors import ConfigError
 #: Of a command that saved its state after SIGINT or SIGTERM.
 STOPPED_CODES = (130, 143)
 
+#: Of a training run that the gate stopped, and whose model is what it started from.
+REFUSED_CODE = 3
+
 _POLL_SECONDS = 0.1
 _PATIENCE_SECONDS = 300.0  # for what a launcher left behind; then it is killed
 _TAIL_BYTES = 1 << 16

@@ -144,6 +144,16 @@ class RunDirectory:
         return self.path / "rollouts.jsonl"
 
     @property
+    def alarms_path(self) -> Path:
+        """What was noticed during training, one JSON object an alarm; absent where there was none."""
+        return self.path / "alarms.jsonl"
+
+    @property
+    def gate_path(self) -> Path:
+        """The gate's checks, one JSON object each."""
+        return self.path / "gate.jsonl"
+
+    @property
     def eval_path(self) -> Path:
         """Per-example records and the summary of evaluations."""
         return self.path / "eval"
@@ -175,7 +185,7 @@ class RunDirectory:
 
     @property
     def result_path(self) -> Path:
-        """Why training ended, and the best validation score."""
+        """Why training ended, the best validation score, and how the model compares with the start."""
         return self.path / "result.json"
 
     @property

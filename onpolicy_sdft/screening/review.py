@@ -61,6 +61,7 @@ class Review:
         prompts: For the measures.
         max_new_tokens: Longest completion.
         seed: Of noise keys.
+        trusts_records: Whether the weights that write are the policy's: what they recorded need not be scored again.
     """
 
     def __init__(
@@ -73,7 +74,9 @@ class Review:
         prompts: Prompts,
         max_new_tokens: int,
         seed: int,
+        trusts_records: bool = True,
     ) -> None:
+        self.trusts_records = trusts_records
         self.config = config
         self.task = task
         self.decode = decode
@@ -127,12 +130,12 @@ class Review:
         written = [target for target in targets if target.rollout is not None] if self._measures_any() else []
         with_leak = config.measure or self.verdicts["leak"] != "keep"
         judged = [target for target in written if self._is_judged(target)]
-        texts: list[Text] = [(t.views.student_ids, _ids(t)) for t in written if not _is_bare(t)]
+        texts: list[Text] = [(t.views.student_ids, _ids(t)) for t in written if self._known(t) is None]
         texts += [(self.prompts.alone(t.views), _ids(t)) for t in written] if with_leak else []
         shown = [self._support_texts(judged, index) for index in range(len(judged))]
         texts += [text for each in shown for text in each]
         scores = iter(self.score(texts) if texts else ())
-        bare = [t.rollout.logprobs if t.rollout and _is_bare(t) else next(scores) for t in written]
+        bare = [next(scores) if known is None else known for known in map(self._known, written)]
         alone = [next(scores) for _ in written] if with_leak else [None] * len(written)
         found = {id(target): _measures(own, other) for target, own, other in zip(written, bare, alone, strict=True)}
         for target, each in zip(judged, shown, strict=True):
@@ -140,6 +143,15 @@ class Review:
             support, spread = own - fmean(others), pstdev(others) if len(others) > 1 else None
             found[id(target)] = replace(found[id(target)], support=support, support_spread=spread)
         return [replace(target, measures=found.get(id(target))) for target in targets]
+
+    def _known(self, target: Target) -> Sequence[float] | None:
+        """Return a rollout's log-probabilities under the bare prompt, where the policy recorded them as it wrote."""
+        rollout = target.rollout
+        if rollout is None or not self.trusts_records:
+            return None
+        if rollout.prompt_token_ids == target.views.student_ids:
+            return rollout.logprobs
+        return rollout.bare_logprobs or None
 
     def _measures_any(self) -> bool:
         config = self.config
@@ -224,11 +236,6 @@ def _with(target: Target, *, step_rate: float | None = None, solved_rate: float 
     step_rate = measures.step_rate if step_rate is None else step_rate
     solved_rate = measures.solved_rate if solved_rate is None else solved_rate
     return replace(target, measures=replace(measures, step_rate=step_rate, solved_rate=solved_rate))
-
-
-def _is_bare(target: Target) -> bool:
-    """Whether the policy wrote a rollout under the bare prompt: its log-probabilities are there."""
-    return target.rollout is not None and target.rollout.prompt_token_ids == target.views.student_ids
 
 
 def _ids(target: Target) -> tuple[int, ...]:

@@ -301,6 +301,8 @@ class Backend:
 
     def load_optimizer_state(self, saved: Mapping[str, Any]) -> None:
         """Take up :meth:`optimizer_state`; parameters that had no state have none."""
+        if not any(saved["state"].values()):  # it is of before the first step
+            self._basic().state.clear()
         for name, parameter in self.trainable().items():
             if state := saved["state"][name]:
                 self._place(parameter, state)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -27,7 +27,19 @@ if TYPE_CHECKING:
 
 _WEIGHTS, _OPTIMIZER, _STATE = "trainable.safetensors", "optimizer.pt", "state.json"
 _RANKS, _TEACHER = "ranks.pt", "teacher.pt"
-_VERSION = 4
+_VERSION = 5
+
+
+class Keeper(Protocol):
+    """Something that changes during training beside the model, and fits in a JSON object."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up :meth:`state`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +59,21 @@ class Checkpointer:
     identity: Mapping[str, Any]  # what must be the same for a resumed run to mean anything
     keep: int
     note: Callable[[str], None] = lambda text: None  # told which checkpoints were skipped
+    guards: Mapping[str, Keeper] = field(default_factory=dict)  # what watches the run, by name
+    pinned: Callable[[], Collection[int]] = tuple  # steps whose checkpoint stays
 
-    def save(self, state: TrainState) -> Path:
-        """Write the checkpoint of a step; older ones beyond ``keep`` go afterwards. Every rank must call it."""
+    def save(self, state: TrainState, *, replace: bool = False) -> Path:
+        """Write the checkpoint of a step; older ones beyond ``keep`` go afterwards. Every rank must call it.
+
+        Args:
+            state: Where the run is.
+            replace: Write it also where there is one of this step.
+        """
         source = self.source.state()
         by_rank = self.backend.gather({"source": source["own"], **_random_state()})
         optimizer = {"optimizer": self.backend.optimizer_state(), "schedule": self.schedule.state_dict()}
         record = {"version": _VERSION, "state": asdict(state), "identity": dict(self.identity)}
+        record["guards"] = {name: guard.state() for name, guard in self.guards.items()}
         parts = {
             _WEIGHTS: self.backend.weights(),
             _OPTIMIZER: optimizer,
@@ -61,11 +81,11 @@ class Checkpointer:
             _TEACHER: self.teacher.state(keeps=self.backend.rank == 0),
             _STATE: record,
         }
-        return self.backend.on_first(lambda: self._write(state.step, parts))
+        return self.backend.on_first(lambda: self._write(state.step, parts, replace))
 
-    def _write(self, step: int, parts: Mapping[str, Any]) -> Path:
+    def _write(self, step: int, parts: Mapping[str, Any], replace: bool) -> Path:
         target = self.run.checkpoint_path(step)
-        if target.exists() and not _what_is_torn(target):  # saved after this very step already
+        if not replace and target.exists() and not _what_is_torn(target):  # saved after this very step already
             return target
         scratch, old = (target.with_name(f".{kind}-{target.name}") for kind in ("tmp", "old"))
         for left in (scratch, old):
@@ -89,7 +109,7 @@ class Checkpointer:
         os.replace(scratch, target)
         _sync(target.parent)
         shutil.rmtree(old, ignore_errors=True)
-        for earlier in self.run.checkpoint_steps()[: -self.keep]:
+        for earlier in set(self.run.checkpoint_steps()[: -self.keep]) - set(self.pinned()):
             shutil.rmtree(self.run.checkpoint_path(earlier))
         return target
 
@@ -124,7 +144,25 @@ class Checkpointer:
             torch.cuda.set_rng_state(own["rng_cuda"])
         for name, value in record["state"].items():
             setattr(state, name, value)
+        for name, guard in self.guards.items():
+            guard.restore(record["guards"][name])
         return source
+
+    def go_back(self, step: int) -> None:
+        """Take weights, optimizer moments and the teacher's copies of an earlier checkpoint of this run.
+
+        Data, noise, counts and rates go on from where they are. Every rank must call it.
+
+        Raises:
+            RunDirectoryError: If that checkpoint is not whole any more.
+        """
+        source = self.run.checkpoint_path(step)
+        if why := self.backend.on_first(lambda: _what_is_torn(source)):
+            raise RunDirectoryError(
+                f"The best state of the gate, {source}, cannot be loaded: {why}. Way out: another train.output_dir."
+            )
+        load_start(source, self.backend, self.schedule, with_optimizer=True)
+        self.teacher.restore(torch.load(source / _TEACHER, weights_only=True, map_location="cpu", mmap=True))
 
 
 def refuse_other_run(

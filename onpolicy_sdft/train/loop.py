@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.data.order import batch_indices
 from onpolicy_sdft.errors import NO_UPDATE, ConfigError, TrainingError
+from onpolicy_sdft.train.guards import GATE
 from onpolicy_sdft.train.signals import StopRequest, stop_on_signals
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from onpolicy_sdft.runs.directory import RunDirectory
     from onpolicy_sdft.runs.progress import Progress
     from onpolicy_sdft.train.checkpoint import Checkpointer
+    from onpolicy_sdft.train.guards import Guards
     from onpolicy_sdft.train.step import Trainer
     from onpolicy_sdft.train.trackers import Tracker
     from onpolicy_sdft.types import StepMetrics, Target, Views
@@ -43,7 +45,7 @@ class Hooks:
 class FitResult:
     """How the loop ended."""
 
-    reason: str  # finished | loss_token_budget | early_stop | stop_score | SIGTERM | SIGINT
+    reason: str  # finished | loss_token_budget | early_stop | stop_score | gate | SIGTERM | SIGINT
     exit_code: int
 
 
@@ -82,6 +84,7 @@ class Loop:
     trackers: Sequence[Tracker]
     progress: Progress
     hooks: Hooks
+    guards: Guards
     wall_clock: Callable[[], float] = time.time
     _last: StepMetrics | None = None
 
@@ -93,18 +96,19 @@ class Loop:
         """
         state = self.trainer.state
         with self.progress, stop_on_signals() as stop:
+            self.guards.begin(state)
             reason = self._reason_to_stop(stop)
             while not reason:
                 try:
                     self._step()
+                    self._check_bad_steps()
+                    reason = self._reason_to_stop(stop)
                 except Exception:
                     # Whatever it is (a check, a full disk): the whole steps before it are not lost. Of several ranks
                     # one may be alone with it, and saving takes all of them.
                     if self.trainer.backend.num_ranks == 1:
                         self.checkpointer.save(state)
                     raise
-                self._check_bad_steps()
-                reason = self._reason_to_stop(stop)
                 every = self.config.train.checkpoint_steps
                 if reason or (every and state.step % every == 0):
                     self.checkpointer.save(state)
@@ -130,10 +134,15 @@ class Loop:
         return [self.views[index] for index in indices]
 
     def _reason_to_stop(self, stop: StopRequest) -> str:
-        state, config = self.trainer.state, self.config
         stop.signal = max(self.trainer.backend.gather(stop.signal), key=lambda number: number or 0)
         if stop.signal is not None:  # whichever rank got it: all stop after the same step
             return "SIGTERM" if stop.exit_code == 143 else "SIGINT"
+        if self.guards.stopped:
+            return GATE
+        return self.guards.judge(self.trainer.state, self._reason_to_end())
+
+    def _reason_to_end(self) -> str:
+        state, config = self.trainer.state, self.config
         if state.step >= self.plan.num_steps:
             return "finished"
         budget = config.train.max_loss_tokens
@@ -190,7 +199,7 @@ class Loop:
             shown["fallback_rate"] = values["screen/fallback_rate"]
         shown |= {name.split("/", 1)[1]: value for name, value in validation.items() if name.endswith("/score")}
         self.progress.update(1, written=None, **shown)
-        self._warn(metrics, values)
+        self._notice(metrics, values)
 
     def _track(self, values: Mapping[str, float], step: int) -> None:
         for tracker in self.trackers:
@@ -199,21 +208,10 @@ class Loop:
             except Exception as error:  # a tracker's network is no reason to lose a run; metrics.jsonl has it all
                 self.progress.note(f"warning: step {step}: a tracker failed: {error}")
 
-    def _warn(self, metrics: StepMetrics, values: Mapping[str, float]) -> None:
-        config = self.config.train
+    def _notice(self, metrics: StepMetrics, values: Mapping[str, float]) -> None:
         if metrics.skipped:
             self.progress.note(f"warning: step {metrics.step} was skipped ({metrics.skipped})")
-        ratio, truncated = values.get("rollout/length_ratio", 0.0), values.get("rollout/truncated_rate", 0.0)
-        if ratio > config.warn_length_ratio:
-            self.progress.note(
-                f"warning: step {metrics.step}: rollouts are {ratio:.1f} times as long as the demonstrations "
-                f"(train.warn_length_ratio={config.warn_length_ratio})"
-            )
-        if truncated > config.warn_truncated_rate:
-            self.progress.note(
-                f"warning: step {metrics.step}: {truncated:.0%} of the rollouts hit rollout.max_new_tokens "
-                f"(train.warn_truncated_rate={config.warn_truncated_rate})"
-            )
+        self.guards.watch(metrics.step, values)
 
     def _sample(self, step: int, target: Target) -> dict[str, Any]:
         demonstration, rollout = target.views.demonstration, target.rollout

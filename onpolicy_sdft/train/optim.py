@@ -54,3 +54,12 @@ def make_schedule(
         num_training_steps=num_steps,
     )
     return schedule
+
+
+def scale_rates(schedule: torch.optim.lr_scheduler.LRScheduler, factor: float) -> None:
+    """Multiply the learning rates of a schedule, from where it is to its end."""
+    state = schedule.state_dict()
+    rates = {name: [factor * rate for rate in state[name]] for name in ("base_lrs", "_last_lr")}
+    schedule.load_state_dict({**state, **rates})
+    for group, rate in zip(schedule.optimizer.param_groups, schedule.get_last_lr(), strict=True):
+        group["lr"] = rate

@@ -18,7 +18,7 @@ from onpolicy_sdft.rollout.backend import (
     ignore_progress,
 )
 from onpolicy_sdft.rollout.drafts import DraftStore
-from onpolicy_sdft.types import NoiseKey, Record, Rollout, RolloutRequest, SamplingLaw, Target, Views
+from onpolicy_sdft.types import Blend, NoiseKey, Record, Rollout, RolloutRequest, SamplingLaw, Target, Views
 
 
 class Watching(Protocol):
@@ -81,17 +81,23 @@ class Sampling:
     view: Literal["teacher", "student"] = "teacher"  # the prompt with the demonstration, or the bare one
     demonstration_dropout: float = 0.0  # share of rollouts that are written under the bare prompt nevertheless
     temperature_end: float | None = None  # the temperature moves there linearly over the steps of the run
+    min_p_end: float | None = None  # min_p does
+    blend: float = 0.0  # weight of the bare prompt in what is sampled from
+    blend_budget: float | None = None  # nats a token that may be away from the bare prompt; more weight where it is not
     num_steps: int = 1  # of the run
     record: Record = NO_RECORD
     drafts: tuple[str, ...] = ("history", "demonstration")
 
     def law_at(self, step: int) -> SamplingLaw:
         """Return the sampling law of a step."""
-        if self.temperature_end is None:
-            return self.law
         part = min(1.0, step / max(1, self.num_steps - 1))
+
+        def moved(start: float, end: float | None) -> float:
+            return start if end is None else start + part * (end - start)
+
+        law = self.law
         return replace(
-            self.law, temperature=self.law.temperature + part * (self.temperature_end - self.law.temperature)
+            law, temperature=moved(law.temperature, self.temperature_end), min_p=moved(law.min_p, self.min_p_end)
         )
 
     def prompt(self, views: Views, key: NoiseKey) -> tuple[int, ...]:
@@ -99,6 +105,12 @@ class Sampling:
         name = f"demonstration dropout {key.seed} {key.step} {key.example_id} {key.sample_index} {key.attempt}"
         bare = self.view == "student" or random.Random(name).random() < self.demonstration_dropout
         return views.student_ids if bare else views.teacher_ids
+
+    def blend_with(self, views: Views, prompt: tuple[int, ...]) -> Blend | None:
+        """Return the bare prompt that a rollout is blended with, unless it is written under that alone."""
+        if (self.blend == 0 and self.blend_budget is None) or prompt == views.student_ids:
+            return None
+        return Blend(views.student_ids, self.blend, self.blend_budget)
 
 
 class PolicySource:
@@ -190,6 +202,7 @@ class PolicySource:
             max_new_tokens=self.sampling.max_new_tokens,
             draft_token_ids=tuple(texts[name] for name in self.sampling.drafts),
             expected_new_tokens=len(last or example.response_ids),
+            blend=self.sampling.blend_with(example, prompt),
         )
 
 

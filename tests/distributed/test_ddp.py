@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 from harness import AVERAGED, figures, run, succeed, tokens, weights
 
+from onpolicy_sdft import load_config
+from onpolicy_sdft.jobs.finished import load_model
 from onpolicy_sdft.runs.files import read_json, read_jsonl
 
 METHODS: dict[str, dict[str, Any]] = {  # beside those of test_backends.py
@@ -120,3 +123,22 @@ def test_memory_that_runs_out_within_a_meeting_of_ranks_ends_the_run_with_the_wa
     done = run(2, config, tmp_path / "run", more, **options)
     assert done.returncode == 2
     assert "lower train.micro_batch_tokens" in done.stderr
+
+
+def test_two_ranks_are_stopped_by_the_gate_together_and_leave_what_one_process_leaves(config, tmp_path, model_dir):
+    prompts = [f"tell {number}" for number in range(24)]
+    found = load_model(str(model_dir), load_config(config)).sample(prompts, max_new_tokens=5)
+    rows = [{"prompt": p, "response": text} for p, text in zip(prompts, found, strict=True) if len(text.strip()) > 1]
+    known = tmp_path / "known.jsonl"
+    known.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"path": str(known), "wording": False}
+    sets = [{"label": "known", "data": data, "task": {"name": "exact"}, "max_new_tokens": 5, "retention": True}]
+    options = {"eval.sets": sets, "eval.before_and_after": False, "eval.kl_prompts": 0, "optim.lr": 0.3}
+    for ranks in (1, 2):
+        succeed(ranks, config, tmp_path / str(ranks), **options, **{"gate.every_steps": 2})
+    one, two = (read_jsonl(tmp_path / str(ranks) / "gate.jsonl") for ranks in (1, 2))
+    assert [(row["step"], row["action"]) for row in one] == [(row["step"], row["action"]) for row in two]
+    assert two[-1]["action"] == "stop"
+    assert read_json(tmp_path / "2" / "result.json")["verdict"]["is_start"]
+    for name, value in weights(tmp_path / "1").items():
+        assert torch.equal(weights(tmp_path / "2")[name], value)

@@ -96,11 +96,14 @@ AVERAGED = {
 }  # fmt: skip
 
 
+BLENDED = {"rollout.blend": 0.5, "rollout.min_p_end": 0.05, "rollout.num_samples": 2}
+
+
 @pytest.mark.parametrize("lora", ["true", "false"], ids=["lora", "full"])
 @pytest.mark.parametrize(
     "method",
-    [{"train.targets": "policy"}, {"train.targets": "demonstrations"}, AVERAGED],
-    ids=["sdft", "sft", "averaged teacher"],
+    [{"train.targets": "policy"}, {"train.targets": "demonstrations"}, AVERAGED, BLENDED],
+    ids=["sdft", "sft", "averaged teacher", "blended"],
 )
 def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(files, method, lora):
     common = {
@@ -122,6 +125,20 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(files, method, 
     first, second = final_weights(Path(whole)), final_weights(Path(parts))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("backend", ["engine", "hf"])
+def test_a_blended_run_logs_the_blend_that_a_budget_chose(files, backend):
+    options = {
+        "rollout.blend": 0.2, "rollout.blend_budget": 0.01, "rollout.backend": backend, "objective.name": "forward_kl",
+        "objective.support": "teacher", "objective.blend": 0.3, "objective.disagreement": 1.0,
+        "eval.before_and_after": False, "train.max_steps": 3,
+    }  # fmt: skip
+    run = fit(load_config(files["config"], **options), say=quiet).run.path
+    rows = [row["values"] for row in read_jsonl(run / "metrics.jsonl")]
+    assert len(rows) == 3
+    assert all(0.2 <= row["rollout/blend"] <= 1 and row["loss/total"] >= 0 for row in rows)
+    assert any(row["rollout/blend"] > 0.2 for row in rows)
 
 
 DRAFT_FIGURES = ("rollout/tokens_per_forward", "rollout/accept_rate", "rollout/drafted_rate", "rollout/slot_occupancy")

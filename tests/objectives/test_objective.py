@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from onpolicy_sdft.models.policy import Head
+from onpolicy_sdft.objectives.divergence import blended
 from onpolicy_sdft.objectives.laws import FullLaw, Signals, TopLaw
 from onpolicy_sdft.objectives.objective import FIGURES, Objective, chunk_size
 
@@ -180,6 +181,45 @@ def test_weights_clip_importance_plain_tokens_and_anchor_are_what_they_say(name)
     assert figures["clipped"] == (losses > clip).sum().item()
     assert figures["importance"] == pytest.approx(rho.sum().item(), rel=1e-6)
     assert figures["capped"] == (ratio > 1.2).sum().item()
+
+
+@pytest.mark.parametrize("given", ["full", "teacher", "student", "recorded", "recorded whole"])
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_a_blended_target_and_disagreement_are_what_they_say_and_have_no_gradient(name, given):
+    hidden, layer, labels = inputs(softcap=4.0)
+    law, b, apart = teacher_law(), 0.4, 1.5
+    p, s = law.head.logits(law.hidden_MD).log_softmax(-1), layer.logits(hidden).log_softmax(-1)
+    num_kept = 0 if given == "full" else V if given == "recorded whole" else 5
+    kept = (s if given == "student" else p).topk(num_kept).indices
+    place = labels
+    t, q = p, s
+    if 0 < num_kept < V:
+        t, q = (torch.cat([x.exp().gather(-1, kept), 1 - x.exp().gather(-1, kept).sum(-1, keepdim=True)], -1).log()
+                for x in (p, s))  # fmt: skip
+        place = torch.tensor(
+            [
+                row.index(label) if label in row else num_kept
+                for row, label in zip(kept.tolist(), labels.tolist(), strict=True)
+            ]
+        )
+        assert 0 < (place == num_kept).sum() < N, "labels of both kinds"
+    target = ((1 - b) * t + b * q.detach()).softmax(-1)
+    d = ((t - q).gather(-1, place[:, None])[:, 0].abs() / apart).clamp_max(1.0).detach()
+    losses = naive_divergence(name, target, q.exp(), 0.3)
+    clip = float(losses.detach().median()) * 1.001  # no loss is as near as rounding
+    naive = (d * torch.where(losses > clip, clip, losses)).sum()
+    support = given if given in ("full", "student") else "teacher"
+    objective = Objective(
+        name, beta=0.3, support=support, num_kept=num_kept, blend=b, disagreement=apart, clip=clip, chunk_tokens=4
+    )
+    teacher = TopLaw(kept, p.gather(-1, kept)) if given.startswith("recorded") else law
+    signals = Signals(torch.ones(N), torch.zeros(N, dtype=torch.bool), teacher)
+    check_gradients(objective, hidden, layer, labels, signals, naive)
+
+
+def test_a_blended_target_of_no_weight_is_the_teacher():
+    law = torch.randn(4, 9).log_softmax(-1)
+    torch.testing.assert_close(blended(law, torch.randn(4, 9).log_softmax(-1), 0.0), law)
 
 
 def test_a_label_that_was_not_drawn_has_importance_one():

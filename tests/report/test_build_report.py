@@ -12,7 +12,7 @@ from places import EVIL, kl, manifest, rollout
 from onpolicy_sdft.errors import RunDirectoryError
 from onpolicy_sdft.report.html import build_report
 from onpolicy_sdft.runs.directory import RunDirectory
-from onpolicy_sdft.runs.files import write_json_atomic
+from onpolicy_sdft.runs.files import write_json_atomic, write_jsonl_atomic
 
 pytestmark = pytest.mark.usefixtures("unrendered")
 
@@ -244,3 +244,36 @@ def test_a_place_without_a_run_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(RunDirectoryError, match="not a run directory"):
             build_report(path)
+
+
+def test_alarms_and_the_gate_stand_near_the_top_with_their_steps(run):
+    fill(run)
+    alarm = {
+        "step": 5,
+        "since": 3,
+        "key": "rollout/mean_length",
+        "before": 171.0,
+        "value": 8.0,
+        "text": "alarm: <short>",
+    }
+    write_jsonl_atomic(run.alarms_path, [alarm])
+    checks = [
+        {"step": 0, "why": "start", "scores": {"held back": 0.5, "facts": 0.75}, "passed": True, "action": ""},
+        {"step": 5, "why": "alarm", "scores": {"held back": 0.0, "facts": 0.7}, "passed": False, "action": "stop"},
+    ]
+    write_jsonl_atomic(run.gate_path, checks)
+    write_json_atomic(run.result_path, {"reason": "gate", "verdict": {"text": "the model IS THE START"}})
+    written = build_report(run)
+    assert run.plots_path / "gate.png" in written
+    text = Page(run.report_path.read_text()).text
+    top = text.index("Alarms and gate")
+    assert top < text.index("What was run")
+    assert "the model IS THE START." in text[top:]
+    assert "5 3 rollout/mean_length 171 8 <short>" in text
+    assert "5 alarm 0.000 0.700 stop" in text
+
+
+def test_a_run_that_nothing_watched_lacks_nothing(run):
+    fill(run)
+    build_report(run)
+    assert "Alarms and gate" not in Page(run.report_path.read_text()).text

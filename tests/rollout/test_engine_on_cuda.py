@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from toys import ask, assert_same_but_for_ties, engine, make, tokens, with_adapt
 
 from onpolicy_sdft.rollout.hf import HFBackend
 from onpolicy_sdft.rollout.weights import LocalWeights
-from onpolicy_sdft.types import SamplingLaw
+from onpolicy_sdft.types import Blend, SamplingLaw
 
 pytestmark = pytest.mark.gpu
 GREEDY = SamplingLaw(0.0)
@@ -104,3 +105,19 @@ def test_memory_is_given_back_with_the_engine(device):
         gc.collect()
         left.append(torch.cuda.memory_allocated() if device.type == "cuda" else 0)
     assert left[1] == left[2]
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("budget", [None, 0.2], ids=["weight", "budget"])
+def test_blended_texts_are_captured_and_are_those_of_generate(law, budget, device):
+    model = make("llama").to(device)
+    requests = [replace(one, blend=Blend((5, *one.prompt_token_ids[-4:]), 0.4, budget)) for one in ask(6)] + ask(8)[6:]
+    one = on_device(model, device, num_slots=7)
+    ours = one.generate(requests, law)
+    assert one.steps.use_graphs == (device.type == "cuda"), "steps were not captured"
+    theirs = HFBackend(model, (95,), 95, 8, True).generate(requests, law)
+    same = [mine.token_ids == other.token_ids for mine, other in zip(ours, theirs, strict=True)]
+    assert sum(same) >= len(same) - 1, "more than near ties differ"
+    for mine, other, is_same in zip(ours, theirs, same, strict=True):
+        if is_same:
+            assert mine.bare_logprobs == pytest.approx(other.bare_logprobs, abs=1e-3)

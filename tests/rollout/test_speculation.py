@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from onpolicy_sdft.rollout.speculation import WIDTHS, Acceptance, StepCosts, choose_drafts
+from onpolicy_sdft.rollout.speculation import WIDTHS, Acceptance, StepCosts, choose_drafts, choose_width
 
 
 def costs(per_step, per_token, rows=(1, 4, 16)):
@@ -67,3 +67,15 @@ def test_acceptance_learns_by_kind_and_a_slot_can_differ_from_its_kind():
     assert seen.rate(0) < 0.15
     assert seen.rate(1) == pytest.approx(0.6)
     assert seen.rate(0, slot_kept=40, slot_seen=40) > 0.9
+
+
+def test_texts_that_are_run_in_two_slots_draft_where_twice_the_rows_would():
+    """Up to eight tokens a forward cost the same, from there on each costs as much as those: pairs get there sooner."""
+    rows = (1, 2, 4, 8, 16)
+    table = StepCosts(rows, tuple(tuple(float(max(1, n * width / 8)) for width in WIDTHS) for n in rows))
+    alone, paired = (choose_drafts([0.9] * 4, [4] * 4, table, num_prompts) for num_prompts in (1, 2))
+    assert sum(alone) > 0
+    assert sum(paired) == 0
+    seen = Acceptance()
+    widths = [choose_width(seen, table, 4, 2, hopeful=True, num_prompts=num_prompts) for num_prompts in (1, 2)]
+    assert widths[0] > widths[1] == 0

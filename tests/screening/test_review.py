@@ -74,6 +74,15 @@ def test_what_was_written_under_the_bare_prompt_is_not_scored_again():
     assert found.measures.surprise == pytest.approx(0.4)
     (texts,) = model.scored
     assert [prompt for prompt, _ in texts] == [ALONE]
+    blended = dataclasses.replace(target.rollout, bare_logprobs=(-0.1, -0.5) * 6)
+    (found,) = review(model)([dataclasses.replace(target, rollout=blended)], 0)
+    assert found.measures is not None
+    assert found.measures.surprise == pytest.approx(0.3)
+    judge = review(model)
+    judge.trusts_records = False  # an average of the weights wrote it
+    (found,) = judge([dataclasses.replace(target, rollout=blended)], 0)
+    assert found.measures is not None
+    assert found.measures.surprise == pytest.approx(0.2)
 
 
 def test_nothing_is_measured_for_nothing():

@@ -12,7 +12,7 @@ from onpolicy_sdft.train.loop import Plan, make_plan
 from onpolicy_sdft.train.optim import make_optimizer, make_schedule
 from onpolicy_sdft.train.signals import stop_on_signals
 from onpolicy_sdft.train.source import DemonstrationSource, PolicySource, Sampling, spread
-from onpolicy_sdft.types import Demonstration, SamplingLaw, Turn, Views
+from onpolicy_sdft.types import Blend, Demonstration, SamplingLaw, Turn, Views
 
 
 def test_steps_or_epochs_make_the_plan():
@@ -138,3 +138,17 @@ def test_demonstration_dropout_leaves_the_demonstration_out_of_that_share_and_re
 def test_the_temperature_moves_from_its_start_to_its_end_over_the_run():
     laws = [ask(step=step, temperature_end=0.2, num_steps=5).law.temperature for step in range(7)]
     assert laws == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2])
+
+
+def test_min_p_moves_as_the_temperature_does_and_neither_moves_the_other():
+    laws = [ask(step=step, min_p_end=0.4, num_steps=5).law for step in range(6)]
+    assert [law.min_p for law in laws] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.4])
+    assert {law.temperature for law in laws} == {1.0}
+
+
+def test_a_blend_carries_the_bare_prompt_unless_a_rollout_is_written_under_that_anyway():
+    requests = ask(num=200, blend=0.4, blend_budget=0.2, demonstration_dropout=0.3).requests
+    assert {request.blend for request in requests if request.prompt_token_ids == (1, 2, 3)} == {Blend((1,), 0.4, 0.2)}
+    assert {request.blend for request in requests if request.prompt_token_ids == (1,)} == {None}
+    assert ask().requests[0].blend is None
+    assert ask(blend_budget=0.2).requests[0].blend == Blend((1,), 0.0, 0.2)

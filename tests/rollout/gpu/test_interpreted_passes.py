@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from onpolicy_sdft.rollout.backend import NO_RECORD, ignore_progress
 from onpolicy_sdft.rollout.gpu import layers, passes
 from onpolicy_sdft.rollout.grid import GridCall, GridStep, OnTheDevice
 from onpolicy_sdft.rollout.weights import LocalWeights
-from onpolicy_sdft.types import Record, SamplingLaw
+from onpolicy_sdft.types import Blend, Record, SamplingLaw
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from toys import FAMILIES, SIZES, ask, engine, logits, make, tokens, with_adapter
@@ -102,6 +103,20 @@ def test_a_rollout_is_the_one_of_a_cpu(family):
     assert tokens(found) == tokens(expected)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine.hidden, theirs.hidden, atol=1e-3, rtol=1e-3)
+
+
+def test_a_blended_rollout_is_the_one_of_a_cpu():
+    model = make("llama")
+    requests = [replace(request, blend=Blend((5, *request.prompt_token_ids[-4:]), 0.4)) for request in ask(2, limit=3)]
+    requests += ask(3, limit=3)[2:]
+    expected = engine(model, num_slots=3).generate(requests, SamplingLaw())
+    view = on_a_gpu(model)
+    one = engine(model, num_slots=3, weights=view, attention="triton", grid=True, max_draft_tokens=2)
+    found = one.generate(requests, SamplingLaw())
+    assert tokens(found) == tokens(expected)
+    for mine, theirs in zip(found, expected, strict=True):
+        for name in ("logprobs", "bare_logprobs", "sampling_logprobs", "entropies"):
+            assert getattr(mine, name) == pytest.approx(getattr(theirs, name), abs=1e-3)
 
 
 def test_copies_stay_where_they_are_and_follow_the_weights():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from onpolicy_sdft.models.policy import Head
+from onpolicy_sdft.rollout.blending import Pairs
 from onpolicy_sdft.rollout.decode import Rows, draw_and_settle
 from onpolicy_sdft.rollout.gpu.filters import find_floors
 from onpolicy_sdft.rollout.gpu.sampling import draw_rows
@@ -271,6 +273,33 @@ class OnTheDevice(TorchDispatchMode):
         name = func.overloadpacket.__name__
         assert not any(name.startswith(refused) for refused in self.REFUSED), name
         return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("head", [{}, {"scale": 0.5, "softcap": 3.0}], ids=["plain", "bent"])
+@pytest.mark.parametrize("budgets", [[], [0.1, 0.5]], ids=["weights", "budgets"])
+@pytest.mark.parametrize("laws", LAWS.values(), ids=LAWS)
+def test_blended_rows_are_drawn_as_torch_draws_them(laws, budgets, head):
+    texts = make_texts(3, 90, seed=1, width=3)
+    texts.top_token_ids, texts.top_logprobs = torch.zeros(4, 30, 4, dtype=torch.int64), torch.zeros(4, 30, 4)
+    texts.pairs = Pairs.make(3, 30, torch.float32, CPU)
+    texts.pairs.reset()
+    texts.pairs.weights[:3] = torch.tensor([0.3, 1.0, 0.0])
+    texts.pairs.budgets[: len(budgets)] = torch.tensor(budgets)
+    texts.pairs.is_budgeted = bool(budgets)
+    row_laws = RowLaws.of([laws[i % len(laws)] for i in range(4)], 90, CPU)
+    raw = torch.randn(18, 90, generator=generator(3))
+    pair = torch.arange(9) + torch.tensor([0, 9, 9]).repeat_interleave(3)  # slot 2 is not blended
+    rows = replace(grid([2, 0, 1], [2, 1, 0], 3), pair_N=pair)
+    (slow, expected), (fast, found) = both(texts, row_laws, torch.tensor([4]), rows, raw, Head(raw, **head))
+    ours, theirs = vars(fast.pairs), vars(slow.pairs)
+    slow.pairs = fast.pairs = None
+    assert_same(slow, expected, fast, found)
+    for name in ("bare_logprobs", "blends"):
+        assert ours[name].any()
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-4)
+    stops = torch.tensor([4])
+    with OnTheDevice():
+        draw_and_settle(texts, row_laws, stops, rows, raw, Head(raw), None, None, kernels=True)
 
 
 @pytest.mark.parametrize("laws", LAWS.values(), ids=LAWS)

@@ -1,0 +1,91 @@
+"""What makes a run the run it is, and the record of it: claimed before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from onpolicy_sdft.config.load import dump_config
+from onpolicy_sdft.runs.directory import RunDirectory
+from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_atomic
+from onpolicy_sdft.runs.manifest import collect_manifest
+from onpolicy_sdft.train.checkpoint import refuse_other_run
+
+if TYPE_CHECKING:
+    from onpolicy_sdft.config.schema import RunConfig
+    from onpolicy_sdft.jobs.parts import Data
+    from onpolicy_sdft.jobs.start import Start
+    from onpolicy_sdft.train.backend import Backend
+
+Say = Callable[[str], None]
+
+#: Sections that a resumed run must have as the run it goes on with.
+_FROZEN_SECTIONS = ("lora", "context", "feedback", "screening", "probe", "objective", "teacher", "optim", "gate")
+
+
+def claim_run(
+    config: RunConfig,
+    data: Data,
+    identity: Mapping[str, Any],
+    command: Sequence[str],
+    backend: Backend,
+    held: ExitStack,
+    say: Say,
+) -> RunDirectory:
+    """Make the run directory ours, on the first rank: refuse another run's, write what this run is."""
+    run = RunDirectory.create(config.train.output_dir, resume=config.train.resume == "auto")
+    held.enter_context(run.claimed())
+    refuse_other_run(run, identity, say)
+    _write_identity(config, data, run, command, backend)
+    return run
+
+
+def identity_of(config: RunConfig, data: Data, start: Start | None) -> dict[str, Any]:
+    """What must not change between a checkpoint and the run that goes on from it."""
+    frozen = dataclasses.asdict(config)
+    same = ("targets", "seed", "batch_size", "precision", "micro_batch_tokens", "layout")
+    train = {key: frozen["train"][key] for key in same}
+    if config.train.max_steps is None:
+        train["num_epochs"] = config.train.num_epochs
+    moving = config.rollout.temperature_end is not None or config.rollout.min_p_end is not None
+    if config.optim.schedule == "cosine" or moving:
+        train["max_steps"] = config.train.max_steps
+    return {
+        "data": data.loaded.fingerprint,
+        "task": frozen["task"],
+        "model": {**frozen["model"], "cache_dir": None},
+        **{section: frozen[section] for section in _FROZEN_SECTIONS},
+        "rollout": {**frozen["rollout"], "weights": None},  # where they are read from changes nothing
+        "replay": [source["task"] for source in frozen["replay"]["sources"]],  # the rest is in the data's fingerprint
+        "start": None if start is None else [start.digest, config.train.carry, config.train.keep_optimizer],
+        "train": train,
+    }
+
+
+def _write_identity(config: RunConfig, data: Data, run: RunDirectory, command: Sequence[str], backend: Backend) -> None:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    manifest = collect_manifest(
+        command=list(command),
+        seeds={"train.seed": config.train.seed, "eval.seed": config.eval.seed, "data.seed": config.data.seed},
+        data_fingerprint={"train": data.loaded.fingerprint},
+        gpu_names=gpus,
+        extra={
+            "num_ranks": backend.num_ranks,
+            "num_demonstrations": len(data.prepared.views),
+            "skipped_rows": len(data.loaded.skipped),
+            "dropped_ids": list(data.prepared.dropped_ids),
+            "trimmed_ids": list(data.prepared.trimmed_ids),
+        },
+    )
+    if run.manifest_path.is_file():  # a resumed run keeps the record of its start
+        manifest = {**read_json(run.manifest_path), "resumed": [*_resumptions(run), manifest]}
+    write_text_atomic(run.config_path, dump_config(config))
+    write_json_atomic(run.manifest_path, manifest)
+
+
+def _resumptions(run: RunDirectory) -> list[Any]:
+    return list(read_json(run.manifest_path).get("resumed", []))
