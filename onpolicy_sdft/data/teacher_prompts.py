@@ -119,7 +119,7 @@ class TeacherPrompts:
         work = self._work(demonstration)
         turns = self._context.turns(demonstration, own, examples, work)
         if feedback is not None:
-            turns = feedback_turns(turns, feedback, work, shows_attempt=shows_attempt)
+            turns = feedback_turns(turns, demonstration.prompt, feedback, work, shows_attempt=shows_attempt)
         return self._renderer.teacher_ids(turns)
 
     def _cut(

@@ -183,25 +183,27 @@ class TeacherContext:
 
 
 def feedback_turns(
-    turns: Sequence[Turn], feedback: Feedback, work: str = "", *, shows_attempt: bool = True
+    turns: Sequence[Turn], question: str, feedback: Feedback, work: str = "", *, shows_attempt: bool = True
 ) -> list[Turn]:
     """Go on with a teacher's conversation: its attempt as an answer, then what the check says, and the question again.
 
+    The question stands last, as it does in the bare prompt: a small model goes on with what it read last, and would go
+    on with the message.
+
     Args:
         turns: What :meth:`TeacherContext.turns` returned.
+        question: The question once more.
         feedback: What to tell; its attempt may have been cut.
         work: What the task says the work of an answer is.
         shows_attempt: Without it the check's message stands behind the question.
 
     Source: the prompt of SDPO (arXiv:2601.20802) tells the same: feedback, and an attempt that is right.
     """
-    parts = [f"Your {'' if shows_attempt else 'first '}answer was checked, and it is not right.\n{feedback.message}"]
+    parts = [f"{'That' if shows_attempt else 'Your first'} answer was checked:\n{feedback.message}"]
     if feedback.sibling:
         parts.append(f"Another answer of yours is right:\n{feedback.sibling}")
-    parts.append(
-        " ".join(filter(None, ["Now answer the question again, from the start and complete.", work]))
-        + " The reader sees the question and this answer and nothing else, so mention nothing else."
-    )
+    again = "Answer the question once more, from the start and complete, without a word about an earlier answer."
+    parts += [f"{again} {work}".rstrip(), question]
     told = "\n\n".join(parts)
     if not shows_attempt:
         return [*turns[:-1], Turn(turns[-1].role, f"{turns[-1].content}\n\n{told}")]

@@ -144,7 +144,7 @@ def test_the_teacher_sees_attempt_and_message_and_no_right_answer(make, template
     assert shown.index("How many apples?") < shown.index(WRONG) < shown.index("ends up with 7, which is not right.")
     assert TASK.work_wording in shown
     assert "72" not in shown
-    assert shown.endswith("<|im_start|>assistant\n")
+    assert shown.endswith(f"{bench.views[0].demonstration.prompt}<|im_end|>\n<|im_start|>assistant\n")
     assert view.teacher_ids != view.student_ids
     assert (view.feedback.attempt, view.feedback.stands, view.feedback.drop) == (WRONG, False, "")
 
