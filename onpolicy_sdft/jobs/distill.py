@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,9 @@ import torch
 from onpolicy_sdft.config.check_method import live_options_set
 from onpolicy_sdft.config.load import dump_config
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
-from onpolicy_sdft.jobs.method import make_sampling
+from onpolicy_sdft.jobs.method import make_pairing, make_review, make_sampling, make_teacher
 from onpolicy_sdft.jobs.parts import load_chat, load_rows, make_views, print_preflight, show_writing
+from onpolicy_sdft.jobs.preview import choose_rows, look
 from onpolicy_sdft.offline.distill import Judge, LegacyJudge, ScreenJudge, count_rows, distill
 from onpolicy_sdft.offline.file import FILE_NAME
 from onpolicy_sdft.offline.legacy import legacy_agrees
@@ -23,6 +25,7 @@ from onpolicy_sdft.runs.files import differences, read_json, write_json_atomic, 
 from onpolicy_sdft.runs.manifest import collect_manifest
 from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.screening.screen import Screen
+from onpolicy_sdft.train.preview import Preview
 from onpolicy_sdft.train.source import PolicySource
 
 if TYPE_CHECKING:
@@ -66,11 +69,12 @@ def run_distill(config: RunConfig, command: Sequence[str], say: Callable[[str], 
         views = data.prepared.views
         with Progress("distill", len(views), "rows") as progress:
             source = PolicySource(backend, make_sampling(config, num_steps=1), show_writing(progress))
+            judge = _judge(config, chat, data, source, progress.note)
             rows = distill(
                 views,
                 directory / FILE_NAME,
                 lambda asked, attempt: source.rollouts(asked, step=0, attempt=attempt),
-                _judge(config, chat, data),
+                judge,
                 config.distill.batch_size,
                 lambda count: progress.update(count, writing=None),
             )
@@ -90,10 +94,17 @@ def _refuse_live_options(config: RunConfig) -> None:
         )
 
 
-def _judge(config: RunConfig, chat: Chat, data: Data) -> Judge:
+def _judge(config: RunConfig, chat: Chat, data: Data, source: PolicySource, say: Callable[[str], None]) -> Judge:
+    """Return what judges rewrites, after a look at what the seed model writes with these settings."""
     if config.distill.rules == "legacy":
         return LegacyJudge(config.task.name, chat.renderer.decode, chat.renderer.response_ids)
-    return ScreenJudge(Screen(config.screening, data.task, chat.renderer.decode))
+    screen = Screen(config.screening, data.task, chat.renderer.decode)
+    teacher = make_teacher(config, chat.loaded.model, nullcontext)
+    pairing = make_pairing(config, chat.pad_token_id)
+    reviewer = make_review(config, chat, data.task, pairing, teacher, source.answers)
+    if config.probe.num_examples:
+        look(config, Preview(choose_rows(config, data.prepared.views), source, screen, reviewer), say)
+    return ScreenJudge(screen, reviewer)
 
 
 def _take_up(directory: Path, config: RunConfig, data: Data, command: Sequence[str]) -> None:
@@ -139,5 +150,5 @@ def _identity(config: RunConfig, data: Data) -> dict[str, Any]:
         "rollout": {name: whole["rollout"][name] for name in law},
         "rules": config.distill.rules,
         "seed": config.train.seed,
-        **{section: whole[section] for section in ("task", "context", "screening")},
+        **{section: whole[section] for section in ("task", "context", "screening", "probe")},
     }

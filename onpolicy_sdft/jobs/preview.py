@@ -1,9 +1,10 @@
-"""The small probe that a run makes of its own settings before step 1, and what it sets by it."""
+"""The small probe that a run or a distillation makes of its own settings first, and what it sets by it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 from onpolicy_sdft.data.order import permutation
@@ -12,10 +13,9 @@ from onpolicy_sdft.eval.probe import bare_answers, find_limits, summarise, teach
 from onpolicy_sdft.screening.bare import BareAnswers
 from onpolicy_sdft.screening.review import Limits
 from onpolicy_sdft.train.preview import Preview
+from onpolicy_sdft.train.source import PolicySource
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.train.step import Trainer
     from onpolicy_sdft.types import Views
@@ -26,25 +26,30 @@ _FIX = (
 )
 
 
-def make_preview(config: RunConfig, trainer: Trainer, views: Sequence[Views]) -> Preview | None:
-    """Return what looks at rows chosen by ``train.seed``; None where nothing is written, or it is turned off."""
-    wanted = config.probe.num_examples
-    if config.train.targets != "policy" or not wanted or config.rollout.weights == "sharded":
+def preview_of(config: RunConfig, trainer: Trainer, views: Sequence[Views]) -> Preview | None:
+    """Return what looks at a run's rows; None where it samples nothing, or the probe is off."""
+    source, reviewer = trainer.source, trainer.reviewer
+    if not config.probe.num_examples or not isinstance(source, PolicySource) or reviewer is None:
         return None
-    chosen = sorted(permutation(len(views), config.train.seed, 0)[:wanted])
-    return Preview(trainer, [views[index] for index in chosen])
+    policy = partial(trainer.teacher.weights, "live")
+    return Preview(choose_rows(config, views), source, trainer.screen, reviewer, policy, trainer.backend)
+
+
+def choose_rows(config: RunConfig, views: Sequence[Views]) -> list[Views]:
+    """Return ``probe.num_examples`` rows, chosen by ``train.seed``."""
+    chosen = sorted(permutation(len(views), config.train.seed, 0)[: config.probe.num_examples])
+    return [views[index] for index in chosen]
 
 
 def look(config: RunConfig, preview: Preview, say: Callable[[str], None]) -> None:
-    """Sample bare answers and a few of the teacher's rollouts; set by them what later steps are compared with.
+    """Sample bare answers and a few of the teacher's rollouts; set by them what rollouts are compared with.
 
-    Every rank must call it. A resumed run takes up what the first start set instead, see :func:`restore_look`.
+    Every rank must call it.
 
     Raises:
         ConfigError: If the settings would teach shortcuts and ``probe.action`` is ``refuse``.
     """
-    trainer = preview.trainer
-    bare = refresh(preview)
+    bare = refresh(preview, 0)
     right = "right" if bare.of_right else "too few right: of all"
     say(
         f"probe: {bare.num} bare answers, {bare.num_right} right; median {bare.length:.0f} tokens and "
@@ -52,14 +57,10 @@ def look(config: RunConfig, preview: Preview, say: Callable[[str], None]) -> Non
     )
     if config.rollout.view == "student":
         return
-    taught = preview.taught()
-    reviewer = trainer.reviewer
-    assert reviewer is not None
-    reviewer.limits = find_limits(bare, taught, reviewer.given)
-    trainer.state.limits = asdict(reviewer.limits)
-    row = summarise(
-        reviewer.rule(taught), bare, trainer.screen, config.context.template, config.rollout.temperature, 0.0
-    )
+    taught = preview.taught(0)
+    preview.reviewer.limits = find_limits(bare, taught, preview.reviewer.given)
+    template, temperature = config.context.template, config.rollout.temperature
+    row = summarise(preview.reviewer.rule(taught), bare, preview.screen, template, temperature, 0.0)
     leak = "" if row.leak is None else f", leak {row.leak:.2f}"
     say(
         f"probe: {row.n} rollouts of the teacher, {row.score:.0%} right, {row.keep_rate:.0%} kept, "
@@ -68,22 +69,34 @@ def look(config: RunConfig, preview: Preview, say: Callable[[str], None]) -> Non
     )
     problem = teaches_shortcuts(row, bare, config.probe)
     if problem and config.probe.action == "refuse":
-        raise ConfigError(f"Training would teach shortcuts: {problem}. {_FIX}")
+        raise ConfigError(f"This would teach shortcuts: {problem}. {_FIX}")
     if problem:
-        say(f"warning: training may teach shortcuts: {problem}")
+        say(f"warning: this may teach shortcuts: {problem}")
 
 
-def refresh(preview: Preview) -> BareAnswers:
+def refresh(preview: Preview, step: int) -> BareAnswers:
     """Sample bare answers of the weights of now, and compare rollouts with them from here on."""
-    trainer = preview.trainer
-    bare = bare_answers(preview.bare(), trainer.screen.task, trainer.screen.decode)
-    trainer.screen.bare, trainer.state.bare = bare, asdict(bare)
-    return bare
+    screen = preview.screen
+    screen.bare = bare_answers(preview.bare(step), screen.task, screen.decode)
+    return screen.bare
+
+
+def keep_look(trainer: Trainer) -> None:
+    """Put into the state of a run what a look has set, for its checkpoints."""
+    bare, reviewer = trainer.screen.bare, trainer.reviewer
+    trainer.state.bare = asdict(bare) if bare is not None else None
+    trainer.state.limits = asdict(reviewer.limits) if reviewer is not None else {}
 
 
 def restore_look(trainer: Trainer) -> None:
-    """Put what a checkpoint holds of an earlier look in place."""
+    """Put in place what a checkpoint holds of an earlier look."""
     state = trainer.state
     trainer.screen.bare = BareAnswers(**state.bare) if state.bare else None
     if state.limits and trainer.reviewer is not None:
         trainer.reviewer.limits = Limits(**state.limits)
+
+
+def refresh_run(trainer: Trainer, preview: Preview) -> None:
+    """Refresh the bare answers of a run in the middle of it."""
+    refresh(preview, trainer.state.step)
+    keep_look(trainer)

@@ -46,7 +46,7 @@ from onpolicy_sdft.jobs.parts import (
     say_nothing,
     show_writing,
 )
-from onpolicy_sdft.jobs.preview import look, make_preview, refresh, restore_look
+from onpolicy_sdft.jobs.preview import keep_look, look, preview_of, refresh_run, restore_look
 from onpolicy_sdft.jobs.start import (
     Start,
     base_of,
@@ -176,11 +176,12 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
             evaluate_stage(config, chat, model, sets, run, "before", backend, weights=origin)
     guards = make_guards(config, chat, data, gated, trainer, run, identity, progress, say)
     set_seed(config.train.seed + backend.rank)  # of dropout; rollouts and the order have keys of their own
-    preview = make_preview(config, trainer, data.prepared.views)
+    preview = preview_of(config, trainer, data.prepared.views)
     if _resume(config, run, guards.checkpointer, trainer, progress, say):
         restore_look(trainer)
     elif preview is not None:
         look(config, preview, progress.note)
+        keep_look(trainer)
     is_first = backend.rank == 0
     trackers = open_trackers(config.train.trackers, run.path, dataclasses.asdict(config), is_main_process=is_first)
 
@@ -194,7 +195,7 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
         hooks=Hooks(
             validate=partial(_validate, config, chat, teacher, validation, backend) if validation else None,
             save_best=lambda: export(run.best_path, {}),
-            refresh=partial(refresh, preview) if preview is not None else None,
+            refresh=partial(refresh_run, trainer, preview) if preview is not None else None,
         ),
         guards=guards,
     )  # fmt: skip

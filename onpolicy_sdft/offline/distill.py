@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from onpolicy_sdft.offline.file import DistilledRow, read_rows
 from onpolicy_sdft.offline.legacy import legacy_reason
 from onpolicy_sdft.runs.files import append_jsonl
+from onpolicy_sdft.screening.review import Review
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.types import Rollout, Target, Views
 
@@ -35,10 +36,11 @@ class ScreenJudge:
     """The verdicts of online training."""
 
     screen: Screen
+    reviewer: Review
 
     def __call__(self, views: Sequence[Views], rollouts: Sequence[Rollout | None], write: Write) -> list[DistilledRow]:
         """Return one row per example, in order."""
-        return [self._row(target) for target in self.screen(views, rollouts, write)]
+        return [self._row(target) for target in self.reviewer(self.screen(views, rollouts, write), step=0)]
 
     def _row(self, target: Target) -> DistilledRow:
         demonstration, rollout = target.views.demonstration, target.rollout

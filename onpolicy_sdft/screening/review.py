@@ -127,12 +127,12 @@ class Review:
         written = [target for target in targets if target.rollout is not None] if self._measures_any() else []
         with_leak = config.measure or self.verdicts["leak"] != "keep"
         judged = [target for target in written if self._is_judged(target)]
-        texts: list[Text] = [(t.views.student_ids, _ids(t)) for t in written]
+        texts: list[Text] = [(t.views.student_ids, _ids(t)) for t in written if not _is_bare(t)]
         texts += [(self.prompts.alone(t.views), _ids(t)) for t in written] if with_leak else []
         shown = [self._support_texts(judged, index) for index in range(len(judged))]
         texts += [text for each in shown for text in each]
         scores = iter(self.score(texts) if texts else ())
-        bare = [next(scores) for _ in written]
+        bare = [t.rollout.logprobs if t.rollout and _is_bare(t) else next(scores) for t in written]
         alone = [next(scores) for _ in written] if with_leak else [None] * len(written)
         found = {id(target): _measures(own, other) for target, own, other in zip(written, bare, alone, strict=True)}
         for target, each in zip(judged, shown, strict=True):
@@ -224,6 +224,11 @@ def _with(target: Target, *, step_rate: float | None = None, solved_rate: float 
     step_rate = measures.step_rate if step_rate is None else step_rate
     solved_rate = measures.solved_rate if solved_rate is None else solved_rate
     return replace(target, measures=replace(measures, step_rate=step_rate, solved_rate=solved_rate))
+
+
+def _is_bare(target: Target) -> bool:
+    """Whether the policy wrote a rollout under the bare prompt: its log-probabilities are there."""
+    return target.rollout is not None and target.rollout.prompt_token_ids == target.views.student_ids
 
 
 def _ids(target: Target) -> tuple[int, ...]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from onpolicy_sdft.train.source import PolicySource
 from onpolicy_sdft.train.telemetry import without_records
-from onpolicy_sdft.types import NoiseKey, Rollout, RolloutRequest, Target, Views
+from onpolicy_sdft.types import ONE_RANK, NoiseKey, Ranks, Rollout, RolloutRequest, Target, Views
 
 if TYPE_CHECKING:
-    from onpolicy_sdft.train.step import Trainer
+    from onpolicy_sdft.screening.review import Review
+    from onpolicy_sdft.screening.screen import Screen
+    from onpolicy_sdft.train.source import PolicySource
 
 #: Attempt of the noise keys of a preview: no draw of a step has it.
 _ATTEMPT = 3_000_000
@@ -22,61 +24,58 @@ class Preview:
     """Looks at the same rows each time; ranks share them, and all get what was written.
 
     Args:
-        trainer: Writes and judges.
         views: The rows.
+        source: Writes.
+        screen: Judges the texts.
+        reviewer: Measures them.
+        policy: Puts the policy's own weights in place.
+        ranks: The processes that share the rows.
     """
 
-    trainer: Trainer  # with a reviewer
     views: Sequence[Views]
+    source: PolicySource
+    screen: Screen
+    reviewer: Review
+    policy: Callable[[], AbstractContextManager[None]] = nullcontext
+    ranks: Ranks = ONE_RANK
 
-    def bare(self) -> list[Target]:
+    def bare(self, step: int) -> list[Target]:
         """Let the policy answer from the bare prompts; the targets hold them and whether they are right."""
-        source = self._source()
+        sampling = self.source.sampling
         requests = [
             RolloutRequest(
                 view.student_ids,
-                NoiseKey(source.sampling.seed, self.trainer.state.step, view.demonstration.example_id, 0, _ATTEMPT),
-                source.sampling.max_new_tokens,
+                NoiseKey(sampling.seed, step, view.demonstration.example_id, 0, _ATTEMPT),
+                sampling.max_new_tokens,
             )
             for view in self._share()
         ]
-        with self.trainer.teacher.weights("live"):
-            written = source.answers(requests, self.trainer.state.step)
+        with self.policy():
+            written = self.source.answers(requests, step)
         pairs = zip(self._share(), written, strict=True)
         return self._gather([self._checked(view, rollout) for view, rollout in pairs])
 
-    def taught(self) -> list[Target]:
+    def taught(self, step: int) -> list[Target]:
         """Let the teacher write, without second attempts; the targets hold measures, no rule was applied to them."""
-        source, step = self._source(), self.trainer.state.step
-        with source.open():
-            written = source.rollouts(self._share(), step=step, attempt=_ATTEMPT)
+        with self.source.open():
+            written = self.source.rollouts(self._share(), step=step, attempt=_ATTEMPT)
         pairs = zip(self._share(), written, strict=True)
         screened = [self._screened(view, rollout) for view, rollout in pairs if rollout is not None]
-        reviewer = self.trainer.reviewer
-        assert reviewer is not None
-        with self.trainer.teacher.weights("live"):
-            return self._gather(reviewer.measure(screened, step))
+        with self.policy():
+            return self._gather(self.reviewer.measure(screened, step))
 
     def _checked(self, view: Views, rollout: Rollout) -> Target:
         """Return a text as it was written, with the check's verdict."""
-        screen = self.trainer.screen
-        text = screen.decode(rollout.token_ids)
-        correct = screen.task.check(text, view.demonstration).correct
+        text = self.screen.decode(rollout.token_ids)
+        correct = self.screen.task.check(text, view.demonstration).correct
         return Target(view, rollout.token_ids, text, "keep", "", rollout, correct=correct)
 
     def _screened(self, view: Views, rollout: Rollout) -> Target:
         """Return what the screen makes of a text, checked also where a cheaper reason refuses it."""
-        screened = self.trainer.screen.judge(view, rollout, 0)
-        return replace(screened, correct=self._checked(view, rollout).correct)
+        return replace(self.screen.judge(view, rollout, 0), correct=self._checked(view, rollout).correct)
 
     def _gather(self, mine: Sequence[Target]) -> list[Target]:
-        parts = self.trainer.backend.gather(without_records(mine))
-        return [target for part in parts for target in part]
+        return [target for part in self.ranks.gather(without_records(mine)) for target in part]
 
     def _share(self) -> Sequence[Views]:
-        backend = self.trainer.backend
-        return self.views[backend.rank :: backend.num_ranks]
-
-    def _source(self) -> PolicySource:
-        assert isinstance(self.trainer.source, PolicySource)
-        return self.trainer.source
+        return self.views[self.ranks.rank :: self.ranks.num_ranks]

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from onpolicy_sdft.data.sharing import collect, deal
+from onpolicy_sdft.data.sharing import collect, deal, deal_groups
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 8])
@@ -29,3 +29,11 @@ def test_one_rank_keeps_the_order():
 def test_a_rank_may_have_nothing_to_do():
     assert deal([5], 2) == [[0], []]
     assert collect(deal([5], 2), [["a"], []]) == ["a"]
+
+
+def test_samples_of_one_demonstration_go_to_one_rank():
+    sizes = [5, 5, 9, 9, 1, 1, 4, 4]
+    shares = deal_groups(sizes, 2, 3)
+    assert sorted(index for share in shares for index in share) == list(range(8))
+    assert all(share[i] + 1 == share[i + 1] and share[i] % 2 == 0 for share in shares for i in range(0, len(share), 2))
+    assert deal_groups(sizes, 1, 3) == deal(sizes, 3)

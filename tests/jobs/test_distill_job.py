@@ -111,3 +111,13 @@ def test_two_distillers_in_one_directory_are_refused(options, tmp_path, capsys):
         assert main(["distill", *options, "--distill.resume", "auto"]) == 2
     assert "Another distillation is at work in distill.output_dir=" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "distilled").iterdir()] == [".lock"]
+
+
+def test_rewrites_are_measured_as_rollouts_are_and_the_teacher_is_looked_at_first(options, tmp_path, capsys):
+    rules = ["--screening.surprise", "drop", "--screening.max_surprise", "1e-6"]
+    assert main(["distill", *options, *rules]) == 0
+    rows = read_jsonl(tmp_path / "distilled" / "distilled.jsonl")
+    assert {(row["verdict"], row["reason"]) for row in rows} == {("drop", "surprise")}
+    said = capsys.readouterr().err
+    assert "probe: 7 bare answers" in said
+    assert "rollouts of the teacher" in said

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +15,9 @@ from onpolicy_sdft.config.schema import RunConfig, ScreeningConfig
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.jobs.preview import look
 from onpolicy_sdft.runs.files import read_json, read_jsonl
-from onpolicy_sdft.screening.review import Limits, Prompts, Review
+from onpolicy_sdft.screening.review import Prompts, Review
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks.math_word_problem import MathWordProblem
-from onpolicy_sdft.train.step import TrainState
 from onpolicy_sdft.types import Demonstration, Measures, NoiseKey, Rollout, Target, Turn, Views
 
 YAML = """
@@ -96,17 +94,16 @@ class Looking:
 
     def __init__(self, bare: list[Target], taught: list[Target]) -> None:
         task, screening = MathWordProblem(), ScreeningConfig()
-        screen = Screen(screening, task, lambda ids: "".join(map(chr, ids)))
+        self.screen = Screen(screening, task, lambda ids: "".join(map(chr, ids)))
         none: Any = None
-        reviewer = Review(screening, task, screen.decode, none, none, Prompts(none, none), 9, 0)
-        self.trainer = SimpleNamespace(screen=screen, reviewer=reviewer, state=TrainState())
+        self.reviewer = Review(screening, task, self.screen.decode, none, none, Prompts(none, none), 9, 0)
         self._bare, self._taught = bare, taught
 
-    def bare(self) -> list[Target]:
+    def bare(self, step: int) -> list[Target]:
         return self._bare
 
-    def taught(self) -> list[Target]:
-        return [dataclasses.replace(target) for target in self._taught]
+    def taught(self, step: int) -> list[Target]:
+        return self._taught
 
 
 BARE = [written(WORK + "The answer is 72.", 0.17), written(WORK + "The answer is 5.", 0.2)] * 8
@@ -122,7 +119,7 @@ def test_a_teacher_that_states_the_answer_without_the_work_is_refused_before_the
     config, said = RunConfig(), []
     config.probe.action = "warn"
     look(config, Looking(BARE, taught), said.append)  # type: ignore[arg-type]
-    assert said[-1].startswith("warning: training may teach shortcuts")
+    assert said[-1].startswith("warning: this may teach shortcuts")
 
 
 def test_a_teacher_that_works_passes_and_sets_the_bounds():
@@ -131,8 +128,7 @@ def test_a_teacher_that_works_passes_and_sets_the_bounds():
     assert len(said) == 2
     assert "16 bare answers, 8 right" in said[0]
     assert "100% right" in said[1]
-    assert preview.trainer.reviewer.limits == Limits(**preview.trainer.state.limits)
-    assert preview.trainer.state.limits["max_surprise"] == pytest.approx(0.5)
+    assert preview.reviewer.limits.max_surprise == pytest.approx(0.5)
 
 
 def test_demonstrations_that_are_answers_alone_do_not_hide_the_shortcut():

@@ -64,6 +64,18 @@ def test_every_rollout_is_measured_in_one_call_refused_ones_too():
     assert (first.verdict, second.verdict) == ("keep", "fallback")
 
 
+def test_what_was_written_under_the_bare_prompt_is_not_scored_again():
+    target = kept()
+    assert target.rollout is not None
+    own = dataclasses.replace(target.rollout, prompt_token_ids=target.views.student_ids, logprobs=(-0.3, -0.5) * 6)
+    model = Model()
+    (found,) = review(model)([dataclasses.replace(target, rollout=own)], 0)
+    assert found.measures is not None
+    assert found.measures.surprise == pytest.approx(0.4)
+    (texts,) = model.scored
+    assert [prompt for prompt, _ in texts] == [ALONE]
+
+
 def test_nothing_is_measured_for_nothing():
     model = Model()
     (target,) = review(model, measure=False, support="keep")([kept()], 0)
