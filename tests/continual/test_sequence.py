@@ -13,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from onpolicy_sdft.cli.main import main
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.continual.sequence import Interrupted, Stopped, plan_sequence, run_sequence
 from onpolicy_sdft.errors import NO_UPDATE, ConfigError, RunDirectoryError, TrainingError
 from onpolicy_sdft.runs.claim import claimed
-from onpolicy_sdft.runs.commands import Finish
-from onpolicy_sdft.runs.files import read_json, read_jsonl
+from onpolicy_sdft.runs.commands import REFUSED_CODE, Finish
+from onpolicy_sdft.runs.files import read_json, read_jsonl, write_json_atomic
 
 
 def quiet(text: str) -> None:
@@ -85,6 +86,23 @@ def test_a_stage_that_fails_names_its_log_and_one_that_made_no_update_is_told_ap
     in_process.before = lambda command: Finish(2, f"sdft train: 5 {NO_UPDATE}", 0.0)
     with pytest.raises(Stopped):
         run_sequence(tiny(), [], quiet)
+
+
+def test_stages_train_to_their_end_whatever_the_gate_sees_unless_their_files_say_otherwise(tiny):
+    assert {stage.config.gate.action for stage in plan_sequence(tiny())} == {"continue"}
+    stopping = tiny(run={**tiny().run, "gate": {"action": "stop"}})
+    assert {stage.config.gate.action for stage in plan_sequence(stopping)} == {"stop"}
+
+
+def test_a_stage_that_the_gate_gave_back_as_its_start_counts_as_done(tiny, in_process, tmp_path):
+    def given_back(command: list[str]) -> Finish:
+        assert main(command) == 0
+        result = load_config(command[command.index("--config") + 1]).train.output_dir + "/result.json"
+        write_json_atomic(Path(result), {**read_json(Path(result)), "verdict": {"is_start": True}})
+        return Finish(REFUSED_CODE, "", 0.0)
+
+    in_process.before = given_back
+    assert [stage["label"] for stage in read_json(run_sequence(tiny(), [], quiet))["stages"]] == ["red", "blue"]
 
 
 @pytest.mark.parametrize("carry", ["continue", "merge"])
