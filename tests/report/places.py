@@ -75,6 +75,8 @@ def rollout(step, **others):
         "reason": "",
         "num_tokens": 5,
         "logprob_mean": -0.25,
+        "surprise": 0.4,
+        "leak": -0.1,
         **others,
     }
 

@@ -15,7 +15,7 @@ def unpack(packed):
     rows = []
     for row in found["rows"]:
         named = dict(zip(FIELDS, row, strict=True))
-        for name in FIELDS[8:]:
+        for name in FIELDS[10:]:
             named[name] = found["texts"][named[name]] if named[name] >= 0 else None
         rows.append({**named, "run": found["runs"][named["run"]]})
     return rows
