@@ -9,26 +9,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onpolicy_sdft.eval.answers import EVAL_STEP
 from onpolicy_sdft.eval.intervals import wilson_interval
 from onpolicy_sdft.screening.bare import BareAnswer, BareAnswers
 from onpolicy_sdft.screening.review import Limits
 from onpolicy_sdft.tasks.protocol import checks
-from onpolicy_sdft.types import NoiseKey, RolloutRequest, Target, Views
+from onpolicy_sdft.types import Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from onpolicy_sdft.config.schema import ProbeConfig, RunConfig
-    from onpolicy_sdft.screening.review import Review
+    from onpolicy_sdft.config.schema import ProbeConfig
     from onpolicy_sdft.screening.screen import Screen
     from onpolicy_sdft.tasks.protocol import Task
-    from onpolicy_sdft.types import Rollout
 
 BARE = "bare"
 
@@ -65,27 +62,6 @@ class ProbeRow:
         return self.keep_rate - self.verbatim_rate
 
 
-def request(views: Views, prompt_ids: Sequence[int], config: RunConfig) -> RolloutRequest:
-    """Return the request of one row of a probe; the same noise for every way of asking."""
-    key = NoiseKey(config.train.seed, EVAL_STEP, views.demonstration.example_id)
-    return RolloutRequest(tuple(prompt_ids), key, config.rollout.max_new_tokens)
-
-
-def judge(views: Sequence[Views], rollouts: Sequence[Rollout], screen: Screen, reviewer: Review) -> list[Target]:
-    """Screen and measure rollouts, without second attempts and before any rule of the review; check every one."""
-    screened = [screen.judge(view, rollout, 0) for view, rollout in zip(views, rollouts, strict=True)]
-    return with_checks(reviewer.measure(screened, EVAL_STEP), screen.task, screen.decode)
-
-
-def with_checks(targets: Sequence[Target], task: Task, decode: Callable[[Sequence[int]], str]) -> list[Target]:
-    """Return targets with the check's verdict on each rollout, refused ones too."""
-    return [
-        replace(target, correct=task.check(decode(target.rollout.token_ids), target.views.demonstration).correct)
-        for target in targets
-        if target.rollout is not None
-    ]
-
-
 def bare_answers(targets: Sequence[Target], task: Task, decode: Callable[[Sequence[int]], str]) -> BareAnswers:
     """Summarise bare answers; where a task has no check, none of them counts as right."""
     return BareAnswers.of(
@@ -108,7 +84,7 @@ def summarise(
     """Turn judged rollouts into a row of the probe's table.
 
     Args:
-        targets: From :func:`judge`; at least one.
+        targets: Measured rollouts of the rows, each with the check's verdict; at least one.
         bare: What they are compared with.
         screen: Tells which leave the work out.
         template: How they were asked for.

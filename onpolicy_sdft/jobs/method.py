@@ -20,10 +20,10 @@ from onpolicy_sdft.models.teacher import Teacher
 from onpolicy_sdft.objectives.objective import Objective
 from onpolicy_sdft.rollout.backend import NO_RECORD
 from onpolicy_sdft.screening.review import Prompts, Review
-from onpolicy_sdft.train.feedback import Trying
+from onpolicy_sdft.train.feedback import FeedbackSource, Trying
 from onpolicy_sdft.train.pairing import Pairing
 from onpolicy_sdft.train.scoring import Scorer
-from onpolicy_sdft.train.source import Sampling
+from onpolicy_sdft.train.source import PolicySource, Sampling
 from onpolicy_sdft.types import Record, Rollout, RolloutRequest, Turn, Views
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.jobs.parts import Chat
     from onpolicy_sdft.models.reading import Reader
+    from onpolicy_sdft.rollout.backend import OnProgress, RolloutBackend
+    from onpolicy_sdft.rollout.drafts import DraftStore
     from onpolicy_sdft.tasks.protocol import Task
 
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -190,6 +192,32 @@ def make_sampling(config: RunConfig, num_steps: int) -> Sampling:
         record=_record(config),
         drafts=tuple(rollout.drafts),
     )
+
+
+def make_policy_source(
+    config: RunConfig,
+    backend: RolloutBackend,
+    num_steps: int,
+    teacher: Teacher,
+    on_progress: OnProgress,
+    trying: Trying | None,
+    store: DraftStore | None = None,
+) -> PolicySource:
+    """Return what samples rollouts as a config says.
+
+    Args:
+        config: Of the run.
+        backend: Writes them.
+        num_steps: Of the run, for what moves over it.
+        teacher: Whose weights write under the teacher's prompt.
+        on_progress: Told how far they have come.
+        trying: How the student tries first, where the teacher is told of it.
+        store: Last rollouts, to draft from; None: none.
+    """
+    source = partial(FeedbackSource, trying=trying) if trying is not None else PolicySource
+    # The student writes its own samples; what the teacher writes, its weights write.
+    writing = teacher.weights if config.rollout.view == "teacher" else partial(teacher.weights, "live")
+    return source(backend, make_sampling(config, num_steps), on_progress, store, writing=writing)
 
 
 def make_trying(config: RunConfig, chat: Chat, data: Data, teacher: Teacher, num_workers: int) -> Trying | None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,9 +21,7 @@ from onpolicy_sdft.eval.probe import (
     ProbeRow,
     bare_answers,
     find_limits,
-    judge,
     recommend,
-    request,
     summarise,
     teaches_shortcuts,
 )
@@ -30,11 +29,13 @@ from onpolicy_sdft.jobs.method import (
     learns_packed,
     make_objective,
     make_pairing,
+    make_policy_source,
     make_review,
     make_sampling,
     make_teacher,
+    make_trying,
 )
-from onpolicy_sdft.jobs.parts import Chat, load_chat, sampling_law, tick
+from onpolicy_sdft.jobs.parts import Chat, Data, load_chat, tick
 from onpolicy_sdft.models.lora import prepare_trainable
 from onpolicy_sdft.models.packed import attention_of
 from onpolicy_sdft.models.policy import Policy
@@ -44,14 +45,14 @@ from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks import load_task
 from onpolicy_sdft.tasks.protocol import work_of
 from onpolicy_sdft.train.laws import LawSource
+from onpolicy_sdft.train.preview import Preview
 from onpolicy_sdft.types import Row
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.models.teacher import Teacher
     from onpolicy_sdft.screening.bare import BareAnswers
-    from onpolicy_sdft.tasks.protocol import Task
-    from onpolicy_sdft.types import Rollout, RolloutRequest, Views
+    from onpolicy_sdft.types import Views
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,71 +88,71 @@ def run_probe(
     if num_examples > total:
         raise ConfigError(f"num_examples={num_examples}, but there are {total} demonstrations. Way out: ask for fewer.")
     chosen = {loaded.demonstrations[i].example_id for i in permutation(total, config.train.seed, 0)[:num_examples]}
-    # Other examples of a k-shot context come from the whole set, as in training.
-    rows = loaded.demonstrations if config.context.show != "own" else [
+    # Other examples come from the whole set, as in training.
+    rows = loaded.demonstrations if config.context.show in ("others", "both") else [
         demonstration for demonstration in loaded.demonstrations if demonstration.example_id in chosen
     ]  # fmt: skip
-    asking = _Asking(config, chat, task, make_teacher(config, chat.loaded.model, nullcontext), say)
+    teacher = make_teacher(config, chat.loaded.model, nullcontext)
     bare: list[ProbeRow] = []
     conditioned: list[ProbeRow] = []
     problems: list[str] = []
     for temperature in temperatures:
         answers: BareAnswers | None = None
-        for template in (BARE, *templates):
-            shown = config.context.template if template == BARE else template
-            context = replace(config.context, template=shown)
-            prepared = prepare(rows, chat.renderer, context, config.train.seed, work_of(task)).views
-            views = [view for view in prepared if view.demonstration.example_id in chosen]
-            row, answers = asking(views, template, temperature, answers)
-            (bare if template == BARE else conditioned).append(row)
-            if template != BARE and (problem := teaches_shortcuts(row, answers, config.probe)):
+        for template in templates:
+            asked = replace(
+                config,
+                context=replace(config.context, template=template),
+                rollout=replace(config.rollout, temperature=temperature, temperature_end=None),
+            )
+            prepared = prepare(rows, chat.renderer, asked.context, config.train.seed, work_of(task))
+            views = tuple(view for view in prepared.views if view.demonstration.example_id in chosen)
+            data = Data(task, loaded, replace(prepared, views=views))
+            with Progress(f"probe at T={temperature:g}", None, "tokens") as progress:
+                preview = _preview(asked, chat, data, teacher, progress)
+                if answers is None:
+                    row, answers = _ask_bare(preview, temperature, progress)
+                    bare.append(row)
+                row = _ask_teacher(preview, template, temperature, answers, progress)
+            conditioned.append(row)
+            if problem := teaches_shortcuts(row, answers, config.probe):
                 problems.append(f"T={temperature:g}: {problem}")
     learning = _seconds_per_learning_step(config, chat, views)
     return ProbeOutcome((*bare, *conditioned), recommend(bare, conditioned), tuple(problems), learning)
 
 
-@dataclass
-class _Asking:
-    """Asks the model one way after the other, with the noise of each row the same."""
+def _preview(config: RunConfig, chat: Chat, data: Data, teacher: Teacher, progress: Progress) -> Preview:
+    """Return what asks as a step with these options would."""
+    backend = chat.backend(chat.loaded.model, config.rollout, config.rollout.batch_size, progress.note)
+    trying = make_trying(config, chat, data, teacher, num_workers=0)
+    source = make_policy_source(config, backend, 1, teacher, tick(progress), trying)
+    screen = Screen(config.screening, data.task, chat.renderer.decode)
+    pairing = make_pairing(config, chat.pad_token_id)
+    reviewer = make_review(config, chat, data.task, pairing, teacher, source.answers)
+    return Preview(data.prepared.views, source, screen, reviewer, partial(teacher.weights, "live"))
 
-    config: RunConfig
-    chat: Chat
-    task: Task
-    teacher: Teacher
-    say: Callable[[str], None]
 
-    def __post_init__(self) -> None:
-        config, chat = self.config, self.chat
-        self.screen = Screen(config.screening, self.task, chat.renderer.decode)
-        self.backend = chat.backend(chat.loaded.model, config.rollout, config.rollout.batch_size, self.say)
-        self.law = sampling_law(config.rollout)
-        pairing = make_pairing(config, chat.pad_token_id)
+def _ask_bare(preview: Preview, temperature: float, progress: Progress) -> tuple[ProbeRow, BareAnswers]:
+    """Return the row of the bare prompt, and the answers that the others are compared with."""
+    progress.note(f"T={temperature:g}: bare answers")
+    started = time.perf_counter()
+    targets = preview.bare(0)
+    seconds = time.perf_counter() - started
+    answers = bare_answers(targets, preview.screen.task, preview.screen.decode)
+    return summarise(targets, answers, preview.screen, BARE, temperature, seconds), answers
 
-        def sample(requests: Sequence[RolloutRequest], step: int) -> Sequence[Rollout]:
-            return self.backend.generate(requests, self.law)
 
-        self.reviewer = make_review(config, chat, self.task, pairing, self.teacher, sample)
-
-    def __call__(
-        self, views: Sequence[Views], template: str, temperature: float, answers: BareAnswers | None
-    ) -> tuple[ProbeRow, BareAnswers]:
-        """Return a row of the table, and the bare answers it is compared with: these ones where there are none yet."""
-        self.law = replace(self.law, temperature=temperature)
-        requests = [
-            request(view, view.student_ids if template == BARE else view.teacher_ids, self.config) for view in views
-        ]
-        with Progress(f"probe {template} at T={temperature:g}", len(views), "rollouts") as progress:
-            started = time.perf_counter()
-            rollouts = self.backend.generate(requests, self.law, tick(progress))
-            seconds = time.perf_counter() - started
-        if answers is None:
-            self.screen.bare = None
-        targets = judge(views, rollouts, self.screen, self.reviewer)
-        if answers is None:
-            answers = self.screen.bare = bare_answers(targets, self.task, self.chat.renderer.decode)
-        self.reviewer.limits = find_limits(answers, targets, self.reviewer.given)
-        targets = self.reviewer.rule(targets)
-        return summarise(targets, answers, self.screen, template, temperature, seconds), answers
+def _ask_teacher(
+    preview: Preview, template: str, temperature: float, answers: BareAnswers, progress: Progress
+) -> ProbeRow:
+    """Return the row of a template; scoring counts in its time, as it does in a step."""
+    progress.note(f"T={temperature:g}: {template}")
+    preview.screen.bare = answers
+    started = time.perf_counter()
+    targets = preview.taught(0)
+    seconds = time.perf_counter() - started
+    preview.reviewer.limits = find_limits(answers, targets, preview.reviewer.given)
+    ruled = preview.reviewer.rule(targets)
+    return summarise(ruled, answers, preview.screen, template, temperature, seconds)
 
 
 def _seconds_per_learning_step(config: RunConfig, chat: Chat, views: Sequence[Views]) -> float:

@@ -29,8 +29,8 @@ from onpolicy_sdft.jobs.method import (
     learns_packed,
     make_objective,
     make_pairing,
+    make_policy_source,
     make_review,
-    make_sampling,
     make_teacher,
     make_trying,
 )
@@ -74,7 +74,7 @@ from onpolicy_sdft.runs.progress import Progress, say_to_stderr
 from onpolicy_sdft.screening.screen import Screen, num_free_cores
 from onpolicy_sdft.train.backend import Backend
 from onpolicy_sdft.train.checkpoint import Checkpointer
-from onpolicy_sdft.train.feedback import FeedbackSource, Trying
+from onpolicy_sdft.train.feedback import Trying
 from onpolicy_sdft.train.launch import make_backend
 from onpolicy_sdft.train.laws import LawSource
 from onpolicy_sdft.train.loop import FitResult, Hooks, Loop, Plan, make_plan
@@ -320,12 +320,9 @@ def _make_source(
     rollout = config.rollout
     with teacher.weights("live"):
         backend = chat.backend(teacher.model, rollout, rollout.batch_size, progress.note, learning_bytes)
-    source = partial(FeedbackSource, trying=trying) if trying is not None else PolicySource
-    return source(
-        backend, make_sampling(config, plan.num_steps), show_writing(progress), DraftStore(rollout.draft_store_tokens),
-        # The student writes its own samples; what the teacher writes, its weights write.
-        writing=teacher.weights if rollout.view == "teacher" else partial(teacher.weights, "live"),
-    )  # fmt: skip
+    return make_policy_source(
+        config, backend, plan.num_steps, teacher, show_writing(progress), trying, DraftStore(rollout.draft_store_tokens)
+    )
 
 
 def _take_up_distilled(config: RunConfig, chat: Chat, data: Data, say: Say) -> Data:

@@ -79,7 +79,8 @@ def test_text_stays_text_also_where_yaml_could_read_something_else(yaml_file):
         ("options: {train: {max_steps: 3}}", "There is no option 'train'"),
         (
             "axes: {method: [sfdt]}",
-            "There is no method and no file 'sfdt'. There are: feedback, offline_sdft, sdft, sdft_forward_kl, sdft_kl, sft.",
+            "There is no method and no file 'sfdt'. There are: feedback, offline_sdft, sdft, sdft_forward_kl, "
+            "sdft_kl, sft.",
         ),
         ("axes: {method: [3]}", "method=3 is not usable"),
         ("axes: {a/b: [{label: x, optim.lr: 1}]}", "names files and columns"),

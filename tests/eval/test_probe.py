@@ -13,7 +13,6 @@ from onpolicy_sdft.eval.probe import (
     ProbeRow,
     bare_answers,
     find_limits,
-    judge,
     recommend,
     summarise,
     teaches_shortcuts,
@@ -62,7 +61,11 @@ def judged(renderer, four, task, **options):
     rollouts = [rollout(renderer.response_ids(text)) for text in texts]
     rollouts[3] = rollout(rollouts[3].token_ids[:-1], "length")
     screen = Screen(ScreeningConfig(**options), task, renderer.decode)
-    return screen, judge(four, rollouts, screen, reviewer(screen, **options))
+    screened = [screen.judge(view, each, 0) for view, each in zip(four, rollouts, strict=True)]
+    measured = reviewer(screen, **options).measure(screened, 0)
+    checked = [task.check(screen.decode(each.token_ids), view.demonstration).correct
+               for view, each in zip(four, rollouts, strict=True)]  # fmt: skip
+    return screen, [dataclasses.replace(t, correct=right) for t, right in zip(measured, checked, strict=True)]
 
 
 def test_a_row_counts_scores_copies_refusals_lengths_and_measures(renderer, four):
