@@ -96,7 +96,7 @@ def test_a_whole_run_is_one_page_that_needs_no_other_file(run):
     ):
         assert text in page.text
     keep, fallback = page.rollouts
-    assert keep == [0, 1, "example-1", 0, "keep", "", 5, -0.25, "2 + 2?", "Four.", "It is 4.", "It is 4."]
+    assert keep == [0, 1, "example-1", 0, "keep", "", 5, -0.25, 0.4, -0.1, "2 + 2?", "Four.", "It is 4.", "It is 4."]
     assert fallback[4:6] == ["fallback", "wrong_answer"]
 
 
@@ -217,10 +217,10 @@ def test_rollouts_with_missing_or_null_fields_are_shown(run):
     run.append_rollouts([{"step": 1}, rollout(2, target=None, logprob_mean=None, verdict="drop")])
     build_report(run)
     bare, dropped = Page(run.report_path.read_text()).rollouts
-    assert bare == [0, 1, *[None] * 10]
+    assert bare == [0, 1, *[None] * 12]
     assert dropped[4] == "drop"
     assert dropped[7] is None
-    assert dropped[11] is None
+    assert dropped[13] is None
 
 
 def test_metrics_of_another_type_are_named_and_the_rest_is_still_shown(run):
