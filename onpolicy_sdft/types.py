@@ -191,6 +191,7 @@ class Measures:
     support: float | None = None  # how much likelier the demonstration becomes given this rollout than given others'
     support_spread: float | None = None  # standard deviation of that over the others
     step_rate: float | None = None  # share of bare continuations of its first half that the check accepts
+    agreement: float | None = None  # share of the demonstration's rollouts of this step that the check accepts
     solved_rate: float | None = None  # share of the policy's bare answers to its prompt that the check accepts
 
 

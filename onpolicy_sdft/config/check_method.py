@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from onpolicy_sdft.config.check_feedback import check_feedback
+from onpolicy_sdft.config.check_review import MEASURED, check_review
 from onpolicy_sdft.config.schema import RolloutConfig, RunConfig
 from onpolicy_sdft.errors import ConfigError
 
 _VERDICTS = ("banned", "empty", "truncated", "looping", "length", "check", "answer_only")
-_MEASURED = ("surprise", "leak", "support", "steps", "solved")
 
 
 def check_method(config: RunConfig) -> None:
@@ -33,7 +33,7 @@ def check_method(config: RunConfig) -> None:
     _check_shown(config)
     check_feedback(config)
     _check_effect(config)
-    _check_review(config)
+    check_review(config)
     _check_sharded(config)
 
 
@@ -80,38 +80,6 @@ def _check_sharded(config: RunConfig) -> None:
                 "rollout.weights=sharded has no whole copy of the weights to score with, to measure with, or to write "
                 f"with on one rank alone. Way out: {way_out}, or --rollout.weights gather."
             )
-
-
-def _check_review(config: RunConfig) -> None:
-    """The rules of the review: what they need, and what they cannot do."""
-    screening, rollout = config.screening, config.rollout
-    for name in _MEASURED:
-        if getattr(screening, name) == "resample":
-            raise ConfigError(
-                f"screening.{name}=resample: this rule judges all rollouts of a step at once, after the last was "
-                f"written. Fix: --rollout.num_samples 4 --screening.pick best --screening.{name} fallback (or drop)."
-            )
-    if screening.pick == "best" and rollout.num_samples == 1:
-        raise ConfigError(
-            "screening.pick=best picks one of several rollouts of a demonstration, but rollout.num_samples=1. "
-            "Fix: --rollout.num_samples 4, or --screening.pick all."
-        )
-    asks = screening.solved != "keep" or screening.weigh_by_failure
-    if asks and not screening.bare_samples:
-        raise ConfigError(
-            "screening.solved and screening.weigh_by_failure go by how often the policy solves a row by itself, but "
-            "screening.bare_samples=0. Fix: --screening.bare_samples 4."
-        )
-    if screening.bare_samples and not asks:
-        raise ConfigError(
-            f"screening.bare_samples={screening.bare_samples} answers are sampled, but no rule reads them. "
-            "Fix: --screening.solved drop, --screening.weigh_by_failure true, or --screening.bare_samples 0."
-        )
-    if screening.weigh_by_failure and config.objective.name == "sampled_reverse_kl":
-        raise ConfigError(
-            "screening.weigh_by_failure weighs samples, but objective.name=sampled_reverse_kl is an expectation over "
-            "them. Fix: --screening.weigh_by_failure false, or another objective."
-        )
 
 
 def _check_effect(config: RunConfig) -> None:
@@ -230,11 +198,12 @@ def _check_blend(config: RunConfig) -> None:
             "rollout.num_slots=1, but a blended rollout takes two: one for the teacher's prompt, one for the bare "
             "prompt. Way out: --rollout.num_slots 2 or more, or leave it unset."
         )
-    if rollout.blend == 1 and config.objective.name == "nll":
+    if (rollout.blend == 1 or rollout.blend_budget == 0) and config.objective.name == "nll":
+        option = "blend=1" if rollout.blend == 1 else "blend_budget=0"
         raise ConfigError(
-            "rollout.blend=1 with objective.name=nll trains the policy on its own samples from the bare prompt: "
-            "nothing in it knows the demonstration. Way out: a blend below 1, or an objective that compares with the "
-            "teacher (--objective.name forward_kl)."
+            f"rollout.{option} with objective.name=nll trains the policy on its own samples from the bare prompt: "
+            "nothing in it knows the demonstration. Way out: a blend below 1, a budget above 0, or an objective that "
+            "compares with the teacher (--objective.name forward_kl)."
         )
 
 
@@ -263,7 +232,7 @@ def _check_score_function(config: RunConfig) -> None:
         )
     choosing = [
         name
-        for name in (*_VERDICTS, "surprise", "leak", "steps", "solved")
+        for name in (*_VERDICTS, *(name for name in MEASURED if name != "support"))
         if getattr(config.screening, name) != "keep"
     ]
     if choosing:

@@ -240,6 +240,8 @@ class ScreeningConfig:
     """Verdict on a rollout of a task without a check that does not lead back to the demonstration (``min_support``)."""
     steps: VerdictName = "keep"
     """Verdict on a rollout whose first half does not lead the bare policy to the same end (``step_samples``)."""
+    agreement: VerdictName = "keep"
+    """Verdict on the rollouts of a demonstration of which the check accepts too few (``min_agreement``)."""
     solved: VerdictName = "keep"
     """Verdict on a rollout of a row that the bare policy solves by itself (``bare_samples``, ``max_solved_rate``)."""
     max_attempts: int = 3
@@ -266,7 +268,8 @@ class ScreeningConfig:
     """See ``loop_ngram``."""
     answer_only_ratio: float = 0.25
     """A rollout is only an answer if it has less than this share of the tokens, and at most this share of the steps
-    (sentences, lines), of the policy's own right answers to bare prompts. They are sampled before the first step
+    (sentences, lines), of the policy's own right answers to bare prompts, and less than half the tokens of its
+    demonstration. Bare answers are sampled before the first step
     (``probe.num_examples``) and again at each validation."""
     max_surprise: float | None = None
     """Largest mean of -log p(token | bare prompt), in nats. Unset: from the probe before the first step."""
@@ -280,6 +283,9 @@ class ScreeningConfig:
     """Continuations of a rollout's first half, written under the bare prompt, where ``steps`` is a rule."""
     min_step_rate: float = 0.5
     """Least share of them that the check accepts."""
+    min_agreement: float = 0.5
+    """Least share of a demonstration's ``rollout.num_samples`` rollouts that the check accepts, where ``agreement`` is
+    a rule."""
     bare_samples: int = 0
     """Bare answers to each prompt of a step, which tell how often the policy solves it by itself; 0: none."""
     max_solved_rate: float = 0.75

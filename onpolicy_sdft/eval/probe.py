@@ -23,7 +23,7 @@ from onpolicy_sdft.types import Target
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from onpolicy_sdft.config.schema import ProbeConfig
+    from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.screening.screen import Screen
     from onpolicy_sdft.tasks.protocol import Task
 
@@ -47,6 +47,7 @@ class ProbeRow:
     reasons: dict[str, int]  # rollouts refused, by reason
     refused_right: dict[str, int]  # of them, those that the check accepts
     verbatim_rate: float  # the demonstration, word for word
+    worth_rate: float  # kept, and neither a copy nor only an answer
     answer_only_rate: float  # without the work that bare answers do
     surprise: float  # mean -log p under the bare prompt, nats a token
     leak: float | None  # how much likelier the demonstration alone makes them, nats a token
@@ -55,11 +56,6 @@ class ProbeRow:
     length_ratio: float  # to the demonstrations
     bare_ratio: float  # to the bare answers that are compared with
     seconds_per_rollout: float
-
-    @property
-    def worth_rate(self) -> float:
-        """Share of the rollouts that would be learned and are not plain copies."""
-        return self.keep_rate - self.verbatim_rate
 
 
 def bare_answers(targets: Sequence[Target], task: Task, decode: Callable[[Sequence[int]], str]) -> BareAnswers:
@@ -96,6 +92,9 @@ def summarise(
     texts = [screen.decode(rollout.token_ids) for _, rollout in rollouts]
     refused = [target for target, _ in rollouts if target.verdict != "keep"]
     right = sum(bool(target.correct) for target, _ in rollouts)
+    pairs = list(zip(texts, rollouts, strict=True))
+    copies = [text.strip() == target.views.demonstration.response.strip() for text, (target, _) in pairs]
+    shorts = [screen.is_answer_only(target.views, rollout, text) for text, (target, rollout) in pairs]
     num_tokens = sum(len(rollout.token_ids) for _, rollout in rollouts)
     measures = [target.measures for target, _ in rollouts if target.measures is not None]
     leaks = [each.leak for each in measures if each.leak is not None]
@@ -110,15 +109,13 @@ def summarise(
         keep_rate=1 - len(refused) / n,
         reasons=dict(Counter(target.reason for target in refused)),
         refused_right=dict(Counter(target.reason for target in refused if target.correct)),
-        verbatim_rate=sum(
-            text.strip() == t.views.demonstration.response.strip() for text, (t, _) in zip(texts, rollouts, strict=True)
+        verbatim_rate=sum(copies) / n,
+        worth_rate=sum(
+            target.verdict == "keep" and not copy and not short
+            for (target, _), copy, short in zip(rollouts, copies, shorts, strict=True)
         )
         / n,
-        answer_only_rate=sum(
-            screen.is_answer_only(target.views, rollout, text)
-            for text, (target, rollout) in zip(texts, rollouts, strict=True)
-        )
-        / n,
+        answer_only_rate=sum(shorts) / n,
         surprise=float(np.mean([each.surprise for each in measures])) if measures else bare.surprise,
         leak=float(np.mean(leaks)) if leaks else None,
         entropy=sum(sum(rollout.entropies) for _, rollout in rollouts) / num_tokens,
@@ -152,13 +149,16 @@ def find_limits(bare: BareAnswers, taught: Sequence[Target], given: Limits) -> L
 _SURPRISE_TIMES, _SURPRISE_NATS, _LEAK_NATS = 2.0, 0.3, 0.5
 
 
-def recommend(bare: Sequence[ProbeRow], conditioned: Sequence[ProbeRow]) -> str:
+def recommend(bare: Sequence[ProbeRow], conditioned: Sequence[ProbeRow], refused: Sequence[ProbeRow] = ()) -> str:
     """Say which way of showing the demonstration to take and why, and when none is any good.
+
+    Ways in ``refused`` would teach shortcuts, and are taken only where there is no other.
 
     The measure is the share of rollouts that would be learned and are not plain copies: copies teach what plain
     fine-tuning teaches, and refused rollouts are replaced by the demonstration. Of those that are as good, the one that
     surprises the bare policy least moves it least.
     """
+    conditioned = [row for row in conditioned if row not in refused] or conditioned
     most = max(row.worth_rate for row in conditioned)
     best = min((row for row in conditioned if row.worth_rate > most - _EQUAL), key=lambda row: row.surprise)
     reference = max(bare, key=lambda row: row.score)
@@ -169,6 +169,8 @@ def recommend(bare: Sequence[ProbeRow], conditioned: Sequence[ProbeRow]) -> str:
             "as the model's own words, so training would be close to plain fine-tuning. Try a lower temperature, more "
             "rollout.max_new_tokens, another template, or a larger model."
         )
+    if best in refused:
+        return f"No setting is a good teacher: all of them would teach shortcuts, {where} the least."
     if best.score <= reference.score:
         return (
             f"Best is {where}, but the model is not better with the demonstration ({best.score:.2f}) than without "
@@ -181,27 +183,34 @@ def recommend(bare: Sequence[ProbeRow], conditioned: Sequence[ProbeRow]) -> str:
     )
 
 
-def teaches_shortcuts(row: ProbeRow, bare: BareAnswers, config: ProbeConfig) -> str:
+def teaches_shortcuts(row: ProbeRow, bare: BareAnswers, config: RunConfig) -> str:
     """Return why a setting would teach shortcuts, empty if it would not.
 
     Args:
         row: What the teacher wrote.
         bare: What the policy writes by itself.
-        config: The bounds.
+        config: Its ``probe`` has the bounds.
     """
-    if row.answer_only_rate > config.max_answer_only and row.answer_only_rate * row.n >= _FEWEST:
+    probe = config.probe
+    if row.answer_only_rate > probe.max_answer_only and row.answer_only_rate * row.n >= _FEWEST:
         right = "right " if bare.of_right else ""
         return (
             f"{row.answer_only_rate:.0%} of the rollouts under context.template={row.template} state the answer "
             f"without the work, in much fewer tokens than the model's own {right}answers (median {bare.length:.0f})"
         )
-    if bare.of_right and row.keep_rate and row.surprise > config.max_surprise_ratio * max(bare.surprise_high, 0.05):
+    # Short demonstrations are surprising too, and are what the data asks for; `look` warns of them.
+    is_terse = row.mean_length / row.length_ratio < config.screening.answer_only_ratio * bare.length
+    highest = probe.max_surprise_ratio * max(bare.surprise_high, _SURE_NATS)
+    if bare.of_right and not is_terse and row.keep_rate and row.surprise > highest:
         return (
             f"the rollouts under context.template={row.template} surprise the model that sees the bare prompt: "
             f"{row.surprise:.2f} nats a token, its own answers {bare.surprise:.2f}"
         )
     return ""
 
+
+#: Bare answers of a policy that is nearly sure are taken to have this much surprise: multiples of less say nothing.
+_SURE_NATS = 0.05
 
 #: Shortcuts among the rows of a probe that may be chance.
 _FEWEST = 2

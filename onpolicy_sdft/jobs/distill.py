@@ -89,6 +89,8 @@ def _refuse_live_options(config: RunConfig) -> None:
         set_ones.append("teacher.weights")
     if config.feedback.enabled:
         set_ones.append("feedback.enabled")
+    if config.screening.weigh_by_failure:
+        set_ones.append("screening.weigh_by_failure")
     if set_ones:
         raise ConfigError(
             f"{set_ones[0]} is an option of training on live rollouts; sdft distill asks the seed model once per row, "

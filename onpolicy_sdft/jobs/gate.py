@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from onpolicy_sdft.data.sources import DemonstrationSet, fingerprint
 from onpolicy_sdft.eval.runner import EvalSet
 from onpolicy_sdft.jobs.evaluate import score_sets
-from onpolicy_sdft.tasks.free_form import FreeForm
+from onpolicy_sdft.jobs.preview import restore_look
+from onpolicy_sdft.tasks.protocol import checks
 from onpolicy_sdft.train.alarms import Alarms, signals
 from onpolicy_sdft.train.checkpoint import Checkpointer
 from onpolicy_sdft.train.gate import Answers, Gate
@@ -59,10 +60,11 @@ def hold_back(
     if not asked:
         return rows, ()
     prompts = Counter(row.prompt for row in rows.demonstrations)
-    candidates = [index for index, row in enumerate(rows.demonstrations) if prompts[row.prompt] == 1]
+    has_check = [checks(task, row) for row in rows.demonstrations]
+    candidates = [i for i, row in enumerate(rows.demonstrations) if prompts[row.prompt] == 1 and has_check[i]]
     why = ""
-    if isinstance(task, FreeForm):
-        why = "task free_form has no check that could tell"
+    if not any(has_check):
+        why = "the task has no check that could tell"
     elif min(number, len(candidates)) < _FEWEST_ROWS:
         why = f"a tenth of the {len(rows.demonstrations)} rows, each with its own prompt, is fewer than {_FEWEST_ROWS}"
     if why:
@@ -86,7 +88,7 @@ def gate_sets(
     found += [
         replace(questions, demonstrations=questions.demonstrations[: config.gate.rows])
         for questions in sets
-        if questions.retention and not isinstance(questions.task, FreeForm)
+        if questions.retention and all(checks(questions.task, row) for row in questions.demonstrations)
     ]
     return tuple(found)
 
@@ -143,7 +145,10 @@ def make_guards(
         pinned=tuple if gate is None else lambda: gate.pinned,
     )  # fmt: skip
     answer = partial(answer_greedily, config, chat, teacher, sets, backend)
-    return Guards(alarms, gate, answer, checkpointer, run, progress, is_first=backend.rank == 0)
+    return Guards(
+        alarms, gate, answer, checkpointer, run, progress, is_first=backend.rank == 0,
+        on_going_back=partial(restore_look, trainer),
+    )  # fmt: skip
 
 
 def answer_greedily(config: RunConfig, chat: Chat, teacher: Teacher, sets: Sequence[EvalSet], ranks: Ranks) -> Answers:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from onpolicy_sdft.config.load import dump_config
+from onpolicy_sdft.data.sources import fingerprint
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_atomic
 from onpolicy_sdft.runs.manifest import collect_manifest
@@ -17,6 +18,7 @@ from onpolicy_sdft.train.checkpoint import refuse_other_run
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig
+    from onpolicy_sdft.eval.runner import EvalSet
     from onpolicy_sdft.jobs.parts import Data
     from onpolicy_sdft.jobs.start import Start
     from onpolicy_sdft.train.backend import Backend
@@ -44,7 +46,7 @@ def claim_run(
     return run
 
 
-def identity_of(config: RunConfig, data: Data, start: Start | None) -> dict[str, Any]:
+def identity_of(config: RunConfig, data: Data, start: Start | None, gated: Sequence[EvalSet]) -> dict[str, Any]:
     """What must not change between a checkpoint and the run that goes on from it."""
     frozen = dataclasses.asdict(config)
     same = ("targets", "seed", "batch_size", "precision", "micro_batch_tokens", "layout")
@@ -63,6 +65,7 @@ def identity_of(config: RunConfig, data: Data, start: Start | None) -> dict[str,
         "replay": [source["task"] for source in frozen["replay"]["sources"]],  # the rest is in the data's fingerprint
         "start": None if start is None else [start.digest, config.train.carry, config.train.keep_optimizer],
         "train": train,
+        "questions of the gate": [[each.label, fingerprint(list(each.demonstrations))] for each in gated],
     }
 
 

@@ -12,7 +12,7 @@ import torch
 
 from onpolicy_sdft.data.templates import TeacherContext
 from onpolicy_sdft.errors import ConfigError
-from onpolicy_sdft.jobs.parts import Chat, Data, Say, sampling_law
+from onpolicy_sdft.jobs.parts import Chat, Data, Say, context_window, sampling_law
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.models.packing import examine
 from onpolicy_sdft.models.shards import WHOLE, Shards
@@ -24,7 +24,7 @@ from onpolicy_sdft.train.feedback import FeedbackSource, Trying
 from onpolicy_sdft.train.pairing import Pairing
 from onpolicy_sdft.train.scoring import Scorer
 from onpolicy_sdft.train.source import PolicySource, Sampling
-from onpolicy_sdft.types import Record, Rollout, RolloutRequest, Turn, Views
+from onpolicy_sdft.types import ONE_RANK, Ranks, Record, Rollout, RolloutRequest, Turn, Views
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from onpolicy_sdft.rollout.backend import OnProgress, RolloutBackend
     from onpolicy_sdft.rollout.drafts import DraftStore
     from onpolicy_sdft.tasks.protocol import Task
+
+#: What a chat template and the wording of a prompt add to its texts, at most.
+_TEMPLATE_TOKENS = 128
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -140,6 +143,9 @@ def make_review(
     pairing: Pairing,
     teacher: Teacher,
     sample: Callable[[Sequence[RolloutRequest], int], Sequence[Rollout]],
+    ranks: Ranks = ONE_RANK,
+    num_workers: int = 0,
+    num_halvings: Callable[[], int] = lambda: 0,
 ) -> Review:
     """Return what measures rollouts under the bare prompt.
 
@@ -150,29 +156,45 @@ def make_review(
         pairing: How rows are laid out for a forward.
         teacher: Shows the weights that measure.
         sample: Completes requests at the sampling parameters of a step.
+        ranks: The processes that share a step.
+        num_workers: Checks run at once.
+        num_halvings: Tells how often memory ran out.
     """
-    renderer, limit = chat.renderer, config.context.max_teacher_tokens
-    shown = TeacherContext("reference")
-
-    def alone(views: Views) -> Sequence[int]:
-        return renderer.teacher_ids([Turn("user", _first(views.demonstration.response, limit))])
-
-    def with_text(views: Views, text: str) -> Sequence[int]:
-        return renderer.teacher_ids(shown.turns(views.demonstration, _first(text, limit), []))
-
-    def _first(text: str, num_tokens: int) -> str:
-        ids = renderer.text_ids(text)
-        return text if len(ids) <= num_tokens else renderer.decode(ids[:num_tokens])
-
     screening = config.screening
     if config.rollout.view == "student":  # its texts are no rewrites
         screening = replace(screening, support="keep")
-    scorer = Scorer(teacher, replace(pairing, num_skipped=0, position_weights=()), chat.loaded.model.device)
+    scorer = Scorer(
+        teacher, replace(pairing, num_skipped=0, position_weights=()), chat.loaded.model.device, num_halvings
+    )
     return Review(
-        screening, task, renderer.decode, scorer, sample, Prompts(alone, with_text),
+        screening, task, chat.renderer.decode, scorer, sample, _measuring_prompts(config, chat),
         config.rollout.max_new_tokens, config.train.seed,
         trusts_records=config.rollout.view == "student" or config.teacher.weights == "live",
+        gather=ranks.gather, num_workers=num_workers,
     )  # fmt: skip
+
+
+def _measuring_prompts(config: RunConfig, chat: Chat) -> Prompts:
+    """Return the prompts that only measures use, cut so that prompt and target fit the model's context window."""
+    renderer, shown = chat.renderer, TeacherContext("reference")
+    window = context_window(chat)
+
+    def cut(text: str, taken: int) -> str:
+        """Return as much of a text as leaves so many tokens, and the template's own, free."""
+        limit = config.context.max_teacher_tokens
+        limit = limit if window is None else min(limit, max(1, window - taken - _TEMPLATE_TOKENS))
+        ids = renderer.text_ids(text)
+        return text if len(ids) <= limit else renderer.decode(ids[:limit])
+
+    def alone(views: Views) -> Sequence[int]:
+        text = cut(views.demonstration.response, config.rollout.max_new_tokens)
+        return renderer.teacher_ids([Turn("user", text)])
+
+    def with_text(views: Views, text: str) -> Sequence[int]:
+        text = cut(text, len(views.student_ids) + len(views.response_ids))
+        return renderer.teacher_ids(shown.turns(views.demonstration, text, []))
+
+    return Prompts(alone, with_text)
 
 
 def make_sampling(config: RunConfig, num_steps: int) -> Sampling:

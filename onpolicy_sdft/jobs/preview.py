@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
+from statistics import median
 from typing import TYPE_CHECKING
 
 from onpolicy_sdft.data.order import permutation
@@ -55,7 +56,9 @@ def look(config: RunConfig, preview: Preview, say: Callable[[str], None]) -> Non
         f"probe: {bare.num} bare answers, {bare.num_right} right; median {bare.length:.0f} tokens and "
         f"{bare.num_steps:.0f} steps ({right}); surprise {bare.surprise:.2f} nats a token"
     )
+    _warn_of_terse_data(config, preview, bare, say)
     if config.rollout.view == "student":
+        preview.reviewer.limits = find_limits(bare, (), preview.reviewer.given)
         return
     taught = preview.taught(0)
     preview.reviewer.limits = find_limits(bare, taught, preview.reviewer.given)
@@ -67,17 +70,28 @@ def look(config: RunConfig, preview: Preview, say: Callable[[str], None]) -> Non
         f"{row.answer_only_rate:.0%} only the answer, {row.verbatim_rate:.0%} verbatim; {row.mean_length:.0f} tokens; "
         f"surprise {row.surprise:.2f}{leak} nats a token"
     )
-    problem = teaches_shortcuts(row, bare, config.probe)
+    problem = teaches_shortcuts(row, bare, config)
     if problem and config.probe.action == "refuse":
         raise ConfigError(f"This would teach shortcuts: {problem}. {_FIX}")
     if problem:
         say(f"warning: this may teach shortcuts: {problem}")
 
 
+def _warn_of_terse_data(config: RunConfig, preview: Preview, bare: BareAnswers, say: Callable[[str], None]) -> None:
+    """Say that the demonstrations themselves are answers without the work, where the policy's right answers have it."""
+    length = median(len(view.response_ids) for view in preview.views)
+    if bare.of_right and length < config.screening.answer_only_ratio * bare.length:
+        say(
+            f"warning: the demonstrations are answers alone: {length:.0f} tokens (median), where the model's own right "
+            f"answers take {bare.length:.0f}. What is learned will be as short, and the model may get worse where it "
+            "needs the work. Fix: demonstrations with the work, or --context.show others --context.template work."
+        )
+
+
 def refresh(preview: Preview, step: int) -> BareAnswers:
     """Sample bare answers of the weights of now, and compare rollouts with them from here on."""
     screen = preview.screen
-    screen.bare = bare_answers(preview.bare(step), screen.task, screen.decode)
+    screen.bare = bare_answers(preview.bare(step), screen.task, screen.decode).after(screen.bare)
     return screen.bare
 
 

@@ -95,7 +95,7 @@ def run_probe(
     teacher = make_teacher(config, chat.loaded.model, nullcontext)
     bare: list[ProbeRow] = []
     conditioned: list[ProbeRow] = []
-    problems: list[str] = []
+    problems: list[tuple[ProbeRow, str]] = []
     for temperature in temperatures:
         answers: BareAnswers | None = None
         for template in templates:
@@ -114,10 +114,11 @@ def run_probe(
                     bare.append(row)
                 row = _ask_teacher(preview, template, temperature, answers, progress)
             conditioned.append(row)
-            if problem := teaches_shortcuts(row, answers, config.probe):
-                problems.append(f"T={temperature:g}: {problem}")
+            if problem := teaches_shortcuts(row, answers, config):
+                problems.append((row, f"T={temperature:g}: {problem}"))
     learning = _seconds_per_learning_step(config, chat, views)
-    return ProbeOutcome((*bare, *conditioned), recommend(bare, conditioned), tuple(problems), learning)
+    said = recommend(bare, conditioned, [row for row, _ in problems])
+    return ProbeOutcome((*bare, *conditioned), said, tuple(text for _, text in problems), learning)
 
 
 def _preview(config: RunConfig, chat: Chat, data: Data, teacher: Teacher, progress: Progress) -> Preview:

@@ -91,9 +91,6 @@ if TYPE_CHECKING:
 
     from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.models.teacher import Teacher
-    from onpolicy_sdft.screening.review import Review
-    from onpolicy_sdft.tasks.protocol import Task
-    from onpolicy_sdft.train.pairing import Pairing
 
 Say = Callable[[str], None]
 
@@ -160,7 +157,7 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
         facts = {**dataclasses.asdict(config), "data fingerprint": data.loaded.fingerprint}
         facts["model"] = {**facts["model"], "cache_dir": None}
         backend.refuse_disagreement({**facts, "code": git_state(Path(__file__).parents[2])})
-    identity = identity_of(config, data, start)
+    identity = identity_of(config, data, start, gated)
     run = backend.on_first(partial(claim_run, config, data, identity, command, backend, held, say))
 
     progress = Progress("train", plan.num_steps, "steps", enabled=backend.rank == 0)
@@ -261,6 +258,11 @@ def make_trainer(
     trying = make_trying(config, chat, data, teacher, num_workers)
     source = _make_source(config, chat, plan, teacher, progress, to_come, trying)
     pairing = make_pairing(config, chat.pad_token_id, packed=packed)
+    state, reviewer = TrainState(), None
+    if isinstance(source, PolicySource) and config.rollout.weights != "sharded":  # nothing scores divided weights
+        reviewer = make_review(
+            config, chat, data.task, pairing, teacher, source.answers, backend, num_workers, lambda: state.num_halvings
+        )
     return Trainer(
         policy=policy,
         source=source,
@@ -272,20 +274,11 @@ def make_trainer(
         backend=backend,
         schedule=make_schedule(optimizer, config.optim, plan.num_steps),
         max_grad_norm=config.optim.max_grad_norm,
-        state=TrainState(),
+        state=state,
         num_samples=config.rollout.num_samples,
-        reviewer=_make_reviewer(config, chat, data.task, pairing, teacher, source),
+        reviewer=reviewer,
         picks_best=config.screening.pick == "best",
     )
-
-
-def _make_reviewer(
-    config: RunConfig, chat: Chat, task: Task, pairing: Pairing, teacher: Teacher, source: TargetSource
-) -> Review | None:
-    """Return what judges rollouts under the bare prompt; None where none are written, or weights are never whole."""
-    if not isinstance(source, PolicySource) or config.rollout.weights == "sharded":
-        return None
-    return make_review(config, chat, task, pairing, teacher, source.answers)
 
 
 def _num_local_ranks(backend: Backend) -> int:

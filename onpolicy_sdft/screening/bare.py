@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,7 +18,7 @@ _MIN_RIGHT = 3
 #: Share of bare answers that are less surprising than ``surprise_high``.
 _HIGH = 0.9
 
-_STEP = re.compile(r"[.!?:;](?=\s|$)|\n")
+_STEP = re.compile(r"[.!?;](?=\s|$)|\n")
 
 
 def num_steps(text: str) -> int:
@@ -44,13 +44,15 @@ class BareAnswers:
     num_right: int
     length: float  # median tokens: of the right ones where there are enough, else of all
     num_steps: float  # median, of the same
+    of_right: bool  # whether lengths and steps are those of right answers
+    length_score: float  # share of right ones among the answers that lengths and steps are from
     surprise: float  # mean over all answers, nats a token
     surprise_high: float  # nine of ten are less surprising
 
     @property
-    def of_right(self) -> bool:
-        """Whether lengths are those of right answers."""
-        return self.num_right >= _MIN_RIGHT
+    def score(self) -> float:
+        """Share of them that are right."""
+        return self.num_right / self.num
 
     @staticmethod
     def of(answers: Sequence[BareAnswer]) -> BareAnswers:
@@ -63,14 +65,27 @@ class BareAnswers:
             num_right=len(right),
             length=float(np.median([answer.num_tokens for answer in measured])),
             num_steps=float(np.median([num_steps(answer.text) for answer in measured])),
+            of_right=measured is right,
+            length_score=len(right) / len(answers),
             surprise=float(np.mean(surprises)),
             surprise_high=float(np.quantile(surprises, _HIGH)),
         )
 
+    def after(self, earlier: BareAnswers | None) -> BareAnswers:
+        """Return these with the lengths of earlier ones, where fewer are right now.
+
+        A policy that has learned to leave the work out must not become the measure of it.
+        """
+        if earlier is None or self.score >= earlier.length_score:
+            return self
+        kept = ("length", "num_steps", "of_right", "length_score")
+        return replace(self, **{name: getattr(earlier, name) for name in kept})
+
     def figures(self) -> dict[str, float]:
         """Return what a step logs of them."""
         return {
-            "bare/score": self.num_right / self.num,
+            "bare/score": self.score,
+            "bare/of_right": float(self.of_right),
             "bare/length": self.length,
             "bare/surprise": self.surprise,
         }

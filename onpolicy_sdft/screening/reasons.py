@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 REASONS = ("empty", "truncated", "looping", "banned", "length", "answer_only", "check")
 
 #: Reasons that take the policy's own view of a text, see ``review.py``.
-REVIEW_REASONS = ("surprise", "leak", "support", "steps", "solved")
+REVIEW_REASONS = ("surprise", "leak", "support", "steps", "agreement", "solved")
+
+#: Sentences or lines that state an answer and nothing else.
+_STEPS_OF_AN_ANSWER = 2
 
 #: A rollout this much longer than the demonstration is fine whatever the ratio: ratios of short texts are noise.
 _LENGTH_SLACK_TOKENS = 32
@@ -38,11 +41,11 @@ def banned_phrase(text: str, phrases: Sequence[str]) -> str | None:
 def is_answer_only(num_tokens: int, num_steps: int, num_reference: int, bare: BareAnswers, share: float) -> bool:
     """Whether a completion leaves out the work that the policy's own bare answers do.
 
-    It has less than a share of their tokens and at most that share of their steps. Where too few bare answers were
-    right to say how long a right answer is, a text at least half as long as the demonstration is never one.
+    It has less than a share of their tokens, and at most that share of their steps (two in any case: an answer may take
+    two lines). A text at least half as long as its demonstration is never one: such data asks for answers alone.
     """
-    is_short = num_tokens < share * bare.length and num_steps <= max(1.0, share * bare.num_steps)
-    return is_short and (bare.of_right or 2 * num_tokens < num_reference)
+    is_short = num_tokens < share * bare.length and num_steps <= max(_STEPS_OF_AN_ANSWER, share * bare.num_steps)
+    return is_short and 2 * num_tokens < num_reference
 
 
 def is_length_off(num_tokens: int, num_reference: int, shortest: float, longest: float) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from onpolicy_sdft.screening.reasons import REVIEW_REASONS
 from onpolicy_sdft.screening.screen import refused
-from onpolicy_sdft.tasks.protocol import checks
+from onpolicy_sdft.tasks.protocol import check_all, checks
 from onpolicy_sdft.types import Measures, NoiseKey, Rollout, RolloutRequest, Target, Verdict, Views
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 #: A prompt and what stands behind it, as token ids.
 Text = tuple[Sequence[int], Sequence[int]]
+
+#: Example, sample and text of the rewrites of a rank.
+_Named = list[tuple[str, int, str]]
 
 #: Attempts of noise keys that no draw of a target has: bare answers, and continuations of a rollout's first half.
 _BARE_ATTEMPT, _STEP_ATTEMPT = 1_000_000, 2_000_000
@@ -62,6 +65,8 @@ class Review:
         max_new_tokens: Longest completion.
         seed: Of noise keys.
         trusts_records: Whether the weights that write are the policy's: what they recorded need not be scored again.
+        gather: Returns every rank's value on every rank; all ranks call the review together.
+        num_workers: Checks run at once.
     """
 
     def __init__(
@@ -75,8 +80,12 @@ class Review:
         max_new_tokens: int,
         seed: int,
         trusts_records: bool = True,
+        gather: Callable[[_Named], list[_Named]] = lambda value: [value],
+        num_workers: int = 0,
     ) -> None:
         self.trusts_records = trusts_records
+        self.gather = gather
+        self.num_workers = num_workers
         self.config = config
         self.task = task
         self.decode = decode
@@ -95,7 +104,8 @@ class Review:
 
     def measure(self, targets: Sequence[Target], step: int) -> list[Target]:
         """Return the targets with their measures."""
-        return self._ask_bare(self._test_steps(self._score(targets), step), step)
+        measured = self._count_agreement(self._score(targets))
+        return self._ask_bare(self._test_steps(measured, step), step)
 
     def rule(self, targets: Sequence[Target]) -> list[Target]:
         """Return measured targets with the verdicts of the rules."""
@@ -111,15 +121,16 @@ class Review:
             "leak": _above(measures.leak, limits.max_leak),
             "support": _above(limits.min_support, measures.support),
             "steps": _above(self.config.min_step_rate, measures.step_rate),
+            "agreement": _above(self.config.min_agreement, measures.agreement),
             "solved": _above(measures.solved_rate, self.config.max_solved_rate),
         }
         return next((name for name in REVIEW_REASONS if self.verdicts[name] != "keep" and holds[name]), "")
 
     def _judge(self, target: Target) -> Target:
-        if target.verdict != "keep" or target.rollout is None:
+        if target.rollout is None or target.verdict not in ("keep", "fallback"):
             return target
         reason = self.reason(target)
-        if reason:
+        if reason and (target.verdict == "keep" or reason == "solved"):  # a row that is solved needs no demonstration
             return refused(target, self.verdicts[reason], reason)
         rate = target.measures.solved_rate if target.measures else None
         return replace(target, weight=1.0 - rate) if rate is not None and self.config.weigh_by_failure else target
@@ -132,7 +143,7 @@ class Review:
         judged = [target for target in written if self._is_judged(target)]
         texts: list[Text] = [(t.views.student_ids, _ids(t)) for t in written if self._known(t) is None]
         texts += [(self.prompts.alone(t.views), _ids(t)) for t in written] if with_leak else []
-        shown = [self._support_texts(judged, index) for index in range(len(judged))]
+        shown = self._support_texts(judged)
         texts += [text for each in shown for text in each]
         scores = iter(self.score(texts) if texts else ())
         bare = [next(scores) if known is None else known for known in map(self._known, written)]
@@ -161,24 +172,50 @@ class Review:
     def _is_judged(self, target: Target) -> bool:
         """Whether its own rewrite has to stand in for a check."""
         has_rule = target.verdict == "keep" and self.verdicts["support"] != "keep"
-        return has_rule and not checks(self.task, target.views.demonstration)
+        return has_rule and not self._has_check(target)
 
-    def _support_texts(self, judged: Sequence[Target], index: int) -> list[Text]:
-        """Return the demonstration behind its own rewrite, and behind those of the next few rows of the step.
+    def _support_texts(self, judged: Sequence[Target]) -> list[list[Text]]:
+        """Return each demonstration behind its own rewrite, and behind those of the next few rows of the step.
 
-        A row that is alone is compared with its bare prompt.
+        The rows are those of all ranks, by name, so that nothing depends on how they were dealt out. A row that is
+        alone in its step is compared with its bare prompt.
         """
-        views, text = judged[index].views, judged[index].text
-        name = views.demonstration.example_id
-        others = [t.text for t in (*judged[index + 1 :], *judged[:index]) if t.views.demonstration.example_id != name]
-        controls = [self.prompts.shown(views, other) for other in others[:_NUM_CONTROLS]] or [views.student_ids]
-        return [(prompt, views.response_ids) for prompt in (self.prompts.shown(views, text), *controls)]
+        if self.verdicts["support"] == "keep":
+            return []
+        own = [(t.views.demonstration.example_id, t.views.sample_index, t.text) for t in judged]
+        rewrites = sorted({each for part in self.gather(own) for each in part})
+        found: list[list[Text]] = []
+        for target, key in zip(judged, own, strict=True):
+            views, place = target.views, rewrites.index(key)
+            others = [text for name, _, text in (*rewrites[place + 1 :], *rewrites[:place]) if name != key[0]]
+            controls = [self.prompts.shown(views, other) for other in others[:_NUM_CONTROLS]] or [views.student_ids]
+            prompts = (self.prompts.shown(views, target.text), *controls)
+            found.append([(prompt, views.response_ids) for prompt in prompts])
+        return found
+
+    def _count_agreement(self, targets: Sequence[Target]) -> list[Target]:
+        """Count how many of a demonstration's rollouts the check accepts; all of them are on one rank."""
+        if self.verdicts["agreement"] == "keep":
+            return list(targets)
+        rights: dict[str, list[bool]] = {}
+        for target in targets:
+            if target.rollout is not None and self._has_check(target):
+                rights.setdefault(target.views.demonstration.example_id, []).append(bool(target.correct))
+        return [_with(t, agreement=_share(rights.get(t.views.demonstration.example_id))) for t in targets]
+
+    def _has_check(self, target: Target) -> bool:
+        return checks(self.task, target.views.demonstration)
+
+    def _check(self, targets: Sequence[Target], texts: Sequence[str]) -> list[bool]:
+        """Check texts as answers to the prompts of targets."""
+        demonstrations = [target.views.demonstration for target in targets]
+        return [result.correct for result in check_all(self.task, texts, demonstrations, self.num_workers)]
 
     def _test_steps(self, targets: Sequence[Target], step: int) -> list[Target]:
         """Let the bare policy go on from the first half of each kept rollout, and check where it ends."""
         if self.verdicts["steps"] == "keep":
             return list(targets)
-        kept = [target for target in targets if target.verdict == "keep" and len(_ids(target)) > 1]
+        kept = [t for t in targets if t.verdict == "keep" and len(_ids(t)) > 1 and self._has_check(t)]
         halves = {id(target): _ids(target)[: len(_ids(target)) // 2] for target in kept}
         asked = [(target, sample) for target in kept for sample in range(self.config.step_samples)]
         written = self.sample(
@@ -188,10 +225,10 @@ class Review:
             ],
             step,
         )
+        pairs = zip(asked, written, strict=True)
+        texts = [self.decode((*halves[id(target)], *rollout.token_ids)) for (target, _), rollout in pairs]
         rates: dict[int, list[bool]] = {}
-        for (target, _), rollout in zip(asked, written, strict=True):
-            text = self.decode((*halves[id(target)], *rollout.token_ids))
-            right = self.task.check(text, target.views.demonstration).correct
+        for (target, _), right in zip(asked, self._check([t for t, _ in asked], texts), strict=True):
             rates.setdefault(id(target), []).append(right)
         return [_with(target, step_rate=_share(rates.get(id(target)))) for target in targets]
 
@@ -199,17 +236,16 @@ class Review:
         """Let the bare policy answer each prompt itself, once for all samples of a demonstration."""
         if not self.config.bare_samples:
             return list(targets)
-        written = [target for target in targets if target.rollout is not None]
+        written = [target for target in targets if target.rollout is not None and self._has_check(target)]
         first = {target.views.demonstration.example_id: target for target in reversed(written)}
         asked = [(target, sample) for target in first.values() for sample in range(self.config.bare_samples)]
         count = self.config.bare_samples
         requests = [self._request(target, step, _BARE_ATTEMPT + sample, (), count) for target, sample in asked]
         answers = self.sample(requests, step)
+        texts = [self.decode(rollout.token_ids) for rollout in answers]
         rates: dict[str, list[bool]] = {}
-        for (target, _), rollout in zip(asked, answers, strict=True):
-            demonstration = target.views.demonstration
-            right = self.task.check(self.decode(rollout.token_ids), demonstration).correct
-            rates.setdefault(demonstration.example_id, []).append(right)
+        for (target, _), right in zip(asked, self._check([t for t, _ in asked], texts), strict=True):
+            rates.setdefault(target.views.demonstration.example_id, []).append(right)
         return [_with(t, solved_rate=_share(rates.get(t.views.demonstration.example_id))) for t in targets]
 
     def _request(
@@ -228,14 +264,10 @@ def _measures(bare: Sequence[float], alone: Sequence[float] | None) -> Measures:
     return Measures(surprise=-_mean(bare), surprise_max=-min(bare), leak=leak)
 
 
-def _with(target: Target, *, step_rate: float | None = None, solved_rate: float | None = None) -> Target:
-    if step_rate is None and solved_rate is None:
-        return target
-    measures = target.measures
-    assert measures is not None  # of whatever was written
-    step_rate = measures.step_rate if step_rate is None else step_rate
-    solved_rate = measures.solved_rate if solved_rate is None else solved_rate
-    return replace(target, measures=replace(measures, step_rate=step_rate, solved_rate=solved_rate))
+def _with(target: Target, **rates: float | None) -> Target:
+    """Add rates that are known to a target's measures, which whatever was written has."""
+    known = {name: rate for name, rate in rates.items() if rate is not None}
+    return replace(target, measures=replace(target.measures, **known)) if known and target.measures else target
 
 
 def _ids(target: Target) -> tuple[int, ...]:

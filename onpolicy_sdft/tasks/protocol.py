@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from onpolicy_sdft.errors import DataError, TaskError
@@ -110,9 +111,26 @@ def checks(task: Task, demonstration: Demonstration) -> bool:
     return bool(getattr(of_row(demonstration) if of_row else task, "has_check", True))
 
 
+def check_all(
+    task: Task, texts: Sequence[str], demonstrations: Sequence[Demonstration], num_workers: int = 0
+) -> list[CheckResult]:
+    """Check several texts, in order; at once where the check takes long.
+
+    Args:
+        task: What a right answer is.
+        texts: One each.
+        demonstrations: Whose questions they answer.
+        num_workers: Checks run at once; 0: one after the other.
+    """
+    if num_workers and not getattr(task, "check_is_quick", False):
+        with ThreadPoolExecutor(num_workers, "check") as workers:
+            return list(workers.map(task.check, texts, demonstrations))
+    return list(map(task.check, texts, demonstrations))
+
+
 def work_of(task: Task) -> Callable[[Demonstration], str]:
     """Return what says a task's work of each demonstration; one of the user's own need not say any."""
-    return getattr(task, "work", lambda demonstration: "")
+    return getattr(task, "work", lambda demonstration: getattr(task, "work_wording", ""))
 
 
 def short_message(*lines: str) -> str:

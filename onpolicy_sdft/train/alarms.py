@@ -143,7 +143,8 @@ class Alarms:
         self._said, self.history = list(state["said"]), [Alarm(**entry) for entry in state["history"]]
 
     def _watch(self, signal: Signal, step: int, values: Mapping[str, float]) -> Alarm | None:
-        if signal.bare in values:  # later ones are of weights that may have collapsed as well
+        # Wrong answers say little of what right ones look like; later ones are of weights that may have collapsed.
+        if signal.bare in values and values.get("bare/of_right"):
             self._bare.setdefault(signal.key, values[signal.bare])
         value = values.get(signal.key, math.nan)
         if math.isnan(value) or values.get("rollout/mean_length", math.inf) < signal.min_length:

@@ -148,8 +148,8 @@ class Checkpointer:
             guard.restore(record["guards"][name])
         return source
 
-    def go_back(self, step: int) -> None:
-        """Take weights, optimizer moments and the teacher's copies of an earlier checkpoint of this run.
+    def go_back(self, step: int, state: TrainState) -> None:
+        """Take weights, optimizer moments, the teacher's copies and what was learned of an earlier checkpoint.
 
         Data, noise, counts and rates go on from where they are. Every rank must call it.
 
@@ -162,6 +162,8 @@ class Checkpointer:
                 f"The best state of the gate, {source}, cannot be loaded: {why}. Way out: another train.output_dir."
             )
         load_start(source, self.backend, self.schedule, with_optimizer=True)
+        earlier = read_json(source / _STATE)["state"]
+        state.learned, state.bare = earlier["learned"], earlier["bare"]
         self.teacher.restore(torch.load(source / _TEACHER, weights_only=True, map_location="cpu", mmap=True))
 
 

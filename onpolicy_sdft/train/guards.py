@@ -32,6 +32,7 @@ class Guards:
     run: RunDirectory
     progress: Progress
     is_first: bool = True  # the rank that writes
+    on_going_back: Callable[[], None] = lambda: None  # takes up what the state of the run holds now
 
     def begin(self, state: TrainState) -> None:
         """Let the gate see the start, unless it has."""
@@ -66,7 +67,8 @@ class Guards:
             check, drops = self.gate.judge(state.step, why, self.answer())
         self.progress.note(f"gate at step {state.step} ({why}): {self._outcome(check, drops)}")
         if check.action in ("stop", "rollback"):
-            self.checkpointer.go_back(self.gate.best_step)
+            self.checkpointer.go_back(self.gate.best_step, state)
+            self.on_going_back()
             self.alarms.rearm()
         if check.action == "rollback":
             scale_rates(self.checkpointer.schedule, self.gate.config.rollback_lr_factor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.data.order import batch_indices
@@ -183,7 +183,7 @@ class Loop:
 
     def _log(self, metrics: StepMetrics, validation: Mapping[str, float]) -> None:
         values = {**metrics.values, **validation}
-        seconds = values["time/rollout_seconds"]
+        seconds = values["time/rollout_seconds"] - values.get("time/attempt_seconds", 0.0)
         if "rollout/mean_length" in values and seconds > 0:
             values["rollout/tokens_per_second"] = values["rollout/mean_length"] * len(metrics.targets) / seconds
         values["train/tokens_per_second"] = values["train/num_loss_tokens"] / max(1e-9, values["time/step_seconds"])
@@ -227,8 +227,8 @@ class Loop:
             "verdict": target.verdict,
             "correct": target.correct,
             "surprise": target.measures.surprise if target.measures else None,
-            "surprise_max": target.measures.surprise_max if target.measures else None,
             "leak": target.measures.leak if target.measures else None,
+            "measures": asdict(target.measures) if target.measures else None,
             "reason": target.reason,
             "num_tokens": len(rollout.token_ids) if rollout else len(target.token_ids),
             "logprob_mean": sum(logprobs) / len(logprobs) if logprobs else None,

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from onpolicy_sdft.screening.screen import Screen
     from onpolicy_sdft.train.source import PolicySource
 
-#: Attempt of the noise keys of a preview: no draw of a step has it.
-_ATTEMPT = 3_000_000
+#: Attempts of the noise keys of a preview: no draw of a step has them.
+_BARE_ATTEMPT, _TAUGHT_ATTEMPT = 3_000_000, 3_000_001
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Preview:
         requests = [
             RolloutRequest(
                 view.student_ids,
-                NoiseKey(sampling.seed, step, view.demonstration.example_id, 0, _ATTEMPT),
+                NoiseKey(sampling.seed, step, view.demonstration.example_id, 0, _BARE_ATTEMPT),
                 sampling.max_new_tokens,
             )
             for view in self._share()
@@ -63,7 +63,7 @@ class Preview:
             for view in self.source.begin(self._share(), step)
         ]
         with self.source.open():
-            written = self.source.rollouts(views, step=step, attempt=_ATTEMPT)
+            written = self.source.rollouts(views, step=step, attempt=_TAUGHT_ATTEMPT)
         pairs = zip(views, written, strict=True)
         screened = [self._screened(view, rollout) for view, rollout in pairs if rollout is not None]
         with self.policy():

@@ -5,7 +5,7 @@ Shape letters: N loss tokens, C tokens of a chunk, V vocabulary, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,11 +29,13 @@ class Scorer:
         teacher: Shows the weights.
         pairing: Groups rows into forwards.
         device: Where they run.
+        num_halvings: Tells how often memory ran out: forwards are of so many times half the tokens.
     """
 
     teacher: Teacher
     pairing: Pairing
     device: torch.device | str
+    num_halvings: Callable[[], int] = lambda: 0
 
     def __call__(self, texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, ...]]:
         """Return log p of each target token, in nats at temperature 1.
@@ -45,7 +47,7 @@ class Scorer:
         places = {id(row): index for index, row in enumerate(rows)}
         found: list[tuple[float, ...]] = [()] * len(rows)
         head = self.teacher.head() if rows else None
-        for group in self.pairing.split([row for row in rows if row.target_ids]):
+        for group in self.pairing.split([row for row in rows if row.target_ids], self.num_halvings()):
             batch = self.pairing.batch(group, self.device)
             assert head is not None
             logprobs = _logprobs(self.teacher.score(batch), head, batch.labels).tolist()

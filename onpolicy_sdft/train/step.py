@@ -54,6 +54,10 @@ if TYPE_CHECKING:
     from onpolicy_sdft.train.source import TargetSource
 
 
+#: Micro-batches of scoring are not halved below so many tokens: one text may be longer.
+_FEWEST_TOKENS = 64
+
+
 @dataclass
 class TrainState:
     """Where the run is; all of it goes into a checkpoint."""
@@ -116,6 +120,7 @@ class Trainer:
             times.append(self.clock())
             # 2. Screen: each text as it ended; here only the last verdicts are waited for.
             drawn = watch.targets(rollouts, lambda v, attempt: write(v, attempt=attempt))
+        sampled = {**self.source.figures(), **watch.figures()}  # before the review samples texts of its own
         mine = self.review(drawn)  # what the policy makes of them, shown the bare prompt only
         if self.picks_best:
             mine = pick_best(mine, self.num_samples, self.state.learned)
@@ -135,7 +140,7 @@ class Trainer:
             self.teacher.follow(self.state.step + 1)  # 5. Follow: the average moves
         self._advance(num_loss_tokens, learned.skipped)
         times.append(self.clock())
-        own = {**time_metrics(times, learned.score_seconds), **self.source.figures(), **watch.figures()}
+        own = {**time_metrics(times, learned.score_seconds), **sampled}
         values = {
             **loss_metrics(self.objective.name, learned.loss_sum, learned.figures, num_counted_tokens),
             "train/grad_norm": learned.grad_norm,
@@ -159,8 +164,15 @@ class Trainer:
         """Measure rollouts under the policy's own weights, and apply the rules; every rank must call it."""
         if self.reviewer is None:
             return list(targets)
-        with self.teacher.weights("live"):
-            return self.reviewer(targets, self.state.step)
+        while True:
+            try:
+                with self.backend.memory_of_all(), self.teacher.weights("live"):
+                    return self.reviewer(targets, self.state.step)
+            except torch.OutOfMemoryError as error:
+                raise self._out_of_memory(str(error)) from error
+            except MemoryRanOut as error:
+                said = str(error)
+            self._make_room(said, self.pairing.micro_batch_tokens >> self.state.num_halvings > _FEWEST_TOKENS)
 
     def _learn_in_memory(
         self, mine: Sequence[Target], batches: Sequence[MicroBatch], num_counted_tokens: int
@@ -178,15 +190,25 @@ class Trainer:
             except MemoryRanOut as error:
                 said = str(error)  # not the error: its frames keep what was broken off
             self.backend.discard_gradients()
-            if self.backend.max_over_ranks(int(self.source.release())):
-                self.state.num_releases += 1
-                continue
-            if self.backend.max_over_ranks(max(len(batch.rows) for batch in batches)) < 2:
-                raise self._out_of_memory(said)
-            num_batches = len(batches)
-            while len(batches) == num_batches:
-                self.state.num_halvings += 1
-                batches = self.pair(mine)
+            can_halve = self.backend.max_over_ranks(max(len(batch.rows) for batch in batches)) > 1
+            if self._make_room(said, can_halve):
+                num_batches = len(batches)
+                while len(batches := self.pair(mine)) == num_batches:
+                    self.state.num_halvings += 1
+
+    def _make_room(self, said: str, can_halve: bool) -> bool:
+        """Give back what rollouts keep, else halve micro-batches; whether they were halved.
+
+        Raises:
+            TrainingError: If neither is possible.
+        """
+        if self.backend.max_over_ranks(int(self.source.release())):
+            self.state.num_releases += 1
+            return False
+        if not can_halve:
+            raise self._out_of_memory(said)
+        self.state.num_halvings += 1
+        return True
 
     def _out_of_memory(self, said: str) -> TrainingError:
         budget = self.pairing.micro_batch_tokens >> self.state.num_halvings

@@ -36,14 +36,20 @@ def screen_metrics(targets: Sequence[Target]) -> dict[str, float]:
     written = [target for target in targets if target.rollout is not None]
     if not written:
         return {}
+    drawn, written = written, [target for target in written if target.verdict != "spare"]
     verdicts = Counter[str](target.verdict for target in written)
     reasons = Counter(target.reason for target in written)
-    verdict_names = ("keep", "fallback", "drop", *(["spare"] if verdicts["spare"] else []))
-    values = {f"screen/{name}_rate": verdicts[name] / len(written) for name in verdict_names}
+    values = {f"screen/{name}_rate": verdicts[name] / len(written) for name in ("keep", "fallback", "drop")}
+    if len(drawn) > len(written):  # others of the same demonstration were learned in their place
+        values["screen/spare_rate"] = 1 - len(written) / len(drawn)
     rules = (*REASONS, *REVIEW_REASONS)
     values |= {f"screen/reason/{name}_rate": reasons[name] / len(written) for name in rules}
     costs = Counter(target.reason for target in written if target.correct and target.verdict in ("fallback", "drop"))
-    values |= {f"screen/refused_right/{name}_rate": costs[name] / len(written) for name in rules if name != "check"}
+    values |= {
+        f"screen/refused_right/{name}_rate": costs[name] / len(written)
+        for name in rules
+        if name not in ("check", "solved")
+    }
     values["screen/mean_attempts"] = sum(target.attempt + 1 for target in written) / len(written)
     return values
 
@@ -71,7 +77,7 @@ def review_metrics(targets: Sequence[Target]) -> dict[str, float]:
     """Return the measures of a step's rollouts, each a mean over those that have it; nats a token."""
     measures = [target.measures for target in targets if target.measures is not None]
     found = {}
-    for name in ("surprise", "surprise_max", "leak", "support", "step_rate", "solved_rate"):
+    for name in ("surprise", "surprise_max", "leak", "support", "step_rate", "agreement", "solved_rate"):
         known = [value for each in measures if (value := getattr(each, name)) is not None]
         if known:
             found[f"rollout/{name}"] = sum(known) / len(known)
@@ -100,7 +106,7 @@ def loss_metrics(name: str, loss_sum: float, figures: Sequence[float], num_token
 
 def length_metrics(targets: Sequence[Target], num_skipped: int) -> dict[str, float]:
     """Return the share of targets that are not learned for being no longer than what is skipped of each."""
-    learned = [target for target in targets if target.verdict != "drop"]
+    learned = [target for target in targets if target.verdict not in ("drop", "spare")]
     if not num_skipped or not learned:
         return {}
     return {"train/too_short_rate": sum(len(target.token_ids) <= num_skipped for target in learned) / len(learned)}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from onpolicy_sdft.config.schema import ContextConfig, ProbeConfig, ScreeningConfig
+from onpolicy_sdft.config.schema import ContextConfig, RunConfig, ScreeningConfig
 from onpolicy_sdft.data.views import Renderer, prepare
 from onpolicy_sdft.eval.intervals import wilson_interval
 from onpolicy_sdft.eval.probe import (
@@ -24,7 +24,9 @@ from onpolicy_sdft.tasks.exact import Exact
 from onpolicy_sdft.tasks.free_form import FreeForm
 from onpolicy_sdft.types import Demonstration, Measures, NoiseKey, Rollout, Turn
 
-BARE = BareAnswers(num=16, num_right=4, length=192.0, num_steps=12.0, surprise=0.17, surprise_high=0.22)
+BARE = BareAnswers(
+    16, 4, length=192.0, num_steps=12.0, of_right=True, length_score=0.25, surprise=0.17, surprise_high=0.22
+)
 
 
 @pytest.fixture
@@ -78,6 +80,7 @@ def test_a_row_counts_scores_copies_refusals_lengths_and_measures(renderer, four
     assert row.score == right / 4
     assert (row.low, row.high) == wilson_interval(right, 4)
     assert row.verbatim_rate == 0.5
+    assert row.worth_rate == sum(t.verdict == "keep" for t in targets) / 4 - 0.25  # the other copy was refused
     assert row.reasons == {"check": 4 - right, "truncated": 1}
     assert row.refused_right == {"truncated": 1}
     assert row.keep_rate == 1 - (5 - right) / 4
@@ -93,7 +96,9 @@ def test_texts_without_the_work_are_counted(renderer, four):
     screen, targets = judged(renderer, four, Exact())
     assert summarise(targets, BARE, screen, "x", 1.0, 1.0).answer_only_rate == 0.0  # no bare answers to compare with
     screen.bare = BARE
-    assert summarise(targets, BARE, screen, "x", 1.0, 1.0).answer_only_rate == 1.0
+    assert summarise(targets, BARE, screen, "x", 1.0, 1.0).answer_only_rate == 0.0  # as long as the demonstrations
+    worked = [dataclasses.replace(t, views=dataclasses.replace(t.views, response_ids=(5,) * 80)) for t in targets]
+    assert summarise(worked, BARE, screen, "x", 1.0, 1.0).answer_only_rate == 1.0
 
 
 def test_bare_answers_of_a_task_without_a_check_are_never_right(renderer, four):
@@ -118,13 +123,16 @@ def test_bounds_that_are_not_given_come_from_bare_answers_and_rewrites(renderer,
 
 BASE = ProbeRow(
     template="bare", temperature=1.0, n=32, score=0.2, low=0.1, high=0.3, keep_rate=0.2, reasons={}, refused_right={},
-    verbatim_rate=0.0, answer_only_rate=0.0, surprise=0.2, leak=0.0, entropy=1.0, mean_length=20.0, length_ratio=1.0,
-    bare_ratio=1.0, seconds_per_rollout=0.1,
+    worth_rate=0.2, verbatim_rate=0.0, answer_only_rate=0.0, surprise=0.2, leak=0.0, entropy=1.0, mean_length=20.0,
+    length_ratio=1.0, bare_ratio=1.0, seconds_per_rollout=0.1,
 )  # fmt: skip
 
 
 def shown(template: str, temperature: float = 1.0, **values: float) -> ProbeRow:
-    return dataclasses.replace(BASE, template=template, temperature=temperature, **values)
+    worth = values.get("keep_rate", 0.2) - values.get("verbatim_rate", 0.0)
+    return dataclasses.replace(
+        BASE, **{"template": template, "temperature": temperature, "worth_rate": worth, **values}
+    )
 
 
 def test_the_setting_with_most_answers_in_its_own_words_is_recommended():
@@ -154,8 +162,8 @@ def test_a_teacher_no_better_than_the_bare_model_is_said_to_be_so():
 
 
 def test_settings_that_would_teach_shortcuts_are_named():
-    config = ProbeConfig()
-    few = dataclasses.replace(BARE, num_right=0)
+    config = RunConfig()
+    few = dataclasses.replace(BARE, num_right=0, of_right=False)
     fine = shown("work", keep_rate=0.8, surprise=0.4)
     assert teaches_shortcuts(fine, BARE, config) == ""
     answers = shown("reference", keep_rate=0.8, answer_only_rate=0.4, surprise=0.9)
@@ -165,6 +173,15 @@ def test_settings_that_would_teach_shortcuts_are_named():
     assert "own right answers (median 192)" in teaches_shortcuts(answers, BARE, config)
     one = dataclasses.replace(answers, n=3, answer_only_rate=1 / 3)
     assert "state the answer" not in teaches_shortcuts(one, BARE, config)
-    strange = dataclasses.replace(fine, surprise=1.6)
+    strange = dataclasses.replace(fine, surprise=1.6, mean_length=150.0, length_ratio=1.2)
     assert "1.60 nats a token" in teaches_shortcuts(strange, BARE, config)
     assert teaches_shortcuts(strange, few, config) == ""  # new knowledge is surprising
+    terse = dataclasses.replace(strange, mean_length=20.0)
+    assert teaches_shortcuts(terse, BARE, config) == ""  # what the data asks for
+
+
+def test_a_setting_that_would_teach_shortcuts_is_not_recommended():
+    worst = shown("reference", score=0.9, keep_rate=0.9, surprise=0.3)
+    calm = shown("work", score=0.7, keep_rate=0.5, surprise=0.4)
+    assert recommend([BASE], [worst, calm], [worst]).startswith("Take context.template=work")
+    assert "all of them would teach shortcuts" in recommend([BASE], [worst], [worst])

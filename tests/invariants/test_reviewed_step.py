@@ -68,6 +68,7 @@ def test_one_of_several_samples_is_learned_and_the_demonstration_at_most_once(ma
         assert {target.views.demonstration.example_id for target in group} == {group[0].views.demonstration.example_id}
     assert metrics.values["train/num_loss_tokens"] == sum(len(t.token_ids) for t in metrics.targets)
     assert metrics.values["screen/spare_rate"] == pytest.approx(2 / 3)
+    assert metrics.values["screen/keep_rate"] == 1.0  # of what was chosen
     assert sum(len(texts) for texts in bench.trainer.state.learned.values()) == 6
 
 

@@ -98,6 +98,7 @@ class Looking:
         none: Any = None
         self.reviewer = Review(screening, task, self.screen.decode, none, none, Prompts(none, none), 9, 0)
         self._bare, self._taught = bare, taught
+        self.views = [target.views for target in taught]
 
     def bare(self, step: int) -> list[Target]:
         return self._bare
@@ -131,11 +132,14 @@ def test_a_teacher_that_works_passes_and_sets_the_bounds():
     assert preview.reviewer.limits.max_surprise == pytest.approx(0.5)
 
 
-def test_demonstrations_that_are_answers_alone_do_not_hide_the_shortcut():
+def test_data_that_asks_for_answers_alone_is_warned_of():
     terse = Demonstration("x", (Turn("user", "q"),), "#### 72", {"answer": "72"})
     taught = [
         dataclasses.replace(target, views=dataclasses.replace(target.views, demonstration=terse, response_ids=(1, 2)))
         for target in [written("The answer is 72.", 1.6)] * 16
     ]
-    with pytest.raises(ConfigError, match="without the work"):
-        look(RunConfig(), Looking(BARE, taught), lambda text: None)  # type: ignore[arg-type]
+    said: list[str] = []
+    preview = Looking(BARE, taught)
+    preview.views = [target.views for target in taught]
+    look(RunConfig(), preview, said.append)  # type: ignore[arg-type]
+    assert said[1].startswith("warning: the demonstrations are answers alone: 2 tokens (median)")

@@ -175,3 +175,42 @@ def test_noise_of_a_review_is_that_of_no_draw():
     assert len(set(keys)) == 4
     assert all(key.attempt > 999 for key in keys)
     assert NoiseKey(0, 3, "id-0") not in keys
+
+
+def test_controls_of_a_free_text_are_those_of_all_ranks():
+    def texts(*parts: list[Target]) -> list[Any]:
+        found = []
+        named = [[(t.views.demonstration.example_id, t.views.sample_index, t.text) for t in part] for part in parts]
+        for part in parts:
+            model = Model()
+            judge = review(model, FreeForm(), measure=False)
+            judge.gather = lambda own: named
+            judge(part, 0)
+            found += model.scored[0][len(part) :]
+        return found
+
+    targets = [kept(f"text {name}", name) for name in "abcde"]
+    assert texts(targets[:2], targets[2:]) == texts(targets)
+    assert texts(targets[:1], targets[1:]) == texts(targets)
+
+
+def test_rewrites_of_which_too_few_are_right_are_refused():
+    right, wrong = kept("yes, one"), dataclasses.replace(kept("no, two"), verdict="fallback", correct=False)
+    judged = review(Model(), agreement="drop", min_agreement=0.5)([right, wrong, wrong], 0)
+    assert [target.verdict for target in judged] == ["drop", "fallback", "fallback"]
+    assert judged[0].reason == "agreement"
+    judged = review(Model(), agreement="drop", min_agreement=0.3)([right, wrong, wrong], 0)
+    assert judged[0].verdict == "keep"
+
+
+def test_a_row_that_the_policy_solves_needs_no_demonstration_either():
+    wrong = dataclasses.replace(kept("no"), verdict="fallback", reason="check", correct=False)
+    (target,) = review(Model(), bare_samples=2, solved="drop")([wrong], 0)
+    assert (target.verdict, target.reason) == ("drop", "solved")
+
+
+def test_what_has_no_check_is_neither_solved_nor_tested():
+    model = Model()
+    (target,) = review(model, FreeForm(), bare_samples=2, solved="drop", steps="drop", measure=False)([kept()], 0)
+    assert target.verdict == "keep"
+    assert model.asked == []

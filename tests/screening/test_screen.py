@@ -50,7 +50,7 @@ def rollout(text: str, *, truncated: bool = False, attempt: int = 0) -> Rollout:
 
 
 #: Right answers of the policy's own that are much longer than anything here.
-BARE = BareAnswers(num=8, num_right=5, length=60.0, num_steps=9.0, surprise=0.2, surprise_high=0.3)
+BARE = BareAnswers(8, 5, length=60.0, num_steps=9.0, of_right=True, length_score=0.6, surprise=0.2, surprise_high=0.3)
 
 
 def screen(**options: Any) -> Screen:
@@ -73,7 +73,7 @@ REFUSED = {
     "looping": rollout("yes, well, " * 5),
     "banned": rollout("yes, as my own response"),
     "length": rollout("yes" + "".join(map(str, range(200)))),
-    "answer_only": rollout("yes: 1234567"),
+    "answer_only": rollout("yes: 123"),
     "check": rollout("no, not so at all"),
 }
 

@@ -57,7 +57,7 @@ def test_the_shortcut_is_noticed_as_its_lengths_fall_within_three_steps():
 
 
 def test_against_bare_answers_a_shortcut_from_the_very_first_step_is_noticed():
-    bare = {"bare/length": 259.0, "bare/surprise": 0.17}
+    bare = {"bare/of_right": 1.0, "bare/length": 259.0, "bare/surprise": 0.17}
     steps = [{**bare, "rollout/mean_length": 8.0, "rollout/surprise": 1.67}, *[{"rollout/mean_length": 8.0}] * 2]
     (alarm,) = replay(make(), steps)
     assert (alarm.step, alarm.since, alarm.before) == (3, 1, 259.0)
@@ -66,13 +66,13 @@ def test_against_bare_answers_a_shortcut_from_the_very_first_step_is_noticed():
 
 def test_bare_answers_that_collapse_as_well_hide_nothing():
     def step(length: float) -> dict[str, float]:
-        return {"bare/length": length, "rollout/mean_length": length}
+        return {"bare/of_right": 1.0, "bare/length": length, "rollout/mean_length": length}
 
     assert replay(make(), [step(259.0), *[step(8.0)] * 3])
 
 
 def test_own_words_are_no_surprise_and_copies_are():
-    bare = {"bare/surprise": 0.17}
+    bare = {"bare/of_right": 1.0, "bare/surprise": 0.17}
     assert not replay(make(), [{**bare, "rollout/surprise": 0.43}] * 5)
     assert replay(make(), [{**bare, "rollout/surprise": 0.87}] * 5)
 
