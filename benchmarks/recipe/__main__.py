@@ -20,7 +20,8 @@ def main() -> None:
     parser.add_argument("sweep", type=Path, help="Directory of the sweep.")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
-    manifests = [read_json(path) for path in sorted(options.sweep.glob("runs/*/manifest.json"))]
+    runs = sorted(path.parent for path in options.sweep.glob("runs/*/result.json"))
+    manifests = [read_json(run / "manifest.json") for run in runs]
     commits = Counter(manifest["git"]["commit"] for manifest in manifests)
     table = (options.sweep / "table.md").read_text(encoding="utf-8")
     name = options.sweep.name.replace("-", "_")
