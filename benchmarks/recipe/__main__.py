@@ -1,7 +1,7 @@
 """Put a sweep of this folder, finished or not, into ``benchmarks/results``, with where and on what it ran.
 
-    sdft sweep --config benchmarks/recipe/own_words.yaml
-    python -m benchmarks.recipe runs/recipe-own_words
+sdft sweep --config benchmarks/recipe/own_words.yaml
+python -m benchmarks.recipe runs/recipe-own_words
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("sweep", type=Path, help="Directory of the sweep.")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
-    runs = sorted(path.parent for path in options.sweep.glob("runs/*/result.json"))
+    runs = sorted(path.parent for path in options.sweep.glob("runs/*/model"))  # those that came to their end
     manifests = [read_json(run / "manifest.json") for run in runs]
     commits = Counter(manifest["git"]["commit"] for manifest in manifests)
     table = (options.sweep / "table.md").read_text(encoding="utf-8")
