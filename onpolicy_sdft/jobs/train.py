@@ -166,6 +166,11 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     model = teacher.model  # from here on weights are read only
     if start is not None:
         take_up_weights(config, start, trainer, say)
+    preview = preview_of(config, trainer, data.prepared.views)
+    goes_on = config.train.resume == "auto" and backend.on_first(lambda: bool(run.checkpoint_steps()))
+    if preview is not None and not goes_on:  # before anything that takes long: it may refuse the settings
+        look(config, preview, progress.note)
+        keep_look(trainer)
     scored = config.eval.before_and_after and bool(sets or config.eval.kl_prompts)
     origin = f"start {start.digest if start else 'seed model'}"
     if scored and not backend.on_first(
@@ -175,12 +180,8 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
             evaluate_stage(config, chat, model, sets, run, "before", backend, weights=origin)
     guards = make_guards(config, chat, data, gated, trainer, run, identity, progress, say)
     set_seed(config.train.seed + backend.rank)  # of dropout; rollouts and the order have keys of their own
-    preview = preview_of(config, trainer, data.prepared.views)
     if _resume(config, run, guards.checkpointer, trainer, progress, say):
         restore_look(trainer)
-    elif preview is not None:
-        look(config, preview, progress.note)
-        keep_look(trainer)
     is_first = backend.rank == 0
     trackers = open_trackers(config.train.trackers, run.path, dataclasses.asdict(config), is_main_process=is_first)
 

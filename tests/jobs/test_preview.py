@@ -76,6 +76,17 @@ def test_bare_answers_are_refreshed_at_validations_and_resumed_bit_for_bit(files
     assert all(bool((ends[0][name] == ends[1][name]).all()) for name in ends[0])
 
 
+def test_settings_are_refused_before_the_seed_model_is_scored(files, monkeypatch):
+    def refuse(*_: object) -> str:
+        return "40% of the rollouts state the answer without the work"
+
+    monkeypatch.setattr("onpolicy_sdft.jobs.preview.teaches_shortcuts", refuse)
+    with pytest.raises(ConfigError, match="This would teach shortcuts: 40% of the rollouts"):
+        fit(load_config(files["config"], **{"eval.before_and_after": True}), say=lambda text: None)
+    assert not (files["run"] / "eval").exists()
+    assert not list((files["run"] / "checkpoints").glob("*"))
+
+
 WORK = "First there are 3 and then 4 more. Together that is 7. Twice that is 14. Then we add 5. " * 3
 DEMONSTRATION = Demonstration("x", (Turn("user", "q"),), WORK + "The answer is 72.", {"answer": "72"})
 
