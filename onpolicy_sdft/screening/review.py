@@ -7,10 +7,10 @@ rollouts of a step (see :class:`~onpolicy_sdft.types.Measures`); each measure ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, pstdev
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from onpolicy_sdft.screening.reasons import REVIEW_REASONS
 from onpolicy_sdft.screening.screen import refused
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: A prompt and what stands behind it, as token ids.
 Text = tuple[Sequence[int], Sequence[int]]
+
+_Key = TypeVar("_Key", str, int)
 
 #: Example, sample and text of the rewrites of a rank.
 _Named = list[tuple[str, int, str]]
@@ -197,11 +199,9 @@ class Review:
         """Count how many of a demonstration's rollouts the check accepts; all of them are on one rank."""
         if self.verdicts["agreement"] == "keep":
             return list(targets)
-        rights: dict[str, list[bool]] = {}
-        for target in targets:
-            if target.rollout is not None and self._has_check(target):
-                rights.setdefault(target.views.demonstration.example_id, []).append(bool(target.correct))
-        return [_with(t, agreement=_share(rights.get(t.views.demonstration.example_id))) for t in targets]
+        written = [target for target in targets if target.rollout is not None and self._has_check(target)]
+        rates = _rates(map(_name, written), (bool(target.correct) for target in written))
+        return [_with(target, agreement=rates.get(_name(target))) for target in targets]
 
     def _has_check(self, target: Target) -> bool:
         return checks(self.task, target.views.demonstration)
@@ -227,26 +227,22 @@ class Review:
         )
         pairs = zip(asked, written, strict=True)
         texts = [self.decode((*halves[id(target)], *rollout.token_ids)) for (target, _), rollout in pairs]
-        rates: dict[int, list[bool]] = {}
-        for (target, _), right in zip(asked, self._check([t for t, _ in asked], texts), strict=True):
-            rates.setdefault(id(target), []).append(right)
-        return [_with(target, step_rate=_share(rates.get(id(target)))) for target in targets]
+        rates = _rates((id(target) for target, _ in asked), self._check([target for target, _ in asked], texts))
+        return [_with(target, step_rate=rates.get(id(target))) for target in targets]
 
     def _ask_bare(self, targets: Sequence[Target], step: int) -> list[Target]:
         """Let the bare policy answer each prompt itself, once for all samples of a demonstration."""
         if not self.config.bare_samples:
             return list(targets)
         written = [target for target in targets if target.rollout is not None and self._has_check(target)]
-        first = {target.views.demonstration.example_id: target for target in reversed(written)}
+        first = {_name(target): target for target in reversed(written)}
         asked = [(target, sample) for target in first.values() for sample in range(self.config.bare_samples)]
         count = self.config.bare_samples
         requests = [self._request(target, step, _BARE_ATTEMPT + sample, (), count) for target, sample in asked]
         answers = self.sample(requests, step)
         texts = [self.decode(rollout.token_ids) for rollout in answers]
-        rates: dict[str, list[bool]] = {}
-        for (target, _), right in zip(asked, self._check([t for t, _ in asked], texts), strict=True):
-            rates.setdefault(target.views.demonstration.example_id, []).append(right)
-        return [_with(t, solved_rate=_share(rates.get(t.views.demonstration.example_id))) for t in targets]
+        rates = _rates((_name(target) for target, _ in asked), self._check([target for target, _ in asked], texts))
+        return [_with(target, solved_rate=rates.get(_name(target))) for target in targets]
 
     def _request(
         self, target: Target, step: int, attempt: int, begun: Sequence[int], num_samples: int
@@ -278,8 +274,16 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _share(rights: Sequence[bool] | None) -> float | None:
-    return None if rights is None else sum(rights) / len(rights)
+def _name(target: Target) -> str:
+    return target.views.demonstration.example_id
+
+
+def _rates(keys: Iterable[_Key], rights: Iterable[bool]) -> dict[_Key, float]:
+    """Return the share of right ones among those of each key."""
+    found: dict[_Key, list[bool]] = {}
+    for key, right in zip(keys, rights, strict=True):
+        found.setdefault(key, []).append(right)
+    return {key: fmean(each) for key, each in found.items()}
 
 
 def _above(value: float | None, bound: float | None) -> bool:

@@ -153,7 +153,7 @@ class FeedbackSource(PolicySource):
 
     def _try(self, asked: Mapping[NoiseKey, Views], step: int) -> dict[NoiseKey, _Attempt]:
         trying = self.trying
-        requests = [self._attempt(view, key) for key, view in asked.items()]
+        requests = [self._request_behind(view, key, view.student_ids) for key, view in asked.items()]
         with trying.writing():
             rollouts = self.backend.generate(requests, self.sampling.law_at(step), self.on_progress, NO_RECORD)
         texts = [trying.decode(rollout.token_ids) for rollout in rollouts]
@@ -164,17 +164,6 @@ class FeedbackSource(PolicySource):
         else:
             results = list(map(trying.check, texts, demonstrations))
         return dict(zip(asked, map(_Attempt, rollouts, texts, results), strict=True))
-
-    def _attempt(self, example: Views, key: NoiseKey) -> RolloutRequest:
-        last = self.store.get(key.example_id, example.student_ids)
-        texts = {"history": last, "demonstration": example.response_ids}
-        return RolloutRequest(
-            prompt_token_ids=example.student_ids,
-            key=key,
-            max_new_tokens=self.sampling.max_new_tokens,
-            draft_token_ids=tuple(texts[name] for name in self.sampling.drafts),
-            expected_new_tokens=len(last or example.response_ids),
-        )
 
     def _request(self, example: Views, key: NoiseKey) -> RolloutRequest:
         """Draft from the attempt: there is no earlier rollout under a prompt that tells of it."""

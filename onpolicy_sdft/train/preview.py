@@ -77,7 +77,10 @@ class Preview:
 
     def _screened(self, view: Views, rollout: Rollout) -> Target:
         """Return what the screen makes of a text, checked also where a cheaper reason refuses it."""
-        return replace(self.screen.judge(view, rollout, 0), correct=self._checked(view, rollout).correct)
+        screened = self.screen.judge(view, rollout, 0)
+        if screened.correct is None:
+            screened = replace(screened, correct=self._checked(view, rollout).correct)
+        return screened
 
     def _gather(self, mine: Sequence[Target]) -> list[Target]:
         return [target for part in self.ranks.gather(without_records(mine)) for target in part]

@@ -193,7 +193,10 @@ class PolicySource:
         self.store.restore(state["common"])
 
     def _request(self, example: Views, key: NoiseKey) -> RolloutRequest:
-        prompt = self.sampling.prompt(example, key)
+        return self._request_behind(example, key, self.sampling.prompt(example, key))
+
+    def _request_behind(self, example: Views, key: NoiseKey, prompt: tuple[int, ...]) -> RolloutRequest:
+        """Return the request of a completion of one of an example's prompts, with what it can be drafted from."""
         last = self.store.get(key.example_id, prompt)
         texts = {"history": last, "demonstration": example.response_ids}
         return RolloutRequest(
