@@ -5,6 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from fractions import Fraction
+from numbers import Real
 from typing import Any, Protocol
 
 from onpolicy_sdft.errors import DataError, TaskError
@@ -159,9 +162,32 @@ def reference_text(demonstration: Demonstration, field: str) -> str:
     value = demonstration.fields.get(field)
     if value is None:
         return demonstration.response
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, str):
+        return value
+    number = number_in_field(demonstration, field)
+    if number is None:
         raise bad_field(demonstration, field, f"is {value!r}, not text or a number")
-    return str(value)
+    # A column of whole numbers with a gap is one of floats in Parquet and CSV: 12.0 is 12.
+    return str(number.numerator) if number.denominator == 1 else str(value)
+
+
+def number_in_field(demonstration: Demonstration, field: str) -> Fraction | None:
+    """Return the value of a field that holds a number; None where it holds something else, or nothing.
+
+    Args:
+        demonstration: The question with the expert's answer.
+        field: Name of the column of bare answers.
+
+    Raises:
+        DataError: The field holds a number without a value.
+    """
+    value = demonstration.fields.get(field)
+    if isinstance(value, bool) or not isinstance(value, Real | Decimal):
+        return None
+    try:
+        return Fraction(str(value))  # as it is written: 0.1 is a tenth
+    except (ValueError, OverflowError):
+        raise bad_field(demonstration, field, f"is {value!r}, not a number with a value") from None
 
 
 def bad_field(demonstration: Demonstration, field: str, problem: str) -> DataError:
