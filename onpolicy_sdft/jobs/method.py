@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from onpolicy_sdft.data.templates import TeacherContext
+from onpolicy_sdft.data.templates import TeacherContext, template_wording
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.jobs.parts import Chat, Data, Say, context_window, sampling_law
 from onpolicy_sdft.models.lora import inner_model
@@ -19,7 +19,10 @@ from onpolicy_sdft.models.shards import WHOLE, Shards
 from onpolicy_sdft.models.teacher import Teacher
 from onpolicy_sdft.objectives.objective import Objective
 from onpolicy_sdft.rollout.backend import NO_RECORD
+from onpolicy_sdft.screening.mentions import Mentions
 from onpolicy_sdft.screening.review import Prompts, Review
+from onpolicy_sdft.screening.screen import Screen
+from onpolicy_sdft.tasks.protocol import Checker
 from onpolicy_sdft.train.feedback import FeedbackSource, Trying
 from onpolicy_sdft.train.pairing import Pairing
 from onpolicy_sdft.train.scoring import Scorer
@@ -134,6 +137,20 @@ def make_pairing(config: RunConfig, pad_token_id: int, *, packed: bool = False) 
         packed=packed,
         fallback_clip=config.screening.fallback_clip,
     )
+
+
+def make_screen(config: RunConfig, chat: Chat, data: Data, num_workers: int | None = None) -> Screen:
+    """Return what judges rollouts by their own text.
+
+    Args:
+        config: Verdicts, and the template whose wording is not to be talked of.
+        chat: Decodes rollouts.
+        data: Its task checks them.
+        num_workers: Checks run at once; None: as many as there are cores, less one.
+    """
+    template = config.context.template
+    mentions = Mentions(config.screening.banned_phrases, template, template_wording(template))
+    return Screen(config.screening, data.task, chat.renderer.decode, num_workers, mentions)
 
 
 def make_review(
@@ -258,7 +275,7 @@ def make_trying(config: RunConfig, chat: Chat, data: Data, teacher: Teacher, num
     return Trying(
         num_samples=rollout.num_samples,
         num_attempts=rollout.num_samples if rollout.view == "student" else feedback.num_attempts,
-        check=task.check,
+        check=Checker(task),
         decode=chat.renderer.decode,
         prompt=partial(data.prepared.prompts.fit, shows_attempt=feedback.show_attempt),
         writing=partial(teacher.weights, "live"),

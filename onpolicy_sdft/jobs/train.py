@@ -31,6 +31,7 @@ from onpolicy_sdft.jobs.method import (
     make_pairing,
     make_policy_source,
     make_review,
+    make_screen,
     make_teacher,
     make_trying,
 )
@@ -71,7 +72,7 @@ from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import write_json_atomic
 from onpolicy_sdft.runs.manifest import git_state
 from onpolicy_sdft.runs.progress import Progress, say_to_stderr
-from onpolicy_sdft.screening.screen import Screen, num_free_cores
+from onpolicy_sdft.screening.screen import num_free_cores
 from onpolicy_sdft.train.backend import Backend
 from onpolicy_sdft.train.checkpoint import Checkpointer
 from onpolicy_sdft.train.feedback import Trying
@@ -267,7 +268,7 @@ def make_trainer(
     return Trainer(
         policy=policy,
         source=source,
-        screen=Screen(config.screening, data.task, chat.renderer.decode, num_workers),
+        screen=make_screen(config, chat, data, num_workers),
         pairing=pairing,
         laws=LawSource(teacher, objective, chat.pad_token_id),
         objective=objective,

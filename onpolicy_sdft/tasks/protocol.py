@@ -8,13 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from fractions import Fraction
 from numbers import Real
+from threading import Lock
 from typing import Any, Protocol
 
-from onpolicy_sdft.errors import DataError, TaskError
+from onpolicy_sdft.errors import DataError, SdftError, TaskError
 from onpolicy_sdft.types import CheckResult, Demonstration
 
 #: Bounds of the message of a check: a model is to read it beside the question and its own attempt.
 MESSAGE_LINES, LINE_CHARACTERS = 5, 240
+
+#: Reason of a text whose check raised.
+CHECK_ERROR = "check_error"
+_FEW_ERRORS = 8  # that many say nothing about a share
 
 
 class Task(Protocol):
@@ -114,21 +119,62 @@ def checks(task: Task, demonstration: Demonstration) -> bool:
     return bool(getattr(of_row(demonstration) if of_row else task, "has_check", True))
 
 
-def check_all(
-    task: Task, texts: Sequence[str], demonstrations: Sequence[Demonstration], num_workers: int = 0
-) -> list[CheckResult]:
-    """Check several texts, in order; at once where the check takes long.
+class Checker:
+    """A task's check that does not end the run: what it raises is a verdict, ``check_error``, with the error's text.
+
+    Errors that say what to do (a row that cannot be checked, a check that cannot run) are raised as they are.
 
     Args:
         task: What a right answer is.
-        texts: One each.
-        demonstrations: Whose questions they answer.
-        num_workers: Checks run at once; 0: one after the other.
+        max_errors: Largest share of checks that may raise; a few may in any case.
+
+    Raises:
+        TaskError: On a call, when more of them have raised.
     """
-    if num_workers and not getattr(task, "check_is_quick", False):
-        with ThreadPoolExecutor(num_workers, "check") as workers:
-            return list(workers.map(task.check, texts, demonstrations))
-    return list(map(task.check, texts, demonstrations))
+
+    def __init__(self, task: Task, max_errors: float = 0.1) -> None:
+        self.task = task
+        self.max_errors = max_errors
+        self.num_checks = self.num_errors = 0
+        self._lock = Lock()
+
+    def __call__(self, text: str, demonstration: Demonstration) -> CheckResult:
+        """Check one text."""
+        failed: Exception | None = None
+        try:
+            result = self.task.check(text, demonstration)
+        except SdftError:
+            raise
+        except Exception as error:
+            failed, said = error, f"{type(error).__name__}: {error}"
+            message = short_message(f"The answer could not be checked: {said}")
+            result = CheckResult(False, CHECK_ERROR, said[:LINE_CHARACTERS], message)
+        with self._lock:
+            self.num_checks += 1
+            self.num_errors += failed is not None
+            num_errors, num_checks = self.num_errors, self.num_checks
+        if failed is not None and num_errors > max(_FEW_ERRORS, self.max_errors * num_checks):
+            raise TaskError(
+                f"task {self.task.name}: {num_errors} of {num_checks} checks failed with an error of their own, the "
+                f"last one, of example {demonstration.example_id!r}, with {result.answer}. Fix: mend the task's check, "
+                f"or allow more than {self.max_errors:g} of them with screening.max_check_errors."
+            ) from failed
+        return result
+
+    def all(
+        self, texts: Sequence[str], demonstrations: Sequence[Demonstration], num_workers: int = 0
+    ) -> list[CheckResult]:
+        """Check several texts, in order; at once where the check takes long.
+
+        Args:
+            texts: One each.
+            demonstrations: Whose questions they answer.
+            num_workers: Checks run at once; 0: one after the other.
+        """
+        if num_workers and not getattr(self.task, "check_is_quick", False):
+            with ThreadPoolExecutor(num_workers, "check") as workers:
+                return list(workers.map(self, texts, demonstrations))
+        return list(map(self, texts, demonstrations))
 
 
 def work_of(task: Task) -> Callable[[Demonstration], str]:
