@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
+from itertools import islice
 from types import MappingProxyType
 
 from onpolicy_sdft.tasks.plain_text import plain_characters, without_wrappers
@@ -19,6 +20,7 @@ from onpolicy_sdft.tasks.plain_text import plain_characters, without_wrappers
 # A longer run of digits is a model that loops, not an answer; it also bounds the arithmetic.
 _MAX_CHARACTERS = 100
 _MAX_EXPONENT = 400
+_MAX_NUMBERS = 1500
 
 _NUMERAL = re.compile(r"\d+(?:[.,'’_]\d+|[ ]\d{3}(?!\d))*|\.\d+")
 _GROUPED = re.compile(  # 1,234,567.8  1 234 567,8  1'234.5  1_000  12,34,567
@@ -55,6 +57,7 @@ _HOURS = re.compile(r"[ ]?(?:[ap]\.?m\b|o'?clock\b|Uhr\b)", re.IGNORECASE)
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b", re.IGNORECASE)
 _MONTHS = frozenset(name.lower() for name in (*calendar.month_name, *calendar.month_abbr) if name)
 
+_DATE = re.compile(r"\d{1,4}-\d{1,2}-\d{1,4}(?!\d)")
 _POWER = re.compile(r"[ ]?\^[ ]?(?:\{\s*(-?\d{1,4})\s*\}|\(\s*(-?\d{1,4})\s*\)|(-?\d{1,4}))(?!\d|\.\d)")
 _EXPONENT = re.compile(r"[eE]([+-]?\d{1,4})(?!\w)")
 _TIMES_TEN = re.compile(r"[ ]?(?:[×x*·⋅]|\\times\b|\\cdot\b)[ ]?10(?=[ ]?\^)")
@@ -125,6 +128,20 @@ def quantities(text: str) -> Iterator[Quantity]:
         yield Quantity(start, end, None if value is None or sign == 0 else sign * value)
 
 
+def number_alone(text: str) -> Fraction | None:
+    """Return the value of a text that is one number and nothing else, else None."""
+    text = plain_numbers(text).strip()
+    found = list(quantities(text)) if len(text) <= _MAX_CHARACTERS else []
+    is_whole = len(found) == 1 and found[0].start == 0 and found[0].end == len(text)
+    return found[0].value if is_whole else None
+
+
+def numbers_in(text: str) -> set[Fraction]:
+    """Return the values of the numbers that stand in a text; of one that is full of them, of the first ones."""
+    found = islice(quantities(plain_numbers(text)), _MAX_NUMBERS)
+    return {each.value for each in found if each.value is not None}
+
+
 def numeral(digits: str) -> Fraction | None:
     """Return the value of digits with separators; None where they are none of the forms of a number."""
     if len(digits) > _MAX_CHARACTERS:
@@ -143,6 +160,8 @@ def numeral(digits: str) -> Fraction | None:
 
 def _read(text: str, start: int) -> tuple[Fraction | None, int]:
     """Return the value of the number that begins at a digit or a point, and where it ends."""
+    if date := _DATE.match(text, start):
+        return None, date.end()
     found = _NUMERAL.match(text, start)
     if found is None:
         return None, start + 1

@@ -34,6 +34,7 @@ _CHANGED_MIND = re.compile(
 )
 _SENTENCE_END = re.compile(r"[.!?;:\n](?=\s|$)")
 _ASIDE = re.compile(r"\s\($")  # "5 (3 + 2)"
+_READ_FOR_MARKERS = 16_000  # characters at the end of a text
 _MAX_GAP = 60
 _MAX_LINE, _MAX_LINES = 1000, 100  # characters of a line, and lines with numbers, that are read
 _DIGIT = re.compile(r"\d")
@@ -85,7 +86,7 @@ class _Several(str):
 
 def marked_text(text: str) -> str | None:
     """Return what stands after the last answer marker, or None where there is no marker."""
-    markers = list(_MARKER.finditer(text))
+    markers = list(_MARKER.finditer(text, max(0, len(text) - _READ_FOR_MARKERS)))
     if not markers:
         return None
     last, behind = markers[-1], text[markers[-1].end() :]
