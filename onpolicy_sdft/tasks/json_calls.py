@@ -12,6 +12,7 @@ import ast
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from onpolicy_sdft.tasks.python_calls import MAX_DEPTH
@@ -21,7 +22,7 @@ _ARGUMENTS = ("arguments", "parameters", "args", "input", "kwargs")
 #: Keys of objects that hold calls.
 _WRAPPERS = ("function", "tool_call", "function_call", "tool_calls", "calls")
 _OPENING = re.compile(r"[{\[]")
-_MAX_OBJECTS = 200  # JSON objects of a text that are looked at
+_MAX_OBJECTS = 200  # JSON objects, or tags, of a text that are looked at
 _BEFORE_ARGUMENTS = re.compile(
     r"(?:to=|<function=|name=|call:)?[\"'`]?(?:functions?\.)?(?P<name>[A-Za-z_][\w.]*)[\"'`]?[>\s]*"
     r"(?:(?:code|json|tool_sep|\[ARGS\]|\[CALL_ID\]\w*|<[^<>\n]{1,40}>|commentary|```(?:json)?)[\s>]*)*$"
@@ -69,7 +70,7 @@ def tagged_calls(text: str, strings: Collection[str]) -> list[ast.Call]:
         strings: Arguments whose right values are text: tags do not tell ``1`` from ``"1"``.
     """
     found = []
-    tags = list(_TAGGED_NAME.finditer(text))
+    tags = list(islice(_TAGGED_NAME.finditer(text), _MAX_OBJECTS))
     ends = [*(tag.start() for tag in tags[1:]), len(text)]
     for tag, last in zip(tags, ends, strict=False):  # without tags there is no last one
         end = _END_OF_TAGGED.search(text, tag.end(), last)
@@ -184,5 +185,7 @@ def _node(value: object) -> ast.expr:
             return ast.List([_node(each) for each in value], ast.Load())
         case int() | float() if not isinstance(value, bool) and value < 0:
             return ast.UnaryOp(ast.USub(), ast.Constant(-value))
-        case _:
+        case str() | int() | float() | None:
             return ast.Constant(value)
+        case _:
+            raise AssertionError(f"{value!r} is no JSON")

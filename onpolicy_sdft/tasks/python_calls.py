@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import ast
 import re
-import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
-#: A name for what is parsed here, so that a filter can tell its warnings ("\d" in a model's string is no news) from
-#: others. It is set once: changing filters for a moment is not safe beside other threads.
-COMPLETION = "<completion>"
-warnings.filterwarnings("ignore", module=re.escape(COMPLETION))
+from onpolicy_sdft.tasks.syntax import parse_expression, parse_module
 
 MAX_DEPTH = 40  # of a syntax tree, and of JSON
 _MAX_CODE = 8000  # characters that are parsed as a whole; longer texts are searched for calls
@@ -43,15 +39,6 @@ _DENIED_AFTER = re.compile(
 _WINDOW = 120  # characters of a clause that are read
 
 
-def parse(text: str, mode: str = "eval") -> ast.AST | None:
-    """Return the syntax tree of a text; None where it is no Python, or nested too deep."""
-    try:
-        tree = ast.parse(text, COMPLETION, mode)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-    return tree if _is_flat(tree) else None
-
-
 def _is_flat(tree: ast.AST) -> bool:
     """Whether a tree can be walked by functions that call themselves."""
     level: list[ast.AST] = [tree]
@@ -77,21 +64,21 @@ def calls_in_code(text: str, names: Collection[str]) -> list[ast.Call] | None:
         text: Python.
         names: Whose calls are looked for; empty: any.
     """
-    tree = parse(text, "exec") if len(text) <= _MAX_CODE else None
-    if tree is None:
+    tree = parse_module(text) if len(text) <= _MAX_CODE else 1
+    if isinstance(tree, int) or not _is_flat(tree):
         return None
-    found, waiting = list[ast.Call](), [tree]
+    found: list[ast.Call] = []
+    waiting: list[ast.AST] = [tree]
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
             continue
-        is_call = isinstance(node, ast.Call)
-        if is_call and (not names or written(node.func) in names) and not repeats_keyword(node):
-            found.append(node)
-        elif is_call:  # what is passed to print, but not what a method of its result is called on
-            waiting += reversed([*node.args, *(keyword.value for keyword in node.keywords)])
-        else:
+        if not isinstance(node, ast.Call):
             waiting += reversed(list(ast.iter_child_nodes(node)))
+        elif (not names or written(node.func) in names) and not repeats_keyword(node):
+            found.append(node)
+        else:  # what is passed to print, but not what a method of its result is called on
+            waiting += reversed([*node.args, *(keyword.value for keyword in node.keywords)])
     return found
 
 
@@ -133,9 +120,8 @@ def _is_of(name: str, names: Collection[str]) -> bool:
 
 
 def _call(text: str) -> ast.Call | None:
-    tree = parse(text)
-    body = tree.body if isinstance(tree, ast.Expression) else None
-    return body if isinstance(body, ast.Call) and not repeats_keyword(body) else None
+    call = parse_expression(text)
+    return call if isinstance(call, ast.Call) and _is_flat(call) and not repeats_keyword(call) else None
 
 
 def _extent(text: str, end: int, brackets: _Brackets) -> int:

@@ -255,17 +255,21 @@ def _signed(text: str, start: int) -> tuple[int, int]:
 def _written_out(found: re.Match[str]) -> str:
     r"""Write ``\frac{-1}{2}`` as ``-1/2``, apart from a whole number before it."""
     top, bottom = (found[1] or found[2]), (found[3] or found[4])
-    values = [numeral(part.lstrip("+-")) for part in (top, bottom)]
+    values = [_part(part.lstrip("+-")) for part in (top, bottom)]
     if None in values or max(len(top), len(bottom)) > _LONGEST_PART or (bottom.startswith("-") and top.startswith("-")):
         return found.group()
     sign = "-" if "-" in (top[0], bottom[0]) else ""
-    digits = "/".join(_digits(value) for value in values if value is not None)
+    digits = f"{values[0]}/{values[1]}"
     is_mixed = found.string[found.start() - 1 : found.start()].isdigit() and found.start() > 0
     return f"{' ' if is_mixed else ''}{sign}{digits}"
 
 
-def _digits(value: Fraction) -> str:
-    return str(value.numerator) if value.denominator == 1 else f"{Decimal(value.numerator) / value.denominator:f}"
+def _part(digits: str) -> str | None:
+    """Return a part of a fraction without separators; None where it is no number."""
+    if digits.isdigit():
+        return digits
+    value = numeral(digits)
+    return None if value is None else f"{Decimal(value.numerator) / value.denominator:f}"
 
 
 def _raised(value: Fraction | None, exponent: int) -> Fraction | None:

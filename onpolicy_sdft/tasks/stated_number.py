@@ -154,8 +154,8 @@ def _statements(text: str) -> list[_Statement]:
     statements, start = [], 0
     for place, link in enumerate([*links, "apart"][: len(found)]):
         if link == "apart":
-            before = found[start - 1].end if start else 0
-            statements.append(_statement(text, before, found[start : place + 1], links[start:place]))
+            last = found[start - 1].end if start else 0
+            statements.append(_statement(text, last, found[start : place + 1], links[start:place]))
             start = place + 1
     return statements
 
