@@ -66,10 +66,12 @@ _MIXED = re.compile(r"(?:[ ]|[ ]and[ ])(\d+)[ ]?/[ ]?(\d+)(?![\d/.,]*\d)(?![ ]?/
 _AND_A_PART = re.compile(r"[ ]and[ ](?:a|one)[ ](half|third|quarter)\b|[ ](half|third|quarter)s?\b")
 _SCALE = re.compile(r"[ ]?(?:([^\W\d_]+)|([百千万萬만亿億억]))")
 _GOES_ON = re.compile(
-    r"(?:[:'^]\d+|\.\d+)+|[ ]?/[ ]?\d+|[ ]?\^|[ ]?√|[ ]?‰|[ ]?\)[ ]?\^|[ ]?\\(?!approx|times|cdot|div)[a-z]+"
+    r"(?:[:'^]\d+|\.\d+)+|[ ]?/[ ]?\d+|[ ]?\^|[ ]?√|[ ]?‰|[ ]?\)[ ]?\^[ ]?\{?-?\d*\}?"
+    r"|[ ]?\\(?!approx|times|cdot|div)[a-z]+"
 )
 _BEHIND = re.compile(r"[^\W\d_]+(?:\.[a-z])?|π|√")
 _LATEX_FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{\s*([-+]?[\d.,]+)\s*\}|(\d))\s*(?:\{\s*([-+]?[\d.,]+)\s*\}|(\d))")
+_EMPHASIS = re.compile(r"(?<![\w*)])(?<!\d )\*(-?[$\d][^*\n]{0,30})\*(?![\d*])")
 _LONGEST_PART = 20  # of such a fraction: decimals are exact to 28 digits
 _ANNOTATION = re.compile(r"<<[^<>\n]*>>")  # of GSM8K: <<48/2=24>>24
 _BOLD_OR_POWER = re.compile(r"(?<![\d*.,])(\d+(?:\.\d+)?)\*\*(-?\d+)(?![\d*])")
@@ -106,7 +108,7 @@ def plain_numbers(text: str) -> str:
     text = without_wrappers(text.replace("{,}", ",").replace(r"\$", "$").replace(r"\%", "%"))
     text = _ANNOTATION.sub("", re.sub(r"\^\s*\{?\s*\\circ\s*\}?", "°", text.replace(r"\pm", "±")))
     text = _BOLD_OR_POWER.sub(r"\1^\2", plain_characters(text))
-    return _LATEX_FRACTION.sub(_written_out, text.replace("**", " "))
+    return _LATEX_FRACTION.sub(_written_out, _EMPHASIS.sub(r" \1 ", text.replace("**", " ")))
 
 
 def quantities(text: str) -> Iterator[Quantity]:

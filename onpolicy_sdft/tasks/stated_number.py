@@ -132,6 +132,8 @@ def _last_stated(text: str) -> Fraction | None:
 
 def _result(line: str, stated: Sequence[_Statement]) -> _Statement:
     """Return the statement a line ends with: in "120/24 = 5 hours to read 120 pages" that is the equation."""
+    if stated[-1].is_equation:
+        return stated[-1]
     for before, after in zip(reversed(stated[:-1]), reversed(stated[1:]), strict=True):
         if set(_tokens(line[before.end : after.start])) & (known.BREAKS | known.VERBS):
             break
@@ -168,7 +170,9 @@ def _statement(text: str, before: int, numbers: Sequence[Quantity], links: Seque
     is_aside = before > 0 and _ASIDE.search(text[before : numbers[0].start]) is not None
     is_denied = bool(known.NOT & set(ahead[-3:])) or rather or is_aside
     is_open = (behind and behind[0] in known.MORE) or "between" in ahead or (len(numbers) == 1 and _is_bound(ahead))
-    value = None if is_open else _value(numbers, links)
+    # 7x = 14 says nothing of x yet.
+    has_unknown = any(each.value is None and text[each.end - 1].isalpha() for each in numbers)
+    value = None if is_open or has_unknown else _value(numbers, links)
     return _Statement(numbers[0].start, numbers[-1].end, value, is_denied, "equals" in links)
 
 
@@ -188,6 +192,8 @@ def _value(numbers: Sequence[Quantity], links: Sequence[_Link]) -> Fraction | No
 
 def _is_bound(ahead: Sequence[str]) -> bool:
     """Whether the words before a number make another one of it: "less than 5", "half of 10", "x + 5"."""
+    if list(ahead[-2:]) == ["up", "to"]:
+        return True
     last = [word for word in ahead if word not in ("the", "a", "of")]
     return bool(last) and last[-1] in known.CHANGING
 
@@ -201,8 +207,10 @@ def _link(text: str, left: Quantity, right: Quantity) -> _Link:
     between = text[left.end : right.start]
     if not gap:  # "2(3)" and "3 4", but not "5 (3 + 2)"
         return "apart" if "\n" in between or re.search(r"\s\(", between) else "alternative"
-    if gap == [":"] or words & known.COMPARED:
+    if gap in ([":"], ["in"]) or words & known.COMPARED:  # a ratio, "1 in 7", a range
         return "alternative"
+    if "rather" in words:
+        return "apart"
     if "(" in between and all(map(str.isalpha, words)):
         return "apart"
     if gap[-1] in known.OPERATIONS:

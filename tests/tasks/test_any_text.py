@@ -41,7 +41,8 @@ f( g( ( ) [ ] { } f(x=1) f(x='a') f(x= f(x=f( (1) .g( x= = == , ; : ! ? . ... " 
 [TOOL_CALLS] 1 12 -3 1.5 .5 1,000 1.000 1_000 1e5 e9 10^3 ^ ^{ 3/4 / 1/0 ½ ² ١ １２ 10:30 2024-05-01
 million k % $ € - – — − + * × ± √ π
 \\boxed{ \\frac{ \\frac{1}{2} \\frac12 \\text{ \\sqrt{ \\left( \\pm #### <<1+1=2>>
-the answer is answer: Answer answer to so is not never isn't but or and to between A B (A) A. B? option Paris London rather than wrong because wait, maybe
+the answer is answer: Answer answer to so is not never isn't but or and to between A B (A)
+A. B? option Paris London rather than wrong because wait, maybe
 def f(x): return x\n import from lambda: class @ if for x in not True None x x_1 _ * ** 0xFF 答案 是 万 参考 the example
 my response reference answer as I said I cannot sorry \x00 \ud83d\ude00 \u202e \u0301 \ufeff \r null true
 NaN Infinity -Infinity
