@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-from onpolicy_sdft.tasks.plain_text import braced, plain_characters, without_thoughts, without_wrappers
+from onpolicy_sdft.tasks.plain_text import CHANGED_MIND, braced, plain_characters, without_thoughts, without_wrappers
 
 _MARKER = re.compile(
     r"\\boxed\s*\{|<answer>|\#{4}"
@@ -36,7 +37,8 @@ _OPTION_WORD = re.compile(
 )
 _NEGATION = re.compile(
     r"(?:\b(?:not|never|neither|nor|isn['’]t|aren['’]t|wasn['’]t|wouldn['’]t|won['’]t|don['’]t|doesn['’]t|didn['’]t"
-    r"|can['’]?t|cannot|couldn['’]t|shouldn['’]t|except|excluding|without|eliminate[sd]?|exclude[sd]?|reject(?:ed)?|avoid)\b"
+    r"|can['’]?t|cannot|couldn['’]t|shouldn['’]t|except|excluding|without|eliminate[sd]?|exclude[sd]?"
+    r"|reject(?:ed)?|avoid|doubt|hardly|no circumstances)\b"
     r"|\brul(?:e|ed|es|ing) out\b|\b(?:rather than|instead of|other than|no longer|anything but|all but)\b)"
     r"(?:\s+[\w'’]+){0,4}\W*$",
     re.IGNORECASE,
@@ -46,16 +48,17 @@ _ALL_BUT = re.compile(r"\b(?:anything|everything|all|any) but\W*$", re.IGNORECAS
 _DENIED_AFTER = re.compile(
     r"[)\]\"'.:*]*\s*(?:\?|(?:(?:is|are|was|were|seems?|looks?|can|could|would|does|do|must)\s*(?:be\s+)?(?:both\s+|also\s+"
     r"|clearly\s+|definitely\s+|probably\s+)?(?:not\b|n['’]t\b|never\b|wrong|incorrect|false|out\b|ruled out|eliminated"
-    r"|excluded|impossible)|(?:isn|aren|wasn|can|couldn|doesn|don|won)['’]t\b|cannot\b))",
+    r"|excluded|impossible|unlikely|doubtful)|(?:isn|aren|wasn|can|couldn|doesn|don|won)['’]t\b|cannot\b))",
     re.IGNORECASE,
 )
 #: Behind a lone capital that is a word as well ("A", "I"): then it is a letter.
 _AFTER_LETTER = re.compile(
-    r"\s*(?:$|[).,:;\]\"'!?*/&]|(?:is|and|or|because|since|as|for|with|but|not|would|seems|looks|,)\b|[A-Z]\b)"
+    r"\s*(?:$|[().,:;\]\"'!?*/&+]|(?:is|and|or|because|since|as|for|with|but|not|would|seems|looks|,)\b|[A-Z]\b)"
 )
 _NAMED_BY_LETTER = re.compile(
     r"\b(?:vitamin|plan|type|hepatitis|grade|class|group|team|point|line|angle|figure|part) $", re.IGNORECASE
 )
+_LISTED = re.compile(r"[)\]\"']*\s*(?:,|/|&|,?\s*(?:and|or|nor))?\s*(?:options?\s+)?[(\[\"']*", re.IGNORECASE)
 _WINDOW = 60
 _LETTER_AND_POINT = 5
 _READ_FOR_MARKERS = 16_000  # characters at the end of a text
@@ -102,11 +105,21 @@ def chosen_label(text: str, choices: Mapping[str, str]) -> str | None:
     sentences = _SENTENCE.split(stated.strip(), maxsplit=_MAX_LINES)
     if len(sentences) > 1 and _by_words_alone(sentences[1], choices) and len(sentences[0]) <= _LETTER_AND_POINT:
         sentences[:2] = [" ".join(sentences[:2])]  # "B. London" is one
-    for sentence in sentences:
+    for place, sentence in enumerate(sentences):
         picked, is_said = _picked(sentence, choices, is_stated=True)
         if is_said:
-            return None if is_denied else picked
+            rest = " ".join(sentences[place + 1 :])
+            return None if is_denied or _is_corrected(rest, picked, choices) else picked
     return None
+
+
+def _is_corrected(text: str, picked: str | None, choices: Mapping[str, str]) -> bool:
+    """Whether a text changes its mind and goes on to another option: "No, wait, B"."""
+    doubt = CHANGED_MIND.search(text)
+    if doubt is None:
+        return False
+    other, is_said = _picked(text[doubt.end() :], choices, is_stated=False)
+    return is_said and other != picked
 
 
 def plain(text: str) -> str:
@@ -124,6 +137,8 @@ def _readable(text: str) -> str:
 
 def _by_words_alone(text: str, choices: Mapping[str, str]) -> str | None:
     """Return the label of the option a text is, word for word: an option may itself be the word "A"."""
+    if text.rstrip().endswith("?"):
+        return None
     found = [label for label, option in choices.items() if plain(_readable(option)) == plain(text)]
     return found[0] if len(found) == 1 else None
 
@@ -153,7 +168,7 @@ def _picked(text: str, choices: Mapping[str, str], is_stated: bool) -> tuple[str
     mentions = sorted(_mentions(text, choices, is_stated), key=lambda each: each.start)
     if len(mentions) > _MAX_MENTIONS:
         return None, True
-    denied = [each for each in mentions if _is_taken_back(text, each)]
+    denied = _taken_back(text, mentions)
     stands = [each for each in mentions if each not in denied]
     if stands and (explains := _EXPLAINS.search(text, stands[0].end)):
         stands = [each for each in stands if each.start < explains.start()]
@@ -162,11 +177,27 @@ def _picked(text: str, choices: Mapping[str, str], is_stated: bool) -> tuple[str
     return (picked.pop() if len(picked) == 1 else None), bool(mentions)
 
 
-def _is_taken_back(text: str, mention: _Mention) -> bool:
+def _taken_back(text: str, mentions: Sequence[_Mention]) -> list[_Mention]:
+    """Return the mentions that a text takes back; what is said of the last one of a list is said of all."""
+    denied = [(_is_denied_before(text, each), _is_denied_after(text, each)) for each in mentions]
+    gaps = [text[left.end : right.start] for left, right in pairwise(mentions)]
+    joined = [_LISTED.fullmatch(gap) is not None for gap in gaps]
+    for place in range(len(gaps)):
+        if joined[place] and denied[place][0] and not denied[place][1]:
+            denied[place + 1] = (True, denied[place + 1][1])
+    for place in reversed(range(len(gaps))):
+        if joined[place] and denied[place + 1][1]:
+            denied[place] = (denied[place][0], True)
+    return [each for each, (before, after) in zip(mentions, denied, strict=True) if before or after]
+
+
+def _is_denied_before(text: str, mention: _Mention) -> bool:
     before = text[max(0, mention.start - _WINDOW) : mention.start]
     found = _NEGATION.search(re.split(r"[.!?;\n]\s", before)[-1])
-    if (found and not _TURN.search(found.group())) or _ALL_BUT.search(before):
-        return True
+    return bool(found and not _TURN.search(found.group())) or _ALL_BUT.search(before) is not None
+
+
+def _is_denied_after(text: str, mention: _Mention) -> bool:
     return _DENIED_AFTER.match(text, mention.end, mention.end + _WINDOW) is not None
 
 
@@ -189,7 +220,7 @@ def _mentions(text: str, choices: Mapping[str, str], is_stated: bool) -> list[_M
 
 def _edges(words: str) -> str:
     """Return a pattern around words that are not to be a part of a longer word or number."""
-    before, after = r"(?<!\w)", r"(?!\w)"
+    before, after = r"(?<!\w)(?<!\w-)", r"(?!\w)"
     if words[0].isdigit():
         before += r"(?<!\d[.,/:])(?<!-)(?<!- )"
     if words[-1].isdigit():
@@ -220,7 +251,7 @@ def _clear_letters(either: str, is_stated: bool) -> re.Pattern[str]:
     listed = r"| ?(?=\0|[,/&]|or\b|and\b)" if is_stated else ""
     set_off = rf"^[\"'(\[]?({either})(?:[)\]\"'.:,]+(?= |$|\0)|${listed})"
     return re.compile(
-        rf"[(\[{{] ?({either}) ?[)\]}}]|\b(?:option|choice|letter)s? [\"'(]?({either})(?!\w)|{set_off}",
+        rf"[(\[{{<][ \"']?({either})[ \"']?[)\]}}>]|\b(?:option|choice|letter)s? [\"'(]?({either})(?!\w)|{set_off}",
         re.IGNORECASE | re.MULTILINE,
     )
 

@@ -12,11 +12,12 @@ from textwrap import dedent
 from typing import Any, Literal
 
 from onpolicy_sdft.errors import DataError, TaskError
-from onpolicy_sdft.tasks.json_calls import json_calls, tagged_calls
+from onpolicy_sdft.tasks.json_calls import NAME_SPACES, json_calls, tagged_calls, without_name_space
 from onpolicy_sdft.tasks.plain_text import without_thoughts
 from onpolicy_sdft.tasks.possible_answers import argument_faults, faults_of_names, possible_calls, reference_call
 from onpolicy_sdft.tasks.protocol import Task, reference_text, short_message
 from onpolicy_sdft.tasks.python_calls import calls_in_code, calls_in_prose
+from onpolicy_sdft.tasks.syntax import parse_expression
 from onpolicy_sdft.types import CheckResult, Demonstration
 
 _MATCHES = ("ast", "legacy")
@@ -61,8 +62,12 @@ def find_calls(
 
 
 def _python_calls(text: str, names: Collection[str]) -> list[ast.Call]:
-    in_code = calls_in_code(text, names)
-    return list(calls_in_prose(text, names)) if in_code is None else in_code
+    spaced = {f"{space}.{name}" for space in NAME_SPACES for name in names}
+    found = calls_in_code(text, {*names, *spaced}) or list(calls_in_prose(text, {*names, *spaced}))
+    for call in found:
+        if spaced and ast.unparse(call.func) in spaced - set(names) and isinstance(call.func, ast.Attribute):
+            call.func = parse_expression(without_name_space(ast.unparse(call.func))) or call.func
+    return found
 
 
 def known_names(demonstration: Demonstration) -> set[str]:

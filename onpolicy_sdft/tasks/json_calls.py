@@ -15,22 +15,27 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from onpolicy_sdft.tasks.python_calls import MAX_DEPTH
+from onpolicy_sdft.tasks.python_calls import MAX_DEPTH, is_flat
+from onpolicy_sdft.tasks.syntax import parse_expression
 
-_NAMES = ("name", "function", "tool_name", "function_name")
-_ARGUMENTS = ("arguments", "parameters", "args", "input", "kwargs")
+_NAMES = ("name", "function", "tool_name", "function_name", "tool", "action", "recipient_name")
+_ARGUMENTS = ("arguments", "parameters", "args", "input", "kwargs", "action_input", "tool_input")
+#: Name spaces that templates put before the names of functions.
+NAME_SPACES = ("functions", "tools", "default_api")
 #: Keys of objects that hold calls.
 _WRAPPERS = ("function", "tool_call", "function_call", "tool_calls", "calls")
 _OPENING = re.compile(r"[{\[]")
 _MAX_OBJECTS = 200  # JSON objects, or tags, of a text that are looked at
 _BEFORE_ARGUMENTS = re.compile(
-    r"(?:to=|<function=|name=|call:)?[\"'`]?(?:functions?\.)?(?P<name>[A-Za-z_][\w.]*)[\"'`]?[>\s]*"
-    r"(?:(?:code|json|tool_sep|\[ARGS\]|\[CALL_ID\]\w*|<[^<>\n]{1,40}>|commentary|```(?:json)?)[\s>]*)*$"
+    r"(?:to=|<function=|name=|call:)?[\"'`]?(?P<name>[A-Za-z_][\w.]*)[\"'`]?[>:\s]*"
+    r"(?:(?:code|json|tool_sep|\[ARGS\]|\[CALL_ID\]\w*|<[^<>\n]{1,40}>|commentary|```(?:json)?"
+    r"|(?:Action )?(?:Input|Arguments|Parameters|Args):)[\s>]*)*$"
 )
 _TAGGED_NAME = re.compile(
     r"<function=([\w.]+)>|<tool_call>\s*([A-Za-z_][\w.]*)\s*(?=<arg_key>|</tool_call>|\n)"
     r"|<invoke name=\"([\w.]+)\">"
 )
+_IN_TAGS = re.compile(r"<tool_call>([^<]*)</tool_call>")
 _TEXT = r"[^<]*(?:<(?!/?(?:parameter|arg_))[^<]*)*"
 _TAGGED_ARGUMENT = re.compile(
     rf"<parameter=([\w.]+)>({_TEXT})</parameter>|<arg_key>([^<]*)</arg_key>\s*<arg_value>({_TEXT})</arg_value>"
@@ -52,11 +57,13 @@ def json_calls(text: str, names: Collection[str]) -> list[ast.Call]:
         names: Known names; one that stands before an object of arguments has to be among them.
     """
     found: list[ast.Call] = []
-    for value, start in _values(text):
+    for value, start in [*_values(text), *_literals(text)]:
         calls = list(_calls_of(value))
+        if not calls and isinstance(value, dict) and len(value) == 1:  # {"get": {"a": 1}}
+            calls = [(name, inside) for name, inside in value.items() if name in names and isinstance(inside, dict)]
         before = _BEFORE_ARGUMENTS.search(text[max(0, start - _WINDOW) : start])
         if not calls and isinstance(value, dict) and before:
-            ahead = {before["name"], before["name"].removeprefix("function")} & set(names)
+            ahead = {without_name_space(before["name"]), before["name"].removeprefix("function")} & set(names)
             calls = [(name, value) for name in ahead]
         found += [_call(name, arguments) for name, arguments in calls if _is_name(name)]
     return found
@@ -105,6 +112,33 @@ def _values(text: str) -> Iterator[tuple[Any, int]]:
         position = end
         if _is_flat(value):
             yield value, found.start()
+
+
+def _literals(text: str) -> Iterator[tuple[Any, int]]:
+    """Yield the dict that a text, or what stands in its tags, is in Python's spelling."""
+    tagged = _IN_TAGS.search(text)
+    inside = (tagged[1] if tagged else text).strip()
+    node = parse_expression(inside) if inside[:1] in ("{", "[") and "'" in inside else None
+    try:
+        value = ast.literal_eval(node) if node is not None and is_flat(node) else None
+    except (ValueError, TypeError, MemoryError, RecursionError):
+        return
+    if _is_flat(value) and _is_json(value):
+        yield value, 0
+
+
+def _is_json(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_json(each) for key, each in value.items())
+    return (
+        all(map(_is_json, value)) if isinstance(value, list) else value is None or isinstance(value, str | int | float)
+    )
+
+
+def without_name_space(name: str) -> str:
+    """Return the name of a function without what templates put before it."""
+    first, _, rest = name.partition(".")
+    return rest if rest and first in NAME_SPACES else name
 
 
 def _calls_of(value: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -169,7 +203,7 @@ def _is_name(name: str) -> bool:
 
 
 def _call(name: str, arguments: Mapping[str, Any]) -> ast.Call:
-    first, *rest = name.removeprefix("functions.").split(".")
+    first, *rest = without_name_space(name).split(".")
     function: ast.expr = ast.Name(first, ast.Load())
     for part in rest:
         function = ast.Attribute(function, part, ast.Load())

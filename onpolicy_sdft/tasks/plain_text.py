@@ -21,6 +21,12 @@ _END_OF_THOUGHTS = (
 )
 _THINKING = re.compile(r"\s*(?:<think>|<thinking>|<thought>|<reasoning>|\[THINK\])")
 
+#: Words with which a text takes back what it has said.
+CHANGED_MIND = re.compile(
+    r"\b(?:wait|hold on|actually|correction|sorry|oops|scratch that|let me re|no, (?:it|the|that)|on second thought)\b",
+    re.I,
+)
+
 _WRAPPER = re.compile(
     r"\\(?:text(?:bf|it|rm|tt|sf|sc)?|math(?:rm|bf|it|sf|tt|bb|cal)|mbox|fbox|operatorname\*?|bm|boldsymbol|underline"
     r"|emph)\s*\{([^{}]*)\}"

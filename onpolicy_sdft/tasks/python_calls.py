@@ -27,7 +27,8 @@ _DEFINING = re.compile(r"\b(?:def|class|function|func|fn|sub)\s+$")
 _COMMENT = re.compile(r"(?:^|\s)(?:#|//)[^\n]*$")
 #: A call behind one of these in its clause is one that is not made.
 _NEGATION = re.compile(
-    r"\b(?:never|not|cannot|without|avoid|avoiding|no|neither|nor|instead of|rather than|unlike)\b|n['’]t\b",
+    r"\b(?:never|not|cannot|without|avoid|avoiding|no|neither|nor|instead of|rather than|unlike"
+    r"|refuse|decline|wrong to)\b|n['’]t\b",
     re.IGNORECASE,
 )
 _CLAUSE_END = re.compile(r"[.!?;:,\n](?=\s|`|$)|\b(?:but|so|then|therefore|thus|hence)\b", re.IGNORECASE)
@@ -39,7 +40,7 @@ _DENIED_AFTER = re.compile(
 _WINDOW = 120  # characters of a clause that are read
 
 
-def _is_flat(tree: ast.AST) -> bool:
+def is_flat(tree: ast.AST) -> bool:
     """Whether a tree can be walked by functions that call themselves."""
     level: list[ast.AST] = [tree]
     for _ in range(MAX_DEPTH):
@@ -65,7 +66,7 @@ def calls_in_code(text: str, names: Collection[str]) -> list[ast.Call] | None:
         names: Whose calls are looked for; empty: any.
     """
     tree = parse_module(text) if len(text) <= _MAX_CODE else 1
-    if isinstance(tree, int) or not _is_flat(tree):
+    if isinstance(tree, int) or not is_flat(tree):
         return None
     found: list[ast.Call] = []
     waiting: list[ast.AST] = [tree]
@@ -121,7 +122,7 @@ def _is_of(name: str, names: Collection[str]) -> bool:
 
 def _call(text: str) -> ast.Call | None:
     call = parse_expression(text)
-    return call if isinstance(call, ast.Call) and _is_flat(call) and not repeats_keyword(call) else None
+    return call if isinstance(call, ast.Call) and is_flat(call) and not repeats_keyword(call) else None
 
 
 def _extent(text: str, end: int, brackets: _Brackets) -> int:

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Literal
 
 from onpolicy_sdft.tasks import number_words as known
-from onpolicy_sdft.tasks.plain_text import braced, without_thoughts
+from onpolicy_sdft.tasks.plain_text import CHANGED_MIND, braced, without_thoughts
 from onpolicy_sdft.tasks.quantities import Quantity, plain_numbers, quantities
 
 #: How two numbers beside each other belong together.
@@ -28,10 +28,6 @@ _MARKER = re.compile(
 )
 _TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|\\[a-z]+|[<>]=|=>|->|\S")
 _BETWEEN_BOXES = re.compile(r"[^.!?\n]{0,60}")
-_CHANGED_MIND = re.compile(
-    r"\b(?:wait|hold on|actually|correction|sorry|oops|scratch that|let me re|no, (?:it|the|that)|on second thought)\b",
-    re.I,
-)
 _SENTENCE_END = re.compile(r"[.!?;:\n](?=\s|$)")
 _ASIDE = re.compile(r"\s\($")  # "5 (3 + 2)"
 _READ_FOR_MARKERS = 16_000  # characters at the end of a text
@@ -74,7 +70,7 @@ def final_number(text: str) -> Fraction | None:
         # "The answer is therefore easy to see: ... 18" states its number further on.
         return _last_stated(rest)
     value = next((each.value for each in statements if not each.is_denied), None)
-    if doubt := _CHANGED_MIND.search(first + rest, statements[0].end):
+    if doubt := CHANGED_MIND.search(first + rest, statements[0].end):
         later = _last_stated((first + rest)[doubt.end() :])
         return value if later is None or later == value else None
     return value
