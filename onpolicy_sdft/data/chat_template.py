@@ -1,0 +1,126 @@
+"""What a chat template writes around an answer: read off a whole conversation that it renders, never guessed.
+
+Two known texts stand in for a question and its answer. What the template writes between the question and the place of
+the answer is the header; what it writes behind the answer ends it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.types import Turn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: Stand for the texts of a conversation. Plain words: templates trim, split and look for tags.
+QUESTION, ANSWER = "onpolicy sdft question", "onpolicy sdft answer"
+
+#: Renders turns; True: up to the header of the next answer.
+Render = Callable[[Sequence[Turn], bool], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Markup:
+    """What stands around an answer."""
+
+    prompt: str  # a conversation up to where an answer begins
+    whole: str  # the same conversation with its answer
+    header: str  # of ``prompt``: what stands behind the question
+    lead: str  # stands in ``whole`` between the prompt and the answer: the model has to write it
+    end_id: int | None  # the first added token behind the answer; None: there is none
+    control: Mapping[int, str]  # tokens that are markup, never text; with their names
+
+
+def read_markup(tokenizer: PreTrainedTokenizerBase, render: Render) -> Markup:
+    """Read off what a chat template writes around an answer.
+
+    Args:
+        tokenizer: Whose tokens end and mark turns.
+        render: Renders turns with its chat template.
+
+    Raises:
+        ConfigError: If the template leaves the question or the answer out.
+    """
+    asked = [Turn("user", QUESTION)]
+    prompt, whole = render(asked, True), render([*asked, Turn("assistant", ANSWER)], False)
+    for text, said, role in ((prompt, QUESTION, "user"), (whole, ANSWER, "assistant")):
+        if said not in text:
+            raise ConfigError(
+                f"The chat template leaves out what the {role} says: {said!r} is not in {text!r}. "
+                "Fix: the chat_template of the model's tokenizer."
+            )
+    place = whole.rindex(ANSWER)
+    header, behind = prompt[prompt.rindex(QUESTION) + len(QUESTION) :], whole[place + len(ANSWER) :]
+    lead = whole[len(prompt) : place] if whole.startswith(prompt) else ""
+    names = _named_tokens(tokenizer)
+    end_id = next((token for token in _ids(tokenizer, behind) if token in names), None)
+    rendered = [prompt, whole, *_with_system(render, asked)]
+    control = _control_tokens(tokenizer, names, rendered, blocks_in=header + lead, end_id=end_id)
+    return Markup(prompt, whole, header, lead, end_id, control)
+
+
+def literals(names: Iterable[str]) -> re.Pattern[str] | None:
+    """Return a pattern that finds tokens spelled out in a text, the longest first; None where there are none.
+
+    A token of one character cannot be broken in two, so it is left to the check of rows.
+    """
+    found = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, found))) if found else None
+
+
+def added_in_front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens that a tokenizer puts before every text by itself, such as the beginning-of-text token."""
+    text = _ids(tokenizer, QUESTION)
+    whole: list[int] = tokenizer(QUESTION)["input_ids"]
+    starts = (start for start in range(len(whole)) if whole[start : start + len(text)] == text)
+    return whole[: next(starts, 0)]
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _named_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Return the tokens that are more than pieces of text; runs of blanks, which some tokenizers add, are text."""
+    names = {token: str(tokenizer.convert_ids_to_tokens(token)) for token in tokenizer.all_special_ids}
+    names |= {token: added.content for token, added in tokenizer.added_tokens_decoder.items()}
+    return {token: name for token, name in names.items() if name.strip()}
+
+
+def _with_system(render: Render, asked: Sequence[Turn]) -> list[str]:
+    try:
+        return [render([Turn("system", QUESTION), *asked], True)]
+    except ConfigError:  # many templates have no system turn, so nothing marks one
+        return []
+
+
+def _control_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    names: Mapping[int, str],
+    rendered: Sequence[str],
+    *,
+    blocks_in: str,
+    end_id: int | None,
+) -> dict[int, str]:
+    """Return special tokens, and others that the template writes around turns.
+
+    A pair of tags that opens where an answer begins (``<think>``, ``</think>``) encloses what an answer says: it is
+    text, as other tags are that are not special (``<tool_call>``).
+    """
+    control = set(tokenizer.all_special_ids)
+    control |= {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    control |= {token for text in rendered for token in _ids(tokenizer, text)}
+    blocks = set()
+    for name in names.values():
+        closing = f"{name[0]}/{name[1:]}"
+        if name in blocks_in and closing in names.values():
+            blocks |= {name, closing}
+    return {
+        token: names[token] for token in control if token in names and (names[token] not in blocks or token == end_id)
+    }
