@@ -6,9 +6,11 @@ the answer is the header; what it writes behind the answer ends it.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from onpolicy_sdft.errors import ConfigError
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 #: Stand for the texts of a conversation. Plain words: templates trim, split and look for tags.
 QUESTION, ANSWER = "onpolicy sdft question", "onpolicy sdft answer"
+
+#: A chat template reads the clock by this function of ``transformers``, with a format that it spells out.
+_CLOCK = re.compile(r"""\bstrftime_now\(\s*(?:'([^']*)'|"([^"]*)")\s*\)""")
 
 #: Renders turns; True: up to the header of the next answer.
 Render = Callable[[Sequence[Turn], bool], str]
@@ -64,6 +69,16 @@ def read_markup(tokenizer: PreTrainedTokenizerBase, render: Render) -> Markup:
     return Markup(prompt, whole, header, lead, end_id, control)
 
 
+def reads_clock(template: str) -> bool:
+    """Whether a chat template writes the date."""
+    return _CLOCK.search(template) is not None
+
+
+def at_moment(template: str, moment: datetime) -> str:
+    """Return a chat template that writes the date of one moment, whenever it is rendered."""
+    return _CLOCK.sub(lambda call: json.dumps(moment.strftime(call[1] or call[2] or "")), template)
+
+
 def literals(names: Iterable[str]) -> re.Pattern[str] | None:
     """Return a pattern that finds tokens spelled out in a text, the longest first; None where there are none.
 
@@ -71,6 +86,22 @@ def literals(names: Iterable[str]) -> re.Pattern[str] | None:
     """
     found = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, found))) if found else None
+
+
+def broken(texts: Sequence[str], spelled: re.Pattern[str] | None) -> tuple[list[str], str]:
+    """Break what texts spell in the middle, by a character that none of them has; empty where nothing is spelled."""
+    if spelled is None or not any(spelled.search(text) for text in texts):
+        return list(texts), ""
+    seam = next(char for char in map(chr, range(0xE000, 0xF8FF)) if not any(char in text for text in texts))
+
+    def apart(text: str) -> str:
+        while spelled.search(text):
+            text = spelled.sub(
+                lambda found: f"{found[0][: len(found[0]) // 2]}{seam}{found[0][len(found[0]) // 2 :]}", text
+            )
+        return text
+
+    return [apart(text) for text in texts], seam
 
 
 def added_in_front(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -20,9 +20,14 @@ def not_a_prefix(asked: str, whole: str, response: str) -> str:
     start = max(0, same - _SHOWN // 2)
     texts = f"the prompt is {asked[start:][:_SHOWN]!r}, the whole conversation {whole[start:][:_SHOWN]!r}"
     if whole.startswith(asked + response):
+        fix = (
+            "take blanks off the response (--context.trim_responses true)"
+            if response[:1].isspace()
+            else "a header (add_generation_prompt) that ends in no blank, in the model's chat_template.jinja"
+        )
         return (
             "the end of the prompt and the beginning of the response become other tokens where they stand together: "
-            f"{texts}. Fix: take blanks off the response (--context.trim_responses true)"
+            f"{texts}. Fix: {fix}"
         )
     return (
         f"the chat template writes the prompt otherwise once it is answered: {texts}. Fix: a chat template whose "

@@ -8,7 +8,6 @@ first tokens of the whole conversation as the chat template writes it, and the t
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -16,7 +15,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2 import TemplateError
 
-from onpolicy_sdft.data.chat_template import ANSWER, QUESTION, added_in_front, literals, read_markup
+from onpolicy_sdft.data.chat_template import (
+    ANSWER,
+    QUESTION,
+    added_in_front,
+    at_moment,
+    broken,
+    literals,
+    read_markup,
+    reads_clock,
+)
 from onpolicy_sdft.data.refusals import not_a_prefix, not_the_response, spells_control
 from onpolicy_sdft.data.teacher_prompts import LeftOut, TeacherPrompts
 from onpolicy_sdft.errors import ConfigError, DataError
@@ -29,9 +37,6 @@ if TYPE_CHECKING:
 
 #: Tokens of the prompt that a completion is decoded behind: some tokenizers write the first word of a text otherwise.
 _NUM_BEFORE = 4
-
-#: The function of ``transformers`` by which a chat template reads the clock.
-_CLOCK = "strftime_now"
 
 
 class Renderer:
@@ -49,7 +54,8 @@ class Renderer:
         self.tokenizer = tokenizer
         self.config = config
         self._now = _moment(config.date)
-        self._reads_clock = _CLOCK in str(tokenizer.chat_template)
+        #: The moment that the chat template sees, as ``context.date`` takes it; empty where it does not read the clock.
+        self.date = self._now.isoformat(timespec="seconds") if reads_clock(str(tokenizer.chat_template)) else ""
         self._spelled = None
         self.markup = read_markup(tokenizer, self._rendered_by(config.student_template_kwargs))
         teacher = read_markup(tokenizer, self._rendered_by(config.teacher_template_kwargs))
@@ -69,16 +75,11 @@ class Renderer:
         self._num_before = len(self._plain(self._before))
         self._lead, self._tail = self._around_answers()
 
-    @property
-    def date(self) -> str:
-        """The moment that the chat template sees, for ``context.date``; empty where it does not read the clock."""
-        return self._now.isoformat(timespec="seconds") if self._reads_clock else ""
-
     def prompt_ids(self, turns: Sequence[Turn], template_kwargs: dict[str, Any]) -> tuple[int, ...]:
         """Tokenise a conversation up to and including the header of the answer.
 
-        Control tokens that a turn spells out are broken in two, so that they stay text: models write them, and so do
-        people in a chat. Rows of a data set that spell them are refused before.
+        Control tokens that a turn spells (models do, and people) are broken in two, so that they stay text; rows of a
+        data set that spell them are refused before.
         """
         return tuple(self._ids(self._render(turns, template_kwargs, generation=True)))
 
@@ -178,7 +179,7 @@ class Renderer:
                 f"the chat template leaves out {names}, which the tokenizer puts before every text: prompts are "
                 "learned and answered without it, as the template has it"
             )
-        if self._reads_clock:
+        if self.date:
             found.append(
                 f"the chat template reads the clock and sees {self.date} in the whole run: "
                 f"--context.date {self.date} gives the same prompts again"
@@ -193,8 +194,10 @@ class Renderer:
         return list(whole_ids[len(asked_ids) : end + 1]) if follows and end is not None else []
 
     def _around_answers(self) -> tuple[str, str]:
-        """Return what completions decode to before and behind an answer: what the template writes there, and the blank
-        with which some tokenizers begin a word behind a control token."""
+        """Return what completions decode to before and behind an answer.
+
+        It is what the template writes there, and the blank that some tokenizers put behind a control token.
+        """
         target = self._behind(self._ids([self.markup.prompt]), self._ids([self.markup.whole]))
         text = self._plain([*self._before, *target[:-1]])[self._num_before :]
         lead, answer, tail = text.partition(ANSWER)
@@ -206,19 +209,19 @@ class Renderer:
     def _plain(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def _rendered_by(self, template_kwargs: dict[str, Any]) -> Callable[[Sequence[Turn], bool], str]:
-        return lambda turns, generation: "".join(self._render(turns, template_kwargs, generation=generation))
+    def _rendered_by(self, kwargs: dict[str, Any]) -> Callable[[Sequence[Turn], bool], str]:
+        return lambda turns, generation: "".join(self._render(turns, kwargs, generation=generation))
 
-    def _render(self, turns: Sequence[Turn], template_kwargs: dict[str, Any], *, generation: bool) -> list[str]:
+    def _render(self, turns: Sequence[Turn], kwargs: dict[str, Any], *, generation: bool) -> list[str]:
         """Return the conversation as text; more than one piece where control tokens that turns spell are broken."""
-        contents, seam = _broken([turn.content for turn in turns], self._spelled)
+        contents, seam = broken([turn.content for turn in turns], self._spelled)
         messages = [{"role": turn.role, "content": text} for turn, text in zip(turns, contents, strict=True)]
-        clock = {_CLOCK: self._now.strftime} if self._reads_clock else {}
+        if self.date:
+            source = self.tokenizer.get_chat_template(kwargs.get("chat_template"), kwargs.get("tools"))
+            kwargs = {**kwargs, "chat_template": at_moment(source, self._now)}
         try:
             text = str(
-                self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=generation, **{**clock, **template_kwargs}
-                )
+                self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation, **kwargs)
             )
         except (TemplateError, TypeError, ValueError) as error:
             roles = [turn.role for turn in turns]
@@ -264,22 +267,6 @@ def _moment(date: str | None) -> datetime:
         raise ConfigError(
             f"context.date={date!r} is no date. Fix: as in 2026-11-28, or 2026-11-28T09:30:00."
         ) from error
-
-
-def _broken(texts: Sequence[str], spelled: re.Pattern[str] | None) -> tuple[list[str], str]:
-    """Break what texts spell in the middle, by a character that none of them has; empty where nothing is spelled."""
-    if spelled is None or not any(spelled.search(text) for text in texts):
-        return list(texts), ""
-    seam = next(char for char in map(chr, range(0xE000, 0xF8FF)) if not any(char in text for text in texts))
-
-    def broken(text: str) -> str:
-        while spelled.search(text):
-            text = spelled.sub(
-                lambda found: f"{found[0][: len(found[0]) // 2]}{seam}{found[0][len(found[0]) // 2 :]}", text
-            )
-        return text
-
-    return [broken(text) for text in texts], seam
 
 
 @dataclass(frozen=True, slots=True)
