@@ -90,7 +90,7 @@ def test_texts_at_the_edge_hold_or_are_refused_with_the_fix(name, tokenizer, tex
 def test_templates_that_answers_cannot_be_learned_with_are_refused_with_both_texts(name):
     renderer = renderer_of(toys.UNUSABLE[name], "byte-level pieces")
     with pytest.raises(SdftError, match=r"Fix: ") as refused:
-        prepared(renderer, ("Name a colour.", "The answer is 4."))
+        prepared(renderer, ("Name a colour.", "answer is 4."))
     prompt = renderer.markup.prompt
     assert repr(prompt)[-20:-1] in str(refused.value).replace("Name a colour.", "onpolicy sdft question")
     assert renderer.student_ids(TALKS[0])  # such a model can still be asked
