@@ -25,6 +25,8 @@ QUESTION, ANSWER = "onpolicy sdft question", "onpolicy sdft answer"
 #: A chat template reads the clock by this function of ``transformers``, with a format that it spells out.
 _CLOCK = re.compile(r"""\bstrftime_now\(\s*(?:'([^']*)'|"([^"]*)")\s*\)""")
 
+_ANY_CLOCK = re.compile(r"\bstrftime_now\(")
+
 #: Renders turns; True: up to the header of the next answer.
 Render = Callable[[Sequence[Turn], bool], str]
 
@@ -104,7 +106,43 @@ def broken(texts: Sequence[str], spelled: re.Pattern[str] | None) -> tuple[list[
     return [apart(text) for text in texts], seam
 
 
-def added_in_front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def notes_on(tokenizer: PreTrainedTokenizerBase, markup: Markup, date: str) -> list[str]:
+    """Return what a user should know of a chat template before a run.
+
+    Args:
+        tokenizer: With the template.
+        markup: What it writes around an answer.
+        date: What it sees where it reads the clock; empty where it does not.
+    """
+    found = []
+    if markup.lead.strip():
+        found.append(
+            f"the chat template writes {markup.lead!r} between its header and an answer: it is learned as the "
+            "beginning of each target. To have it in the prompt, give context.student_template_kwargs and "
+            "context.teacher_template_kwargs the template's argument for it (such as enable_thinking: false)"
+        )
+    leading = _added_in_front(tokenizer)
+    if leading and _ids(tokenizer, markup.prompt)[: len(leading)] != leading:
+        names = " ".join(map(str, tokenizer.convert_ids_to_tokens(leading)))
+        found.append(
+            f"the chat template leaves out {names}, which the tokenizer puts before every text: prompts are "
+            "learned and answered without it, as the template has it"
+        )
+    if date:
+        found.append(
+            f"the chat template reads the clock and sees {date} in the whole run: --context.date {date} gives the "
+            "same prompts again"
+        )
+    template = str(tokenizer.chat_template)
+    if len(_CLOCK.findall(template)) < len(_ANY_CLOCK.findall(template)):
+        found.append(
+            "the chat template reads the clock in a format that it does not spell out, so context.date cannot hold its "
+            "date: prompts change with the time"
+        )
+    return found
+
+
+def _added_in_front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens that a tokenizer puts before every text by itself, such as the beginning-of-text token."""
     text = _ids(tokenizer, QUESTION)
     whole: list[int] = tokenizer(QUESTION)["input_ids"]

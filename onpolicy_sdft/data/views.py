@@ -18,10 +18,10 @@ from jinja2 import TemplateError
 from onpolicy_sdft.data.chat_template import (
     ANSWER,
     QUESTION,
-    added_in_front,
     at_moment,
     broken,
     literals,
+    notes_on,
     read_markup,
     reads_clock,
 )
@@ -163,28 +163,9 @@ class Renderer:
             ids = ids[len(self._lead_ids) :]
         return tuple(self.markup.control[token] for token in self._control_among(ids))
 
-    def notes(self) -> tuple[str, ...]:
+    def notes(self) -> list[str]:
         """Return what a user should know of the chat template before a run."""
-        found = []
-        if self.markup.lead.strip():
-            found.append(
-                f"the chat template writes {self.markup.lead!r} between its header and an answer: it is learned as the "
-                "beginning of each target. To have it in the prompt, give context.student_template_kwargs and "
-                "context.teacher_template_kwargs the template's argument for it (such as enable_thinking: false)"
-            )
-        leading = added_in_front(self.tokenizer)
-        if leading and self.text_ids(self.markup.prompt)[: len(leading)] != leading:
-            names = " ".join(map(str, self.tokenizer.convert_ids_to_tokens(leading)))
-            found.append(
-                f"the chat template leaves out {names}, which the tokenizer puts before every text: prompts are "
-                "learned and answered without it, as the template has it"
-            )
-        if self.date:
-            found.append(
-                f"the chat template reads the clock and sees {self.date} in the whole run: "
-                f"--context.date {self.date} gives the same prompts again"
-            )
-        return tuple(found)
+        return notes_on(self.tokenizer, self.markup, self.date)
 
     def _behind(self, asked_ids: Sequence[int], whole_ids: Sequence[int]) -> list[int]:
         """Return what follows a prompt in the whole conversation, up to what ends the answer; empty: it does not."""
@@ -351,7 +332,7 @@ def prepare(
         prompts=prompts,
         bad_rows=tuple(bad_rows),
         left_out=tuple(left_out),
-        notes=renderer.notes(),
+        notes=tuple(renderer.notes()),
     )
 
 

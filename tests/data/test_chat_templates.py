@@ -250,6 +250,8 @@ def test_a_template_that_reads_the_clock_sees_one_date_which_can_be_given():
     assert prepared(renderer, ("q", "a")).digest == again.digest != other.digest
     with pytest.raises(ConfigError, match=r"context\.date='today' is no date"):
         renderer_of(toy, date="today")
+    hidden = toy.template.replace("strftime_now('%d %b %Y %H:%M:%S')", "strftime_now('%d' ~ '%b')")
+    assert "context.date cannot hold its date" in renderer_of(dataclasses.replace(toy, template=hidden)).notes()[-1]
 
 
 def test_the_digest_follows_every_id():
