@@ -122,7 +122,7 @@ class ContextConfig:
     """Take blanks off both ends of responses. Many chat templates do so themselves; rows that have such blanks are
     then refused, for the model would learn another text than the row's."""
     date: str | None = None
-    """Date that chat templates which read the clock see, as 2026-11-28. Unset: that of the start of the process."""
+    """Date that chat templates which read the clock see, as 2026-11-28. Unset: that of the day a process starts."""
 
 
 @dataclass

@@ -86,8 +86,11 @@ def literals(names: Iterable[str]) -> re.Pattern[str] | None:
 
     A token of one character cannot be broken in two, so it is left to the check of rows.
     """
-    found = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, found))) if found else None
+    begun: dict[str, list[str]] = {}  # by their first two characters, so that hundreds of names cost little
+    for name in sorted((name for name in names if len(name) > 1), key=len, reverse=True):
+        begun.setdefault(name[:2], []).append(re.escape(name[2:]))
+    parts = [f"{re.escape(start)}(?:{'|'.join(rests)})" for start, rests in begun.items()]
+    return re.compile("|".join(parts)) if parts else None
 
 
 def broken(texts: Sequence[str], spelled: re.Pattern[str] | None) -> tuple[list[str], str]:

@@ -37,6 +37,10 @@ class Fitted:
     num_cut_tokens: int = 0  # cut off the end of the student's own attempt
 
 
+#: The prompt of a method that asks no teacher.
+NO_TEACHER = Fitted((), 0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class LeftOut:
     """What a chat template leaves out of the demonstrations it is to show, such as the reasoning of old turns."""

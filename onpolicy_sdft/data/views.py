@@ -26,7 +26,7 @@ from onpolicy_sdft.data.chat_template import (
     reads_clock,
 )
 from onpolicy_sdft.data.refusals import not_a_prefix, not_the_response, spells_control
-from onpolicy_sdft.data.teacher_prompts import LeftOut, TeacherPrompts
+from onpolicy_sdft.data.teacher_prompts import NO_TEACHER, LeftOut, TeacherPrompts
 from onpolicy_sdft.errors import ConfigError, DataError
 from onpolicy_sdft.types import Demonstration, Turn, Views
 
@@ -53,9 +53,10 @@ class Renderer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: ContextConfig) -> None:
         self.tokenizer = tokenizer
         self.config = config
-        self._now = _moment(config.date)
-        #: The moment that the chat template sees, as ``context.date`` takes it; empty where it does not read the clock.
-        self.date = self._now.isoformat(timespec="seconds") if reads_clock(str(tokenizer.chat_template)) else ""
+        date = config.date or datetime.now().date().isoformat()
+        self._moment = _moment(date)
+        #: What the chat template sees, as ``context.date`` takes it; empty where it does not read the clock.
+        self.date = date if reads_clock(str(tokenizer.chat_template)) else ""
         self._spelled = None
         self.markup = read_markup(tokenizer, self._rendered_by(config.student_template_kwargs))
         teacher = read_markup(tokenizer, self._rendered_by(config.teacher_template_kwargs))
@@ -199,7 +200,7 @@ class Renderer:
         messages = [{"role": turn.role, "content": text} for turn, text in zip(turns, contents, strict=True)]
         if self.date:
             source = self.tokenizer.get_chat_template(kwargs.get("chat_template"), kwargs.get("tools"))
-            kwargs = {**kwargs, "chat_template": at_moment(source, self._now)}
+            kwargs = {**kwargs, "chat_template": at_moment(source, self._moment)}
         try:
             text = str(
                 self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation, **kwargs)
@@ -239,15 +240,11 @@ class Renderer:
         return [token for token in ids if token in self.control_ids]
 
 
-def _moment(date: str | None) -> datetime:
-    if date is None:
-        return datetime.now()  # a template reads the local clock
+def _moment(date: str) -> datetime:
     try:
         return datetime.fromisoformat(date)
     except ValueError as error:
-        raise ConfigError(
-            f"context.date={date!r} is no date. Fix: as in 2026-11-28, or 2026-11-28T09:30:00."
-        ) from error
+        raise ConfigError(f"context.date={date!r} is no date. Fix: as in 2026-11-28.") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,24 +300,17 @@ def prepare(
     too_long: list[tuple[str, str]] = []
     left_out: list[LeftOut] = []
     for demonstration, (student_ids, response_ids) in zip(good, targets, strict=True):
-        name, views = demonstration.example_id, Views(demonstration, student_ids, (), response_ids)
+        fitted = prompts.fit(demonstration) if asks_teacher else NO_TEACHER
         if len(student_ids) > config.max_student_tokens:
-            too_long.append((name, f"bare prompt of {len(student_ids)} tokens"))
-            continue
-        if asks_teacher:
-            fitted = prompts.fit(demonstration)
-            if fitted is None:
-                too_long.append((name, f"teacher's prompt of {prompts.whole_length(demonstration)} tokens, uncut"))
-                continue
-            views = replace(
-                views,
-                teacher_ids=fitted.token_ids,
-                num_trimmed_tokens=fitted.num_trimmed_tokens,
-                num_dropped_examples=fitted.num_dropped_examples,
-            )
-            if missing := prompts.left_out(demonstration, fitted):
-                left_out.append(missing)
-        found.append(views)
+            too_long.append((demonstration.example_id, f"bare prompt of {len(student_ids)} tokens"))
+        elif fitted is None:
+            length = prompts.whole_length(demonstration)
+            too_long.append((demonstration.example_id, f"teacher's prompt of {length} tokens, uncut"))
+        else:
+            cut = fitted.num_trimmed_tokens, fitted.num_dropped_examples
+            found.append(Views(demonstration, student_ids, fitted.token_ids, response_ids, *cut))
+            missing = prompts.left_out(demonstration, fitted) if asks_teacher else None
+            left_out += [missing] if missing else []
     if too_long and config.on_too_long == "error":
         raise DataError(_do_not_fit(too_long, len(good), config, asks_teacher=asks_teacher))
     if not found:
