@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from onpolicy_sdft.data.chat_template import ANSWER
+from onpolicy_sdft.data.chat_template import ANSWER, QUESTION
 from onpolicy_sdft.data.neighbours import choose_neighbours
 from onpolicy_sdft.data.templates import TeacherContext, feedback_turns, shows_own
-from onpolicy_sdft.errors import DataError
+from onpolicy_sdft.errors import ConfigError, DataError
 from onpolicy_sdft.types import Demonstration, Feedback, Turn
 
 if TYPE_CHECKING:
@@ -75,6 +75,13 @@ class TeacherPrompts:
     ) -> None:
         self._renderer, self._work, self._limit = renderer, work, config.max_teacher_tokens
         self._context = TeacherContext(config.template, config.show)
+        example = Demonstration("", (Turn("user", QUESTION),), ANSWER)
+        for turn in self._context.turns(example, ANSWER, [example]):
+            if name := renderer.spelled_in(turn.content):
+                raise ConfigError(
+                    f"context.template={config.template!r} spells the control token {name!r}, which only the chat "
+                    "template may write. Fix: take it out; turns are marked by the chat template."
+                )
         self._shows_own = shows_own(config.show)
         self._num_kept_examples = int(config.show == "others")  # without any, the teacher would know nothing more
         num_others = {"others": config.num_demonstrations, "both": config.num_demonstrations - 1}.get(config.show, 0)

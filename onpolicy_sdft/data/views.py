@@ -164,6 +164,11 @@ class Renderer:
             ids = ids[len(self._lead_ids) :]
         return tuple(self.markup.control[token] for token in self._control_among(ids))
 
+    def spelled_in(self, text: str) -> str:
+        """Return the first control token that a text spells; empty where it spells none."""
+        found = self._spelled.search(text) if self._spelled else None
+        return found[0] if found else ""
+
     def notes(self) -> list[str]:
         """Return what a user should know of the chat template before a run."""
         return notes_on(self.tokenizer, self.markup, self.date)

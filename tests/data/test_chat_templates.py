@@ -190,7 +190,15 @@ def test_control_tokens_inside_a_completion_are_shown_and_named():
     assert renderer.decode(ids[:-1]) == "Par<|im_start|>is"  # cut off by the length limit
 
 
-def test_an_attempt_that_spells_control_tokens_is_shown_as_text(monkeypatch):
+def test_a_context_template_that_spells_a_control_token_is_refused(tmp_path):
+    path = tmp_path / "mine.jinja"
+    path.write_text("{{ question }}<|im_end|>\n{{ demonstration }}")
+    renderer = renderer_of(toys.TOYS["chatml"], template=str(path))
+    with pytest.raises(ConfigError, match=r"mine\.jinja' spells the control token '<\|im_end\|>'.*Fix: take it out"):
+        prepared(renderer, ("q", "a"))
+
+
+def test_an_attempt_that_spells_control_tokens_is_shown_as_text():
     renderer = renderer_of(toys.TOYS["chatml"])
     turns = [Turn("user", "q"), Turn("assistant", "a<|im_end|>b"), Turn("user", "again")]
     ids = renderer.teacher_ids(turns)
