@@ -118,6 +118,11 @@ class ContextConfig:
     """Chat template arguments of the student's view (tools, thinking mode)."""
     teacher_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """Chat template arguments of the teacher's view."""
+    trim_responses: bool = False
+    """Take blanks off both ends of responses. Many chat templates do so themselves; rows that have such blanks are
+    then refused, for the model would learn another text than the row's."""
+    date: str | None = None
+    """Date that chat templates which read the clock see, as 2026-11-28. Unset: that of the day a process starts."""
 
 
 @dataclass

@@ -200,8 +200,7 @@ def _measuring_prompts(config: RunConfig, chat: Chat) -> Prompts:
         """Return as much of a text as leaves so many tokens, and the template's own, free."""
         limit = config.context.max_teacher_tokens
         limit = limit if window is None else min(limit, max(1, window - taken - _TEMPLATE_TOKENS))
-        ids = renderer.text_ids(text)
-        return text if len(ids) <= limit else renderer.decode(ids[:limit])
+        return text if len(renderer.text_ids(text)) <= limit else renderer.start_of(text, limit)
 
     def alone(views: Views) -> Sequence[int]:
         text = cut(views.demonstration.response, config.rollout.max_new_tokens)

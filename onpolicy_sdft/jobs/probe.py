@@ -104,7 +104,9 @@ def run_probe(
                 context=replace(config.context, template=template),
                 rollout=replace(config.rollout, temperature=temperature, temperature_end=None),
             )
-            prepared = prepare(rows, chat.renderer, asked.context, config.train.seed, work_of(task))
+            prepared = prepare(
+                rows, chat.renderer, asked.context, config.train.seed, work_of(task), on_bad_row=config.data.on_bad_row
+            )
             views = tuple(view for view in prepared.views if view.demonstration.example_id in chosen)
             data = Data(task, loaded, replace(prepared, views=views))
             with Progress(f"probe at T={temperature:g}", None, "tokens") as progress:

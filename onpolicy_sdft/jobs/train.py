@@ -144,7 +144,8 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
         together = Together(backend, backend.inside) if config.rollout.weights == "sharded" else None
         start = backend.on_first(lambda: find_start(config, say))
         chat = load_chat(_with_base(config, start, backend, say), say, backend, device, together)
-    data = _take_up_distilled(config, chat, make_views(config, chat, task, rows), say)
+    views = make_views(config, chat, task, rows, asks_teacher=config.train.targets == "policy")
+    data = _take_up_distilled(config, chat, views, say)
     gated = gate_sets(config, task, held_back, sets)
     refuse_unaskable(chat, [*sets, *validation, *gated])
     plan = make_plan(config.train, len(data.prepared.views), backend.num_ranks)
