@@ -150,7 +150,8 @@ def make_screen(config: RunConfig, chat: Chat, data: Data, num_workers: int | No
     """
     template = config.context.template
     mentions = Mentions(config.screening.banned_phrases, template, template_wording(template))
-    return Screen(config.screening, data.task, chat.renderer.decode, num_workers, mentions)
+    renderer = chat.renderer
+    return Screen(config.screening, data.task, renderer.decode, num_workers, mentions, renderer.controls)
 
 
 def make_review(
@@ -274,7 +275,7 @@ def make_trying(config: RunConfig, chat: Chat, data: Data, teacher: Teacher, num
     return Trying(
         num_samples=rollout.num_samples,
         num_attempts=rollout.num_samples if rollout.view == "student" else feedback.num_attempts,
-        check=Checker(task),
+        check=Checker(task, config.screening.max_check_errors),
         decode=chat.renderer.decode,
         prompt=partial(data.prepared.prompts.fit, shows_attempt=feedback.show_attempt),
         writing=partial(teacher.weights, "live"),

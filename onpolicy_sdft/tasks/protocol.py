@@ -156,8 +156,8 @@ class Checker:
         if failed is not None and num_errors > max(_FEW_ERRORS, self.max_errors * num_checks):
             raise TaskError(
                 f"task {self.task.name}: {num_errors} of {num_checks} checks failed with an error of their own, the "
-                f"last one, of example {demonstration.example_id!r}, with {result.answer}. Fix: mend the task's check, "
-                f"or allow more than {self.max_errors:g} of them with screening.max_check_errors."
+                f"last one, of example {demonstration.example_id!r}, with {result.answer}. Fix: mend the task's check; "
+                f"in training, screening.max_check_errors (here {self.max_errors:g}) is the share that is allowed."
             ) from failed
         return result
 
