@@ -129,6 +129,10 @@ def plain(text: str) -> str:
     return text.strip(string.punctuation.replace("-", "").replace("+", "") + " ") or text
 
 
+def _words_of(option: str) -> str:
+    return plain(_readable(option)) or plain(option)
+
+
 def _readable(text: str) -> str:
     text = plain_characters(without_wrappers(text))
     text = re.sub(r"[*`$]|(?<!\w)_|_(?!\w)", "", text)
@@ -137,9 +141,10 @@ def _readable(text: str) -> str:
 
 def _by_words_alone(text: str, choices: Mapping[str, str]) -> str | None:
     """Return the label of the option a text is, word for word: an option may itself be the word "A"."""
-    if text.rstrip().endswith("?"):
+    words = plain(text)
+    if not words or text.rstrip().endswith("?"):
         return None
-    found = [label for label, option in choices.items() if plain(_readable(option)) == plain(text)]
+    found = [label for label, option in choices.items() if _words_of(option) == words]
     return found[0] if len(found) == 1 else None
 
 
@@ -205,7 +210,7 @@ def _mentions(text: str, choices: Mapping[str, str], is_stated: bool) -> list[_M
     """Return where options are mentioned: by their words, longer ones first, and by letter."""
     found, rest = list[_Mention](), text
     for label, option in sorted(choices.items(), key=lambda item: -len(item[1])):
-        words = plain(_readable(option))
+        words = _words_of(option)
         pattern = re.compile(_edges(words) % r"\s+".join(map(re.escape, words.split())), re.IGNORECASE)
         places = [(each.start(), each.end()) for each in pattern.finditer(rest)]
         if words in (each.casefold() for each in choices):  # an option that is a letter is read as one
@@ -259,7 +264,7 @@ def _clear_letters(either: str, is_stated: bool) -> re.Pattern[str]:
 def _is_letter(text: str, found: re.Match[str], is_stated: bool) -> bool:
     """Whether a label that stands alone is meant as one: not the article, a number, or vitamin C."""
     before = text[max(0, found.start() - 20) : found.start()]
-    if found.group() in "AI" and not _AFTER_LETTER.match(text, found.end()):
+    if found.group() in "AaIi" and not _AFTER_LETTER.match(text, found.end()):
         return False
     if is_stated or _OPTION_WORD.search(before):
         return True

@@ -30,6 +30,8 @@ ROWS: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     ("function_call", {"match": "legacy"}, "f(x=1)", {}),
     ("math_word_problem", {}, "The answer is 12.", {}),
     ("multiple_choice", {}, "A", {"choices": ["Paris", "London", "12"], "answer": "A"}),
+    ("multiple_choice", {}, "A", {"choices": ["$", "%s (", "`", "a .*", "\\", "B"], "answer": "A"}),
+    ("multiple_choice", {}, "1", {"choices": {"1": "2", "(2)": "12", "a": "b"}, "answer": "1"}),
     ("refusal", {}, "I cannot help with that.", {}),
     ("refusal", {"phrases": "legacy"}, "I cannot help with that.", {}),
 ]
@@ -108,9 +110,8 @@ def test_bytes_and_characters_of_any_kind_never_make_a_check_raise(seed: int) ->
 
 
 @pytest.mark.parametrize("part", dict.fromkeys(parts()), ids=repr)
-@pytest.mark.parametrize("joint", ["", " "], ids=repr)
-def test_no_part_over_and_over_takes_long(part: str, joint: str) -> None:
-    text = ((part + joint) * (LENGTH // len(part + joint)))[:LENGTH]
+def test_no_part_over_and_over_takes_long(part: str) -> None:
+    text = part * (LENGTH // len(part))
     assert not {name: seconds for name, seconds in judge(text) if seconds > SECONDS and not is_quick(name, text)}
 
 
