@@ -20,6 +20,8 @@ _ANY = "any"
 _NOT_A_WORD = re.compile(r"[\W_]+")
 _WORD = re.compile(r"[\u3040-\u9fff\uac00-\ud7af]|[^\W_]+?(?=[\u3040-\u9fff\uac00-\ud7af]|[\W_]|$)|\n")
 _SENTENCE_END = re.compile(r"[.!?:;,\n]+")
+#: What a prompt may show as well; then talk of it tells nothing.
+_SHOWN = frozenset({"example", "demonstration", "sample", "reference", "guide"})
 #: A run of the wording gives it away with so many words, of which so many are new. A word of a script without blanks
 #: is one letter and counts half; short words are everywhere and do not count.
 _RUN, _NEW_WORDS, _LETTERS = 3, 2.0, 5
@@ -53,7 +55,7 @@ class Mentions:
                 return phrase
         plain, known_plain = _plain(lowered), _plain(known)
         for found in self._patterns.finditer(plain):
-            if found.group() not in known_plain:
+            if not _is_explained(found.group(), known_plain):
                 return found.group()
         return self._wording_in(lowered, known)
 
@@ -71,6 +73,13 @@ class Mentions:
                     return " ".join(self._wording[place - num_words : place + 1])
             runs = longer
         return None
+
+
+def _is_explained(phrase: str, known: str) -> bool:
+    """Whether prompt or demonstration have a phrase ("in your own words": mine), or speak of an example themselves."""
+    if phrase in known or re.sub(r"\bmy\b", "your", phrase) in known:
+        return True
+    return any(re.search(rf"\b{word}s?\b", known) for word in _SHOWN & set(phrase.split()))
 
 
 @cache

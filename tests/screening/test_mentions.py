@@ -39,6 +39,43 @@ def find(text: str, template: str = "reference", row: Demonstration = ROW) -> st
         "上記の例のように、答えは2です。",
         "Согласно эталонному ответу, осталось 2.",
         "위의 예시처럼 답은 2입니다.",
+        "Based on the provided reference, 2.",
+        "As per the given example, 2.",
+        "The expert's answer is 2.",
+        "In line with the sample, 2.",
+        "As demonstrated above, 2 are left.",
+        "As in the example, 2.",
+        "The answer provided above is 2.",
+        "Here is my response: 2",
+        "Here's a rewritten version: 2",
+        "Let me rewrite the answer: 2",
+        "Let me rephrase the solution: 2.",
+        "I'll rewrite this in my own words: 2",
+        "Revised response: 2",
+        "My own answer: 2",
+        "Per the reference, 2.",
+        "The reference states 2.",
+        "According to the answer key, 2.",
+        "As shown in the demonstration, 2.",
+        "As the demonstration shows, 2",
+        "Like the example above, 2",
+        "Using the example as a guide, 2",
+        "Similar to the example given, 2",
+        "In the example you gave, 2",
+        "Following your example, 2",
+        "The answer you provided is 2.",
+        "As you showed, 2",
+        "The solution you gave says 2.",
+        "I used the reference answer",
+        "Here is an improved version of the answer: 2",
+        "Here is an alternative phrasing of the answer: 2",
+        "Here's the answer in different words: 2",
+        "Hier ist meine eigene Antwort: 2",
+        "Basierend auf der Referenz: 2",
+        "D'après l'exemple donné, 2",
+        "Basándome en el ejemplo: 2",
+        "根据示例，2",
+        "按照上面的示范，2",
     ],
 )
 def test_a_phrase_of_some_language_is_found(text: str) -> None:
@@ -98,6 +135,32 @@ def test_a_template_of_ones_own_in_another_language_is_known_by_its_words(tmp_pa
         "Sure! Here is a poem about the sea.",
         "The given answer choices are 2 and 3.",
         "The reference frame moves with the train.",
+        "The example is simple: 2.",
+        "For example, 2.",
+        "The solution is 2.",
+        "My answer is 2.",
+        "In other words, 2.",
+        "As shown above, 3 - 1 = 2.",
+        "Here's another way to see it: 2.",
+        "The sample contains 2 g.",
+        "The model answers 2.",
+        "Refer to the manual.",
+        "See the reference manual.",
+        "He gave a good example.",
+        "The previous step gives 2.",
+        "The response time is 2 s.",
+        "The answer to the question is 2.",
+        "Use the following example code.",
+        "The guide says 2.",
+        "The given values are 3 and 1.",
+        "The given equation is x.",
+        "the original price is 2",
+        "As you can see, 2.",
+        "As mentioned above, 2.",
+        "The answer is shown in the table.",
+        "A demonstration took place.",
+        "Check your answer: 2+1=3.",
+        "Let me rewrite the equation: 2.",
     ],
 )
 def test_ordinary_answers_are_none(template: str, text: str) -> None:
@@ -110,6 +173,13 @@ def test_what_the_prompt_or_the_demonstration_says_may_be_said() -> None:
     assert find("The reference answer is short, as in the example above.", row=asked) is None
     assert find("Thank you for my response and the rewritten answer.", row=shown) is None
     assert find("Thank you for my response.", row=asked) == "my response"
+
+
+def test_a_prompt_that_shows_an_example_or_asks_for_own_words_explains_talk_of_them() -> None:
+    asked = Demonstration("r", (Turn("user", "Example: 1 + 1 = 2. Say in your own words what 2 + 2 is."),), "Four.")
+    assert find("Following your example, 4. As in the example, we add.", row=asked) is None
+    assert find("In my own words: it is 4.", row=asked) is None
+    assert find("The rewritten answer is 4.", row=asked) is not None
 
 
 def test_every_phrase_is_a_row_with_its_template_and_language() -> None:
