@@ -39,6 +39,7 @@ class Demonstration:
     turns: tuple[Turn, ...]
     response: str
     fields: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = field(default="", compare=False)  # file and row number, for messages
 
     @property
     def prompt(self) -> str:

@@ -120,7 +120,7 @@ def _check_ranges(config: RunConfig) -> None:
     for name in ("max_surprise", "max_leak", "fallback_clip"):
         bound = getattr(config.screening, name)
         _require(bound is None or bound > 0, f"screening.{name}", bound, "above 0, or null")
-    for name in ("min_step_rate", "max_solved_rate", "min_agreement"):
+    for name in ("min_step_rate", "max_solved_rate", "min_agreement", "max_check_errors"):
         rate = getattr(config.screening, name)
         _require(0 <= rate <= 1, f"screening.{name}", rate, "in [0, 1]")
     _require(0 <= config.probe.max_answer_only <= 1, "probe.max_answer_only", config.probe.max_answer_only, "in [0, 1]")

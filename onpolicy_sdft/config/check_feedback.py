@@ -73,7 +73,7 @@ def _check_student_view(config: RunConfig) -> None:
             f"feedback.enabled=true with rollout.view=student learns at wrong attempts, which screening.check="
             f"{screening.check} takes out. Way out: --screening.check keep, or --rollout.view teacher."
         )
-    for name in ("banned", "empty", "truncated", "looping", "length", "answer_only"):
+    for name in ("banned", "empty", "truncated", "looping", "length", "answer_only", "control"):
         if getattr(screening, name) == "resample":
             raise ConfigError(
                 f"screening.{name}=resample draws another text, but with feedback.enabled=true and rollout.view="

@@ -7,7 +7,7 @@ from onpolicy_sdft.config.check_review import MEASURED, check_review
 from onpolicy_sdft.config.schema import RolloutConfig, RunConfig
 from onpolicy_sdft.errors import ConfigError
 
-_VERDICTS = ("banned", "empty", "truncated", "looping", "length", "check", "answer_only")
+_VERDICTS = ("banned", "empty", "truncated", "looping", "length", "check", "answer_only", "control")
 
 
 def check_method(config: RunConfig) -> None:

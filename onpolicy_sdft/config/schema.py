@@ -118,6 +118,11 @@ class ContextConfig:
     """Chat template arguments of the student's view (tools, thinking mode)."""
     teacher_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """Chat template arguments of the teacher's view."""
+    trim_responses: bool = False
+    """Take blanks off both ends of responses. Many chat templates do so themselves; rows that have such blanks are
+    then refused, for the model would learn another text than the row's."""
+    date: str | None = None
+    """Date that chat templates which read the clock see, as 2026-11-28. Unset: that of the day a process starts."""
 
 
 @dataclass
@@ -219,17 +224,23 @@ class ScreeningConfig:
     """Which rollouts are learned, and what is learned instead of the others."""
 
     banned: VerdictName = "fallback"
-    """Verdict on a rollout that talks about the reference answer."""
+    """Verdict on a rollout that talks about the demonstration, which a reader of the bare prompt has not seen: phrases
+    of several languages, ``banned_phrases``, and runs of the context template's own words."""
     empty: VerdictName = "fallback"
     """Verdict on a rollout without text."""
     truncated: VerdictName = "fallback"
     """Verdict on a rollout that hit the length limit."""
+    control: VerdictName = "fallback"
+    """Verdict on a rollout with control tokens inside, such as the start of another turn; those that stand in its
+    demonstration as well are fine."""
     looping: VerdictName = "fallback"
-    """Verdict on a rollout that repeats itself."""
+    """Verdict on a rollout that repeats itself more than its demonstration does, unless the task's check accepts it."""
     length: VerdictName = "fallback"
-    """Verdict on a rollout much shorter or longer than the demonstration."""
+    """Verdict on a rollout much shorter or longer than the demonstration. What the check accepts is not too short."""
     check: VerdictName = "fallback"
-    """Verdict on a rollout that fails the task's check."""
+    """Verdict on a rollout that fails the task's check, or whose check fails (reason ``check_error``)."""
+    max_check_errors: float = 0.1
+    """Largest share of checks that may fail with an error of their own before the run stops; 8 may in any case."""
     answer_only: VerdictName = "fallback"
     """Verdict on a rollout that leaves out the work which the policy's own bare answers do (``answer_only_ratio``)."""
     surprise: VerdictName = "keep"
@@ -257,13 +268,15 @@ class ScreeningConfig:
             "now it's your turn",
         ]
     )
-    """Phrases (any case) that give the teacher's prompt away."""
+    """Further phrases (any case) that give the teacher's prompt away. One that the prompt or the demonstration has
+    itself is fine."""
     min_length_ratio: float = 0.2
     """Shortest rollout, as a fraction of the demonstration's tokens."""
     max_length_ratio: float = 5.0
     """Longest rollout, as a multiple of the demonstration's tokens (and at least 32 tokens longer)."""
     loop_ngram: int = 8
-    """A rollout loops when one n-gram of this many tokens stands more than ``loop_repeats`` times in it."""
+    """A rollout loops when one n-gram of this many tokens stands more than ``loop_repeats`` times as often in it as the
+    most frequent one does in its demonstration (once, where that does not repeat itself)."""
     loop_repeats: int = 3
     """See ``loop_ngram``."""
     answer_only_ratio: float = 0.25

@@ -33,12 +33,25 @@ def describe_lengths(prepared: Prepared, max_new_tokens: int) -> tuple[list[Leng
     Returns:
         Rows of a table, and warnings to show before anything is computed.
     """
-    rows = [
-        _row("bare prompt (student)", [len(views.student_ids) for views in prepared.views]),
-        _row("prompt + demonstration (teacher)", [len(views.teacher_ids) for views in prepared.views]),
-        _row("demonstration", [len(views.response_ids) for views in prepared.views]),
-    ]
-    warnings = []
+    lengths = {
+        "bare prompt (student)": [len(views.student_ids) for views in prepared.views],
+        "prompt + demonstration (teacher)": [len(views.teacher_ids) for views in prepared.views],
+        "demonstration": [len(views.response_ids) for views in prepared.views],
+    }
+    rows = [_row(name, found) for name, found in lengths.items() if any(found)]  # a method may have no teacher
+    warnings = [*prepared.notes]
+    if prepared.bad_rows:
+        warnings.append(
+            f"{len(prepared.bad_rows)} rows are left out, the chat template does not write them as they are "
+            f"(data.on_bad_row=skip). The first: {prepared.bad_rows[0]}"
+        )
+    if prepared.left_out:
+        num_left_out = sum(each.num_characters for each in prepared.left_out)
+        warnings.append(
+            f"the chat template left {num_left_out} of {sum(each.num_shown for each in prepared.left_out)} characters "
+            f"of the demonstration out of the teacher's prompt, in {len(prepared.left_out)} rows: "
+            f"{_some([each.example_id for each in prepared.left_out])}. To show all of it: --context.template reference"
+        )
     if prepared.trimmed_ids:
         warnings.append(
             f"{len(prepared.trimmed_ids)} demonstrations are cut to fit context.max_teacher_tokens: "

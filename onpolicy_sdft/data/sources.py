@@ -216,6 +216,7 @@ def _demonstration(row: Mapping[str, Any], number: int, config: DataConfig, task
         turns=tuple(turns),
         response=response,
         fields=fields,
+        origin=f"{config.path or config.name}, row {number}",
     )
     task.check_demonstration(demonstration)
     return demonstration

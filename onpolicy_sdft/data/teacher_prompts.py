@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from onpolicy_sdft.data.chat_template import ANSWER, QUESTION
 from onpolicy_sdft.data.neighbours import choose_neighbours
 from onpolicy_sdft.data.templates import TeacherContext, feedback_turns, shows_own
-from onpolicy_sdft.errors import DataError
-from onpolicy_sdft.types import Demonstration, Feedback
+from onpolicy_sdft.errors import ConfigError, DataError
+from onpolicy_sdft.types import Demonstration, Feedback, Turn
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import ContextConfig
@@ -34,6 +35,19 @@ class Fitted:
     num_trimmed_tokens: int  # cut off the end of the demonstration that is shown
     num_dropped_examples: int  # other examples left out
     num_cut_tokens: int = 0  # cut off the end of the student's own attempt
+
+
+#: The prompt of a method that asks no teacher.
+NO_TEACHER = Fitted((), 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What a chat template leaves out of the demonstrations it is to show, such as the reasoning of old turns."""
+
+    example_id: str
+    num_characters: int  # left out
+    num_shown: int  # characters of the demonstrations that were to be shown
 
 
 class TeacherPrompts:
@@ -61,6 +75,13 @@ class TeacherPrompts:
     ) -> None:
         self._renderer, self._work, self._limit = renderer, work, config.max_teacher_tokens
         self._context = TeacherContext(config.template, config.show)
+        example = Demonstration("", (Turn("user", QUESTION),), ANSWER)
+        for turn in self._context.turns(example, ANSWER, [example]):
+            if name := renderer.spelled_in(turn.content):
+                raise ConfigError(
+                    f"context.template={config.template!r} spells the control token {name!r}, which only the chat "
+                    "template may write. Fix: take it out; turns are marked by the chat template."
+                )
         self._shows_own = shows_own(config.show)
         self._num_kept_examples = int(config.show == "others")  # without any, the teacher would know nothing more
         num_others = {"others": config.num_demonstrations, "both": config.num_demonstrations - 1}.get(config.show, 0)
@@ -93,12 +114,13 @@ class TeacherPrompts:
                 return Fitted(whole, 0, num_dropped)
         num_cut = 0
         if feedback is not None and shows_attempt:
-            told, tokens = feedback, self._renderer.text_ids(feedback.attempt)
-            shortest = min(_LEAST_ATTEMPT_TOKENS, len(tokens))
+            told, num_tokens = feedback, len(self._renderer.text_ids(feedback.attempt))
+            shortest = min(_LEAST_ATTEMPT_TOKENS, num_tokens)
             cut = self._cut(told.attempt, lambda text: ids(own, last, replace(told, attempt=text)), shortest)
             if cut is not None:
                 return Fitted(cut[0], 0, num_dropped, cut[1])
-            feedback, num_cut = replace(told, attempt=self._start(tokens, shortest)), len(tokens) - shortest
+            attempt = self._renderer.start_of(told.attempt, shortest)
+            feedback, num_cut = replace(told, attempt=attempt), num_tokens - shortest
         if own:
             cut = self._cut(own, lambda text: ids(text, last, feedback))
         else:
@@ -108,6 +130,31 @@ class TeacherPrompts:
             )
         return None if cut is None else Fitted(*cut, num_dropped, num_cut)
 
+    def whole_length(self, demonstration: Demonstration) -> int:
+        """Return the tokens of a prompt with nothing cut."""
+        own = demonstration.response if self._shows_own else ""
+        return len(self._ids(demonstration, False, own, self._examples[demonstration.example_id], None))
+
+    def left_out(self, demonstration: Demonstration, fitted: Fitted) -> LeftOut | None:
+        """Compare a prompt with the demonstrations it shows; None where the chat template writes them as they are."""
+        others = self._examples[demonstration.example_id][fitted.num_dropped_examples :]
+        own = demonstration.response if self._shows_own else ""
+        turns = self._turns(demonstration, own, others)
+        text = self._renderer.teacher_text(turns)
+        given = "".join(turn.content for turn in turns)
+        # What a context template of one's own writes otherwise is meant to be so.
+        shown = [response for response in [own, *(o.response for o in others)] if response and response in given]
+        if all(response.strip() in text for response in shown):
+            return None
+        # The same prompt with texts that no template takes apart tells how long it would be with nothing left out.
+        plain = [replace(other, response=ANSWER) for other in others]
+        other_text = self._renderer.teacher_text(self._turns(demonstration, own and ANSWER, plain))
+        expected = len(other_text) + sum(len(response) - len(ANSWER) for response in shown)
+        return LeftOut(demonstration.example_id, max(1, expected - len(text)), sum(map(len, shown)))
+
+    def _turns(self, demonstration: Demonstration, own: str, examples: Sequence[Demonstration]) -> list[Turn]:
+        return self._context.turns(demonstration, own, examples, self._work(demonstration))
+
     def _ids(
         self,
         demonstration: Demonstration,
@@ -116,9 +163,9 @@ class TeacherPrompts:
         examples: Sequence[Demonstration],
         feedback: Feedback | None,
     ) -> tuple[int, ...]:
-        work = self._work(demonstration)
-        turns = self._context.turns(demonstration, own, examples, work)
+        turns = self._turns(demonstration, own, examples)
         if feedback is not None:
+            work = self._work(demonstration)
             turns = feedback_turns(turns, demonstration.prompt, feedback, work, shows_attempt=shows_attempt)
         return self._renderer.teacher_ids(turns)
 
@@ -130,15 +177,12 @@ class TeacherPrompts:
         Returns:
             The prompt and the number of tokens cut; None where ``least`` tokens are still too many.
         """
-        tokens = self._renderer.text_ids(text)
-        kept = len(tokens) - (len(shown(text)) - self._limit)
+        num_tokens = len(self._renderer.text_ids(text))
+        kept = num_tokens - (len(shown(text)) - self._limit)
         while kept >= max(1, least):
-            part = self._start(tokens, kept)
+            part = self._renderer.start_of(text, kept)
             ids = shown(part)
             if part and len(ids) <= self._limit:
-                return ids, len(tokens) - kept
+                return ids, num_tokens - kept
             kept -= max(1, len(ids) - self._limit)
         return None
-
-    def _start(self, tokens: Sequence[int], num_kept: int) -> str:
-        return self._renderer.decode(tokens[:num_kept]).rstrip("\ufffd")  # a character cut in half

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from jinja2 import StrictUndefined, TemplateError, meta
+from jinja2.nodes import TemplateData
 from jinja2.sandbox import SandboxedEnvironment
 
 from onpolicy_sdft.errors import ConfigError
@@ -180,6 +181,15 @@ class TeacherContext:
         except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
             raise ConfigError(f"context.template={self.name!r} cannot be rendered: {error}") from error
         return [*before, Turn(question.role, content)]
+
+
+def template_wording(template: str) -> str:
+    """Return what a context template itself says to the teacher, with a full stop at every gap that it fills."""
+    if template == PRIOR_TURN:
+        return ""
+    source = TEMPLATES.get(template) or _from_file(template)
+    nodes = SandboxedEnvironment().parse(f"{source.system or ''}\n{source.user}").find_all(TemplateData)
+    return " . ".join(node.data for node in nodes)
 
 
 def feedback_turns(

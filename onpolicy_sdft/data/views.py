@@ -1,18 +1,32 @@
 """The two prompt views of a demonstration, as token ids, through the tokenizer's chat template.
 
 The student sees the bare prompt; the teacher sees it with the demonstration. Both end in the same generation
-header, so the answer starts in the same state.
+header, so the answer starts in the same state. One rule holds for every row: its bare prompt and its target are the
+first tokens of the whole conversation as the chat template writes it, and the target decodes to the response.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2 import TemplateError
 
-from onpolicy_sdft.data.teacher_prompts import TeacherPrompts
+from onpolicy_sdft.data.chat_template import (
+    ANSWER,
+    QUESTION,
+    at_moment,
+    broken,
+    literals,
+    notes_on,
+    read_markup,
+    reads_clock,
+)
+from onpolicy_sdft.data.refusals import not_a_prefix, not_the_response, spells_control
+from onpolicy_sdft.data.teacher_prompts import NO_TEACHER, LeftOut, TeacherPrompts
 from onpolicy_sdft.errors import ConfigError, DataError
 from onpolicy_sdft.types import Demonstration, Turn, Views
 
@@ -21,7 +35,8 @@ if TYPE_CHECKING:
 
     from onpolicy_sdft.config.schema import ContextConfig
 
-_PROBE = "onpolicy sdft probe"
+#: Tokens of the prompt that a completion is decoded behind: some tokenizers write the first word of a text otherwise.
+_NUM_BEFORE = 4
 
 
 class Renderer:
@@ -29,7 +44,7 @@ class Renderer:
 
     Args:
         tokenizer: With a chat template.
-        config: Template arguments of both views.
+        config: Template arguments of both views, and the date that templates read.
 
     Raises:
         ConfigError: If the two views would start the answer in different states, or the chat template fails.
@@ -38,18 +53,35 @@ class Renderer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: ContextConfig) -> None:
         self.tokenizer = tokenizer
         self.config = config
-        self.terminator_id = self._find_terminator()
-        student = self._header(config.student_template_kwargs)
-        teacher = self._header(config.teacher_template_kwargs)
-        if student != teacher:
+        date = config.date or datetime.now().date().isoformat()
+        self._moment = _moment(date)
+        #: What the chat template sees, as ``context.date`` takes it; empty where it does not read the clock.
+        self.date = date if reads_clock(str(tokenizer.chat_template)) else ""
+        self._spelled = None
+        self.markup = read_markup(tokenizer, self._rendered_by(config.student_template_kwargs))
+        teacher = read_markup(tokenizer, self._rendered_by(config.teacher_template_kwargs))
+        if self.markup.header != teacher.header:
             raise ConfigError(
-                f"The two views start the answer differently: the student's header is {student!r}, the "
-                f"teacher's {teacher!r}. Give context.student_template_kwargs and "
+                f"The two views start the answer differently: the student's header is {self.markup.header!r}, the "
+                f"teacher's {teacher.header!r}. Give context.student_template_kwargs and "
                 "context.teacher_template_kwargs the same thinking mode."
             )
+        self.control_ids = frozenset(self.markup.control)
+        eos: int = tokenizer.eos_token_id
+        self.terminator_id = eos if self.markup.end_id is None else self.markup.end_id
+        self._markers: dict[tuple[str, ...], list[int]] = {}  # control tokens of conversations of such roles
+        self._spelled = literals(self.markup.control.values())
+        self._lead_ids = self.text_ids(self.markup.lead)
+        self._before = self.text_ids(self.markup.prompt)[-_NUM_BEFORE:]
+        self._num_before = len(self._plain(self._before))
+        self._lead, self._tail = self._around_answers()
 
     def prompt_ids(self, turns: Sequence[Turn], template_kwargs: dict[str, Any]) -> tuple[int, ...]:
-        """Tokenise a conversation up to and including the header of the answer."""
+        """Tokenise a conversation up to and including the header of the answer.
+
+        Control tokens that a turn spells (models do, and people) are broken in two, so that they stay text; rows of a
+        data set that spell them are refused before.
+        """
         return tuple(self._ids(self._render(turns, template_kwargs, generation=True)))
 
     def student_ids(self, turns: Sequence[Turn]) -> tuple[int, ...]:
@@ -60,24 +92,123 @@ class Renderer:
         """Tokenise the prompt with the demonstration."""
         return self.prompt_ids(turns, self.config.teacher_template_kwargs)
 
+    def teacher_text(self, turns: Sequence[Turn]) -> str:
+        """Return the prompt with the demonstration as the chat template writes it."""
+        return "".join(self._render(turns, self.config.teacher_template_kwargs, generation=True))
+
     def text_ids(self, text: str) -> list[int]:
         """Tokenise plain text, without special tokens."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
+    def start_of(self, text: str, num_tokens: int) -> str:
+        """Return the first tokens of a text, as text; a character cut in half is left out."""
+        return self._plain(self.text_ids(text)[:num_tokens]).rstrip("\ufffd")
+
     def response_ids(self, response: str) -> tuple[int, ...]:
-        """Tokenise an answer as a target: its text and the chat template's own terminator, nothing after."""
-        return (*self.text_ids(response), self.terminator_id)
+        """Tokenise an answer as a target: what the chat template writes from the header to what ends the answer.
+
+        Raises:
+            ConfigError: If the chat template does not end answers.
+            DataError: If the template does not write this text.
+        """
+        return self.target([Turn("user", QUESTION)], response)[1]
+
+    def target(self, turns: Sequence[Turn], response: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Tokenise a bare prompt and the answer to it, as they stand in the whole conversation.
+
+        Returns:
+            Ids of the prompt, header included, and of the target, what ends it included.
+
+        Raises:
+            ConfigError: If the chat template does not end answers.
+            DataError: If prompt and target are not what the chat template writes, or the target is not the response.
+        """
+        if self.markup.end_id is None:
+            raise ConfigError(
+                "The chat template ends an answer with no token of its own, so a model could not learn to stop: it "
+                f"writes {self.markup.whole!r} behind the prompt {self.markup.prompt!r}. Fix: the model's "
+                "chat_template.jinja, so that it writes the end-of-text token ({{ eos_token }}) behind what an "
+                "assistant says."
+            )
+        answered, kwargs = [*turns, Turn("assistant", response)], self.config.student_template_kwargs
+        asked, whole = (
+            "".join(self._render(said, kwargs, generation=generation))
+            for said, generation in ((turns, True), (answered, False))
+        )
+        asked_ids, whole_ids = self._ids([asked]), self._ids([whole])
+        self._refuse_control(answered, whole_ids)
+        target = self._behind(asked_ids, whole_ids)
+        if not target:
+            raise DataError(not_a_prefix(asked, whole, response))
+        if (text := self.decode(target)) != response:
+            raise DataError(not_the_response(text, response))
+        return tuple(asked_ids), tuple(target)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of a completion, special tokens left out."""
-        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        """Return the text of a completion: without what ends it, and without what the template puts around answers.
 
-    def _render(self, turns: Sequence[Turn], template_kwargs: dict[str, Any], *, generation: bool) -> str:
-        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+        Control tokens inside it are shown: whoever reads the text sees what is learned.
+        """
+        ids = list(token_ids)
+        ended = bool(ids) and self._ends(ids[-1])
+        ids = ids[:-1] if ended else ids
+        text = self._plain([*self._before, *ids])[self._num_before :].removeprefix(self._lead)
+        return text.removesuffix(self._tail) if ended else text
+
+    def controls(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+        """Return the control tokens inside a completion, by name: neither its end nor what precedes every answer."""
+        ids = list(token_ids)
+        ids = ids[:-1] if ids and self._ends(ids[-1]) else ids
+        if ids[: len(self._lead_ids)] == self._lead_ids:
+            ids = ids[len(self._lead_ids) :]
+        return tuple(self.markup.control[token] for token in self._control_among(ids))
+
+    def spelled_in(self, text: str) -> str:
+        """Return the first control token that a text spells; empty where it spells none."""
+        found = self._spelled.search(text) if self._spelled else None
+        return found[0] if found else ""
+
+    def notes(self) -> list[str]:
+        """Return what a user should know of the chat template before a run."""
+        return notes_on(self.tokenizer, self.markup, self.date)
+
+    def _behind(self, asked_ids: Sequence[int], whole_ids: Sequence[int]) -> list[int]:
+        """Return what follows a prompt in the whole conversation, up to what ends the answer; empty: it does not."""
+        places = range(len(asked_ids), len(whole_ids))
+        end = next((place for place in places if whole_ids[place] == self.markup.end_id), None)
+        follows = end is not None and list(whole_ids[: len(asked_ids)]) == list(asked_ids)
+        return list(whole_ids[len(asked_ids) : end + 1]) if follows and end is not None else []
+
+    def _around_answers(self) -> tuple[str, str]:
+        """Return what completions decode to before and behind an answer.
+
+        It is what the template writes there, and the blank that some tokenizers put behind a control token.
+        """
+        target = self._behind(self._ids([self.markup.prompt]), self._ids([self.markup.whole]))
+        text = self._plain([*self._before, *target[:-1]])[self._num_before :]
+        lead, answer, tail = text.partition(ANSWER)
+        return (lead, tail) if answer else ("", "")  # no row can be learned then: each is refused with both texts
+
+    def _ends(self, token: int) -> bool:
+        return token in self.control_ids or token == self.tokenizer.eos_token_id
+
+    def _plain(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def _rendered_by(self, kwargs: dict[str, Any]) -> Callable[[Sequence[Turn], bool], str]:
+        return lambda turns, generation: "".join(self._render(turns, kwargs, generation=generation))
+
+    def _render(self, turns: Sequence[Turn], kwargs: dict[str, Any], *, generation: bool) -> list[str]:
+        """Return the conversation as text; more than one piece where control tokens that turns spell are broken."""
+        contents, seam = broken([turn.content for turn in turns], self._spelled)
+        messages = [{"role": turn.role, "content": text} for turn, text in zip(turns, contents, strict=True)]
+        if self.date:
+            source = self.tokenizer.get_chat_template(kwargs.get("chat_template"), kwargs.get("tools"))
+            kwargs = {**kwargs, "chat_template": at_moment(source, self._moment)}
         try:
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generation, **template_kwargs
+            text = str(
+                self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation, **kwargs)
             )
         except (TemplateError, TypeError, ValueError) as error:
             roles = [turn.role for turn in turns]
@@ -85,40 +216,62 @@ class Renderer:
                 f"The tokenizer's chat template cannot render the roles {roles}: {error}. Another context.template "
                 "may fit it: prior_turn needs assistant turns, the acl_ ones a system message (as data.system does)."
             ) from error
-        return str(text)
+        return text.split(seam) if seam else [text]
 
-    def _ids(self, text: str) -> list[int]:
+    def _ids(self, pieces: Sequence[str]) -> list[int]:
         # The template wrote every special token there is to be: adding more would double the first one.
-        ids = self.text_ids(text)
+        ids = [token for piece in pieces for token in self.text_ids(piece)]
         bos = self.tokenizer.bos_token_id
         if bos is not None and ids[:2] == [bos, bos]:
             raise ConfigError("The chat template writes the beginning-of-text token twice.")
         return ids
 
-    def _header(self, template_kwargs: dict[str, Any]) -> str:
-        turns = [Turn("user", _PROBE)]
-        bare = self._render(turns, template_kwargs, generation=False)
-        return self._render(turns, template_kwargs, generation=True).removeprefix(bare)
+    def _refuse_control(self, turns: Sequence[Turn], whole_ids: Sequence[int]) -> None:
+        """Refuse turns that spell control tokens; ``whole_ids``: the conversation, in which they would be some."""
+        roles = tuple(turn.role for turn in turns)
+        if roles not in self._markers:
+            plain = [Turn(role, QUESTION) for role in roles]
+            pieces = self._render(plain, self.config.student_template_kwargs, generation=False)
+            self._markers[roles] = self._control_among(self._ids(pieces))
+        if self._control_among(whole_ids) == self._markers[roles]:
+            return  # all of them are the template's own: no turn has to be looked at
+        for turn in turns:
+            for name in map(self.markup.control.__getitem__, self._control_among(self.text_ids(turn.content))):
+                # What stands for unknown characters too is markup only where it is spelled.
+                if name != self.tokenizer.unk_token or name in turn.content:
+                    raise DataError(spells_control(turn.role, turn.content, name))
 
-    def _find_terminator(self) -> int:
-        turns = [Turn("user", "question"), Turn("assistant", _PROBE)]
-        text = self._render(turns, self.config.student_template_kwargs, generation=False)
-        after = self._ids(text[text.rindex(_PROBE) + len(_PROBE) :])
-        special = set(self.tokenizer.all_special_ids)
-        if after and after[0] in special:
-            return after[0]
-        eos: int = self.tokenizer.eos_token_id
-        return eos
+    def _control_among(self, ids: Sequence[int]) -> list[int]:
+        return [token for token in ids if token in self.control_ids]
+
+
+def _moment(date: str) -> datetime:
+    try:
+        return datetime.fromisoformat(date)
+    except ValueError as error:
+        raise ConfigError(f"context.date={date!r} is no date. Fix: as in 2026-11-28.") from error
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A data set ready for training, with what the length preflight found."""
+    """A data set ready for training, with what was found when its rows were looked at."""
 
     views: tuple[Views, ...]
     dropped_ids: tuple[str, ...]  # examples that cannot fit, left out as configured
     trimmed_ids: tuple[str, ...]  # examples whose shown demonstration was cut
     prompts: TeacherPrompts  # what made the teacher's prompts, for those that tell of an attempt as well
+    bad_rows: tuple[str, ...] = ()  # one line per row whose texts cannot be rendered, left out on request
+    left_out: tuple[LeftOut, ...] = ()  # demonstrations that the chat template shows in part
+    notes: tuple[str, ...] = ()  # what should be known of the chat template
+
+    @property
+    def digest(self) -> str:
+        """Digest of the token ids of all prompts and targets: of what is read, whatever it was made from."""
+        found = hashlib.sha256()
+        for views in self.views:
+            ids = (views.student_ids, views.teacher_ids, views.response_ids)
+            found.update(repr((views.demonstration.example_id, ids)).encode("utf-8", "backslashreplace"))
+        return found.hexdigest()
 
 
 def prepare(
@@ -127,6 +280,9 @@ def prepare(
     config: ContextConfig,
     seed: int,
     work: Callable[[Demonstration], str] = lambda demonstration: "",
+    *,
+    asks_teacher: bool = True,
+    on_bad_row: Literal["error", "skip"] = "error",
 ) -> Prepared:
     """Build both views of every demonstration and make them fit, before any step is taken.
 
@@ -136,44 +292,32 @@ def prepare(
         config: How the teacher is shown demonstrations, and what has to fit.
         seed: Of the choice of other examples.
         work: What the task says the work of an answer is; see ``Task.work``.
+        asks_teacher: Whether the method has a teacher; without one there are no teacher's prompts, and none need fit.
+        on_bad_row: What to do with rows that the chat template does not write as they are.
 
     Raises:
-        DataError: If rows cannot fit and ``context.on_too_long`` is ``error``, or a response spells the terminator.
+        ConfigError: If the chat template cannot serve.
+        DataError: If rows are bad, or cannot fit and ``context.on_too_long`` is ``error``, or no row is left.
     """
-    prompts = TeacherPrompts(demonstrations, renderer, config, seed, work)
+    good, targets, bad_rows = _targets(demonstrations, renderer, config, on_bad_row)
+    prompts = TeacherPrompts(good, renderer, config, seed, work)
     found: list[Views] = []
-    too_long: list[tuple[str, int]] = []
-    for demonstration in demonstrations:
-        student_ids = renderer.student_ids(demonstration.turns)
-        response_ids = renderer.response_ids(demonstration.response)
-        if renderer.terminator_id in response_ids[:-1]:
-            raise DataError(
-                f"example {demonstration.example_id!r}: its response spells the terminator "
-                f"{renderer.tokenizer.convert_ids_to_tokens(renderer.terminator_id)!r}, which the chat template adds "
-                "by itself. Take it out of the row."
-            )
-        fitted = prompts.fit(demonstration)
-        if len(student_ids) > config.max_student_tokens or fitted is None:
-            too_long.append((demonstration.example_id, len(student_ids)))
-            continue
-        found.append(
-            Views(
-                demonstration,
-                student_ids,
-                fitted.token_ids,
-                response_ids,
-                fitted.num_trimmed_tokens,
-                fitted.num_dropped_examples,
-            )
-        )
+    too_long: list[tuple[str, str]] = []
+    left_out: list[LeftOut] = []
+    for demonstration, (student_ids, response_ids) in zip(good, targets, strict=True):
+        fitted = prompts.fit(demonstration) if asks_teacher else NO_TEACHER
+        if len(student_ids) > config.max_student_tokens:
+            too_long.append((demonstration.example_id, f"bare prompt of {len(student_ids)} tokens"))
+        elif fitted is None:
+            length = prompts.whole_length(demonstration)
+            too_long.append((demonstration.example_id, f"teacher's prompt of {length} tokens, uncut"))
+        else:
+            cut = fitted.num_trimmed_tokens, fitted.num_dropped_examples
+            found.append(Views(demonstration, student_ids, fitted.token_ids, response_ids, *cut))
+            missing = prompts.left_out(demonstration, fitted) if asks_teacher else None
+            left_out += [missing] if missing else []
     if too_long and config.on_too_long == "error":
-        listed = ", ".join(f"{name} ({length} tokens)" for name, length in too_long[:5])
-        raise DataError(
-            f"{len(too_long)} of {len(demonstrations)} rows do not fit in context.max_student_tokens="
-            f"{config.max_student_tokens} and context.max_teacher_tokens={config.max_teacher_tokens} even "
-            f"with all cut that may be cut: {listed}{', ...' if len(too_long) > 5 else ''}. Raise the limits, "
-            "or leave these rows out and count them: --context.on_too_long drop."
-        )
+        raise DataError(_do_not_fit(too_long, len(good), config, asks_teacher=asks_teacher))
     if not found:
         raise DataError("No row fits in context.max_student_tokens and context.max_teacher_tokens.")
     return Prepared(
@@ -181,4 +325,46 @@ def prepare(
         dropped_ids=tuple(name for name, _ in too_long),
         trimmed_ids=tuple(v.demonstration.example_id for v in found if v.num_trimmed_tokens),
         prompts=prompts,
+        bad_rows=tuple(bad_rows),
+        left_out=tuple(left_out),
+        notes=tuple(renderer.notes()),
+    )
+
+
+def _targets(
+    demonstrations: Sequence[Demonstration],
+    renderer: Renderer,
+    config: ContextConfig,
+    on_bad_row: Literal["error", "skip"],
+) -> tuple[list[Demonstration], list[tuple[tuple[int, ...], tuple[int, ...]]], list[str]]:
+    """Return the rows that can be learned as they are, their prompts and targets, and a line about each other row."""
+    good, targets, bad_rows = [], [], []
+    for demonstration in demonstrations:
+        if config.trim_responses:
+            demonstration = replace(demonstration, response=demonstration.response.strip())
+        try:
+            ids = renderer.target(demonstration.turns, demonstration.response)
+        except DataError as error:
+            message = f"{demonstration.origin or f'example {demonstration.example_id!r}'}: {error}"
+            if on_bad_row == "error":
+                raise DataError(f"{message}. Or leave bad rows out and count them: --data.on_bad_row skip.") from error
+            bad_rows.append(message)
+            continue
+        good.append(demonstration)
+        targets.append(ids)
+    if not good:
+        raise DataError(f"No row is left to learn: {len(bad_rows)} are bad. The first: {bad_rows[0]}.")
+    return good, targets, bad_rows
+
+
+def _do_not_fit(
+    too_long: Sequence[tuple[str, str]], num_rows: int, config: ContextConfig, *, asks_teacher: bool
+) -> str:
+    limits = f"context.max_student_tokens={config.max_student_tokens}"
+    if asks_teacher:
+        limits += f" and context.max_teacher_tokens={config.max_teacher_tokens} even with all cut that may be cut"
+    listed = ", ".join(f"{name} ({length})" for name, length in too_long[:5])
+    return (
+        f"{len(too_long)} of {num_rows} rows do not fit in {limits}: {listed}{', ...' if len(too_long) > 5 else ''}. "
+        "Raise the limits, or leave these rows out and count them: --context.on_too_long drop."
     )

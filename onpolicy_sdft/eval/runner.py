@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from onpolicy_sdft.data.sources import fingerprint
 from onpolicy_sdft.eval.answers import EVAL_STEP, Kept, Record, digest, write_in_chunks
 from onpolicy_sdft.eval.intervals import mean_interval, wilson_interval
+from onpolicy_sdft.tasks.protocol import Checker
 from onpolicy_sdft.types import ONE_RANK, Demonstration, NoiseKey, Ranks, Rollout, RolloutRequest, SamplingLaw
 
 if TYPE_CHECKING:
@@ -102,11 +103,12 @@ def check_answers(
     decode: Callable[[Sequence[int]], str],
 ) -> list[Record]:
     """Check each answer and return one record each."""
+    check = Checker(task)
 
     def record(pair: tuple[Demonstration, Rollout]) -> Record:
         question, rollout = pair
         text = decode(rollout.token_ids)
-        result = task.check(text, question)
+        result = check(text, question)
         return {
             "example_id": question.example_id,
             "sample": rollout.key.sample_index,

@@ -14,7 +14,7 @@ import torch
 from onpolicy_sdft.config.check_method import live_options_set
 from onpolicy_sdft.config.load import dump_config
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
-from onpolicy_sdft.jobs.method import make_pairing, make_review, make_sampling, make_teacher
+from onpolicy_sdft.jobs.method import make_pairing, make_review, make_sampling, make_screen, make_teacher
 from onpolicy_sdft.jobs.parts import load_chat, load_rows, make_views, print_preflight, show_writing
 from onpolicy_sdft.jobs.preview import choose_rows, look
 from onpolicy_sdft.offline.distill import Judge, LegacyJudge, ScreenJudge, count_rows, distill
@@ -24,7 +24,6 @@ from onpolicy_sdft.runs.claim import claimed
 from onpolicy_sdft.runs.files import differences, read_json, write_json_atomic, write_text_atomic
 from onpolicy_sdft.runs.manifest import collect_manifest
 from onpolicy_sdft.runs.progress import Progress
-from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.train.preview import Preview
 from onpolicy_sdft.train.source import PolicySource
 
@@ -102,7 +101,7 @@ def _judge(config: RunConfig, chat: Chat, data: Data, source: PolicySource, say:
     """Return what judges rewrites, after a look at what the seed model writes with these settings."""
     if config.distill.rules == "legacy":
         return LegacyJudge(config.task.name, chat.renderer.decode, chat.renderer.response_ids)
-    screen = Screen(config.screening, data.task, chat.renderer.decode)
+    screen = make_screen(config, chat, data)
     teacher = make_teacher(config, chat.loaded.model, nullcontext)
     pairing = make_pairing(config, chat.pad_token_id)
     reviewer = make_review(config, chat, data.task, pairing, teacher, source.answers)

@@ -82,6 +82,7 @@ def _write_identity(config: RunConfig, data: Data, run: RunDirectory, command: S
             "skipped_rows": len(data.loaded.skipped),
             "dropped_ids": list(data.prepared.dropped_ids),
             "trimmed_ids": list(data.prepared.trimmed_ids),
+            "bad_rows": len(data.prepared.bad_rows),
         },
     )
     if run.manifest_path.is_file():  # a resumed run keeps the record of its start

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from onpolicy_sdft.data.templates import TeacherContext
+from onpolicy_sdft.data.templates import TeacherContext, template_wording
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.jobs.parts import Chat, Data, Say, context_window, sampling_law
 from onpolicy_sdft.models.lora import inner_model
@@ -19,7 +19,10 @@ from onpolicy_sdft.models.shards import WHOLE, Shards
 from onpolicy_sdft.models.teacher import Teacher
 from onpolicy_sdft.objectives.objective import Objective
 from onpolicy_sdft.rollout.backend import NO_RECORD
+from onpolicy_sdft.screening.mentions import Mentions
 from onpolicy_sdft.screening.review import Prompts, Review
+from onpolicy_sdft.screening.screen import Screen
+from onpolicy_sdft.tasks.protocol import Checker
 from onpolicy_sdft.train.feedback import FeedbackSource, Trying
 from onpolicy_sdft.train.pairing import Pairing
 from onpolicy_sdft.train.scoring import Scorer
@@ -136,6 +139,21 @@ def make_pairing(config: RunConfig, pad_token_id: int, *, packed: bool = False) 
     )
 
 
+def make_screen(config: RunConfig, chat: Chat, data: Data, num_workers: int | None = None) -> Screen:
+    """Return what judges rollouts by their own text.
+
+    Args:
+        config: Verdicts, and the template whose wording is not to be talked of.
+        chat: Decodes rollouts.
+        data: Its task checks them.
+        num_workers: Checks run at once; None: as many as there are cores, less one.
+    """
+    template = config.context.template
+    mentions = Mentions(config.screening.banned_phrases, template, template_wording(template))
+    renderer = chat.renderer
+    return Screen(config.screening, data.task, renderer.decode, num_workers, mentions, renderer.controls)
+
+
 def make_review(
     config: RunConfig,
     chat: Chat,
@@ -183,8 +201,7 @@ def _measuring_prompts(config: RunConfig, chat: Chat) -> Prompts:
         """Return as much of a text as leaves so many tokens, and the template's own, free."""
         limit = config.context.max_teacher_tokens
         limit = limit if window is None else min(limit, max(1, window - taken - _TEMPLATE_TOKENS))
-        ids = renderer.text_ids(text)
-        return text if len(ids) <= limit else renderer.decode(ids[:limit])
+        return text if len(renderer.text_ids(text)) <= limit else renderer.start_of(text, limit)
 
     def alone(views: Views) -> Sequence[int]:
         text = cut(views.demonstration.response, config.rollout.max_new_tokens)
@@ -258,7 +275,7 @@ def make_trying(config: RunConfig, chat: Chat, data: Data, teacher: Teacher, num
     return Trying(
         num_samples=rollout.num_samples,
         num_attempts=rollout.num_samples if rollout.view == "student" else feedback.num_attempts,
-        check=task.check,
+        check=Checker(task, config.screening.max_check_errors),
         decode=chat.renderer.decode,
         prompt=partial(data.prepared.prompts.fit, shows_attempt=feedback.show_attempt),
         writing=partial(teacher.weights, "live"),

@@ -170,8 +170,18 @@ def load_rows(config: RunConfig) -> tuple[Task, DemonstrationSet]:
     return MixedTask(task, tasks) if tasks else task, mixed
 
 
-def make_views(config: RunConfig, chat: Chat, task: Task, loaded: DemonstrationSet) -> Data:
-    """Make both views of every demonstration fit the configured limits and the model's own context window."""
+def make_views(
+    config: RunConfig, chat: Chat, task: Task, loaded: DemonstrationSet, *, asks_teacher: bool = True
+) -> Data:
+    """Make both views of every demonstration fit the configured limits and the model's own context window.
+
+    Args:
+        config: Of the run.
+        chat: The model's prompts.
+        task: Says what the work of an answer is.
+        loaded: The demonstrations.
+        asks_teacher: Whether the method has a teacher; without one no row is left out for its prompt.
+    """
     window, context = context_window(chat), config.context
     if window is not None:
         room = max(1, window - config.rollout.max_new_tokens)
@@ -180,7 +190,10 @@ def make_views(config: RunConfig, chat: Chat, task: Task, loaded: DemonstrationS
             max_teacher_tokens=min(context.max_teacher_tokens, room),
             max_student_tokens=min(context.max_student_tokens, room),
         )
-    prepared = prepare(loaded.demonstrations, chat.renderer, context, config.train.seed, work_of(task))
+    prepared = prepare(
+        loaded.demonstrations, chat.renderer, context, config.train.seed, work_of(task),
+        asks_teacher=asks_teacher, on_bad_row=config.data.on_bad_row,
+    )  # fmt: skip
     refuse_beyond_window(prepared, config.rollout.max_new_tokens, window)
     return Data(task, loaded, prepared)
 

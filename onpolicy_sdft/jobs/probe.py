@@ -32,6 +32,7 @@ from onpolicy_sdft.jobs.method import (
     make_policy_source,
     make_review,
     make_sampling,
+    make_screen,
     make_teacher,
     make_trying,
 )
@@ -41,7 +42,6 @@ from onpolicy_sdft.models.packed import attention_of
 from onpolicy_sdft.models.policy import Policy
 from onpolicy_sdft.rollout.backend import NO_RECORD
 from onpolicy_sdft.runs.progress import Progress
-from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks import load_task
 from onpolicy_sdft.tasks.protocol import work_of
 from onpolicy_sdft.train.laws import LawSource
@@ -104,7 +104,9 @@ def run_probe(
                 context=replace(config.context, template=template),
                 rollout=replace(config.rollout, temperature=temperature, temperature_end=None),
             )
-            prepared = prepare(rows, chat.renderer, asked.context, config.train.seed, work_of(task))
+            prepared = prepare(
+                rows, chat.renderer, asked.context, config.train.seed, work_of(task), on_bad_row=config.data.on_bad_row
+            )
             views = tuple(view for view in prepared.views if view.demonstration.example_id in chosen)
             data = Data(task, loaded, replace(prepared, views=views))
             with Progress(f"probe at T={temperature:g}", None, "tokens") as progress:
@@ -126,7 +128,7 @@ def _preview(config: RunConfig, chat: Chat, data: Data, teacher: Teacher, progre
     backend = chat.backend(chat.loaded.model, config.rollout, config.rollout.batch_size, progress.note)
     trying = make_trying(config, chat, data, teacher, num_workers=0)
     source = make_policy_source(config, backend, 1, teacher, tick(progress), trying)
-    screen = Screen(config.screening, data.task, chat.renderer.decode)
+    screen = make_screen(config, chat, data)
     pairing = make_pairing(config, chat.pad_token_id)
     reviewer = make_review(config, chat, data.task, pairing, teacher, source.answers)
     return Preview(data.prepared.views, source, screen, reviewer, partial(teacher.weights, "live"))

@@ -31,6 +31,7 @@ from onpolicy_sdft.jobs.method import (
     make_pairing,
     make_policy_source,
     make_review,
+    make_screen,
     make_teacher,
     make_trying,
 )
@@ -71,7 +72,7 @@ from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import write_json_atomic
 from onpolicy_sdft.runs.manifest import git_state
 from onpolicy_sdft.runs.progress import Progress, say_to_stderr
-from onpolicy_sdft.screening.screen import Screen, num_free_cores
+from onpolicy_sdft.screening.screen import num_free_cores
 from onpolicy_sdft.train.backend import Backend
 from onpolicy_sdft.train.checkpoint import Checkpointer
 from onpolicy_sdft.train.feedback import Trying
@@ -143,7 +144,8 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
         together = Together(backend, backend.inside) if config.rollout.weights == "sharded" else None
         start = backend.on_first(lambda: find_start(config, say))
         chat = load_chat(_with_base(config, start, backend, say), say, backend, device, together)
-    data = _take_up_distilled(config, chat, make_views(config, chat, task, rows), say)
+    views = make_views(config, chat, task, rows, asks_teacher=config.train.targets == "policy")
+    data = _take_up_distilled(config, chat, views, say)
     gated = gate_sets(config, task, held_back, sets)
     refuse_unaskable(chat, [*sets, *validation, *gated])
     plan = make_plan(config.train, len(data.prepared.views), backend.num_ranks)
@@ -267,7 +269,7 @@ def make_trainer(
     return Trainer(
         policy=policy,
         source=source,
-        screen=Screen(config.screening, data.task, chat.renderer.decode, num_workers),
+        screen=make_screen(config, chat, data, num_workers),
         pairing=pairing,
         laws=LawSource(teacher, objective, chat.pad_token_id),
         objective=objective,

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-# The newline is written as an expression: a bare one after a block tag would be trimmed.
+# The newline is written as an expression: a bare one after a block tag would be trimmed. The blank before an answer
+# stands at its first word, not in the header: no tokenizer leaves it alone before a word.
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
     "{{ message['role'] | capitalize }}: {{ message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 
 
@@ -72,8 +73,15 @@ def load_tokenizer(source: str, config: ModelConfig) -> PreTrainedTokenizerBase:
             "after each answer. For a base model that is usual; for a chat model, set its template.",
             stacklevel=2,
         )
-        tokenizer.chat_template = PLAIN_TEMPLATE
+        tokenizer.chat_template = plain_template(tokenizer)
     return tokenizer
+
+
+def plain_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a chat template for a base model, with the beginning-of-text token where the tokenizer puts it itself."""
+    bos = tokenizer.bos_token_id
+    begins = bos is not None and tokenizer("text")["input_ids"][:1] == [bos]
+    return "{{ bos_token }}" + PLAIN_TEMPLATE if begins else PLAIN_TEMPLATE
 
 
 def load(config: ModelConfig, report: Callable[[str], None] = lambda text: None) -> LoadedModel:

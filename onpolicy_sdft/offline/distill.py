@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.offline.file import DistilledRow, read_rows
 from onpolicy_sdft.offline.legacy import legacy_reason
 from onpolicy_sdft.runs.files import append_jsonl
@@ -68,12 +69,17 @@ class LegacyJudge:
     def _row(self, view: Views, rollout: Rollout | None) -> DistilledRow:
         demonstration = view.demonstration
         text = self.decode(rollout.token_ids).strip() if rollout else ""
-        reason = legacy_reason(text, demonstration, self.task_name)
+        reason, token_ids = legacy_reason(text, demonstration, self.task_name), view.response_ids
+        if not reason:
+            try:
+                token_ids = self.response_ids(text)
+            except DataError:  # the chat template would write another text, as where the model wrote control tokens
+                reason = "not_writable"
         response = demonstration.response if reason else text
         return DistilledRow(
             demonstration.example_id, demonstration.prompt, demonstration.response, text, response,
             verdict="fallback" if reason else "keep", reason=reason, attempt=0,
-            token_ids=view.response_ids if reason else self.response_ids(text),
+            token_ids=token_ids,
         )  # fmt: skip
 
 

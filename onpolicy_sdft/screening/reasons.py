@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from onpolicy_sdft.screening.bare import BareAnswers
 
 #: Reasons that one text shows, cheapest first.
-REASONS = ("empty", "truncated", "looping", "banned", "length", "answer_only", "check")
+REASONS = ("empty", "truncated", "control", "looping", "banned", "length", "answer_only", "check_error", "check")
 
 #: Reasons that take the policy's own view of a text, see ``review.py``.
 REVIEW_REASONS = ("surprise", "leak", "support", "steps", "agreement", "solved")
@@ -26,16 +26,21 @@ _STEPS_OF_AN_ANSWER = 2
 _LENGTH_SLACK_TOKENS = 32
 
 
-def is_looping(token_ids: Sequence[int], ngram: int, repeats: int) -> bool:
-    """Whether one n-gram of token ids stands more than ``repeats`` times in a completion."""
+def is_looping(token_ids: Sequence[int], ngram: int, repeats: int, reference: Sequence[int] = ()) -> bool:
+    """Whether a completion repeats itself more than its demonstration does.
+
+    Args:
+        token_ids: The completion.
+        ngram: Tokens of what is counted.
+        repeats: How many times as often one n-gram may stand in it as the demonstration's most frequent one.
+        reference: The demonstration, which may be a table or a refrain itself.
+    """
+    return _most_frequent(token_ids, ngram) > repeats * max(1, _most_frequent(reference, ngram))
+
+
+def _most_frequent(token_ids: Sequence[int], ngram: int) -> int:
     counts = Counter(tuple(token_ids[i : i + ngram]) for i in range(len(token_ids) - ngram + 1))
-    return bool(counts) and max(counts.values()) > repeats
-
-
-def banned_phrase(text: str, phrases: Sequence[str]) -> str | None:
-    """Return the first banned phrase in a text, in any case, or None."""
-    lowered = text.lower()
-    return next((phrase for phrase in phrases if phrase.lower() in lowered), None)
+    return max(counts.values(), default=0)
 
 
 def is_answer_only(num_tokens: int, num_steps: int, num_reference: int, bare: BareAnswers, share: float) -> bool:
@@ -48,8 +53,11 @@ def is_answer_only(num_tokens: int, num_steps: int, num_reference: int, bare: Ba
     return is_short and 2 * num_tokens < num_reference
 
 
-def is_length_off(num_tokens: int, num_reference: int, shortest: float, longest: float) -> bool:
-    """Whether a completion's length is out of proportion to the demonstration's."""
-    too_short = num_tokens < shortest * num_reference
-    too_long = num_tokens > max(longest * num_reference, num_reference + _LENGTH_SLACK_TOKENS)
-    return too_short or too_long
+def is_too_short(num_tokens: int, num_reference: int, shortest: float) -> bool:
+    """Whether a completion is much shorter than the demonstration."""
+    return num_tokens < shortest * num_reference
+
+
+def is_too_long(num_tokens: int, num_reference: int, longest: float) -> bool:
+    """Whether a completion is much longer than the demonstration."""
+    return num_tokens > max(longest * num_reference, num_reference + _LENGTH_SLACK_TOKENS)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from onpolicy_sdft.screening.reasons import REVIEW_REASONS
 from onpolicy_sdft.screening.screen import refused
-from onpolicy_sdft.tasks.protocol import check_all, checks
+from onpolicy_sdft.tasks.protocol import Checker, checks
 from onpolicy_sdft.types import Measures, NoiseKey, Rollout, RolloutRequest, Target, Verdict, Views
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class Review:
         self.num_workers = num_workers
         self.config = config
         self.task = task
+        self.check = Checker(task, config.max_check_errors)
         self.decode = decode
         self.score = score
         self.sample = sample
@@ -209,7 +210,7 @@ class Review:
     def _check(self, targets: Sequence[Target], texts: Sequence[str]) -> list[bool]:
         """Check texts as answers to the prompts of targets."""
         demonstrations = [target.views.demonstration for target in targets]
-        return [result.correct for result in check_all(self.task, texts, demonstrations, self.num_workers)]
+        return [result.correct for result in self.check.all(texts, demonstrations, self.num_workers)]
 
     def _test_steps(self, targets: Sequence[Target], step: int) -> list[Target]:
         """Let the bare policy go on from the first half of each kept rollout, and check where it ends."""

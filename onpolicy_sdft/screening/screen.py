@@ -5,16 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 from onpolicy_sdft.screening.bare import BareAnswers, num_steps
-from onpolicy_sdft.screening.reasons import REASONS, banned_phrase, is_answer_only, is_length_off, is_looping
+from onpolicy_sdft.screening.mentions import Mentions
+from onpolicy_sdft.screening.reasons import REASONS, is_answer_only, is_looping, is_too_long, is_too_short
 from onpolicy_sdft.screening.watch import Resample, Watch
-from onpolicy_sdft.types import Rollout, Target, Verdict, Views
+from onpolicy_sdft.tasks.protocol import CHECK_ERROR, Checker, checks
+from onpolicy_sdft.types import CheckResult, Rollout, Target, Verdict, Views
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import ScreeningConfig
     from onpolicy_sdft.tasks.protocol import Task
+
+#: Reasons that do not hold against what the task's check accepts.
+_OVERRULED = ("looping", "length")
 
 
 def num_free_cores(num_local_ranks: int = 1) -> int:
@@ -31,6 +37,8 @@ class Screen:
         task: Its check is one of the reasons.
         decode: Token ids to text, special tokens left out.
         num_workers: Checks run at once; None: as many as there are cores, less one.
+        mentions: Finds talk about the demonstration; None: by the phrases of the config and those of any template.
+        controls: Names of the control tokens inside a completion, its end left out.
     """
 
     def __init__(
@@ -39,12 +47,20 @@ class Screen:
         task: Task,
         decode: Callable[[Sequence[int]], str],
         num_workers: int | None = None,
+        mentions: Mentions | None = None,
+        controls: Callable[[Sequence[int]], Sequence[str]] = lambda token_ids: (),
     ) -> None:
         self.config = config
         self.task = task
+        self.check = Checker(task, config.max_check_errors)
+        self.mentions = Mentions(config.banned_phrases) if mentions is None else mentions
+        self.controls = controls
         self.decode = decode
         self.num_workers = num_free_cores() if num_workers is None else num_workers
-        self.verdicts: dict[str, Verdict] = {reason: getattr(config, reason) for reason in REASONS}
+        # A text whose check failed is treated as one that fails its check.
+        self.verdicts: dict[str, Verdict] = {
+            reason: getattr(config, "check" if reason == CHECK_ERROR else reason) for reason in REASONS
+        }
         self.bare: BareAnswers | None = None  # what rollouts are compared with, once it was sampled
 
     def __call__(self, views: Sequence[Views], rollouts: Sequence[Rollout | None], resample: Resample) -> list[Target]:
@@ -59,29 +75,50 @@ class Screen:
     def watch(self, views: Sequence[Views]) -> Watch:
         """Return what judges the draws of these examples while others are still written."""
         # Threads of pure Python would only take turns with the one that writes.
-        waits = self.verdicts["check"] != "keep" and not getattr(self.task, "check_is_quick", False)
+        asks = any(self.verdicts[reason] != "keep" for reason in ("check", *_OVERRULED))
+        waits = asks and not getattr(self.task, "check_is_quick", False)
         may_resample = "resample" in self.verdicts.values()
         max_attempts = self.config.max_attempts if may_resample else 1
         return Watch(self.judge, views, max_attempts, self.num_workers if waits else 0)
 
-    def reason(self, views: Views, rollout: Rollout, text: str) -> str:
+    def reason(self, views: Views, rollout: Rollout, text: str, result: Callable[[], CheckResult]) -> str:
         """Return the first reason against a rollout, cheapest first; empty when there is none.
 
-        A reason whose verdict is ``keep`` is none, so that it cannot hide a graver one.
+        A reason whose verdict is ``keep`` is none, so that it cannot hide a graver one. A right answer may be as short
+        and as repetitive as it likes.
+
+        Args:
+            views: Whose rollout it is.
+            rollout: The rollout.
+            text: Its text.
+            result: Asks the task's check.
         """
         config, num_tokens, num_reference = self.config, len(rollout.token_ids), len(views.response_ids)
         holds: dict[str, Callable[[], bool]] = {
             "empty": lambda: not text.strip(),
             "truncated": lambda: rollout.finish_reason == "length",
-            "looping": lambda: is_looping(rollout.token_ids, config.loop_ngram, config.loop_repeats),
-            "banned": lambda: banned_phrase(text, config.banned_phrases) is not None,
-            "length": lambda: is_length_off(
-                num_tokens, num_reference, config.min_length_ratio, config.max_length_ratio
+            "control": lambda: bool({*self.controls(rollout.token_ids)} - {*self.controls(views.response_ids)}),
+            "looping": lambda: (
+                is_looping(rollout.token_ids, config.loop_ngram, config.loop_repeats, views.response_ids)
+                and not self._is_right(views, result)
+            ),
+            "banned": lambda: self.mentions.find(text, views.demonstration) is not None,
+            "length": lambda: (
+                is_too_long(num_tokens, num_reference, config.max_length_ratio)
+                or (
+                    is_too_short(num_tokens, num_reference, config.min_length_ratio)
+                    and not self._is_right(views, result)
+                )
             ),
             "answer_only": lambda: self.is_answer_only(views, rollout, text),
-            "check": lambda: not self.task.check(text, views.demonstration).correct,
+            CHECK_ERROR: lambda: result().reason == CHECK_ERROR,
+            "check": lambda: not result().correct,
         }
         return next((name for name in REASONS if self.verdicts[name] != "keep" and holds[name]()), "")
+
+    def _is_right(self, views: Views, result: Callable[[], CheckResult]) -> bool:
+        """Whether a check that tells right from wrong accepts a text."""
+        return checks(self.task, views.demonstration) and result().correct
 
     def is_answer_only(self, views: Views, rollout: Rollout, text: str) -> bool:
         """Whether a rollout leaves out the work of the policy's bare answers; False where these are not known."""
@@ -97,22 +134,17 @@ class Screen:
         if views.feedback is not None and views.feedback.drop:
             is_right = not views.feedback.message
             return Target(views, (), text, "drop", views.feedback.drop, rollout, attempt, correct=is_right)
-        reason = self.reason(views, rollout, text)
+        result = cache(lambda: self.check(text, views.demonstration))
+        reason = self.reason(views, rollout, text, result)
         target = Target(views, rollout.token_ids, text, "keep", "", rollout, attempt)
-        target = replace(target, correct=self._is_correct(target, reason))
+        # The check is worth asking also of a whole text that is refused.
+        if self.verdicts["check"] != "keep" and reason not in ("empty", "truncated", "control", "looping"):
+            target = replace(target, correct=result().correct)
         if not reason:
             return target
         verdict = self.verdicts[reason]
         is_last = attempt + 1 >= self.config.max_attempts
         return refused(target, "fallback" if verdict == "resample" and is_last else verdict, reason)
-
-    def _is_correct(self, target: Target, reason: str) -> bool | None:
-        """Return the check's verdict as far as it is known, or is worth asking for: of a whole text that is refused."""
-        if self.verdicts["check"] == "keep" or reason in ("empty", "truncated", "looping"):
-            return None
-        if reason in ("", "check"):
-            return not reason
-        return self.task.check(target.text, target.views.demonstration).correct
 
 
 def refused(target: Target, verdict: Verdict, reason: str) -> Target:

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from onpolicy_sdft.errors import TaskError
-from onpolicy_sdft.tasks.protocol import Task, bad_field, reference_text, require_bool, short_message
+from onpolicy_sdft.tasks.protocol import (
+    Task,
+    bad_field,
+    number_in_field,
+    reference_text,
+    require_bool,
+    short_message,
+)
+from onpolicy_sdft.tasks.quantities import number_alone, numbers_in
 from onpolicy_sdft.types import CheckResult, Demonstration
 
 _MATCHES = ("whole", "contains")
@@ -20,13 +28,15 @@ _ALIASES = "aliases"
 class Exact(Task):
     """The completion is the answer, or contains it, up to case and white space.
 
-    The reference is the field ``answer_field`` if the row has one, else the whole response.
-    Unicode is compared in canonical composition, and blanks at both ends never count.
+    The reference is the field ``answer_field`` if the row has one, else the whole response. A number in that field is
+    compared by value: 12 is "12", "12.0" and "1.2e1". Unicode is compared in canonical composition, and blanks at both
+    ends never count.
 
     Attributes:
         match: ``whole``: the completion is the reference and nothing else. ``contains``: the
             reference, or one of the row's ``aliases`` (a list of text, optional), stands in the
-            completion as whole words; a number is not found inside another (12 in 12.5 or -12).
+            completion as whole words; a number is found where the completion has that number, not inside another
+            (12 in 12.5, -12, 12/5, 12 000 or 12:30).
         ignore_case: Compare case-folded text.
         ignore_whitespace: Read every run of white space as one blank.
         answer_field: Column of the bare answer.
@@ -56,7 +66,9 @@ class Exact(Task):
         if not answer:
             return CheckResult(False, "empty", message="The answer is empty.", expected=expected)
         found = _stands_in if self.match == "contains" else str.__eq__
-        if any(found(text, answer) for text in self._accepted(demonstration)):
+        number = number_in_field(demonstration, self.answer_field)
+        is_number = number is not None and number_alone(completion) == number
+        if is_number or any(found(text, answer) for text in self._accepted(demonstration)):
             return CheckResult(True, answer=answer)
         lines = (
             ["What the question asks for does not stand in the answer."]
@@ -98,10 +110,13 @@ class Exact(Task):
 
 def _stands_in(words: str, text: str) -> bool:
     """Say whether ``words`` stand in ``text``, not as a part of a longer word or number."""
+    number = number_alone(words)
+    if number is not None:
+        return number in numbers_in(text)
     # An underscore is markup here (_Paris_), so it does not make a word longer.
     before, after = r"(?<![^\W_])", r"(?![^\W_])"
     if words[0].isdigit():
-        before += r"(?<!\d[.,])(?<![-\u2212])"
+        before += r"(?<!\d[.,/:'])(?<![-\u2212\u2013])(?<![-\u2212\u2013]\s)(?<!\d\s)"
     if words[-1].isdigit():
-        after += r"(?![.,]\d)"
+        after += r"(?![.,/:'^]\d)(?!\s?/\s?\d)(?!\s\d{3}(?!\d))"
     return re.search(before + re.escape(words) + after, text) is not None

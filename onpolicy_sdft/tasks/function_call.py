@@ -4,50 +4,83 @@ from __future__ import annotations
 
 import ast
 import re
-import warnings
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from textwrap import dedent
 from typing import Any, Literal
 
 from onpolicy_sdft.errors import DataError, TaskError
+from onpolicy_sdft.tasks.json_calls import NAME_SPACES, json_calls, tagged_calls, without_name_space
+from onpolicy_sdft.tasks.plain_text import without_thoughts
 from onpolicy_sdft.tasks.possible_answers import argument_faults, faults_of_names, possible_calls, reference_call
 from onpolicy_sdft.tasks.protocol import Task, reference_text, short_message
+from onpolicy_sdft.tasks.python_calls import calls_in_code, calls_in_prose
+from onpolicy_sdft.tasks.syntax import parse_expression
 from onpolicy_sdft.types import CheckResult, Demonstration
 
 _MATCHES = ("ast", "legacy")
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
-_NAME = re.compile(r"(?<!\w)[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*\(")
-_CALLED_AGAIN = re.compile(r"(?:\.[A-Za-z_]\w*)*\(")
-_BRACKET_OR_STRING = re.compile(
-    r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?P<open>[(\[{])|(?P<close>[)\]}])""", re.DOTALL
-)
+#: Forms in which a call may be written: ``get(a=1)``; ``{"name": "get", "arguments": {"a": 1}}``, by itself or in the
+#: tags of a chat template, and ``get`` with a JSON object behind it; ``<function=get><parameter=a>1</parameter>``.
+FORMS = ("python", "json", "tags")
+# Names that a prompt introduces: before a bracket, quoted, or written as no word of a language is.
+_INTRODUCED = re.compile(r"(?<![\w.])(?:([A-Za-z_][\w.]*)(?=\()|[\"'`]([A-Za-z_][\w.]*)[\"'`]|([A-Za-z]+_\w+))")
+_MAX_FENCES = 50
+_SEEN = 4000  # characters of an answer in which a call of another function is looked for: it is wrong in any case
 _LEGACY_REFERENCE = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\((.*)\)", re.ASCII)
 # JSON spellings of Python constants: API descriptions use both.
 _JSON_NAMES = {"true": True, "false": False, "null": None}
 
 
-def find_calls(text: str) -> list[ast.Call]:
-    """Return the outermost function calls of a text, in order.
+def find_calls(
+    text: str, names: Collection[str] = (), forms: Sequence[str] = FORMS, strings: Collection[str] = ()
+) -> list[ast.Call]:
+    """Return the outermost function calls of a text.
 
-    Calls are looked for inside ``` fences, and, where those hold none, in the whole text. A text
-    that is one call as a whole is that call; else the prose around calls is read over.
+    Calls in Python are looked for inside ``` fences, and, where those hold none, in the whole text. A text that is
+    code as a whole is read as code; else the prose around calls is read over, with the calls it speaks against.
 
     Args:
         text: A completion or a reference.
+        names: Whose calls are looked for; empty: any.
+        forms: Of :data:`FORMS`.
+        strings: Arguments whose right values are text, for forms that do not tell.
 
     Returns:
         The calls as syntax trees.
     """
-    fenced = [call for block in _FENCE.findall(text) for call in _calls(block)]
-    return fenced or _calls(text)
+    text = without_thoughts(text)
+    found = json_calls(text, names) if "json" in forms else []
+    found += tagged_calls(text, strings) if "tags" in forms else []
+    found = [call for call in found if not names or ast.unparse(call.func) in names]
+    if "python" in forms:
+        fenced = [call for block in _FENCE.findall(text)[:_MAX_FENCES] for call in _python_calls(dedent(block), names)]
+        found += fenced or _python_calls(text.strip().strip("`").strip(), names)
+    return found
+
+
+def _python_calls(text: str, names: Collection[str]) -> list[ast.Call]:
+    spaced = {f"{space}.{name}" for space in NAME_SPACES for name in names}
+    found = calls_in_code(text, {*names, *spaced}) or list(calls_in_prose(text, {*names, *spaced}))
+    for call in found:
+        if spaced and ast.unparse(call.func) in spaced - set(names) and isinstance(call.func, ast.Attribute):
+            call.func = parse_expression(without_name_space(ast.unparse(call.func))) or call.func
+    return found
+
+
+def known_names(demonstration: Demonstration) -> set[str]:
+    """Return the names that the prompt of a demonstration introduces; others in an answer are no calls of its."""
+    text = "\n".join(turn.content for turn in demonstration.turns)
+    return {name for found in _INTRODUCED.findall(text) for name in found if name}
 
 
 def canonical(node: ast.AST) -> object:
     """Return a value that is equal for equal calls and literals.
 
     The order of keyword arguments, of dict keys and of set members does not matter, nor does the
-    way strings are quoted. Numbers compare by value (1 equals 1.0 but not True); ``true``,
+    way strings are quoted, or their letters composed. Numbers compare by value (1 equals 1.0 but not True); ``true``,
     ``false`` and ``null`` are the Python constants; other names and expressions compare as written.
 
     Args:
@@ -61,6 +94,8 @@ def canonical(node: ast.AST) -> object:
             return ("constant", value)
         case ast.Constant(value=int() | float() | complex() as value):
             return ("number", value)
+        case ast.Constant(value=str() as value):
+            return ("constant", unicodedata.normalize("NFC", value))
         case ast.Constant(value=value):
             return ("constant", value)
         case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=ast.Constant(value=int() | float() as value)):
@@ -106,13 +141,16 @@ class FunctionCall(Task):
     """The completion makes the reference's call, and no other.
 
     With ``match="ast"`` calls compare as syntax (see :func:`canonical`); a completion with two
-    different calls is wrong. Rows may have a field ``possible_field`` of right values by argument,
+    different calls is wrong. Only functions that the prompt or the reference names are called; what a text mentions,
+    defines or says not to call is no call. Rows may have a field ``possible_field`` of right values by argument,
     by function (see :mod:`~onpolicy_sdft.tasks.possible_answers`); it then takes the place of the
     reference. With ``match="legacy"`` the reference has to stand in the completion as text, up to
     white space and quotes, whatever else is there.
 
     Attributes:
         match: ``ast``, or ``legacy`` for scores comparable with the ACL-2024 paper.
+        forms: How a call may be written (see :data:`FORMS`); by default in each of the ways in which chat templates
+            have models write calls. ``["python"]`` accepts what the question's wording asks for alone.
         answer_field: Column of the bare call; rows without it have the call in the response.
         possible_field: Column of all calls that are right, for rows that have it.
 
@@ -122,6 +160,7 @@ class FunctionCall(Task):
     """
 
     match: Literal["ast", "legacy"] = "ast"
+    forms: Sequence[str] = FORMS
     answer_field: str = "answer"
     possible_field: str = "possible_answers"
     name = "function_call"
@@ -135,6 +174,10 @@ class FunctionCall(Task):
                 f"task {self.name}: option 'match' is {self.match!r}; give one of "
                 f"{', '.join(_MATCHES)} (nearest: {near})"
             )
+        if isinstance(self.forms, str) or not self.forms or not set(self.forms) <= set(FORMS):
+            raise TaskError(
+                f"task {self.name}: option 'forms' is {self.forms!r}; give a list of some of {', '.join(FORMS)}"
+            )
 
     def ask(self, prompt: str) -> str:
         """Ask for the bare call."""
@@ -147,11 +190,7 @@ class FunctionCall(Task):
         possible = self._possible(demonstration)
         expected = None if possible else self._expected(demonstration)
         names = set(possible) if expected is None else {ast.unparse(expected.func)}
-        calls = {
-            canonical(call): call
-            for call in find_calls(completion)
-            if ast.unparse(call.func) in names or not _is_plural(call)
-        }
+        calls = self._made(completion, names, demonstration, expected)
         right = self._right(demonstration)
         if not calls:
             message = "The answer holds no function call in Python syntax."
@@ -181,6 +220,21 @@ class FunctionCall(Task):
             self._expected_legacy(demonstration)
         elif not self._possible(demonstration):
             self._expected(demonstration)
+
+    def _made(
+        self, completion: str, names: set[str], demonstration: Demonstration, expected: ast.Call | None
+    ) -> dict[object, ast.Call]:
+        """Return the different calls a completion makes: of known functions, or of others where there are none."""
+        strings = _text_arguments(self._possible(demonstration), expected)
+        known = names | known_names(demonstration)
+        for text, of in ((completion, known), (completion[:_SEEN], set[str]())):
+            found = find_calls(text, of, self.forms, strings)
+            calls = {canonical(call): call for call in found if ast.unparse(call.func) in names or not _is_plural(call)}
+            if len(calls) > 1:  # "Use `get()`: get(a=1)" mentions it first
+                calls = {key: call for key, call in calls.items() if not _is_mention(call)} or calls
+            if calls:
+                return calls
+        return {}
 
     def _possible(self, demonstration: Demonstration) -> dict[str, dict[str, list[Any]]]:
         """Return the right values by argument, by function; nothing for a row with a reference alone."""
@@ -238,51 +292,21 @@ def _faults(call: ast.Call, expected: ast.Call) -> list[str]:
     return faults or ["They are not those asked for."]
 
 
-def _parse(text: str) -> ast.Call | None:
-    """Return the one call a text is, if it is one."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "\d" in a model's string is no news
-            node = ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-    return node if isinstance(node, ast.Call) and not _repeats_keyword(node) else None
+def _text_arguments(possible: Mapping[str, Mapping[str, list[Any]]], expected: ast.Call | None) -> set[str]:
+    """Return the arguments whose right values are text."""
+    if expected is not None:
+        words = [word for word in expected.keywords if isinstance(word.value, ast.Constant)]
+        return {word.arg for word in words if word.arg and isinstance(word.value.value, str)}  # type: ignore[attr-defined]
+    of_all = [item for arguments in possible.values() for item in arguments.items()]
+    return {name for name, values in of_all if any(isinstance(value, str) and value for value in values)}
 
 
-def _calls(text: str) -> list[ast.Call]:
-    whole = _parse(text.strip().strip("`").strip())
-    return list(_scan(text)) if whole is None else [whole]
-
-
-def _scan(text: str) -> Iterator[ast.Call]:
-    """Yield the outermost calls of a text from left to right."""
-    start = 0
-    while found := _NAME.search(text, start):
-        start = found.end()
-        end = _closing(text, found.end() - 1)
-        call = None
-        while end and (longer := _parse(text[found.start() : end])) is not None:
-            # f(1)(2) and f(1).g(2) are one call each: go on while the call itself is called.
-            call, start = longer, end
-            again = _CALLED_AGAIN.match(text, end)
-            end = _closing(text, again.end() - 1) if again else None
-        if call is not None:
-            yield call
-
-
-def _closing(text: str, opening: int) -> int | None:
-    """Return the position after the bracket that closes the one at ``opening``."""
-    depth = 0
-    for token in _BRACKET_OR_STRING.finditer(text, opening):
-        depth += bool(token["open"]) - bool(token["close"])
-        if depth == 0:
-            return token.end()
-    return None
-
-
-def _repeats_keyword(call: ast.Call) -> bool:
-    names = [keyword.arg for keyword in call.keywords if keyword.arg]
-    return len(names) != len(set(names))
+def _is_mention(call: ast.Call) -> bool:
+    """Whether a call has no value in it: ``get()``, ``get(city)``, ``get(...)``, ``get(city=...)``."""
+    values = [*call.args, *(keyword.value for keyword in call.keywords)]
+    return all(
+        isinstance(value, ast.Name) or (isinstance(value, ast.Constant) and value.value is ...) for value in values
+    )
 
 
 def _is_plural(call: ast.Call) -> bool:

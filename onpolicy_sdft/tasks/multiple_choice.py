@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from onpolicy_sdft.errors import DataError
-from onpolicy_sdft.tasks.protocol import Task, bad_field, short_message
+from onpolicy_sdft.tasks.choices import chosen_label, plain
+from onpolicy_sdft.tasks.protocol import Task, bad_field, number_in_field, short_message
 from onpolicy_sdft.types import CheckResult, Demonstration
-
-_MARKER = re.compile(r"\banswer\b\s*(?:\bis\b|:|=)(?:\s*:)?|\\boxed\s*\{", re.IGNORECASE)
 
 
 def list_choices(question: str, choices: Sequence[str]) -> str:
@@ -30,72 +28,14 @@ def list_choices(question: str, choices: Sequence[str]) -> str:
     return "\n".join([question, "", *lines])
 
 
-def chosen_label(text: str, choices: Mapping[str, str]) -> str | None:
-    """Return the label of the one option a text picks, by letter or by the option's words.
-
-    What stands after the last "the answer is" (or "answer:") decides, else the whole text does. A
-    text that names two options, or a letter with another option's words, picks none.
-
-    Args:
-        text: A completion.
-        choices: Options by label.
-
-    Returns:
-        The label, or None.
-    """
-    markers = list(_MARKER.finditer(text))
-    stated = text[markers[-1].end() :] if markers else text
-    by_text = [label for label, option in choices.items() if _plain(option) == _plain(stated)]
-    if len(by_text) == 1:  # before letters: an option may itself be the word "A"
-        return by_text[0]
-    either = "|".join(re.escape(label) for label in sorted(choices, key=len, reverse=True))
-    first_line = stated.strip().partition("\n")[0].replace("*", "").replace("$", "").strip()
-    # A letter alone, or set off from the words after it: "b", "(B)", "B. Paris", not "A dog".
-    lead = re.match(rf"[(\[\"']?({either})(?:[)\]}}\"'.:,]+|\s*$)(.*)", first_line, re.IGNORECASE)
-    spoken = _mentioned(stated, choices)
-    if lead:
-        named = _label(lead[1], choices)
-        other_words = spoken and named not in spoken and _mentioned(lead[2], choices)
-        other_letter = re.match(rf"\s*(?:or|and|/|&)\s*\(?(?:{either})(?!\w)", lead[2])
-        return None if other_words or other_letter else named
-    letters = re.findall(rf"\(({either})\)|\b(?:option|choice)\s+({either})\b", stated, re.IGNORECASE)
-    loose = re.match(rf"({either})\s+(.+)", first_line)
-    picked = {_label(a or b, choices) for a, b in letters} | spoken
-    if loose and spoken == {loose[1]} and _plain(loose[2]) == _plain(choices[loose[1]]):
-        return loose[1]
-    return picked.pop() if len(picked) == 1 else None
-
-
-def _label(letter: str, choices: Mapping[str, str]) -> str:
-    return next(label for label in choices if label.casefold() == letter.casefold())
-
-
-def _plain(text: str) -> str:
-    text = " ".join(text.replace("*", "").split()).casefold()
-    # A sign belongs to a number; an option that is all punctuation stays itself.
-    return text.strip(string.punctuation.replace("-", "").replace("+", "") + " ") or text
-
-
-def _mentioned(text: str, choices: Mapping[str, str]) -> set[str]:
-    """Return the labels of the options whose words stand in a text, longer options first."""
-    rest = " ".join(text.replace("*", "").split()).casefold()
-    labels = set()
-    for label, option in sorted(choices.items(), key=lambda item: -len(item[1])):
-        # A found option is blanked out, so that "10" is not found again inside "10 km".
-        rest, count = re.subn(rf"(?<!\w){re.escape(_plain(option))}(?!\w)", "\0", rest)
-        if count:
-            labels.add(label)
-    return labels
-
-
 @dataclass(frozen=True)
 class MultipleChoice(Task):
     """The completion picks the right option, by its letter or its words.
 
     Rows have a field ``choices_field``: a list of options, a mapping from label to option, or
     ``{"label": [...], "text": [...]}``; and a field ``answer_field``: the label or the option's
-    words as text, or its position counted from 0 as an integer. The prompt lists the options
-    (:func:`list_choices` writes one).
+    words as text, or its position counted from 0 (2.0 as well, as a Parquet column with gaps has it). The prompt
+    lists the options (:func:`list_choices` writes one).
 
     Attributes:
         choices_field: Column of the options.
@@ -136,8 +76,8 @@ class MultipleChoice(Task):
         """Refuse missing options, an answer that is none of them, and options the prompt hides."""
         choices = self._choices(demonstration)
         self._right(demonstration, choices)
-        shown = _plain(" ".join(turn.content for turn in demonstration.turns))
-        hidden = [option for option in choices.values() if _plain(option) not in shown]
+        shown = plain(" ".join(turn.content for turn in demonstration.turns))
+        hidden = [option for option in choices.values() if plain(option) not in shown]
         if hidden:
             raise bad_field(
                 demonstration,
@@ -161,7 +101,7 @@ class MultipleChoice(Task):
         texts = [str(option) for option in options]
         if len(labels) != len(texts) or len(texts) < 2:
             raise bad_field(demonstration, self.choices_field, f"has {len(texts)} usable options")
-        if len({_plain(text) for text in texts}) != len(texts) or not all(map(_plain, texts)):
+        if len({plain(text) for text in texts}) != len(texts) or not all(map(plain, texts)):
             raise bad_field(demonstration, self.choices_field, "has empty or repeated options")
         return dict(zip(map(str, labels), texts, strict=True))
 
@@ -177,9 +117,10 @@ class MultipleChoice(Task):
                     "mend the row or leave it out"
                 )
             return label
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(choices):
-            return list(choices)[value]
+        position = number_in_field(demonstration, self.answer_field)
+        if position is not None and position.denominator == 1 and 0 <= position < len(choices):
+            return list(choices)[int(position)]
         for label, option in choices.items():
-            if str(value).strip().casefold() == label.casefold() or _plain(str(value)) == _plain(option):
+            if str(value).strip().casefold() == label.casefold() or plain(str(value)) == plain(option):
                 return label
         raise bad_field(demonstration, self.answer_field, f"is {value!r}, which is none of {list(choices)}")

@@ -8,6 +8,7 @@ keys has such a list again.
 from __future__ import annotations
 
 import ast
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -151,7 +152,7 @@ def _is_dict(value: Mapping[Any, Any], right: Mapping[Any, Any]) -> bool:
 
 
 def _standard(text: str) -> str:
-    return text.translate(_WITHOUT_MARKS).lower()
+    return unicodedata.normalize("NFC", text).translate(_WITHOUT_MARKS).lower()
 
 
 def _is_list(value: Any) -> bool:

@@ -5,13 +5,21 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from fractions import Fraction
+from numbers import Real
+from threading import Lock
 from typing import Any, Protocol
 
-from onpolicy_sdft.errors import DataError, TaskError
+from onpolicy_sdft.errors import DataError, SdftError, TaskError
 from onpolicy_sdft.types import CheckResult, Demonstration
 
 #: Bounds of the message of a check: a model is to read it beside the question and its own attempt.
 MESSAGE_LINES, LINE_CHARACTERS = 5, 240
+
+#: Reason of a text whose check raised.
+CHECK_ERROR = "check_error"
+_FEW_ERRORS = 8  # that many say nothing about a share
 
 
 class Task(Protocol):
@@ -111,21 +119,62 @@ def checks(task: Task, demonstration: Demonstration) -> bool:
     return bool(getattr(of_row(demonstration) if of_row else task, "has_check", True))
 
 
-def check_all(
-    task: Task, texts: Sequence[str], demonstrations: Sequence[Demonstration], num_workers: int = 0
-) -> list[CheckResult]:
-    """Check several texts, in order; at once where the check takes long.
+class Checker:
+    """A task's check that does not end the run: what it raises is a verdict, ``check_error``, with the error's text.
+
+    Errors that say what to do (a row that cannot be checked, a check that cannot run) are raised as they are.
 
     Args:
         task: What a right answer is.
-        texts: One each.
-        demonstrations: Whose questions they answer.
-        num_workers: Checks run at once; 0: one after the other.
+        max_errors: Largest share of checks that may raise; a few may in any case.
+
+    Raises:
+        TaskError: On a call, when more of them have raised.
     """
-    if num_workers and not getattr(task, "check_is_quick", False):
-        with ThreadPoolExecutor(num_workers, "check") as workers:
-            return list(workers.map(task.check, texts, demonstrations))
-    return list(map(task.check, texts, demonstrations))
+
+    def __init__(self, task: Task, max_errors: float = 0.1) -> None:
+        self.task = task
+        self.max_errors = max_errors
+        self.num_checks = self.num_errors = 0
+        self._lock = Lock()
+
+    def __call__(self, text: str, demonstration: Demonstration) -> CheckResult:
+        """Check one text."""
+        failed: Exception | None = None
+        try:
+            result = self.task.check(text, demonstration)
+        except SdftError:
+            raise
+        except Exception as error:
+            failed, said = error, f"{type(error).__name__}: {error}"
+            message = short_message(f"The answer could not be checked: {said}")
+            result = CheckResult(False, CHECK_ERROR, said[:LINE_CHARACTERS], message)
+        with self._lock:
+            self.num_checks += 1
+            self.num_errors += failed is not None
+            num_errors, num_checks = self.num_errors, self.num_checks
+        if failed is not None and num_errors > max(_FEW_ERRORS, self.max_errors * num_checks):
+            raise TaskError(
+                f"task {self.task.name}: {num_errors} of {num_checks} checks failed with an error of their own, the "
+                f"last one, of example {demonstration.example_id!r}, with {result.answer}. Fix: mend the task's check; "
+                f"in training, screening.max_check_errors (here {self.max_errors:g}) is the share that is allowed."
+            ) from failed
+        return result
+
+    def all(
+        self, texts: Sequence[str], demonstrations: Sequence[Demonstration], num_workers: int = 0
+    ) -> list[CheckResult]:
+        """Check several texts, in order; at once where the check takes long.
+
+        Args:
+            texts: One each.
+            demonstrations: Whose questions they answer.
+            num_workers: Checks run at once; 0: one after the other.
+        """
+        if num_workers and not getattr(self.task, "check_is_quick", False):
+            with ThreadPoolExecutor(num_workers, "check") as workers:
+                return list(workers.map(self, texts, demonstrations))
+        return list(map(self, texts, demonstrations))
 
 
 def work_of(task: Task) -> Callable[[Demonstration], str]:
@@ -159,9 +208,32 @@ def reference_text(demonstration: Demonstration, field: str) -> str:
     value = demonstration.fields.get(field)
     if value is None:
         return demonstration.response
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, str):
+        return value
+    number = number_in_field(demonstration, field)
+    if number is None:
         raise bad_field(demonstration, field, f"is {value!r}, not text or a number")
-    return str(value)
+    # A column of whole numbers with a gap is one of floats in Parquet and CSV: 12.0 is 12.
+    return str(number.numerator) if number.denominator == 1 else str(value)
+
+
+def number_in_field(demonstration: Demonstration, field: str) -> Fraction | None:
+    """Return the value of a field that holds a number; None where it holds something else, or nothing.
+
+    Args:
+        demonstration: The question with the expert's answer.
+        field: Name of the column of bare answers.
+
+    Raises:
+        DataError: The field holds a number without a value.
+    """
+    value = demonstration.fields.get(field)
+    if isinstance(value, bool) or not isinstance(value, Real | Decimal):
+        return None
+    try:
+        return Fraction(str(value))  # as it is written: 0.1 is a tenth
+    except (ValueError, OverflowError):
+        raise bad_field(demonstration, field, f"is {value!r}, not a number with a value") from None
 
 
 def bad_field(demonstration: Demonstration, field: str, problem: str) -> DataError:

@@ -6,74 +6,28 @@ import ast
 import json
 import re
 import signal
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from onpolicy_sdft.errors import TaskError
 from onpolicy_sdft.tasks.code_server import CodeServers
+from onpolicy_sdft.tasks.code_text import programs
 from onpolicy_sdft.tasks.protocol import Task, bad_field, require_bool, short_message
+from onpolicy_sdft.tasks.syntax import COMPLETION, is_python, parse_module
 from onpolicy_sdft.types import CheckResult, Demonstration
 
-_FENCE = re.compile(r"```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
-_CODE_LINE = re.compile(r"^(?:async def |def |class |import |from \w|@\w|\w+\s*=)", re.MULTILINE)
 _FILE_BYTES = 1 << 20
 # Addresses and names of temporary directories: a message has to be the same whenever the same program is checked.
 _BY_CHANCE = re.compile(r" at 0x[0-9a-f]+|(?<=code-check-)\w+")
-
-
-def extract_code(completion: str) -> str | None:
-    """Return the program of a completion.
-
-    Of the ``` blocks marked as Python or not marked, those that define something are joined, so
-    that a usage example after the function is not run; without such a block the first one is taken.
-    Without fences the program is the longest run of lines that parses, from the first line that
-    looks like code.
-
-    Args:
-        completion: Text the model wrote.
-
-    Returns:
-        The program, or None where there is none. It need not parse.
-    """
-    blocks = [text for mark, text in _FENCE.findall(completion) if mark.lower() in ("", "python", "py", "python3")]
-    if blocks:
-        defining = [block for block in blocks if _defines(block)]
-        return "\n".join(defining) if defining else blocks[0]
-    start = _CODE_LINE.search(completion)
-    if start is None:
-        return None
-    lines = completion[start.start() :].splitlines()
-    for end in range(len(lines), 0, -1):
-        text = "\n".join(lines[:end])
-        if _parse(text) is not None:
-            return text
-    return "\n".join(lines)
-
-
-def _parse(text: str) -> ast.Module | None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-
-
-def _defines(text: str) -> bool:
-    tree = _parse(text)
-    return tree is not None and any(
-        isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for node in tree.body
-    )
 
 
 def _after(setup: str, code: str) -> str:
     """Put a program behind its setup; imports from ``__future__`` have to stay first."""
     if not setup.strip():
         return code
-    tree = _parse(code)
-    assert tree is not None
+    tree = parse_module(code)
+    assert isinstance(tree, ast.Module)
     first = max((node.end_lineno or 0 for node in tree.body if _is_future(node)), default=0)
     lines = code.split("\n")
     return "\n".join([*lines[:first], setup, *lines[first:]])
@@ -158,18 +112,23 @@ class PythonCode(Task):
         return self.ask(prompt)
 
     def check(self, completion: str, demonstration: Demonstration) -> CheckResult:
-        """Run the tests on the completion's program."""
+        """Run the tests on each program that the completion may be; the first one's faults are told."""
         self._require_execution()
         tests, setup = self._tests(demonstration), self._setup(demonstration)
-        code = extract_code(completion)
-        if code is None or not code.strip():
+        tried = programs(completion)
+        if not tried:
             return CheckResult(False, "no_code", message="The answer holds no Python program.")
-        if _parse(code) is None:
-            message = short_message(f"The program is not valid Python: {_syntax_error(code)}")
-            return CheckResult(False, "syntax_error", code, message)
-        found = self._run(_after(setup, code), tests)
-        reason = found["status"] if found["status"] != "ok" else ""
-        return CheckResult(not reason, reason, code, self._message(found) if reason else "")
+        if not is_python(tried[0]):
+            message = short_message(f"The program is not valid Python: {_syntax_error(tried[0])}")
+            return CheckResult(False, "syntax_error", tried[0], message)
+        wrong: CheckResult | None = None
+        for code in tried:
+            found = self._run(_after(setup, code), tests)
+            if found["status"] == "ok":
+                return CheckResult(True, answer=code)
+            wrong = wrong or CheckResult(False, found["status"], code, self._message(found))
+        assert wrong is not None
+        return wrong
 
     def reference_answer(self, demonstration: Demonstration) -> str:
         """Return the response."""
@@ -183,8 +142,8 @@ class PythonCode(Task):
         self._require_execution()
         self._tests(demonstration)
         self._setup(demonstration)
-        code = extract_code(demonstration.response)
-        if code is None or not code.strip() or _parse(code) is None:
+        found = programs(demonstration.response)
+        if not found or not is_python(found[0]):
             raise bad_field(demonstration, "response", "holds no Python program that parses")
 
     def _require_execution(self) -> None:
@@ -203,7 +162,7 @@ class PythonCode(Task):
         if not isinstance(tests, Sequence) or not all(isinstance(test, str) for test in tests):
             raise bad_field(demonstration, self.tests_field, f"is {value!r}, not a string or list of strings")
         for test in tests:
-            if _parse(test) is None:
+            if not is_python(test):
                 raise bad_field(demonstration, self.tests_field, f"has a test that is not Python: {test!r}")
         if not any(test.strip() for test in tests):
             raise bad_field(demonstration, self.tests_field, "holds no test")
@@ -211,7 +170,7 @@ class PythonCode(Task):
 
     def _setup(self, demonstration: Demonstration) -> str:
         setup = demonstration.fields.get(self.setup_field) or ""
-        if not isinstance(setup, str) or _parse(setup) is None:
+        if not isinstance(setup, str) or not is_python(setup):
             raise bad_field(demonstration, self.setup_field, f"is not Python: {setup!r:.200}")
         return setup
 
@@ -264,7 +223,7 @@ class PythonCode(Task):
 def _syntax_error(code: str) -> str:
     """Say where and why a program does not parse."""
     try:
-        ast.parse(code)
+        ast.parse(code, COMPLETION)
     except SyntaxError as error:
         line = f": {error.text.strip()}" if error.text else ""
         return f"line {error.lineno}{line} ({error.msg})"

@@ -72,7 +72,7 @@ class Preview:
     def _checked(self, view: Views, rollout: Rollout) -> Target:
         """Return a text as it was written, with the check's verdict."""
         text = self.screen.decode(rollout.token_ids)
-        correct = self.screen.task.check(text, view.demonstration).correct
+        correct = self.screen.check(text, view.demonstration).correct
         return Target(view, rollout.token_ids, text, "keep", "", rollout, correct=correct)
 
     def _screened(self, view: Views, rollout: Rollout) -> Target:

@@ -110,7 +110,7 @@ class Trainer:
         """Write, screen and learn one batch of demonstrations; every rank is given all of it and does its share."""
         times = [self.clock()]
         views = spread(views, self.num_samples)
-        sizes = [len(view.teacher_ids) + len(view.response_ids) for view in views]
+        sizes = [len(view.teacher_ids or view.student_ids) + len(view.response_ids) for view in views]
         shares = deal_groups(sizes, self.num_samples, self.backend.num_ranks)
         share = self.source.begin([views[index] for index in shares[self.backend.rank]], self.state.step)
         write = partial(self.source.rollouts, step=self.state.step)

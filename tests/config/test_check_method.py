@@ -12,7 +12,7 @@ from onpolicy_sdft.errors import ConfigError
 METHODS = Path(__file__).parents[2] / "configs" / "methods"
 KEEP = {
     f"screening.{name}": "keep"
-    for name in ("banned", "empty", "truncated", "looping", "length", "answer_only", "check")
+    for name in ("banned", "empty", "truncated", "looping", "length", "answer_only", "control", "check")
 }
 FEEDBACK = {"feedback.enabled": True, "task.name": "exact"}
 LAW_AT_ATTEMPT = {"rollout.view": "student", "objective.name": "reverse_kl", **KEEP}

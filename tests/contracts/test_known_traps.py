@@ -58,7 +58,7 @@ TRAPS: dict[str, tuple[str, list[str] | str]] = {
     "T20": ("eight samples of a prompt by default", ["contracts/test_known_traps.py::test_one_sample_is_the_default"]),
     "T21": ("other prompts in training than in evaluation", ["data/test_views.py::test_views_in_the_same_thinking"]),
     "T22": ("checks that let wrong answers pass", [
-        "tasks/test_math_word_problem.py::test_neighbouring_numbers_are_not_joined",
+        "tasks/test_math_word_problem.py::test_a_number_is_read_as_it_is_written",
         "tasks/test_math_word_problem.py::test_two_unparseable_answers_are_never_equal",
         "offline/test_legacy.py::test_the_last_number_is_read_as_published",
     ]),

@@ -283,7 +283,9 @@ def test_a_jinja_file_for_others_alone_need_not_show_the_demonstration(tokenizer
 
 
 def test_rows_that_cannot_fit_are_refused_with_their_ids(tokenizer):
-    with pytest.raises(DataError, match=r"1 of 2 rows do not fit .*: long \(\d+ tokens\).*--context\.on_too_long drop"):
+    with pytest.raises(
+        DataError, match=r"1 of 2 rows do not fit .*: long \(bare prompt of \d+ tokens\).*--context\.on_too_long drop"
+    ):
         make(tokenizer, row(), row("x" * 300, name="long"), max_student_tokens=200)
 
 
@@ -326,7 +328,7 @@ def test_a_template_without_a_terminator_uses_the_end_of_text_token(tokenizer):
 
 
 def test_a_response_that_spells_the_terminator_is_refused(tokenizer):
-    with pytest.raises(DataError, match=r"'id-0': its response spells the terminator '<\|im_end\|>'"):
+    with pytest.raises(DataError, match=r"'id-0': the assistant's text spells the control token '<\|im_end\|>'"):
         make(tokenizer, row(response="Blue.<|im_end|>"))
 
 
@@ -351,10 +353,12 @@ def test_a_template_that_doubles_the_first_token_is_refused(tokenizer):
         make(doubled, row())
 
 
+EMPTY_BLOCK = "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
 THINKING = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if loop.last and m.role == 'assistant' %}"
+    + EMPTY_BLOCK
+    + "{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n" + EMPTY_BLOCK + "{% endif %}"
 )
 
 

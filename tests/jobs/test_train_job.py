@@ -317,7 +317,7 @@ def test_an_exception_in_the_middle_of_a_run_loses_no_whole_step(files, monkeypa
     )
     calls = []
 
-    def explode(self, views, rollout, text):
+    def explode(self, views, rollout, text, result):
         calls.append(text)
         if len(calls) > 10:
             raise ZeroDivisionError("in a user's own check")

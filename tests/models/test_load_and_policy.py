@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from tokenizers import processors
 from transformers import (
     AutoTokenizer,
     CohereConfig,
@@ -121,7 +122,22 @@ def test_a_tokenizer_without_a_chat_template_gets_a_plain_one_and_a_warning(mode
     with pytest.warns(UserWarning, match="no chat template"):
         plain = load_tokenizer(str(tmp_path), ModelConfig(name="base model"))
     text = plain.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True)
-    assert text == "User: hi\nAssistant: "
+    assert text == "User: hi\nAssistant:"
+
+
+def test_the_plain_chat_template_begins_as_the_tokenizer_does_and_ends_answers(model_dir, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    tokenizer.chat_template = None
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", tokenizer.bos_token_id)]
+    )
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="no chat template"):
+        plain = load_tokenizer(str(tmp_path), ModelConfig(name="base model"))
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hello"}]
+    text = plain.apply_chat_template(messages, tokenize=False)
+    assert text == "<|im_start|>User: hi\nAssistant: Hello<|im_end|>\n"
+    assert plain(text, add_special_tokens=False)["input_ids"] == plain(text.removeprefix("<|im_start|>"))["input_ids"]
 
 
 def test_all_terminators_of_the_generation_config_count(tiny_model, tokenizer):

@@ -76,6 +76,19 @@ def test_the_legacy_judge_learns_text_as_whole_even_where_it_was_cut_off():
     assert refused.token_ids == ALL[1].response_ids
 
 
+def test_the_legacy_judge_falls_back_where_the_chat_template_would_write_another_text():
+    rollout = Rollout(NoiseKey(0, 0, "0"), (1, 2), (9, 9), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0), "stop")
+
+    def refuse(text):
+        raise DataError(text)
+
+    judges = LegacyJudge("math_word_problem", lambda ids: "the answer 3 <|im_start|>", refuse)
+    example = replace(ALL[0], demonstration=replace(ALL[0].demonstration, response="#### 3"))
+    (found,) = judges([example], [rollout], lambda *a: [])
+    assert (found.verdict, found.reason, found.response) == ("fallback", "not_writable", "#### 3")
+    assert found.token_ids == example.response_ids
+
+
 def test_counts_of_what_became_of_the_rows():
     rows = [
         row("0"),

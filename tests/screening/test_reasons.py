@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from onpolicy_sdft.screening.reasons import banned_phrase, is_length_off, is_looping
+from onpolicy_sdft.screening.reasons import is_looping, is_too_long, is_too_short
 
 
 def test_a_text_loops_when_one_ngram_stands_more_often_than_allowed():
@@ -18,9 +18,12 @@ def test_a_text_shorter_than_the_ngram_does_not_loop(ids):
     assert not is_looping(ids, ngram=4, repeats=1)
 
 
-def test_a_banned_phrase_is_found_in_any_case():
-    assert banned_phrase("As the Reference ANSWER says", ["my response", "reference answer"]) == "reference answer"
-    assert banned_phrase("as the answer says", ["my response", "Reference Answer"]) is None
+def test_a_text_may_repeat_itself_as_often_as_its_demonstration_does_and_a_little_more():
+    row = [5, 6, 7, 8]
+    assert is_looping(row * 12, ngram=4, repeats=3)
+    assert not is_looping(row * 12, ngram=4, repeats=3, reference=row * 12)
+    assert not is_looping(row * 13, ngram=4, repeats=3, reference=row * 12)
+    assert is_looping([1, 2, 3, 4] * 40, ngram=4, repeats=3, reference=row * 12)
 
 
 @pytest.mark.parametrize(
@@ -37,4 +40,4 @@ def test_a_banned_phrase_is_found_in_any_case():
     ],
 )
 def test_lengths_out_of_proportion_are_off(num_tokens, num_reference, off):
-    assert is_length_off(num_tokens, num_reference, shortest=0.2, longest=5.0) is off
+    assert (is_too_short(num_tokens, num_reference, 0.2) or is_too_long(num_tokens, num_reference, 5.0)) is off

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from onpolicy_sdft.config.schema import ScreeningConfig
+from onpolicy_sdft.errors import TaskError
 from onpolicy_sdft.screening.bare import BareAnswers
 from onpolicy_sdft.screening.reasons import REASONS
 from onpolicy_sdft.screening.screen import Screen
@@ -13,6 +14,7 @@ from onpolicy_sdft.tasks.free_form import FreeForm
 from onpolicy_sdft.types import CheckResult, Demonstration, NoiseKey, Rollout, Turn, Views
 
 END = 0
+MARK = "\x01"  # a control token
 RESPONSE = "the expert's own answer"
 
 
@@ -26,6 +28,8 @@ class SaysYes(FreeForm):
 
     def check(self, completion: str, demonstration: Demonstration) -> CheckResult:
         self.asked.append(completion)
+        if "raises" in completion:
+            raise RecursionError("too deep")
         return CheckResult("yes" in completion, "no_yes")
 
 
@@ -53,8 +57,12 @@ def rollout(text: str, *, truncated: bool = False, attempt: int = 0) -> Rollout:
 BARE = BareAnswers(8, 5, length=60.0, num_steps=9.0, of_right=True, length_score=0.6, surprise=0.2, surprise_high=0.3)
 
 
+def controls(token_ids: Sequence[int]) -> tuple[str, ...]:
+    return tuple("<mark>" for token in token_ids if token == ord(MARK))
+
+
 def screen(**options: Any) -> Screen:
-    return Screen(ScreeningConfig(**options), SaysYes(), decode)
+    return Screen(ScreeningConfig(**options), SaysYes(), decode, controls=controls)
 
 
 def comparing(**options: Any) -> Screen:
@@ -70,10 +78,12 @@ def never(views: Sequence[Views], attempt: int) -> Sequence[Rollout]:
 REFUSED = {
     "empty": rollout("  "),
     "truncated": rollout("yes, and then", truncated=True),
-    "looping": rollout("yes, well, " * 5),
+    "control": rollout(f"yes, {MARK} this is it"),
+    "looping": rollout("well, well, " * 5),
     "banned": rollout("yes, as my own response"),
     "length": rollout("yes" + "".join(map(str, range(200)))),
     "answer_only": rollout("yes: 123"),
+    "check_error": rollout("no, this raises it"),
     "check": rollout("no, not so at all"),
 }
 
@@ -91,6 +101,10 @@ def test_every_reason_has_an_example_here():
     assert tuple(REFUSED) == REASONS
 
 
+#: What has a verdict of its own; a check that fails is treated as one that is not passed.
+OF_CONFIG = {reason: "check" if reason == "check_error" else reason for reason in REASONS}
+
+
 @pytest.mark.parametrize("reason", REASONS)
 def test_by_default_every_reason_falls_back_to_the_demonstration(reason):
     shown = views()
@@ -103,14 +117,14 @@ def test_by_default_every_reason_falls_back_to_the_demonstration(reason):
 
 @pytest.mark.parametrize("reason", REASONS)
 def test_a_dropped_rollout_has_no_tokens_to_learn(reason):
-    (target,) = comparing(**{reason: "drop"})([views()], [REFUSED[reason]], never)
+    (target,) = comparing(**{OF_CONFIG[reason]: "drop"})([views()], [REFUSED[reason]], never)
     assert (target.verdict, target.reason, target.token_ids) == ("drop", reason, ())
     assert target.rollout is REFUSED[reason]
 
 
 @pytest.mark.parametrize("reason", REASONS)
 def test_a_reason_that_is_kept_is_none(reason):
-    others = dict.fromkeys(REASONS, "keep")
+    others = dict.fromkeys(OF_CONFIG.values(), "keep")
     (target,) = comparing(**others)([views()], [REFUSED[reason]], never)
     assert (target.verdict, target.reason) == ("keep", "")
     assert target.token_ids == REFUSED[reason].token_ids
@@ -189,3 +203,52 @@ def test_a_new_draw_is_judged_by_its_own_reason():
 
 def test_no_examples_give_no_targets():
     assert screen()([], [], never) == []
+
+
+def test_what_the_check_accepts_is_neither_too_short_nor_repetitive():
+    long = views(response="a long demonstration, " * 20)
+    for text in ("yes", "yes, well, " * 5):
+        (target,) = screen()([long], [rollout(text)], never)
+        assert (target.verdict, target.correct) == ("keep", True), text
+    (target,) = screen()([long], [rollout("no")], never)
+    assert (target.reason, target.correct) == ("length", False)
+
+
+def test_without_a_check_nothing_overrules_them():
+    judge = Screen(ScreeningConfig(), FreeForm(), decode)
+    (target,) = judge([views()], [rollout("yes, well, " * 5)], never)
+    assert target.reason == "looping"
+
+
+def test_a_demonstration_that_loops_or_has_control_tokens_itself_may_be_followed():
+    judge = Screen(ScreeningConfig(), FreeForm(), decode, controls=controls)
+    for text in ("0 0 0 0\n" * 12, f"call {MARK} here"):
+        (target,) = judge([views(response=text)], [rollout(text)], never)
+        assert (target.verdict, target.reason) == ("keep", ""), text
+
+
+def test_a_check_that_raises_is_a_verdict_with_its_text_until_too_many_do():
+    judge = screen()
+    target = judge.judge(views(), REFUSED["check_error"], 0)
+    assert (target.verdict, target.reason, target.correct) == ("fallback", "check_error", False)
+    result = judge.check("raises", views().demonstration)
+    assert (result.reason, result.answer) == ("check_error", "RecursionError: too deep")
+    with pytest.raises(TaskError, match=r"9 of 9 checks.*RecursionError: too deep.*screening.max_check_errors"):
+        [judge.judge(views(), REFUSED["check_error"], 0) for _ in range(10)]
+
+
+def test_few_checks_that_raise_among_many_do_not_end_the_run():
+    judge = screen(max_check_errors=0.5)
+    for _ in range(50):
+        judge.judge(views(), REFUSED["check"], 0)
+        judge.judge(views(), REFUSED["check_error"], 0)
+    assert (judge.check.num_errors, judge.check.num_checks) == (50, 100)
+
+
+def test_an_error_that_says_what_to_do_is_raised():
+    class Unready(SaysYes):
+        def check(self, completion: str, demonstration: Demonstration) -> CheckResult:
+            raise TaskError("start the server")
+
+    with pytest.raises(TaskError, match="start the server"):
+        Screen(ScreeningConfig(), Unready(), decode).judge(views(), rollout("yes, sir"), 0)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +30,7 @@ def demonstration(response: str = REFERENCE, **fields: object) -> Demonstration:
         f"Here is the call with its parameter(s): `{REFERENCE}`. Done.",
         f"result = {REFERENCE}",
         f"`{REFERENCE}`",
+        f"print({REFERENCE})",
         f"{REFERENCE}\n{REFERENCE}",
         "maps.find (place='New' ' York', limit=3, tags=['a', 'b'], opts=dict) ".replace("dict", "{'x': 1, 'y': None}"),
     ],
@@ -49,11 +52,10 @@ def test_the_same_call_in_another_spelling_is_right(completion: str) -> None:
         (REFERENCE.replace("New York", "new york"), "wrong_arguments"),
         (REFERENCE.replace("limit=3", "limit=3, limit=3"), "no_call"),
         (REFERENCE.replace("maps.", ""), "wrong_function"),
-        (f"print({REFERENCE})", "wrong_function"),
         (f"{REFERENCE}\nmaps.find(limit=4)", "several_calls"),
         (f"a().{REFERENCE}", "wrong_function"),
         ("f(" * 400, "no_call"),
-        ("f(" * 400 + ")" * 400, "wrong_function"),
+        ("f(" * 400 + ")" * 400, "no_call"),
     ],
 )
 def test_another_call_or_none_is_wrong_with_a_reason(completion: str, reason: str) -> None:
@@ -162,3 +164,50 @@ def test_legacy_compares_references_that_are_not_python() -> None:
 def test_an_unknown_match_names_the_nearest() -> None:
     with pytest.raises(TaskError, match=r"'match' is 'legcy'.*nearest: legacy"):
         load_task("function_call", {"match": "legcy"})
+
+
+#: What the answers of the table are answers to; a person read each of them.
+WEATHER = Demonstration(
+    "row-1",
+    (Turn("user", "Functions: get_weather(city: str, days: int), get_time(city: str). Three days in Paris?"),),
+    "get_weather(city='Paris', days=3)",
+)
+
+
+def answers() -> list[tuple[str, str]]:
+    with (Path(__file__).with_name("answers") / "function_call.jsonl").open() as lines:
+        return [(row["text"], row["reason"]) for row in map(json.loads, lines)]
+
+
+@pytest.mark.parametrize(("text", "reason"), answers())
+def test_answers_are_read_in_the_forms_in_which_models_write_calls(text: str, reason: str) -> None:
+    result = TASK.check(text, WEATHER)
+    assert (result.correct, result.reason) == (not reason, reason)
+
+
+def test_the_forms_that_are_accepted_can_be_chosen() -> None:
+    only = load_task("function_call", {"forms": ["python"]})
+    assert only.check("get_weather(city='Paris', days=3)", WEATHER).correct
+    as_json = '{"name": "get_weather", "arguments": {"city": "Paris", "days": 3}}'
+    assert only.check(as_json, WEATHER).reason == "no_call"
+    assert load_task("function_call", {"forms": ["json"]}).check(as_json, WEATHER).correct
+
+
+@pytest.mark.parametrize("forms", [["xml"], [], "python", [3]])
+def test_unknown_forms_are_named(forms: object) -> None:
+    with pytest.raises(TaskError, match="'forms' is .*python, json, tags"):
+        load_task("function_call", {"forms": forms})
+
+
+def test_letters_may_be_composed_in_either_way() -> None:
+    row = demonstration("f(x='caf\u00e9')")
+    assert TASK.check("f(x='cafe\u0301')", row).correct
+    possible = demonstration("f(x='caf\u00e9')", possible_answers={"f": {"x": ["caf\u00e9"]}})
+    assert TASK.check("f(x='cafe\u0301')", possible).correct
+
+
+def test_a_tag_does_not_tell_numbers_from_text_so_the_reference_does() -> None:
+    text = "<function=f><parameter=x>1</parameter></function>"
+    assert TASK.check(text, demonstration("f(x=1)")).correct
+    assert TASK.check(text, demonstration("f(x='1')")).correct
+    assert TASK.check(text, demonstration("f(x='1')", possible_answers={"f": {"x": ["1"]}})).correct

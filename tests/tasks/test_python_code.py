@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ import pytest
 
 from onpolicy_sdft.errors import DataError, TaskError
 from onpolicy_sdft.tasks import load_task
-from onpolicy_sdft.tasks.python_code import extract_code
+from onpolicy_sdft.tasks.code_text import programs
 from onpolicy_sdft.types import CheckResult, Demonstration, Turn
 
 TASK = load_task("python_code", {"allow_execution": True, "cpu_seconds": 1, "wall_seconds": 2.0})
@@ -240,7 +241,7 @@ DEFINITION = "def f(x):\n    return x"
     ],
 )
 def test_the_program_is_found_in_the_completion(completion: str, code: str | None) -> None:
-    assert extract_code(completion) == code
+    assert next(iter(programs(completion)), None) == code
 
 
 def test_what_a_row_sets_up_runs_before_the_program() -> None:
@@ -330,3 +331,26 @@ def test_a_test_means_the_same_whether_its_values_are_kept_or_not() -> None:
         "assert (z := f(1)) == 2 and z == 2",
     ]
     assert TASK.check(RESPONSE, demonstration(tests=tests)).correct
+
+
+def answers() -> list[tuple[str, str]]:
+    """Texts with what is wrong with the program a person reads out of them."""
+    with (Path(__file__).with_name("answers") / "python_code.jsonl").open() as lines:
+        return [(row["text"], row["reason"]) for row in map(json.loads, lines)]
+
+
+@pytest.mark.parametrize(("text", "reason"), answers())
+def test_programs_are_read_in_the_forms_in_which_models_write_them(text: str, reason: str) -> None:
+    result = TASK.check(text, demonstration())
+    assert (result.correct, result.reason) == (not reason, reason)
+
+
+def test_a_row_whose_response_is_a_form_of_program_is_taken() -> None:
+    for text, reason in answers():
+        if not reason:
+            TASK.check_demonstration(demonstration(text))
+
+
+def test_no_more_than_a_few_programs_are_run() -> None:
+    blocks = "\n".join(f"```python\ndef f(x):\n    return x - {n}\n```" for n in range(50))
+    assert len(programs(blocks)) == 4

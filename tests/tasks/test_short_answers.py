@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from onpolicy_sdft.errors import DataError, TaskError
@@ -105,6 +109,17 @@ def test_exact_does_not_find_a_number_inside_another(completion: str, correct: b
     assert load_task("exact", {"match": "contains"}).check(completion, row).correct is correct
 
 
+def compared() -> list[dict[str, Any]]:
+    with (Path(__file__).with_name("answers") / "exact.jsonl").open() as lines:
+        return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("row", compared(), ids=lambda row: f"{row['answer']}-{row['match']}-{row['text']}")
+def test_exact_compares_numbers_by_value_and_finds_only_whole_ones(row: dict[str, Any]) -> None:
+    task = load_task("exact", {"match": row["match"]})
+    assert task.check(row["text"], demonstration("x", answer=row["answer"])).correct is row["correct"]
+
+
 def test_exact_asks_for_the_bare_answer_only_where_it_must_stand_alone() -> None:
     assert load_task("exact", {}).ask("Which?") == "Which?\n\nReply with the answer only."
     assert load_task("exact", {"match": "contains"}).ask("Which?") == "Which?"
@@ -172,6 +187,42 @@ def test_exact_refuses_an_unknown_match(match: object) -> None:
 )
 def test_an_option_is_picked_by_letter_or_words(text: str, label: str | None) -> None:
     assert chosen_label(text, dict(zip("ABCD", CITIES, strict=True))) == label
+
+
+def picks() -> list[tuple[str, str | None]]:
+    with (Path(__file__).with_name("answers") / "multiple_choice.jsonl").open() as lines:
+        return [(row["text"], row["label"]) for row in map(json.loads, lines)]
+
+
+@pytest.mark.parametrize(("text", "label"), picks())
+def test_what_is_picked_is_what_people_read(text: str, label: str | None) -> None:
+    assert chosen_label(text, dict(zip("ABCD", CITIES, strict=True))) == label
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("1", "1"), ("2", "2"), ("(2)", "2"), ("Option 1", "1"), ("The answer is 2.", "2"), ("12", "1"), ("15", "2"),
+        ("The answer is 12.", "1"), ("-12", None), ("12/5", None), ("12.5", None), ("120", None), ("1 or 2", None),
+        ("12 of 15", None), ("1. 12", "1"), ("It is 15, not 12.", "2"),
+    ],
+)  # fmt: skip
+def test_labels_and_options_may_be_numbers(text: str, label: str | None) -> None:
+    assert chosen_label(text, {"1": "12", "2": "15"}) == label
+
+
+def test_an_option_may_name_others_or_be_a_letter() -> None:
+    choices = {"A": "Paris", "B": "London", "C": "Both A and B", "D": "None of the above"}
+    assert chosen_label("Both A and B", choices) == "C"
+    assert chosen_label("The answer is both A and B.", choices) == "C"
+    assert chosen_label("None of the above.", choices) == "D"
+    assert chosen_label("The answer is D, none of the above.", choices) == "D"
+
+
+def test_a_position_that_a_gap_has_made_a_float_is_that_position() -> None:
+    row = demonstration("?", list_choices("Which?", CITIES), choices=CITIES, answer=1.0)
+    CHOICE.check_demonstration(row)
+    assert CHOICE.check("B", row).correct
 
 
 def test_options_that_contain_each_other_are_told_apart() -> None:

@@ -33,7 +33,9 @@ LAYOUT = "layout"  # the option of ``train`` that says how rows of a micro-batch
 _WARMUP = 2
 _PARTS = ("rollout", "screen", "score", "learn")
 _LEAST_SECONDS = 10
-_KEEP = {f"screening.{name}": "keep" for name in ("empty", "truncated", "looping", "banned", "length", "check")}
+_KEEP = {
+    f"screening.{name}": "keep" for name in ("empty", "truncated", "control", "looping", "banned", "length", "check")
+}
 
 
 class Steps:

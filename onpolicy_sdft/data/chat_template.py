@@ -1,0 +1,198 @@
+"""What a chat template writes around an answer: read off a whole conversation that it renders, never guessed.
+
+Two known texts stand in for a question and its answer. What the template writes between the question and the place of
+the answer is the header; what it writes behind the answer ends it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.types import Turn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: Stand for the texts of a conversation. Plain words: templates trim, split and look for tags.
+QUESTION, ANSWER = "onpolicy sdft question", "onpolicy sdft answer"
+
+#: A chat template reads the clock by this function of ``transformers``, with a format that it spells out.
+_CLOCK = re.compile(r"""\bstrftime_now\(\s*(?:'([^']*)'|"([^"]*)")\s*\)""")
+
+_ANY_CLOCK = re.compile(r"\bstrftime_now\(")
+
+#: Renders turns; True: up to the header of the next answer.
+Render = Callable[[Sequence[Turn], bool], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Markup:
+    """What stands around an answer."""
+
+    prompt: str  # a conversation up to where an answer begins
+    whole: str  # the same conversation with its answer
+    header: str  # of ``prompt``: what stands behind the question
+    lead: str  # stands in ``whole`` between the prompt and the answer: the model has to write it
+    end_id: int | None  # the first added token behind the answer; None: there is none
+    control: Mapping[int, str]  # tokens that are markup, never text; with their names
+
+
+def read_markup(tokenizer: PreTrainedTokenizerBase, render: Render) -> Markup:
+    """Read off what a chat template writes around an answer.
+
+    Args:
+        tokenizer: Whose tokens end and mark turns.
+        render: Renders turns with its chat template.
+
+    Raises:
+        ConfigError: If the template leaves the question or the answer out.
+    """
+    asked = [Turn("user", QUESTION)]
+    prompt, whole = render(asked, True), render([*asked, Turn("assistant", ANSWER)], False)
+    for text, said, role in ((prompt, QUESTION, "user"), (whole, ANSWER, "assistant")):
+        if said not in text:
+            raise ConfigError(
+                f"The chat template leaves out what the {role} says: {said!r} is not in {text!r}. "
+                "Fix: the chat_template of the model's tokenizer."
+            )
+    place = whole.rindex(ANSWER)
+    header, behind = prompt[prompt.rindex(QUESTION) + len(QUESTION) :], whole[place + len(ANSWER) :]
+    lead = whole[len(prompt) : place] if whole.startswith(prompt) else ""
+    names = _named_tokens(tokenizer)
+    end_id = next((token for token in _ids(tokenizer, behind) if token in names), None)
+    rendered = [prompt, whole, *_with_system(render, asked)]
+    control = _control_tokens(tokenizer, names, rendered, blocks_in=header + lead, end_id=end_id)
+    return Markup(prompt, whole, header, lead, end_id, control)
+
+
+def reads_clock(template: str) -> bool:
+    """Whether a chat template writes the date."""
+    return _CLOCK.search(template) is not None
+
+
+def at_moment(template: str, moment: datetime) -> str:
+    """Return a chat template that writes the date of one moment, whenever it is rendered."""
+    return _CLOCK.sub(lambda call: json.dumps(moment.strftime(call[1] or call[2] or "")), template)
+
+
+def literals(names: Iterable[str]) -> re.Pattern[str] | None:
+    """Return a pattern that finds tokens spelled out in a text, the longest first; None where there are none.
+
+    A token of one character cannot be broken in two, so it is left to the check of rows.
+    """
+    begun: dict[str, list[str]] = {}  # by their first two characters, so that hundreds of names cost little
+    for name in sorted((name for name in names if len(name) > 1), key=len, reverse=True):
+        begun.setdefault(name[:2], []).append(re.escape(name[2:]))
+    parts = [f"{re.escape(start)}(?:{'|'.join(rests)})" for start, rests in begun.items()]
+    return re.compile("|".join(parts)) if parts else None
+
+
+def broken(texts: Sequence[str], spelled: re.Pattern[str] | None) -> tuple[list[str], str]:
+    """Break what texts spell in the middle, by a character that none of them has; empty where nothing is spelled."""
+    if spelled is None or not any(spelled.search(text) for text in texts):
+        return list(texts), ""
+    seam = next(char for char in map(chr, range(0xE000, 0xF8FF)) if not any(char in text for text in texts))
+
+    def apart(text: str) -> str:
+        while spelled.search(text):
+            text = spelled.sub(
+                lambda found: f"{found[0][: len(found[0]) // 2]}{seam}{found[0][len(found[0]) // 2 :]}", text
+            )
+        return text
+
+    return [apart(text) for text in texts], seam
+
+
+def notes_on(tokenizer: PreTrainedTokenizerBase, markup: Markup, date: str) -> list[str]:
+    """Return what a user should know of a chat template before a run.
+
+    Args:
+        tokenizer: With the template.
+        markup: What it writes around an answer.
+        date: What it sees where it reads the clock; empty where it does not.
+    """
+    found = []
+    if markup.lead.strip():
+        found.append(
+            f"the chat template writes {markup.lead!r} between its header and an answer: it is learned as the "
+            "beginning of each target. To have it in the prompt, give context.student_template_kwargs and "
+            "context.teacher_template_kwargs the template's argument for it (such as enable_thinking: false)"
+        )
+    leading = _added_in_front(tokenizer)
+    if leading and _ids(tokenizer, markup.prompt)[: len(leading)] != leading:
+        names = " ".join(map(str, tokenizer.convert_ids_to_tokens(leading)))
+        found.append(
+            f"the chat template leaves out {names}, which the tokenizer puts before every text: prompts are "
+            "learned and answered without it, as the template has it"
+        )
+    if date:
+        found.append(
+            f"the chat template reads the clock and sees {date} in the whole run: --context.date {date} gives the "
+            "same prompts again"
+        )
+    template = str(tokenizer.chat_template)
+    if len(_CLOCK.findall(template)) < len(_ANY_CLOCK.findall(template)):
+        found.append(
+            "the chat template reads the clock in a format that it does not spell out, so context.date cannot hold its "
+            "date: prompts change with the time"
+        )
+    return found
+
+
+def _added_in_front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens that a tokenizer puts before every text by itself, such as the beginning-of-text token."""
+    text = _ids(tokenizer, QUESTION)
+    whole: list[int] = tokenizer(QUESTION)["input_ids"]
+    starts = (start for start in range(len(whole)) if whole[start : start + len(text)] == text)
+    return whole[: next(starts, 0)]
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _named_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Return the tokens that are more than pieces of text; runs of blanks, which some tokenizers add, are text."""
+    names = {token: str(tokenizer.convert_ids_to_tokens(token)) for token in tokenizer.all_special_ids}
+    names |= {token: added.content for token, added in tokenizer.added_tokens_decoder.items()}
+    return {token: name for token, name in names.items() if name.strip()}
+
+
+def _with_system(render: Render, asked: Sequence[Turn]) -> list[str]:
+    try:
+        return [render([Turn("system", QUESTION), *asked], True)]
+    except ConfigError:  # many templates have no system turn, so nothing marks one
+        return []
+
+
+def _control_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    names: Mapping[int, str],
+    rendered: Sequence[str],
+    *,
+    blocks_in: str,
+    end_id: int | None,
+) -> dict[int, str]:
+    """Return special tokens, and others that the template writes around turns.
+
+    A pair of tags that opens where an answer begins (``<think>``, ``</think>``) encloses what an answer says: it is
+    text, as other tags are that are not special (``<tool_call>``).
+    """
+    control = set(tokenizer.all_special_ids)
+    control |= {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    control |= {token for text in rendered for token in _ids(tokenizer, text)}
+    blocks = set()
+    for name in names.values():
+        closing = f"{name[0]}/{name[1:]}"
+        if name in blocks_in and closing in names.values():
+            blocks |= {name, closing}
+    return {
+        token: names[token] for token in control if token in names and (names[token] not in blocks or token == end_id)
+    }

@@ -1,0 +1,66 @@
+"""Why a row is refused, with both texts where they part: what it says and what the chat template makes of it."""
+
+from __future__ import annotations
+
+from itertools import takewhile
+
+#: Characters of a text in a message.
+_SHOWN = 160
+
+
+def not_a_prefix(asked: str, whole: str, response: str) -> str:
+    """Say that a bare prompt is not the beginning of the conversation that answers it.
+
+    Args:
+        asked: The bare prompt, as the chat template writes it.
+        whole: The conversation with its answer.
+        response: The answer.
+    """
+    same = _same(asked, whole)
+    start = max(0, same - _SHOWN // 2)
+    texts = f"the prompt is {asked[start:][:_SHOWN]!r}, the whole conversation {whole[start:][:_SHOWN]!r}"
+    if whole.startswith(asked + response):
+        fix = (
+            "take blanks off the response (--context.trim_responses true)"
+            if response[:1].isspace()
+            else "a header (add_generation_prompt) that ends in no blank, in the model's chat_template.jinja"
+        )
+        return (
+            "the end of the prompt and the beginning of the response become other tokens where they stand together: "
+            f"{texts}. Fix: {fix}"
+        )
+    return (
+        f"the chat template writes the prompt otherwise once it is answered: {texts}. Fix: a chat template whose "
+        "header (add_generation_prompt) is what it writes before an answer, by context.student_template_kwargs "
+        "and context.teacher_template_kwargs, or in the model's chat_template.jinja"
+    )
+
+
+def not_the_response(text: str, response: str) -> str:
+    """Say that a target decodes to another text than the response."""
+    start = max(0, _same(text, response) - _SHOWN // 4)
+    if text.strip() == response.strip():
+        fix = "take the blanks off its ends (--context.trim_responses true)"
+    else:
+        fix = (
+            "write the row as the template does, or change the template (context.student_template_kwargs, or the "
+            "model's chat_template.jinja)"
+        )
+    return (
+        f"the chat template and the tokenizer make {text[start:][:_SHOWN]!r} of the response "
+        f"{response[start:][:_SHOWN]!r} (from character {start}). Fix: {fix}"
+    )
+
+
+def spells_control(role: str, text: str, name: str) -> str:
+    """Say that a turn spells a control token."""
+    start = max(0, text.find(name) - _SHOWN // 4)
+    return (
+        f"the {role}'s text spells the control token {name!r}, which only the chat template may write: "
+        f"{text[start:][: _SHOWN // 2]!r}. Fix: take it out of the row"
+    )
+
+
+def _same(one: str, other: str) -> int:
+    """Return the number of characters with which both texts begin."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

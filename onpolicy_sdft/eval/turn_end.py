@@ -1,0 +1,55 @@
+"""How likely a model ends its turn where a demonstration ends; adapters cannot teach it a token it never saw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from onpolicy_sdft.types import Views
+
+#: Below this probability the token was hardly trained: chat models give 0.01 to 1, base models 1e-7.
+RARELY_ENDS = 1e-4
+
+
+@torch.no_grad()
+def turn_end_probability(model: PreTrainedModel | PeftModel, views: Sequence[Views]) -> float:
+    """Return p(what ends the answer | bare prompt, demonstration), as the geometric mean over demonstrations.
+
+    Args:
+        model: In evaluation mode, on its device; a few forwards of one row each.
+        views: A few demonstrations.
+    """
+    logprobs = []
+    for view in views:
+        *before, end = (*view.student_ids, *view.response_ids)
+        logits_V = model(input_ids=torch.tensor([before], device=model.device), logits_to_keep=1).logits[0, -1]
+        logprobs.append(float(torch.log_softmax(logits_V.float(), dim=-1)[end]))
+    return math.exp(sum(logprobs) / len(logprobs))
+
+
+def describe_turn_end(probability: float, name: str, num_rows: int, *, adapters: bool) -> str:
+    """Return a line about it for the preflight: a warning with the way out where the model would not stop.
+
+    Args:
+        probability: Of :func:`turn_end_probability`.
+        name: The token that ends answers.
+        num_rows: Demonstrations it was measured on.
+        adapters: Whether adapters are trained, which change no embedding.
+    """
+    line = f"the model ends its turn ({name}) after {num_rows} demonstrations with probability {probability:.2g}"
+    if probability >= RARELY_ENDS:
+        return line
+    line = f"warning: {line}: it hardly knows this token, so its rollouts run to rollout.max_new_tokens"
+    if not adapters:
+        return f"{line} until it has learned it. Way out: a chat template that ends answers with a token it knows."
+    return (
+        f"{line}, and adapters may never teach it. Way out: a chat template that ends answers with a token it knows "
+        "(its end-of-text token), or training all weights (--lora.enabled false)."
+    )

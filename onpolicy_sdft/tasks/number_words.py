@@ -1,0 +1,40 @@
+"""Words and marks around numbers, by what they make of them."""
+
+from __future__ import annotations
+
+
+def _words(*lines: str) -> frozenset[str]:
+    return frozenset(" ".join(lines).split())
+
+
+#: Read over.
+TRANSPARENT = _words("( ) [ ] { } $ € £ ¥ ₹ % ° _ ` \" ' # percent approximately about roughly around exactly")
+#: Both sides are the same number.
+EQUALS = _words(r"= ≈ → ⇒ ≡ equals => -> \approx \implies \rightarrow")
+VERBS = _words("is are gives makes")
+#: An expression that is not worked out.
+OPERATIONS = _words(
+    r"+ - * / × ÷ · ⋅ x ^ plus minus times over of by divided multiplied more less fewer than mod",
+    r"\times \cdot \div \over",
+)
+#: One number or another, or a list of them.
+OR = _words("~ - – — / | & or to through until till oder bis ou 或 到 至")
+AND = _words(", ; 、 and und et y 和 与")
+#: The end of a statement, and what ends a clause of it.
+ENDS = _words(r". ! ? : \boxed")
+BREAKS = _words(". , ! ? : ; so")
+#: Words that begin something new: a number behind them does not belong to the one before.
+NEW = _words(
+    "because since as for in at with from on after before when if so which where who given per each every into but",
+    "then thus therefore hence not while during using via has have had was were will would can that it this there we",
+    "i he she they",
+)
+NOT = _words(r"not never neither nor isn't isn’t aren't wasn't cannot without except ≠ \neq \ne")
+#: A number behind them, or before them, is a bound.
+COMPARED = _words("< > ≤ ≥ ≠ <= >=")
+MORE = COMPARED | {"or", "+"}
+#: A number behind them is a part of another one: "less than 5", "half of 10", "x + 5".
+CHANGING = _words(
+    r"than least most under below above exceed exceeds between over < > ≤ ≥ <= >= \leq \geq \le \ge",
+    r"half third quarter twice double triple thrice root squared sqrt \sqrt √ log ln sin cos + * / × ÷ \times \cdot",
+)

@@ -1,0 +1,75 @@
+r"""What a model writes around an answer: thoughts, LaTeX and Markdown, full-width letters.
+
+Everything here is one pass or a fixed number of them: a check has to be done before the next text is written.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+#: What stands between a model's thoughts and its answer, in the families that think aloud; special tokens are left out
+#: of a decoded text, so that of gpt-oss only the words are left.
+_END_OF_THOUGHTS = (
+    "</think>",
+    "</thinking>",
+    "</thought>",
+    "</reasoning>",
+    "[/THINK]",
+    "<|channel|>final<|message|>",
+    "assistantfinal",
+)
+_THINKING = re.compile(r"\s*(?:<think>|<thinking>|<thought>|<reasoning>|\[THINK\])")
+
+#: Words with which a text takes back what it has said.
+CHANGED_MIND = re.compile(
+    r"\b(?:wait|hold on|actually|correction|sorry|oops|scratch that|let me re|no, (?:it|the|that)|on second thought)\b",
+    re.I,
+)
+
+_WRAPPER = re.compile(
+    r"\\(?:text(?:bf|it|rm|tt|sf|sc)?|math(?:rm|bf|it|sf|tt|bb|cal)|mbox|fbox|operatorname\*?|bm|boldsymbol|underline"
+    r"|emph)\s*\{([^{}]*)\}"
+)
+_NUM_PASSES = 3  # of wrappers inside wrappers
+_SPACING = re.compile(
+    r"\\(?:[,;:! ]|left(?![a-z])|right(?![a-z])|quad(?![a-z])|qquad(?![a-z])|displaystyle(?![a-z])|[()\[\]])"
+)
+# Of every kind that is written for a minus; the long dash is punctuation.
+_DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-"))
+_SLASHES = str.maketrans("\u2044\u2215", "//")
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
+
+
+def without_thoughts(text: str) -> str:
+    """Return what stands behind the last thought of a text; nothing where the thought has no end."""
+    end = max(text.rfind(mark) + len(mark) if mark in text else 0 for mark in _END_OF_THOUGHTS)
+    if end:
+        return text[end:]
+    return "" if _THINKING.match(text) else text
+
+
+def without_wrappers(text: str) -> str:
+    r"""Return a text with LaTeX commands that change looks alone undone, ``\text{A}`` and ``\left(`` among them."""
+    text = _SPACING.sub(" ", text.replace(r"\!", "").replace(r"\,", "\u202f"))
+    for _ in range(_NUM_PASSES):
+        text = _WRAPPER.sub(r"\1", text)
+    return text
+
+
+def plain_characters(text: str) -> str:
+    """Return a text with one spelling of each character: full-width ones, dashes, raised digits (as ``^2``)."""
+    text = _RAISED.sub(lambda found: "^" + found.group().translate(_SUPERSCRIPTS), text)
+    text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)  # 1½ is 1 1/2
+    return unicodedata.normalize("NFKC", text.translate(_DASHES)).translate(_DASHES).translate(_SLASHES)
+
+
+def braced(text: str, start: int) -> str:
+    """Return what stands in the braces whose opening one stands before ``start``, to the end where they are open."""
+    depth = 1
+    for found in re.compile(r"[{}]").finditer(text, start):
+        depth += 1 if found.group() == "{" else -1
+        if not depth:
+            return text[start : found.start()]
+    return text[start:]

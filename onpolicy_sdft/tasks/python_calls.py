@@ -1,0 +1,185 @@
+"""Calls in Python syntax: inside code as its syntax tree has them, inside prose as they stand.
+
+Only calls of known names count. Every search is linear in the text: brackets are matched once, each piece of text is
+parsed a bounded number of times, and trees that are nested too deep are no calls.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+from onpolicy_sdft.tasks.syntax import parse_expression, parse_module
+
+MAX_DEPTH = 40  # of a syntax tree, and of JSON
+_MAX_CODE = 8000  # characters that are parsed as a whole; longer texts are searched for calls
+_MAX_CALLS, _MAX_AGAIN = 200, 8  # of a text that are looked at; of the result of one
+_MAX_SCANS = 4  # how many times a text is read for brackets, and how many times it is parsed
+
+_NAME = re.compile(r"(?<![\w.])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*(?=[ ]?\()")
+_CALLED_AGAIN = re.compile(r"(?:\.[A-Za-z_]\w*)*\(")
+_BRACKET_OR_STRING = re.compile(
+    r"""'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*"|(?P<open>[(\[{])|(?P<close>[)\]}])""", re.DOTALL
+)
+_DEFINING = re.compile(r"\b(?:def|class|function|func|fn|sub)\s+$")
+_COMMENT = re.compile(r"(?:^|\s)(?:#|//)[^\n]*$")
+#: A call behind one of these in its clause is one that is not made.
+_NEGATION = re.compile(
+    r"\b(?:never|not|cannot|without|avoid|avoiding|no|neither|nor|instead of|rather than|unlike"
+    r"|refuse|decline|wrong to)\b|n['’]t\b",
+    re.IGNORECASE,
+)
+_CLAUSE_END = re.compile(r"[.!?;:,\n](?=\s|`|$)|\b(?:but|so|then|therefore|thus|hence)\b", re.IGNORECASE)
+_DENIED_AFTER = re.compile(
+    r"[`'\"]*\s*(?:is|was|would be|will be|would|does|isn['’]t|wouldn['’]t|won['’]t)\s*"
+    r"(?:(?:be\s+)?(?:not|wrong|incorrect|never|a mistake)\b|(?<=n['’]t\s)|(?<=n['’]t))",
+    re.IGNORECASE,
+)
+_WINDOW = 120  # characters of a clause that are read
+
+
+def is_flat(tree: ast.AST) -> bool:
+    """Whether a tree can be walked by functions that call themselves."""
+    level: list[ast.AST] = [tree]
+    for _ in range(MAX_DEPTH):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+        if not level:
+            return True
+    return False
+
+
+def repeats_keyword(call: ast.Call) -> bool:
+    """Whether a call names an argument twice, which Python refuses."""
+    names = [keyword.arg for keyword in call.keywords if keyword.arg]
+    return len(names) != len(set(names))
+
+
+def calls_in_code(text: str, names: Collection[str]) -> list[ast.Call] | None:
+    """Return the outermost calls of known names that a piece of code makes; None where it is no Python.
+
+    Definitions are left out, with what stands in them.
+
+    Args:
+        text: Python.
+        names: Whose calls are looked for; empty: any.
+    """
+    tree = parse_module(text) if len(text) <= _MAX_CODE else 1
+    if isinstance(tree, int) or not is_flat(tree):
+        return None
+    found: list[ast.Call] = []
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            continue
+        if not isinstance(node, ast.Call):
+            waiting += reversed(list(ast.iter_child_nodes(node)))
+        elif (not names or written(node.func) in names) and not repeats_keyword(node):
+            found.append(node)
+        else:  # what is passed to print, but not what a method of its result is called on
+            waiting += reversed([*node.args, *(keyword.value for keyword in node.keywords)])
+    return found
+
+
+def written(function: ast.expr) -> str:
+    """Return what a call calls, as Python writes it."""
+    return ast.unparse(function)
+
+
+def calls_in_prose(text: str, names: Collection[str]) -> Iterator[ast.Call]:
+    """Yield the outermost calls of known names in a text, from left to right; those it speaks against are left out.
+
+    Args:
+        text: Prose with calls in it.
+        names: Whose calls are looked for; empty: any.
+    """
+    brackets, start, budget, num_tried = _Brackets(text), 0, _MAX_SCANS * (len(text) + 1), 0
+    while (found := _NAME.search(text, start)) and budget > 0 and num_tried < _MAX_CALLS:
+        start = found.end()
+        # Of a name nobody knows, a bracket behind a blank is one of the prose.
+        if not _is_of(found.group(), names) if names else text[start] == " ":
+            continue
+        end = brackets.closing(text.index("(", found.end()))
+        if end is None:
+            continue
+        extent = _extent(text, end, brackets)
+        budget, num_tried = budget - (extent - found.start()), num_tried + 1
+        call = _call(text[found.start() : extent]) if extent > end else None
+        if call is None:
+            extent, call = end, _call(text[found.start() : end])
+        if call is None:
+            continue
+        start = extent
+        if (not names or written(call.func) in names) and not _is_spoken_against(text, found.start(), extent):
+            yield call
+
+
+def _is_of(name: str, names: Collection[str]) -> bool:
+    return name in names or any(each.startswith((f"{name}(", f"{name}.")) for each in names)
+
+
+def _call(text: str) -> ast.Call | None:
+    call = parse_expression(text)
+    return call if isinstance(call, ast.Call) and is_flat(call) and not repeats_keyword(call) else None
+
+
+def _extent(text: str, end: int, brackets: _Brackets) -> int:
+    """Return where a call ends that is called itself: f(1)(2) and f(1).g(2) are one call each."""
+    for _ in range(_MAX_AGAIN):
+        again = _CALLED_AGAIN.match(text, end)
+        if again is None:
+            break
+        closing = brackets.closing(again.end() - 1)
+        # Prose in brackets behind a call is no further call.
+        if closing is None or _call(f"f{text[again.end() - 1 : closing]}") is None:
+            break
+        end = closing
+    return end
+
+
+def _is_spoken_against(text: str, start: int, end: int) -> bool:
+    """Whether a call is a definition, a comment, or one that is said not to be made."""
+    before = text[max(0, start - _WINDOW) : start]
+    line = before.rpartition("\n")[2]
+    clause = _CLAUSE_END.split(before)[-1]
+    return bool(
+        _DEFINING.search(before)
+        or _COMMENT.search(line)
+        or _NEGATION.search(clause)
+        or _DENIED_AFTER.match(text, end, end + _WINDOW)
+    )
+
+
+@dataclass
+class _Brackets:
+    """Finds closing brackets; what one search has passed is not searched again."""
+
+    text: str
+    _found: dict[int, int | None] = field(default_factory=dict)  # by opening bracket
+    _budget: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._budget = _MAX_SCANS * (len(self.text) + 1)
+
+    def closing(self, opening: int) -> int | None:
+        """Return the position after the bracket that closes the one at ``opening``; None where none does."""
+        if opening not in self._found:
+            self._search(opening)
+        return self._found[opening]
+
+    def _search(self, start: int) -> None:
+        opened = list[int]()
+        end = start
+        if self._budget > 0:
+            for token in _BRACKET_OR_STRING.finditer(self.text, start):
+                end = token.end()
+                if token["open"]:
+                    opened.append(token.start())
+                elif token["close"]:
+                    self._found[opened.pop()] = end
+                if not opened:
+                    break
+        self._budget -= end - start
+        self._found.update(dict.fromkeys([*opened, *([] if start in self._found else [start])]))

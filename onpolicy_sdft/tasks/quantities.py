@@ -1,0 +1,285 @@
+r"""Numbers as people write them, read as values: one at a time, each as a whole.
+
+A number is read with all that belongs to it (sign, separators, power, fraction, "million") or not at all: a time, a
+date, a version or ``3x`` is a quantity without a value, never one of its digits.
+"""
+
+from __future__ import annotations
+
+import calendar
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from itertools import islice
+from types import MappingProxyType
+
+from onpolicy_sdft.tasks.plain_text import plain_characters, without_wrappers
+
+# A longer run of digits is a model that loops, not an answer; it also bounds the arithmetic.
+_MAX_CHARACTERS = 100
+_MAX_EXPONENT = 400
+_MAX_NUMBERS = 1500
+
+_NUMERAL = re.compile(r"\d+(?:[.,'’_]\d+|[ ]\d{3}(?!\d))*|\.\d+")
+_GROUPED = re.compile(  # 1,234,567.8  1 234 567,8  1'234.5  1_000  12,34,567
+    r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?|[1-9]\d{0,2}(?:([ '’_])\d{3})(?:\1\d{3})*(?:[.,]\d+)?"
+    r"|[1-9]\d?(?:,\d{2})+,\d{3}(?:\.\d+)?"
+)
+_GROUPED_BY_POINTS = re.compile(r"[1-9]\d{0,2}(?:\.\d{3}){2,}(?:,\d+)?|[1-9]\d{0,2}(?:\.\d{3})+,\d+")
+_PLAIN = re.compile(r"\d+(?:\.\d+)?|\.\d+")
+_DECIMAL_COMMA = re.compile(r"0,\d+|[1-9]\d*,\d{1,2}")
+
+#: What a word behind a number multiplies it by; those of one letter stand right behind it.
+_SCALES = MappingProxyType(
+    {
+        **dict.fromkeys(["hundred", "hundreds", "百"], 100),
+        **dict.fromkeys(["thousand", "thousands", "grand", "k", "K", "tausend", "mille", "千"], 10**3),
+        **dict.fromkeys(["万", "萬", "만"], 10**4),
+        **dict.fromkeys(["lakh", "lakhs", "lac"], 10**5),
+        **dict.fromkeys(["million", "millions", "mio", "mn", "M", "millionen", "millón", "millones"], 10**6),
+        **dict.fromkeys(["milhão", "milhões", "milione", "milioni"], 10**6),
+        **dict.fromkeys(["crore", "crores"], 10**7),
+        **dict.fromkeys(["亿", "億", "억"], 10**8),
+        **dict.fromkeys(["billion", "billions", "bn", "B", "mrd", "milliarde", "milliarden", "milliard"], 10**9),
+        **dict.fromkeys(["trillion", "trillions", "tn"], 10**12),
+        **dict.fromkeys(["dozen", "dozens"], 12),
+    }
+)
+_ONE_LETTER = frozenset("kKMB")
+#: Words of which nobody can tell what they multiply by: a thousand in Spanish, a million in English.
+_UNSURE = frozenset({"mil", *_ONE_LETTER})
+_PARTS = MappingProxyType({"half": Fraction(1, 2), "third": Fraction(1, 3), "quarter": Fraction(1, 4)})
+#: Letters right behind a number that make it a term (3x), an hour or a place in a row.
+_NO_UNITS = frozenset({"x", "y", "z", "n", "i", "q", "r", "u", "π", "am", "pm", "a.m", "p.m"})
+_HOURS = re.compile(r"[ ]?(?:[ap]\.?m\b|o'?clock\b|Uhr\b)", re.IGNORECASE)
+_ORDINAL = re.compile(r"(?:st|nd|rd|th)\b", re.IGNORECASE)
+_MONTHS = frozenset(name.lower() for name in (*calendar.month_name, *calendar.month_abbr) if name)
+
+_DATE = re.compile(r"\d{1,4}-\d{1,2}-\d{1,4}(?!\d)")
+_POWER = re.compile(r"[ ]?\^[ ]?(?:\{\s*(-?\d{1,4})\s*\}|\(\s*(-?\d{1,4})\s*\)|(-?\d{1,4}))(?!\d|\.\d)")
+_EXPONENT = re.compile(r"[eE]([+-]?\d{1,4})(?!\w)")
+_TIMES_TEN = re.compile(r"[ ]?(?:[×x*·⋅]|\\times\b|\\cdot\b)[ ]?10(?=[ ]?\^)")
+_OVER = re.compile(r"[ ]?/[ ]?")
+_MIXED = re.compile(r"(?:[ ]|[ ]and[ ])(\d+)[ ]?/[ ]?(\d+)(?![\d/.,]*\d)(?![ ]?/)")
+_AND_A_PART = re.compile(r"[ ]and[ ](?:a|one)[ ](half|third|quarter)\b|[ ](half|third|quarter)s?\b")
+_SCALE = re.compile(r"[ ]?(?:([^\W\d_]+)|([百千万萬만亿億억]))")
+_GOES_ON = re.compile(
+    r"(?:[:'^]\d+|\.\d+)+|[ ]?/[ ]?\d+|[ ]?\^|[ ]?√|[ ]?‰|[ ]?\)[ ]?\^[ ]?\{?-?\d*\}?"
+    r"|[ ]?\\(?!approx|times|cdot|div)[a-z]+"
+)
+_BEHIND = re.compile(r"[^\W\d_]+(?:\.[a-z])?|π|√")
+_LATEX_FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{\s*([-+]?[\d.,]+)\s*\}|(\d))\s*(?:\{\s*([-+]?[\d.,]+)\s*\}|(\d))")
+_EMPHASIS = re.compile(r"(?<![\w*)])(?<!\d )\*(-?[$\d][^*\n]{0,30})\*(?![\d*])")
+_LONGEST_PART = 20  # of such a fraction: decimals are exact to 28 digits
+_ANNOTATION = re.compile(r"<<[^<>\n]*>>")  # of GSM8K: <<48/2=24>>24
+_BOLD_OR_POWER = re.compile(r"(?<![\d*.,])(\d+(?:\.\d+)?)\*\*(-?\d+)(?![\d*])")
+
+#: Where numbers begin; words are read over with the digits in them (H2O, x_1, COVID-19), and so are powers of units.
+_SCANNER = re.compile(
+    r"(?P<code>(?:USD|EUR|GBP|JPY|CNY|INR|RMB|CHF|CAD|AUD|Rs)\.?(?=[ ]?-?\d))"
+    r"|(?P<word>[^\W\d_\u2e80-\uffff]{2,}-\d[\w.]*|[^\W\d_\u2e80-\uffff](?:[^\W\u2e80-\uffff])*)"
+    r"|(?P<unit>\^\s*\{?\s*-?\d+|(?<=[^\W\d_])_\{?\d+)"
+    r"|(?P<number>\.?\d)",
+)
+_BEFORE = re.compile(
+    r"(?P<left>[^\s$€£¥₹({\[]?)(?P<gap>[\s$€£¥₹({\[]*)(?P<sign>[-+±]|\b(?:negative|minus)\s)(?P<inner>[\s$€£¥₹({\[]*)$",
+    re.IGNORECASE,
+)
+_ROOT_OF = re.compile(r"(?:√|\^|\\?(?:sqrt|log|ln|sin|cos|tan|frac))\s*(?:\[\d+\])?[{(\s]*-?$")
+_LAST_WORD = re.compile(r"([^\W\d_]+)\W*$")
+#: Words after which a minus that stands by itself is a sign: what follows is a value.
+_STATING = frozenset({"is", "are", "be", "was", "equals", "to", "of", "get", "gives", "answer"})
+_WINDOW = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A number in a text."""
+
+    start: int
+    end: int
+    value: Fraction | None  # None: not a number that can be read
+
+
+def plain_numbers(text: str) -> str:
+    r"""Undo typography around numbers: LaTeX, bold marks, dashes, full-width digits."""
+    text = without_wrappers(text.replace("{,}", ",").replace(r"\$", "$").replace(r"\%", "%"))
+    text = _ANNOTATION.sub("", re.sub(r"\^\s*\{?\s*\\circ\s*\}?", "°", text.replace(r"\pm", "±")))
+    text = _BOLD_OR_POWER.sub(r"\1^\2", plain_characters(text))
+    return _LATEX_FRACTION.sub(_written_out, _EMPHASIS.sub(r" \1 ", text.replace("**", " ")))
+
+
+def quantities(text: str) -> Iterator[Quantity]:
+    """Yield the numbers of a text from left to right.
+
+    Args:
+        text: As :func:`plain_numbers` returns it.
+    """
+    position = 0
+    while found := _SCANNER.search(text, position):
+        position = found.end()
+        if found["number"] is None:
+            continue
+        value, end = _read(text, found.start())
+        position = end
+        if _ORDINAL.match(text, end):
+            continue
+        start, sign = _signed(text, found.start())
+        yield Quantity(start, end, None if value is None or sign == 0 else sign * value)
+
+
+def number_alone(text: str) -> Fraction | None:
+    """Return the value of a text that is one number and nothing else, else None."""
+    text = plain_numbers(text).strip()
+    found = list(quantities(text)) if len(text) <= _MAX_CHARACTERS else []
+    is_whole = len(found) == 1 and found[0].start == 0 and found[0].end == len(text)
+    return found[0].value if is_whole else None
+
+
+def numbers_in(text: str) -> set[Fraction]:
+    """Return the values of the numbers that stand in a text; of one that is full of them, of the first ones."""
+    found = islice(quantities(plain_numbers(text)), _MAX_NUMBERS)
+    return {each.value for each in found if each.value is not None}
+
+
+def numeral(digits: str) -> Fraction | None:
+    """Return the value of digits with separators; None where they are none of the forms of a number."""
+    if len(digits) > _MAX_CHARACTERS:
+        return None
+    if _GROUPED.fullmatch(digits):
+        is_space = any(mark in digits for mark in " '’_")
+        digits = re.sub(r"[ '’_]", "", digits).replace(",", "." if is_space else "")
+    elif _GROUPED_BY_POINTS.fullmatch(digits):
+        digits = digits.replace(".", "").replace(",", ".")
+    elif _DECIMAL_COMMA.fullmatch(digits):
+        digits = digits.replace(",", ".")
+    elif not _PLAIN.fullmatch(digits):
+        return None
+    return Fraction(Decimal(digits))
+
+
+def _read(text: str, start: int) -> tuple[Fraction | None, int]:
+    """Return the value of the number that begins at a digit or a point, and where it ends."""
+    if date := _DATE.match(text, start):
+        return None, date.end()
+    found = _NUMERAL.match(text, start)
+    if found is None:
+        return None, start + 1
+    value, end = _powered(text, numeral(found.group()), found.end())
+    if over := _OVER.match(text, end):
+        bottom = _NUMERAL.match(text, over.end())
+        if bottom is not None:
+            under, end = _powered(text, numeral(bottom.group()), bottom.end())
+            value = value / under if value is not None and under and " " not in found.group() else None
+    elif value is not None and value.denominator == 1:
+        value, end = _mixed(text, value, end)
+    return _behind(text, value, end)
+
+
+def _powered(text: str, value: Fraction | None, end: int) -> tuple[Fraction | None, int]:
+    """Read ``^3``, ``e3`` and ``× 10^3`` behind a number."""
+    if power := _POWER.match(text, end):
+        return _raised(value, int(power[1] or power[2] or power[3])), power.end()
+    if exponent := _EXPONENT.match(text, end):
+        return _times(value, _raised(Fraction(10), int(exponent[1]))), exponent.end()
+    if ten := _TIMES_TEN.match(text, end):
+        factor, end = _powered(text, Fraction(10), ten.end())
+        return _times(value, factor), end
+    return value, end
+
+
+def _mixed(text: str, value: Fraction, end: int) -> tuple[Fraction | None, int]:
+    """Read ``3/4`` and "and a half" behind a whole number."""
+    if part := _MIXED.match(text, end):
+        top, bottom = int(part[1]), int(part[2])
+        return (value + Fraction(top, bottom) if bottom else None), part.end()
+    if (named := _AND_A_PART.match(text, end)) and named[1]:
+        return value + _PARTS[named[1]], named.end()
+    if named:  # "3 quarters"
+        return None, named.end()
+    return value, end
+
+
+def _behind(text: str, value: Fraction | None, end: int) -> tuple[Fraction | None, int]:
+    """Read "million" behind a number, and refuse what makes it no number: ``3x``, ``5pm``, ``10:30``, ``1.2.3``."""
+    while (scale := _SCALE.match(text, end)) and (factor := _factor(scale)):
+        value, end = _times(value, Fraction(factor)), scale.end()
+    if scale and scale.group()[0] == " " and scale[1] in _UNSURE:
+        return None, scale.end()
+    glued = _BEHIND.match(text, end)
+    if (glued and glued.group().lower() in _NO_UNITS) or _HOURS.match(text, end):
+        return None, glued.end() if glued else end
+    if glued and (text[glued.end() : glued.end() + 1].isdigit() or glued.group().startswith("x")):
+        return None, glued.end()  # 0xFF, 5e: letters with digits behind them
+    if more := _GOES_ON.match(text, end):
+        return None, more.end()
+    return value, end
+
+
+def _factor(scale: re.Match[str]) -> int | None:
+    word = scale[1] or scale[2]
+    if len(word) == 1 and word.isascii():
+        return _SCALES[word] if scale.group() == word and word in _ONE_LETTER else None
+    return _SCALES.get(word) or _SCALES.get(word.lower())
+
+
+def _signed(text: str, start: int) -> tuple[int, int]:
+    """Return where a number begins with its sign, and the sign; 0 where nobody can tell what the dash means."""
+    before = text[max(0, start - _WINDOW) : start]
+    if _ROOT_OF.search(before):
+        return start, 0
+    found = _BEFORE.search(before)
+    if found is None:
+        word = _LAST_WORD.search(before)
+        is_date = word is not None and word[1].lower() in _MONTHS and before.endswith(" ")
+        return start, 0 if is_date else 1
+    left, sign = found["left"], found["sign"].strip().lower()
+    begins = start - len(before) + found.start("sign")
+    if left and (left.isdigit() or left in ")]}%°"):
+        return start, 1  # an operator
+    if sign == "±" or left in ("-", "+", "±") or (left == "|" and not found["gap"]):
+        return begins, 0
+    value = 1 if sign == "+" else -1
+    is_apart, is_alone = bool(found["gap"]), found["inner"][:1].isspace()
+    if is_alone and "\n" in found["gap"]:
+        return begins, 0  # an item of a list
+    if left.isalpha() and len(sign) == 1:
+        word = _LAST_WORD.search(before[: found.start("sign")])
+        name = word[1] if word else left
+        if not is_apart or (len(name) == 1 and name != "a"):
+            return begins, 0  # x-3, x - 3
+        return begins, 0 if is_alone and name.lower() not in _STATING else value
+    return begins, value
+
+
+def _written_out(found: re.Match[str]) -> str:
+    r"""Write ``\frac{-1}{2}`` as ``-1/2``, apart from a whole number before it."""
+    top, bottom = (found[1] or found[2]), (found[3] or found[4])
+    values = [_part(part.lstrip("+-")) for part in (top, bottom)]
+    if None in values or max(len(top), len(bottom)) > _LONGEST_PART or (bottom.startswith("-") and top.startswith("-")):
+        return found.group()
+    sign = "-" if "-" in (top[0], bottom[0]) else ""
+    digits = f"{values[0]}/{values[1]}"
+    is_mixed = found.string[found.start() - 1 : found.start()].isdigit() and found.start() > 0
+    return f"{' ' if is_mixed else ''}{sign}{digits}"
+
+
+def _part(digits: str) -> str | None:
+    """Return a part of a fraction without separators; None where it is no number."""
+    if digits.isdigit():
+        return digits
+    value = numeral(digits)
+    return None if value is None else f"{Decimal(value.numerator) / value.denominator:f}"
+
+
+def _raised(value: Fraction | None, exponent: int) -> Fraction | None:
+    if value is None or (value == 0 and exponent < 0):
+        return None
+    size = max(len(str(value.numerator)), len(str(value.denominator)))
+    return value**exponent if size * abs(exponent) <= _MAX_EXPONENT * 2 else None
+
+
+def _times(value: Fraction | None, factor: Fraction | None) -> Fraction | None:
+    return None if value is None or factor is None else value * factor

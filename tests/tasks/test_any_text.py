@@ -1,0 +1,179 @@
+"""No text that a model can write makes a check raise or takes it long."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from onpolicy_sdft.screening.mentions import Mentions
+from onpolicy_sdft.tasks import TASKS, Task, load_task
+from onpolicy_sdft.tasks.code_text import programs
+from onpolicy_sdft.types import CheckResult, Demonstration, Turn
+
+#: About 8,000 tokens.
+LENGTH = 40_000
+SECONDS = 0.1
+PROMPT = "Functions: f(x: int), g(a: str). Options: A. Paris B. London C. 12. How many?"
+ROWS: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
+    ("exact", {}, "Paris", {}),
+    ("exact", {"match": "contains"}, "Paris", {"aliases": ["the capital"]}),
+    ("exact", {"match": "contains"}, "12", {"answer": 12.0}),
+    ("free_form", {}, "Any.", {}),
+    ("function_call", {}, "f(x=1)", {}),
+    ("function_call", {}, "f(x=1)", {"possible_answers": {"f": {"x": [1, 2]}, "g": {"a": ["b", ""]}}}),
+    ("function_call", {"match": "legacy"}, "f(x=1)", {}),
+    ("math_word_problem", {}, "The answer is 12.", {}),
+    ("multiple_choice", {}, "A", {"choices": ["Paris", "London", "12"], "answer": "A"}),
+    ("multiple_choice", {}, "A", {"choices": ["$", "%s (", "`", "a .*", "\\", "B"], "answer": "A"}),
+    ("multiple_choice", {}, "1", {"choices": {"1": "2", "(2)": "12", "a": "b"}, "answer": "1"}),
+    ("refusal", {}, "I cannot help with that.", {}),
+    ("refusal", {"phrases": "legacy"}, "I cannot help with that.", {}),
+]
+#: What checks look for, and what opens something.
+PARTS = """
+f( g( ( ) [ ] { } f(x=1) f(x='a') f(x= f(x=f( (1) .g( x= = == , ; : ! ? . ... " ' \\ \\d ` ``` ```python ~~~ \n \n\n \t
+{"name": "arguments": {"name":"f","arguments":{"x":1}} {"a":1} f{"x":1} [ARGS] to=functions.f <tool_call> </tool_call>
+<function=f> <parameter=x> </parameter> <arg_key> <arg_value> <think> </think> <answer> </answer> assistantfinal
+[TOOL_CALLS] 1 12 -3 1.5 .5 1,000 1.000 1_000 1e5 e9 10^3 ^ ^{ 3/4 / 1/0 ½ ² ١ １２ 10:30 2024-05-01
+million k % $ € - – — − + * × ± √ π
+\\boxed{ \\frac{ \\frac{1}{2} \\frac12 \\text{ \\sqrt{ \\left( \\pm #### <<1+1=2>>
+the answer is answer: Answer answer to so is not never isn't but or and to between A B (A)
+A. B? option Paris London rather than wrong because wait, maybe
+def f(x): return x\n import from lambda: class @ if for x in not True None x x_1 _ * ** 0xFF 答案 是 万 参考 the example
+my response reference answer as I said I cannot sorry \x00 \ud83d\ude00 \u202e \u0301 \ufeff \r null true
+NaN Infinity -Infinity
+"""
+
+
+def parts() -> list[str]:
+    return [part.encode().decode("unicode_escape") if part.startswith("\\u") or "\\x" in part else
+            part.replace("\\n", "\n").replace("\\t", "\t").replace("\\r", "\r").replace("\\\\", "\\")
+            for part in PARTS.split()]  # fmt: skip
+
+
+def checks() -> list[tuple[Task, Demonstration]]:
+    return [
+        (load_task(name, options), Demonstration("row-1", (Turn("user", PROMPT),), response, fields))
+        for name, options, response, fields in ROWS
+    ]
+
+
+CHECKS = checks()
+CODE = load_task("python_code", {"allow_execution": True})
+MENTIONS = Mentions(["my response"], "reference", "Using the reference answer as a guide, write your own response.")
+
+
+def judge(text: str) -> Iterator[tuple[str, float]]:
+    """Yield every check and how long it took."""
+    for task, row in CHECKS:
+        started = time.perf_counter()
+        result = task.check(text, row)
+        yield task.name, time.perf_counter() - started
+        assert isinstance(result, CheckResult)
+    started = time.perf_counter()
+    programs(text)
+    yield "programs", time.perf_counter() - started
+    started = time.perf_counter()
+    MENTIONS.find(text, CHECKS[0][1])
+    yield "mentions", time.perf_counter() - started
+
+
+def test_every_task_is_tried() -> None:
+    assert {name for name, *_ in ROWS} | {"python_code"} == set(TASKS)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_texts_never_make_a_check_raise(seed: int) -> None:
+    random_, known = random.Random(seed), parts()
+    for _ in range(100):
+        joint = random_.choice(["", " ", " ", "\n"])
+        chosen = random_.choices(random_.sample(known, random_.randint(1, 12)), k=random_.randint(1, 60))
+        for _ in judge(joint.join(chosen)):
+            pass
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_bytes_and_characters_of_any_kind_never_make_a_check_raise(seed: int) -> None:
+    random_ = random.Random(seed)
+    for _ in range(100):
+        text = "".join(
+            chr(random_.choice([random_.randrange(32, 127), random_.randrange(0xD800), 10])) for _ in range(80)
+        )
+        for _ in judge(text):
+            pass
+
+
+@pytest.mark.parametrize("part", dict.fromkeys(parts()), ids=repr)
+def test_no_part_over_and_over_takes_long(part: str) -> None:
+    text = part * (LENGTH // len(part))
+    assert not {name: seconds for name, seconds in judge(text) if seconds > SECONDS and not is_quick(name, text)}
+
+
+def test_no_mixture_of_two_parts_over_and_over_takes_long() -> None:
+    random_, known = random.Random(0), parts()
+    slow = []
+    for _ in range(40):
+        pair = "".join(random_.sample(known, 2)) + random_.choice(["", " "])
+        text = (pair * (LENGTH // len(pair)))[:LENGTH]
+        slow += [(name, pair) for name, seconds in judge(text) if seconds > SECONDS and not is_quick(name, text)]
+    assert not slow
+
+
+def is_quick(name: str, text: str) -> bool:
+    """Whether a check is quick after all, on a machine that was busy."""
+    return any(min(seconds for each, seconds in judge(text) if each == name) <= SECONDS for _ in range(3))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "f(x=" * 190 + ")" * 190,
+        "f" + "(1)" * 13_000,
+        "f(" * 20_000,
+        "f(x=" + "[" * 39_000,
+        "f(x=" + "-" * 39_000 + "1)",
+        "f(x=" + "1+" * 19_000 + "1)",
+        '{"name":"f","arguments":' + '{"x":' * 7_000,
+        "[" * 40_000 + "]" * 40_000,
+        "9" * LENGTH,
+        "10^" * 13_000,
+        "1e999999999",
+        "10^9999",
+        "((((-" * 8_000,
+        "\\boxed{" * 5_000,
+    ],
+    ids=lambda text: text[:16],
+)
+def test_what_is_nested_or_long_is_no_answer_and_no_error(text: str) -> None:
+    slow = {name: seconds for name, seconds in judge(text) if seconds > SECONDS and not is_quick(name, text)}
+    assert not slow
+
+
+@pytest.mark.parametrize(
+    "text", ["f(" * 300, "```python\n" + "(" * 5_000 + "\n```", "x = " + "-" * 30_000 + "1", "\x00", "def f(\x00"]
+)
+def test_programs_of_any_kind_are_only_wrong(text: str) -> None:
+    row = Demonstration("row-1", (Turn("user", "q"),), "x", {"tests": "assert f(1) == 2"})
+    assert not CODE.check(text, row).correct
+
+
+def test_checks_in_threads_leave_the_warnings_of_the_process_alone() -> None:
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always", UserWarning)
+        before = list(warnings.filters)
+        threads = [
+            threading.Thread(target=lambda: [list(judge("f(x='\\d') " * 20)) for _ in range(20)]) for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert warnings.filters == before
+        warnings.warn("still heard", UserWarning, stacklevel=1)
+    assert "still heard" in [str(each.message) for each in heard]
