@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from peft import PeftModel
 
 from onpolicy_sdft.config.check import evaluation_sets
@@ -17,7 +19,8 @@ from onpolicy_sdft.eval.retention import general_prompts
 from onpolicy_sdft.jobs.evaluate import evaluate_stage, files_identity
 from onpolicy_sdft.jobs.parts import Chat, load_chat, load_eval_sets, refuse_unaskable
 from onpolicy_sdft.jobs.start import base_of
-from onpolicy_sdft.models.export import export_model, merge_adapter, refuse_foreign
+from onpolicy_sdft.models.embedded import PREFIX
+from onpolicy_sdft.models.export import export_model, merge_adapter, push_folder, refuse_foreign
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_json
 from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingLaw, Turn
@@ -168,14 +171,23 @@ def export(
     merged: bool,
     push_to_hub: str | None,
     say: Say,
+    dtype: str | None = None,
 ) -> Path | None:
     """Write a run's model elsewhere, merged if asked, and push it to the hub if asked.
+
+    Args:
+        target: The run.
+        output: Directory to write.
+        merged: Fold the adapter into the base.
+        push_to_hub: Hub name to push to.
+        say: Told what was written.
+        dtype: Of merged weights; None: that of the base's files.
 
     Returns:
         Where it was written; None when it was only pushed.
 
     Raises:
-        ConfigError: If neither an output nor a hub name is given.
+        ConfigError: If neither an output nor a hub name is given, or the options do not go together.
     """
     if output is None and push_to_hub is None:
         raise ConfigError("Say where to: --output DIR, or --push_to_hub USER/NAME.")
@@ -187,25 +199,35 @@ def export(
     assert finished.run is not None
     model = finished.model
     base = base_of(finished.run, finished.config).name
-    if push_to_hub is not None and not merged and base != finished.config.model.name:
+    if push_to_hub is not None and not merged and _is_here_only(model, base):
         raise ConfigError(
             f"The adapter of {target} stands on {base}, which is on this machine only. Way out: --merged."
         )
+    facts = {**_facts(finished), "merged": str(merged).lower()}
     if merged and isinstance(model, PeftModel):
         if finished.config.model.load_in_4bit:
             raise ConfigError("--merged cannot fold an adapter into a 4-bit base. Way out: export the adapter alone.")
-        model = merge_adapter(model)
-    summary = _scores(finished.run)
-    tokenizer = finished.chat.loaded.tokenizer
-    if output is not None:
-        facts = {**_facts(finished), "merged": str(merged).lower()}
-        export_model(model, tokenizer, Path(output), base, facts, summary)
-        say(f"written to {output}")
-    if push_to_hub is not None:
-        model.push_to_hub(push_to_hub)  # type: ignore[arg-type]  # transformers wraps it in a way mypy misreads
-        tokenizer.push_to_hub(push_to_hub)
-        say(f"pushed to {push_to_hub}")
+        stored = finished.chat.loaded.stored_dtype
+        held = stored if dtype is None else getattr(torch, dtype)
+        model = merge_adapter(model, held)
+        facts["dtype"] = f"{held}, ".removeprefix("torch.") + ("as the base's files" if held == stored else "as asked")
+        say(f"the merged weights are {facts['dtype']}")
+    elif dtype is not None:
+        raise ConfigError(f"--dtype {dtype} is for an adapter that is merged. Way out: --merged, or leave it out.")
+    summary, tokenizer = _scores(finished.run), finished.chat.loaded.tokenizer
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch) / "model" if output is None else Path(output)
+        export_model(model, tokenizer, directory, base, facts, summary)
+        if output is not None:
+            say(f"written to {output}")
+        if push_to_hub is not None:  # the very files: the libraries' own push leaves the stop tokens and the card out
+            push_folder(directory, push_to_hub)
+            say(f"pushed to {push_to_hub}")
     return Path(output) if output is not None else None
+
+
+def _is_here_only(model: PreTrainedModel | PeftModel, base: str) -> bool:
+    return isinstance(model, PeftModel) and (base.startswith(PREFIX) or Path(base).is_dir())
 
 
 def _facts(finished: Finished) -> dict[str, str]:

@@ -17,6 +17,7 @@ from onpolicy_sdft.data.sources import DemonstrationSet, load_demonstrations
 from onpolicy_sdft.data.views import Prepared, Renderer, prepare
 from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.eval.runner import EvalSet
+from onpolicy_sdft.models.generation import settle_generation
 from onpolicy_sdft.models.load import LoadedModel, load, terminator_ids
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.models.seam import UnsupportedModel
@@ -67,7 +68,8 @@ class Chat:
     @property
     def pad_token_id(self) -> int:
         """Any valid id for padding; masks tell it from text."""
-        return int(self.loaded.tokenizer.pad_token_id)
+        tokenizer = self.loaded.tokenizer  # not given one here: it is exported as it came
+        return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
     def backend(
         self,
@@ -146,8 +148,9 @@ def load_chat(
     if not config.model.load_in_4bit:
         loaded.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]  # transformers wraps .to in a way mypy misreads
     renderer = Renderer(loaded.tokenizer, config.context)
-    terminators = {*terminator_ids(loaded.model, loaded.tokenizer), renderer.terminator_id}
-    return Chat(loaded, renderer, tuple(sorted(terminators)), say, ranks, together)
+    terminators = tuple(sorted({*terminator_ids(loaded.model, loaded.tokenizer), renderer.terminator_id}))
+    settle_generation(loaded.model, terminators, say)
+    return Chat(loaded, renderer, terminators, say, ranks, together)
 
 
 def load_rows(config: RunConfig) -> tuple[Task, DemonstrationSet]:
