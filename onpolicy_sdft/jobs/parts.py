@@ -22,7 +22,8 @@ from onpolicy_sdft.models.load import LoadedModel, load, terminator_ids
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.models.seam import UnsupportedModel
 from onpolicy_sdft.rollout.engine import EngineOptions, RolloutEngine
-from onpolicy_sdft.rollout.hf import HFBackend, Together
+from onpolicy_sdft.rollout.hf import Together
+from onpolicy_sdft.rollout.hf_trial import hf_backend
 from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.runs.progress import Progress, print_table
 from onpolicy_sdft.tasks import load_task, work_of
@@ -110,7 +111,7 @@ class Chat:
         """
         say = say or self.say
         if self.together is not None:
-            return HFBackend(model, self.terminators, self.pad_token_id, batch_size, False, self.together)
+            return self._hf_backend(model, batch_size, False, say)
         if config.backend == "engine":
             attention = None if config.attention == "auto" else config.attention
             options = EngineOptions(
@@ -124,7 +125,12 @@ class Chat:
                 return RolloutEngine(model, self.terminators, weights, options, say)
             except UnsupportedModel as error:
                 say(f"rollouts go through transformers' generate: {type(inner_model(model)).__name__}: {error}")
-        return HFBackend(model, self.terminators, self.pad_token_id, batch_size, config.merge_adapter)
+        return self._hf_backend(model, batch_size, config.merge_adapter, say)
+
+    def _hf_backend(
+        self, model: PreTrainedModel | PeftModel, batch_size: int, merge_adapter: bool, say: Say
+    ) -> RolloutBackend:
+        return hf_backend(model, self.terminators, self.pad_token_id, batch_size, merge_adapter, self.together, say)
 
 
 def load_chat(
