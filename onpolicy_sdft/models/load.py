@@ -96,9 +96,8 @@ def _load_weights(
 ) -> tuple[PreTrainedModel, torch.dtype]:
     """Return a plain model, and the dtype its files hold; adapters that stand on adapters are merged one by one."""
     if is_adapter(source, config.revision):
-        base = _adapter_base(source, config)
-        base_source = resolve_source(base, report)
-        model, stored = _load_weights(base_source, base, report)
+        base = adapter_base(source, config)
+        model, stored = _load_weights(resolve_source(base, report), base, report)
         return _merged(model, source, config), stored
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -140,7 +139,7 @@ def _merged(model: PreTrainedModel, adapter: str, config: ModelConfig) -> PreTra
     return merged
 
 
-def _adapter_base(adapter: str, config: ModelConfig) -> ModelConfig:
+def adapter_base(adapter: str, config: ModelConfig) -> ModelConfig:
     """Return the model that an adapter names as its base, in the revision it was trained on."""
     from peft import PeftConfig
 

