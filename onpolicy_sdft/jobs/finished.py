@@ -21,6 +21,7 @@ from onpolicy_sdft.jobs.parts import Chat, load_chat, load_eval_sets, refuse_una
 from onpolicy_sdft.jobs.start import base_of
 from onpolicy_sdft.models.embedded import PREFIX
 from onpolicy_sdft.models.export import export_model, merge_adapter, push_folder, refuse_foreign
+from onpolicy_sdft.models.load import is_adapter
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_json
 from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingLaw, Turn
@@ -203,6 +204,8 @@ def export(
         raise ConfigError(
             f"The adapter of {target} stands on {base}, which is on this machine only. Way out: --merged."
         )
+    if not merged and isinstance(model, PeftModel) and is_adapter(base):
+        raise ConfigError(f"The adapter of {target} stands on {base}, an adapter itself. Way out: --merged.")
     facts = {**_facts(finished), "merged": str(merged).lower()}
     if merged and isinstance(model, PeftModel):
         if finished.config.model.load_in_4bit:

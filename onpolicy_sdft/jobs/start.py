@@ -117,8 +117,8 @@ def base_of(run: RunDirectory, config: RunConfig) -> ModelConfig:
         RunDirectoryError: If the base is gone.
     """
     if not run.base_path.is_dir():
-        if not has_base(config):
-            return config.model
+        if not (config.lora.enabled and _is_merged(config)):
+            return config.model  # an adapter is merged when it is loaded
         raise RunDirectoryError(
             f"{run.base_path} is not there, and the adapter of that run means nothing without it. Way out: put it "
             "back, or train that run again."

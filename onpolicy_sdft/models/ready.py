@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_LENGTHS = (32, 512)  # tokens of the trial; more are taken where few may not be sent to every expert
+_LENGTHS = (16, 512)  # tokens of the trial; more are taken where few may not be sent to every expert
 
 
 def make_ready(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,10 @@ def test_an_adapter_whose_base_is_an_adapter_is_loaded_with_both(tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": str(first / "model")}))
     loaded = load(load_config(**{"model.name": str(second / "model")}).model)
     torch.testing.assert_close(logits(loaded.model), own, atol=1e-4, rtol=0)
+    shutil.rmtree(second / "base")  # it made no base of its own
+    torch.testing.assert_close(logits(load_run(second).model), own, atol=1e-4, rtol=0)
+    with pytest.raises(ConfigError, match="an adapter itself"):
+        export(second, tmp_path / "alone", merged=False, push_to_hub=None, say=[].append)
 
 
 def test_the_models_own_dropout_is_in_the_export_though_it_is_off_while_it_learns(tmp_path):
