@@ -15,7 +15,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
-        help="Of merged weights (default: that of the base's files).",
+        help="Of a whole model (default: merged as the base's files, else as trained).",
     )
     parser.add_argument("--push_to_hub", type=str, help="Hub name USER/NAME to push to (off by default).")
     target, rest = split_target(parser, arguments)

@@ -20,7 +20,7 @@ from onpolicy_sdft.jobs.evaluate import evaluate_stage, files_identity
 from onpolicy_sdft.jobs.parts import Chat, load_chat, load_eval_sets, refuse_unaskable
 from onpolicy_sdft.jobs.start import base_of
 from onpolicy_sdft.models.embedded import PREFIX
-from onpolicy_sdft.models.export import export_model, merge_adapter, push_folder, refuse_foreign
+from onpolicy_sdft.models.export import export_model, hold_in, merge_adapter, push_folder, refuse_foreign
 from onpolicy_sdft.models.load import is_adapter
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_json
@@ -182,7 +182,7 @@ def export(
         merged: Fold the adapter into the base.
         push_to_hub: Hub name to push to.
         say: Told what was written.
-        dtype: Of merged weights; None: that of the base's files.
+        dtype: Of a whole model; None: of a merged one that of the base's files, of a trained one as it was trained.
 
     Returns:
         Where it was written; None when it was only pushed.
@@ -207,16 +207,19 @@ def export(
     if not merged and isinstance(model, PeftModel) and is_adapter(base):
         raise ConfigError(f"The adapter of {target} stands on {base}, an adapter itself. Way out: --merged.")
     facts = {**_facts(finished), "merged": str(merged).lower()}
-    if merged and isinstance(model, PeftModel):
+    if isinstance(model, PeftModel) and merged:
         if finished.config.model.load_in_4bit:
             raise ConfigError("--merged cannot fold an adapter into a 4-bit base. Way out: export the adapter alone.")
-        stored = finished.chat.loaded.stored_dtype
-        held = stored if dtype is None else getattr(torch, dtype)
-        model = merge_adapter(model, held)
-        facts["dtype"] = f"{held}, ".removeprefix("torch.") + ("as the base's files" if held == stored else "as asked")
-        say(f"the merged weights are {facts['dtype']}")
+        model = merge_adapter(model, finished.chat.loaded.stored_dtype if dtype is None else getattr(torch, dtype))
+    elif isinstance(model, PeftModel) and dtype is not None:
+        raise ConfigError(
+            f"--dtype {dtype} is for whole models, not for an adapter. Way out: --merged, or leave it out."
+        )
     elif dtype is not None:
-        raise ConfigError(f"--dtype {dtype} is for an adapter that is merged. Way out: --merged, or leave it out.")
+        hold_in(model, getattr(torch, dtype))
+    if not isinstance(model, PeftModel):
+        facts["dtype"] = str(model.dtype).removeprefix("torch.") + ("" if dtype is None else ", as asked")
+        say(f"the weights are {facts['dtype']}")
     summary, tokenizer = _scores(finished.run), finished.chat.loaded.tokenizer
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / "model" if output is None else Path(output)

@@ -152,7 +152,7 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     if backend.rank == 0:
         print_preflight(data, config, say)
     model = prepare_trainable(chat.loaded.model, config.lora, config.model, config.train.seed)
-    make_ready(model, chat.loaded.tokenizer, config.model.name, say)
+    make_ready(model, chat.loaded, say)
     trainable, total = count_parameters(model)
     say(f"{trainable / 1e6:.2f} M of {total / 1e6:.1f} M parameters are trained on {backend.num_ranks} ranks")
     if backend.num_ranks > 1:

@@ -139,10 +139,14 @@ def merge_adapter(model: PeftModel, dtype: torch.dtype | None = None) -> PreTrai
     """
     dtype = dtype or cast("torch.dtype", model.get_base_model().dtype)
     merged = cast("PreTrainedModel", model.to(torch.float32).merge_and_unload())
-    # Parameters only: rotary frequencies are float32 whatever the weights are, and would be rounded.
-    for parameter in merged.parameters():
-        parameter.data = parameter.data.to(dtype)
+    hold_in(merged, dtype)
     return merged
+
+
+def hold_in(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Hold weights in a dtype; buffers stay: rotary frequencies are float32 whatever the weights are."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def model_card(

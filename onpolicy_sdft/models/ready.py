@@ -18,24 +18,20 @@ from onpolicy_sdft.models.targets import describe_reach
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
+
+    from onpolicy_sdft.models.load import LoadedModel
 
 _LENGTHS = (16, 512)  # tokens of the trial; more are taken where few may not be sent to every expert
 
 
-def make_ready(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    base_name: str,
-    say: Callable[[str], None],
-) -> None:
+def make_ready(model: PreTrainedModel | PeftModel, loaded: LoadedModel, say: Callable[[str], None]) -> None:
     """Switch the base's own dropout off, and try what training and its export need; before anything is divided.
 
     Args:
         model: With exactly its trained parameters trainable.
-        tokenizer: That is exported with it.
-        base_name: ``model.name`` of the run.
-        say: Told what adapters reach.
+        loaded: What it was made of.
+        say: Told what adapters reach, or in which dtype the whole model will be exported if not the base's.
 
     Raises:
         ModelError: If the model is random while it learns, a trained parameter has no gradient, or saving fails.
@@ -43,9 +39,12 @@ def make_ready(
     silence(model)
     refuse_random(model)
     refuse_unreached(model)
-    try_saving(model, tokenizer, base_name)
+    try_saving(model, loaded.tokenizer, loaded.source)
     if isinstance(model, PeftModel):
         say(describe_reach(model))
+    elif model.dtype != loaded.stored_dtype:
+        held, stored = (str(dtype).removeprefix("torch.") for dtype in (model.dtype, loaded.stored_dtype))
+        say(f"the base's files are {stored}; it is trained and exported in {held} (sdft export --dtype {stored})")
 
 
 def refuse_unreached(model: PreTrainedModel | PeftModel) -> None:

@@ -208,6 +208,16 @@ def test_a_merged_export_has_the_dtype_of_the_bases_files_unless_another_is_aske
     assert_is(AutoModelForCausalLM.from_pretrained(plain).float(), run, plain, 0.5 if asked is None else 1e-4)
 
 
+def test_a_full_run_says_which_dtype_it_is_exported_in_and_another_can_be_asked_for(tmp_path):
+    said: list[str] = []
+    run = train(base(tmp_path / "base", "llama", torch.bfloat16), "run", said, lora__enabled=False, train__max_steps=1)
+    assert AutoConfig.from_pretrained(run / "model").dtype == torch.float32
+    assert any("files are bfloat16; it is trained and exported in float32" in line for line in said)
+    export(run, tmp_path / "half", merged=False, push_to_hub=None, say=[].append, dtype="bfloat16")
+    assert {t.dtype for t in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.bfloat16}
+    assert "dtype: bfloat16, as asked" in (tmp_path / "half" / "README.md").read_text()
+
+
 def test_the_dtype_of_an_adapter_is_not_asked_for(tmp_path, capsys):
     run = train(base(tmp_path / "base", "llama"), "run", train__max_steps=1)
     assert main(["export", str(run), "--output", str(tmp_path / "x"), "--dtype", "bfloat16"]) != 0

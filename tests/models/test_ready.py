@@ -19,6 +19,7 @@ from transformers import (
 
 from onpolicy_sdft.config.schema import LoraConfig, ModelConfig
 from onpolicy_sdft.errors import ModelError
+from onpolicy_sdft.models.load import LoadedModel
 from onpolicy_sdft.models.lora import prepare_trainable
 from onpolicy_sdft.models.randomness import own_dropout, refuse_random, silence
 from onpolicy_sdft.models.ready import make_ready, refuse_unreached
@@ -125,7 +126,7 @@ def test_what_adapters_do_not_reach_is_said_in_one_line(tokenizer):
     share = 100 * frozen / sum(p.numel() for p in model.parameters())
     model = prepare_trainable(model, LoraConfig(target_modules=["q_proj", "v_proj"]), ModelConfig(), 0)
     said: list[str] = []
-    make_ready(model, tokenizer, "tiny", said.append)
+    make_ready(model, LoadedModel(model.get_base_model(), tokenizer, "tiny"), said.append)
     assert len(said) == 1
     assert "adapters on q_proj, v_proj" in said[0]
     assert f"{share:.2g} % of the weights are frozen experts" in said[0]
