@@ -28,6 +28,7 @@ from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.jobs import finished
 from onpolicy_sdft.jobs.finished import export
 from onpolicy_sdft.models.load import load
+from onpolicy_sdft.runs.files import read_jsonl
 from tests.conftest import make_tokenizer
 
 SIZES: dict[str, Any] = {
@@ -261,3 +262,12 @@ def test_the_models_own_dropout_is_in_the_export_though_it_is_off_while_it_learn
     (model / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.25}))
     run = train(model, "run", lora__enabled=False, train__max_steps=1)
     assert AutoConfig.from_pretrained(run / "model").attention_dropout == 0.25
+
+
+def test_steps_that_change_nothing_have_the_same_loss_though_the_base_drops_out(tmp_path):
+    model = base(tmp_path / "base", "llama")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.5}))
+    run = train(model, "run", train__targets="demonstrations", optim__lr=1e-12, train__max_steps=3)
+    losses = [row["loss/total"] for row in read_jsonl(run / "metrics.jsonl")]
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-6)
