@@ -207,16 +207,17 @@ def export(
     if not merged and isinstance(model, PeftModel) and is_adapter(base):
         raise ConfigError(f"The adapter of {target} stands on {base}, an adapter itself. Way out: --merged.")
     facts = {**_facts(finished), "merged": str(merged).lower()}
-    if isinstance(model, PeftModel) and merged:
+    if not isinstance(model, PeftModel):
+        if dtype is not None:
+            hold_in(model, getattr(torch, dtype))
+    elif merged:
         if finished.config.model.load_in_4bit:
             raise ConfigError("--merged cannot fold an adapter into a 4-bit base. Way out: export the adapter alone.")
         model = merge_adapter(model, finished.chat.loaded.stored_dtype if dtype is None else getattr(torch, dtype))
-    elif isinstance(model, PeftModel) and dtype is not None:
+    elif dtype is not None:
         raise ConfigError(
             f"--dtype {dtype} is for whole models, not for an adapter. Way out: --merged, or leave it out."
         )
-    elif dtype is not None:
-        hold_in(model, getattr(torch, dtype))
     if not isinstance(model, PeftModel):
         facts["dtype"] = str(model.dtype).removeprefix("torch.") + ("" if dtype is None else ", as asked")
         say(f"the weights are {facts['dtype']}")
