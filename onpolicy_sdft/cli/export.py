@@ -12,11 +12,19 @@ def run(arguments: Sequence[str]) -> int:
     parser = option_parser("sdft export RUN", "Write a run's model for transformers or peft.")
     parser.add_argument("--output", type=str, help="Directory to write.")
     parser.add_argument("--merged", action="store_true", help="Fold the adapter into the base: a plain model.")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="Of a whole model (default: merged as the base's files, else as trained).",
+    )
     parser.add_argument("--push_to_hub", type=str, help="Hub name USER/NAME to push to (off by default).")
     target, rest = split_target(parser, arguments)
     options = parse_options(parser, rest)
     from onpolicy_sdft.jobs.finished import export
     from onpolicy_sdft.runs.progress import say_to_stderr
 
-    export(target, options.output, merged=options.merged, push_to_hub=options.push_to_hub, say=say_to_stderr)
+    export(
+        target, options.output, merged=options.merged, push_to_hub=options.push_to_hub, say=say_to_stderr,
+        dtype=options.dtype,
+    )  # fmt: skip
     return 0

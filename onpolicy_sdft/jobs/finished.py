@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from peft import PeftModel
 
 from onpolicy_sdft.config.check import evaluation_sets
@@ -17,7 +19,9 @@ from onpolicy_sdft.eval.retention import general_prompts
 from onpolicy_sdft.jobs.evaluate import evaluate_stage, files_identity
 from onpolicy_sdft.jobs.parts import Chat, load_chat, load_eval_sets, refuse_unaskable
 from onpolicy_sdft.jobs.start import base_of
-from onpolicy_sdft.models.export import export_model, merge_adapter, refuse_foreign
+from onpolicy_sdft.models.embedded import PREFIX
+from onpolicy_sdft.models.export import export_model, hold_in, merge_adapter, push_folder, refuse_foreign
+from onpolicy_sdft.models.load import is_adapter
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_json
 from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingLaw, Turn
@@ -168,14 +172,23 @@ def export(
     merged: bool,
     push_to_hub: str | None,
     say: Say,
+    dtype: str | None = None,
 ) -> Path | None:
     """Write a run's model elsewhere, merged if asked, and push it to the hub if asked.
+
+    Args:
+        target: The run.
+        output: Directory to write.
+        merged: Fold the adapter into the base.
+        push_to_hub: Hub name to push to.
+        say: Told what was written.
+        dtype: Of a whole model; None: of a merged one that of the base's files, of a trained one as it was trained.
 
     Returns:
         Where it was written; None when it was only pushed.
 
     Raises:
-        ConfigError: If neither an output nor a hub name is given.
+        ConfigError: If neither an output nor a hub name is given, or the options do not go together.
     """
     if output is None and push_to_hub is None:
         raise ConfigError("Say where to: --output DIR, or --push_to_hub USER/NAME.")
@@ -187,25 +200,41 @@ def export(
     assert finished.run is not None
     model = finished.model
     base = base_of(finished.run, finished.config).name
-    if push_to_hub is not None and not merged and base != finished.config.model.name:
+    if push_to_hub is not None and not merged and _is_here_only(model, base):
         raise ConfigError(
             f"The adapter of {target} stands on {base}, which is on this machine only. Way out: --merged."
         )
-    if merged and isinstance(model, PeftModel):
+    if not merged and isinstance(model, PeftModel) and is_adapter(base):
+        raise ConfigError(f"The adapter of {target} stands on {base}, an adapter itself. Way out: --merged.")
+    facts = {**_facts(finished), "merged": str(merged).lower()}
+    if not isinstance(model, PeftModel):
+        if dtype is not None:
+            hold_in(model, getattr(torch, dtype))
+    elif merged:
         if finished.config.model.load_in_4bit:
             raise ConfigError("--merged cannot fold an adapter into a 4-bit base. Way out: export the adapter alone.")
-        model = merge_adapter(model)
-    summary = _scores(finished.run)
-    tokenizer = finished.chat.loaded.tokenizer
-    if output is not None:
-        facts = {**_facts(finished), "merged": str(merged).lower()}
-        export_model(model, tokenizer, Path(output), base, facts, summary)
-        say(f"written to {output}")
-    if push_to_hub is not None:
-        model.push_to_hub(push_to_hub)  # type: ignore[arg-type]  # transformers wraps it in a way mypy misreads
-        tokenizer.push_to_hub(push_to_hub)
-        say(f"pushed to {push_to_hub}")
+        model = merge_adapter(model, finished.chat.loaded.stored_dtype if dtype is None else getattr(torch, dtype))
+    elif dtype is not None:
+        raise ConfigError(
+            f"--dtype {dtype} is for whole models, not for an adapter. Way out: --merged, or leave it out."
+        )
+    if not isinstance(model, PeftModel):
+        facts["dtype"] = str(model.dtype).removeprefix("torch.") + ("" if dtype is None else ", as asked")
+        say(f"the weights are {facts['dtype']}")
+    summary, tokenizer = _scores(finished.run), finished.chat.loaded.tokenizer
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch) / "model" if output is None else Path(output)
+        export_model(model, tokenizer, directory, base, facts, summary)
+        if output is not None:
+            say(f"written to {output}")
+        if push_to_hub is not None:  # the very files: the libraries' own push leaves the stop tokens and the card out
+            push_folder(directory, push_to_hub)
+            say(f"pushed to {push_to_hub}")
     return Path(output) if output is not None else None
+
+
+def _is_here_only(model: PreTrainedModel | PeftModel, base: str) -> bool:
+    return isinstance(model, PeftModel) and (base.startswith(PREFIX) or Path(base).is_dir())
 
 
 def _facts(finished: Finished) -> dict[str, str]:

@@ -17,11 +17,13 @@ from onpolicy_sdft.data.sources import DemonstrationSet, load_demonstrations
 from onpolicy_sdft.data.views import Prepared, Renderer, prepare
 from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.eval.runner import EvalSet
+from onpolicy_sdft.models.generation import settle_generation
 from onpolicy_sdft.models.load import LoadedModel, load, terminator_ids
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.models.seam import UnsupportedModel
 from onpolicy_sdft.rollout.engine import EngineOptions, RolloutEngine
-from onpolicy_sdft.rollout.hf import HFBackend, Together
+from onpolicy_sdft.rollout.hf import Together
+from onpolicy_sdft.rollout.hf_trial import hf_backend
 from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.runs.progress import Progress, print_table
 from onpolicy_sdft.tasks import load_task, work_of
@@ -67,7 +69,8 @@ class Chat:
     @property
     def pad_token_id(self) -> int:
         """Any valid id for padding; masks tell it from text."""
-        return int(self.loaded.tokenizer.pad_token_id)
+        tokenizer = self.loaded.tokenizer  # not given one here: it is exported as it came
+        return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
     def backend(
         self,
@@ -108,7 +111,7 @@ class Chat:
         """
         say = say or self.say
         if self.together is not None:
-            return HFBackend(model, self.terminators, self.pad_token_id, batch_size, False, self.together)
+            return self._hf_backend(model, batch_size, False, say)
         if config.backend == "engine":
             attention = None if config.attention == "auto" else config.attention
             options = EngineOptions(
@@ -122,7 +125,12 @@ class Chat:
                 return RolloutEngine(model, self.terminators, weights, options, say)
             except UnsupportedModel as error:
                 say(f"rollouts go through transformers' generate: {type(inner_model(model)).__name__}: {error}")
-        return HFBackend(model, self.terminators, self.pad_token_id, batch_size, config.merge_adapter)
+        return self._hf_backend(model, batch_size, config.merge_adapter, say)
+
+    def _hf_backend(
+        self, model: PreTrainedModel | PeftModel, batch_size: int, merge_adapter: bool, say: Say
+    ) -> RolloutBackend:
+        return hf_backend(model, self.terminators, self.pad_token_id, batch_size, merge_adapter, self.together, say)
 
 
 def load_chat(
@@ -146,8 +154,9 @@ def load_chat(
     if not config.model.load_in_4bit:
         loaded.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]  # transformers wraps .to in a way mypy misreads
     renderer = Renderer(loaded.tokenizer, config.context)
-    terminators = {*terminator_ids(loaded.model, loaded.tokenizer), renderer.terminator_id}
-    return Chat(loaded, renderer, tuple(sorted(terminators)), say, ranks, together)
+    terminators = tuple(sorted({*terminator_ids(loaded.model, loaded.tokenizer), renderer.terminator_id}))
+    settle_generation(loaded.model, terminators, say)
+    return Chat(loaded, renderer, terminators, say, ranks, together)
 
 
 def load_rows(config: RunConfig) -> tuple[Task, DemonstrationSet]:

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import GenerationConfig
 
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
 from onpolicy_sdft.jobs.evaluate import eval_identity
+from onpolicy_sdft.models.embedded import PREFIX
 from onpolicy_sdft.models.export import export_model, merge_adapter
-from onpolicy_sdft.models.load import load
+from onpolicy_sdft.models.generation import listed_ids, settle_generation
+from onpolicy_sdft.models.load import is_adapter, load
 from onpolicy_sdft.offline.file import file_digest
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import differences, read_json, write_json_atomic
@@ -59,7 +62,7 @@ def find_start(config: RunConfig, say: Say) -> Start | None:
         raise ConfigError(f"train.start_from={train.start_from} is train.output_dir itself. Way out: name another.")
     run = RunDirectory.open(train.start_from, require=["config.yaml"])
     earlier = load_config(run.config_path)
-    if train.carry == "continue" and _has_base(earlier):
+    if train.carry == "continue" and _is_merged(earlier):
         raise ConfigError(
             f"The adapter of train.start_from={train.start_from} stands on a base that earlier tasks were merged into "
             "(its train.carry=merge), so it cannot go on over the seed model. Way out: --train.carry merge."
@@ -91,8 +94,20 @@ def _weights_of(config: RunConfig, carry: str) -> dict[str, object]:
     return {"model": model, "lora": lora if config.lora.enabled else None}
 
 
-def _has_base(config: RunConfig) -> bool:
+def has_base(config: RunConfig) -> bool:
+    """Whether a run's adapter stands on a base of its own: a task before, or a model that is an adapter, merged.
+
+    An adapter on a base that is an adapter itself would be loaded without it, by PEFT and whoever uses that.
+    """
+    return config.lora.enabled and (_is_merged(config) or _is_on_adapter(config))
+
+
+def _is_merged(config: RunConfig) -> bool:
     return config.train.start_from is not None and config.train.carry == "merge"
+
+
+def _is_on_adapter(config: RunConfig) -> bool:
+    return not config.model.name.startswith(PREFIX) and is_adapter(config.model.name, config.model.revision)
 
 
 def base_of(run: RunDirectory, config: RunConfig) -> ModelConfig:
@@ -101,14 +116,14 @@ def base_of(run: RunDirectory, config: RunConfig) -> ModelConfig:
     Raises:
         RunDirectoryError: If the base is gone.
     """
-    if not _has_base(config):
-        return config.model
     if not run.base_path.is_dir():
+        if not (config.lora.enabled and _is_merged(config)):
+            return config.model  # an adapter is merged when it is loaded
         raise RunDirectoryError(
             f"{run.base_path} is not there, and the adapter of that run means nothing without it. Way out: put it "
             "back, or train that run again."
         )
-    return dataclasses.replace(config.model, name=str(run.base_path))
+    return dataclasses.replace(config.model, name=str(run.base_path), revision=None)
 
 
 def trained_to(step: int, num_loss_tokens: int) -> str:
@@ -116,26 +131,45 @@ def trained_to(step: int, num_loss_tokens: int) -> str:
     return f"step {step}, {num_loss_tokens} loss tokens"
 
 
-def make_base(config: RunConfig, start: Start, say: Say) -> None:
-    """Fold the adapter of the run before into its base, as the base of this run; whole or not at all.
+def make_base(config: RunConfig, start: Start | None, say: Say) -> None:
+    """Fold an adapter into its base, as the base of this run; whole or not at all.
 
-    It is made once for the weights it is made of. The seed model stays what ``model.name`` says: distances are
-    measured from it.
+    It is the adapter of the run before (``train.carry=merge``), or that of ``model.name``. It is made once for the
+    weights it is made of. The seed model stays what ``model.name`` says: distances are measured from it.
 
     Raises:
         RunDirectoryError: If that run has no model, or went on after it was written.
     """
     run = RunDirectory.create(config.train.output_dir, resume=config.train.resume == "auto")
     with run.claimed():
+        merges = start is not None and config.train.carry == "merge"
+        digest = start.digest if start is not None and merges else _digest_of(config.model.name)
         card = run.base_path / "README.md"
-        if card.is_file() and start.digest in card.read_text(encoding="utf-8"):
+        if card.is_file() and digest in card.read_text(encoding="utf-8"):
             return
-        say(f"merging {start.run.model_path} into {run.base_path}")
-        _refuse_older_model(start)
-        loaded = load(base_of(start.run, load_config(start.run.config_path)), say)
-        adapted = PeftModel.from_pretrained(loaded.model, start.run.model_path)
-        facts = {"merged": str(start.run.path), "step": str(start.step), "weights": start.digest}
-        export_model(merge_adapter(adapted), loaded.tokenizer, run.base_path, config.model.name, facts, {})
+        facts = {"weights": digest}
+        if start is not None and merges:
+            say(f"merging {start.run.model_path} into {run.base_path}")
+            _refuse_older_model(start)
+            earlier = load_config(start.run.config_path)
+            loaded = load(base_of(start.run, earlier), say)
+            model = merge_adapter(PeftModel.from_pretrained(loaded.model, start.run.model_path))
+            stops = GenerationConfig.from_pretrained(start.run.model_path).eos_token_id
+            settle_generation(model, listed_ids(stops))
+            facts |= {"merged": str(start.run.path), "step": str(start.step)}
+        else:
+            say(f"{config.model.name} is an adapter: merged with its base into {run.base_path}, the base of this run")
+            loaded = load(config.model, say)
+            model = loaded.model
+            settle_generation(model, ())
+            facts |= {"merged": config.model.name}
+        export_model(model, loaded.tokenizer, run.base_path, config.model.name, facts, {})
+
+
+def _digest_of(adapter: str) -> str:
+    """Return what tells an adapter's weights from others: a digest of a folder's, the name of one on the hub."""
+    weights = Path(adapter) / "adapter_model.safetensors"
+    return file_digest(weights) if weights.is_file() else f"of {adapter}"
 
 
 def _refuse_older_model(start: Start) -> None:

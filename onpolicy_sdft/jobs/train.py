@@ -53,6 +53,7 @@ from onpolicy_sdft.jobs.start import (
     Start,
     base_of,
     find_start,
+    has_base,
     inherit_scores,
     make_base,
     take_up_weights,
@@ -64,6 +65,7 @@ from onpolicy_sdft.models.export import export_model
 from onpolicy_sdft.models.lora import prepare_trainable
 from onpolicy_sdft.models.policy import Policy
 from onpolicy_sdft.models.reading import InPlace, Reader, Replica
+from onpolicy_sdft.models.ready import make_ready
 from onpolicy_sdft.models.sizes import sizes_of
 from onpolicy_sdft.offline.file import file_digest, find_file, read_rows, take_up
 from onpolicy_sdft.rollout.drafts import DraftStore
@@ -152,7 +154,7 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     if backend.rank == 0:
         print_preflight(data, config, say)
     model = prepare_trainable(chat.loaded.model, config.lora, config.model, config.train.seed)
-    _disable_base_dropout(model)
+    make_ready(model, chat.loaded, say)
     trainable, total = count_parameters(model)
     say(f"{trainable / 1e6:.2f} M of {total / 1e6:.1f} M parameters are trained on {backend.num_ranks} ranks")
     if backend.num_ranks > 1:
@@ -222,8 +224,8 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
 
 
 def _with_base(config: RunConfig, start: Start | None, backend: Backend, say: Say) -> RunConfig:
-    """Return the config with the model that is loaded: the seed model, or what the run before left, merged."""
-    if start is None or config.train.carry == "continue":
+    """Return the config with the model that is loaded: the seed model, or a base that adapters were merged into."""
+    if not backend.on_first(lambda: has_base(config)):
         return config
     backend.on_first(lambda: make_base(config, start, say))
     return dataclasses.replace(config, model=base_of(RunDirectory(Path(config.train.output_dir)), config))
@@ -359,13 +361,6 @@ def _export(
         facts["compared with the start"] = verdict.text
     base = base_of(run, config).name
     export_model(model, chat.loaded.tokenizer, directory, base, facts, summary, weights)
-
-
-def _disable_base_dropout(model: torch.nn.Module) -> None:
-    """Keep the base's own dropout out of the learning pass: it would train another law than is sampled."""
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Dropout) and "lora_" not in name:
-            module.p = 0.0
 
 
 def _resume(

@@ -61,6 +61,11 @@ def embedded_path(name: str, cache_dir: Path | None = None) -> Path:
     return (cache_dir or default_cache_dir()) / "models" / f"{name}-v{_FORMAT_VERSION}"
 
 
+def name_of(path: Path) -> str | None:
+    """Return the embedded model that a folder of a cache holds, going by the folder's name; None: none of them."""
+    return next((name for name in EMBEDDED_MODELS if path.name == f"{name}-v{_FORMAT_VERSION}"), None)
+
+
 def fetch(name: str, cache_dir: Path | None = None, report: Callable[[str], None] = lambda text: None) -> Path:
     """Download, check and convert an embedded model, unless that was done before.
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from huggingface_hub import HfApi
 from peft import PeftModel
 
-from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.errors import ConfigError, ModelError
+from onpolicy_sdft.models import embedded
+from onpolicy_sdft.models.generation import listed_ids
+from onpolicy_sdft.models.randomness import own_dropout
 from onpolicy_sdft.versions import package_versions
 
 if TYPE_CHECKING:
@@ -49,29 +54,67 @@ def export_model(
     refuse_foreign(directory)
     scratch = directory.with_name(f".tmp-{directory.name}")
     shutil.rmtree(scratch, ignore_errors=True)
-    if isinstance(model, PeftModel):
-        for adapter in model.peft_config.values():
-            adapter.base_model_name_or_path = base_name
-    if isinstance(model, PeftModel):
-        # Embeddings are never trained here; "auto" would look for the base on the hub to find that out.
-        kept = None if weights is None else dict(weights)
-        model.save_pretrained(str(scratch), save_embedding_layers=False, state_dict=kept)
-    else:
-        # Tensors of their own: parameters that are views of one buffer would be taken for tied ones, and copied there.
-        own = model.state_dict() if weights is None else weights
-        model.save_pretrained(str(scratch), state_dict={name: t.cpu() for name, t in own.items()})
-    tokenizer.save_pretrained(scratch)
-    generation_config = model.generation_config
-    if generation_config is not None:
-        generation_config.save_pretrained(scratch)
-    is_adapter = isinstance(model, PeftModel)
-    (scratch / "README.md").write_text(model_card(base_name, is_adapter, facts, summary), encoding="utf-8")
+    _write(model, tokenizer, scratch, base_name, weights)
+    card = model_card(model, base_name, facts, summary)
+    (scratch / "README.md").write_text(card, encoding="utf-8")
     old = directory.with_name(f".old-{directory.name}")
     shutil.rmtree(old, ignore_errors=True)
     if directory.exists():
         directory.rename(old)
     scratch.rename(directory)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    base_name: str,
+    weights: Mapping[str, torch.Tensor] | None,
+) -> None:
+    if isinstance(model, PeftModel):
+        for adapter in model.peft_config.values():
+            adapter.base_model_name_or_path = _where_base_is(model, base_name)
+        # Embeddings are never trained here; "auto" would look for the base on the hub to find that out.
+        kept = None if weights is None else dict(weights)
+        model.save_pretrained(str(directory), save_embedding_layers=False, state_dict=kept)
+    else:
+        # Tensors of their own: parameters that are views of one buffer would be taken for tied ones, and copied there.
+        own = model.state_dict() if weights is None else weights
+        with own_dropout(model):
+            model.save_pretrained(str(directory), state_dict={name: t.cpu() for name, t in own.items()})
+    tokenizer.save_pretrained(directory)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(directory)
+
+
+def _where_base_is(model: PeftModel, base_name: str) -> str:
+    """Return the base as PEFT can load it from any working directory: a folder, or a hub id."""
+    if base_name.startswith(embedded.PREFIX):
+        return str(Path(str(model.get_base_model().name_or_path)).absolute())
+    return str(Path(base_name).absolute()) if Path(base_name).is_dir() else base_name
+
+
+def try_saving(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, base_name: str) -> None:
+    """Write all of an export but the weights, and throw it away: what cannot be saved is found out before training.
+
+    Raises:
+        ModelError: With what could not be saved.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            _write(model, tokenizer, Path(scratch) / "model", base_name, {})
+        except Exception as error:  # whatever the libraries raise: after training it would cost the model
+            raise ModelError(
+                f"The model could not be saved after training ({type(error).__name__}: {error}). Fix: load it with "
+                "transformers, mend its config.json, generation_config.json or tokenizer files, and save it again."
+            ) from error
+
+
+def push_folder(directory: Path, name: str) -> None:
+    """Upload an export to the hub, in a repository that is made if need be."""
+    hub = HfApi()
+    hub.upload_folder(repo_id=hub.create_repo(name, exist_ok=True).repo_id, folder_path=str(directory))
 
 
 def refuse_foreign(directory: Path) -> None:
@@ -87,23 +130,39 @@ def refuse_foreign(directory: Path) -> None:
         raise ConfigError(f"{directory} holds other files and is not overwritten. Way out: name a new directory.")
 
 
-def merge_adapter(model: PeftModel) -> PreTrainedModel:
-    """Return a plain model with the adapter folded in, computed in float32."""
-    dtype = cast("torch.dtype", model.get_base_model().dtype)
+def merge_adapter(model: PeftModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Return a plain model with the adapter folded in, computed in float32.
+
+    Args:
+        model: With its adapter.
+        dtype: Of the result; None: as the base is held.
+    """
+    dtype = dtype or cast("torch.dtype", model.get_base_model().dtype)
     merged = cast("PreTrainedModel", model.to(torch.float32).merge_and_unload())
-    # Parameters only: rotary frequencies are float32 whatever the weights are, and would be rounded.
-    for parameter in merged.parameters():
-        parameter.data = parameter.data.to(dtype)
+    hold_in(merged, dtype)
     return merged
 
 
-def model_card(base_name: str, is_adapter: bool, facts: Mapping[str, str], summary: Mapping[str, Any]) -> str:
-    """Return a model card in the hub's format: method, data, scores with intervals, versions."""
+def hold_in(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Hold weights in a dtype; buffers stay: rotary frequencies are float32 whatever the weights are."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def model_card(
+    model: PreTrainedModel | PeftModel, base_name: str, facts: Mapping[str, str], summary: Mapping[str, Any]
+) -> str:
+    """Return a model card in the hub's format: how to load it, method, data, scores with intervals, versions."""
+    is_adapter = isinstance(model, PeftModel)
     header = ["---", "library_name: " + ("peft" if is_adapter else "transformers"), "tags:"]
     header += ["- onpolicy_sdft", "- self-distillation"]
-    if not base_name.startswith("embedded:") and not Path(base_name).exists():
+    if not base_name.startswith(embedded.PREFIX) and not Path(base_name).exists():
         header.append(f"base_model: {base_name}")
     lines = [*header, "---", "", f"# {base_name}, {_CARD_MARK}", ""]
+    if isinstance(model, PeftModel):
+        lines += _how_to_load(model, base_name)
+    if model.generation_config is not None:
+        lines.append(f"* stop tokens: {listed_ids(model.generation_config.eos_token_id)}")
     lines += [f"* {key}: {value}" for key, value in facts.items()]
     for stage, scores in summary.items():
         for item in scores.get("sets", []):
@@ -120,3 +179,17 @@ def model_card(base_name: str, is_adapter: bool, facts: Mapping[str, str], summa
     versions = package_versions(_PACKAGES).items()
     lines.append("* versions: " + ", ".join(f"{name} {version or 'unknown'}" for name, version in versions))
     return "\n".join([*lines, ""])
+
+
+def _how_to_load(model: PeftModel, base_name: str) -> list[str]:
+    """Say what PEFT does not do by itself: it takes the stop tokens of the base."""
+    base = _where_base_is(model, base_name)
+    where = f" (`{base_name}`, made by `sdft models fetch`)" if base_name.startswith(embedded.PREFIX) else ""
+    return [
+        "```python",
+        "model = peft.AutoPeftModelForCausalLM.from_pretrained(folder)",
+        "model.generation_config = transformers.GenerationConfig.from_pretrained(folder)  # the stop tokens of the run",
+        "```",
+        "",
+        f"* base: {base}{where}",
+    ]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from onpolicy_sdft.errors import MissingDependencyError, ModelError
 from onpolicy_sdft.models import embedded
+from onpolicy_sdft.models.generation import listed_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,6 +41,7 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     source: str  # what was asked for, as in the config
+    stored_dtype: torch.dtype = torch.float32  # of the weights in the model's files, whatever they are held in here
 
 
 def resolve_source(config: ModelConfig, report: Callable[[str], None] = lambda text: None) -> str:
@@ -65,8 +69,6 @@ def load_tokenizer(source: str, config: ModelConfig) -> PreTrainedTokenizerBase:
             f"The tokenizer of {config.name!r} has no end-of-text token, so no answer could ever end. "
             "Set eos_token in its tokenizer_config.json."
         )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token_id = tokenizer.eos_token_id  # harmless: masks, not ids, tell padding from text
     if not tokenizer.chat_template:
         warnings.warn(
             f"{config.name} has no chat template: using 'User: ... Assistant: ...' with the end-of-text token "
@@ -91,40 +93,98 @@ def load(config: ModelConfig, report: Callable[[str], None] = lambda text: None)
         ModelError: If the source cannot be loaded, with the value and the way out.
     """
     source = resolve_source(config, report)
-    adapter = source if (Path(source) / "adapter_config.json").is_file() else None
-    if adapter is not None:
-        source = _adapter_base(adapter, config)
-    tokenizer = load_tokenizer(adapter or source, config)
+    tokenizer = load_tokenizer(source, config)
+    model, stored = _load_weights(source, config, report)
+    refuse_tokens_beyond(model, tokenizer, config.name)
+    return LoadedModel(model=model, tokenizer=tokenizer, source=config.name, stored_dtype=stored)
+
+
+def _load_weights(
+    source: str, config: ModelConfig, report: Callable[[str], None]
+) -> tuple[PreTrainedModel, torch.dtype]:
+    """Return a plain model, and the dtype its files hold; adapters that stand on adapters are merged one by one."""
+    if is_adapter(source, config.revision):
+        base = adapter_base(source, config)
+        model, stored = _load_weights(resolve_source(base, report), base, report)
+        return _merged(model, source, config), stored
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source,
-            revision=config.revision if adapter is None else None,
+            revision=config.revision,
             trust_remote_code=config.trust_remote_code,
             dtype=DTYPES[config.dtype],
             attn_implementation=config.attn_implementation,
             **_quantisation(config),
         )
+        own = AutoConfig.from_pretrained(
+            source, revision=config.revision, trust_remote_code=config.trust_remote_code
+        ).dtype
     except (OSError, ValueError) as error:
         raise ModelError(
             f"Cannot load model.name={config.name!r}: {error}. Give a local path, a hub id, or one of "
             f"{', '.join(embedded.PREFIX + name for name in embedded.EMBEDDED_MODELS)}."
         ) from error
-    if adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    return LoadedModel(model=model, tokenizer=tokenizer, source=config.name)
+    return model, own if isinstance(own, torch.dtype) else model.dtype
 
 
-def _adapter_base(adapter: str, config: ModelConfig) -> str:
-    from dataclasses import replace
+def is_adapter(source: str, revision: str | None = None) -> bool:
+    """Whether what is loaded is an adapter: a folder of one, or a hub repository that has nothing else."""
+    if Path(source).is_dir():
+        return (Path(source) / "adapter_config.json").is_file()
+    try:
+        return find_adapter_config_file(source, revision=revision) is not None
+    except (OSError, ValueError):  # no such repository: whoever loads it says so
+        return False
 
+
+def _merged(model: PreTrainedModel, adapter: str, config: ModelConfig) -> PreTrainedModel:
+    from peft import PeftModel
+
+    revision: dict[str, Any] = {} if config.revision is None else {"revision": config.revision}
+    merged: PreTrainedModel = PeftModel.from_pretrained(model, adapter, **revision).merge_and_unload()
+    with contextlib.suppress(OSError):  # an adapter of others has none: its base's holds
+        merged.generation_config = GenerationConfig.from_pretrained(adapter, **revision)
+    return merged
+
+
+def adapter_base(adapter: str, config: ModelConfig) -> ModelConfig:
+    """Return the model that an adapter names as its base, in the revision it was trained on."""
     from peft import PeftConfig
 
-    base = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    revision: dict[str, Any] = {} if config.revision is None else {"revision": config.revision}
+    named = PeftConfig.from_pretrained(adapter, **revision)
+    base = named.base_model_name_or_path
     if not base:
-        raise ModelError(f"{adapter}/adapter_config.json does not name its base model.")
-    return resolve_source(replace(config, name=base))
+        raise ModelError(
+            f"{adapter}/adapter_config.json does not name its base model. Fix: set base_model_name_or_path."
+        )
+    if not Path(base).is_dir() and (name := embedded.name_of(Path(base))):
+        base = embedded.PREFIX + name  # exported where the cache was elsewhere
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise ModelError(
+            f"The base of the adapter {adapter} was {base}, which is not there. Fix: set base_model_name_or_path in "
+            "its adapter_config.json to where the base is now."
+        )
+    return replace(config, name=base, revision=named.revision)
+
+
+def refuse_tokens_beyond(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse a tokenizer that can write ids the embedding has no row for.
+
+    Raises:
+        ModelError: With both numbers.
+    """
+    rows: Any = model.get_input_embeddings()
+    size = int(getattr(rows, "num_embeddings", 0)) or len(rows.weight)  # weights that are divided have no rows here
+    vocabulary = tokenizer.get_vocab()
+    token = max(vocabulary, key=vocabulary.__getitem__)
+    if vocabulary[token] >= size:
+        beyond = sum(i >= size for i in vocabulary.values())
+        raise ModelError(
+            f"The tokenizer of {name!r} has {beyond} tokens without a row in the embedding: ids up to "
+            f"{vocabulary[token]} ({token!r}), and the embedding has {size} rows. Fix: take the added tokens out of "
+            f"the tokenizer, or resize once and save: model.resize_token_embeddings({vocabulary[token] + 1})."
+        )
 
 
 def _quantisation(config: ModelConfig) -> dict[str, Any]:
@@ -149,7 +209,5 @@ def _quantisation(config: ModelConfig) -> dict[str, Any]:
 
 def terminator_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Every token id that ends an answer: all of the generation config's, and the tokenizer's own."""
-    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ids = configured if isinstance(configured, list) else [configured]
-    ids = [*ids, tokenizer.eos_token_id]
-    return tuple(sorted({int(i) for i in ids if i is not None}))
+    configured = None if model.generation_config is None else model.generation_config.eos_token_id
+    return tuple(sorted({*listed_ids(configured), *listed_ids(tokenizer.eos_token_id)}))

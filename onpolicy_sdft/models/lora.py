@@ -10,6 +10,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 
 from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.models.targets import misspelt, refuse_head, refuse_shared, why_not
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,7 +30,8 @@ def prepare_trainable(
         seed: Seeds the adapters' initial weights.
 
     Raises:
-        ConfigError: If ``lora.target_modules`` matches no layer.
+        ConfigError: If a name of ``lora.target_modules`` matches no layer, or an adapter on a layer it names would not
+            learn or could not be merged.
     """
     if model_config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -46,13 +48,21 @@ def prepare_trainable(
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )
+    names = [name for name, _ in model.named_modules()]
     try:
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks the old name
+            # Of experts: their adapters are peft's own conversion of the names, which it then does not find again.
+            warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys")
             torch.manual_seed(seed)
-            return cast(PeftModel, get_peft_model(model, peft_config))
+            adapted = cast(PeftModel, get_peft_model(model, peft_config, revision=model_config.revision))
     except ValueError as error:
-        raise ConfigError(f"lora.target_modules={lora.target_modules!r}: {error}") from error
+        raise ConfigError(misspelt(lora, peft_config, names) or why_not(lora, error)) from error
+    if said := misspelt(lora, peft_config, names):
+        raise ConfigError(said)
+    refuse_head(adapted, lora)
+    refuse_shared(adapted, lora)
+    return adapted
 
 
 def embedding_weight(model: PreTrainedModel) -> torch.Tensor:

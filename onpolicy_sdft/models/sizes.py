@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from onpolicy_sdft.errors import ModelError
-from onpolicy_sdft.models.load import DTYPES, resolve_source
+from onpolicy_sdft.models.load import DTYPES, adapter_base, is_adapter, resolve_source
 from onpolicy_sdft.models.lora import embedding_weight, inner_model, prepare_trainable
+from onpolicy_sdft.models.targets import adapted_weights
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -51,10 +51,12 @@ def model_sizes(model: ModelConfig, lora: LoraConfig) -> Sizes:
     Raises:
         ModelError: If there is no such model.
     """
+    source = resolve_source(model)
+    while is_adapter(source, model.revision):  # merged when it is loaded: it has the size of its base
+        model = adapter_base(source, model)
+        source = resolve_source(model)
     try:
-        config = AutoConfig.from_pretrained(
-            resolve_source(model), revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
+        config = AutoConfig.from_pretrained(source, revision=model.revision, trust_remote_code=model.trust_remote_code)
         with torch.device("meta"):
             made = AutoModelForCausalLM.from_config(config, dtype=DTYPES[model.dtype])
     except (OSError, ValueError) as error:
@@ -76,11 +78,10 @@ def sizes_of(model: PreTrainedModel | PeftModel, num_quantised: int = 0) -> Size
     text = inner.config.get_text_config()
     heads = getattr(text, "num_attention_heads", None) or 0  # none: a model without attention keeps no keys
     head_size = getattr(text, "head_dim", None) or text.hidden_size // max(1, heads)
-    adapted: list[Any] = [module.get_base_layer() for module in model.modules() if isinstance(module, LoraLayer)]
     return Sizes(
         num_parameters=sum(p.numel() for p in model.parameters()),
         num_trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        num_adapted=sum(layer.weight.numel() for layer in adapted),
+        num_adapted=sum(weight.numel() for weight in adapted_weights(model)),
         num_quantised=num_quantised,
         bytes_per_parameter=embedding_weight(inner).element_size(),
         num_layers=text.num_hidden_layers,

@@ -192,6 +192,8 @@ class LocalWeights:
         mergeable = self.merge_adapter and all(
             _can_merge(module) for module in model.modules() if isinstance(module, LoraLayer)
         )
+        # Adapters that are not merged are float32 on a bfloat16 base, and are handed float32: they stay as they are.
+        held = embedding_weight(inner_model(self.model)).dtype
         found: list[Source] = []
         inside: set[nn.Module] = set()
         for module in model.modules():
@@ -199,7 +201,7 @@ class LocalWeights:
                 base: Any = module.get_base_layer()
                 found.append(Source(module, base, functools.partial(_merged_weight, module), True))
                 inside |= set(module.modules())
-            elif type(module) is nn.Linear and module not in inside:
+            elif type(module) is nn.Linear and module not in inside and module.weight.dtype == held:
                 found.append(Source(module, module, functools.partial(getattr, module.weight, "data"), False))
         return found
 

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import GptOssConfig, MixtralConfig, Qwen3MoeConfig
 
 from onpolicy_sdft.cli.main import main
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.jobs.plan import estimate, plan
+from onpolicy_sdft.models.load import load
 from onpolicy_sdft.models.lora import prepare_trainable
 from onpolicy_sdft.models.sizes import model_sizes, sizes_of
 from onpolicy_sdft.train.memory import memory_to_come, training_state, working_memory
@@ -98,3 +100,39 @@ def test_the_command_prints_a_table_and_its_advice(model_dir, capsys):
     assert "about 4 on a rank" in shown
     assert main(["plan", *flags, "--gpu_memory", "0.000001"]) == 1
     assert torch.get_default_device().type == "cpu"
+
+
+MOE = {
+    "vocab_size": 264, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}  # fmt: skip
+MIXTURES = {
+    "qwen3 moe": lambda: Qwen3MoeConfig(
+        **MOE, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
+    ),
+    "mixtral": lambda: MixtralConfig(**MOE, num_local_experts=4),
+    "gpt-oss": lambda: GptOssConfig(**MOE, head_dim=8, num_local_experts=4, num_experts_per_tok=2),
+}
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], ["q_proj", "embed_tokens"]])
+def test_mixtures_of_experts_are_planned(tmp_path, capsys, family, targets):
+    mixture = MIXTURES[family]()
+    mixture.tie_word_embeddings = False
+    mixture.save_pretrained(tmp_path)
+    assert main(["plan", "--model.name", str(tmp_path), "--lora.target_modules", str(targets), "--gpus", "2"]) == 0
+    assert "zero3" in capsys.readouterr().out
+    asked = config(tmp_path, **{"lora.target_modules": targets})
+    sizes = model_sizes(asked.model, asked.lora)
+    experts = 4 * 2 * 3 * 32 * mixture.moe_intermediate_size if family == "qwen3 moe" else 0
+    whole = sizes.num_parameters - sizes.num_trainable
+    assert (experts if targets == "all-linear" else 0) < sizes.num_adapted < whole
+
+
+def test_a_model_that_is_an_adapter_is_planned_as_its_base(model_dir, tmp_path):
+    asked = config(model_dir)
+    model = prepare_trainable(load(asked.model).model, asked.lora, asked.model, 0)
+    model.save_pretrained(tmp_path)
+    on_it = config(tmp_path)
+    assert model_sizes(on_it.model, on_it.lora) == model_sizes(asked.model, asked.lora)

@@ -140,6 +140,37 @@ def test_the_plain_chat_template_begins_as_the_tokenizer_does_and_ends_answers(m
     assert plain(text, add_special_tokens=False)["input_ids"] == plain(text.removeprefix("<|im_start|>"))["input_ids"]
 
 
+def test_a_tokenizer_larger_than_the_embedding_is_refused_with_both_numbers(model_dir, tmp_path):
+    load(ModelConfig(name=str(model_dir))).model.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    tokenizer.add_tokens([f"<tool_{number}>" for number in range(9)])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"3 tokens .* up to 266 .* has 264 rows\. Fix: "):
+        load(ModelConfig(name=str(tmp_path)))
+
+
+def test_a_tokenizer_without_a_padding_token_is_left_so(model_dir, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(str(tmp_path), ModelConfig(name=str(tmp_path))).pad_token is None
+
+
+def test_an_adapter_whose_base_is_gone_is_refused_with_where_it_was(model_dir, tmp_path):
+    config = ModelConfig(name=str(model_dir))
+    model = prepare_trainable(load(config).model, LoraConfig(r=4), config, seed=0)
+    model.peft_config["default"].base_model_name_or_path = "/nowhere/base"
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(model_dir).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"/nowhere/base, which is not there\. Fix: "):
+        load(ModelConfig(name=str(tmp_path)))
+
+
+def test_an_adapter_names_the_revision_of_its_base(tiny_model):
+    model = prepare_trainable(tiny_model(), LoraConfig(r=4), ModelConfig(name="me/mine", revision="v2"), seed=0)
+    assert model.peft_config["default"].revision == "v2"
+
+
 def test_all_terminators_of_the_generation_config_count(tiny_model, tokenizer):
     model = tiny_model()
     model.generation_config.eos_token_id = [5, 9]

@@ -42,7 +42,9 @@ REFUSED = {
         "AttentionInterface",
     ),
     "dynamic rope": (
-        lambda: LlamaConfig(**SIZES, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
+        lambda: LlamaConfig(
+            **{**SIZES, "vocab_size": 264}, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+        ),
         "rope type dynamic",
     ),
 }

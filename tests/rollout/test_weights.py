@@ -37,6 +37,17 @@ def test_a_copy_computes_the_models_own_logits_and_leaves_no_trace(family, copy,
     assert not any("forward" in module.__dict__ for module in model.modules())
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt_oss"])
+@pytest.mark.parametrize("copy", ["none", "packed", "auto", "bfloat16"])
+def test_float32_adapters_that_are_not_merged_are_read_over_a_bfloat16_base(family, copy):
+    model = with_adapter(make(family, torch.bfloat16))
+    assert {p.dtype for name, p in model.named_parameters() if "lora_" in name} == {torch.float32}
+    own = logits(model)
+    with LocalWeights(model, False, copy).open():
+        torch.testing.assert_close(logits(model), own, atol=0.5, rtol=0.1)
+    assert torch.equal(logits(model), own)
+
+
 def test_an_exception_inside_closes_the_view():
     model = with_adapter(make("llama"))
     before, own = sha256(model), logits(model)

@@ -1,0 +1,110 @@
+"""Tried before the first step: what would go wrong while a model learns, or only when it is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from peft import PeftModel
+from torch.nn import functional as F
+
+from onpolicy_sdft.errors import ModelError
+from onpolicy_sdft.models.export import try_saving
+from onpolicy_sdft.models.lora import embedding_weight, inner_model
+from onpolicy_sdft.models.policy import body, head_of
+from onpolicy_sdft.models.randomness import refuse_random, runs_whole, silence
+from onpolicy_sdft.models.targets import describe_reach
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from onpolicy_sdft.models.load import LoadedModel
+
+_LENGTHS = (16, 512)  # tokens of the trial; more are taken where few may not be sent to every expert
+
+
+def make_ready(model: PreTrainedModel | PeftModel, loaded: LoadedModel, say: Callable[[str], None]) -> None:
+    """Switch the base's own dropout off, and try what training and its export need; before anything is divided.
+
+    Args:
+        model: With exactly its trained parameters trainable.
+        loaded: What it was made of.
+        say: Told what adapters reach, or in which dtype the whole model will be exported if not the base's.
+
+    Raises:
+        ModelError: If the model is random while it learns, a trained parameter has no gradient, or saving fails.
+    """
+    silence(model)
+    refuse_random(model)
+    refuse_unreached(model)
+    try_saving(model, loaded.tokenizer, loaded.source)
+    if isinstance(model, PeftModel):
+        say(describe_reach(model))
+    elif model.dtype != loaded.stored_dtype:
+        held, stored = (str(dtype).removeprefix("torch.") for dtype in (model.dtype, loaded.stored_dtype))
+        say(f"the base's files are {stored}; it is trained and exported in {held} (sdft export --dtype {stored})")
+
+
+def refuse_unreached(model: PreTrainedModel | PeftModel) -> None:
+    """Refuse a trained parameter that the loss gives no gradient: it would stay as it is, and nobody would know.
+
+    One backward over a made-up text tells. Of an adapter's two matrices one starts at zero, so one has a gradient.
+
+    Raises:
+        ModelError: Naming the first.
+    """
+    inner = inner_model(model)
+    if not runs_whole(inner):
+        return
+    missing: list[str] = []
+    for length in _LENGTHS:
+        missing = _without_gradient(model, length)
+        if not missing:
+            return
+    fix = "leave it out of lora.target_modules" if isinstance(model, PeftModel) else "--lora.enabled true"
+    raise ModelError(
+        f"{len(missing)} trained parameters get no gradient from the loss and would never learn, the first is "
+        f"{missing[0]}. Fix: {fix}."
+    )
+
+
+def _without_gradient(model: nn.Module, length: int) -> list[str]:
+    inner: PreTrainedModel = inner_model(model)  # type: ignore[arg-type]  # as it came
+    weight = embedding_weight(inner)
+    window = getattr(inner.config.get_text_config(), "max_position_embeddings", None) or length
+    ids = torch.tensor([(12_345 + 7_919 * i) % len(weight) for i in range(min(length, window))], device=weight.device)
+    seen: set[str] = set()  # parameters with a gradient, zero or not
+    learns: set[str] = set()  # adapters with one that is not zero
+
+    def note(name: str, parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        seen.add(name)
+        if parameter.grad.count_nonzero():
+            learns.add(_adapter(name))
+        parameter.grad = None  # one parameter's gradient at a time: there may be no memory for all
+
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    handles = [
+        p.register_post_accumulate_grad_hook(lambda each, name=name: note(name, each)) for name, p in trained.items()
+    ]
+    flags = {module: module.training for module in model.modules()}
+    devices = [weight.device] if weight.device.type == "cuda" else []
+    try:
+        model.train()
+        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+            hidden = body(inner)(input_ids=ids[None], use_cache=False).last_hidden_state[0]
+            head = head_of(inner)
+            F.cross_entropy(head.logits(hidden[:-1].to(head.weight_VD.dtype)), ids[1:]).backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, flag in flags.items():
+            module.training = flag
+    return [name for name in trained if name not in seen or ("lora_" in name and _adapter(name) not in learns)]
+
+
+def _adapter(name: str) -> str:
+    """Return the adapter that a parameter belongs to."""
+    return name.partition(".lora_")[0]

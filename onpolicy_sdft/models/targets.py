@@ -1,0 +1,153 @@
+"""What adapters reach: names without a layer, layers whose adapters would not learn or merge, and what stays frozen."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from onpolicy_sdft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import PeftModel
+
+    from onpolicy_sdft.config.schema import LoraConfig
+
+
+def misspelt(lora: LoraConfig, peft_config: PeftLoraConfig, names: Sequence[str]) -> str:
+    """Say which listed name matches no layer, with the nearest that does; empty: none.
+
+    Args:
+        lora: As asked.
+        peft_config: After it was applied: names of experts' layers were turned into parameters there.
+        names: Of the model's modules before.
+    """
+    if isinstance(lora.target_modules, str):
+        return ""
+    left = peft_config.target_modules or ()
+    wrong = [
+        asked
+        for asked in lora.target_modules
+        if asked in left and not any(name == asked or name.endswith(f".{asked}") for name in names)
+    ]
+    if not wrong:
+        return ""
+    last = sorted({name.rpartition(".")[2] for name in names} - {""})
+    near = difflib.get_close_matches(wrong[0].rpartition(".")[2], last, n=1, cutoff=0.5)
+    there = f"Did you mean {near[0]!r}?" if near else f"Its modules are called {', '.join(last)}."
+    return (
+        f"lora.target_modules={lora.target_modules!r}: {wrong[0]!r} matches no module of the model. {there} "
+        "Fix: correct the name or leave it out; all-linear takes every linear layer but the head."
+    )
+
+
+def why_not(lora: LoraConfig, error: ValueError) -> str:
+    """Put what peft refused into words that name the option."""
+    if "lora_dropout" in str(error):
+        return (
+            f"lora.dropout={lora.dropout}: adapters on the experts of a mixture cannot drop out ({error}). Fix: "
+            "--lora.dropout 0, or name the attention's layers alone: --lora.target_modules "
+            "\"['q_proj', 'k_proj', 'v_proj', 'o_proj']\"."
+        )
+    fix = "Fix: name linear layers, or all-linear."
+    if isinstance(lora.target_modules, str) and lora.target_modules != "all-linear":
+        fix = (
+            f"Fix: a text is a regular expression for whole names; list a layer's name: \"['{lora.target_modules}']\"."
+        )
+    return f"lora.target_modules={lora.target_modules!r}: {' '.join(str(error).split())} {fix}"
+
+
+def refuse_head(model: PeftModel, lora: LoraConfig) -> None:
+    """Refuse adapters on the output layer: the loss reads its weight as it is, so they would never learn.
+
+    Raises:
+        ConfigError: Naming it.
+    """
+    head = model.get_output_embeddings()
+    for name, layer in _adapters(model):
+        if layer is head:
+            raise ConfigError(
+                f"lora.target_modules={lora.target_modules!r} names the output layer {name!r}, whose adapters the loss "
+                "does not reach: they would learn nothing. Fix: leave it out, or --lora.enabled false."
+            )
+
+
+def refuse_shared(model: PeftModel, lora: LoraConfig) -> None:
+    """Refuse an adapter on a weight that another layer has as well: merging would change both.
+
+    Raises:
+        ConfigError: Naming both layers.
+    """
+    owners: dict[int, list[str]] = {}
+    for name, module in _base(model).named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(name.replace(".base_layer", ""))
+    for name, layer in _adapters(model):
+        shared = owners[id(_weight(layer))]
+        if len(shared) > 1:
+            other = next(each for each in shared if each != name)
+            raise ConfigError(
+                f"lora.target_modules={lora.target_modules!r} names {name!r}, whose weight is that of {other!r} too "
+                "(tied): a merged export would change both, and be another model than was trained. Fix: leave it out, "
+                "or --lora.enabled false."
+            )
+
+
+def adapted_weights(model: nn.Module) -> list[nn.Parameter]:
+    """Return the weights that carry adapters."""
+    return [_weight(module) for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+def describe_reach(model: PeftModel) -> str:
+    """Say in one line which layers have adapters, and which share of the weights stays frozen for want of them."""
+    reached = sorted({name.rpartition(".")[2] for name, _ in _adapters(model)})
+    adapted = {id(weight) for weight in adapted_weights(model)}
+    frozen: dict[str, int] = {}
+    total = 0
+    for name, parameter in _base(model).named_parameters():
+        if "lora_" in name:
+            continue
+        total += parameter.numel()
+        if id(parameter) not in adapted:
+            kind = _kind(name.replace(".base_layer", ""), parameter, model)
+            frozen[kind] = frozen.get(kind, 0) + parameter.numel()
+    experts = frozen.pop("experts", 0)
+    parts = sorted(frozen.items(), key=lambda part: -part[1])
+    said = ", ".join(f"{kind} {100 * count / total:.2g} %" for kind, count in parts if count / total >= 0.005)
+    lines = [f"adapters on {', '.join(reached)}", f"without: {said}" if said else ""]
+    lines += [f"{100 * experts / total:.2g} % of the weights are frozen experts" if experts else ""]
+    return "; ".join(line for line in lines if line)
+
+
+def _kind(name: str, parameter: nn.Parameter, model: PeftModel) -> str:
+    if parameter is getattr(model.get_input_embeddings(), "weight", None):
+        return "embedding"
+    if parameter is getattr(model.get_output_embeddings(), "weight", None):
+        return "head"
+    if "experts" in name.split("."):
+        return "experts"
+    return "linear layers" if parameter.ndim > 1 else "norms and biases"
+
+
+def _base(model: PeftModel) -> nn.Module:
+    base: nn.Module = model.get_base_model()
+    return base
+
+
+def _adapters(model: PeftModel) -> Iterator[tuple[str, Any]]:
+    """Yield each layer with an adapter and its name; of an expert's parameter that is the name of the parameter."""
+    for name, module in _base(model).named_modules():
+        if isinstance(module, LoraLayer):
+            part = getattr(module, "parameter_name", None)
+            name = name.replace(".base_layer", "")
+            yield (f"{name}.{part}" if part else name), module
+
+
+def _weight(layer: Any) -> nn.Parameter:
+    weight: nn.Parameter = layer.get_param() if hasattr(layer, "get_param") else layer.get_base_layer().weight
+    return weight
