@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -31,6 +32,7 @@ def mix(
     if rate is not None:
         number = max(1, round(rate / (1.0 - rate) * len(own.demonstrations) / len(others)))
     found, parts = list(own.demonstrations), [own.where]
+    _refuse_shared_ids(own, others)
     for label, source in others.items():
         rows = source.demonstrations
         if number is not None and number > len(rows):
@@ -44,7 +46,26 @@ def mix(
         ]
         parts.append(f"{len(order)} of {source.where}")
     skipped = tuple(line for source in (own, *others.values()) for line in source.skipped)
-    return DemonstrationSet(tuple(found), " with ".join(parts), skipped, fingerprint(found))
+    unread = sum((Counter(source.unread) for source in (own, *others.values())), Counter[str]())
+    return DemonstrationSet(tuple(found), " with ".join(parts), skipped, fingerprint(found), unread)
+
+
+def _refuse_shared_ids(own: DemonstrationSet, others: Mapping[str, DemonstrationSet]) -> None:
+    """Refuse an id that two sources have once labels are before it: it says which task checks the row.
+
+    Raises:
+        DataError: Naming the id, both sources and the way out.
+    """
+    seen = {demonstration.example_id: own.where for demonstration in own.demonstrations}
+    for label, source in others.items():
+        ids = [replayed_id(label, demonstration.example_id) for demonstration in source.demonstrations]
+        for example_id in ids:
+            if example_id in seen:
+                raise DataError(
+                    f"id {example_id!r} stands in {seen[example_id]} and is that of a row replayed from {label!r}: "
+                    "ids must be unique. Way out: another label of the replay, or another data.id_column."
+                )
+        seen |= dict.fromkeys(ids, source.where)
 
 
 def replayed_id(label: str, example_id: str) -> str:

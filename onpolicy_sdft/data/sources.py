@@ -9,8 +9,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,23 @@ if TYPE_CHECKING:
 EMBEDDED_PREFIX = "embedded:"
 PUBLISHED_PREFIX = "published:"
 ROLES = ("system", "user", "assistant", "tool")
+#: What changes the meaning of a message and is not read; a row that has it is bad.
+UNREAD_KEYS = {
+    "tool_calls": "write the call as its content",
+    "function_call": "write the call as its content",
+    "tool_call_id": "leave it out; tool turns are read in their order",
+    "name": "write the speaker into the content",
+    "reasoning_content": "write the reasoning into the content, as the model writes it",
+    "reasoning": "write the reasoning into the content, as the model writes it",
+    "thinking": "write the reasoning into the content, as the model writes it",
+}
+#: Columns of a prompt, of a response and of whole conversations as others call them, for messages.
+_ALSO_CALLED = {
+    "prompt": ("question", "instruction", "input", "query", "problem", "text"),
+    "response": ("completion", "answer", "output", "chosen", "target", "solution"),
+    "messages": ("messages", "conversations", "conversation"),
+}
+_LONGEST_CELL = 2**31 - 1  # what csv can be told on every platform
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +54,7 @@ class DemonstrationSet:
     where: str  # file or set, for messages
     skipped: tuple[str, ...]  # one line per row left out on request
     fingerprint: str  # sha256 over ids, prompts and responses
+    unread: Mapping[str, int] = field(default_factory=dict)  # rows by what of theirs was not read
 
 
 def load_demonstrations(config: DataConfig, task: Task, *, section: str = "data") -> DemonstrationSet:
@@ -59,6 +78,7 @@ def load_demonstrations(config: DataConfig, task: Task, *, section: str = "data"
     found: list[Demonstration] = []
     skipped: list[str] = []
     seen: dict[str, int] = {}
+    unread = Counter[str]()
     for number, row in enumerate(_rows(config), start=1):
         if config.limit is not None and len(found) + len(skipped) >= config.limit:
             break
@@ -81,10 +101,12 @@ def load_demonstrations(config: DataConfig, task: Task, *, section: str = "data"
             continue
         seen[demonstration.example_id] = number
         found.append(demonstration)
+        if config.messages_column is not None:
+            unread.update(_unread(row[config.messages_column]))
     if not found:
         tail = f" ({len(skipped)} rows were skipped; the first: {skipped[0]})" if skipped else ""
         raise DataError(f"{where}: no rows to learn from{tail}.")
-    return DemonstrationSet(tuple(found), where, tuple(skipped), fingerprint(found))
+    return DemonstrationSet(tuple(found), where, tuple(skipped), fingerprint(found), unread)
 
 
 def fingerprint(demonstrations: list[Demonstration]) -> str:
@@ -107,10 +129,10 @@ def _rows(config: DataConfig) -> Iterator[Mapping[str, Any] | DataError]:
         yield from published_rows(
             config.name.removeprefix(PUBLISHED_PREFIX), split=config.split, options=config.options
         )
-    elif config.name is not None:
+    elif config.name is not None and not Path(config.name).expanduser().is_file():
         yield from _hub_rows(config)
     else:
-        yield from _file_rows(Path(config.path or "").expanduser())
+        yield from _file_rows(Path(config.path or config.name or "").expanduser())
 
 
 def _hub_rows(config: DataConfig) -> Iterator[Mapping[str, Any]]:
@@ -137,42 +159,67 @@ def _file_rows(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
     elif suffix == ".csv":
         yield from _csv_rows(path)
     elif suffix == ".parquet":
-        import datasets
-
-        try:
-            yield from datasets.Dataset.from_parquet(str(path))
-        except Exception as error:  # pyarrow and datasets raise several unrelated kinds
-            raise DataError(f"{path}: not readable as Parquet: {error}.") from error
+        yield from _parquet_rows(path)
     else:
         raise DataError(f"{path}: unknown ending {suffix!r}; give .jsonl, .json, .csv or .parquet.")
+
+
+def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    # Read by content: a loader with a cache of its own keys it by name and time, and gives old rows for a new file.
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not readable as Parquet: {error}.") from error
 
 
 def _json_lines(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
     with path.open("rb") as lines:
         for line in lines:
-            if not line.strip():
-                yield DataError("an empty line")
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except UnicodeDecodeError as error:
-                yield DataError(f"not UTF-8 (byte {error.start} of the line)")
-                continue
-            except json.JSONDecodeError as error:
-                yield DataError(f"not valid JSON ({error.msg} at column {error.colno})")
-                continue
-            yield row if isinstance(row, dict) else DataError(f"not an object but {type(row).__name__}")
+            yield _json_row(line) if line.strip() else DataError("an empty line")
+
+
+def _json_row(line: bytes) -> Mapping[str, Any] | DataError:
+    try:
+        row = _parse(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return DataError(f"not UTF-8 (byte {error.start} of the line)")
+    except json.JSONDecodeError as error:
+        return DataError(f"not valid JSON ({error.msg} at column {error.colno})")
+    except (DataError, ValueError, RecursionError) as error:
+        return DataError(f"not readable as JSON ({error})")
+    return row if isinstance(row, dict) else DataError(f"not an object but {type(row).__name__}")
+
+
+def _parse(text: str) -> Any:
+    """Read JSON; a key that stands twice is an error, where the standard library keeps the last."""
+    return json.loads(text, object_pairs_hook=_unique_keys)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, number in Counter(key for key, _ in pairs).items() if number > 1)
+        raise DataError(f"key {twice!r} stands twice in one object")
+    return found
 
 
 def _json_array(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+        rows = _parse(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
     except json.JSONDecodeError as error:
         hint = " A file with one object a line must be called .jsonl." if error.msg == "Extra data" else ""
         raise DataError(
             f"{path}: not valid JSON ({error.msg} at line {error.lineno}, column {error.colno}).{hint}"
+        ) from error
+    except (DataError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path}: not readable as JSON ({error}). In a .jsonl file, one object a line, bad rows can be left out."
         ) from error
     if not isinstance(rows, list):
         raise DataError(f"{path}: expected an array of objects, found {type(rows).__name__}.")
@@ -181,18 +228,40 @@ def _json_array(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
 
 
 def _csv_rows(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            rows = csv.reader(lines, strict=True)
+    csv.field_size_limit(_LONGEST_CELL)  # 131,072 characters otherwise: less than a long document
+    # Bytes that are no UTF-8 come as half characters, so that one bad row does not cost the file.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+        rows = csv.reader(lines, strict=True)
+        try:
             header = next(rows, [])
-            for row in rows:
-                if len(row) == len(header):
-                    yield dict(zip(header, row, strict=True))
-                else:
-                    found = f"{len(row)} cells under {len(header)} columns" if row else "an empty line"
-                    yield DataError(f"{found} (line {rows.line_num} of the file)")
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable as CSV in UTF-8: {error}.") from error
+            header = [_utf8(name) for name in header]
+        except (csv.Error, DataError) as error:
+            raise DataError(f"{path}: its first line is not readable as CSV in UTF-8: {error}.") from error
+        twice = [name for name, number in Counter(header).items() if number > 1]
+        if twice:
+            raise DataError(f"{path}: column {twice[0]!r} stands twice in its first line. Rename one of them.")
+        while True:
+            try:
+                row = next(rows, None)
+                if row is None:
+                    return
+                yield _csv_row([_utf8(cell) for cell in row], header)
+            except (csv.Error, DataError) as error:
+                yield DataError(f"{error} (line {rows.line_num} of the file)")
+
+
+def _csv_row(row: list[str], header: list[str]) -> Mapping[str, Any]:
+    if len(row) != len(header):
+        raise DataError(f"{len(row)} cells under {len(header)} columns" if row else "an empty line")
+    return dict(zip(header, row, strict=True))
+
+
+def _utf8(cell: str) -> str:
+    try:
+        cell.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"not UTF-8 (byte {ord(cell[error.start]) - 0xDC00:#04x})") from error
+    return cell
 
 
 def _demonstration(row: Mapping[str, Any], number: int, config: DataConfig, task: Task) -> Demonstration:
@@ -256,9 +325,21 @@ def _example_id(row: Mapping[str, Any], number: int, id_column: str | None, ques
 
 
 def _column(row: Mapping[str, Any], column: str) -> Any:
-    if column not in row or row[column] is None:
-        raise DataError(f"no column {column!r}; the row has {sorted(map(str, row))}")
+    if column in row and row[column] is None:
+        raise DataError(f"column {column!r} is empty (null)")
+    if column not in row:
+        raise DataError(f"no column {column!r}; the row has {sorted(map(str, row))}{_column_hint(row, column)}")
     return row[column]
+
+
+def _column_hint(row: Mapping[str, Any], column: str) -> str:
+    """Name the option that reads the column which this row seems to have instead."""
+    named = {"prompt": "prompt_column", "response": "response_column"}
+    for kind in ("messages", column):
+        for other in _ALSO_CALLED.get(kind, ()):
+            if other in row and column in named:
+                return f". To read {other!r}: --data.{named.get(kind, 'messages_column')} {other}"
+    return ""
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:
@@ -285,12 +366,14 @@ def _conversation(messages: Any) -> tuple[list[Turn], str]:
     for index, message in enumerate(messages):
         role = message.get("role") if isinstance(message, Mapping) else None
         content = message.get("content") if isinstance(message, Mapping) else None
+        if isinstance(message, Mapping):
+            _refuse_unread(message, index)
         if role not in ROLES or not isinstance(content, str):
             raise DataError(f"message {index} needs a role out of {ROLES} and a string content")
-        if message.get("tool_calls"):
-            raise DataError(f"message {index} has tool_calls, which are not supported: write the call as its content")
         _require_unicode(content, f"message {index}")
         turns.append(Turn(role, content))
+    if messages[len(turns) - 1].get("weight") == 0 and turns[-1].role == "assistant":
+        raise DataError("the last answer has weight 0: it is not to be learned")
     while turns and turns[-1].role != "assistant":
         turns.pop()  # what follows the last answer is no part of the demonstration
     if len(turns) < 2 or turns[-2].role not in ("user", "tool"):
@@ -300,3 +383,19 @@ def _conversation(messages: Any) -> tuple[list[Turn], str]:
     if not turns[-1].content.strip():
         raise DataError("the last assistant turn is empty")
     return turns[:-1], turns[-1].content
+
+
+def _refuse_unread(message: Mapping[str, Any], index: int) -> None:
+    for key, fix in UNREAD_KEYS.items():
+        if message.get(key):
+            raise DataError(f"message {index} has {key}, which is not read: {fix}")
+
+
+def _unread(messages: list[Mapping[str, Any]]) -> set[str]:
+    """Return what of a conversation is not read and changes nothing of what is."""
+    found = {f"the key {key!r} of messages" for message in messages for key in message if message[key] is not None}
+    found -= {f"the key {key!r} of messages" for key in ("role", "content", *UNREAD_KEYS)}
+    roles = [message["role"] for message in messages]
+    if roles[-1] != "assistant":
+        found.add("turns after the last answer")
+    return found

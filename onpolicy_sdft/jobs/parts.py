@@ -249,6 +249,8 @@ def print_preflight(data: Data, config: RunConfig, say: Say) -> None:
         say(f"warning: skipped {message}")
     if loaded.skipped:
         say(f"warning: {len(loaded.skipped)} bad rows were skipped (data.on_bad_row=skip)")
+    for what, number in loaded.unread.items():
+        say(f"warning: not read in {number} of the rows: {what}")
     rows, warnings = describe_lengths(prepared, config.rollout.max_new_tokens)
     print_table(
         "lengths in tokens",
