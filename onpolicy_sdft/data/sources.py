@@ -189,7 +189,9 @@ def _json_row(line: bytes) -> Mapping[str, Any] | DataError:
         return DataError(f"not UTF-8 (byte {error.start} of the line)")
     except json.JSONDecodeError as error:
         return DataError(f"not valid JSON ({error.msg} at column {error.colno})")
-    except (DataError, ValueError, RecursionError) as error:
+    except DataError as error:
+        return error
+    except (ValueError, RecursionError) as error:  # a number of too many digits, or too deep
         return DataError(f"not readable as JSON ({error})")
     return row if isinstance(row, dict) else DataError(f"not an object but {type(row).__name__}")
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from onpolicy_sdft.data.mixing import mix
@@ -53,3 +55,12 @@ def test_each_demonstration_is_checked_by_its_own_task():
     assert task.check("yes", own).correct
     assert task.check("B", other) == letters.check("B", other)
     assert task.reference_answer(other) == letters.reference_answer(other)
+
+
+def test_an_id_of_its_own_that_a_replayed_row_would_have_is_refused():
+    taken = dataclasses.replace(
+        rows("own", 1).demonstrations[0], example_id=f"a/{rows('a', 9).demonstrations[-1].example_id}"
+    )
+    own = dataclasses.replace(rows("own", 1), demonstrations=(taken,))
+    with pytest.raises(DataError, match="ids must be unique"):  # also where that row is not among those drawn
+        mix(own, {"a": rows("a", 9)}, 0.5, 0)

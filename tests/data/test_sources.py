@@ -39,13 +39,6 @@ def load_rows(tmp_path: Path, rows: Iterable[Mapping[str, Any]], **options: Any)
     return load(write_jsonl(tmp_path / "rows.jsonl", rows), **options)
 
 
-@pytest.fixture
-def parquet_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
 def test_json_lines_become_demonstrations_with_their_other_columns_as_fields(tmp_path):
     found = load_rows(tmp_path, ROWS)
     first = found.demonstrations[0]
@@ -87,14 +80,113 @@ def test_a_csv_row_with_another_number_of_cells_is_named_and_never_shifted(tmp_p
         load(path)
 
 
-def test_a_broken_csv_quote_names_the_file(tmp_path):
+def test_a_broken_csv_quote_names_the_row(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text('prompt,response\n"q,a\n')
-    with pytest.raises(DataError, match=r"rows\.csv: not readable as CSV"):
+    with pytest.raises(DataError, match=r"rows\.csv, row 1: .*line 2 of the file"):
         load(path)
 
 
-@pytest.mark.usefixtures("parquet_cache")
+@pytest.mark.parametrize("bad", [b'"a" b,c\n', b"caf\xe9,c\n", b"one cell\n"])
+def test_a_bad_csv_row_costs_that_row_only(tmp_path, bad):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"prompt,response\nq,a\n" + bad + b"p,b\n")
+    found = load(path, on_bad_row="skip")
+    assert [d.response for d in found.demonstrations] == ["a", "b"]
+    assert len(found.skipped) == 1
+    assert "row 2" in found.skipped[0]
+
+
+def test_a_csv_cell_may_be_as_long_as_a_document(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"prompt,response\n{'q' * 300_000},a\n")
+    assert len(load(path).demonstrations[0].prompt) == 300_000
+
+
+def test_a_csv_column_that_stands_twice_is_refused(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,response,response\nq,a,b\n")
+    with pytest.raises(DataError, match=r"rows\.csv: column 'response' stands twice"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "q", "response": "a", "response": "b"}', "key 'response' stands twice"),
+        ('{"prompt": "q", "response": "a", "n": ' + "1" * 5000 + "}", "not readable as JSON"),
+        ('{"prompt": "q", "response": "a", "n": ' + "[" * 200_000 + "}", "not readable as JSON"),
+    ],
+    ids=["twice", "digits", "depth"],
+)
+def test_what_json_would_lose_or_die_of_is_a_bad_row(tmp_path, line, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "q", "response": "a"}\n' + line + "\n")
+    with pytest.raises(DataError, match=f"row 2: {message}"):
+        load(path)
+
+
+MESSAGES = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+
+
+@pytest.mark.parametrize(
+    ("index", "extra"),
+    [
+        (1, {"reasoning_content": "two and two"}),
+        (1, {"thinking": "two and two"}),
+        (0, {"name": "Ann"}),
+        (0, {"tool_call_id": "1"}),
+        (1, {"function_call": {"name": "f"}}),
+        (1, {"weight": 0}),
+    ],
+)
+def test_a_message_key_that_would_be_lost_makes_the_row_bad(tmp_path, index, extra):
+    messages = [{**message, **(extra if number == index else {})} for number, message in enumerate(MESSAGES)]
+    (key,) = extra
+    with pytest.raises(DataError, match=f"row 1: .*{key}"):
+        load_rows(tmp_path, [{"messages": messages}], messages_column="messages")
+
+
+def test_what_is_not_read_of_conversations_is_counted(tmp_path):
+    spoken = [{**message, "language": "en", "name": None} for message in MESSAGES]
+    rows = [{"messages": spoken}, {"messages": [*MESSAGES, {"role": "user", "content": "Thanks."}]}]
+    found = load_rows(tmp_path, rows, messages_column="messages")
+    assert found.unread == {"the key 'language' of messages": 1, "turns after the last answer": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "option"),
+    [
+        ({"messages": MESSAGES}, "--data.messages_column messages"),
+        ({"conversations": MESSAGES}, "--data.messages_column conversations"),
+        ({"question": "q", "response": "a"}, "--data.prompt_column question"),
+        ({"prompt": "q", "completion": "a"}, "--data.response_column completion"),
+    ],
+)
+def test_a_missing_column_names_the_option_that_reads_the_one_there(tmp_path, row, option):
+    with pytest.raises(DataError, match=option):
+        load_rows(tmp_path, [row])
+
+
+def test_a_file_given_as_the_name_of_a_set_is_read(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    assert load_demonstrations(DataConfig(name=str(path)), FreeForm()).demonstrations == load(path).demonstrations
+
+
+def test_a_parquet_file_replaced_under_its_name_and_time_is_read_anew(tmp_path):
+    import os
+
+    import datasets
+
+    path = tmp_path / "rows.parquet"
+    datasets.Dataset.from_list([{"prompt": "q", "response": "old"}]).to_parquet(str(path))
+    stat = path.stat()
+    assert load(path).demonstrations[0].response == "old"
+    datasets.Dataset.from_list([{"prompt": "q", "response": "new"}]).to_parquet(str(path))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert load(path).demonstrations[0].response == "new"
+
+
 def test_parquet_is_read_with_its_lists_of_messages(tmp_path):
     import datasets
 
@@ -105,7 +197,6 @@ def test_parquet_is_read_with_its_lists_of_messages(tmp_path):
     assert (found.prompt, found.response, dict(found.fields)) == ("hi", "hello", {"level": 3})
 
 
-@pytest.mark.usefixtures("parquet_cache")
 def test_a_broken_parquet_file_is_named(tmp_path):
     path = tmp_path / "rows.parquet"
     path.write_bytes(b"no parquet at all")
@@ -156,7 +247,7 @@ def test_exactly_one_source_must_be_named(both):
 
 BAD_ROWS = {
     "missing column": ({"prompt": "q"}, r"no column 'response'; the row has \['prompt'\]"),
-    "null": ({"prompt": "q", "response": None}, "no column 'response'"),
+    "null": ({"prompt": "q", "response": None}, r"column 'response' is empty \(null\)"),
     "empty prompt": ({"prompt": "  ", "response": "a"}, "column 'prompt' is empty"),
     "empty response": ({"prompt": "q", "response": ""}, "column 'response' is empty"),
     "not a string": ({"prompt": "q", "response": 4}, "column 'response' is not a string but int: 4"),
