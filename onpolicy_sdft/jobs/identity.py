@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from onpolicy_sdft.config.load import dump_config
 from onpolicy_sdft.data.sources import fingerprint
+from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_atomic
 from onpolicy_sdft.runs.manifest import collect_manifest
@@ -23,6 +28,7 @@ if TYPE_CHECKING:
     from onpolicy_sdft.jobs.start import Start
     from onpolicy_sdft.train.backend import Backend
 
+_MARK_SECONDS = 10
 Say = Callable[[str], None]
 
 #: Sections that a resumed run must have as the run it goes on with.
@@ -46,8 +52,66 @@ def claim_run(
     return run
 
 
-def identity_of(config: RunConfig, data: Data, start: Start | None, gated: Sequence[EvalSet]) -> dict[str, Any]:
-    """What must not change between a checkpoint and the run that goes on from it."""
+def see_one_directory(run: RunDirectory, backend: Backend) -> None:
+    """Refuse ranks that would read another output directory than the first one writes to; every rank must call it.
+
+    Raises:
+        ConfigError: With each rank's working directory.
+    """
+    if backend.num_ranks == 1:
+        return
+    mark = run.path / ".seen"
+    token = backend.on_first(lambda: _leave_mark(mark))
+    seen = backend.gather((_finds(mark, token), str(Path.cwd())))
+    backend.on_first(lambda: mark.unlink(missing_ok=True))
+    if blind := [rank for rank, (sees, _) in enumerate(seen) if not sees]:
+        raise ConfigError(
+            f"Rank {blind[0]}, in {seen[blind[0]][1]}, does not see what rank 0, in {seen[0][1]}, writes to "
+            f"train.output_dir={str(run.path)!r}. Way out: an absolute path on a file system that all ranks share."
+        )
+
+
+def _leave_mark(mark: Path) -> str:
+    token = secrets.token_hex(8)
+    write_text_atomic(mark, token)
+    return token
+
+
+def _finds(mark: Path, token: str) -> bool:
+    for _ in range(_MARK_SECONDS):  # a network file system shows a new file late
+        if mark.is_file() and mark.read_text(encoding="utf-8") == token:
+            return True
+        time.sleep(1)
+    return False
+
+
+@torch.no_grad()
+def weights_digest(model: torch.nn.Module) -> str:
+    """Digest a model's weights as they were loaded, by the sum of each one's bits; a pass over memory, no more.
+
+    Weights that are divided among ranks while they are loaded have no digest; they are empty here.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+        bits = parameter.detach().contiguous().view(kinds[parameter.element_size()])
+        digest.update(f"{name} {tuple(parameter.shape)} {int(bits.sum(dtype=torch.int64))}".encode())
+    return digest.hexdigest()
+
+
+def identity_of(
+    config: RunConfig, data: Data, start: Start | None, gated: Sequence[EvalSet], base: str, date: str
+) -> dict[str, Any]:
+    """What must not change between a checkpoint and the run that goes on from it: what was read, not its name alone.
+
+    Args:
+        config: The run's options.
+        data: Its rows and their prompts.
+        start: The weights it began with, where those are another run's.
+        gated: What the gate asks.
+        base: :func:`weights_digest` of the model before adapters.
+        date: What a chat template that reads the clock sees; empty for others.
+    """
     frozen = dataclasses.asdict(config)
     same = ("targets", "seed", "batch_size", "precision", "micro_batch_tokens", "layout")
     train = {key: frozen["train"][key] for key in same}
@@ -58,7 +122,11 @@ def identity_of(config: RunConfig, data: Data, start: Start | None, gated: Seque
         train["max_steps"] = config.train.max_steps
     return {
         "data": data.loaded.fingerprint,
+        "date in the chat template (context.date)": date,
+        "prompts and targets": data.prepared.digest,  # as tokens: chat template, context template, dates, tokenizer
+        "base weights": base,
         "task": frozen["task"],
+        "task files": [_file_digest(each["name"]) for each in _tasks(frozen)],
         "model": {**frozen["model"], "cache_dir": None},
         **{section: frozen[section] for section in _FROZEN_SECTIONS},
         "rollout": {**frozen["rollout"], "weights": None},  # where they are read from changes nothing
@@ -67,6 +135,16 @@ def identity_of(config: RunConfig, data: Data, start: Start | None, gated: Seque
         "train": train,
         "questions of the gate": [[each.label, fingerprint(list(each.demonstrations))] for each in gated],
     }
+
+
+def _tasks(frozen: Mapping[str, Any]) -> list[Any]:
+    return [frozen["task"], *(source["task"] for source in frozen["replay"]["sources"])]
+
+
+def _file_digest(name: str) -> str:
+    """Digest the file of a task of one's own; empty for others."""
+    path = Path(name.rpartition(":")[0]).expanduser()
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".py" and path.is_file() else ""
 
 
 def _write_identity(config: RunConfig, data: Data, run: RunDirectory, command: Sequence[str], backend: Backend) -> None:

@@ -20,10 +20,11 @@ from onpolicy_sdft.data.preflight import refuse_beyond_window
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.retention import general_prompts
 from onpolicy_sdft.eval.runner import EvalSet
+from onpolicy_sdft.eval.turn_end import describe_turn_end, turn_end_probability
 from onpolicy_sdft.jobs.evaluate import evaluate_stage, has_stage, score_sets
 from onpolicy_sdft.jobs.finished import model_facts
 from onpolicy_sdft.jobs.gate import gate_sets, hold_back, make_guards
-from onpolicy_sdft.jobs.identity import claim_run, identity_of
+from onpolicy_sdft.jobs.identity import claim_run, identity_of, see_one_directory, weights_digest
 from onpolicy_sdft.jobs.method import (
     keeps_gathered,
     learns_packed,
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.models.teacher import Teacher
 
+_TURN_END_ROWS = 8
 Say = Callable[[str], None]
 
 
@@ -153,16 +155,20 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     plan = make_plan(config.train, len(data.prepared.views), backend.num_ranks)
     if backend.rank == 0:
         print_preflight(data, config, say)
+    _say_turn_end(config, chat, data, say)
+    base = weights_digest(chat.loaded.model)
     model = prepare_trainable(chat.loaded.model, config.lora, config.model, config.train.seed)
     make_ready(model, chat.loaded, say)
     trainable, total = count_parameters(model)
     say(f"{trainable / 1e6:.2f} M of {total / 1e6:.1f} M parameters are trained on {backend.num_ranks} ranks")
     if backend.num_ranks > 1:
-        facts = {**dataclasses.asdict(config), "data fingerprint": data.loaded.fingerprint}
+        facts = {**dataclasses.asdict(config), "data fingerprint": data.loaded.fingerprint, "base weights": base}
+        facts["prompts and targets"] = data.prepared.digest
         facts["model"] = {**facts["model"], "cache_dir": None}
         backend.refuse_disagreement({**facts, "code": git_state(Path(__file__).parents[2])})
-    identity = identity_of(config, data, start, gated)
+    identity = identity_of(config, data, start, gated, base, chat.renderer.date)
     run = backend.on_first(partial(claim_run, config, data, identity, command, backend, held, say))
+    see_one_directory(run, backend)
 
     progress = Progress("train", plan.num_steps, "steps", enabled=backend.rank == 0)
     trainer = make_trainer(config, chat, data, model, backend, plan, progress)
@@ -221,6 +227,19 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     export(run.model_path, summary, verdict)
     backend.on_first(lambda: write_json_atomic(run.result_path, {**record, "verdict": dataclasses.asdict(verdict)}))
     return TrainOutcome(run, result, summary, is_first, verdict)
+
+
+def _say_turn_end(config: RunConfig, chat: Chat, data: Data, say: Say) -> None:
+    """Say how likely the model ends its turn where a demonstration ends, where its weights are whole."""
+    model, rows = chat.loaded.model, data.prepared.views[:_TURN_END_ROWS]
+    if any(not parameter.numel() for parameter in model.parameters()):
+        return
+    views = [each for each in rows if each.response_ids and each.response_ids[-1] == chat.renderer.terminator_id]
+    if not views:
+        return
+    name = str(chat.loaded.tokenizer.convert_ids_to_tokens(chat.renderer.terminator_id))
+    probability = turn_end_probability(model, views)
+    say(describe_turn_end(probability, name, len(views), adapters=config.lora.enabled))
 
 
 def _with_base(config: RunConfig, start: Start | None, backend: Backend, say: Say) -> RunConfig:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.machine import free_memory
 
 _GIB = 2**30
 _LEAST_SHARE = 0.1  # of what is free, for keys and values; where it is in learning's way, it is given back then
@@ -34,20 +34,22 @@ def kv_budget(kv_gib: float | None, kv_fraction: float, device: torch.device, le
     """
     if kv_gib is not None:
         return Budget(int(kv_gib * _GIB), f"rollout.kv_gib={kv_gib:g}")
-    free = _free_bytes(device)
+    free, limited_by = _free_bytes(device)
     origin = f"rollout.kv_fraction={kv_fraction:g} of {show_bytes(free)} free"
+    if limited_by:
+        origin += f" below {limited_by}"
     if device.type == "cuda" and learning_bytes:
         origin += f", {show_bytes(learning_bytes)} of them for learning"
         free = max(free - learning_bytes, int(free * _LEAST_SHARE))
     return Budget(int(free * kv_fraction), origin)
 
 
-def _free_bytes(device: torch.device) -> int:
-    """Return what can be had: on a GPU also what torch has taken from the driver and nothing uses."""
+def _free_bytes(device: torch.device) -> tuple[int, str]:
+    """Return what can be had, and a limit below the machine's: on a GPU also what torch has taken and nothing uses."""
     if device.type != "cuda":
-        return int(psutil.virtual_memory().available)
+        return free_memory()
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(torch.cuda.mem_get_info(device)[0]) + unused
+    return int(torch.cuda.mem_get_info(device)[0]) + unused, ""
 
 
 def show_bytes(num_bytes: int) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 import onpolicy_sdft
+from onpolicy_sdft.machine import total_memory
 from onpolicy_sdft.versions import package_versions
 
 PACKAGES = (
@@ -108,7 +109,7 @@ def hardware(gpu_names: Sequence[str] = ()) -> dict[str, Any]:
         "num_physical_cores": psutil.cpu_count(logical=False),
         "num_logical_cores": logical,
         "num_usable_cores": len(affinity(0)) if affinity else logical,
-        "ram_bytes": psutil.virtual_memory().total,
+        "ram_bytes": total_memory(),
         "gpus": list(gpu_names),
     }
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _WEIGHTS, _OPTIMIZER, _STATE = "trainable.safetensors", "optimizer.pt", "state.json"
 _RANKS, _TEACHER = "ranks.pt", "teacher.pt"
-_VERSION = 5
+_VERSION = 6
 
 
 class Keeper(Protocol):
@@ -109,7 +109,10 @@ class Checkpointer:
         os.replace(scratch, target)
         _sync(target.parent)
         shutil.rmtree(old, ignore_errors=True)
-        for earlier in set(self.run.checkpoint_steps()[: -self.keep]) - set(self.pinned()):
+        steps = self.run.checkpoint_steps()
+        torn = {earlier for earlier in steps if _what_is_torn(self.run.checkpoint_path(earlier))}
+        whole = [earlier for earlier in steps if earlier not in torn]  # only these count as kept
+        for earlier in (torn | set(whole[: -self.keep])) - set(self.pinned()):
             shutil.rmtree(self.run.checkpoint_path(earlier))
         return target
 

@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
 from onpolicy_sdft.data.order import batch_indices
 from onpolicy_sdft.errors import NO_UPDATE, ConfigError, TrainingError
 from onpolicy_sdft.train.guards import GATE
@@ -105,8 +108,8 @@ class Loop:
                     reason = self._reason_to_stop(stop)
                 except Exception:
                     # Whatever it is (a check, a full disk): the whole steps before it are not lost. Of several ranks
-                    # one may be alone with it, and saving takes all of them.
-                    if self.trainer.backend.num_ranks == 1:
+                    # one may be alone with it, and saving takes all of them. Half an update is no state to go on from.
+                    if self.trainer.backend.num_ranks == 1 and not self.trainer.is_updating:
                         self.checkpointer.save(state)
                     raise
                 every = self.config.train.checkpoint_steps
@@ -115,6 +118,7 @@ class Loop:
         return FitResult(reason, stop.exit_code)
 
     def _step(self) -> None:
+        self._seed_dropout()
         metrics = self.trainer.train_step(self._batch(self.trainer.state.step))
         validation: Mapping[str, float] = {}
         try:
@@ -122,6 +126,11 @@ class Loop:
         finally:
             self._log(metrics, validation)  # the step was taken, whatever became of its validation
         self._last = metrics
+
+    def _seed_dropout(self) -> None:
+        """Let a step's dropout depend on the step and the rank alone, so that one broken off can be done again."""
+        seeds = (self.config.train.seed, self.trainer.state.step, self.trainer.backend.rank)
+        torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]))
 
     def _batch(self, step: int) -> list[Views]:
         indices = batch_indices(
@@ -194,7 +203,9 @@ class Loop:
             samples = metrics.targets[: self.config.train.rollout_samples]
             self.run.append_rollouts([self._sample(metrics.step, target) for target in samples])
             self._track(values, metrics.step)
-        shown: dict[str, Any] = {"loss": values["loss/total"], "tokens_per_s": values["train/tokens_per_second"]}
+        shown: dict[str, Any] = {"tokens_per_s": values["train/tokens_per_second"]}
+        if "loss/total" in values:
+            shown = {"loss": values["loss/total"], **shown}
         if "screen/fallback_rate" in values:
             shown["fallback_rate"] = values["screen/fallback_rate"]
         shown |= {name.split("/", 1)[1]: value for name, value in validation.items() if name.endswith("/score")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import get_scheduler
+from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from onpolicy_sdft.errors import ModelError
 
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from onpolicy_sdft.config.schema import OptimConfig
-
-_SCHEDULES = {"constant": "constant_with_warmup", "cosine": "cosine"}
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
@@ -45,14 +43,16 @@ def make_schedule(
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """Build the warm-up and what follows it; one tick per optimizer step taken.
 
-    As transformers defines it, the rate of step k of the warm-up is ``lr * k / warmup_steps``: 0 at the first.
+    The rate of step k of the warm-up, counted from 1, is ``lr * k / warmup_steps``. transformers counts from 0, which
+    throws the first step away; so its schedules start one step on.
     """
-    schedule: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
-        _SCHEDULES[config.schedule],
-        optimizer,
-        num_warmup_steps=config.warmup_steps,
-        num_training_steps=num_steps,
-    )
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    if config.schedule == "cosine":
+        schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, num_steps + 1, last_epoch=0)
+    else:
+        schedule = get_constant_schedule_with_warmup(optimizer, config.warmup_steps, last_epoch=0)
     return schedule
 
 

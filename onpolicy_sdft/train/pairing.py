@@ -39,9 +39,10 @@ class Pairing:
 
     def rows(self, targets: Sequence[Target]) -> list[Row]:
         """Return what is learned of a step's targets; dropped ones give nothing."""
-        found = []
+        found, has_demonstration = [], False
         for target in targets:
             views = target.views
+            has_demonstration = has_demonstration and bool(views.sample_index)
             if len(target.token_ids) > self.num_skipped:
                 is_text = target.rollout is None or target.verdict == "fallback"
                 found.append(
@@ -56,8 +57,9 @@ class Pairing:
                         clip=self.fallback_clip if target.verdict == "fallback" else None,
                     )
                 )
-            # Once, however many samples there are of it; a dropped example is dropped whole.
-            if self.demonstration_weight and target.verdict != "drop" and not views.sample_index:
+            # Once, however many samples of it are learned; where none is, the example is dropped whole.
+            if self.demonstration_weight and target.verdict not in ("drop", "spare") and not has_demonstration:
+                has_demonstration = True
                 found.append(
                     Row(
                         views.student_ids,

@@ -105,6 +105,7 @@ class Trainer:
     reviewer: Review | None = None  # None: nothing can be measured with weights that are divided
     picks_best: bool = False  # of the samples of a demonstration one is learned
     clock: Callable[[], float] = time.perf_counter
+    is_updating: bool = False  # weights have moved, the rest of the state has not yet
 
     def train_step(self, views: Sequence[Views]) -> StepMetrics:
         """Write, screen and learn one batch of demonstrations; every rank is given all of it and does its share."""
@@ -126,9 +127,6 @@ class Trainer:
             mine = pick_best(mine, self.num_samples, self.state.learned)
         times.append(self.clock())
         targets = collect(shares, self.backend.gather(without_records(mine)))
-        self.source.remember(targets)  # these rollouts are the next epoch's drafts
-        if self.picks_best:
-            remember(self.state.learned, targets)
         times.append(self.clock())
         batches = self.pair(mine)  # 3. Pair with the bare prompt: same number of micro-batches on every rank
         num_loss_tokens = self._sum(b.num_loss_tokens for b in batches)
@@ -137,13 +135,16 @@ class Trainer:
         learned = self._learn_in_memory(mine, batches, num_counted_tokens)  # 4. Learn, unless everything was dropped
         memory["memory/learn_mib"] = memory_mib(self.backend.device)
         if not learned.skipped:
-            self.teacher.follow(self.state.step + 1)  # 5. Follow: the average moves
+            self.teacher.follow(self.state.num_updates + 1)  # 5. Follow: the average moves
+        self.source.remember(targets)  # these rollouts are the next epoch's drafts
+        if self.picks_best:
+            remember(self.state.learned, targets)
         self._advance(num_loss_tokens, learned.skipped)
         times.append(self.clock())
         own = {**time_metrics(times, learned.score_seconds), **sampled}
         values = {
             **loss_metrics(self.objective.name, learned.loss_sum, learned.figures, num_counted_tokens),
-            "train/grad_norm": learned.grad_norm,
+            **({"train/grad_norm": learned.grad_norm} if num_counted_tokens else {}),
             "train/lr": lr,
             "train/num_loss_tokens": num_loss_tokens,
             "train/total_loss_tokens": self.state.total_loss_tokens,
@@ -243,6 +244,7 @@ class Trainer:
         if not math.isfinite(total):
             self.backend.discard_gradients()
             return Learned(total, tuple(others), math.nan, "not_finite", score_seconds)
+        self.is_updating = True
         grad_norm = self.backend.optimizer_step(self.max_grad_norm)
         skipped = "" if math.isfinite(grad_norm) else "not_finite"
         return Learned(total, tuple(others), grad_norm, skipped, score_seconds)
@@ -265,6 +267,7 @@ class Trainer:
             self.schedule.step()
             self.state.num_updates += 1
             self.state.total_loss_tokens += num_loss_tokens
+        self.is_updating = False
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "onpolicy_sdft"
-BASE = {"errors", "types", "versions", "wheels"}
+BASE = {"errors", "machine", "types", "versions", "wheels"}
 PARTS = {"config", "runs", "tasks", "models", "objectives", "data", "screening", "rollout"}
 
 #: Room -> rooms it may import from, besides itself and those of ``BASE``.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "machine": set(),
     "types": set(),
     "versions": set(),
     "wheels": set(),
@@ -35,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
     "__init__": {"config", "jobs"},
 }
-TORCH_FREE = {"errors", "types", "versions", "wheels", "config", "runs", "report", "continual", "sweep"}
+TORCH_FREE = {"errors", "machine", "types", "versions", "wheels", "config", "runs", "report", "continual", "sweep"}
 
 
 def room(path: Path) -> str:

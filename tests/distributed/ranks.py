@@ -44,6 +44,7 @@ def work(rank: int, num_ranks: int, port: int, job: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     on_cpus.BACKENDS[job.get("backend", "ddp")](TIMEOUT)
     overrides = {**job["overrides"], **job.get("by_rank", {}).get(str(rank), {})}
+    os.chdir(job.get("directories", {}).get(str(rank), "."))
     die_at = job.get("die_at", {}).get(str(rank))
     if die_at is not None:
         _die_at_step(*die_at)

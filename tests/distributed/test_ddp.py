@@ -57,6 +57,16 @@ def test_ranks_with_other_settings_are_refused_by_name(config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_ranks_that_see_different_directories_are_refused_at_the_start(config, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    more = {"directories": {"0": str(tmp_path / "a"), "1": str(tmp_path / "b")}}
+    done = run(2, config, "run", more=more)
+    assert done.returncode == 2
+    assert f"Rank 1, in {tmp_path / 'b'}, does not see what rank 0, in {tmp_path / 'a'}, writes" in done.stderr
+    assert not list((tmp_path / "a").rglob("metrics.jsonl"))
+
+
 def test_an_error_of_the_first_rank_ends_all(config, tmp_path):
     succeed(1, config, tmp_path / "run", **{"train.max_steps": 1, "eval.before_and_after": False})
     done = run(2, config, tmp_path / "run")

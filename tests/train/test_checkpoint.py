@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -117,3 +118,11 @@ def test_two_runs_in_one_directory_are_refused_and_a_killed_one_leaves_it_free(o
     assert os.listdir(tmp_path / "run" / "checkpoints")
     with RunDirectory.open(tmp_path / "run").claimed():
         pass
+
+
+def test_torn_checkpoints_go_before_whole_ones(options, tmp_path):
+    train(options, **{"train.max_steps": 2, "train.keep_checkpoints": 1})
+    checkpoints = tmp_path / "run" / "checkpoints"
+    cut_off(shutil.copytree(checkpoints / "step-000002", checkpoints / "step-000099"))
+    train(options, **{"train.max_steps": 3, "train.keep_checkpoints": 1})
+    assert [path.name for path in checkpoints.iterdir()] == ["step-000003"]

@@ -20,6 +20,8 @@ def test_the_added_demonstration_comes_once_and_goes_with_a_dropped_example():
         ((7, 8), 0.5, False),
         ((5, 6), 1.0, True),
     ]
+    rows = pairing.rows([target("drop"), target("keep", 1), target("drop"), target("drop", 1)])
+    assert [row.target_ids for row in rows] == [(5, 6), (7, 8)]
 
 
 def test_a_target_no_longer_than_what_is_skipped_gives_no_row():

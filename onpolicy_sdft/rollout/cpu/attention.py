@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 import torch
-from numba import njit, prange, types
+from numba import prange, types
 from numba.extending import overload
 
 from onpolicy_sdft.rollout.cpu import KEY_BLOCK
+from onpolicy_sdft.rollout.cpu.jit import jit
 from onpolicy_sdft.rollout.cpu.vectors import LANES, STRIP, larger, multiply_register, multiply_strip
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def tiles(segments: tuple[Segment, ...], group: int) -> torch.Tensor:
     return torch.tensor(dealt, dtype=torch.int64).reshape(-1, 4)
 
 
-@njit(inline="always", fastmath=True, cache=True)
+@jit(inline="always", fastmath=True)
 def _exp(x: Any) -> Any:
     """exp(x) for x <= 0 in float32, within 2 units in the last place (Cephes ``expf``); unlike libm's it vectorises."""
     x = max(x, _f32(-87.0))
@@ -73,7 +74,7 @@ def _exp(x: Any) -> Any:
     return p * _i32((_i32(n) + _i32(127)) << _i32(23)).view(np.float32)
 
 
-@njit(inline="always", fastmath=True, cache=True)
+@jit(inline="always", fastmath=True)
 def _tanh(x: Any) -> Any:
     e = _exp(_f32(-2.0) * abs(x))
     t = (_f32(1.0) - e) / (_f32(1.0) + e)
@@ -92,7 +93,7 @@ def _load_typed(x):  # type: ignore[no-untyped-def]
     return lambda x: x
 
 
-@njit(fastmath=True, cache=True)
+@jit(fastmath=True)
 def _scores_of(q_RD: Any, blocks_XW: Any, first: int, last: int, scores_RJ: Any) -> None:
     """Multiply queries with the keys from ``first``, the start of a block, up to ``last``."""
     size = q_RD.shape[1]
@@ -101,7 +102,7 @@ def _scores_of(q_RD: Any, blocks_XW: Any, first: int, last: int, scores_RJ: Any)
             multiply_strip(q_RD, 0, blocks_XW, j // KEY_BLOCK * size, strip, size, scores_RJ, j - first + strip)
 
 
-@njit(fastmath=True, cache=True)
+@jit(fastmath=True)
 def _weigh(row_J: Any, low: int, high: int, softcap: Any, has_sink: bool, sink: Any) -> None:
     """Turn one row's scores into weights in place; those outside [low, high) become 0."""
     seen_J = row_J[low:high]  # counted from 0: an index that might be negative is not vectorised
@@ -123,7 +124,7 @@ def _weigh(row_J: Any, low: int, high: int, softcap: Any, has_sink: bool, sink: 
     row_J[high:] = _f32(0.0)
 
 
-@njit(fastmath=True, cache=True)
+@jit(fastmath=True)
 def _mix(weights_RJ: Any, values_LD: Any, first: int, last: int, out_RD: Any) -> None:
     """Sum values from ``first`` up to ``last`` by weight, strip by strip of their numbers."""
     num_rows, size = out_RD.shape
@@ -141,7 +142,7 @@ def _mix(weights_RJ: Any, values_LD: Any, first: int, last: int, out_RD: Any) ->
                 out_RD[r, e] += weights_RJ[r, j - first] * _load(values_LD[j, e])
 
 
-@njit(parallel=True, fastmath=True, cache=True)
+@jit(parallel=True, fastmath=True)
 def _attend(
     q_NHGD: Any, keys_SHXW: Any, values_SHLD: Any, tiles_W4: Any, window: int, scale: Any, softcap: Any,
     has_sinks: bool, sinks_HG: Any, out_NHGD: Any,

@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 
 from onpolicy_sdft.rollout.cpu.attention import as_array, start_threads
+from onpolicy_sdft.rollout.cpu.jit import jit
 
 _WORTH_THREADS = 1 << 16  # numbers; below, waking the other threads takes longer than the work
 _f32 = np.float32
 
 
-@njit(fastmath=True, cache=True)
+@jit(fastmath=True)
 def _norm_row(x_RC: Any, weight_C: Any, offset: Any, epsilon: Any, out_RC: Any, r: int) -> None:
     size, total = x_RC.shape[1], _f32(0.0)
     for c in range(size):
@@ -30,19 +31,19 @@ def _norm_row(x_RC: Any, weight_C: Any, offset: Any, epsilon: Any, out_RC: Any, 
         out_RC[r, c] = x_RC[r, c] * scale * (weight_C[c] + offset)
 
 
-@njit(fastmath=True, cache=True)
+@jit(fastmath=True)
 def _norm(x_RC: Any, weight_C: Any, offset: Any, epsilon: Any, out_RC: Any) -> None:
     for r in range(x_RC.shape[0]):
         _norm_row(x_RC, weight_C, offset, epsilon, out_RC, r)
 
 
-@njit(parallel=True, fastmath=True, cache=True)
+@jit(parallel=True, fastmath=True)
 def _norm_threaded(x_RC: Any, weight_C: Any, offset: Any, epsilon: Any, out_RC: Any) -> None:
     for r in prange(x_RC.shape[0]):
         _norm_row(x_RC, weight_C, offset, epsilon, out_RC, r)
 
 
-@njit(fastmath=True, cache=True)
+@jit(fastmath=True)
 def _rotate_token(x_NHD: Any, cos_ND: Any, sin_ND: Any, out_NHD: Any, n: int) -> None:
     half = x_NHD.shape[2] // 2
     for h in range(x_NHD.shape[1]):
@@ -52,19 +53,19 @@ def _rotate_token(x_NHD: Any, cos_ND: Any, sin_ND: Any, out_NHD: Any, n: int) ->
             out_NHD[n, h, half + d] = high * cos_ND[n, half + d] + low * sin_ND[n, half + d]
 
 
-@njit(fastmath=True, cache=True)
+@jit(fastmath=True)
 def _rotate(x_NHD: Any, cos_ND: Any, sin_ND: Any, out_NHD: Any) -> None:
     for n in range(x_NHD.shape[0]):
         _rotate_token(x_NHD, cos_ND, sin_ND, out_NHD, n)
 
 
-@njit(parallel=True, fastmath=True, cache=True)
+@jit(parallel=True, fastmath=True)
 def _rotate_threaded(x_NHD: Any, cos_ND: Any, sin_ND: Any, out_NHD: Any) -> None:
     for n in prange(x_NHD.shape[0]):
         _rotate_token(x_NHD, cos_ND, sin_ND, out_NHD, n)
 
 
-@njit(cache=True)
+@jit()
 def _store_token(
     keys_NHD: Any, values_NHD: Any, slot: int, position: int, keys_SHBDW: Any, values_SHLD: Any, n: int
 ) -> None:
@@ -76,13 +77,13 @@ def _store_token(
             values_SHLD[slot, h, position, d] = values_NHD[n, h, d]
 
 
-@njit(cache=True)
+@jit()
 def _store(keys_NHD: Any, values_NHD: Any, slots_N: Any, positions_N: Any, keys_SHBDW: Any, values_SHLD: Any) -> None:
     for n in range(len(slots_N)):
         _store_token(keys_NHD, values_NHD, slots_N[n], positions_N[n], keys_SHBDW, values_SHLD, n)
 
 
-@njit(parallel=True, cache=True)
+@jit(parallel=True)
 def _store_threaded(
     keys_NHD: Any, values_NHD: Any, slots_N: Any, positions_N: Any, keys_SHBDW: Any, values_SHLD: Any
 ) -> None:

@@ -14,9 +14,11 @@ from typing import Any
 
 import llvmlite.binding
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from onpolicy_sdft.rollout.cpu.jit import jit
 
 
 def _registers() -> tuple[int, int]:
@@ -108,7 +110,7 @@ _six, _three, _two, _one = (_strip(rows, _VECTORS) for rows in (6, 3, 2, 1))
 _six_narrow, _one_narrow = _strip(6, 1), _strip(1, 1)
 
 
-@njit(fastmath=True, cache=True)
+@jit(fastmath=True)
 def multiply_strip(
     a_RN: Any, first: int, b_NC: Any, b_row: int, column: int, count: int, out_RC: Any, out_column: int
 ) -> None:
@@ -138,7 +140,7 @@ def multiply_strip(
         _one(a_RN, r, first, b_NC, b_row, column, count, out_RC, out_column)
 
 
-@njit(fastmath=True, cache=True)
+@jit(fastmath=True)
 def multiply_register(
     a_RN: Any, first: int, b_NC: Any, b_row: int, column: int, count: int, out_RC: Any, out_column: int
 ) -> None:

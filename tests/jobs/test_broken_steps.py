@@ -1,0 +1,120 @@
+"""A run that breaks inside a step and is resumed is the undisturbed one, bit for bit; what it read must be the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from onpolicy_sdft import fit, load_config
+from onpolicy_sdft.errors import RunDirectoryError
+from onpolicy_sdft.models.teacher import Teacher
+from onpolicy_sdft.runs.files import read_jsonl
+from onpolicy_sdft.train.backend import Backend
+from onpolicy_sdft.train.source import PolicySource
+from onpolicy_sdft.train.step import Trainer
+
+TASK = """
+from onpolicy_sdft.tasks.exact import Exact
+
+class Mine(Exact):
+    pass
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, model_dir: Path) -> Path:
+    model = shutil.copytree(model_dir, tmp_path / "model")
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"say {i}", "response": f"{i}" * 3}) + "\n" for i in range(6)))
+    (tmp_path / "mine.py").write_text(TASK)
+    (tmp_path / "teacher.j2").write_text("{{ question }} Shown: {{ demonstration }}")
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        f"model: {{name: {model}}}\nlora: {{r: 4, dropout: 0.2}}\ndata: {{path: {data}}}\n"
+        f"task: {{name: '{tmp_path / 'mine.py'}:Mine'}}\ncontext: {{template: {tmp_path / 'teacher.j2'}}}\n"
+        "screening: {truncated: keep, looping: keep, length: keep, check: keep}\n"
+        "rollout: {max_new_tokens: 6, num_samples: 2}\neval: {before_and_after: false}\n"
+        "teacher: {weights: ema, half_life: 2.0}\noptim: {lr: 0.01, warmup_steps: 0}\n"
+        f"train: {{batch_size: 3, max_steps: 4, checkpoint_steps: 3, output_dir: {tmp_path / 'run'}}}\n"
+    )
+    return path
+
+
+def trained(config: Path, output: Path, **options: object) -> dict[str, torch.Tensor]:
+    fit(load_config(config, **{"train.output_dir": str(output), **options}), say=lambda text: None)
+    return load_file(output / "checkpoints" / "step-000004" / "trainable.safetensors")
+
+
+PHASES = {
+    "rollout": (PolicySource, "rollouts"),
+    "review": (Trainer, "review"),
+    "pair": (Trainer, "pair"),
+    "backward": (Backend, "backward"),
+    "before the update": (Backend, "optimizer_step"),
+    "after the update": (Teacher, "follow"),
+    "at the end": (PolicySource, "remember"),
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_step_that_breaks_anywhere_is_done_again_bit_for_bit(config, tmp_path, monkeypatch, phase):
+    whole = trained(config, tmp_path / "whole")
+    owner, name = PHASES[phase]
+    real, calls = getattr(owner, name), []
+
+    def breaks(self, *arguments, **options):
+        calls.append(name)
+        if len(read_jsonl(tmp_path / "run" / "metrics.jsonl")) == 2:
+            raise RuntimeError("broken")
+        return real(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, breaks)
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / "metrics.jsonl").touch()
+        with pytest.raises(RuntimeError, match="broken"):
+            trained(config, tmp_path / "run", **{"train.resume": "auto"})
+    assert calls
+    again = trained(config, tmp_path / "run", **{"train.resume": "auto"})
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def edit_chat_template(tmp_path: Path) -> str:
+    path = tmp_path / "model" / "chat_template.jinja"
+    path.write_text("Rules: " + path.read_text())
+    return "prompts and targets"
+
+
+def edit_teacher_template(tmp_path: Path) -> str:
+    (tmp_path / "teacher.j2").write_text("{{ question }} Seen: {{ demonstration }}")
+    return "prompts and targets"
+
+
+def edit_task(tmp_path: Path) -> str:
+    (tmp_path / "mine.py").write_text(TASK + "\n    name = 'mine'\n")
+    return "task files"
+
+
+def edit_weights(tmp_path: Path) -> str:
+    from safetensors.torch import save_file
+
+    path = next((tmp_path / "model").glob("*.safetensors"))
+    weights = load_file(path)
+    name = next(name for name, weight in weights.items() if weight.ndim == 2)
+    weights[name][0, 0] += 1
+    save_file(weights, path, metadata={"format": "pt"})
+    return "base weights"
+
+
+@pytest.mark.parametrize("edit", [edit_chat_template, edit_teacher_template, edit_task, edit_weights])
+def test_a_resumed_run_refuses_to_read_other_things_than_it_began_with(config, tmp_path, edit):
+    options = {"train.output_dir": str(tmp_path / "run"), "train.max_steps": 2}
+    fit(load_config(config, **options), say=lambda text: None)
+    what = edit(tmp_path)
+    with pytest.raises(RunDirectoryError, match=f"another {what}"):
+        trained(config, tmp_path / "run", **{"train.resume": "auto"})
