@@ -1,5 +1,7 @@
 """Put a sweep of this folder, finished or not, into ``benchmarks/results``, with where and on what it ran.
 
+Beside the sweep's own table stands each point's difference from the first one and from the start, question by question.
+
 sdft sweep --config benchmarks/recipe/own_words.yaml
 python -m benchmarks.recipe runs/recipe-own_words
 """
@@ -10,9 +12,52 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_atomic
+import numpy as np
+
+from onpolicy_sdft.eval.intervals import mean_interval
+from onpolicy_sdft.runs.files import read_json, read_jsonl, write_json_atomic, write_text_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def answers(run: Path, stage: str, label: str) -> np.ndarray:
+    """Return whether each question of a set was answered rightly, in the order of the set."""
+    records = sorted(read_jsonl(run / "eval" / f"{stage}-{label}.jsonl"), key=lambda record: record["example_id"])
+    return np.array([record["correct"] for record in records], dtype=float)
+
+
+def show_difference(pairs: list[tuple[np.ndarray, np.ndarray]]) -> str:
+    """Return the mean difference of paired answers with its 95 % interval, resampled over the questions."""
+    if not pairs:
+        return "-"
+    by_question = np.mean([after - before for after, before in pairs], axis=0)
+    low, high = mean_interval(list(by_question))
+    return f"{by_question.mean():+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def differences(sweep: Path) -> str:
+    """Return a table of differences from the first point of a sweep and from the start, over seeds that both have."""
+    done = [run for run in read_json(sweep / "sweep.json")["runs"] if run["state"] == "done"]
+    points: dict[str, dict[int, Path]] = {}
+    for run in done:
+        name = ", ".join(str(value) for value in run["point"].values())
+        points.setdefault(name, {})[run["seed"]] = sweep / run["run"]
+    first = next(iter(points))
+    labels = sorted(
+        path.stem.removeprefix("after-") for path in next(iter(points[first].values())).glob("eval/after-*")
+    )
+    columns = [f"{label} - {than}" for label in labels for than in (first, "start")]
+    lines = ["| point | seeds | " + " | ".join(columns) + " |", "|---" * (2 + len(columns)) + "|"]
+    for name, runs in points.items():
+        cells = []
+        for label in labels:
+            after = {seed: answers(run, "after", label) for seed, run in runs.items()}
+            base = {seed: answers(points[first][seed], "after", label) for seed in runs if seed in points[first]}
+            cells.append("-" if name == first else show_difference([(after[seed], base[seed]) for seed in base]))
+            cells.append(show_difference([(after[seed], answers(run, "before", label)) for seed, run in runs.items()]))
+        lines.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
+    heading = f"Paired differences from `{first}` and from the start, with 95 % bootstrap intervals over the questions:"
+    return heading + "\n\n" + "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -37,7 +82,9 @@ def main() -> None:
         f"`{name}`: {len(manifests)} runs, commit {', '.join(commit[:7] for commit in commits)}; hardware and versions "
         f"in {name}.json. A mean over the seeds that are there; a dash is a run that has not been made.\n\n"
     )
-    write_text_atomic(options.results / f"{name}.md", heading + table)
+    write_text_atomic(
+        options.results / f"{name}.md", heading + table.rstrip("\n") + "\n\n" + differences(options.sweep)
+    )
 
 
 if __name__ == "__main__":

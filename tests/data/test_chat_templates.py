@@ -6,8 +6,8 @@ import copy
 import dataclasses
 from typing import Any
 
+import chat_toys
 import pytest
-import toys
 from tokenizers import processors
 
 from onpolicy_sdft.config.schema import ContextConfig
@@ -24,12 +24,14 @@ TALKS = [
 ]
 
 
-def renderer_of(toy: toys.Toy, tokenizer: str = "bytes", **options: Any) -> Renderer:
+def renderer_of(toy: chat_toys.Toy, tokenizer: str = "bytes", **options: Any) -> Renderer:
     kwargs = {"student_template_kwargs": toy.kwargs, "teacher_template_kwargs": toy.kwargs}
-    return Renderer(toys.make(toy, tokenizer), ContextConfig(**{"date": "2026-11-28T10:00:00", **kwargs, **options}))
+    return Renderer(
+        chat_toys.make(toy, tokenizer), ContextConfig(**{"date": "2026-11-28T10:00:00", **kwargs, **options})
+    )
 
 
-def whole_ids(renderer: Renderer, toy: toys.Toy, turns: tuple[Turn, ...], response: str) -> list[int]:
+def whole_ids(renderer: Renderer, toy: chat_toys.Toy, turns: tuple[Turn, ...], response: str) -> list[int]:
     """What the chat template writes over the whole conversation, through transformers alone."""
     messages = [{"role": turn.role, "content": turn.content} for turn in (*turns, Turn("assistant", response))]
     template = toy.template.replace("strftime_now('%d %b %Y %H:%M:%S')", f"'{NOW}'")
@@ -38,7 +40,7 @@ def whole_ids(renderer: Renderer, toy: toys.Toy, turns: tuple[Turn, ...], respon
     return ids
 
 
-def holds(renderer: Renderer, toy: toys.Toy, turns: tuple[Turn, ...], text: str) -> bool:
+def holds(renderer: Renderer, toy: chat_toys.Toy, turns: tuple[Turn, ...], text: str) -> bool:
     asked, target = renderer.student_ids(turns), renderer.response_ids(text)
     whole = whole_ids(renderer, toy, turns, text)
     assert renderer.target(turns, text) == (asked, target)
@@ -57,10 +59,10 @@ def prepared(renderer: Renderer, *pairs: tuple[str, str], **options: Any) -> Pre
     return prepare(rows(*pairs), renderer, renderer.config, 0, **options)
 
 
-@pytest.mark.parametrize("tokenizer", toys.TOKENIZERS)
-@pytest.mark.parametrize("name", toys.TOYS)
+@pytest.mark.parametrize("tokenizer", chat_toys.TOKENIZERS)
+@pytest.mark.parametrize("name", chat_toys.TOYS)
 def test_prompt_and_target_begin_the_whole_conversation_and_the_target_gives_back_the_text(name, tokenizer):
-    toy = toys.TOYS[name]
+    toy = chat_toys.TOYS[name]
     renderer = renderer_of(toy, tokenizer)
     for turns in TALKS:
         for text in TEXTS:
@@ -72,13 +74,13 @@ def test_prompt_and_target_begin_the_whole_conversation_and_the_target_gives_bac
             assert renderer.response_ids(text).count(end) == 1
 
 
-@pytest.mark.parametrize("tokenizer", toys.TOKENIZERS)
-@pytest.mark.parametrize("name", toys.TOYS)
+@pytest.mark.parametrize("tokenizer", chat_toys.TOKENIZERS)
+@pytest.mark.parametrize("name", chat_toys.TOYS)
 @pytest.mark.parametrize(
     "text", [" a", "a ", "\na", "a\n", "\n\n", " ", "", "</think>\n\n42", "<think>\nso\n</think>\n\n42"]
 )
 def test_texts_at_the_edge_hold_or_are_refused_with_the_fix(name, tokenizer, text):
-    toy = toys.TOYS[name]
+    toy = chat_toys.TOYS[name]
     renderer = renderer_of(toy, tokenizer)
     try:
         assert holds(renderer, toy, TALKS[0], text)
@@ -86,9 +88,9 @@ def test_texts_at_the_edge_hold_or_are_refused_with_the_fix(name, tokenizer, tex
         assert "Fix: " in str(error)  # noqa: PT017  # refused or right: which, is up to the template
 
 
-@pytest.mark.parametrize("name", toys.UNUSABLE)
+@pytest.mark.parametrize("name", chat_toys.UNUSABLE)
 def test_templates_that_answers_cannot_be_learned_with_are_refused_with_both_texts(name):
-    renderer = renderer_of(toys.UNUSABLE[name], "byte-level pieces")
+    renderer = renderer_of(chat_toys.UNUSABLE[name], "byte-level pieces")
     with pytest.raises(SdftError, match=r"Fix: ") as refused:
         prepared(renderer, ("Name a colour.", "answer is 4."))
     prompt = renderer.markup.prompt
@@ -97,16 +99,16 @@ def test_templates_that_answers_cannot_be_learned_with_are_refused_with_both_tex
 
 
 def test_what_ends_answers_wins_over_the_end_of_text_and_needs_no_name():
-    renderer = renderer_of(toys.TOYS["llama-3"])
+    renderer = renderer_of(chat_toys.TOYS["llama-3"])
     assert renderer.tokenizer.decode(renderer.response_ids("ab")) == "ab<|eot_id|>"
     assert renderer.tokenizer.decode([renderer.terminator_id]) == "<|eot_id|>"
 
 
 def test_blanks_that_a_template_trims_are_refused_or_trimmed_on_request():
-    renderer = renderer_of(toys.TOYS["llama-3"])
+    renderer = renderer_of(chat_toys.TOYS["llama-3"])
     with pytest.raises(DataError, match=r"row 1: .* make 'Blue' of the response 'Blue \\n'.*--context\.trim_responses"):
         prepared(renderer, ("q", "Blue \n"))
-    trimming = renderer_of(toys.TOYS["llama-3"], trim_responses=True)
+    trimming = renderer_of(chat_toys.TOYS["llama-3"], trim_responses=True)
     (views,) = prepared(trimming, ("q", "Blue \n")).views
     assert views.demonstration.response == "Blue"
     assert views.response_ids == renderer.response_ids("Blue")
@@ -114,21 +116,21 @@ def test_blanks_that_a_template_trims_are_refused_or_trimmed_on_request():
 
 def test_what_a_template_writes_before_an_answer_is_learned_and_said():
     for name, lead in (("gpt-oss", "<|channel|>final<|message|>"), ("qwen3", "<think>\n\n</think>\n\n")):
-        found = prepared(renderer_of(toys.TOYS[name]), ("q", "Blue."))
+        found = prepared(renderer_of(chat_toys.TOYS[name]), ("q", "Blue."))
         renderer = found.prompts._renderer
         target = found.views[0].response_ids
-        assert renderer.tokenizer.decode(target) == lead + "Blue." + toys.TOYS[name].end
+        assert renderer.tokenizer.decode(target) == lead + "Blue." + chat_toys.TOYS[name].end
         assert f"the chat template writes {lead!r} between its header and an answer" in found.notes[0]
-    assert not prepared(renderer_of(toys.TOYS["qwen3 without thinking"]), ("q", "Blue.")).notes
+    assert not prepared(renderer_of(chat_toys.TOYS["qwen3 without thinking"]), ("q", "Blue.")).notes
 
 
 # Text of rows never becomes a control token.
 
 
-@pytest.mark.parametrize("tokenizer", toys.TOKENIZERS)
-@pytest.mark.parametrize("name", toys.TOYS)
+@pytest.mark.parametrize("tokenizer", chat_toys.TOKENIZERS)
+@pytest.mark.parametrize("name", chat_toys.TOYS)
 def test_a_control_token_in_a_row_is_refused_with_file_and_row_or_left_out(name, tokenizer):
-    toy = toys.TOYS[name]
+    toy = chat_toys.TOYS[name]
     renderer = renderer_of(toy, tokenizer)
     end = toy.end
     bad = [(f"hello{end}\nObey", "Blue."), ("hello", f"Bl{end}ue."), ("hello", f"Blue.{end}")]
@@ -145,10 +147,10 @@ def test_a_control_token_in_a_row_is_refused_with_file_and_row_or_left_out(name,
         prepared(renderer, *bad, on_bad_row="skip")
 
 
-@pytest.mark.parametrize("tokenizer", toys.TOKENIZERS)
-@pytest.mark.parametrize("name", toys.TOYS)
+@pytest.mark.parametrize("tokenizer", chat_toys.TOKENIZERS)
+@pytest.mark.parametrize("name", chat_toys.TOYS)
 def test_prompts_that_are_not_rows_keep_spelled_control_tokens_as_text(name, tokenizer):
-    renderer = renderer_of(toys.TOYS[name], tokenizer)
+    renderer = renderer_of(chat_toys.TOYS[name], tokenizer)
 
     def controls(prompt: str) -> list[int]:
         return [token for token in renderer.student_ids([Turn("user", prompt)]) if token in renderer.control_ids]
@@ -161,18 +163,18 @@ def test_prompts_that_are_not_rows_keep_spelled_control_tokens_as_text(name, tok
 
 
 def test_markers_without_a_special_flag_are_control_tokens_and_tags_of_answers_are_not():
-    renderer = renderer_of(toys.TOYS["chatml without special flags"])
+    renderer = renderer_of(chat_toys.TOYS["chatml without special flags"])
     with pytest.raises(DataError, match=r"the user's text spells the control token '<\|im_start\|>'"):
         prepared(renderer, ("a<|im_start|>b", "Blue."))
-    renderer = renderer_of(toys.TOYS["qwen3 without thinking"])
+    renderer = renderer_of(chat_toys.TOYS["qwen3 without thinking"])
     text = '<tool_call>\n{"name": "f"}\n</tool_call>'
-    assert holds(renderer, toys.TOYS["qwen3 without thinking"], TALKS[0], text)
-    opened = renderer_of(toys.TOYS["header that opens a block"])
-    assert holds(opened, toys.TOYS["header that opens a block"], TALKS[0], "so\n</think>\n\n42")
+    assert holds(renderer, chat_toys.TOYS["qwen3 without thinking"], TALKS[0], text)
+    opened = renderer_of(chat_toys.TOYS["header that opens a block"])
+    assert holds(opened, chat_toys.TOYS["header that opens a block"], TALKS[0], "so\n</think>\n\n42")
 
 
 def test_the_system_message_and_every_turn_are_looked_at():
-    renderer = renderer_of(toys.TOYS["chatml"])
+    renderer = renderer_of(chat_toys.TOYS["chatml"])
     for role, turns in {
         "system": (Turn("system", "a<|im_end|>b"), Turn("user", "q")),
         "assistant": (Turn("user", "q"), Turn("assistant", "a<|im_end|>b"), Turn("user", "q")),
@@ -182,7 +184,7 @@ def test_the_system_message_and_every_turn_are_looked_at():
 
 
 def test_control_tokens_inside_a_completion_are_shown_and_named():
-    renderer = renderer_of(toys.TOYS["chatml"])
+    renderer = renderer_of(chat_toys.TOYS["chatml"])
     start = renderer.tokenizer.convert_tokens_to_ids("<|im_start|>")
     ids = (*renderer.text_ids("Par"), start, *renderer.text_ids("is"), renderer.terminator_id)
     assert renderer.decode(ids) == "Par<|im_start|>is"
@@ -193,13 +195,13 @@ def test_control_tokens_inside_a_completion_are_shown_and_named():
 def test_a_context_template_that_spells_a_control_token_is_refused(tmp_path):
     path = tmp_path / "mine.jinja"
     path.write_text("{{ question }}<|im_end|>\n{{ demonstration }}")
-    renderer = renderer_of(toys.TOYS["chatml"], template=str(path))
+    renderer = renderer_of(chat_toys.TOYS["chatml"], template=str(path))
     with pytest.raises(ConfigError, match=r"mine\.jinja' spells the control token '<\|im_end\|>'.*Fix: take it out"):
         prepared(renderer, ("q", "a"))
 
 
 def test_an_attempt_that_spells_control_tokens_is_shown_as_text():
-    renderer = renderer_of(toys.TOYS["chatml"])
+    renderer = renderer_of(chat_toys.TOYS["chatml"])
     turns = [Turn("user", "q"), Turn("assistant", "a<|im_end|>b"), Turn("user", "again")]
     ids = renderer.teacher_ids(turns)
     assert ids.count(renderer.terminator_id) == 3
@@ -210,7 +212,7 @@ def test_an_attempt_that_spells_control_tokens_is_shown_as_text():
 
 def test_what_a_template_drops_of_the_demonstration_is_counted_and_said():
     thought = "<think>\nTwo and two are four.\n</think>\n\n"
-    renderer = renderer_of(toys.TOYS["qwen3"], template="prior_turn")
+    renderer = renderer_of(chat_toys.TOYS["qwen3"], template="prior_turn")
     found = prepared(renderer, ("2 + 2?", thought + "4"), ("3 + 3?", "6"))
     (missing,) = found.left_out
     assert (missing.example_id, missing.num_characters, missing.num_shown) == ("id-0", len(thought), len(thought) + 1)
@@ -218,18 +220,18 @@ def test_what_a_template_drops_of_the_demonstration_is_counted_and_said():
     assert f"left {len(thought)} of {len(thought) + 1} characters of the demonstration" in warning
     assert "in 1 rows: id-0" in warning
     assert "--context.template reference" in warning
-    assert not prepared(renderer_of(toys.TOYS["qwen3"], template="reference"), ("2 + 2?", thought + "4")).left_out
+    assert not prepared(renderer_of(chat_toys.TOYS["qwen3"], template="reference"), ("2 + 2?", thought + "4")).left_out
 
 
 def test_what_is_left_out_of_other_examples_counts_too():
     pairs = [(f"{i} + {i}?", f"<think>\nsum\n</think>\n\n{2 * i}") for i in range(3)]
-    renderer = renderer_of(toys.TOYS["qwen3"], template="prior_turn", show="others", num_demonstrations=2)
+    renderer = renderer_of(chat_toys.TOYS["qwen3"], template="prior_turn", show="others", num_demonstrations=2)
     found = prepared(renderer, *pairs)
     assert [each.num_characters for each in found.left_out] == [2 * len("<think>\nsum\n</think>\n\n")] * 3
 
 
 def test_a_method_without_a_teacher_leaves_rows_out_for_the_bare_prompt_alone():
-    renderer = renderer_of(toys.TOYS["chatml"], max_teacher_tokens=40, max_student_tokens=80)
+    renderer = renderer_of(chat_toys.TOYS["chatml"], max_teacher_tokens=40, max_student_tokens=80)
     short, long = ("q", "a"), ("q" * 90, "a")
     with pytest.raises(
         DataError, match=r"1 of 1 rows .*max_teacher_tokens=40.*id-0 \(teacher's prompt of \d+ tokens, uncut"
@@ -248,12 +250,12 @@ def test_a_method_without_a_teacher_leaves_rows_out_for_the_bare_prompt_alone():
 
 
 def test_a_template_that_reads_the_clock_sees_one_date_which_can_be_given():
-    toy = toys.TOYS["llama-3 with dates"]
+    toy = chat_toys.TOYS["llama-3 with dates"]
     renderer = renderer_of(toy)
     assert NOW in renderer.tokenizer.decode(renderer.student_ids(TALKS[0]))
     assert renderer.date == "2026-11-28T10:00:00"
     assert "--context.date 2026-11-28T10:00:00 gives the same prompts again" in renderer.notes()[-1]
-    assert renderer_of(toys.TOYS["llama-3"]).date == ""
+    assert renderer_of(chat_toys.TOYS["llama-3"]).date == ""
     again, other = (prepared(renderer_of(toy, date=date), ("q", "a")) for date in ("2026-11-28T10:00:00", "2026-11-29"))
     assert prepared(renderer, ("q", "a")).digest == again.digest != other.digest
     with pytest.raises(ConfigError, match=r"context\.date='today' is no date"):
@@ -263,7 +265,7 @@ def test_a_template_that_reads_the_clock_sees_one_date_which_can_be_given():
 
 
 def test_the_digest_follows_every_id():
-    found = prepared(renderer_of(toys.TOYS["chatml"]), ("q", "a"), ("r", "b"))
+    found = prepared(renderer_of(chat_toys.TOYS["chatml"]), ("q", "a"), ("r", "b"))
     (first, second), digests = found.views, {found.digest}
     for field in ("student_ids", "teacher_ids", "response_ids"):
         other = dataclasses.replace(second, **{field: (*getattr(second, field), 1)})
@@ -273,13 +275,13 @@ def test_the_digest_follows_every_id():
 
 def test_a_template_that_leaves_out_what_the_tokenizer_adds_is_said():
     toy = dataclasses.replace(
-        toys.TOYS["llama-3"], template=toys.TOYS["llama-3"].template.replace("{{ bos_token }}", "")
+        chat_toys.TOYS["llama-3"], template=chat_toys.TOYS["llama-3"].template.replace("{{ bos_token }}", "")
     )
-    tokenizer = copy.deepcopy(toys.make(toy, "bytes"))
+    tokenizer = copy.deepcopy(chat_toys.make(toy, "bytes"))
     bos = "<|begin_of_text|>"
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", special_tokens=[(bos, tokenizer.convert_tokens_to_ids(bos))]
     )
     (note,) = Renderer(tokenizer, ContextConfig()).notes()
     assert f"the chat template leaves out {bos}, which the tokenizer puts before every text" in note
-    assert not renderer_of(toys.TOYS["llama-3"]).notes()
+    assert not renderer_of(chat_toys.TOYS["llama-3"]).notes()
