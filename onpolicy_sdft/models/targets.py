@@ -119,7 +119,7 @@ def describe_reach(model: PeftModel) -> str:
     experts = frozen.pop("experts", 0)
     parts = sorted(frozen.items(), key=lambda part: -part[1])
     said = ", ".join(f"{kind} {100 * count / total:.2g} %" for kind, count in parts if count / total >= 0.005)
-    lines = [f"adapters on {', '.join(reached)}", f"without: {said}" if said else ""]
+    lines = [f"adapters on {', '.join(reached)}", f"frozen without adapters: {said} of the weights" if said else ""]
     lines += [f"{100 * experts / total:.2g} % of the weights are frozen experts" if experts else ""]
     return "; ".join(line for line in lines if line)
 
