@@ -8,6 +8,7 @@ first tokens of the whole conversation as the chat template writes it, and the t
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -157,11 +158,19 @@ class Renderer:
         return text.removesuffix(self._tail) if ended else text
 
     def controls(self, token_ids: Sequence[int]) -> tuple[str, ...]:
-        """Return the control tokens inside a completion, by name: neither its end nor what precedes every answer."""
+        """Return the control tokens inside a completion, by name: neither its end nor what precedes every answer.
+
+        Where an answer has a header of its own (gpt-oss: ``<|channel|>final<|message|>``), thoughts have one too: what
+        stands before the last such header is the model's way to its answer.
+        """
         ids = list(token_ids)
         ids = ids[:-1] if ids and self._ends(ids[-1]) else ids
-        if ids[: len(self._lead_ids)] == self._lead_ids:
-            ids = ids[len(self._lead_ids) :]
+        lead = self._lead_ids
+        if any(token in self.control_ids for token in lead):
+            places = (at for at in range(len(ids) - len(lead), -1, -1) if ids[at : at + len(lead)] == lead)
+            ids = ids[next(places, -len(lead)) + len(lead) :]
+        elif ids[: len(lead)] == lead:
+            ids = ids[len(lead) :]
         return tuple(self.markup.control[token] for token in self._control_among(ids))
 
     def spelled_in(self, text: str) -> str:
@@ -269,8 +278,9 @@ class Prepared:
         """Digest of the token ids of all prompts and targets: of what is read, whatever it was made from."""
         found = hashlib.sha256()
         for views in self.views:
-            ids = (views.student_ids, views.teacher_ids, views.response_ids)
-            found.update(repr((views.demonstration.example_id, ids)).encode("utf-8", "backslashreplace"))
+            found.update(views.demonstration.example_id.encode("utf-8", "backslashreplace"))
+            for ids in (views.student_ids, views.teacher_ids, views.response_ids):
+                found.update(len(ids).to_bytes(8) + array("I", ids).tobytes())
         return found.hexdigest()
 
 

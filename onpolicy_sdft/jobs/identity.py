@@ -19,7 +19,7 @@ from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_atomic
 from onpolicy_sdft.runs.manifest import collect_manifest
-from onpolicy_sdft.train.checkpoint import refuse_other_run
+from onpolicy_sdft.train.checkpoint import newest_checkpoint, refuse_other_run
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from onpolicy_sdft.jobs.start import Start
     from onpolicy_sdft.train.backend import Backend
 
+_DATE = "date in the chat template (context.date)"
 _MARK_SECONDS = 10
+_DIGEST_PART = 1 << 20  # numbers
 Say = Callable[[str], None]
 
 #: Sections that a resumed run must have as the run it goes on with.
@@ -50,6 +52,18 @@ def claim_run(
     refuse_other_run(run, identity, say)
     _write_identity(config, data, run, command, backend)
     return run
+
+
+def earlier_date(config: RunConfig, say: Say) -> str | None:
+    """Return ``context.date``; of a run that goes on and gives none, the date that its chat template saw before."""
+    path = Path(config.train.output_dir)
+    if config.context.date is not None or config.train.resume != "auto" or not path.is_dir():
+        return config.context.date
+    found = newest_checkpoint(RunDirectory(path), lambda text: None) if RunDirectory(path).checkpoint_steps() else None
+    date = found[1]["identity"].get(_DATE) if found else None
+    if date:
+        say(f"the chat template goes on with the date of the run's start: context.date={date}")
+    return date or None
 
 
 def see_one_directory(run: RunDirectory, backend: Backend) -> None:
@@ -94,8 +108,10 @@ def weights_digest(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-        bits = parameter.detach().contiguous().view(kinds[parameter.element_size()])
-        digest.update(f"{name} {tuple(parameter.shape)} {int(bits.sum(dtype=torch.int64))}".encode())
+        bits = parameter.detach().contiguous().view(kinds[parameter.element_size()]).flatten()
+        # In parts: a sum in int64 makes a copy of its numbers in int64 first.
+        total = sum((part.sum(dtype=torch.int64) for part in bits.split(_DIGEST_PART)), torch.tensor(0))
+        digest.update(f"{name} {tuple(parameter.shape)} {int(total)}".encode())
     return digest.hexdigest()
 
 
@@ -122,13 +138,14 @@ def identity_of(
         train["max_steps"] = config.train.max_steps
     return {
         "data": data.loaded.fingerprint,
-        "date in the chat template (context.date)": date,
+        _DATE: date,
         "prompts and targets": data.prepared.digest,  # as tokens: chat template, context template, dates, tokenizer
         "base weights": base,
         "task": frozen["task"],
         "task files": [_file_digest(each["name"]) for each in _tasks(frozen)],
         "model": {**frozen["model"], "cache_dir": None},
         **{section: frozen[section] for section in _FROZEN_SECTIONS},
+        "context": {**frozen["context"], "date": None},  # said above, for templates that have one
         "rollout": {**frozen["rollout"], "weights": None},  # where they are read from changes nothing
         "replay": [source["task"] for source in frozen["replay"]["sources"]],  # the rest is in the data's fingerprint
         "start": None if start is None else [start.digest, config.train.carry, config.train.keep_optimizer],

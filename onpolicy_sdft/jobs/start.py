@@ -138,8 +138,14 @@ def make_base(config: RunConfig, start: Start | None, say: Say) -> None:
     weights it is made of. The seed model stays what ``model.name`` says: distances are measured from it.
 
     Raises:
+        ConfigError: If it would be folded into weights of 4 bits, which loses what they cannot hold.
         RunDirectoryError: If that run has no model, or went on after it was written.
     """
+    if config.model.load_in_4bit:
+        raise ConfigError(
+            "model.load_in_4bit=true cannot hold a base that an adapter was merged into. Way out: --model.load_in_4bit "
+            "false, or merge it first (sdft export --merged) and name that folder as model.name."
+        )
     run = RunDirectory.create(config.train.output_dir, resume=config.train.resume == "auto")
     with run.claimed():
         merges = start is not None and config.train.carry == "merge"

@@ -24,7 +24,7 @@ from onpolicy_sdft.eval.turn_end import describe_turn_end, turn_end_probability
 from onpolicy_sdft.jobs.evaluate import evaluate_stage, has_stage, score_sets
 from onpolicy_sdft.jobs.finished import model_facts
 from onpolicy_sdft.jobs.gate import gate_sets, hold_back, make_guards
-from onpolicy_sdft.jobs.identity import claim_run, identity_of, see_one_directory, weights_digest
+from onpolicy_sdft.jobs.identity import claim_run, earlier_date, identity_of, see_one_directory, weights_digest
 from onpolicy_sdft.jobs.method import (
     keeps_gathered,
     learns_packed,
@@ -142,6 +142,8 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     sets = load_eval_sets(evaluation_sets(config))
     validation = load_eval_sets(config.eval.validation, "eval.validation")
     general_prompts(config.eval.kl_prompts)  # asking for more than there are is refused here, not after training
+    date = backend.on_first(lambda: earlier_date(config, say))
+    config = dataclasses.replace(config, context=dataclasses.replace(config.context, date=date))
     with warnings.catch_warnings(action="always", category=UserWarning):
         # Weights that will be divided go to the device part by part.
         device = backend.device if backend.shards.in_place else torch.device("cpu")
@@ -155,10 +157,13 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     plan = make_plan(config.train, len(data.prepared.views), backend.num_ranks)
     if backend.rank == 0:
         print_preflight(data, config, say)
-    _say_turn_end(config, chat, data, say)
+    if backend.rank == 0 and chat.loaded.model.device.type == backend.device.type:
+        with backend.autocast():
+            _say_turn_end(config, chat, data, say)
     base = weights_digest(chat.loaded.model)
     model = prepare_trainable(chat.loaded.model, config.lora, config.model, config.train.seed)
-    make_ready(model, chat.loaded, say)
+    with backend.autocast():  # as it learns: some attention kernels take no float32
+        make_ready(model, chat.loaded, say)
     trainable, total = count_parameters(model)
     say(f"{trainable / 1e6:.2f} M of {total / 1e6:.1f} M parameters are trained on {backend.num_ranks} ranks")
     if backend.num_ranks > 1:

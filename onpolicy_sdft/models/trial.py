@@ -55,9 +55,11 @@ def how_far_off(
         tried: The texts.
         found: Hidden state behind each text, computed another way.
         own: The model's own, see :func:`own_hidden`.
-        dtype: What is computed in; None: the dtype of the weights.
+        dtype: What is computed in; None: the dtype of the weights, bfloat16 for those of 4 bits.
     """
-    dtype = dtype or embedding_weight(model).dtype
+    # The embedding of a model in 4 bits is float32, and its layers compute in bfloat16 (models/load.py).
+    in_4bit = getattr(model, "is_loaded_in_4bit", False)
+    dtype = dtype or (torch.bfloat16 if in_4bit else embedding_weight(model).dtype)
     middle = _middle_distance(found, own)
     if middle < _TOLERANCE[dtype] or middle < min(_LARGEST_TOLERANCE, 3 * _rounding(model, tried, own, dtype)):
         return 0.0

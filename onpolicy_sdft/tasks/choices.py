@@ -61,6 +61,7 @@ _NAMED_BY_LETTER = re.compile(
 _LISTED = re.compile(r"[)\]\"']*\s*(?:,|/|&|,?\s*(?:and|or|nor))?\s*(?:options?\s+)?[(\[\"']*", re.IGNORECASE)
 _WINDOW = 60
 _LETTER_AND_POINT = 5
+_MAX_MARKERS = 8  # that are looked at, from the last one back
 _READ_FOR_MARKERS = 16_000  # characters at the end of a text
 _MAX_LINES, _MAX_MENTIONS = 200, 50  # of a text; one with more picks none
 
@@ -90,12 +91,23 @@ def chosen_label(text: str, choices: Mapping[str, str]) -> str | None:
     markers = list(_MARKER.finditer(text, max(0, len(text) - _READ_FOR_MARKERS)))
     if not markers:
         return _picked_in_all(text, choices)
+    markers = markers[-_MAX_MARKERS:]
+    while markers:
+        picked, is_said = _behind_marker(text, markers, choices)
+        if is_said:
+            return picked
+        markers.pop()  # "Hope this answer is helpful!" says nothing about the marker before
+    return None
+
+
+def _behind_marker(text: str, markers: Sequence[re.Match[str]], choices: Mapping[str, str]) -> tuple[str | None, bool]:
+    """Return what the last marker of a text states, and whether it states anything about the options."""
     last = markers[-1]
     is_box = last.group().startswith("\\")
     stated = braced(text, last.end()) if is_box else text[last.end() :].partition("</answer>")[0]
     by_words = _by_words_alone(stated, choices)
     if by_words is not None:
-        return by_words
+        return by_words, True
     if is_box and len(markers) > 1 and markers[-2].group().startswith("\\"):
         between = text[markers[-2].end() : last.start()]
         if not re.search(r"[.!?\n]", between):
@@ -109,8 +121,8 @@ def chosen_label(text: str, choices: Mapping[str, str]) -> str | None:
         picked, is_said = _picked(sentence, choices, is_stated=True)
         if is_said:
             rest = " ".join(sentences[place + 1 :])
-            return None if is_denied or _is_corrected(rest, picked, choices) else picked
-    return None
+            return (None if is_denied or _is_corrected(rest, picked, choices) else picked), True
+    return None, False
 
 
 def _is_corrected(text: str, picked: str | None, choices: Mapping[str, str]) -> bool:

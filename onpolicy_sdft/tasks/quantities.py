@@ -103,6 +103,9 @@ class Quantity:
     value: Fraction | None  # None: not a number that can be read
 
 
+_DAY = re.compile(r"\d{1,2}(?!\d)")
+
+
 def plain_numbers(text: str) -> str:
     r"""Undo typography around numbers: LaTeX, bold marks, dashes, full-width digits."""
     text = without_wrappers(text.replace("{,}", ",").replace(r"\$", "$").replace(r"\%", "%"))
@@ -233,7 +236,8 @@ def _signed(text: str, start: int) -> tuple[int, int]:
     found = _BEFORE.search(before)
     if found is None:
         word = _LAST_WORD.search(before)
-        is_date = word is not None and word[1].lower() in _MONTHS and before.endswith(" ")
+        is_day = _DAY.match(text, start) is not None  # "May 12", but "May 1999" is that year
+        is_date = is_day and word is not None and word[1].lower() in _MONTHS and before.endswith(" ")
         return start, 0 if is_date else 1
     left, sign = found["left"], found["sign"].strip().lower()
     begins = start - len(before) + found.start("sign")

@@ -62,6 +62,10 @@ def final_number(text: str) -> Fraction | None:
         return _last_stated(text)
     if isinstance(marked, _Several):
         return None
+    return _behind_marker(marked)
+
+
+def _behind_marker(marked: str) -> Fraction | None:
     first, _, rest = marked.lstrip().partition("\n")
     is_below = "\n" in marked[: len(marked) - len(marked.lstrip())]
     line = ("\n" if is_below else "") + first[:_MAX_LINE]
@@ -81,10 +85,16 @@ class _Several(str):
 
 
 def marked_text(text: str) -> str | None:
-    """Return what stands after the last answer marker, or None where there is no marker."""
+    """Return what stands after the last answer marker, or None where there is no marker.
+
+    A marker behind which there is no digit at all says nothing about the one before: "I hope this answer is helpful!"
+    """
     markers = list(_MARKER.finditer(text, max(0, len(text) - _READ_FOR_MARKERS)))
     if not markers:
         return None
+    last_digit = next((place for place in range(len(text) - 1, -1, -1) if text[place].isdecimal()), -1)
+    while len(markers) > 1 and markers[-1].end() > last_digit:
+        markers.pop()
     last, behind = markers[-1], text[markers[-1].end() :]
     if last["tag"]:
         return behind.partition("</answer>")[0]

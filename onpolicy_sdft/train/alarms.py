@@ -73,7 +73,7 @@ def signals(config: AlarmConfig, length_ratio: float, truncated_rate: float) -> 
         ),
         Signal(
             "alarms.entropy_fall", "rollout/entropy", True, config.entropy_fall, "rollouts lost their variety",
-            "a lower optim.lr, fewer steps, or objective.name forward_kl", relative=True,
+            "a lower optim.lr or fewer steps", relative=True,
         ),
         Signal(
             "alarms.min_keep_rate", "screen/keep_rate", True, config.min_keep_rate,

@@ -127,6 +127,16 @@ def test_what_a_template_writes_before_an_answer_is_learned_and_said():
 # Text of rows never becomes a control token.
 
 
+def test_thoughts_before_the_header_of_an_answer_are_no_control_tokens_inside_it():
+    renderer = renderer_of(chat_toys.TOYS["gpt-oss"])
+    target = list(renderer.response_ids("4"))
+    thoughts = renderer.tokenizer.encode(
+        "<|channel|>analysis<|message|>so<|end|><|start|>assistant", add_special_tokens=False
+    )
+    assert not renderer.controls(thoughts + target)
+    assert renderer.controls(target[:-1] + thoughts)
+
+
 @pytest.mark.parametrize("tokenizer", chat_toys.TOKENIZERS)
 @pytest.mark.parametrize("name", chat_toys.TOYS)
 def test_a_control_token_in_a_row_is_refused_with_file_and_row_or_left_out(name, tokenizer):

@@ -118,3 +118,17 @@ def test_a_resumed_run_refuses_to_read_other_things_than_it_began_with(config, t
     what = edit(tmp_path)
     with pytest.raises(RunDirectoryError, match=f"another {what}"):
         trained(config, tmp_path / "run", **{"train.resume": "auto"})
+
+
+def test_a_run_with_a_date_in_its_prompts_goes_on_with_that_date_on_another_day(config, tmp_path):
+    path = tmp_path / "model" / "chat_template.jinja"
+    path.write_text("{{ strftime_now('%d %b %Y') }}: " + path.read_text())
+    options = {"train.output_dir": str(tmp_path / "run"), "train.max_steps": 2}
+    fit(load_config(config, **options, **{"context.date": "2026-11-01"}), say=lambda text: None)
+    said: list[str] = []
+    again = load_config(config, **{**options, "train.max_steps": 3, "train.resume": "auto"})
+    assert fit(again, say=said.append).result.reason == "finished"
+    assert "the chat template goes on with the date of the run's start: context.date=2026-11-01" in said
+    other = load_config(config, **{**options, "train.resume": "auto", "context.date": "2026-11-02"})
+    with pytest.raises(RunDirectoryError, match=r"another date in the chat template \(context\.date\).*'2026-11-01'"):
+        fit(other, say=lambda text: None)
