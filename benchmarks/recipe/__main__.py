@@ -1,6 +1,6 @@
 """Put a sweep of this folder, finished or not, into ``benchmarks/results``, with where and on what it ran.
 
-Beside the sweep's own table stands each point's difference from the first one and from the start, question by question.
+Beside the sweep's own table stand each point's differences from others and from the start, question by question.
 
 sdft sweep --config benchmarks/recipe/own_words.yaml
 python -m benchmarks.recipe runs/recipe-own_words
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +36,8 @@ def show_difference(pairs: list[tuple[np.ndarray, np.ndarray]]) -> str:
     return f"{by_question.mean():+.3f} ({low:+.3f} to {high:+.3f})"
 
 
-def differences(sweep: Path) -> str:
-    """Return a table of differences from the first point of a sweep and from the start, over seeds that both have."""
+def differences(sweep: Path, against: Sequence[str]) -> str:
+    """Return a table of differences from some points of a sweep and from the start, over seeds that both have."""
     done = [run for run in read_json(sweep / "sweep.json")["runs"] if run["state"] == "done"]
     points: dict[str, dict[int, Path]] = {}
     for run in done:
@@ -46,17 +47,19 @@ def differences(sweep: Path) -> str:
     labels = sorted(
         path.stem.removeprefix("after-") for path in next(iter(points[first].values())).glob("eval/after-*")
     )
-    columns = [f"{label} - {than}" for label in labels for than in (first, "start")]
+    others = against or [first]
+    columns = [f"{label} - {than}" for label in labels for than in (*others, "start")]
     lines = ["| point | seeds | " + " | ".join(columns) + " |", "|---" * (2 + len(columns)) + "|"]
     for name, runs in points.items():
         cells = []
         for label in labels:
             after = {seed: answers(run, "after", label) for seed, run in runs.items()}
-            base = {seed: answers(points[first][seed], "after", label) for seed in runs if seed in points[first]}
-            cells.append("-" if name == first else show_difference([(after[seed], base[seed]) for seed in base]))
+            for other in others:
+                base = {seed: answers(points[other][seed], "after", label) for seed in runs if seed in points[other]}
+                cells.append("-" if name == other else show_difference([(after[seed], base[seed]) for seed in base]))
             cells.append(show_difference([(after[seed], answers(run, "before", label)) for seed, run in runs.items()]))
         lines.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
-    heading = f"Paired differences from `{first}` and from the start, with 95 % bootstrap intervals over the questions:"
+    heading = "Paired differences by question, with 95 % bootstrap intervals over the questions:"
     return heading + "\n\n" + "\n".join(lines) + "\n"
 
 
@@ -64,6 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", type=Path, help="Directory of the sweep.")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--against", action="append", default=[], help="Points to compare with; the first one if none.")
     options = parser.parse_args()
     runs = sorted(path.parent for path in options.sweep.glob("runs/*/model"))  # those that came to their end
     manifests = [read_json(run / "manifest.json") for run in runs]
@@ -82,9 +86,8 @@ def main() -> None:
         f"`{name}`: {len(manifests)} runs, commit {', '.join(commit[:7] for commit in commits)}; hardware and versions "
         f"in {name}.json. A mean over the seeds that are there; a dash is a run that has not been made.\n\n"
     )
-    write_text_atomic(
-        options.results / f"{name}.md", heading + table.rstrip("\n") + "\n\n" + differences(options.sweep)
-    )
+    page = heading + table.rstrip("\n") + "\n\n" + differences(options.sweep, options.against)
+    write_text_atomic(options.results / f"{name}.md", page)
 
 
 if __name__ == "__main__":
