@@ -44,7 +44,7 @@ feedback: {{enabled: true}}
 rollout: {{max_new_tokens: 70, num_samples: 2, num_slots: 8, deterministic: true, max_draft_tokens: 2}}
 screening: {{banned: keep, empty: keep, truncated: keep, looping: keep, length: keep, answer_only: keep,
   control: keep, check: keep}}
-optim: {{lr: 0.01, warmup_steps: 1}}
+optim: {{lr: 0.003, warmup_steps: 1}}
 train: {{batch_size: 4, max_steps: 4, micro_batch_tokens: 4000, rollout_samples: 8}}
 eval: {{kl_prompts: 0}}
 """
