@@ -16,6 +16,7 @@ import torch
 from onpolicy_sdft.config.load import dump_config
 from onpolicy_sdft.data.sources import fingerprint
 from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.offline.file import file_digest
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_atomic
 from onpolicy_sdft.runs.manifest import collect_manifest
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _DATE = "date in the chat template (context.date)"
 _MARK_SECONDS = 10
 _DIGEST_PART = 1 << 20  # numbers
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # whole numbers of as many bytes
 Say = Callable[[str], None]
 
 #: Sections that a resumed run must have as the run it goes on with.
@@ -59,7 +61,7 @@ def earlier_date(config: RunConfig, say: Say) -> str | None:
     path = Path(config.train.output_dir)
     if config.context.date is not None or config.train.resume != "auto" or not path.is_dir():
         return config.context.date
-    found = newest_checkpoint(RunDirectory(path), lambda text: None) if RunDirectory(path).checkpoint_steps() else None
+    found = newest_checkpoint(RunDirectory(path), lambda text: None)
     date = found[1]["identity"].get(_DATE) if found else None
     if date:
         say(f"the chat template goes on with the date of the run's start: context.date={date}")
@@ -107,8 +109,7 @@ def weights_digest(model: torch.nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-        bits = parameter.detach().contiguous().view(kinds[parameter.element_size()]).flatten()
+        bits = parameter.detach().contiguous().view(_BITS[parameter.element_size()]).flatten()
         # In parts: a sum in int64 makes a copy of its numbers in int64 first.
         total = sum((part.sum(dtype=torch.int64) for part in bits.split(_DIGEST_PART)), torch.tensor(0))
         digest.update(f"{name} {tuple(parameter.shape)} {int(total)}".encode())
@@ -142,7 +143,7 @@ def identity_of(
         "prompts and targets": data.prepared.digest,  # as tokens: chat template, context template, dates, tokenizer
         "base weights": base,
         "task": frozen["task"],
-        "task files": [_file_digest(each["name"]) for each in _tasks(frozen)],
+        "task files": [_task_digest(each["name"]) for each in _tasks(frozen)],
         "model": {**frozen["model"], "cache_dir": None},
         **{section: frozen[section] for section in _FROZEN_SECTIONS},
         "context": {**frozen["context"], "date": None},  # said above, for templates that have one
@@ -158,10 +159,10 @@ def _tasks(frozen: Mapping[str, Any]) -> list[Any]:
     return [frozen["task"], *(source["task"] for source in frozen["replay"]["sources"])]
 
 
-def _file_digest(name: str) -> str:
+def _task_digest(name: str) -> str:
     """Digest the file of a task of one's own; empty for others."""
     path = Path(name.rpartition(":")[0]).expanduser()
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".py" and path.is_file() else ""
+    return file_digest(path) if path.suffix == ".py" and path.is_file() else ""
 
 
 def _write_identity(config: RunConfig, data: Data, run: RunDirectory, command: Sequence[str], backend: Backend) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import set_seed
 
 from onpolicy_sdft.config.check import evaluation_sets
 from onpolicy_sdft.data.preflight import refuse_beyond_window
@@ -63,8 +62,9 @@ from onpolicy_sdft.jobs.start import (
 from onpolicy_sdft.jobs.verdict import Verdict, reach_verdict
 from onpolicy_sdft.models.compiled import compile_layers
 from onpolicy_sdft.models.export import export_model
-from onpolicy_sdft.models.lora import prepare_trainable
+from onpolicy_sdft.models.lora import inner_model, prepare_trainable
 from onpolicy_sdft.models.policy import Policy
+from onpolicy_sdft.models.randomness import runs_whole
 from onpolicy_sdft.models.reading import InPlace, Reader, Replica
 from onpolicy_sdft.models.ready import make_ready
 from onpolicy_sdft.models.sizes import sizes_of
@@ -166,12 +166,12 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
         make_ready(model, chat.loaded, say)
     trainable, total = count_parameters(model)
     say(f"{trainable / 1e6:.2f} M of {total / 1e6:.1f} M parameters are trained on {backend.num_ranks} ranks")
+    identity = identity_of(config, data, start, gated, base, chat.renderer.date)
     if backend.num_ranks > 1:
-        facts = {**dataclasses.asdict(config), "data fingerprint": data.loaded.fingerprint, "base weights": base}
-        facts["prompts and targets"] = data.prepared.digest
+        facts = {**dataclasses.asdict(config), "data fingerprint": data.loaded.fingerprint}
+        facts |= {name: identity[name] for name in ("base weights", "prompts and targets")}
         facts["model"] = {**facts["model"], "cache_dir": None}
         backend.refuse_disagreement({**facts, "code": git_state(Path(__file__).parents[2])})
-    identity = identity_of(config, data, start, gated, base, chat.renderer.date)
     run = backend.on_first(partial(claim_run, config, data, identity, command, backend, held, say))
     see_one_directory(run, backend)
 
@@ -194,7 +194,6 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
         with teacher.weights("live"):
             evaluate_stage(config, chat, model, sets, run, "before", backend, weights=origin)
     guards = make_guards(config, chat, data, gated, trainer, run, identity, progress, say)
-    set_seed(config.train.seed + backend.rank)  # of dropout; rollouts and the order have keys of their own
     if _resume(config, run, guards.checkpointer, trainer, progress, say):
         restore_look(trainer)
     is_first = backend.rank == 0
@@ -237,7 +236,7 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
 def _say_turn_end(config: RunConfig, chat: Chat, data: Data, say: Say) -> None:
     """Say how likely the model ends its turn where a demonstration ends, where its weights are whole."""
     model, rows = chat.loaded.model, data.prepared.views[:_TURN_END_ROWS]
-    if any(not parameter.numel() for parameter in model.parameters()):
+    if not runs_whole(inner_model(model)):
         return
     views = [each for each in rows if each.response_ids and each.response_ids[-1] == chat.renderer.terminator_id]
     if not views:

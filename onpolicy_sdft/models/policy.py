@@ -17,6 +17,7 @@ from torch import nn
 
 from onpolicy_sdft.errors import ModelError
 from onpolicy_sdft.models.lora import inner_model
+from onpolicy_sdft.models.modes import keeping_modes
 from onpolicy_sdft.models.packed import Packing, attention_of
 from onpolicy_sdft.types import T
 
@@ -155,16 +156,12 @@ def check_head(model: PreTrainedModel) -> None:
     weight = model.get_output_embeddings().weight
     if weight.numel() == 0 or weight.is_meta:  # sharded before it came here: nothing to compare with
         return
-    was_training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with keeping_modes(model):
+        model.eval()
         ids = torch.arange(1, 5, device=weight.device)[None]
         own = model(input_ids=ids, use_cache=False).logits.float()
         hidden = body(model)(input_ids=ids, use_cache=False).last_hidden_state
         ours = head_of(model).logits(hidden.to(weight.dtype)).float()
-    finally:
-        for module, flag in was_training.items():
-            module.training = flag
     tolerance = 1e-3 if weight.dtype == torch.float32 else 0.25
     if own.shape != ours.shape or not torch.allclose(own, ours, rtol=1e-2, atol=tolerance):
         raise ModelError(

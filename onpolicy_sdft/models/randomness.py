@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig
 
 from onpolicy_sdft.errors import ModelError
 from onpolicy_sdft.models.lora import embedding_weight, inner_model
+from onpolicy_sdft.models.modes import keeping_modes
 from onpolicy_sdft.models.policy import body
 from onpolicy_sdft.models.trial import texts
 
@@ -97,18 +98,13 @@ def runs_whole(model: PreTrainedModel) -> bool:
 
 @contextlib.contextmanager
 def _learning_without_lora_dropout(model: nn.Module) -> Iterator[None]:
-    flags = {module: module.training for module in model.modules()}
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    try:
+    with keeping_modes(model), torch.random.fork_rng(devices=list(devices)), torch.no_grad():
         model.train()
         for name, module in model.named_modules():
             if _LORA in name and isinstance(module, nn.modules.dropout._DropoutNd):
                 module.eval()
-        with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
-            yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
+        yield
 
 
 def _outputs(model: PreTrainedModel, seed: int) -> dict[str, torch.Tensor]:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from onpolicy_sdft.errors import ModelError
 from onpolicy_sdft.models.export import try_saving
 from onpolicy_sdft.models.lora import embedding_weight, inner_model
+from onpolicy_sdft.models.modes import keeping_modes
 from onpolicy_sdft.models.policy import body, head_of
 from onpolicy_sdft.models.randomness import refuse_random, runs_whole, silence
 from onpolicy_sdft.models.targets import describe_reach
@@ -89,19 +90,16 @@ def _without_gradient(model: nn.Module, length: int) -> list[str]:
     handles = [
         p.register_post_accumulate_grad_hook(lambda each, name=name: note(name, each)) for name, p in trained.items()
     ]
-    flags = {module: module.training for module in model.modules()}
     devices = [weight.device] if weight.device.type == "cuda" else []
     try:
-        model.train()
-        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        with keeping_modes(model), torch.random.fork_rng(devices=devices), torch.enable_grad():
+            model.train()
             hidden = body(inner)(input_ids=ids[None], use_cache=False).last_hidden_state[0]
             head = head_of(inner)
             F.cross_entropy(head.logits(hidden[:-1].to(head.weight_VD.dtype)), ids[1:]).backward()
     finally:
         for handle in handles:
             handle.remove()
-        for module, flag in flags.items():
-            module.training = flag
     return [name for name in trained if name not in seen or ("lora_" in name and _adapter(name) not in learns)]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from onpolicy_sdft.models.compiled import uncompiled
+from onpolicy_sdft.models.modes import keeping_modes
 
 _CHECKPOINTING = "gradient_checkpointing"  # the flag transformers keeps on its layers
 
@@ -21,7 +22,6 @@ def no_trace(model: nn.Module) -> Iterator[None]:
     key-value cache) and the random state of the CPU and of the model's device. Autocast around the call is off inside
     (tokens are drawn under the weights as they are held); whoever scores in another precision enters it in here.
     """
-    flags = {module: module.training for module in model.modules()}
     checkpointing = {
         module: getattr(module, _CHECKPOINTING)
         for module in model.modules()
@@ -32,6 +32,7 @@ def no_trace(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=[each for each in devices if each.type == "cuda"]))
         stack.enter_context(torch.no_grad())
         stack.enter_context(uncompiled(model))
+        stack.enter_context(keeping_modes(model))
         for kind in sorted({each.type for each in devices}):
             stack.enter_context(torch.autocast(kind, enabled=False))
         try:
@@ -40,7 +41,5 @@ def no_trace(model: nn.Module) -> Iterator[None]:
                 setattr(module, _CHECKPOINTING, False)
             yield
         finally:
-            for module, flag in flags.items():
-                module.training = flag
             for module, enabled in checkpointing.items():
                 setattr(module, _CHECKPOINTING, enabled)

@@ -92,7 +92,7 @@ def marked_text(text: str) -> str | None:
     markers = list(_MARKER.finditer(text, max(0, len(text) - _READ_FOR_MARKERS)))
     if not markers:
         return None
-    last_digit = next((place for place in range(len(text) - 1, -1, -1) if text[place].isdecimal()), -1)
+    last_digit = max((found.start() for found in _DIGIT.finditer(text)), default=-1)
     while len(markers) > 1 and markers[-1].end() > last_digit:
         markers.pop()
     last, behind = markers[-1], text[markers[-1].end() :]

@@ -46,8 +46,8 @@ class Keeper(Protocol):
 class Checkpointer:
     """Saves and restores everything that changes during training.
 
-    Only trainable weights are kept: a frozen base never changes. The position in the data is the step itself,
-    and noise keys hold the step, so neither needs state of its own. Weights, optimizer state and the teacher's copies
+    Only trainable weights are kept: a frozen base never changes. The position in the data is the step itself, and noise
+    and dropout are keyed by the step, so none needs state of its own. Weights, optimizer state and the teacher's copies
     are written whole and by name: any backend, with any number of ranks, can go on from them.
     """
 
@@ -70,7 +70,7 @@ class Checkpointer:
             replace: Write it also where there is one of this step.
         """
         source = self.source.state()
-        by_rank = self.backend.gather({"source": source["own"], **_random_state()})
+        by_rank = self.backend.gather(source["own"])
         optimizer = {"optimizer": self.backend.optimizer_state(), "schedule": self.schedule.state_dict()}
         record = {"version": _VERSION, "state": asdict(state), "identity": dict(self.identity)}
         record["guards"] = {name: guard.state() for name, guard in self.guards.items()}
@@ -117,10 +117,10 @@ class Checkpointer:
         return target
 
     def resume(self, state: TrainState) -> Path | None:
-        """Load the newest whole checkpoint into the model, optimizer, schedule, random state and ``state``.
+        """Load the newest whole checkpoint into the model, optimizer, schedule and ``state``.
 
         With another number of ranks than it was written by, every rank takes up what was the first rank's own: that
-        decides shapes and dropout, not which examples and noise come next.
+        decides shapes, not which examples and noise come next.
 
         Returns:
             Its path, or None when the run has none.
@@ -140,11 +140,8 @@ class Checkpointer:
         saved = torch.load(source / _RANKS, weights_only=True, map_location="cpu", mmap=True)
         by_rank = saved["by_rank"]
         own = by_rank[self.backend.rank if len(by_rank) == self.backend.num_ranks else 0]
-        self.source.restore({"own": own["source"], "common": saved["common"]})
+        self.source.restore({"own": own, "common": saved["common"]})
         self.teacher.restore(torch.load(source / _TEACHER, weights_only=True, map_location="cpu", mmap=True))
-        torch.set_rng_state(own["rng_cpu"])
-        if torch.cuda.is_available() and own["rng_cuda"] is not None:
-            torch.cuda.set_rng_state(own["rng_cuda"])
         for name, value in record["state"].items():
             setattr(state, name, value)
         for name, guard in self.guards.items():
@@ -267,13 +264,6 @@ def _write_files(scratch: Path, parts: Mapping[str, Any]) -> None:
     write_json_atomic(scratch / _STATE, {**parts[_STATE], "sizes": sizes})
     for file in scratch.iterdir():
         _sync(file)
-
-
-def _random_state() -> dict[str, Any]:
-    return {
-        "rng_cpu": torch.get_rng_state(),
-        "rng_cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
 
 
 def _sync(path: Path) -> None:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from onpolicy_sdft.train.trackers import Tracker
     from onpolicy_sdft.types import StepMetrics, Target, Views
 
+#: What the progress line shows of a step's metrics, those that it has.
+_SHOWN = {"loss": "loss/total", "tokens_per_s": "train/tokens_per_second", "fallback_rate": "screen/fallback_rate"}
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -203,11 +206,7 @@ class Loop:
             samples = metrics.targets[: self.config.train.rollout_samples]
             self.run.append_rollouts([self._sample(metrics.step, target) for target in samples])
             self._track(values, metrics.step)
-        shown: dict[str, Any] = {"tokens_per_s": values["train/tokens_per_second"]}
-        if "loss/total" in values:
-            shown = {"loss": values["loss/total"], **shown}
-        if "screen/fallback_rate" in values:
-            shown["fallback_rate"] = values["screen/fallback_rate"]
+        shown: dict[str, Any] = {name: values[key] for name, key in _SHOWN.items() if key in values}
         shown |= {name.split("/", 1)[1]: value for name, value in validation.items() if name.endswith("/score")}
         self.progress.update(1, written=None, **shown)
         self._notice(metrics, values)
