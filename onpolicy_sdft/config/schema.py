@@ -446,7 +446,8 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Compute dtype of the learning pass; weights that are trained stay float32."""
     rank_timeout_seconds: float = 1800.0
-    """Longest a rank waits for another; then the run ends, and the last checkpoint stands."""
+    """Longest silence of a rank that others wait for; then the run ends, and the last checkpoint stands. A rank that
+    is at work is waited for however long it takes."""
     max_bad_steps: int = 5
     """Stop after this many steps in a row without an update (all dropped, or not finite)."""
     resume: Literal["never", "auto"] = "never"

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from onpolicy_sdft.errors import ConfigError, SdftError, TrainingError
 from onpolicy_sdft.models.shards import WHOLE, Shards
+from onpolicy_sdft.train.heartbeat import Heartbeat
 from onpolicy_sdft.types import T
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Backend:
 
     Args:
         precision: ``fp32``, or ``bf16`` for bfloat16 compute on float32 weights.
-        timeout_seconds: Longest wait for another rank; then it counts as dead.
+        timeout_seconds: Longest silence of another rank that is waited for, and longest time of a collective.
     """
 
     kinds: tuple[DistributedType, ...] = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
@@ -60,10 +61,14 @@ class Backend:
                 "Way out: another process, or the same precision."
             ) from error
         self._check_launch()
+        self._heartbeat: Heartbeat | None = None
+        if self.num_ranks > 1:
+            store = torch.distributed.distributed_c10d._get_default_store()
+            self._heartbeat = Heartbeat(store, self.rank, self.num_ranks, timeout_seconds)
         self._model: nn.Module | None = None
         self._policy: Any = None
         self._optimizer: Any = None
-        self._meets_late = False  # ranks put gradients together after the last backward, not within it
+        self._defers_allreduce = False  # ranks put gradients together after the last backward, not within it
 
     def check(self, config: RunConfig) -> None:
         """Refuse options that this launch cannot do.
@@ -114,7 +119,7 @@ class Backend:
     @property
     def can_repeat(self) -> bool:
         """Whether a backward that was broken off can be forgotten and done again: no other rank may be in it still."""
-        return self.num_ranks == 1 or self._meets_late
+        return self.num_ranks == 1 or self._defers_allreduce
 
     @property
     def device(self) -> torch.device:
@@ -133,7 +138,7 @@ class Backend:
             # Few gradients (adapters) travel quickly, so they need not do so while others are still computed. Until
             # they do, a rank whose memory runs out can tell the others.
             num_bytes = sum(parameter.nbytes for parameter in self.trainable().values())
-            self._meets_late = num_bytes <= _LATE_BYTES
+            self._defers_allreduce = num_bytes <= _LATE_BYTES
             # Buffers are constants, alike on all ranks; sending them in a forward would be one more place to meet in.
             self._policy.broadcast_buffers = False
         return self._policy, optimizer
@@ -146,10 +151,16 @@ class Backend:
         """Call a function that reads the live model on all ranks at once, where it is divided."""
         return function()
 
+    def _wait_for_all(self) -> None:
+        """Wait for every rank, as long as each lives: the collective that follows would give up on one that is busy."""
+        if self._heartbeat is not None:
+            self._heartbeat.meet()
+
     def sum_over_ranks(self, value: float) -> float:
         """Sum a number over all ranks."""
         if self.num_ranks == 1:
             return value
+        self._wait_for_all()
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
         return float(self.accelerator.reduce(total, reduction="sum").item())
 
@@ -157,6 +168,7 @@ class Backend:
         """Return the largest of a number over all ranks."""
         if self.num_ranks == 1:
             return value
+        self._wait_for_all()
         gathered = self.accelerator.gather(torch.tensor([value], device=self.device))
         return int(gathered.max().item())
 
@@ -164,6 +176,7 @@ class Backend:
         """Return every rank's value, by rank, on every rank; values are pickled."""
         if self.num_ranks == 1:
             return [value]
+        self._wait_for_all()
         found: list[T] = [value] * self.num_ranks
         torch.distributed.all_gather_object(found, value)
         return found
@@ -181,6 +194,7 @@ class Backend:
                 own = isinstance(error, SdftError)
                 failed = error
                 outcome[1] = error if own else TrainingError(f"Rank 0 failed ({type(error).__name__}): {error}")
+        self._wait_for_all()
         torch.distributed.broadcast_object_list(outcome)
         if failed is not None:
             raise failed
@@ -229,7 +243,7 @@ class Backend:
         DDP decides in the forward whether the backward that follows reduces gradients.
         """
         waiting: contextlib.AbstractContextManager[Any] = self.accelerator.no_sync(self._policy)
-        return contextlib.nullcontext() if last and not self._meets_late else waiting
+        return contextlib.nullcontext() if last and not self._defers_allreduce else waiting
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate gradients of an already normalised loss."""
@@ -244,8 +258,8 @@ class Backend:
         Returns:
             The norm before clipping. If it is not finite, no step was taken.
         """
-        if self._meets_late:
-            self._meet()
+        if self._defers_allreduce:
+            self._allreduce_gradients()
         grad_norm = self._clip(max_norm if max_norm > 0 else math.inf)
         if math.isfinite(grad_norm):
             self._optimizer.step()
@@ -253,7 +267,7 @@ class Backend:
         return grad_norm
 
     @torch.no_grad()
-    def _meet(self) -> None:
+    def _allreduce_gradients(self) -> None:
         """Average gradients over ranks, as DDP does."""
         parameters = list(self.trainable().values())
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]

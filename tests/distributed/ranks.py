@@ -67,10 +67,10 @@ def work(rank: int, num_ranks: int, port: int, job: dict[str, Any]) -> None:
 
 
 def _count_reductions() -> list[int]:
-    """Note each bucket of gradients that DDP reduces, and each time that gradients meet after the backward."""
+    """Note each bucket of gradients that DDP reduces, and each reduction of gradients after the backward."""
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-    prepare, meet, counted = Backend.prepare, Backend._meet, []
+    prepare, reduce, counted = Backend.prepare, Backend._allreduce_gradients, []
 
     def note(state, bucket):  # DDP refuses annotations that are written as text
         counted.append(bucket.index())
@@ -81,11 +81,11 @@ def _count_reductions() -> list[int]:
         policy.register_comm_hook(None, note)
         return policy, optimizer
 
-    def meeting(self: Backend) -> None:
+    def reducing(self: Backend) -> None:
         counted.append(0)
-        meet(self)
+        reduce(self)
 
-    Backend.prepare, Backend._meet = counting, meeting  # type: ignore[method-assign]
+    Backend.prepare, Backend._allreduce_gradients = counting, reducing  # type: ignore[method-assign]
     return counted
 
 
