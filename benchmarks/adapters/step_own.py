@@ -15,6 +15,7 @@ from onpolicy_sdft.jobs.train import make_trainer
 from onpolicy_sdft.models.lora import prepare_trainable
 from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.train.backend import Backend
+from onpolicy_sdft.train.batch import make_batch
 from onpolicy_sdft.train.loop import Plan
 
 
@@ -32,7 +33,7 @@ def main() -> None:
         channel.say({"ready": True, "num_parameters": sum(p.numel() for p in model.parameters())})
         while channel.wait():
             start = trainer.state.step * size
-            metrics = trainer.train_step(views[start : start + size])
+            metrics = trainer.train_step(make_batch(views[start : start + size], trainer.num_samples, trainer.backend))
             values = metrics.values
             channel.say(
                 {

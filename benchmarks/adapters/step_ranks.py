@@ -26,6 +26,7 @@ from onpolicy_sdft.models.lora import prepare_trainable
 from onpolicy_sdft.models.reading import Replica
 from onpolicy_sdft.rollout.hf import Together
 from onpolicy_sdft.runs.progress import Progress
+from onpolicy_sdft.train.batch import make_batch
 from onpolicy_sdft.train.launch import make_backend
 from onpolicy_sdft.train.loop import Plan
 
@@ -59,7 +60,9 @@ def work(rank: int, settings: dict[str, Any], port: int, channel: Channel | None
             channel.say({"ready": True, "bytes_gathered": moved})
         while _ask(channel):
             start = trainer.state.step * size
-            values = trainer.train_step(views[start : start + size]).values
+            values = trainer.train_step(
+                make_batch(views[start : start + size], trainer.num_samples, trainer.backend)
+            ).values
             peaks = backend.gather(peak_mib())
             if channel is not None:
                 found = {name: values[f"time/{name}_seconds"] for name in PARTS}

@@ -67,7 +67,7 @@ from onpolicy_sdft.models.policy import Policy
 from onpolicy_sdft.models.randomness import runs_whole
 from onpolicy_sdft.models.reading import InPlace, Reader, Replica
 from onpolicy_sdft.models.ready import make_ready
-from onpolicy_sdft.models.sizes import sizes_of
+from onpolicy_sdft.models.sizes import count_parameters, sizes_of
 from onpolicy_sdft.offline.file import file_digest, find_file, read_rows, take_up
 from onpolicy_sdft.rollout.drafts import DraftStore
 from onpolicy_sdft.rollout.hf import Together
@@ -85,7 +85,8 @@ from onpolicy_sdft.train.loop import FitResult, Hooks, Loop, Plan, make_plan
 from onpolicy_sdft.train.memory import memory_to_come
 from onpolicy_sdft.train.optim import make_optimizer, make_schedule
 from onpolicy_sdft.train.source import DemonstrationSource, PolicySource, TargetSource
-from onpolicy_sdft.train.step import Trainer, TrainState, count_parameters
+from onpolicy_sdft.train.state import TrainState
+from onpolicy_sdft.train.step import Trainer
 from onpolicy_sdft.train.trackers import check_trackers, open_trackers
 from onpolicy_sdft.types import Ranks
 

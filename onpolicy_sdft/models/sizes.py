@@ -90,3 +90,9 @@ def sizes_of(model: PreTrainedModel | PeftModel, num_quantised: int = 0) -> Size
         vocab_size=text.vocab_size,
         kv_size=(getattr(text, "num_key_value_heads", None) or heads) * head_size,
     )
+
+
+def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """Return the number of trained and of all parameters."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, trainable in sizes if trainable), sum(n for n, _ in sizes)

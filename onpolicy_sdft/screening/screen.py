@@ -81,6 +81,10 @@ class Screen:
         max_attempts = self.config.max_attempts if may_resample else 1
         return Watch(self.judge, views, max_attempts, self.num_workers if waits else 0)
 
+    def figures(self) -> dict[str, float]:
+        """Return what a step logs of the bare answers that rollouts are compared with."""
+        return self.bare.figures() if self.bare else {}
+
     def reason(self, views: Views, rollout: Rollout, text: str, result: Callable[[], CheckResult]) -> str:
         """Return the first reason against a rollout, cheapest first; empty when there is none.
 

@@ -156,14 +156,6 @@ class Backend:
         if self._heartbeat is not None:
             self._heartbeat.meet()
 
-    def sum_over_ranks(self, value: float) -> float:
-        """Sum a number over all ranks."""
-        if self.num_ranks == 1:
-            return value
-        self._wait_for_all()
-        total = torch.tensor(value, dtype=torch.float64, device=self.device)
-        return float(self.accelerator.reduce(total, reduction="sum").item())
-
     def max_over_ranks(self, value: int) -> int:
         """Return the largest of a number over all ranks."""
         if self.num_ranks == 1:
@@ -248,6 +240,13 @@ class Backend:
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate gradients of an already normalised loss."""
         self.accelerator.backward(loss * self.num_ranks)
+
+    def step_if_finite(self, loss_sum: float, max_norm: float) -> float:
+        """Clip and step, unless the loss is not finite on some rank; see :meth:`optimizer_step`."""
+        if math.isfinite(loss_sum):
+            return self.optimizer_step(max_norm)
+        self.discard_gradients()
+        return math.nan
 
     def optimizer_step(self, max_norm: float) -> float:
         """Clip and step, unless the gradient is not finite; gradients are gone afterwards either way.

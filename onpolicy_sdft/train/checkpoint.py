@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from onpolicy_sdft.runs.directory import RunDirectory
     from onpolicy_sdft.train.backend import Backend
     from onpolicy_sdft.train.source import TargetSource
-    from onpolicy_sdft.train.step import TrainState
+    from onpolicy_sdft.train.state import TrainState
 
 _WEIGHTS, _OPTIMIZER, _STATE = "trainable.safetensors", "optimizer.pt", "state.json"
 _RANKS, _TEACHER = "ranks.pt", "teacher.pt"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from onpolicy_sdft.train.alarms import Alarms
     from onpolicy_sdft.train.checkpoint import Checkpointer
     from onpolicy_sdft.train.gate import Answers, Check, Drop, Gate
-    from onpolicy_sdft.train.step import TrainState
+    from onpolicy_sdft.train.state import TrainState
 
 #: Why training ended where the gate stopped it.
 GATE = "gate"

@@ -13,6 +13,7 @@ import torch
 
 from onpolicy_sdft.data.order import batch_indices
 from onpolicy_sdft.errors import NO_UPDATE, ConfigError, TrainingError
+from onpolicy_sdft.train.batch import StepBatch, make_batch
 from onpolicy_sdft.train.guards import GATE
 from onpolicy_sdft.train.signals import StopRequest, stop_on_signals
 
@@ -135,7 +136,7 @@ class Loop:
         seeds = (self.config.train.seed, self.trainer.state.step, self.trainer.backend.rank)
         torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]))
 
-    def _batch(self, step: int) -> list[Views]:
+    def _batch(self, step: int) -> StepBatch:
         indices = batch_indices(
             step,
             batch_size=self.config.train.batch_size,
@@ -143,7 +144,8 @@ class Loop:
             seed=self.config.train.seed,
             num_presentations=self.plan.num_presentations,
         )
-        return [self.views[index] for index in indices]
+        views = [self.views[index] for index in indices]
+        return make_batch(views, self.trainer.num_samples, self.trainer.backend)
 
     def _reason_to_stop(self, stop: StopRequest) -> str:
         stop.signal = max(self.trainer.backend.gather(stop.signal), key=lambda number: number or 0)
@@ -195,10 +197,6 @@ class Loop:
 
     def _log(self, metrics: StepMetrics, validation: Mapping[str, float]) -> None:
         values = {**metrics.values, **validation}
-        seconds = values["time/rollout_seconds"] - values.get("time/attempt_seconds", 0.0)
-        if "rollout/mean_length" in values and seconds > 0:
-            values["rollout/tokens_per_second"] = values["rollout/mean_length"] * len(metrics.targets) / seconds
-        values["train/tokens_per_second"] = values["train/num_loss_tokens"] / max(1e-9, values["time/step_seconds"])
         if self.trainer.backend.rank == 0:
             self.run.append_metrics(
                 {"step": metrics.step, "skipped": metrics.skipped, "time": self.wall_clock(), "values": values}

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from onpolicy_sdft.data.collate import collate, split_by_budget, split_to_fill
 from onpolicy_sdft.types import MicroBatch, Row, Target
+
+if TYPE_CHECKING:
+    from onpolicy_sdft.train.backend import Backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,13 @@ class Pairing:
         """Put rows into groups; see :meth:`groups`."""
         split = split_to_fill if self.packed else split_by_budget
         return split(rows, max(1, self.micro_batch_tokens >> num_halvings))
+
+    def micro_batches(self, targets: Sequence[Target], num_halvings: int, backend: Backend) -> list[MicroBatch]:
+        """Return this rank's micro-batches of a step; every rank gets the same number."""
+        groups = self.groups(targets, num_halvings)
+        # A rank that ran out still runs a backward of zero loss tokens, so that collectives stay aligned.
+        groups += [[]] * (backend.max_over_ranks(len(groups)) - len(groups))
+        return [self.batch(group, backend.device) for group in groups]
 
     def batch(self, rows: Sequence[Row], device: torch.device | str) -> MicroBatch:
         """Collate a group; an empty one becomes a micro-batch of zero loss tokens."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -221,18 +220,6 @@ class _Listening(Listener):
 
     def more(self, num_ended: int) -> Sequence[RolloutRequest]:
         return [self.request(view, attempt) for view, attempt in self.watch.again(num_ended)]
-
-
-def spread(views: Sequence[Views], num_samples: int) -> list[Views]:
-    """Repeat each example for its samples and number them: one that comes twice in a step must not repeat its noise."""
-    seen: Counter[str] = Counter()
-    found = []
-    for view in views:
-        name = view.demonstration.example_id
-        for _ in range(num_samples):
-            found.append(replace(view, sample_index=seen[name]) if seen[name] else view)
-            seen[name] += 1
-    return found
 
 
 class DemonstrationSource:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 from onpolicy_sdft.objectives.objective import FIGURES
 from onpolicy_sdft.screening.reasons import REASONS, REVIEW_REASONS
-from onpolicy_sdft.types import Ranks, Target
+from onpolicy_sdft.types import Target
 
 _OVERLAP_NGRAM = 4
 
@@ -115,27 +114,9 @@ def length_metrics(targets: Sequence[Target], num_skipped: int) -> dict[str, flo
     return {"train/too_short_rate": sum(len(target.token_ids) <= num_skipped for target in learned) / len(learned)}
 
 
-def time_metrics(times: Sequence[float], score_seconds: float) -> dict[str, float]:
-    """Return the seconds of a step's parts, from the clock before and after each.
-
-    ``rollout_wait`` is the wait for the other ranks' rollouts; scoring is taken out of learning.
-    """
-    names = ("rollout", "screen", "rollout_wait", "learn")
-    parts = dict(zip(names, (b - a for a, b in pairwise(times)), strict=True))
-    parts |= {"score": score_seconds, "learn": parts["learn"] - score_seconds, "step": times[-1] - times[0]}
-    return {f"time/{name}_seconds": seconds for name, seconds in parts.items()}
-
-
 def without_records(targets: Sequence[Target]) -> list[Target]:
     """Return targets without what was recorded of their laws, which is large and has been used."""
     return [
         target if target.rollout is None else replace(target, rollout=replace(target.rollout, hidden=None, top=None))
         for target in targets
     ]
-
-
-def mean_over_ranks(ranks: Ranks, values: Mapping[str, float]) -> dict[str, float]:
-    """Return figures that each rank has of its own, averaged; one that a rank has not counts as 0."""
-    found = ranks.gather(dict(values))
-    names = sorted({name for each in found for name in each})
-    return {name: sum(each.get(name, 0.0) for each in found) / len(found) for name in names}

@@ -22,12 +22,14 @@ from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks import load_task
 from onpolicy_sdft.train.backend import Backend
+from onpolicy_sdft.train.batch import make_batch
 from onpolicy_sdft.train.laws import LawSource
 from onpolicy_sdft.train.optim import make_optimizer, make_schedule
 from onpolicy_sdft.train.pairing import Pairing
 from onpolicy_sdft.train.source import DemonstrationSource, PolicySource, Sampling
-from onpolicy_sdft.train.step import Trainer, TrainState
-from onpolicy_sdft.types import Demonstration, Record, SamplingLaw, Turn, Views
+from onpolicy_sdft.train.state import TrainState
+from onpolicy_sdft.train.step import Trainer
+from onpolicy_sdft.types import Demonstration, MicroBatch, Record, SamplingLaw, StepMetrics, Target, Turn, Views
 
 TERMINATOR = 257
 DEMONSTRATIONS = [
@@ -46,6 +48,15 @@ class Bench:
     rollout_backend: HFBackend | RolloutEngine
     optimizer: torch.optim.Optimizer
 
+    def step(self) -> StepMetrics:
+        """Take a step over all demonstrations."""
+        return self.trainer.train_step(make_batch(self.views, self.trainer.num_samples, self.trainer.backend))
+
+    def micro_batches(self, targets: Sequence[Target]) -> list[MicroBatch]:
+        """Return the micro-batches that a step makes of targets."""
+        trainer = self.trainer
+        return trainer.pairing.micro_batches(targets, trainer.state.num_halvings, trainer.backend)
+
     def gradients(self) -> dict[str, torch.Tensor]:
         """Gradients of one step, caught before they are used."""
         caught: dict[str, torch.Tensor] = {}
@@ -55,7 +66,7 @@ class Bench:
             return float("nan")  # as a step that is skipped: nothing is updated
 
         self.trainer.backend.optimizer_step = catch  # type: ignore[method-assign]
-        self.trainer.train_step(self.views)
+        self.step()
         return caught
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from onpolicy_sdft.config.schema import ScreeningConfig
-from onpolicy_sdft.train.source import spread
+from onpolicy_sdft.train.batch import repeat_samples
 from onpolicy_sdft.types import Record, SamplingLaw
 
 DOUBLE = torch.float64
@@ -112,7 +112,8 @@ def test_the_gradient_does_not_depend_on_how_ranks_share_the_batch(make_bench):
     for part in (slice(0, 4), slice(4, 6)):
         bench = make_bench(**options)
         bench.views = bench.views[part]
-        bench.trainer.backend.sum_over_ranks = lambda value: total if isinstance(value, int) else value
+        mine = sum(len(rollout.token_ids) for rollout in bench.trainer.source.rollouts(bench.views, step=0))
+        bench.trainer.backend.gather = lambda value, mine=mine: [(total,) * 2] if value == (mine, mine) else [value]
         share = bench.gradients()
         found = share if found is None else {name: found[name] + share[name] for name in share}
     assert_same(found, expected)
@@ -127,7 +128,7 @@ def test_a_frozen_teacher_under_the_students_prompt_has_divergence_zero(make_ben
     score = bench.trainer.teacher.score
     bench.trainer.teacher.score = lambda *a: scored.append(1) or score(*a)
     bench.views = [dataclasses.replace(views, teacher_ids=views.student_ids) for views in bench.views]
-    metrics = bench.trainer.train_step(bench.views)
+    metrics = bench.step()
     assert scored
     assert abs(metrics.values["loss/reverse_kl"]) < 1e-12
     assert metrics.values["train/grad_norm"] < 1e-10
@@ -135,9 +136,9 @@ def test_a_frozen_teacher_under_the_students_prompt_has_divergence_zero(make_ben
 
 def test_an_anchor_that_the_policy_has_not_left_costs_nothing_and_then_pulls_back(make_bench):
     bench = make_bench(dtype=DOUBLE, objective={"anchor_weight": 2.0}, teacher={"anchor": "base"}, max_new_tokens=8)
-    assert abs(bench.trainer.train_step(bench.views).values.get("loss/anchor", 0.0)) < 1e-12
+    assert abs(bench.step().values.get("loss/anchor", 0.0)) < 1e-12
     shake(bench)
-    assert bench.trainer.train_step(bench.views).values["loss/anchor"] > 1e-3
+    assert bench.step().values["loss/anchor"] > 1e-3
 
 
 def written(bench):
@@ -163,7 +164,7 @@ def test_the_teachers_weights_write_under_the_teachers_prompt_and_the_students_w
 
 def test_several_samples_of_a_demonstration_differ_and_read_their_prompt_once(make_bench):
     bench = make_bench(num_samples=3, max_new_tokens=12)
-    metrics = bench.trainer.train_step(bench.views)
+    metrics = bench.step()
     assert len(metrics.targets) == 18
     first = [target.token_ids for target in metrics.targets[:3]]
     assert len({*first}) == 3
@@ -177,7 +178,7 @@ def test_a_fallback_under_a_divergence_is_learned_by_nll_and_so_is_the_added_dem
         screening=ScreeningConfig(truncated="fallback", looping="keep", length="keep", empty="keep"),
         pairing={"demonstration_weight": 0.5},
     )  # fmt: skip
-    metrics = bench.trainer.train_step(bench.views)
+    metrics = bench.step()
     assert metrics.values["screen/fallback_rate"] == 1.0
     nll, count = 0.0, 0
     reference = make_bench(dtype=DOUBLE)
@@ -201,7 +202,7 @@ def test_importance_weights_are_one_where_the_student_writes_by_its_own_law(make
         dtype=DOUBLE, objective={"name": "reverse_kl", "importance": True}, sampling=STUDENT, screening=KEEP_ALL,
         law=SamplingLaw(0.5),
     )  # fmt: skip
-    values = cold.trainer.train_step(cold.views).values
+    values = cold.step().values
     assert 0 < values["loss/mean_importance"] < 1, "a colder law draws likely tokens too often"
 
 
@@ -219,7 +220,7 @@ def test_nll_and_forward_kl_on_teacher_samples_have_the_same_expected_gradient(m
         for name in ("nll", "forward_kl")
     }  # fmt: skip
     bench = benches["nll"]
-    views = spread(bench.views[:1], 1500)
+    views = repeat_samples(bench.views[:1], 1500)
     rollouts = bench.trainer.source.rollouts(views, step=0)
     targets = bench.trainer.screen(views, rollouts, lambda v, n: [])
     weight = "model.layers.1.mlp.down_proj.weight"
@@ -229,7 +230,7 @@ def test_nll_and_forward_kl_on_teacher_samples_have_the_same_expected_gradient(m
         for each in benches.values():
             each.model.zero_grad()
             total = 0.0
-            for batch in each.trainer.pair(targets[start : start + 50]):
+            for batch in each.micro_batches(targets[start : start + 50]):
                 loss, _ = each.trainer.policy(batch, each.trainer.objective, *each.trainer.laws([batch]))
                 loss.backward()
                 total += loss.item()
@@ -254,18 +255,18 @@ def test_the_average_moves_once_a_step_whatever_the_split_and_not_in_a_skipped_o
     """Trap T19."""
     bench = make_bench(teacher={"kind": "ema", "half_life": 1.0}, micro_batch_tokens=1, max_new_tokens=6)
     start = {name: kept.clone() for name, kept in bench.trainer.teacher.copies["ema"].items()}
-    bench.trainer.train_step(bench.views)
+    bench.step()
     for name, kept in bench.trainer.teacher.copies["ema"].items():
         live = dict(bench.model.named_parameters())[name].detach()
         torch.testing.assert_close(kept, (start[name] + live) / 2, rtol=1e-5, atol=1e-6)
     kept = {name: tensor.clone() for name, tensor in bench.trainer.teacher.copies["ema"].items()}
     bench.trainer.screen.verdicts = dict.fromkeys(bench.trainer.screen.verdicts, "drop")
-    assert bench.trainer.train_step(bench.views).skipped == "all_dropped"
+    assert bench.step().skipped == "all_dropped"
     assert all(torch.equal(kept[name], tensor) for name, tensor in bench.trainer.teacher.copies["ema"].items())
 
 
 def test_targets_leave_the_step_without_the_laws_that_were_recorded(make_bench):
     bench = make_bench(objective={"name": "forward_kl"}, screening=KEEP_ALL, max_new_tokens=6)
-    for target in bench.trainer.train_step(bench.views).targets:
+    for target in bench.step().targets:
         assert target.rollout.hidden is None
         assert target.rollout.top is None

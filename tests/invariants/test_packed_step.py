@@ -44,7 +44,7 @@ def test_gradients_of_a_step_are_those_of_padded_rows(make_bench, method, lora):
 
 def test_memory_that_runs_out_halves_packed_micro_batches_too(make_bench):
     plain, short = (make_bench(dtype=torch.float64, pairing={"packed": True}) for _ in range(2))
-    expected = plain.trainer.train_step(plain.views)
+    expected = plain.step()
     policy, forward = short.trainer.policy, short.trainer.policy.forward
 
     def runs_out(batch, *rest):
@@ -53,7 +53,7 @@ def test_memory_that_runs_out_halves_packed_micro_batches_too(make_bench):
         return forward(batch, *rest)
 
     policy.forward = runs_out
-    found = short.trainer.train_step(short.views)
+    found = short.step()
     assert expected.values["train/num_micro_batches"] == 1
     assert found.values["train/num_halvings"] > 0
     for name in ("loss/total", "train/grad_norm"):

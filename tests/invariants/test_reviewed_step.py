@@ -34,7 +34,7 @@ def test_surprise_is_the_loss_of_what_is_learned_whoever_teaches(make_bench, wei
     with torch.no_grad():  # the teacher's copies are others than the policy's weights by now
         for parameter in bench.model.parameters():
             parameter += 0.05 * torch.randn_like(parameter, generator=torch.Generator().manual_seed(1))
-    metrics = bench.trainer.train_step(bench.views)
+    metrics = bench.step()
     lengths = [len(target.token_ids) for target in metrics.targets]
     surprises = [target.measures.surprise for target in metrics.targets if target.measures]
     mean = sum(s * n for s, n in zip(surprises, lengths, strict=True)) / sum(lengths)
@@ -47,7 +47,7 @@ def test_what_surprises_too_much_is_not_learned(make_bench):
     surprises = [t.measures.surprise for t in bench.trainer.review(first_targets(bench)) if t.measures]
     bound = sorted(surprises)[2]
     bench.trainer.reviewer.limits = Limits(max_surprise=bound)
-    metrics = bench.trainer.train_step(bench.views)
+    metrics = bench.step()
     assert [target.verdict for target in metrics.targets] == ["keep" if s <= bound else "drop" for s in surprises]
     assert metrics.values["screen/reason/surprise_rate"] == pytest.approx(sum(s > bound for s in surprises) / 6)
 
@@ -60,7 +60,7 @@ def first_targets(bench: Bench) -> list[Any]:
 def test_one_of_several_samples_is_learned_and_the_demonstration_at_most_once(make_bench):
     bench = reviewed(make_bench, num_samples=3)
     bench.trainer.picks_best = True
-    metrics = bench.trainer.train_step(bench.views)
+    metrics = bench.step()
     for start in range(0, 18, 3):
         group = metrics.targets[start : start + 3]
         (kept,) = [target for target in group if target.verdict == "keep"]
@@ -87,8 +87,8 @@ def test_surprising_tokens_of_a_demonstration_that_stands_in_give_no_gradient(ma
                         pairing={"fallback_clip": clip})  # fmt: skip
 
     unclipped, clipped, all_clipped = bench(None), bench(5.5), bench(1e-6)
-    loss = unclipped.trainer.train_step(unclipped.views).values["loss/total"]
-    values = clipped.trainer.train_step(clipped.views).values
+    loss = unclipped.step().values["loss/total"]
+    values = clipped.step().values
     assert values["screen/fallback_rate"] == 1.0
     assert values["loss/total"] < loss
     assert 0 < values["loss/fallback_clipped_rate"] < 1

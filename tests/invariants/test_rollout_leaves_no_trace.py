@@ -138,7 +138,7 @@ def test_every_terminator_ends_a_rollout_and_exactly_one_is_kept(make_bench):
 
 def test_a_rollout_that_hit_the_limit_is_truncated_and_falls_back_by_default(make_bench):
     bench = make_bench(screening=ScreeningConfig(), max_new_tokens=2)
-    metrics = bench.trainer.train_step(bench.views)
+    metrics = bench.step()
     for target in metrics.targets:
         if target.rollout.finish_reason == "length":
             assert len(target.rollout.token_ids) == 2

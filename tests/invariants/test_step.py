@@ -63,14 +63,14 @@ def test_the_loss_is_at_temperature_one_even_when_sampling_is_not(make_bench):
     rollouts = bench.trainer.source.rollouts(bench.views, step=0)
     targets = bench.trainer.screen(bench.views, rollouts, lambda v, n: [])
     expected = naive_loss(bench, targets).item()
-    metrics = bench.trainer.train_step(bench.views)
+    metrics = bench.step()
     assert [t.token_ids for t in metrics.targets] == [t.token_ids for t in targets]
     assert math.isclose(metrics.values["loss/total"], expected, rel_tol=1e-9)
 
 
 def test_plain_fine_tuning_learns_the_demonstration_and_exactly_one_terminator(make_bench):
     bench = make_bench(targets="demonstrations")
-    for target in bench.trainer.train_step(bench.views).targets:
+    for target in bench.step().targets:
         assert target.token_ids == target.views.response_ids
         assert target.token_ids.count(257) == 1
         assert target.token_ids[-1] == 257
@@ -81,7 +81,7 @@ def test_a_step_whose_targets_are_all_dropped_changes_nothing_and_is_counted(mak
         screening=ScreeningConfig(truncated="drop", looping="drop", length="drop", empty="drop"), max_new_tokens=1
     )
     before = {n: p.clone() for n, p in bench.model.named_parameters()}
-    metrics = bench.trainer.train_step(bench.views)
+    metrics = bench.step()
     assert metrics.skipped == "all_dropped"
     assert bench.trainer.state.bad_steps_in_a_row == 1
     assert bench.trainer.state.num_updates == 0
@@ -105,12 +105,12 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(make_bench, po
             return found
 
     bench.trainer.objective = Poisoned()
-    metrics = bench.trainer.train_step(bench.views)
+    metrics = bench.step()
     assert metrics.skipped == "not_finite"
     assert bench.trainer.state.bad_steps_in_a_row == 1
     assert all(torch.equal(p, before[n]) for n, p in bench.model.named_parameters())
     bench.trainer.objective = objective
-    assert bench.trainer.train_step(bench.views).skipped == ""
+    assert bench.step().skipped == ""
     assert bench.trainer.state.bad_steps_in_a_row == 0
     assert all(p.isfinite().all() for p in bench.model.parameters())
 
@@ -118,7 +118,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(make_bench, po
 def test_a_rank_without_targets_still_reaches_every_weight_in_its_backward(make_bench):
     bench = make_bench(targets="demonstrations")
     bench.trainer.backend.max_over_ranks = lambda value: value + 1  # another rank has one more
-    *_, empty = bench.trainer.pair(bench.trainer.screen(bench.views, [None] * 6, lambda v, n: []))
+    *_, empty = bench.micro_batches(bench.trainer.screen(bench.views, [None] * 6, lambda v, n: []))
     assert empty.num_loss_tokens == 0
     loss, _ = bench.trainer.policy(empty, bench.trainer.objective, *bench.trainer.laws([empty]))
     assert loss.item() == 0.0
@@ -128,9 +128,9 @@ def test_a_rank_without_targets_still_reaches_every_weight_in_its_backward(make_
 
 def test_training_on_its_own_rollouts_makes_them_likelier_from_the_bare_prompt(make_bench):
     bench = make_bench(lr=5e-3)
-    first = bench.trainer.train_step(bench.views)
+    first = bench.step()
     before = first.values["loss/total"]
-    batches = bench.trainer.pair(first.targets)
+    batches = bench.micro_batches(first.targets)
     with torch.no_grad():
         trainer = bench.trainer
         total = sum(trainer.policy(b, trainer.objective, *trainer.laws([b]))[0].item() for b in batches)
@@ -139,7 +139,7 @@ def test_training_on_its_own_rollouts_makes_them_likelier_from_the_bare_prompt(m
 
 def test_memory_that_runs_out_while_learning_halves_the_micro_batches_and_repeats_the_step_from_its_targets(make_bench):
     plain, short = make_bench(dtype=torch.float64), make_bench(dtype=torch.float64)
-    expected = plain.trainer.train_step(plain.views)
+    expected = plain.step()
     policy, sizes = short.trainer.policy, []
 
     def runs_out(batch, *rest):
@@ -150,7 +150,7 @@ def test_memory_that_runs_out_while_learning_halves_the_micro_batches_and_repeat
 
     runs_out.train = policy.train
     short.trainer.policy = runs_out
-    found = short.trainer.train_step(short.views)
+    found = short.step()
     assert sizes[0] == len(short.views)
     assert [t.token_ids for t in found.targets] == [t.token_ids for t in expected.targets]
     assert short.rollout_backend.stats.num_tokens == plain.rollout_backend.stats.num_tokens
@@ -160,12 +160,12 @@ def test_memory_that_runs_out_while_learning_halves_the_micro_batches_and_repeat
     short.trainer.policy = lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("not even one"))
     short.trainer.policy.train = policy.train
     with pytest.raises(TrainingError, match="lower train.micro_batch_tokens"):
-        short.trainer.train_step(short.views)
+        short.step()
 
 
 def test_memory_that_runs_out_while_learning_takes_the_slots_of_rollouts_before_it_halves_micro_batches(make_bench):
     plain, short = make_bench(dtype=torch.float64), make_bench(dtype=torch.float64)
-    expected = [plain.trainer.train_step(plain.views) for _ in range(2)]
+    expected = [plain.step() for _ in range(2)]
     policy, engine = short.trainer.policy, short.rollout_backend
 
     def runs_out_beside_slots(batch, *rest):
@@ -175,7 +175,7 @@ def test_memory_that_runs_out_while_learning_takes_the_slots_of_rollouts_before_
 
     runs_out_beside_slots.train = policy.train
     short.trainer.policy = runs_out_beside_slots
-    found = [short.trainer.train_step(short.views) for _ in range(2)]
+    found = [short.step() for _ in range(2)]
     assert [f.values["train/num_releases"] for f in found] == [1, 1]
     assert [f.values["train/num_halvings"] for f in found] == [0, 0]
     assert [f.values["rollout/num_slots"] for f in found] == [4, 2]
@@ -201,7 +201,7 @@ def test_what_a_broken_off_micro_batch_held_is_free_before_it_is_done_again(make
     bench.trainer.policy = runs_out
     gc.disable()
     try:
-        bench.trainer.train_step(bench.views)
+        bench.step()
     finally:
         gc.enable()
     assert held

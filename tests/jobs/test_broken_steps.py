@@ -15,6 +15,7 @@ from onpolicy_sdft.errors import RunDirectoryError
 from onpolicy_sdft.models.teacher import Teacher
 from onpolicy_sdft.runs.files import read_jsonl
 from onpolicy_sdft.train.backend import Backend
+from onpolicy_sdft.train.pairing import Pairing
 from onpolicy_sdft.train.source import PolicySource
 from onpolicy_sdft.train.step import Trainer
 
@@ -53,7 +54,7 @@ def trained(config: Path, output: Path, **options: object) -> dict[str, torch.Te
 PHASES = {
     "rollout": (PolicySource, "rollouts"),
     "review": (Trainer, "review"),
-    "pair": (Trainer, "pair"),
+    "pair": (Pairing, "micro_batches"),
     "backward": (Backend, "backward"),
     "before the update": (Backend, "optimizer_step"),
     "after the update": (Teacher, "follow"),

@@ -16,9 +16,10 @@ from onpolicy_sdft.rollout.backend import NO_LISTENER, Listener, RolloutStats
 from onpolicy_sdft.rollout.drafts import DraftStore
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks import load_task, work_of
+from onpolicy_sdft.train.batch import repeat_samples
 from onpolicy_sdft.train.feedback import FeedbackSource, Trying
 from onpolicy_sdft.train.preview import Preview
-from onpolicy_sdft.train.source import Sampling, spread
+from onpolicy_sdft.train.source import Sampling
 from onpolicy_sdft.types import Demonstration, NoiseKey, Rollout, RolloutRequest, SamplingLaw, Target, Turn, Views
 
 TASK = load_task("math_word_problem", {})
@@ -119,7 +120,7 @@ def make(tokenizer: Any) -> Any:
                 **trying,
             ),
         )
-        return Bench(source, script, spread(prepared.views, num_samples), tokenizer)
+        return Bench(source, script, repeat_samples(prepared.views, num_samples), tokenizer)
 
     return bench
 
@@ -189,7 +190,7 @@ def test_samples_take_the_attempts_in_turn(make):
     told = bench.source.begin(bench.views, 0)
     assert [v.feedback.attempt[:9] for v in told] == ["Attempt 0", "Attempt 1", "Attempt 0"]
     assert len(bench.script.calls[0]) == 2
-    twice = spread([bench.views[0], bench.views[0]], 3)  # the example comes twice in a step: other attempts
+    twice = repeat_samples([bench.views[0], bench.views[0]], 3)  # the example comes twice in a step: other attempts
     told = bench.source.begin(twice, 0)
     assert [v.feedback.attempt[:9] for v in told[3:]] == ["Attempt 2", "Attempt 3", "Attempt 2"]
 

@@ -8,10 +8,11 @@ import torch
 
 from onpolicy_sdft.config.schema import OptimConfig, TrainConfig
 from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.train.batch import repeat_samples
 from onpolicy_sdft.train.loop import Plan, make_plan
 from onpolicy_sdft.train.optim import make_optimizer, make_schedule
 from onpolicy_sdft.train.signals import stop_on_signals
-from onpolicy_sdft.train.source import DemonstrationSource, PolicySource, Sampling, spread
+from onpolicy_sdft.train.source import DemonstrationSource, PolicySource, Sampling
 from onpolicy_sdft.types import Blend, Demonstration, SamplingLaw, Turn, Views
 
 
@@ -86,7 +87,7 @@ class Recorder:
 def test_requests_carry_the_teachers_prompt_the_key_and_the_demonstration_as_a_draft():
     backend = Recorder()
     source = PolicySource(backend, Sampling(SamplingLaw(0.7), 9, seed=3))
-    source.rollouts(spread([views("a"), views("b"), views("a")], 1), step=5, attempt=1)
+    source.rollouts(repeat_samples([views("a"), views("b"), views("a")], 1), step=5, attempt=1)
     first, second, third = backend.requests
     assert first.prompt_token_ids == (1, 2, 3)
     assert first.max_new_tokens == 9
@@ -102,7 +103,7 @@ def test_plain_fine_tuning_writes_nothing():
 
 
 def test_samples_of_an_example_are_numbered_through_a_step():
-    found = spread([views("a"), views("b"), views("a")], 2)
+    found = repeat_samples([views("a"), views("b"), views("a")], 2)
     assert [(view.demonstration.example_id, view.sample_index) for view in found] == [
         ("a", 0), ("a", 1), ("b", 0), ("b", 1), ("a", 2), ("a", 3),
     ]  # fmt: skip
@@ -111,7 +112,7 @@ def test_samples_of_an_example_are_numbered_through_a_step():
 def test_a_sample_that_is_drawn_again_keeps_its_number():
     backend = Recorder()
     source = PolicySource(backend, Sampling(SamplingLaw(), 9, seed=3))
-    source.rollouts(spread([views("a")], 3)[2:], step=0, attempt=1)
+    source.rollouts(repeat_samples([views("a")], 3)[2:], step=0, attempt=1)
     assert backend.requests[0].key.sample_index == 2
 
 

@@ -23,6 +23,7 @@ from onpolicy_sdft.models.load import LoadedModel, load, terminator_ids
 from onpolicy_sdft.models.lora import prepare_trainable
 from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.train.backend import Backend
+from onpolicy_sdft.train.batch import make_batch
 from onpolicy_sdft.train.loop import Plan
 from onpolicy_sdft.train.step import Trainer
 
@@ -62,7 +63,7 @@ class Steps:
         """Take one step, and return its figures."""
         size, step = self.config.train.batch_size, self.trainer.state.step
         rows = [self.views[(step * size + index) % len(self.views)] for index in range(size)]
-        return dict(self.trainer.train_step(rows).values)
+        return dict(self.trainer.train_step(make_batch(rows, self.trainer.num_samples, self.trainer.backend)).values)
 
 
 def run(bench: Bench) -> None:

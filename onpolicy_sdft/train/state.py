@@ -1,0 +1,58 @@
+"""Where a run is, and how its last step went."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from onpolicy_sdft.screening.pick import LearnedTexts, remember
+from onpolicy_sdft.types import MicroBatch, Ranks, Target
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """How the learning part of a step went; sums are over all ranks."""
+
+    lr: float
+    num_micro_batches: int  # on each rank
+    num_loss_tokens: int
+    num_counted_tokens: int  # the denominator
+    skipped: str = ""  # why no optimizer step was taken; empty when one was
+    loss_sum: float = 0.0  # nats, over all loss tokens
+    parts: tuple[float, ...] = ()  # what else the objective summed; see objective.LOSS_PARTS
+    grad_norm: float = 0.0  # before clipping
+
+    @classmethod
+    def begin(cls, batches: Sequence[MicroBatch], lr: float, ranks: Ranks) -> Self:
+        """Count the tokens of all ranks' micro-batches: the denominator is known before any of them is learned."""
+        mine = sum(batch.num_loss_tokens for batch in batches), sum(batch.num_counted_tokens for batch in batches)
+        return cls(lr, len(batches), *map(sum, zip(*ranks.gather(mine), strict=True)))
+
+
+@dataclass
+class TrainState:
+    """Where the run is; all of it goes into a checkpoint."""
+
+    step: int = 0  # steps done, skipped ones included
+    num_updates: int = 0  # optimizer steps taken
+    total_loss_tokens: int = 0  # learned so far, over all ranks
+    bad_steps_in_a_row: int = 0
+    best_score: float | None = None
+    validations_without_gain: int = 0
+    num_halvings: int = 0  # of train.micro_batch_tokens, for running out of memory
+    num_releases: int = 0  # of what rollouts keep, for the same
+    learned: LearnedTexts = field(default_factory=dict)  # texts learned so far, where one of several samples is picked
+    bare: dict[str, Any] | None = None  # the bare answers that rollouts are compared with
+    limits: dict[str, float | None] = field(default_factory=dict)  # of the review's rules, where the probe set them
+
+    def advance(self, update: Update, remembered: Sequence[Target] = ()) -> None:
+        """Count a step, and remember the texts that it learned of these targets."""
+        remember(self.learned, remembered)
+        self.step += 1
+        if update.skipped:
+            self.bad_steps_in_a_row += 1
+            return
+        self.bad_steps_in_a_row = 0
+        self.num_updates += 1
+        self.total_loss_tokens += update.num_loss_tokens

@@ -1,0 +1,30 @@
+"""Small runs give the losses, tokens and weights on record: bit for bit on the processor they were made on."""
+
+from __future__ import annotations
+
+import json
+
+import golden_runs
+import pytest
+import torch
+
+RECORDS = json.loads(golden_runs.RECORDS.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", golden_runs.RUNS)
+def test_a_small_run_gives_what_is_on_record(name, model_dir, tmp_path):
+    expected, made = RECORDS["runs"][name], golden_runs.make(name, model_dir, tmp_path)
+    if golden_runs.facts() == RECORDS["facts"]:
+        assert made == expected
+    assert made["texts"] == expected["texts"]
+    for ours, theirs in zip(made["steps"], expected["steps"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    assert (made["kl"], made["mean_length"]) == pytest.approx((expected["kl"], expected["mean_length"]), rel=1e-3)
