@@ -12,6 +12,7 @@ import itertools
 import threading
 import time
 import weakref
+from typing import Any
 
 from torch.distributed import DistError, PrefixStore, Store
 
@@ -25,13 +26,13 @@ class Heartbeat:
     """Beats while this process lives; every rank makes one, in the same order.
 
     Args:
-        store: The process group's key-value store.
+        store: The process group's ``torch.distributed.Store``.
         rank: Index of this process.
         num_ranks: Number of processes.
         timeout_seconds: Longest silence of a rank that others wait for.
     """
 
-    def __init__(self, store: Store, rank: int, num_ranks: int, timeout_seconds: float) -> None:
+    def __init__(self, store: Any, rank: int, num_ranks: int, timeout_seconds: float) -> None:
         prefix = f"sdft/{next(_number)}"
         self._store = PrefixStore(prefix, store.clone())  # a connection answers one caller at a time
         self._rank, self._num_ranks, self._timeout = rank, num_ranks, timeout_seconds

@@ -27,7 +27,8 @@ class Update:
     def begin(cls, batches: Sequence[MicroBatch], lr: float, ranks: Ranks) -> Self:
         """Count the tokens of all ranks' micro-batches: the denominator is known before any of them is learned."""
         mine = sum(batch.num_loss_tokens for batch in batches), sum(batch.num_counted_tokens for batch in batches)
-        return cls(lr, len(batches), *map(sum, zip(*ranks.gather(mine), strict=True)))
+        num_loss_tokens, num_counted_tokens = map(sum, zip(*ranks.gather(mine), strict=True))
+        return cls(lr, len(batches), num_loss_tokens, num_counted_tokens)
 
 
 @dataclass

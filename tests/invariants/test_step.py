@@ -157,6 +157,7 @@ def test_memory_that_runs_out_while_learning_halves_the_micro_batches_and_repeat
     for name in ("loss/total", "train/grad_norm", "train/num_loss_tokens"):
         assert found.values[name] == pytest.approx(expected.values[name], rel=1e-9)
     assert found.values["train/num_halvings"] > 0
+    assert found.values["train/num_micro_batches"] > expected.values["train/num_micro_batches"] == 1
     short.trainer.policy = lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("not even one"))
     short.trainer.policy.train = policy.train
     with pytest.raises(TrainingError, match="lower train.micro_batch_tokens"):
