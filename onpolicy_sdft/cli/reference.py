@@ -1,0 +1,77 @@
+"""The pages of ``docs/`` that are made from the program.
+
+python -m onpolicy_sdft.cli.reference docs
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from onpolicy_sdft.cli.main import VERBS
+from onpolicy_sdft.config.load import make_parser
+from onpolicy_sdft.config.schema import RunConfig
+
+_MADE = "<!-- Made by `python -m onpolicy_sdft.cli.reference docs`; do not edit. -->\n"
+
+
+def options_page() -> str:
+    """Return every option of a run, by section, with type, default and help."""
+    actions = {action.dest: action for action in make_parser("sdft train", "")._actions}
+    parts = [
+        "# Options\n",
+        _MADE,
+        "Every option of `sdft train`, in a YAML file (`--config`) or as a flag (`--train.max_steps 30`). Later files "
+        "and flags win; an unknown option is an error that names the nearest one. "
+        "`sdft train --print_config` prints the resolved file.\n",
+    ]
+    for section, kind in get_type_hints(RunConfig).items():
+        parts.append(f"## {section}\n\n{' '.join((kind.__doc__ or '').split()).replace('``', '`')}\n")
+        parts.append("| option | type | default | what it does |\n|---|---|---|---|")
+        for field in dataclasses.fields(kind):
+            action = actions[f"{section}.{field.name}"]
+            cells = (
+                f"`{section}.{field.name}`",
+                f"`{field.type}`",
+                f"`{_shown(action.default)}`",
+                " ".join((action.help or "").split()).replace("``", "`"),
+            )
+            parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        parts[-1] += "\n"
+    return "\n".join(parts)
+
+
+def commands_page() -> str:
+    """Return every verb of the command with what it does."""
+    rows = [f"| `sdft {verb}` | {text} |" for verb, text in VERBS.items()]
+    note = (
+        "`sdft VERB --help` shows every option of a verb with its default; those of runs are in [options](options.md)."
+    )
+    codes = (
+        "Exit codes: 0 done; 2 an error to mend, said in one line; 3 the gate found nothing better than the start; "
+        "130 and 143 stopped by Ctrl-C or SIGTERM after a whole step, with the state saved.\n"
+    )
+    return "\n".join(["# Commands\n", _MADE, "| command | what it does |\n|---|---|", *rows, "", note + "\n", codes])
+
+
+PAGES = {"options.md": options_page, "commands.md": commands_page}
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if value != "" else '""'
+
+
+def main() -> None:
+    """Write the pages into a folder."""
+    for name, page in PAGES.items():
+        (Path(sys.argv[1]) / name).write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

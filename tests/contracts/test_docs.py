@@ -1,0 +1,57 @@
+"""Pages of docs/ say what the program does: made pages are fresh, links lead somewhere, the README stays short."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from onpolicy_sdft.cli.reference import PAGES
+
+ROOT = Path(__file__).parents[2]
+TEXTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the names of a page's headings, as links write them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_made_from_the_program_is_fresh(name):
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert page == PAGES[name](), "python -m onpolicy_sdft.cli.reference docs"
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_links_lead_to_files_and_headings_that_are_there(path):
+    for link in LINK.findall(path.read_text(encoding="utf-8")):
+        if link.startswith("http"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (path.parent / name).resolve() if name else path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_every_page_is_reached_from_the_readme():
+    linked = set(LINK.findall((ROOT / "README.md").read_text(encoding="utf-8")))
+    missing = [path.name for path in (ROOT / "docs").glob("*.md") if f"docs/{path.name}" not in linked]
+    assert not missing
+
+
+def test_the_readme_is_read_in_a_few_minutes():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
+
+
+def test_options_that_pages_name_are_there():
+    known = set(re.findall(r"^\| `([\w.]+)`", (ROOT / "docs" / "options.md").read_text(encoding="utf-8"), re.MULTILINE))
+    sections = {name.partition(".")[0] for name in known}
+    for path in TEXTS:
+        for name in re.findall(r"`-?-?((?:\w+)\.(?:\w+))\b[^`/(]*`", path.read_text(encoding="utf-8")):
+            section, option = name.split(".")
+            if section in sections and option not in ("jsonl", "md", "py", "json", "yaml", "sh"):
+                assert name in known, f"{path.name}: {name}"
