@@ -29,7 +29,7 @@ from onpolicy_sdft.models.compiled import compile_layers, uncompiled
 from onpolicy_sdft.models.packed import attention_of
 from onpolicy_sdft.models.packing import examine
 from onpolicy_sdft.models.policy import Policy
-from onpolicy_sdft.objectives.laws import Signals
+from onpolicy_sdft.objectives.inputs import Signals
 from onpolicy_sdft.objectives.objective import Objective
 from onpolicy_sdft.runs.files import write_json_atomic
 from onpolicy_sdft.runs.manifest import git_state, hardware

@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.adapters.steps import forget_peak, peak_mib
 from onpolicy_sdft.models.policy import Head
-from onpolicy_sdft.objectives.laws import FullLaw, Signals
+from onpolicy_sdft.objectives.inputs import FullLaw, Signals
 from onpolicy_sdft.objectives.objective import Objective
 from onpolicy_sdft.runs.files import write_json_atomic, write_text_atomic
 from onpolicy_sdft.runs.manifest import git_state, hardware

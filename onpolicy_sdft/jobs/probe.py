@@ -44,8 +44,8 @@ from onpolicy_sdft.rollout.backend import NO_RECORD
 from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.tasks import load_task
 from onpolicy_sdft.tasks.protocol import work_of
-from onpolicy_sdft.train.laws import LawSource
 from onpolicy_sdft.train.preview import Preview
+from onpolicy_sdft.train.teacher_scorer import TeacherScorer
 from onpolicy_sdft.types import Row
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def _seconds_per_learning_step(config: RunConfig, chat: Chat, views: Sequence[Vi
     packed = learns_packed(config, model, device, bf16, chat.say)
     pairing = make_pairing(config, chat.pad_token_id, packed=packed)
     policy.train()
-    laws = LawSource(make_teacher(config, model, bf16), objective, chat.pad_token_id)
+    laws = TeacherScorer(make_teacher(config, model, bf16), objective, chat.pad_token_id)
     is_recorded = make_sampling(config, num_steps=1).record != NO_RECORD
     seconds = 0.0
     with Progress("probe: learning", len(rows), "targets") as progress:

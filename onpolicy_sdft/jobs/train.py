@@ -80,13 +80,13 @@ from onpolicy_sdft.train.backend import Backend
 from onpolicy_sdft.train.checkpoint import Checkpointer
 from onpolicy_sdft.train.feedback import Trying
 from onpolicy_sdft.train.launch import make_backend
-from onpolicy_sdft.train.laws import LawSource
 from onpolicy_sdft.train.loop import FitResult, Hooks, Loop, Plan, make_plan
 from onpolicy_sdft.train.memory import memory_to_come
 from onpolicy_sdft.train.optim import make_optimizer, make_schedule
 from onpolicy_sdft.train.source import DemonstrationSource, PolicySource, TargetSource
 from onpolicy_sdft.train.state import TrainState
 from onpolicy_sdft.train.step import Trainer
+from onpolicy_sdft.train.teacher_scorer import TeacherScorer
 from onpolicy_sdft.train.trackers import check_trackers, open_trackers
 from onpolicy_sdft.types import Ranks
 
@@ -297,7 +297,7 @@ def make_trainer(
         source=source,
         screen=make_screen(config, chat, data, num_workers),
         pairing=pairing,
-        laws=LawSource(teacher, objective, chat.pad_token_id),
+        teacher_scorer=TeacherScorer(teacher, objective, chat.pad_token_id),
         objective=objective,
         teacher=teacher,
         backend=backend,

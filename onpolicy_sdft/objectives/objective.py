@@ -23,7 +23,7 @@ from onpolicy_sdft.objectives.divergence import (
     out_of_buckets,
     with_tail,
 )
-from onpolicy_sdft.objectives.laws import FullLaw, HeadLike, Signals, TopLaw
+from onpolicy_sdft.objectives.inputs import FullLaw, HeadLike, Signals, TopLaw
 
 Name = Literal["nll", "forward_kl", "reverse_kl", "jsd", "sampled_reverse_kl"]
 Support = Literal["full", "teacher", "student"]

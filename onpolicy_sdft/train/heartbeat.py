@@ -14,7 +14,7 @@ import time
 import weakref
 from typing import Any
 
-from torch.distributed import DistError, PrefixStore, Store
+from torch.distributed import DistError, PrefixStore  # type: ignore[attr-defined]
 
 from onpolicy_sdft.errors import TrainingError
 
@@ -87,7 +87,7 @@ class Heartbeat:
 class _Watch:
     """Whether ranks still beat, by this process's own clock."""
 
-    def __init__(self, store: Store, timeout_seconds: float) -> None:
+    def __init__(self, store: Any, timeout_seconds: float) -> None:
         self._store, self._timeout = store, timeout_seconds
         self._seen: dict[int, tuple[int, float]] = {}  # rank: its last count, and when that was first seen
 
@@ -110,7 +110,7 @@ class _Watch:
                 )
 
 
-def _beat(store: Store, rank: int, interval: float, stop: threading.Event) -> None:
+def _beat(store: Any, rank: int, interval: float, stop: threading.Event) -> None:
     with contextlib.suppress(DistError):  # the store ends with the process that holds it
         while True:
             store.add(f"beat/{rank}", 1)
@@ -118,7 +118,7 @@ def _beat(store: Store, rank: int, interval: float, stop: threading.Event) -> No
                 return
 
 
-def _end(store: Store, rank: int, stop: threading.Event, thread: threading.Thread) -> None:
+def _end(store: Any, rank: int, stop: threading.Event, thread: threading.Thread) -> None:
     """Stop beating and say so, that nobody waits for this rank until its silence is noticed."""
     stop.set()
     thread.join(timeout=2 * _LONGEST_INTERVAL)

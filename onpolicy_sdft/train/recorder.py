@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
@@ -44,7 +43,7 @@ class Recorder:
     def begin(self) -> Self:
         """Start the clock of a step."""
         self._began = self.clock()
-        self._seconds: Counter[str] = Counter()
+        self._seconds: dict[str, float] = dict.fromkeys(_PHASES, 0.0)
         self._mine: dict[str, float] = {}  # of this rank; averaged over the ranks
         self._memory: dict[str, int] = {}  # MiB on this rank; the largest of the ranks counts
         return self
@@ -73,7 +72,7 @@ class Recorder:
             update: How they were learned.
             state: Counts this step already.
         """
-        seconds = {name: self._seconds[name] for name in _PHASES} | {"step": self.clock() - self._began}
+        seconds = self._seconds | {"step": self.clock() - self._began}
         seconds["learn"] -= seconds["score"]
         mine = {f"time/{name}_seconds": value for name, value in seconds.items()} | self._mine
         found = self.backend.gather((mine, self._memory))

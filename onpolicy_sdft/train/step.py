@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from onpolicy_sdft.screening.screen import Screen
     from onpolicy_sdft.train.backend import Backend
     from onpolicy_sdft.train.batch import StepBatch
-    from onpolicy_sdft.train.laws import LawSource
     from onpolicy_sdft.train.pairing import Pairing
     from onpolicy_sdft.train.source import TargetSource
+    from onpolicy_sdft.train.teacher_scorer import TeacherScorer
     from onpolicy_sdft.types import StepMetrics, Target
 
 
@@ -49,7 +49,7 @@ class Trainer:
     source: TargetSource
     screen: Screen
     pairing: Pairing
-    laws: LawSource
+    teacher_scorer: TeacherScorer
     objective: Objective
     teacher: Teacher
     backend: Backend
@@ -99,13 +99,13 @@ class Trainer:
     def learn(self, targets: Sequence[Target]) -> Update:
         """Take one optimizer step with one denominator, unless there is no target or a number is not finite."""
         batches = self.pairing.micro_batches(targets, self.state.num_halvings, self.backend)
-        update = Update.begin(batches, self.schedule.get_last_lr()[0], self.backend)
+        update = Update.begin(batches, float(self.schedule.get_last_lr()[0]), self.backend)
         if not update.num_counted_tokens:
             return replace(update, skipped="all_dropped")
         sums = torch.zeros(1 + len(FIGURES), dtype=torch.float64)
         with self.backend.memory_of_all():
             with self.recorder.phase("score"):
-                signals = self.laws(batches)  # the teacher's distributions, where the objective needs them
+                signals = self.teacher_scorer(batches)  # the teacher's distributions, where the objective needs them
                 self.teacher.release()  # what was gathered to sample and to score
             self.policy.train()
             for batch, signal in zip(batches, signals, strict=True):

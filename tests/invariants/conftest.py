@@ -23,12 +23,12 @@ from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks import load_task
 from onpolicy_sdft.train.backend import Backend
 from onpolicy_sdft.train.batch import make_batch
-from onpolicy_sdft.train.laws import LawSource
 from onpolicy_sdft.train.optim import make_optimizer, make_schedule
 from onpolicy_sdft.train.pairing import Pairing
 from onpolicy_sdft.train.source import DemonstrationSource, PolicySource, Sampling
 from onpolicy_sdft.train.state import TrainState
 from onpolicy_sdft.train.step import Trainer
+from onpolicy_sdft.train.teacher_scorer import TeacherScorer
 from onpolicy_sdft.types import Demonstration, MicroBatch, Record, SamplingLaw, StepMetrics, Target, Turn, Views
 
 TERMINATOR = 257
@@ -125,7 +125,7 @@ def make_bench(tokenizer: Any, tiny_model: Callable[..., Any]) -> Callable[..., 
             source=source if targets == "policy" else DemonstrationSource(),
             screen=Screen(screening, load_task("free_form", {}), renderer.decode),
             pairing=Pairing(micro_batch_tokens, TERMINATOR, has_laws=minimised.needs_teacher, **(pairing or {})),
-            laws=LawSource(teaches, minimised, TERMINATOR),
+            teacher_scorer=TeacherScorer(teaches, minimised, TERMINATOR),
             objective=minimised,
             teacher=teaches,
             backend=backend,

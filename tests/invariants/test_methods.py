@@ -231,7 +231,7 @@ def test_nll_and_forward_kl_on_teacher_samples_have_the_same_expected_gradient(m
             each.model.zero_grad()
             total = 0.0
             for batch in each.micro_batches(targets[start : start + 50]):
-                loss, _ = each.trainer.policy(batch, each.trainer.objective, *each.trainer.laws([batch]))
+                loss, _ = each.trainer.policy(batch, each.trainer.objective, *each.trainer.teacher_scorer([batch]))
                 loss.backward()
                 total += loss.item()
             found.append((dict(each.model.named_parameters())[weight].grad.clone(), total))

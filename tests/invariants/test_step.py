@@ -120,7 +120,7 @@ def test_a_rank_without_targets_still_reaches_every_weight_in_its_backward(make_
     bench.trainer.backend.max_over_ranks = lambda value: value + 1  # another rank has one more
     *_, empty = bench.micro_batches(bench.trainer.screen(bench.views, [None] * 6, lambda v, n: []))
     assert empty.num_loss_tokens == 0
-    loss, _ = bench.trainer.policy(empty, bench.trainer.objective, *bench.trainer.laws([empty]))
+    loss, _ = bench.trainer.policy(empty, bench.trainer.objective, *bench.trainer.teacher_scorer([empty]))
     assert loss.item() == 0.0
     loss.backward()
     assert all(p.grad is not None for p in bench.model.parameters() if p.requires_grad)
@@ -133,7 +133,7 @@ def test_training_on_its_own_rollouts_makes_them_likelier_from_the_bare_prompt(m
     batches = bench.micro_batches(first.targets)
     with torch.no_grad():
         trainer = bench.trainer
-        total = sum(trainer.policy(b, trainer.objective, *trainer.laws([b]))[0].item() for b in batches)
+        total = sum(trainer.policy(b, trainer.objective, *trainer.teacher_scorer([b]))[0].item() for b in batches)
     assert total / sum(b.num_loss_tokens for b in batches) < before
 
 

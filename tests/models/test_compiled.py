@@ -15,7 +15,7 @@ from onpolicy_sdft.models.compiled import compile_layers, uncompiled
 from onpolicy_sdft.models.packed import attention_of
 from onpolicy_sdft.models.policy import Policy
 from onpolicy_sdft.models.trace import no_trace
-from onpolicy_sdft.objectives.laws import Signals
+from onpolicy_sdft.objectives.inputs import Signals
 from onpolicy_sdft.objectives.objective import Objective
 from onpolicy_sdft.types import Row
 

@@ -14,7 +14,7 @@ from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.models.packed import Packing, Scoring, attention_of, kernel_takes, packed_attention
 from onpolicy_sdft.models.packing import Packs, examine
 from onpolicy_sdft.models.policy import Policy, body
-from onpolicy_sdft.objectives.laws import Signals
+from onpolicy_sdft.objectives.inputs import Signals
 from onpolicy_sdft.objectives.objective import Objective
 from onpolicy_sdft.types import Row
 from tests.rollout.toys import END, FAMILIES, SIZES, make, with_adapter

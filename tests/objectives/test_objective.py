@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from onpolicy_sdft.models.policy import Head
 from onpolicy_sdft.objectives.divergence import blended
-from onpolicy_sdft.objectives.laws import FullLaw, Signals, TopLaw
+from onpolicy_sdft.objectives.inputs import FullLaw, Signals, TopLaw
 from onpolicy_sdft.objectives.objective import FIGURES, Objective, chunk_size
 
 N, D, V = 13, 6, 31

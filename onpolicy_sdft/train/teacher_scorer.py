@@ -13,13 +13,13 @@ import torch
 from onpolicy_sdft.data.collate import collate
 from onpolicy_sdft.models.policy import Head
 from onpolicy_sdft.models.teacher import Teacher
-from onpolicy_sdft.objectives.laws import FullLaw, Signals, TopLaw
+from onpolicy_sdft.objectives.inputs import FullLaw, Signals, TopLaw
 from onpolicy_sdft.objectives.objective import Objective
 from onpolicy_sdft.types import MicroBatch, Row
 
 
 @dataclass(frozen=True, slots=True)
-class LawSource:
+class TeacherScorer:
     """Gives each micro-batch of a step what its objective needs, before the first is learned; no gradient.
 
     All of a step's are made at once, so that the teacher's weights are put in place (and, where they are divided
