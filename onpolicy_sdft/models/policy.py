@@ -19,6 +19,7 @@ from onpolicy_sdft.errors import ModelError
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.models.modes import keeping_modes
 from onpolicy_sdft.models.packed import Packing, attention_of
+from onpolicy_sdft.shapes import pad_rows
 from onpolicy_sdft.types import T
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ class Head:
 
     def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
         """Compute logits, float32 or wider: [N, D] -> [N, V]."""
-        return self.finish(nn.functional.linear(hidden_ND, self.weight_VD, self.bias_V))
+        raw = nn.functional.linear(pad_rows(hidden_ND), self.weight_VD, self.bias_V)
+        return self.finish(raw[: len(hidden_ND)])
 
     def finish(self, logits: torch.Tensor) -> torch.Tensor:
         """Turn what the output layer gives into logits, float32 or wider: [N, V] -> [N, V]."""

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from transformers import Cache
 
+from onpolicy_sdft.shapes import round_up
+
 if TYPE_CHECKING:
     from onpolicy_sdft.rollout.attention import SlotKernels
     from onpolicy_sdft.rollout.blending import Pairs
@@ -48,13 +50,27 @@ class Packing:
     rows: int  # B of a [B, Q] grid of tokens; 0 when tokens are packed raggedly
 
     @staticmethod
-    def of(segments: Sequence[Segment], device: torch.device) -> Packing:
-        """Lay segments one behind the other."""
+    def of(segments: Sequence[Segment], device: torch.device, trash: int | None = None) -> Packing:
+        """Lay segments one behind the other.
+
+        Args:
+            segments: In order, without gaps.
+            device: Of the tensors.
+            trash: The row of padding, which rounds the number of tokens up (see ``shapes.py``); None: no padding.
+        """
+        segments = segments if trash is None else [*segments, *_padding(segments, trash)]
         counts = [s.count for s in segments]
         slots = np.repeat([s.slot for s in segments], counts)
         positions = np.repeat([s.position - s.start for s in segments], counts) + np.arange(len(slots))
         slots_N, positions_N = torch.from_numpy(np.stack([slots, positions])).to(device)
         return Packing(slots_N, positions_N, tuple(segments), 0)
+
+
+def _padding(segments: Sequence[Segment], trash: int) -> list[Segment]:
+    """Return segments of padding behind others, none of them longer than the longest of those."""
+    start, longest = segments[-1].start + segments[-1].count, max(segment.count for segment in segments)
+    end = round_up(start)
+    return [Segment(first, min(longest, end - first), trash, 0) for first in range(start, end, longest)]
 
 
 class SlotCache(Cache):

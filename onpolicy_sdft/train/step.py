@@ -149,6 +149,7 @@ class Trainer:
             "train/num_loss_tokens": num_loss_tokens,
             "train/total_loss_tokens": self.state.total_loss_tokens,
             "train/num_micro_batches": len(batches),
+            "train/padding_rate": self._padding_rate(batches),
             "train/num_halvings": self.state.num_halvings,
             "train/num_releases": self.state.num_releases,
             **mean_over_ranks(self.backend, own),
@@ -256,6 +257,10 @@ class Trainer:
         # A rank that ran out still runs a backward of zero loss tokens, so that collectives stay aligned.
         groups += [[]] * (num_groups - len(groups))
         return [self.pairing.batch(group, self.backend.device) for group in groups]
+
+    def _padding_rate(self, batches: Sequence[MicroBatch]) -> float:
+        """Return the share of padding among the tokens of micro-batches, over all ranks."""
+        return self._sum(b.num_padding_tokens for b in batches) / self._sum(b.input_ids.numel() for b in batches)
 
     def _sum(self, counts: Iterable[int]) -> int:
         return int(self.backend.sum_over_ranks(sum(counts)))
