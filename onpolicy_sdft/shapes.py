@@ -35,6 +35,11 @@ def round_up(count: int, most: int | None = None, *, an_octave: int = 4) -> int:
     return rounded if most is None or rounded <= most else max(count, most)
 
 
+def pieces(count: int, longest: int) -> list[int]:
+    """Cut padding into texts that are no longer than the real ones: no position is new to the model."""
+    return [min(longest, count - first) for first in range(0, count, longest)]
+
+
 def pad_rows(x: torch.Tensor) -> torch.Tensor:
     """Return a tensor with rows of zeros behind its own, so that their number is one of few; no gradient."""
     missing = round_up(len(x)) - len(x)

@@ -13,7 +13,7 @@ from itertools import accumulate
 
 import torch
 
-from onpolicy_sdft.shapes import round_up
+from onpolicy_sdft.shapes import pieces, round_up
 from onpolicy_sdft.types import MicroBatch, Row
 
 
@@ -125,9 +125,9 @@ def _shape(lengths: Sequence[int], packed: bool, max_tokens: int | None) -> tupl
 
 
 def _packed_lengths(rows: Sequence[Row], total: int) -> tuple[int, ...]:
-    """Return the lengths of packed texts; padding is one more."""
+    """Return the lengths of packed texts; padding is one more, or several where it is longer than all of them."""
     lengths = [row.length for row in rows]
-    return (*lengths, total - sum(lengths)) if total > sum(lengths) else tuple(lengths)
+    return (*lengths, *pieces(total - sum(lengths), max(lengths)))
 
 
 def _at(weights: Sequence[float], place: int) -> float:

@@ -174,9 +174,7 @@ def _text_by_text(
     parts = zip(*(tensor[0].split(list(lengths), dim=1) for tensor in (query, key, value)), lengths, strict=True)
     for padded, group in groupby(parts, lambda part: round_up(part[-1])):
         *tensors, counts = zip(*group, strict=True)
-        q, k, v = (
-            torch.stack([F.pad(text, (0, 0, 0, padded - text.shape[1])) for text in texts]) for texts in tensors
-        )
+        q, k, v = (torch.stack([F.pad(text, (0, 0, 0, padded - text.shape[1])) for text in texts]) for texts in tensors)
         out_CTHD = _attend(q, k, v, how).transpose(1, 2)
         found += [out_THD[:count] for out_THD, count in zip(out_CTHD, counts, strict=True)]
     return torch.cat(found)[None]

@@ -120,6 +120,10 @@ def hidden_at_loss_tokens(model: PreTrainedModel, batch: MicroBatch) -> torch.Te
     if batch.packed_lengths:
         packing = Packing.of(batch.packed_lengths, batch.input_ids.device)
         asked |= {"position_ids": packing.positions, "packing": packing}
+    elif window := getattr(model.config.get_text_config(), "max_position_embeddings", None):
+        # Padding that makes shapes few must not ask for positions that the model does not have.
+        length = max(window, *(row.length for row in batch.rows))
+        asked |= {name: asked[name][:, :length] for name in ("input_ids", "attention_mask")}
     with attention_of(batch, model):
         hidden_BTD = body(model)(**asked).last_hidden_state
     hidden_ND: torch.Tensor = hidden_BTD[batch.loss_rows, batch.loss_positions]

@@ -132,7 +132,9 @@ class HFBackend:
         device = model.get_input_embeddings().weight.device
         prompts = [request.prompt_token_ids for request in requests]
         prompts += [request.blend.prompt_token_ids for request in requests if request.blend is not None]
-        longest = round_up(max(map(len, prompts)))
+        longest = max(map(len, prompts))
+        if len(prompts) > 1:  # models that padding before the prompt misleads are written with one by one
+            longest = round_up(longest)
         input_ids_RT = torch.full((len(prompts), longest), self.pad_token_id, dtype=torch.int64)
         mask_RT = torch.zeros_like(input_ids_RT)
         for row, prompt in enumerate(prompts):

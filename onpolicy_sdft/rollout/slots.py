@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers import Cache
 
-from onpolicy_sdft.shapes import round_up
+from onpolicy_sdft.shapes import pieces, round_up
 
 if TYPE_CHECKING:
     from onpolicy_sdft.rollout.attention import SlotKernels
@@ -68,9 +69,10 @@ class Packing:
 
 def _padding(segments: Sequence[Segment], trash: int) -> list[Segment]:
     """Return segments of padding behind others, none of them longer than the longest of those."""
-    start, longest = segments[-1].start + segments[-1].count, max(segment.count for segment in segments)
-    end = round_up(start)
-    return [Segment(first, min(longest, end - first), trash, 0) for first in range(start, end, longest)]
+    end = segments[-1].start + segments[-1].count
+    counts = pieces(round_up(end) - end, max(segment.count for segment in segments))
+    starts = accumulate(counts, initial=end)
+    return [Segment(start, count, trash, 0) for start, count in zip(starts, counts, strict=False)]
 
 
 class SlotCache(Cache):
