@@ -48,6 +48,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "sdft, LoRA": ("sdft", {}),
     "sdft, full": ("sdft", FULL),
 }
+#: Steps that take a few seconds.
+SMALL = {"train.batch_size": 8, "train.micro_batch_tokens": 512, "rollout.max_new_tokens": 48}
 #: What ends or delays a run and is not a step of it.
 ALONE = {
     "eval.before_and_after": "false", "gate.rows": 0, "train.checkpoint_steps": 100_000,
@@ -71,7 +73,7 @@ class Run:
 
     def __init__(self, tree: Path, method: str, model: str, steps: int, output: Path) -> None:
         name, options = METHODS[method]
-        flags = {"model.name": model, "train.output_dir": output, "train.max_steps": steps, **ALONE, **options}
+        flags = {"model.name": model, "train.output_dir": output, "train.max_steps": steps, **SMALL, **ALONE, **options}
         command = [sys.executable, "-m", "onpolicy_sdft", "train", "--config", CONFIG]
         command += ["--config", f"configs/methods/{name}.yaml"]
         command += [word for key, value in flags.items() for word in (f"--{key}", str(value))]

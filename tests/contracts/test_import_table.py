@@ -37,19 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
     "__init__": {"config", "jobs"},
 }
-TORCH_FREE = {
-    "errors",
-    "machine",
-    "shapes",
-    "types",
-    "versions",
-    "wheels",
-    "config",
-    "runs",
-    "report",
-    "continual",
-    "sweep",
-}
+TORCH_FREE = BASE | {"config", "runs", "report", "continual", "sweep"}
 
 
 def room(path: Path) -> str:
