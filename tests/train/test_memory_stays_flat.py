@@ -52,6 +52,7 @@ def flags(tmp_path: Path, tokenizer: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # three minutes alone, many more beside other work
 @pytest.mark.parametrize("run", RUNS)
 def test_three_hundred_steps_of_ragged_texts_end_with_the_memory_of_step_50(flags, run):
     options = {**flags, **RUNS[run]}
