@@ -234,11 +234,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Prompt + target texts, right-padded or packed into one row, and where their loss tokens stand."""
+    """Prompt + target texts, right-padded or packed into one row, and where their loss tokens stand.
+
+    The shape is one of few (``shapes.py``): behind the texts stand padding rows, or one more text of padding.
+    """
 
     input_ids: torch.Tensor  # [B, T] int64; packed: [1, T]
-    attention_mask: torch.Tensor | None  # [B, T] int64, 1 on real tokens; None: packed, all of them are
-    packed_lengths: tuple[int, ...]  # tokens of each text that is packed; empty: padded
+    attention_mask: torch.Tensor | None  # [B, T] int64, 1 on real tokens and padding rows; None: packed
+    packed_lengths: tuple[int, ...]  # tokens of each text that is packed, padding last; empty: padded
     loss_rows: torch.Tensor  # [N] int64, row of ``input_ids`` that a loss token stands in
     loss_positions: torch.Tensor  # [N] int64, position whose hidden state predicts the loss token
     labels: torch.Tensor  # [N] int64, the loss tokens
@@ -248,6 +251,11 @@ class MicroBatch:
     num_loss_tokens: int  # N
     num_counted_tokens: int  # of them in the step's denominator
     rows: tuple[Row, ...]  # what it was made of
+
+    @property
+    def num_padding_tokens(self) -> int:
+        """Tokens that belong to no row."""
+        return self.input_ids.numel() - sum(row.length for row in self.rows)
 
 
 class Ranks(Protocol):

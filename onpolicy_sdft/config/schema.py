@@ -435,10 +435,10 @@ class TrainConfig:
     max_loss_tokens: int | None = None
     """Stop once this many loss tokens were learned: a fair budget between methods."""
     micro_batch_tokens: int = 4096
-    """Tokens of a forward and backward pass, padding included where rows are padded."""
+    """Tokens of a forward and backward pass, padding included."""
     layout: Literal["auto", "packed", "padded"] = "auto"
-    """How rows of a micro-batch lie: ``packed``: one behind the other, without padding, each attending to itself;
-    ``padded``: beside one another, the shorter ones filled up; ``auto``: packed where a trial shows that the model
+    """How rows of a micro-batch lie: ``packed``: one behind the other, each attending to itself, padding only at the
+    end; ``padded``: beside one another, the shorter ones filled up; ``auto``: packed where a trial shows that the model
     gives the same and the device has a kernel for it."""
     compile: bool = False
     """Compile decoder layers for learning (``torch.compile``, layer by layer; one process or DDP). The first steps take

@@ -1,4 +1,6 @@
-"""Micro-batches: texts side by side, padded to the longest, or packed one behind the other without padding.
+"""Micro-batches: texts side by side, padded to one length, or packed one behind the other.
+
+The numbers of rows and tokens are rounded up to a few (see ``shapes.py``).
 
 Shape letters: B rows, T positions, N loss tokens.
 """
@@ -11,11 +13,12 @@ from itertools import accumulate
 
 import torch
 
+from onpolicy_sdft.shapes import pieces, round_up
 from onpolicy_sdft.types import MicroBatch, Row
 
 
 def split_by_budget(rows: Sequence[Row], max_tokens: int) -> list[list[Row]]:
-    """Group rows of similar length so that rows x longest stays within ``max_tokens``.
+    """Group rows of similar length so that rows x their padded length stays within ``max_tokens``.
 
     A single row longer than the budget gets a micro-batch of its own.
     """
@@ -26,7 +29,7 @@ def split_by_budget(rows: Sequence[Row], max_tokens: int) -> list[list[Row]]:
             groups[-1].append(row)
         else:
             groups.append([row])
-            longest = row.length
+            longest = round_up(row.length)
     return groups
 
 
@@ -54,6 +57,7 @@ def collate(
     position_weights: Sequence[float] = (),
     *,
     packed: bool = False,
+    max_tokens: int | None = None,
 ) -> MicroBatch:
     """Lay rows out and mark their loss tokens: every target token but skipped ones, and nothing else.
 
@@ -65,11 +69,13 @@ def collate(
         position_weights: Weights of the first, second, ... token of a target that is not plain; tokens beyond them
             weigh as the last. None: all weigh 1.
         packed: One behind the other in one row, rather than right-padded in a row each.
+        max_tokens: What padding for the sake of few shapes must not go beyond.
     """
     places = _packed_places(rows) if packed else [(index, 0) for index in range(len(rows))]
-    shape = (1, sum(row.length for row in rows)) if packed else (len(rows), max(row.length for row in rows))
+    shape = _shape([row.length for row in rows], packed, max_tokens)
     input_ids_BT = torch.full(shape, pad_token_id, dtype=torch.int64)
     attention_mask_BT = torch.zeros_like(input_ids_BT)
+    attention_mask_BT[len(rows) :] = 1  # a row that attends nothing may be nan: padding rows attend themselves
     loss_rows: list[int] = []
     positions: list[int] = []
     labels: list[int] = []
@@ -91,7 +97,7 @@ def collate(
     return MicroBatch(
         input_ids=input_ids_BT.to(device),
         attention_mask=None if packed else attention_mask_BT.to(device),
-        packed_lengths=tuple(row.length for row in rows) if packed else (),
+        packed_lengths=_packed_lengths(rows, shape[1]) if packed else (),
         loss_rows=torch.tensor(loss_rows, dtype=torch.int64, device=device),
         loss_positions=torch.tensor(positions, dtype=torch.int64, device=device),
         labels=torch.tensor(labels, dtype=torch.int64, device=device),
@@ -108,6 +114,20 @@ def _packed_places(rows: Sequence[Row]) -> list[tuple[int, int]]:
     """Return the row and the position that each text begins at."""
     ends = accumulate(row.length for row in rows)
     return [(0, end - row.length) for row, end in zip(rows, ends, strict=True)]
+
+
+def _shape(lengths: Sequence[int], packed: bool, max_tokens: int | None) -> tuple[int, int]:
+    """Return rows and positions of a micro-batch, rounded up."""
+    if packed:
+        return 1, round_up(sum(lengths), max_tokens)
+    length = round_up(max(lengths))
+    return round_up(len(lengths), None if max_tokens is None else max_tokens // length), length
+
+
+def _packed_lengths(rows: Sequence[Row], total: int) -> tuple[int, ...]:
+    """Return the lengths of packed texts; padding is one more, or several where it is longer than all of them."""
+    lengths = [row.length for row in rows]
+    return (*lengths, *pieces(total - sum(lengths), max(lengths)))
 
 
 def _at(weights: Sequence[float], place: int) -> float:

@@ -119,7 +119,7 @@ def kl_to_seed(
     order = {id(row): index for index, row in enumerate(asked)}  # two completions may be alike
     device = head_of(tuned).weight_VD.device
     for group in split_by_budget(asked, _MICRO_BATCH_TOKENS):
-        batch = collate(group, pad_token_id, device)
+        batch = collate(group, pad_token_id, device, max_tokens=_MICRO_BATCH_TOKENS)
         with no_trace(tuned):
             tuned_ND = hidden_at_loss_tokens(tuned, batch)
             tuned_head = head_of(tuned)

@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from onpolicy_sdft.models.seam import UnsupportedModel, attention_through, refuse_unknown
+from onpolicy_sdft.shapes import round_up
 
 if TYPE_CHECKING:
     from onpolicy_sdft.types import MicroBatch
@@ -165,14 +166,17 @@ def _all_at_once(
 def _text_by_text(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: Sequence[int], how: Scoring
 ) -> torch.Tensor:
-    """Attend texts one after the other, neighbours of one length at once: [1, H, N, D] -> [1, N, H, D]."""
-    counts = [len(list(group)) for _, group in groupby(lengths)]
-    sizes = [length * count for (length, _), count in zip(groupby(lengths), counts, strict=True)]
+    """Attend texts one after the other, neighbours of one padded length at once: [1, H, N, D] -> [1, N, H, D].
+
+    Texts are padded to a few lengths (see ``shapes.py``); what stands behind a token it does not see.
+    """
     found = []
-    parts = (tensor[0].split(sizes, dim=1) for tensor in (query, key, value))
-    for count, *part in zip(counts, *parts, strict=True):
-        q, k, v = (tensor.unflatten(1, (count, -1)).transpose(0, 1) for tensor in part)
-        found.append(_attend(q, k, v, how).transpose(1, 2).flatten(0, 1))
+    parts = zip(*(tensor[0].split(list(lengths), dim=1) for tensor in (query, key, value)), lengths, strict=True)
+    for padded, group in groupby(parts, lambda part: round_up(part[-1])):
+        *tensors, counts = zip(*group, strict=True)
+        q, k, v = (torch.stack([F.pad(text, (0, 0, 0, padded - text.shape[1])) for text in texts]) for texts in tensors)
+        out_CTHD = _attend(q, k, v, how).transpose(1, 2)
+        found += [out_THD[:count] for out_THD, count in zip(out_CTHD, counts, strict=True)]
     return torch.cat(found)[None]
 
 

@@ -19,6 +19,7 @@ from onpolicy_sdft.errors import ModelError
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.models.modes import keeping_modes
 from onpolicy_sdft.models.packed import Packing, attention_of
+from onpolicy_sdft.shapes import pad_rows
 from onpolicy_sdft.types import T
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ class Head:
 
     def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
         """Compute logits, float32 or wider: [N, D] -> [N, V]."""
-        return self.finish(nn.functional.linear(hidden_ND, self.weight_VD, self.bias_V))
+        raw = nn.functional.linear(pad_rows(hidden_ND), self.weight_VD, self.bias_V)
+        return self.finish(raw[: len(hidden_ND)])
 
     def finish(self, logits: torch.Tensor) -> torch.Tensor:
         """Turn what the output layer gives into logits, float32 or wider: [N, V] -> [N, V]."""
@@ -118,6 +120,10 @@ def hidden_at_loss_tokens(model: PreTrainedModel, batch: MicroBatch) -> torch.Te
     if batch.packed_lengths:
         packing = Packing.of(batch.packed_lengths, batch.input_ids.device)
         asked |= {"position_ids": packing.positions, "packing": packing}
+    elif window := getattr(model.config.get_text_config(), "max_position_embeddings", None):
+        # Padding that makes shapes few must not ask for positions that the model does not have.
+        length = max(window, *(row.length for row in batch.rows))
+        asked |= {name: asked[name][:, :length] for name in ("input_ids", "attention_mask")}
     with attention_of(batch, model):
         hidden_BTD = body(model)(**asked).last_hidden_state
     hidden_ND: torch.Tensor = hidden_BTD[batch.loss_rows, batch.loss_positions]

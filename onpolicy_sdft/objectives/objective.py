@@ -24,6 +24,7 @@ from onpolicy_sdft.objectives.divergence import (
     with_tail,
 )
 from onpolicy_sdft.objectives.inputs import FullLaw, HeadLike, Signals, TopLaw
+from onpolicy_sdft.shapes import pad_rows
 
 Name = Literal["nll", "forward_kl", "reverse_kl", "jsd", "sampled_reverse_kl"]
 Support = Literal["full", "teacher", "student"]
@@ -224,7 +225,8 @@ class _Work:
 
         def logits_of(hidden_CD: torch.Tensor, head: HeadLike) -> torch.Tensor:
             bias = None if head.bias_V is None else head.bias_V.to(dtype)
-            return head.finish(torch.nn.functional.linear(hidden_CD.to(dtype), weight_of(head), bias))
+            raw = torch.nn.functional.linear(pad_rows(hidden_CD.to(dtype)), weight_of(head), bias)
+            return head.finish(raw[: len(hidden_CD)])
 
         def read(law: FullLaw) -> torch.Tensor:
             return _log_softmax(logits_of(law.hidden_MD, law.head)).to(wide)
@@ -241,11 +243,11 @@ class _Work:
                 loss_sum += loss
                 if not any(wanted):
                     continue
-                raw_CV = self.head.pull_back(kept_CV, gradient_CV).to(dtype)
+                raw_CV = pad_rows(self.head.pull_back(kept_CV, gradient_CV).to(dtype))
                 if by_hidden is not None:
-                    by_hidden[tokens] = (raw_CV @ weight_of(self.head)).to(by_hidden.dtype)
+                    by_hidden[tokens] = (raw_CV @ weight_of(self.head))[: len(tokens)].to(by_hidden.dtype)
                 if by_weight is not None:
-                    by_weight += raw_CV.T @ hidden_CD
+                    by_weight += raw_CV.T @ pad_rows(hidden_CD)
                 if by_bias is not None:
                     by_bias += raw_CV.sum(0)
         if by_weight is not None:

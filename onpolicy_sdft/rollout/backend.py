@@ -68,6 +68,8 @@ class RolloutStats:
     num_prefill_forwards: int = 0
     num_decode_forwards: int = 0
     num_decode_rows: int = 0  # completions advanced, summed over decode forwards
+    num_forward_tokens: int = 0  # run through the layers by ragged forwards, padding not counted
+    num_padding_tokens: int = 0  # beside them, so that forwards are of few shapes
     num_blended_tokens: int = 0  # of blended texts
     blend_sum: float = 0.0  # of the b that they were drawn with
     num_drafted_tokens: int = 0
@@ -104,6 +106,7 @@ class RolloutStats:
             "rollout/tokens_per_forward": self.num_tokens / forwards,
             "rollout/accept_rate": self.accept_rate or 0.0,
             "rollout/drafted_rate": self.num_drafted_tokens / max(1, self.num_tokens),
+            "rollout/padding_rate": self.num_padding_tokens / max(1, self.num_forward_tokens + self.num_padding_tokens),
             "rollout/num_out_of_memory": self.num_out_of_memory,
             "time/rollout_prefill_seconds": self.prefill_seconds,
             "time/rollout_decode_seconds": self.decode_seconds,

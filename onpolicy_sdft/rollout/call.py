@@ -21,6 +21,7 @@ from onpolicy_sdft.rollout.sampling import CANDIDATES, RowLaws
 from onpolicy_sdft.rollout.scheduler import PromptPiece, Scheduler
 from onpolicy_sdft.rollout.slots import Packing, Segment
 from onpolicy_sdft.rollout.speculation import choose_drafts
+from onpolicy_sdft.shapes import pad_rows
 from onpolicy_sdft.types import Advance, Record, Rollout, RolloutRequest, SamplingLaw, TopLogprobs
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ class Call:
         ends = [self.prompt_ends.pop(slot) for slot in (*slots, *self._partners(slots))]
         slots_B = torch.tensor(slots, device=self.device)
         self.texts.lengths[slots_B] = self.texts.starts[slots_B] - 1  # the prompt's last token is pending
-        settled = self._settle(torch.stack(ends), slots, [0] * len(slots))
+        settled = self._settle(pad_rows(torch.stack(ends)), slots, [0] * len(slots))
         self._collect(slots, settled)
 
     def _decode(self) -> None:
@@ -249,9 +250,19 @@ class Call:
         return num_drafts, kinds
 
     def _forward(self, segments: list[Segment]) -> torch.Tensor:
-        return forward_hidden(self.model, self.texts, self.attention, Packing.of(segments, self.device))
+        """Run segments through the layers: their final hidden states, and behind them those of padding."""
+        hidden_MD = self._run(segments)
+        num_tokens = segments[-1].start + segments[-1].count
+        self.stats.num_forward_tokens += num_tokens
+        self.stats.num_padding_tokens += len(hidden_MD) - num_tokens
+        return hidden_MD
+
+    def _run(self, segments: list[Segment]) -> torch.Tensor:
+        packing = Packing.of(segments, self.device, self.pool.cache.trash)
+        return forward_hidden(self.model, self.texts, self.attention, packing)
 
     def _settle(self, hidden_MD: torch.Tensor, slots: list[int], num_drafts: list[int]) -> Settled:
+        """Draw behind the tokens of a forward, their partners and padding, which is read no further."""
         started = time.perf_counter()
         row_N = [row for row, n in enumerate(num_drafts) for _ in range(n + 1)]
         rows = Rows(
@@ -262,9 +273,11 @@ class Call:
             width=max(num_drafts) + 1,
             pair_N=self._pair([slots[row] for row in row_N]),
         )
+        num_tokens = len(row_N) + sum(slots[row] in self.scheduler.partner_of for row in row_N)
         settled = draw_and_settle(
-            self.texts, self.pool.laws, self.terminators_T, rows, self.model.get_output_embeddings()(hidden_MD),
-            head_of(self.model), hidden_MD, num_candidates=CANDIDATES,
+            self.texts, self.pool.laws, self.terminators_T, rows,
+            self.model.get_output_embeddings()(hidden_MD)[:num_tokens], head_of(self.model), hidden_MD,
+            num_candidates=CANDIDATES,
             kernels=self.attention.kernels.name == "triton" and not any(num_drafts),  # these take full grids only
         )  # fmt: skip
         self.stats.sampling_seconds += time.perf_counter() - started
@@ -343,7 +356,7 @@ class Call:
         started = time.perf_counter()
         slots = list(range(num_rows))
         self._lay_out(num_rows, width, context)
-        hidden_ND = self._forward([Segment(row * width, width, row, context) for row in slots])
+        hidden_ND = self._run([Segment(row * width, width, row, context) for row in slots])
         self._settle(hidden_ND, slots, [width - 1] * num_rows).kept_B.tolist()
         return time.perf_counter() - started
 

@@ -1,6 +1,6 @@
 """The rollout engine: generation on the training weights, over key-value slots that are refilled as texts end.
 
-One call writes all completions of an optimizer step. Prompts are packed into forwards without padding; a decode
+One call writes all completions of an optimizer step. Prompts are packed into forwards with little padding; a decode
 forward advances every live slot by its pending token and the drafts that are worth verifying. Attention, weights
 and sampling have their own files; this one holds the loop.
 """

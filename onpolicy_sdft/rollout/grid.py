@@ -21,12 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from onpolicy_sdft.rollout.call import Call
 from onpolicy_sdft.rollout.decode import grid_step
 from onpolicy_sdft.rollout.speculation import choose_width
+from onpolicy_sdft.shapes import round_up
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: Rows of a step: few sizes, so that few graphs are captured; above, a step has as many rows as there are slots.
-BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+_AN_OCTAVE = 2  # row counts of steps: fewer than elsewhere, since each is a graph to capture
 
 
 class GridCall(Call):
@@ -58,7 +58,7 @@ class GridCall(Call):
 
     def step(self, num_rows: int, max_drafts: int) -> GridStep:
         """Return the step of the smallest bucket that holds so many rows."""
-        size = min((*(b for b in BUCKETS if b >= num_rows), self.pool.num_slots))
+        size = min(round_up(num_rows, an_octave=_AN_OCTAVE), self.pool.num_slots)
         laws, texts = self.pool.laws, self.pool.texts
         recorded = tuple(0 if each is None else each.data_ptr() for each in (texts.hidden, texts.top_token_ids))
         blends = None if texts.pairs is None else texts.pairs.is_budgeted

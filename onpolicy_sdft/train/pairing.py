@@ -28,7 +28,7 @@ class Pairing:
         position_weights: See :func:`~onpolicy_sdft.data.collate.collate`.
         demonstration_weight: Weight of the demonstration's own nll beside the target's loss; its tokens are not in
             the denominator.
-        packed: Rows stand one behind the other, without padding.
+        packed: Rows stand one behind the other, padding only at the end.
         fallback_clip: Largest loss, in nats, of a token of a demonstration that stands in for a refused rollout.
     """
 
@@ -94,4 +94,7 @@ class Pairing:
     def batch(self, rows: Sequence[Row], device: torch.device | str) -> MicroBatch:
         """Collate a group; an empty one becomes a micro-batch of zero loss tokens."""
         empty = Row((self.pad_token_id,), ())
-        return collate(rows or [empty], self.pad_token_id, device, self.position_weights, packed=self.packed)
+        return collate(
+            rows or [empty], self.pad_token_id, device, self.position_weights, packed=self.packed,
+            max_tokens=self.micro_batch_tokens,
+        )  # fmt: skip

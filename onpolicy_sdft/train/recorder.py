@@ -83,6 +83,7 @@ class Recorder:
             "train/num_loss_tokens": update.num_loss_tokens,
             "train/total_loss_tokens": state.total_loss_tokens,
             "train/num_micro_batches": update.num_micro_batches,
+            "train/padding_rate": update.padding_rate,
             "train/num_halvings": state.num_halvings,
             "train/num_releases": state.num_releases,
             **mean_of_each([values for values, _ in found]),

@@ -18,6 +18,7 @@ class Update:
     num_micro_batches: int  # on each rank
     num_loss_tokens: int
     num_counted_tokens: int  # the denominator
+    padding_rate: float  # share of padding among the tokens of the micro-batches
     skipped: str = ""  # why no optimizer step was taken; empty when one was
     loss_sum: float = 0.0  # nats, over all loss tokens
     parts: tuple[float, ...] = ()  # what else the objective summed; see objective.LOSS_PARTS
@@ -26,9 +27,14 @@ class Update:
     @classmethod
     def begin(cls, batches: Sequence[MicroBatch], lr: float, ranks: Ranks) -> Self:
         """Count the tokens of all ranks' micro-batches: the denominator is known before any of them is learned."""
-        mine = sum(batch.num_loss_tokens for batch in batches), sum(batch.num_counted_tokens for batch in batches)
-        num_loss_tokens, num_counted_tokens = map(sum, zip(*ranks.gather(mine), strict=True))
-        return cls(lr, len(batches), num_loss_tokens, num_counted_tokens)
+        mine = (
+            sum(batch.num_loss_tokens for batch in batches),
+            sum(batch.num_counted_tokens for batch in batches),
+            sum(batch.num_padding_tokens for batch in batches),
+            sum(batch.input_ids.numel() for batch in batches),
+        )
+        learned, counted, padding, tokens = (sum(count) for count in zip(*ranks.gather(mine), strict=True))
+        return cls(lr, len(batches), learned, counted, padding / max(1, tokens))
 
 
 @dataclass

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "onpolicy_sdft"
-BASE = {"errors", "machine", "types", "versions", "wheels"}
+BASE = {"errors", "machine", "shapes", "types", "versions", "wheels"}
 PARTS = {"config", "runs", "tasks", "models", "objectives", "data", "screening", "rollout"}
 
 #: Room -> rooms it may import from, besides itself and those of ``BASE``.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "machine": set(),
+    "shapes": set(),
     "types": set(),
     "versions": set(),
     "wheels": set(),
@@ -36,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
     "__init__": {"config", "jobs"},
 }
-TORCH_FREE = {"errors", "machine", "types", "versions", "wheels", "config", "runs", "report", "continual", "sweep"}
+TORCH_FREE = BASE | {"config", "runs", "report", "continual", "sweep"}
 
 
 def room(path: Path) -> str:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from onpolicy_sdft.data.collate import collate, split_by_budget, split_to_fill
+from onpolicy_sdft.shapes import round_up
 from onpolicy_sdft.types import Row
 
 PAD = 257
@@ -53,18 +54,20 @@ def test_padded_tokens_stay_within_the_budget_and_no_row_is_lost(budget):
     groups = [as_pairs(group) for group in split_by_budget(rows(*pairs), budget)]
     assert sorted(pair for group in groups for pair in group) == sorted(pairs)
     for group in groups:
-        assert len(group) * max(len(prompt) + len(target) for prompt, target in group) <= budget
+        made = collate(rows(*group), PAD, max_tokens=budget)
+        assert made.input_ids.numel() <= max(budget, 40)
+        assert len(made.input_ids) == 1 or made.input_ids.numel() <= budget
 
 
 def test_a_row_longer_than_the_budget_stands_alone():
     long, short, shorter = ((0,) * 30, (1,)), ((0,) * 4, (1,)), ((0,) * 3, (1,))
-    groups = split_by_budget(rows(short, long, shorter), 12)
+    groups = split_by_budget(rows(short, long, shorter), 16)
     assert [as_pairs(group) for group in groups] == [[long], [short, shorter]]
 
 
 def test_rows_of_similar_length_share_a_micro_batch():
     pairs = [((0,) * n, (1,)) for n in (1, 9, 1, 9, 1, 9)]
-    groups = split_by_budget(rows(*pairs), 30)
+    groups = split_by_budget(rows(*pairs), 36)
     assert [[len(row.prompt_ids) for row in group] for group in groups] == [[9, 9, 9], [1, 1, 1]]
 
 
@@ -75,7 +78,7 @@ def test_nothing_to_learn_makes_no_micro_batch():
 def test_skipped_tokens_are_read_but_not_learned_and_not_counted():
     batch = collate(rows(((1, 2), (3, 4, 5)), ((6,), (7,)), num_skipped=2), PAD)
     assert batch.labels.tolist() == [5]
-    assert batch.input_ids[0].tolist() == [1, 2, 3, 4, 5]
+    assert batch.input_ids[0].tolist() == [1, 2, 3, 4, 5, PAD, PAD, PAD]
     assert batch.input_ids[batch.loss_rows, batch.loss_positions + 1].tolist() == [5]
     assert batch.num_loss_tokens == batch.num_counted_tokens == 1
 
@@ -91,9 +94,9 @@ def test_position_weights_reach_each_target_from_its_start_and_the_last_goes_on(
 def test_packed_rows_lie_one_behind_the_other_and_their_loss_tokens_are_the_same():
     made = rows(((1, 2, 3), (4, PAD)), ((5,), (6, 7, 8)), ((9, 9), ()))
     batch = collate(made, PAD, packed=True)
-    assert batch.input_ids.tolist() == [[1, 2, 3, 4, PAD, 5, 6, 7, 8, 9, 9]]
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, PAD, 5, 6, 7, 8, 9, 9, PAD]]
     assert batch.attention_mask is None
-    assert batch.packed_lengths == (5, 4, 2)
+    assert batch.packed_lengths == (5, 4, 2, 1), "padding is a text of its own"
     assert batch.loss_positions.tolist() == [2, 3, 5, 6, 7]
     padded = collate(made, PAD)
     assert padded.packed_lengths == ()
@@ -111,3 +114,30 @@ def test_packed_groups_hold_every_row_once_and_only_a_row_alone_is_above_the_bud
     assert all(sum(row.length for row in group) <= budget or len(group) == 1 for group in groups)
     assert len(groups) <= len(split_by_budget(made, budget))
     assert split_to_fill([], budget) == []
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_micro_batches_of_any_texts_have_few_shapes_and_padding_counts_for_nothing(packed):
+    numbers = random.Random(0)
+    shapes = set()
+    for _ in range(300):
+        texts = [((1,) * numbers.randint(1, 60), (2,) * numbers.randint(1, 60)) for _ in range(numbers.randint(1, 9))]
+        made = rows(*texts)
+        batch = collate(made, PAD, packed=packed)
+        shapes.add(batch.input_ids.shape)
+        num_tokens, num_targets = (
+            sum(count) for count in zip(*((r.length, len(r.target_ids)) for r in made), strict=True)
+        )
+        assert batch.num_padding_tokens == batch.input_ids.numel() - num_tokens
+        assert batch.num_loss_tokens == batch.num_counted_tokens == len(batch.labels) == num_targets
+        assert set(batch.labels.tolist()) == {2}
+        assert sum(batch.packed_lengths) == (batch.input_ids.numel() if packed else 0)
+    assert all(size == round_up(size) for shape in shapes for size in shape)
+    assert len(shapes) <= (32 if packed else 80)
+
+
+def test_padding_does_not_go_beyond_the_budget_of_a_forward():
+    text = ((1,) * 90, (2,) * 10)
+    assert collate(rows(*[text] * 9), PAD, packed=True, max_tokens=1000).input_ids.shape == (1, 1000)
+    assert collate(rows(*[text] * 9), PAD, packed=True, max_tokens=700).input_ids.shape == (1, 900)
+    assert collate(rows(*[text] * 9), PAD, max_tokens=1120).input_ids.shape == (10, 112)

@@ -113,7 +113,9 @@ def test_the_gradient_does_not_depend_on_how_ranks_share_the_batch(make_bench):
         bench = make_bench(**options)
         bench.views = bench.views[part]
         mine = sum(len(rollout.token_ids) for rollout in bench.trainer.source.rollouts(bench.views, step=0))
-        bench.trainer.backend.gather = lambda value, mine=mine: [(total,) * 2] if value == (mine, mine) else [value]
+        bench.trainer.backend.gather = lambda value, mine=mine: (
+            [(total, total, *value[2:])] if value[:2] == (mine, mine) else [value]
+        )
         share = bench.gradients()
         found = share if found is None else {name: found[name] + share[name] for name in share}
     assert_same(found, expected)

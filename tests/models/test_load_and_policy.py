@@ -11,6 +11,8 @@ from transformers import (
     CohereForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     GraniteConfig,
@@ -20,11 +22,13 @@ from transformers import (
 )
 
 from onpolicy_sdft.config.schema import LoraConfig, ModelConfig, OptimConfig
+from onpolicy_sdft.data.collate import collate
 from onpolicy_sdft.errors import ConfigError, ModelError
 from onpolicy_sdft.models.load import load, load_tokenizer, terminator_ids
 from onpolicy_sdft.models.lora import inner_model, prepare_trainable
-from onpolicy_sdft.models.policy import Policy, body, check_head, head_of
+from onpolicy_sdft.models.policy import Policy, body, check_head, head_of, hidden_at_loss_tokens
 from onpolicy_sdft.train.optim import make_optimizer
+from onpolicy_sdft.types import Row
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -194,3 +198,13 @@ def test_gradient_checkpointing_gives_the_same_gradient(make_pair):
 def make_pair(model_dir):
     configs = [ModelConfig(name=str(model_dir), gradient_checkpointing=flag) for flag in (False, True)]
     return [prepare_trainable(load(c).model, LoraConfig(r=4), c, seed=0) for c in configs]
+
+
+def test_padding_asks_for_no_position_that_a_model_does_not_have():
+    config = GPT2Config(vocab_size=96, n_positions=50, n_embd=16, n_layer=1, n_head=2)
+    model = GPT2LMHeadModel(config).eval()
+    batch = collate([Row((3,) * 40, (5,) * 9), Row((4,), (6, 7))], 0)
+    assert batch.input_ids.shape[1] > config.n_positions
+    hidden = hidden_at_loss_tokens(model, batch)
+    alone = model.transformer(torch.tensor([[4, 6, 7]])).last_hidden_state[0, :2]
+    torch.testing.assert_close(hidden[-2:], alone, rtol=1e-5, atol=1e-5)

@@ -12,9 +12,11 @@ from scipy import stats
 from toys import END, FAMILIES, ask, assert_same_but_for_ties, engine, make, tokens
 
 from onpolicy_sdft.models.policy import body, head_of
+from onpolicy_sdft.rollout.backend import NO_RECORD
 from onpolicy_sdft.rollout.drafts import lay_out, look_up
 from onpolicy_sdft.rollout.hf import HFBackend
 from onpolicy_sdft.rollout.weights import LocalWeights
+from onpolicy_sdft.shapes import round_up
 from onpolicy_sdft.types import NoiseKey, Record, RolloutRequest, SamplingLaw
 
 LAWS = [SamplingLaw(), SamplingLaw(0.0), SamplingLaw(0.7, 20, 0.9, 0.02), SamplingLaw(0.2, repetition_penalty=1.05)]
@@ -318,3 +320,26 @@ def test_state_brings_back_step_times_acceptance_and_budget(monkeypatch):
         other.stats.num_decode_forwards,
     )
     assert tokens(first) == tokens(again)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_padding_of_ragged_forwards_is_counted_and_changes_no_bit_whatever_it_reads(dtype):
+    model, found = make("llama", dtype), []
+    for token in (0, 17):
+        one = engine(model)
+        pool = one._make_pool(ask(), NO_RECORD)
+        pool.texts.tokens[pool.cache.trash] = token
+        found.append([(r.token_ids, r.logprobs, r.entropies) for r in one.generate(ask(), SamplingLaw())])
+        assert one._pool is pool
+        assert one.stats.num_padding_tokens > 0
+    assert found[0] == found[1]
+
+
+def test_forwards_of_ragged_texts_have_few_shapes(monkeypatch):
+    model, counts = make("llama"), []
+    one = engine(model)
+    hook = model.model.layers[0].register_forward_pre_hook(lambda layer, inputs: counts.append(inputs[0].shape[1]))
+    for seed in range(6):
+        one.generate(ask(seed=seed, step=seed), SamplingLaw())
+    hook.remove()
+    assert set(counts) == {round_up(count) for count in counts}
