@@ -1,14 +1,21 @@
 #!/usr/bin/env bash
 # Lint, types and tests, as CI runs them. Options go to pytest, twice:  bash launch/test.sh -m slow
+# With --lowest first: the tests alone, on the lowest supported versions:  bash launch/test.sh --lowest
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"
-install_into_venv "[dev]"
-say "lint"
-"$VENV/bin/ruff" check .
-"$VENV/bin/ruff" format --check .
-say "types"
-"$VENV/bin/mypy"
+if [ "${1:-}" = --lowest ]; then
+    shift
+    VENV="$ROOT/.venv-lowest" CONSTRAINTS="$ROOT/launch/lowest.txt"
+    install_into_venv "[dev]"
+else
+    install_into_venv "[dev]"
+    say "lint"
+    "$VENV/bin/ruff" check .
+    "$VENV/bin/ruff" format --check .
+    say "types"
+    "$VENV/bin/mypy"
+fi
 for argument in "$@"; do
     if [ -e "${argument%%::*}" ]; then # tests by name
         exec "$VENV/bin/python" -m pytest "$@"

@@ -21,8 +21,9 @@ class ModelConfig:
     """Hub revision (branch, tag or commit)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Storage dtype of the weights. ``bfloat16`` is for a frozen LoRA base: trained weights stay float32."""
-    attn_implementation: str = "sdpa"
-    """Attention of the training forward, as transformers names it."""
+    attn_implementation: str | None = None
+    """Attention of the training forward, as transformers names it. Unset: ``sdpa`` where it computes what the model
+    asks for, else ``eager``."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     load_in_4bit: bool = False

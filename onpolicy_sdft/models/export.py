@@ -163,6 +163,7 @@ def model_card(
         lines += _how_to_load(model, base_name)
     if model.generation_config is not None:
         lines.append(f"* stop tokens: {listed_ids(model.generation_config.eos_token_id)}")
+    lines.append(f"* attention: {model.config.get_text_config()._attn_implementation}")
     lines += [f"* {key}: {value}" for key, value in facts.items()]
     for stage, scores in summary.items():
         for item in scores.get("sets", []):

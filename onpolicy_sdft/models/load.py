@@ -113,7 +113,7 @@ def _load_weights(
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
             dtype=DTYPES[config.dtype],
-            attn_implementation=config.attn_implementation,
+            attn_implementation=None if config.attn_implementation == "sdpa" else config.attn_implementation,
             **_quantisation(config),
         )
         own = AutoConfig.from_pretrained(
@@ -124,7 +124,30 @@ def _load_weights(
             f"Cannot load model.name={config.name!r}: {error}. Give a local path, a hub id, or one of "
             f"{', '.join(embedded.PREFIX + name for name in embedded.EMBEDDED_MODELS)}."
         ) from error
+    settle_attention(model, config.attn_implementation)
     return model, own if isinstance(own, torch.dtype) else model.dtype
+
+
+def settle_attention(model: PreTrainedModel, asked: str | None = None) -> None:
+    """Take eager attention where sdpa would leave out the cap that the config puts on attention scores.
+
+    transformers before 5.20 runs Gemma-2 and its relatives through sdpa, and warns of nothing.
+
+    Args:
+        model: As transformers loads it by default, or with the attention that was asked for.
+        asked: ``model.attn_implementation``.
+
+    Raises:
+        ModelError: If sdpa was asked for and does not compute what the model does.
+    """
+    text = model.config.get_text_config()
+    if text._attn_implementation == "sdpa" and getattr(text, "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")
+    if asked == "sdpa" and text._attn_implementation != asked:
+        raise ModelError(
+            f"model.attn_implementation=sdpa does not compute the attention of {type(model).__name__}. "
+            f"Fix: leave the option out: {text._attn_implementation} is taken."
+        )
 
 
 def is_adapter(source: str, revision: str | None = None) -> bool:

@@ -43,9 +43,10 @@ FAMILIES: dict[str, Any] = {
     "gemma2": lambda: Gemma2Config(**SIZES, head_dim=8, sliding_window=8, query_pre_attn_scalar=8),
     "qwen3 moe": lambda: Qwen3MoeConfig(**SIZES, **MOE),
 }
+ATTENTION = {"gemma2": "eager"}  # others: the default of transformers
 END, LEARNED = 258, 257  # <|endoftext|> is what the tokenizer and the generation config name; the template writes 257
 YAML = """
-model: {{name: {model}, attn_implementation: eager}}
+model: {{name: {model}}}
 lora: {{r: 4, alpha: 8}}
 data: {{path: {data}}}
 task: {{name: exact}}
@@ -119,10 +120,11 @@ CASES = [
 def test_an_adapter_and_its_merged_export_are_the_model_that_was_trained(tmp_path, family, targets):
     model = base(tmp_path / "base", family)
     run = train(model, "run", lora__target_modules=targets)
-    assert_is(AutoPeftModelForCausalLM.from_pretrained(run / "model"), run, run / "model")
+    asked = {"attn_implementation": ATTENTION.get(family)}
+    assert_is(AutoPeftModelForCausalLM.from_pretrained(run / "model", **asked), run, run / "model")
     plain = tmp_path / "plain"
     export(run, plain, merged=True, push_to_hub=None, say=[].append)
-    assert_is(AutoModelForCausalLM.from_pretrained(plain), run, plain)
+    assert_is(AutoModelForCausalLM.from_pretrained(plain, **asked), run, plain)
     assert not torch.allclose(
         logits(load_run(run).model), logits(AutoModelForCausalLM.from_pretrained(model)), atol=0.1
     )
@@ -131,7 +133,9 @@ def test_an_adapter_and_its_merged_export_are_the_model_that_was_trained(tmp_pat
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_full_export_is_the_model_that_was_trained(tmp_path, family):
     run = train(base(tmp_path / "base", family), "run", lora__enabled=False, optim__lr=1e-3)
-    assert_is(AutoModelForCausalLM.from_pretrained(run / "model"), run, run / "model")
+    assert f"* attention: {ATTENTION.get(family, 'sdpa')}\n" in (run / "model" / "README.md").read_text()
+    plain = AutoModelForCausalLM.from_pretrained(run / "model", attn_implementation=ATTENTION.get(family))
+    assert_is(plain, run, run / "model")
 
 
 def test_the_export_has_the_tokenizer_as_it_came(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tokenizers import processors
 from transformers import (
+    AutoModelForCausalLM,
     AutoTokenizer,
     CohereConfig,
     CohereForCausalLM,
@@ -19,6 +20,7 @@ from transformers import (
     GraniteForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    VaultGemmaConfig,
 )
 
 from onpolicy_sdft.config.schema import LoraConfig, ModelConfig, OptimConfig
@@ -53,6 +55,28 @@ def test_our_head_gives_the_models_own_logits(family):
     with torch.no_grad():
         ours = head_of(model).logits(body(model)(input_ids=ids).last_hidden_state)
         torch.testing.assert_close(ours, model(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(params=[Gemma2Config, VaultGemmaConfig], ids=["gemma2", "vaultgemma"])
+def capped_dir(request, tokenizer, tmp_path):
+    """A folder with a model that caps its attention scores, so low that every score is capped."""
+    config = request.param(**{**SIZES, "vocab_size": 264}, num_key_value_heads=2, head_dim=8, initializer_range=0.3)
+    config.attn_logit_softcapping = 0.5
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_model_that_caps_its_attention_is_loaded_with_its_cap(capped_dir):
+    ids = torch.arange(1, 9)[None]
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(capped_dir, attn_implementation="eager")(input_ids=ids).logits
+        torch.testing.assert_close(load(ModelConfig(name=str(capped_dir))).model(input_ids=ids).logits, expected)
+
+
+def test_attention_that_leaves_a_models_cap_out_is_refused_when_asked_for(capped_dir):
+    with pytest.raises(ModelError, match=r"=sdpa does not compute the attention of .*Fix: leave the option out"):
+        load(ModelConfig(name=str(capped_dir), attn_implementation="sdpa"))
 
 
 def test_a_head_that_is_not_known_is_refused(tiny_model):

@@ -19,6 +19,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from onpolicy_sdft.models.load import settle_attention
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.models.policy import body, head_of
 from onpolicy_sdft.rollout.engine import EngineOptions, RolloutEngine
@@ -54,7 +55,9 @@ def make(family: str, dtype: torch.dtype = torch.float32) -> Any:
     """A tiny model of a family, the same every time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(FAMILIES[family]()).to(dtype).eval()
+        model = AutoModelForCausalLM.from_config(FAMILIES[family]()).to(dtype).eval()
+    settle_attention(model)
+    return model
 
 
 def with_adapter(model: Any) -> Any:

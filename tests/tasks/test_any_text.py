@@ -70,18 +70,18 @@ MENTIONS = Mentions(["my response"], "reference", "Using the reference answer as
 
 
 def judge(text: str) -> Iterator[tuple[str, float]]:
-    """Yield every check and how long it took."""
+    """Yield every check and the processor time it took: a busy machine is no slow check."""
     for task, row in CHECKS:
-        started = time.perf_counter()
+        started = time.process_time()
         result = task.check(text, row)
-        yield task.name, time.perf_counter() - started
+        yield task.name, time.process_time() - started
         assert isinstance(result, CheckResult)
-    started = time.perf_counter()
+    started = time.process_time()
     programs(text)
-    yield "programs", time.perf_counter() - started
-    started = time.perf_counter()
+    yield "programs", time.process_time() - started
+    started = time.process_time()
     MENTIONS.find(text, CHECKS[0][1])
-    yield "mentions", time.perf_counter() - started
+    yield "mentions", time.process_time() - started
 
 
 def test_every_task_is_tried() -> None:
