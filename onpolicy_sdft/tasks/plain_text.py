@@ -54,6 +54,11 @@ def without_thoughts(text: str) -> str:
     return "" if _THINKING.match(text) else text
 
 
+def is_blank(text: str) -> bool:
+    """Whether a text says nothing behind its thoughts: it has nothing that can be seen."""
+    return not any(unicodedata.category(each)[0] not in "CZ" for each in without_thoughts(text))
+
+
 def without_wrappers(text: str) -> str:
     r"""Return a text with LaTeX commands that change looks alone undone, ``\text{A}`` and ``\left(`` among them."""
     text = _SPACING.sub(" ", text.replace(r"\!", "").replace(r"\,", "\u202f"))

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from itertools import islice
 from types import MappingProxyType
 
 from onpolicy_sdft.tasks.plain_text import plain_characters, without_wrappers
@@ -20,7 +19,6 @@ from onpolicy_sdft.tasks.plain_text import plain_characters, without_wrappers
 # A longer run of digits is a model that loops, not an answer; it also bounds the arithmetic.
 _MAX_CHARACTERS = 100
 _MAX_EXPONENT = 400
-_MAX_NUMBERS = 1500
 
 _NUMERAL = re.compile(r"\d+(?:[.,'’_]\d+|[ ]\d{3}(?!\d))*|\.\d+")
 _GROUPED = re.compile(  # 1,234,567.8  1 234 567,8  1'234.5  1_000  12,34,567
@@ -63,7 +61,7 @@ _NTH = re.compile(rf"[ -]({'|'.join(_NTHS)})(s)?\b", re.IGNORECASE)
 #: Letters right behind a number that make it a term (3x), an hour or a place in a row.
 _NO_UNITS = frozenset({"x", "y", "z", "n", "i", "q", "r", "u", "π", "am", "pm", "a.m", "p.m"})
 _HOURS = re.compile(r"[ ]?(?:[ap]\.?m\b|o'?clock\b|Uhr\b)", re.IGNORECASE)
-_ORDINAL = re.compile(r"(?:st|nd|rd|th)\b", re.IGNORECASE)
+_ORDINAL = re.compile(r"(?:st|nd|rd|th)\b|(?<=\d{3}0)['’]?s\b", re.IGNORECASE)  # 5th, 1990s
 _MONTHS = frozenset(name.lower() for name in (*calendar.month_name, *calendar.month_abbr) if name)
 
 _DATE = re.compile(r"\d{1,4}-\d{1,2}-\d{1,4}(?!\d)")
@@ -151,12 +149,6 @@ def number_alone(text: str) -> Fraction | None:
     found = list(quantities(text)) if len(text) <= _MAX_CHARACTERS else []
     is_whole = len(found) == 1 and found[0].start == 0 and found[0].end == len(text)
     return found[0].value if is_whole else None
-
-
-def numbers_in(text: str) -> set[Fraction]:
-    """Return the values of the numbers that stand in a text; of one that is full of them, of the first ones."""
-    found = islice(quantities(plain_numbers(text)), _MAX_NUMBERS)
-    return {each.value for each in found if each.value is not None}
 
 
 def numeral(digits: str) -> Fraction | None:

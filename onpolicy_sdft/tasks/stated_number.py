@@ -22,15 +22,18 @@ _Link = Literal["equals", "operation", "alternative", "verb", "apart"]
 
 _MARKER = re.compile(
     r"(?P<boxed>\\boxed\s*\{)|\#{4}|(?P<tag><answer>)"
-    r"|(?:(?<!/)(?<!\b(?:per|one) )(?<!\bfirst )(?<!\bsecond )(?<!\bthird )(?<!\bnext )(?<!\ban )\banswer\b|\bAntwort\b|\brespuesta\b|\brépons?e\b|\bresposta\b|\brisposta\b|\bответ\b|答案|答え)"
+    r"|(?:(?<!/)(?<!\b(?:per|one) )(?<!\bfirst )(?<!\bsecond )(?<!\bthird )(?<!\bnext )(?<!\ban )"
+    r"\banswer\b|\bAntwort\b|\brespuesta\b|\brépons?e\b|\bresposta\b|\brisposta\b|\bответ\b|答案|答え)"
     r"(?:[^\n.\d=:：]{0,40}?(?:\b(?:is|are|was|be|equals|ist|es|est|é|è)\b|[:：=是为は])(?:\s*[:：=])?|[\s*#]*\n|\s+(?=[-$\d]))",
     re.IGNORECASE,
 )
 _TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|\\[a-z]+|[<>]=|=>|->|\S")
 _BETWEEN_BOXES = re.compile(r"[^.!?\n]{0,60}")
 _SENTENCE_END = re.compile(r"[.!?;:\n](?=\s|$)")
-_FULL_STOP = re.compile(r"[.!?](?=\s)|;(?!\s+(?:this|that|which|it)\b)|\n")
+#: The end of a sentence whose next one says something new: not "6 sq. ft." nor "6. That is 2 more".
+_FULL_STOP = re.compile(r"[.!?](?=\s+[^a-z\s])(?!\s+(?:That|This) (?:is|was)\b)|;(?!\s+(?:this|that|which|it)\b)|\n")
 _CLAUSE = re.compile(r"[,;:()]")
+_RESULT = re.compile(r"(?:\s+[^\W\d_]+){0,2}\s+(?:left|remaining|remain|remains|in total|altogether|in all|total)\b")
 _ASIDE = re.compile(r"\s\($")  # "5 (3 + 2)"
 _READ_FOR_MARKERS = 16_000  # characters at the end of a text
 _MAX_GAP = 60
@@ -128,6 +131,7 @@ class _Statement:
     is_denied: bool  # "not 5", "rather than 5"
     is_remark: bool  # "(3 red)" behind another number
     is_equation: bool
+    is_result: bool  # "5 left", "a total of 5"
 
 
 def _last_stated(text: str) -> Fraction | None:
@@ -147,15 +151,16 @@ def _result(line: str, stated: Sequence[_Statement]) -> Fraction | None:
     That is the equation in "120/24 = 5 hours to read 120 pages", and what is left where a condition or a reason is put
     aside: "After 3 days, she has 18 because 9 + 9 = 18". None where two numbers may be meant: "6 for 3 days".
     """
-    gaps = [line[start:each.start] for start, each in zip([0, *(each.end for each in stated)], stated, strict=False)]
+    gaps = [line[start : each.start] for start, each in zip([0, *(each.end for each in stated)], stated, strict=False)]
     first = max((place for place, gap in enumerate(gaps) if place and _FULL_STOP.search(gap)), default=0)
     kept: list[tuple[_Statement, str]] = []
     for each, gap in zip(stated[first:], gaps[first:], strict=True):
         words = _tokens(gap)
         if kept and known.REASON & set(words):
             break
-        if known.CONCLUSION & set(words) or (words and words[-1] in known.VERBS and not known.REMARK & set(words)):
-            kept.clear()  # "so she has 5", "twice 7 is 14"
+        is_said_of = words and words[-1] in known.VERBS and not known.REMARK & set(words)
+        if known.CONCLUSION & set(words) or (is_said_of and kept and not known.VERBS & set(_tokens(kept[0][1]))):
+            kept.clear()  # "so she has 5", "twice 7 is 14", but not "Ann is 7 and Tim is 14"
         if not each.is_denied and not (each.is_remark and kept):
             kept.append((each, gap))
     equations = [place for place, (each, _) in enumerate(kept) if each.is_equation]
@@ -163,7 +168,8 @@ def _result(line: str, stated: Sequence[_Statement]) -> Fraction | None:
         kept = [kept[equations[-1]], *(pair for pair in kept[equations[-1] + 1 :] if not _is_beside(*pair))]
     else:
         kept = [pair for pair in kept if not _is_condition(*pair)] or kept
-    values = {each.value for each, _ in kept}
+    results = [pair for pair in kept if pair[0].is_result]
+    values = {each.value for each, _ in results or kept}
     return values.pop() if len(values) == 1 else None
 
 
@@ -174,7 +180,7 @@ def _is_condition(stated: _Statement, gap: str) -> bool:
 
 
 def _is_beside(stated: _Statement, gap: str) -> bool:
-    """Whether a number behind an equation belongs to it: "= 5 hours to read 120 pages", but not "= 5, which is 2 more"."""
+    """Whether a number behind an equation belongs to it: "= 5 hours to read 120 pages", not "= 5, which is 2 more"."""
     return not stated.is_equation and not (known.BREAKS | known.VERBS) & set(_tokens(gap))
 
 
@@ -203,21 +209,28 @@ def _statements(text: str) -> list[_Statement]:
 def _statement(text: str, before: int, numbers: Sequence[Quantity], links: Sequence[_Link]) -> _Statement:
     """Read numbers that belong together, with the words around them."""
     ahead = _tokens(_SENTENCE_END.split(text[max(before, numbers[0].start - _MAX_GAP) : numbers[0].start])[-1])[-4:]
-    behind = _tokens(text[numbers[-1].end : numbers[-1].end + 20])[:1]
+    behind_it = text[numbers[-1].end : numbers[-1].end + _MAX_GAP]
+    behind = [] if behind_it.lstrip().startswith("(") else _tokens(behind_it[:20])[:1]
     rather = ahead[-2:] in (["rather", "than"], ["instead", "of"], ["other", "than"])
     is_aside = before > 0 and _ASIDE.search(text[before : numbers[0].start]) is not None
     is_denied = _is_denied(ahead, "equals" in links) or rather
     is_counted = bool(ahead) and ahead[-1] in known.COUNTS and text[numbers[0].start - 1] == " "  # "three 6-packs"
-    is_open = is_counted or (behind and behind[0] in known.MORE) or "between" in ahead or (len(numbers) == 1 and _is_bound(ahead))
+    is_open = (
+        is_counted
+        or (behind and behind[0] in known.MORE)
+        or "between" in ahead
+        or (len(numbers) == 1 and _is_bound(ahead))
+    )
     # 7x = 14 says nothing of x yet.
     has_unknown = any(each.value is None and text[each.end - 1].isalpha() for each in numbers)
     value = None if is_open or has_unknown else _value(numbers, links)
     is_equation = "equals" in links or (bool(ahead) and ahead[-1] in known.EQUALS)
-    return _Statement(numbers[0].start, numbers[-1].end, value, is_denied, is_aside, is_equation)
+    is_result = ahead[-2:] in (["total", "of"], ["sum", "of"]) or _RESULT.match(behind_it) is not None
+    return _Statement(numbers[0].start, numbers[-1].end, value, is_denied, is_aside, is_equation, is_result)
 
 
 def _is_denied(ahead: Sequence[str], is_equation: bool) -> bool:
-    """Whether the words before a number say that it is not the one: "not 5", but not "without dreaming is 10 - 4 = 6"."""
+    """Whether the words before a number say that it is not the one: "not 5", but "without it, 5" does not."""
     for word in reversed(ahead[-1:] if is_equation else ahead[-3:]):
         if word in known.NOT or word.endswith(("n't", "n’t")):
             return True
