@@ -102,6 +102,11 @@ class Renderer:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """What the chat template writes behind an answer, up to the token that ends it."""
+        return (*self.text_ids(self._tail), self.terminator_id)
+
     def start_of(self, text: str, num_tokens: int) -> str:
         """Return the first tokens of a text, as text; a character cut in half is left out."""
         return self._plain(self.text_ids(text)[:num_tokens]).rstrip("\ufffd")

@@ -73,6 +73,7 @@ def test_prompt_and_target_begin_the_whole_conversation_and_the_target_gives_bac
             end = renderer.response_ids(text)[-1]
             assert renderer.tokenizer.convert_ids_to_tokens(end) == toy.end
             assert renderer.response_ids(text).count(end) == 1
+            assert renderer.end_ids[-1] == end
 
 
 @pytest.mark.parametrize("tokenizer", chat_toys.TOKENIZERS)
