@@ -13,8 +13,9 @@ from peft import PeftModel
 
 from onpolicy_sdft.data.mixing import mix, replayed_id
 from onpolicy_sdft.data.preflight import refuse_beyond_window
+from onpolicy_sdft.data.prepare import Prepared, prepare
 from onpolicy_sdft.data.sources import DemonstrationSet, load_demonstrations
-from onpolicy_sdft.data.views import Prepared, Renderer, prepare
+from onpolicy_sdft.data.views import Renderer
 from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.eval.runner import EvalSet
 from onpolicy_sdft.models.generation import settle_generation

@@ -13,7 +13,8 @@ from tokenizers import processors
 from onpolicy_sdft.config.schema import ContextConfig
 from onpolicy_sdft.data.chat_template import OwnMarkup
 from onpolicy_sdft.data.preflight import describe_lengths
-from onpolicy_sdft.data.views import Prepared, Renderer, prepare
+from onpolicy_sdft.data.prepare import Prepared, prepare
+from onpolicy_sdft.data.views import Renderer
 from onpolicy_sdft.errors import ConfigError, DataError, SdftError
 from onpolicy_sdft.types import Demonstration, Turn
 

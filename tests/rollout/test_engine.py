@@ -52,15 +52,15 @@ def test_ids_without_a_token_are_never_written_however_likely_they_are(grid, law
     assert tokens(ours) == tokens(theirs)
     assert max(itertools.chain(*tokens(ours))) < few
     for mine, other in zip(ours, theirs, strict=True):
-        assert mine.sampling_logprobs == pytest.approx(other.sampling_logprobs, abs=1e-6)
+        assert mine.sampling_logprobs == pytest.approx(other.sampling_logprobs, abs=1e-5)
         whole = torch.tensor([*mine.prompt_token_ids, *mine.token_ids])
         with torch.no_grad():
             logprobs = model(whole[None]).logits[0, len(mine.prompt_token_ids) - 1 : -1].log_softmax(-1)
         plain = logprobs.gather(-1, torch.tensor(mine.token_ids)[:, None])[:, 0]
-        assert mine.logprobs == pytest.approx(plain.tolist(), abs=1e-6)
+        assert mine.logprobs == pytest.approx(plain.tolist(), abs=1e-5)
         if law == SamplingLaw():
             left = logprobs[:, :few].logsumexp(-1)
-            assert mine.sampling_logprobs == pytest.approx((plain - left).tolist(), abs=1e-6)
+            assert mine.sampling_logprobs == pytest.approx((plain - left).tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
