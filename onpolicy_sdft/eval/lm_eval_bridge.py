@@ -119,6 +119,7 @@ class Harness:
 
         self.tasks = TaskManager(include_path=include_path)
         self.markup = OwnMarkup(control)
+        never_write_ids_without_a_token(model, tokenizer)
         self.model = _reading_rows_as_text(HFLM, self.markup)(
             pretrained=model, tokenizer=tokenizer, batch_size=batch_size
         )
@@ -213,6 +214,13 @@ def _reading_rows_as_text(language_model: Any, markup: OwnMarkup) -> Any:
             return padded["input_ids"][:, cut], padded["attention_mask"][:, cut]
 
     return PlainRows
+
+
+def never_write_ids_without_a_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Have ``generate`` leave out the ids behind the tokenizer's, where the vocabulary is padded."""
+    num_tokens, size = max(tokenizer.get_vocab().values()) + 1, model.config.get_text_config().vocab_size
+    if num_tokens < size and model.generation_config is not None:
+        model.generation_config.suppress_tokens = list(range(num_tokens, size))
 
 
 def require_lm_eval() -> None:

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from onpolicy_sdft.data.chat_template import OwnMarkup
 from onpolicy_sdft.errors import MissingDependencyError
@@ -12,6 +13,7 @@ from onpolicy_sdft.eval.lm_eval_bridge import (
     PRESETS,
     Pool,
     _reading_rows_as_text,
+    never_write_ids_without_a_token,
     plain,
     pool_accuracy,
     require_lm_eval,
@@ -130,6 +132,17 @@ def test_only_the_template_writes_control_tokens_of_a_harness_task(tokenizer):
     assert not control & set(model.tok_encode(SPELLED)), "without a chat template too"
     assert model.tok_encode(asked, left_truncate_len=3) == model.tok_encode(asked)[-3:]
     assert plain({"arguments": [asked]}, without=markup.mark)["arguments"] == [asked.replace(markup.mark, "")]
+
+
+def test_a_harness_never_has_ids_written_that_have_no_token(tiny_model, tokenizer):
+    model, num_tokens = tiny_model(), max(tokenizer.get_vocab().values()) + 1
+    with torch.no_grad():
+        model.get_output_embeddings().weight[num_tokens:] = 0.0
+        model.get_output_embeddings().weight[num_tokens:] += 100 * model.get_output_embeddings().weight[5]
+    ask = {"input_ids": torch.arange(1, 9)[None], "max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    assert int(model.generate(**ask)[0, 8:].max()) >= num_tokens
+    never_write_ids_without_a_token(model, tokenizer)
+    assert int(model.generate(**ask)[0, 8:].max()) < num_tokens
 
 
 def test_a_batch_of_a_harness_is_padded_as_before(tokenizer):
