@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -107,6 +108,34 @@ def broken(texts: Sequence[str], spelled: re.Pattern[str] | None) -> tuple[list[
         return text
 
     return [apart(text) for text in texts], seam
+
+
+class OwnMarkup:
+    """Tells a template's control tokens from those that texts spell, where another program tokenises rendered text.
+
+    What the template writes is put between marks that no text has; everything else is plain text.
+
+    Args:
+        names: Of the control tokens.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.mark = "".join(map(chr, (0xE000 + each for each in secrets.token_bytes(8))))
+        self._spelled = literals(names)
+
+    def render(self, contents: Sequence[str], render: Callable[[Sequence[str]], str]) -> str:
+        """Return what a template makes of texts, its own control tokens between marks."""
+        texts, seam = broken(contents, self._spelled)
+        rendered = render(texts)
+        if self._spelled is not None:
+            rendered = self._spelled.sub(lambda found: f"{self.mark}{found[0]}{self.mark}", rendered)
+        return rendered.replace(seam, "") if seam else rendered
+
+    def pieces(self, text: str) -> list[str]:
+        """Return what is tokenised piece by piece: more than one where plain text spells control tokens."""
+        parts = text.split(self.mark)
+        parts[::2], seam = broken(parts[::2], self._spelled)
+        return "".join(parts).split(seam) if seam else ["".join(parts)]
 
 
 def notes_on(tokenizer: PreTrainedTokenizerBase, markup: Markup, date: str) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onpolicy_sdft.data.views import Prepared
+from onpolicy_sdft.data.prepare import Prepared
 from onpolicy_sdft.errors import DataError
 
 

@@ -7,7 +7,8 @@ question, what a check says and the header of the answer stay whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from onpolicy_sdft.data.chat_template import ANSWER, QUESTION
 from onpolicy_sdft.data.neighbours import choose_neighbours
 from onpolicy_sdft.data.templates import TeacherContext, feedback_turns, shows_own
+from onpolicy_sdft.data.tokenising import read_ahead
 from onpolicy_sdft.errors import ConfigError, DataError
 from onpolicy_sdft.types import Demonstration, Feedback, Turn
 
@@ -106,7 +108,7 @@ class TeacherPrompts:
             shows_attempt: Whether feedback shows the attempt itself.
         """
         examples = self._examples[demonstration.example_id]
-        own = demonstration.response if self._shows_own else ""
+        own = self._own(demonstration)
         ids = partial(self._ids, demonstration, shows_attempt)
         for num_dropped in range(len(examples) - self._num_kept_examples + 1):
             last = examples[num_dropped:]
@@ -130,15 +132,26 @@ class TeacherPrompts:
             )
         return None if cut is None else Fitted(*cut, num_dropped, num_cut)
 
+    def fit_all(self, demonstrations: Sequence[Demonstration]) -> Iterator[tuple[Fitted | None, LeftOut | None]]:
+        """Yield the prompt of each demonstration (see :meth:`fit`), and what the chat template leaves out of it."""
+
+        def ahead(rows: Sequence[Demonstration]) -> AbstractContextManager[None]:
+            whole = [self._turns(each, self._own(each), self._examples[each.example_id]) for each in rows]
+            return self._renderer.ahead(((turns, "") for turns in whole), teacher=True)
+
+        for demonstration in read_ahead(demonstrations, ahead):
+            fitted = self.fit(demonstration)
+            yield fitted, None if fitted is None else self.left_out(demonstration, fitted)
+
     def whole_length(self, demonstration: Demonstration) -> int:
         """Return the tokens of a prompt with nothing cut."""
-        own = demonstration.response if self._shows_own else ""
+        own = self._own(demonstration)
         return len(self._ids(demonstration, False, own, self._examples[demonstration.example_id], None))
 
     def left_out(self, demonstration: Demonstration, fitted: Fitted) -> LeftOut | None:
         """Compare a prompt with the demonstrations it shows; None where the chat template writes them as they are."""
         others = self._examples[demonstration.example_id][fitted.num_dropped_examples :]
-        own = demonstration.response if self._shows_own else ""
+        own = self._own(demonstration)
         turns = self._turns(demonstration, own, others)
         text = self._renderer.teacher_text(turns)
         given = "".join(turn.content for turn in turns)
@@ -151,6 +164,9 @@ class TeacherPrompts:
         other_text = self._renderer.teacher_text(self._turns(demonstration, own and ANSWER, plain))
         expected = len(other_text) + sum(len(response) - len(ANSWER) for response in shown)
         return LeftOut(demonstration.example_id, max(1, expected - len(text)), sum(map(len, shown)))
+
+    def _own(self, demonstration: Demonstration) -> str:
+        return demonstration.response if self._shows_own else ""
 
     def _turns(self, demonstration: Demonstration, own: str, examples: Sequence[Demonstration]) -> list[Turn]:
         return self._context.turns(demonstration, own, examples, self._work(demonstration))

@@ -7,12 +7,10 @@ first tokens of the whole conversation as the chat template writes it, and the t
 
 from __future__ import annotations
 
-import hashlib
-from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
@@ -27,9 +25,9 @@ from onpolicy_sdft.data.chat_template import (
     reads_clock,
 )
 from onpolicy_sdft.data.refusals import not_a_prefix, not_the_response, spells_control
-from onpolicy_sdft.data.teacher_prompts import NO_TEACHER, LeftOut, TeacherPrompts
+from onpolicy_sdft.data.tokenising import TextIds
 from onpolicy_sdft.errors import ConfigError, DataError
-from onpolicy_sdft.types import Demonstration, Turn, Views
+from onpolicy_sdft.types import Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,6 +36,9 @@ if TYPE_CHECKING:
 
 #: Tokens of the prompt that a completion is decoded behind: some tokenizers write the first word of a text otherwise.
 _NUM_BEFORE = 4
+
+#: Turns, the template arguments they are rendered with, and whether up to the header of the next answer.
+_Conversation = tuple[tuple[Turn, ...], int, bool]
 
 
 class Renderer:
@@ -59,6 +60,9 @@ class Renderer:
         #: What the chat template sees, as ``context.date`` takes it; empty where it does not read the clock.
         self.date = date if reads_clock(str(tokenizer.chat_template)) else ""
         self._spelled = None
+        self._rendered: dict[_Conversation, list[str]] = {}  # those that are read ahead
+        #: Tokenises plain text, without special tokens.
+        self.text_ids = TextIds(tokenizer)
         self.markup = read_markup(tokenizer, self._rendered_by(config.student_template_kwargs))
         teacher = read_markup(tokenizer, self._rendered_by(config.teacher_template_kwargs))
         if self.markup.header != teacher.header:
@@ -72,6 +76,7 @@ class Renderer:
         self.terminator_id = eos if self.markup.end_id is None else self.markup.end_id
         self._markers: dict[tuple[str, ...], list[int]] = {}  # control tokens of conversations of such roles
         self._spelled = literals(self.markup.control.values())
+        self.text_ids.cut_at(self.markup.control.values(), self.markup.whole)
         self._lead_ids = self.text_ids(self.markup.lead)
         self._before = self.text_ids(self.markup.prompt)[-_NUM_BEFORE:]
         self._num_before = len(self._plain(self._before))
@@ -97,10 +102,32 @@ class Renderer:
         """Return the prompt with the demonstration as the chat template writes it."""
         return "".join(self._render(turns, self.config.teacher_template_kwargs, generation=True))
 
-    def text_ids(self, text: str) -> list[int]:
-        """Tokenise plain text, without special tokens."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+    @contextlib.contextmanager
+    def ahead(self, rows: Iterable[tuple[Sequence[Turn], str]], *, teacher: bool = False) -> Iterator[None]:
+        """Render and tokenise many conversations together; inside, asking for one of them costs little.
+
+        Args:
+            rows: Turns with the answer to them; an empty answer: the prompt alone is asked for.
+            teacher: Whether they are the teacher's.
+        """
+        kwargs = self.config.teacher_template_kwargs if teacher else self.config.student_template_kwargs
+        rendered: dict[_Conversation, list[str]] = {}
+        for turns, answer in rows:
+            rendered[tuple(turns), id(kwargs), True] = self._render(turns, kwargs, generation=True)
+            if answer:
+                said = (*turns, Turn("assistant", answer))
+                rendered[said, id(kwargs), False] = self._render(said, kwargs, generation=False)
+        self._rendered = rendered
+        try:
+            with self.text_ids.ahead(piece for pieces in rendered.values() for piece in pieces):
+                yield
+        finally:
+            self._rendered = {}
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """What the chat template writes behind an answer, up to the token that ends it."""
+        return (*self.text_ids(self._tail), self.terminator_id)
 
     def start_of(self, text: str, num_tokens: int) -> str:
         """Return the first tokens of a text, as text; a character cut in half is left out."""
@@ -203,13 +230,15 @@ class Renderer:
         return token in self.control_ids or token == self.tokenizer.eos_token_id
 
     def _plain(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return self.text_ids.text(ids)
 
     def _rendered_by(self, kwargs: dict[str, Any]) -> Callable[[Sequence[Turn], bool], str]:
         return lambda turns, generation: "".join(self._render(turns, kwargs, generation=generation))
 
     def _render(self, turns: Sequence[Turn], kwargs: dict[str, Any], *, generation: bool) -> list[str]:
         """Return the conversation as text; more than one piece where control tokens that turns spell are broken."""
+        if (known := self._rendered.get((tuple(turns), id(kwargs), generation))) is not None:
+            return known
         contents, seam = broken([turn.content for turn in turns], self._spelled)
         messages = [{"role": turn.role, "content": text} for turn, text in zip(turns, contents, strict=True)]
         if self.date:
@@ -259,122 +288,3 @@ def _moment(date: str) -> datetime:
         return datetime.fromisoformat(date)
     except ValueError as error:
         raise ConfigError(f"context.date={date!r} is no date. Fix: as in 2026-11-28.") from error
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A data set ready for training, with what was found when its rows were looked at."""
-
-    views: tuple[Views, ...]
-    dropped_ids: tuple[str, ...]  # examples that cannot fit, left out as configured
-    trimmed_ids: tuple[str, ...]  # examples whose shown demonstration was cut
-    prompts: TeacherPrompts  # what made the teacher's prompts, for those that tell of an attempt as well
-    bad_rows: tuple[str, ...] = ()  # one line per row whose texts cannot be rendered, left out on request
-    left_out: tuple[LeftOut, ...] = ()  # demonstrations that the chat template shows in part
-    notes: tuple[str, ...] = ()  # what should be known of the chat template
-
-    @property
-    def digest(self) -> str:
-        """Digest of the token ids of all prompts and targets: of what is read, whatever it was made from."""
-        found = hashlib.sha256()
-        for views in self.views:
-            found.update(views.demonstration.example_id.encode("utf-8", "backslashreplace"))
-            for ids in (views.student_ids, views.teacher_ids, views.response_ids):
-                found.update(len(ids).to_bytes(8) + array("I", ids).tobytes())
-        return found.hexdigest()
-
-
-def prepare(
-    demonstrations: Sequence[Demonstration],
-    renderer: Renderer,
-    config: ContextConfig,
-    seed: int,
-    work: Callable[[Demonstration], str] = lambda demonstration: "",
-    *,
-    asks_teacher: bool = True,
-    on_bad_row: Literal["error", "skip"] = "error",
-) -> Prepared:
-    """Build both views of every demonstration and make them fit, before any step is taken.
-
-    Args:
-        demonstrations: The data set.
-        renderer: Turns conversations into tokens.
-        config: How the teacher is shown demonstrations, and what has to fit.
-        seed: Of the choice of other examples.
-        work: What the task says the work of an answer is; see ``Task.work``.
-        asks_teacher: Whether the method has a teacher; without one there are no teacher's prompts, and none need fit.
-        on_bad_row: What to do with rows that the chat template does not write as they are.
-
-    Raises:
-        ConfigError: If the chat template cannot serve.
-        DataError: If rows are bad, or cannot fit and ``context.on_too_long`` is ``error``, or no row is left.
-    """
-    good, targets, bad_rows = _targets(demonstrations, renderer, config, on_bad_row)
-    prompts = TeacherPrompts(good, renderer, config, seed, work)
-    found: list[Views] = []
-    too_long: list[tuple[str, str]] = []
-    left_out: list[LeftOut] = []
-    for demonstration, (student_ids, response_ids) in zip(good, targets, strict=True):
-        fitted = prompts.fit(demonstration) if asks_teacher else NO_TEACHER
-        if len(student_ids) > config.max_student_tokens:
-            too_long.append((demonstration.example_id, f"bare prompt of {len(student_ids)} tokens"))
-        elif fitted is None:
-            length = prompts.whole_length(demonstration)
-            too_long.append((demonstration.example_id, f"teacher's prompt of {length} tokens, uncut"))
-        else:
-            cut = fitted.num_trimmed_tokens, fitted.num_dropped_examples
-            found.append(Views(demonstration, student_ids, fitted.token_ids, response_ids, *cut))
-            missing = prompts.left_out(demonstration, fitted) if asks_teacher else None
-            left_out += [missing] if missing else []
-    if too_long and config.on_too_long == "error":
-        raise DataError(_do_not_fit(too_long, len(good), config, asks_teacher=asks_teacher))
-    if not found:
-        raise DataError("No row fits in context.max_student_tokens and context.max_teacher_tokens.")
-    return Prepared(
-        views=tuple(found),
-        dropped_ids=tuple(name for name, _ in too_long),
-        trimmed_ids=tuple(v.demonstration.example_id for v in found if v.num_trimmed_tokens),
-        prompts=prompts,
-        bad_rows=tuple(bad_rows),
-        left_out=tuple(left_out),
-        notes=tuple(renderer.notes()),
-    )
-
-
-def _targets(
-    demonstrations: Sequence[Demonstration],
-    renderer: Renderer,
-    config: ContextConfig,
-    on_bad_row: Literal["error", "skip"],
-) -> tuple[list[Demonstration], list[tuple[tuple[int, ...], tuple[int, ...]]], list[str]]:
-    """Return the rows that can be learned as they are, their prompts and targets, and a line about each other row."""
-    good, targets, bad_rows = [], [], []
-    for demonstration in demonstrations:
-        if config.trim_responses:
-            demonstration = replace(demonstration, response=demonstration.response.strip())
-        try:
-            ids = renderer.target(demonstration.turns, demonstration.response)
-        except DataError as error:
-            message = f"{demonstration.origin or f'example {demonstration.example_id!r}'}: {error}"
-            if on_bad_row == "error":
-                raise DataError(f"{message}. Or leave bad rows out and count them: --data.on_bad_row skip.") from error
-            bad_rows.append(message)
-            continue
-        good.append(demonstration)
-        targets.append(ids)
-    if not good:
-        raise DataError(f"No row is left to learn: {len(bad_rows)} are bad. The first: {bad_rows[0]}.")
-    return good, targets, bad_rows
-
-
-def _do_not_fit(
-    too_long: Sequence[tuple[str, str]], num_rows: int, config: ContextConfig, *, asks_teacher: bool
-) -> str:
-    limits = f"context.max_student_tokens={config.max_student_tokens}"
-    if asks_teacher:
-        limits += f" and context.max_teacher_tokens={config.max_teacher_tokens} even with all cut that may be cut"
-    listed = ", ".join(f"{name} ({length})" for name, length in too_long[:5])
-    return (
-        f"{len(too_long)} of {num_rows} rows do not fit in {limits}: {listed}{', ...' if len(too_long) > 5 else ''}. "
-        "Raise the limits, or leave these rows out and count them: --context.on_too_long drop."
-    )

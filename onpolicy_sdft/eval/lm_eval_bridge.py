@@ -9,11 +9,12 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onpolicy_sdft.data.chat_template import OwnMarkup
 from onpolicy_sdft.errors import ConfigError, DataError, MissingDependencyError
 from onpolicy_sdft.runs.files import dumps_strict
 
@@ -98,6 +99,7 @@ class Harness:
         tokenizer: Its tokenizer.
         include_path: Directory of further tasks; None: those of the library alone.
         batch_size: Requests of one forward.
+        control: Names of the tokens that are markup of the chat template, and never text of a row.
 
     Raises:
         MissingDependencyError: If the library is not installed.
@@ -109,13 +111,18 @@ class Harness:
         tokenizer: PreTrainedTokenizerBase,
         include_path: str | None,
         batch_size: int,
+        control: Iterable[str],
     ) -> None:
         require_lm_eval()
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
         self.tasks = TaskManager(include_path=include_path)
-        self.model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        self.markup = OwnMarkup(control)
+        never_write_ids_without_a_token(model, tokenizer)
+        self.model = _reading_rows_as_text(HFLM, self.markup)(
+            pretrained=model, tokenizer=tokenizer, batch_size=batch_size
+        )
 
     def check(self, names: Sequence[str]) -> None:
         """Refuse names that no task, group or tag has.
@@ -163,7 +170,57 @@ class Harness:
                 f"lm-eval cannot get the data of {name!r}: {' '.join(str(error).split())[:300]}. Without a hub, take "
                 "tasks that read local files: --include_path DIR."
             ) from error
-        return results_of(plain(found))
+        return results_of(plain(found, without=self.markup.mark))
+
+
+def _reading_rows_as_text(language_model: Any, markup: OwnMarkup) -> Any:
+    """Return the harness's kind of model, for which only the chat template writes control tokens."""
+
+    class PlainRows(language_model):  # type: ignore[misc]
+        def apply_chat_template(self, chat_history: Sequence[Mapping[str, str]], *args: Any, **kwargs: Any) -> str:
+            def render(contents: Sequence[str]) -> str:
+                said = [{**turn, "content": text} for turn, text in zip(chat_history, contents, strict=True)]
+                return str(super(PlainRows, self).apply_chat_template(said, *args, **kwargs))
+
+            return markup.render([turn["content"] for turn in chat_history], render)
+
+        def tok_encode(
+            self,
+            string: str,
+            add_special_tokens: bool | None = None,
+            left_truncate_len: int | None = None,
+            **kwargs: Any,
+        ) -> list[int]:
+            encode = super().tok_encode
+            first, *others = markup.pieces(string)
+            ids = list(encode(first, add_special_tokens=add_special_tokens, **kwargs))
+            for piece in others:
+                ids += encode(piece, add_special_tokens=False, **kwargs)
+            return ids[-left_truncate_len:] if left_truncate_len else ids
+
+        def tok_batch_encode(
+            self,
+            strings: Sequence[str],
+            padding_side: str = "left",
+            left_truncate_len: int | None = None,
+            truncation: bool = False,
+        ) -> tuple[Any, Any]:
+            if not any(len(markup.pieces(each)) > 1 for each in strings):
+                whole = ["".join(markup.pieces(each)) for each in strings]
+                return tuple(super().tok_batch_encode(whole, padding_side, left_truncate_len, truncation))
+            ids = {"input_ids": [self.tok_encode(each) for each in strings]}
+            padded = self.tokenizer.pad(ids, padding="longest", padding_side=padding_side, return_tensors="pt")
+            cut = slice(-left_truncate_len if left_truncate_len else None, None)
+            return padded["input_ids"][:, cut], padded["attention_mask"][:, cut]
+
+    return PlainRows
+
+
+def never_write_ids_without_a_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Have ``generate`` leave out the ids behind the tokenizer's, where the vocabulary is padded."""
+    num_tokens, size = max(tokenizer.get_vocab().values()) + 1, model.config.get_text_config().vocab_size
+    if num_tokens < size and model.generation_config is not None:
+        model.generation_config.suppress_tokens = list(range(num_tokens, size))
 
 
 def require_lm_eval() -> None:
@@ -180,9 +237,11 @@ def require_lm_eval() -> None:
         ) from error
 
 
-def plain(found: Any) -> Any:
-    """Turn what the harness returns into what strict JSON can hold."""
-    return json.loads(dumps_strict(json.loads(json.dumps(found, default=_plain_value))))
+def plain(found: Any, without: str = "") -> Any:
+    """Turn what the harness returns into what strict JSON can hold, without the marks of a template's own tokens."""
+    text = json.dumps(found, default=_plain_value)
+    text = text.replace(json.dumps(without)[1:-1], "") if without else text
+    return json.loads(dumps_strict(json.loads(text)))
 
 
 def _plain_value(value: Any) -> Any:

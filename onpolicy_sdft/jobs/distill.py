@@ -15,7 +15,8 @@ from onpolicy_sdft.config.check_method import live_options_set
 from onpolicy_sdft.config.load import dump_config
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
 from onpolicy_sdft.jobs.method import make_pairing, make_review, make_sampling, make_screen, make_teacher
-from onpolicy_sdft.jobs.parts import load_chat, load_rows, make_views, print_preflight, show_writing
+from onpolicy_sdft.jobs.parts import load_chat, load_rows, make_views, show_writing
+from onpolicy_sdft.jobs.preflight import print_preflight
 from onpolicy_sdft.jobs.preview import choose_rows, look
 from onpolicy_sdft.offline.distill import Judge, LegacyJudge, ScreenJudge, count_rows, distill
 from onpolicy_sdft.offline.file import FILE_NAME
@@ -58,7 +59,7 @@ def run_distill(config: RunConfig, command: Sequence[str], say: Callable[[str], 
     task, loaded = load_rows(config)
     chat = load_chat(config, say)
     data = make_views(config, chat, task, loaded)
-    print_preflight(data, config, say)
+    print_preflight(data, config, chat, say, screens=config.distill.rules == "default")
     if config.distill.rules == "legacy":
         for view in data.prepared.views:  # a row that its rules cannot judge is found before anything is written
             legacy_agrees(view.demonstration.response, view.demonstration, config.task.name)

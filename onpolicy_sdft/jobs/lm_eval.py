@@ -90,7 +90,9 @@ def run_lm_eval(target: str, options: LmEvalOptions, output: Path | None, say: S
     finished = load_run(target, say) if is_run(target) else load_model(target, RunConfig(), say)
     directory = output or _default_directory(finished, target)
     identity = _identity(finished, options, preset)
-    harness = Harness(_whole(finished), finished.chat.loaded.tokenizer, options.include_path, options.batch_size)
+    chat = finished.chat
+    control = chat.renderer.markup.control.values()
+    harness = Harness(_whole(finished), chat.loaded.tokenizer, options.include_path, options.batch_size, control)
     harness.check(names)
     results: dict[str, TaskResult] = {}
     for name in names:

@@ -151,7 +151,12 @@ def make_screen(config: RunConfig, chat: Chat, data: Data, num_workers: int | No
     template = config.context.template
     mentions = Mentions(config.screening.banned_phrases, template, template_wording(template))
     renderer = chat.renderer
-    return Screen(config.screening, data.task, renderer.decode, num_workers, mentions, renderer.controls)
+    end_ids = renderer.end_ids
+    if config.objective.name != "nll":  # recorded token by token: none is added
+        end_ids = end_ids[-1:]
+    if config.objective.name == "sampled_reverse_kl":  # what was recorded of a sampled token holds for that one alone
+        end_ids = ()
+    return Screen(config.screening, data.task, renderer.decode, num_workers, mentions, renderer.controls, end_ids)
 
 
 def make_review(

@@ -12,9 +12,10 @@ import torch
 from peft import PeftModel
 
 from onpolicy_sdft.data.mixing import mix, replayed_id
-from onpolicy_sdft.data.preflight import describe_lengths, refuse_beyond_window
+from onpolicy_sdft.data.preflight import refuse_beyond_window
+from onpolicy_sdft.data.prepare import Prepared, prepare
 from onpolicy_sdft.data.sources import DemonstrationSet, load_demonstrations
-from onpolicy_sdft.data.views import Prepared, Renderer, prepare
+from onpolicy_sdft.data.views import Renderer
 from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.eval.runner import EvalSet
 from onpolicy_sdft.models.generation import settle_generation
@@ -25,7 +26,7 @@ from onpolicy_sdft.rollout.engine import EngineOptions, RolloutEngine
 from onpolicy_sdft.rollout.hf import Together
 from onpolicy_sdft.rollout.hf_trial import hf_backend
 from onpolicy_sdft.rollout.weights import LocalWeights
-from onpolicy_sdft.runs.progress import Progress, print_table
+from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.tasks import load_task, work_of
 from onpolicy_sdft.tasks.mixed import MixedTask
 from onpolicy_sdft.types import ONE_RANK, Advance, Ranks, SamplingLaw
@@ -71,6 +72,11 @@ class Chat:
         """Any valid id for padding; masks tell it from text."""
         tokenizer = self.loaded.tokenizer  # not given one here: it is exported as it came
         return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+
+    @property
+    def num_tokens(self) -> int:
+        """Ids from here on have no token: embeddings are often padded to a round size."""
+        return max(*self.loaded.tokenizer.get_vocab().values(), *self.terminators) + 1
 
     def backend(
         self,
@@ -122,7 +128,7 @@ class Chat:
             )  # fmt: skip
             weights = LocalWeights.on_device(model, config.merge_adapter, config.decode_copy, attention)
             try:
-                return RolloutEngine(model, self.terminators, weights, options, say)
+                return RolloutEngine(model, self.terminators, weights, options, say, self.num_tokens)
             except UnsupportedModel as error:
                 say(f"rollouts go through transformers' generate: {type(inner_model(model)).__name__}: {error}")
         return self._hf_backend(model, batch_size, config.merge_adapter, say)
@@ -130,7 +136,9 @@ class Chat:
     def _hf_backend(
         self, model: PreTrainedModel | PeftModel, batch_size: int, merge_adapter: bool, say: Say
     ) -> RolloutBackend:
-        return hf_backend(model, self.terminators, self.pad_token_id, batch_size, merge_adapter, self.together, say)
+        return hf_backend(
+            model, self.terminators, self.pad_token_id, batch_size, merge_adapter, self.together, say, self.num_tokens
+        )
 
 
 def load_chat(
@@ -239,26 +247,6 @@ def load_eval_sets(configs: Sequence[EvalSetConfig], section: str = "eval.sets")
         rows = load_demonstrations(item.data, task, section=f"{section}[{index}].data")
         found.append(EvalSet(item.label, rows.demonstrations, task, item.max_new_tokens, item.retention))
     return found
-
-
-def print_preflight(data: Data, config: RunConfig, say: Say) -> None:
-    """Show where the data came from, how long both views are, and what was cut or left out."""
-    loaded, prepared = data.loaded, data.prepared
-    say(f"{len(prepared.views)} demonstrations from {loaded.where}")
-    for message in loaded.skipped[:5]:
-        say(f"warning: skipped {message}")
-    if loaded.skipped:
-        say(f"warning: {len(loaded.skipped)} bad rows were skipped (data.on_bad_row=skip)")
-    for what, number in loaded.unread.items():
-        say(f"warning: not read in {number} of the rows: {what}")
-    rows, warnings = describe_lengths(prepared, config.rollout.max_new_tokens)
-    print_table(
-        "lengths in tokens",
-        ["view", "min", "median", "p95", "max", "histogram"],
-        [(r.name, str(r.smallest), str(r.median), str(r.p95), str(r.largest), r.histogram) for r in rows],
-    )
-    for warning in warnings:
-        say(f"warning: {warning}")
 
 
 def sampling_law(config: RolloutConfig) -> SamplingLaw:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from onpolicy_sdft.data.order import permutation
+from onpolicy_sdft.data.prepare import prepare
 from onpolicy_sdft.data.sources import load_demonstrations
 from onpolicy_sdft.data.templates import TeacherContext
-from onpolicy_sdft.data.views import prepare
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.probe import (
     BARE,

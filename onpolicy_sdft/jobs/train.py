@@ -43,11 +43,11 @@ from onpolicy_sdft.jobs.parts import (
     load_eval_sets,
     load_rows,
     make_views,
-    print_preflight,
     refuse_unaskable,
     say_nothing,
     show_writing,
 )
+from onpolicy_sdft.jobs.preflight import print_preflight
 from onpolicy_sdft.jobs.preview import keep_look, look, preview_of, refresh_run, restore_look
 from onpolicy_sdft.jobs.start import (
     Start,
@@ -157,7 +157,7 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     refuse_unaskable(chat, [*sets, *validation, *gated])
     plan = make_plan(config.train, len(data.prepared.views), backend.num_ranks)
     if backend.rank == 0:
-        print_preflight(data, config, say)
+        print_preflight(data, config, chat, say, screens=config.train.targets == "policy")
     if backend.rank == 0 and chat.loaded.model.device.type == backend.device.type:
         with backend.autocast():
             _say_turn_end(config, chat, data, say)

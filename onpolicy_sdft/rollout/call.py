@@ -95,11 +95,13 @@ class Call:
     def _lay_out_requests(self) -> None:
         """Put the laws and keys of all requests into tensors, a row each; make room for partners if any has one."""
         vocab_size = head_of(self.model).weight_VD.shape[0]
+        num_tokens = min(self.engine.num_tokens or vocab_size, vocab_size)
         laws = [request.law or self.law for request in self.requests] or [self.law]
-        self.laws = RowLaws.of(laws, vocab_size, self.device)
+        self.laws = RowLaws.of(laws, num_tokens, self.device)
         self.pool.laws = replace(
             self.pool.laws,
             is_raw=self.laws.is_raw, is_filtered=self.laws.is_filtered, is_penalised=self.laws.is_penalised,
+            num_tokens=num_tokens,
         )  # fmt: skip
         self.words_R2 = key_words([request.key for request in self.requests]).to(self.device)
         blends = [request.blend for request in self.requests if request.blend is not None]

@@ -71,6 +71,7 @@ class RolloutEngine:
         weights: What to decode from.
         options: How to work.
         say: Told how large the first call's slots are, and when memory for as many cannot be had.
+        num_tokens: Ids from here on have no token and are never drawn; None: all have one.
 
     Raises:
         UnsupportedModel: If the model cannot be served; transformers' ``generate`` can (see ``hf.py``).
@@ -83,12 +84,14 @@ class RolloutEngine:
         weights: WeightsView,
         options: EngineOptions,
         say: Callable[[str], None] = lambda text: None,
+        num_tokens: int | None = None,
     ) -> None:
         self.model = model
         self.terminators = tuple(terminators)
         self.weights = weights
         self.options = options
         self.say = say
+        self.num_tokens = num_tokens
         self.stats = RolloutStats()
         self.acceptance = Acceptance()
         self.costs: StepCosts | None = None

@@ -55,6 +55,7 @@ class HFBackend:
         batch_size: Completions written at once.
         merge_adapter: Decode from a merged scratch copy of the LoRA-targeted linears.
         together: How ranks write together; None: each for itself.
+        num_tokens: Ids from here on have no token and are never drawn; None: all have one.
     """
 
     def __init__(
@@ -65,8 +66,10 @@ class HFBackend:
         batch_size: int,
         merge_adapter: bool = True,
         together: Together | None = None,
+        num_tokens: int | None = None,
     ) -> None:
         self.together = together
+        self.num_tokens = num_tokens
         self.model = model
         self.terminators = tuple(terminators)
         self.pad_token_id = pad_token_id
@@ -140,7 +143,7 @@ class HFBackend:
         for row, prompt in enumerate(prompts):
             input_ids_RT[row, longest - len(prompt) :] = torch.tensor(prompt, dtype=torch.int64)
             mask_RT[row, longest - len(prompt) :] = 1
-        drawing = _KeyedDrawing(requests, law, longest, self.terminators, on_progress, record)
+        drawing = _KeyedDrawing(requests, law, longest, self.terminators, on_progress, record, self.num_tokens)
         # A blank config: the checkpoint's own would fill every unset field (top_k, repetition penalty, ...).
         own_config = model.generation_config
         model.generation_config = GenerationConfig()
@@ -246,8 +249,10 @@ class _KeyedDrawing(LogitsProcessor):
         terminators: tuple[int, ...],
         on_progress: OnProgress,
         record: Record,
+        num_tokens: int | None,
     ) -> None:
         self.requests = requests
+        self.num_tokens = num_tokens
         self.record = record
         self.hidden: list[torch.Tensor] = []  # a step each, [R, D]
         self.top: list[TopLogprobs] = []  # a step each, [B, K]
@@ -288,6 +293,8 @@ class _KeyedDrawing(LogitsProcessor):
 
     def _process(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Put each row through its own law, with its own prefix and without the padding before it."""
+        if self.num_tokens is not None and self.num_tokens < scores.shape[-1]:
+            scores = scores[:, : self.num_tokens]
         if not any(len(group) for group, _ in self.groups):
             return scores
         processed = scores.clone()

@@ -32,6 +32,7 @@ def hf_backend(
     merge_adapter: bool,
     together: Together | None,
     say: Callable[[str], None],
+    num_tokens: int | None = None,
 ) -> HFBackend:
     """Return the backend over ``generate``, tried: with the batch that is asked for, else of one text at a time.
 
@@ -39,14 +40,14 @@ def hf_backend(
         ModelError: If texts written alone are wrong as well.
     """
     name = type(inner_model(model)).__name__
-    backend = HFBackend(model, terminators, pad_token_id, batch_size, merge_adapter, together)
+    backend = HFBackend(model, terminators, pad_token_id, batch_size, merge_adapter, together, num_tokens)
     off = how_far_generate_is_off(backend)
     if off and batch_size > 1:
         say(
             f"warning: transformers' generate is {off:.2g} (relative) off {name}'s own hidden states where texts of "
             "different lengths share a batch: they are written one at a time"
         )
-        backend = HFBackend(model, terminators, pad_token_id, 1, merge_adapter, together)
+        backend = HFBackend(model, terminators, pad_token_id, 1, merge_adapter, together, num_tokens)
         off = how_far_generate_is_off(backend)
     if off:
         raise ModelError(

@@ -51,7 +51,7 @@ class RowLaws:
     """The sampling laws of a batch, a row each."""
 
     temperature_B: torch.Tensor  # 1 where greedy
-    top_k_B: torch.Tensor  # V where all are kept
+    top_k_B: torch.Tensor  # ``num_tokens`` where all are kept
     top_p_B: torch.Tensor
     min_p_B: torch.Tensor
     greedy_B: torch.Tensor
@@ -59,10 +59,11 @@ class RowLaws:
     is_raw: bool  # every row is the model's own law, or greedy
     is_filtered: bool  # some row leaves tokens out
     is_penalised: bool  # some row looks at its prefix
+    num_tokens: int  # ids from here on have no token, where the vocabulary is padded: they are never drawn
 
     @staticmethod
-    def of(laws: Sequence[SamplingLaw], vocab_size: int, device: torch.device) -> RowLaws:
-        """Lay out laws as tensors."""
+    def of(laws: Sequence[SamplingLaw], num_tokens: int, device: torch.device) -> RowLaws:
+        """Lay out laws over the ids below ``num_tokens`` as tensors."""
 
         def column(values: list[float] | list[int] | list[bool]) -> torch.Tensor:
             return torch.tensor(values, device=device)
@@ -70,7 +71,7 @@ class RowLaws:
         drawn = [law for law in laws if not law.greedy]
         return RowLaws(
             temperature_B=column([1.0 if law.greedy else float(law.temperature) for law in laws]),
-            top_k_B=column([min(law.top_k, vocab_size) or vocab_size for law in laws]),
+            top_k_B=column([min(law.top_k, num_tokens) or num_tokens for law in laws]),
             top_p_B=column([float(law.top_p) for law in laws]),
             min_p_B=column([float(law.min_p) for law in laws]),
             greedy_B=column([law.greedy for law in laws]),
@@ -78,6 +79,7 @@ class RowLaws:
             is_raw=all(law in (SamplingLaw(), SamplingLaw(temperature=0.0)) for law in laws),
             is_penalised=any(law.repetition_penalty != 1.0 for law in laws),
             is_filtered=any(law.top_k > 0 or law.top_p < 1.0 or law.min_p > 0.0 for law in drawn),
+            num_tokens=num_tokens,
         )
 
     def __getitem__(self, rows: torch.Tensor) -> RowLaws:
@@ -85,6 +87,7 @@ class RowLaws:
         return RowLaws(
             self.temperature_B[rows], self.top_k_B[rows], self.top_p_B[rows], self.min_p_B[rows],
             self.greedy_B[rows], self.penalty_B[rows], self.is_raw, self.is_filtered, self.is_penalised,
+            self.num_tokens,
         )  # fmt: skip
 
     def put(self, rows: torch.Tensor, others: RowLaws, other_rows: torch.Tensor) -> None:
@@ -95,11 +98,16 @@ class RowLaws:
     def process(self, logits_BV: torch.Tensor, num_candidates: int | None = CANDIDATES) -> torch.Tensor:
         """Scale and filter each row by its own law; equal to transformers' warpers but for ties, which are kept.
 
+        Ids without a token are left out first, as every filter leaves tokens out: what a token was drawn from is over
+        the others, what the model says of it is over all.
+
         Args:
             logits_BV: float32 or wider.
             num_candidates: Sort this many likeliest tokens first, and all of them only if they do not settle every
                 row; None sorts all at once and reads nothing back from the device.
         """
+        if self.num_tokens < logits_BV.shape[-1]:
+            logits_BV = logits_BV[:, : self.num_tokens]
         if self.is_raw:
             return logits_BV
         scaled_BV = logits_BV / self.temperature_B[:, None].to(logits_BV.dtype)
@@ -176,7 +184,8 @@ def draw(
 
     Args:
         logits_BV: The model's logits, float32 or wider, finite.
-        processed_BV: Logits of the law to draw from; ``logits_BV`` itself where that is the model's own.
+        processed_BV: Logits of the law to draw from, of all ids or the first ones; ``logits_BV`` itself where that is
+            the model's own.
         greedy_B: Rows that take the likeliest token instead.
         words_B2: Noise key words of the rows.
         positions_B: Index of the token within each completion.

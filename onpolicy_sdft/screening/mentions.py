@@ -1,16 +1,19 @@
 """Talk about the demonstration: what only the teacher's prompt explains, and a reader of the bare prompt cannot follow.
 
-Phrases are data (``mentions.jsonl``), by context template and language. One rule needs no list: a run of words of the
-template's own wording. What the prompt or the demonstration says itself may be said.
+Phrases are data (``mentions.jsonl``), by context template and language: ``asked`` is what a prompt may ask for that
+explains a phrase; with ``opening`` one tells of the demonstration only before a text has said anything of its own. One
+rule needs no list: a run of words of the template's own wording. What the prompt or the demonstration says itself may
+be said.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from onpolicy_sdft.types import Demonstration
 
@@ -20,6 +23,8 @@ _ANY = "any"
 _NOT_A_WORD = re.compile(r"[\W_]+")
 _WORD = re.compile(r"[\u3040-\u9fff\uac00-\ud7af]|[^\W_]+?(?=[\u3040-\u9fff\uac00-\ud7af]|[\W_]|$)|\n")
 _SENTENCE_END = re.compile(r"[.!?:;,\n]+")
+#: What a row marked as an opening is looked for behind: later, a text speaks of its own work.
+_OPENING_WORDS = 8
 #: What a prompt may show as well; then talk of it tells nothing.
 _SHOWN = frozenset({"example", "demonstration", "sample", "reference", "guide"})
 #: A run of the wording gives it away with so many words, of which so many are new. A word of a script without blanks
@@ -38,6 +43,7 @@ class Mentions:
 
     def __init__(self, phrases: Sequence[str], template: str = "", wording: str = "") -> None:
         self.phrases = phrases
+        self._rows = _rows(template)
         self._patterns = _patterns(template)
         self._wording: list[str] = []
         for sentence in _SENTENCE_END.split(wording.casefold()):
@@ -55,8 +61,11 @@ class Mentions:
                 return phrase
         plain, known_plain = _plain(lowered), _plain(known)
         for found in self._patterns.finditer(plain):
-            if not _is_explained(found.group(), known_plain):
-                return found.group()
+            row = self._rows[int(str(found.lastgroup).removeprefix("row_"))]
+            is_late = row.get("opening") and plain.count(" ", 0, found.start()) > _OPENING_WORDS
+            if is_late or _is_explained(found.group(), known_plain) or _is_asked(row, known):
+                continue
+            return found.group()
         return self._wording_in(lowered, known)
 
     def _wording_in(self, text: str, known: str) -> str | None:
@@ -82,12 +91,23 @@ def _is_explained(phrase: str, known: str) -> bool:
     return any(re.search(rf"\b{word}s?\b", known) for word in _SHOWN & set(phrase.split()))
 
 
+def _is_asked(row: Mapping[str, Any], known: str) -> bool:
+    """Whether the prompt asks for what a phrase tells of: a rewritten email, whether a solution is right."""
+    return "asked" in row and re.search(rf"(?<![a-zà-ÿ])(?:{row['asked']})", known) is not None
+
+
 @cache
-def _patterns(template: str) -> re.Pattern[str]:
-    """Return the phrases of a template as one pattern over plain text."""
+def _rows(template: str) -> Sequence[Mapping[str, Any]]:
+    """Return the rows of phrases of a template; those of any first."""
     with _PHRASES.open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
-    phrases = "|".join(row["phrase"] for row in rows if row["template"] in (_ANY, template))
+    return [row for row in rows if row["template"] in (_ANY, template)]
+
+
+@cache
+def _patterns(template: str) -> re.Pattern[str]:
+    """Return the phrases of a template as one pattern over plain text, with a group for each row."""
+    phrases = "|".join(f"(?P<row_{place}>{row['phrase']})" for place, row in enumerate(_rows(template)))
     return re.compile(rf"(?<![a-zà-ÿа-я])(?:{phrases})(?![a-zà-ÿа-я])")
 
 

@@ -39,6 +39,8 @@ class Screen:
         num_workers: Checks run at once; None: as many as there are cores, less one.
         mentions: Finds talk about the demonstration; None: by the phrases of the config and those of any template.
         controls: Names of the control tokens inside a completion, its end left out.
+        end_ids: What the chat template writes behind an answer: a kept text that stopped at another token is learned
+            with this end. Empty: with its own.
     """
 
     def __init__(
@@ -49,12 +51,14 @@ class Screen:
         num_workers: int | None = None,
         mentions: Mentions | None = None,
         controls: Callable[[Sequence[int]], Sequence[str]] = lambda token_ids: (),
+        end_ids: Sequence[int] = (),
     ) -> None:
         self.config = config
         self.task = task
         self.check = Checker(task, config.max_check_errors)
         self.mentions = Mentions(config.banned_phrases) if mentions is None else mentions
         self.controls = controls
+        self.end_ids = tuple(end_ids)
         self.decode = decode
         self.num_workers = num_free_cores() if num_workers is None else num_workers
         # A text whose check failed is treated as one that fails its check.
@@ -130,6 +134,14 @@ class Screen:
         share = self.config.answer_only_ratio
         return self.bare is not None and is_answer_only(num_tokens, num_steps(text), num_reference, self.bare, share)
 
+    def _ended(self, rollout: Rollout) -> tuple[int, ...]:
+        """Return the tokens of a rollout as they are learned: with the template's own end, whatever it stopped at."""
+        if rollout.finish_reason != "stop" or rollout.token_ids[-1:] == self.end_ids[-1:] or not self.end_ids:
+            return rollout.token_ids
+        said, before = rollout.token_ids[:-1], self.end_ids[:-1]
+        has_it = said[len(said) - len(before) :] == before
+        return (*said, *(self.end_ids[-1:] if has_it else self.end_ids))
+
     def judge(self, views: Views, rollout: Rollout | None, attempt: int) -> Target:
         """Return what is learned of one draw, as far as its own text tells."""
         if rollout is None:
@@ -140,7 +152,7 @@ class Screen:
             return Target(views, (), text, "drop", views.feedback.drop, rollout, attempt, correct=is_right)
         result = cache(lambda: self.check(text, views.demonstration))
         reason = self.reason(views, rollout, text, result)
-        target = Target(views, rollout.token_ids, text, "keep", "", rollout, attempt)
+        target = Target(views, self._ended(rollout), text, "keep", "", rollout, attempt)
         # The check is worth asking also of a whole text that is refused.
         if self.verdicts["check"] != "keep" and reason not in ("empty", "truncated", "control", "looping"):
             target = replace(target, correct=result().correct)

@@ -12,7 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from onpolicy_sdft.tasks.plain_text import CHANGED_MIND, braced, plain_characters, without_thoughts, without_wrappers
+from onpolicy_sdft.tasks.denials import is_denied_after, is_denied_before, speaks_against
+from onpolicy_sdft.tasks.plain_text import (
+    CHANGED_MIND,
+    NEXT_QUESTION,
+    braced,
+    plain_characters,
+    without_thoughts,
+    without_wrappers,
+)
 
 _MARKER = re.compile(
     r"\\boxed\s*\{|<answer>|\#{4}"
@@ -26,29 +34,14 @@ _MARKER = re.compile(
 #: What follows explains the pick; the options it names are not picked.
 _EXPLAINS = re.compile(
     r"\b(?:because|since|as (?:it|the|they|this|that|he|she|all|only)|which|who|where|while|whereas|although|though"
-    r"|due to|given that|for (?:the|its)|unlike|compared|so that|even)\b|;|—",
+    r"|due to|given that|for (?:the|its)|unlike|compared|so that|even)\b"
+    r"|;(?!\s*(?:maybe|perhaps|possibly|or|and|also)\b|\s*\(?[A-Z]\b)|—",
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)|\n+")
 _OPTION_WORD = re.compile(
     r"(?:\b(?:options?|choices?|answers?|letters?|pick|choose|chose|select|selected|say|with|for|is|be|was|it|to)"
     r"|['’]s)\s*:?\s*[\"'(]*$",
-    re.IGNORECASE,
-)
-_NEGATION = re.compile(
-    r"(?:\b(?:not|never|neither|nor|isn['’]t|aren['’]t|wasn['’]t|wouldn['’]t|won['’]t|don['’]t|doesn['’]t|didn['’]t"
-    r"|can['’]?t|cannot|couldn['’]t|shouldn['’]t|except|excluding|without|eliminate[sd]?|exclude[sd]?"
-    r"|reject(?:ed)?|avoid|doubt|hardly|no circumstances)\b"
-    r"|\brul(?:e|ed|es|ing) out\b|\b(?:rather than|instead of|other than|no longer|anything but|all but)\b)"
-    r"(?:\s+[\w'’]+){0,4}\W*$",
-    re.IGNORECASE,
-)
-_TURN = re.compile(r"\b(?:but|instead)\b|[,.:;]", re.IGNORECASE)
-_ALL_BUT = re.compile(r"\b(?:anything|everything|all|any) but\W*$", re.IGNORECASE)
-_DENIED_AFTER = re.compile(
-    r"[)\]\"'.:*]*\s*(?:\?|(?:(?:is|are|was|were|seems?|looks?|can|could|would|does|do|must)\s*(?:be\s+)?(?:both\s+|also\s+"
-    r"|clearly\s+|definitely\s+|probably\s+)?(?:not\b|n['’]t\b|never\b|wrong|incorrect|false|out\b|ruled out|eliminated"
-    r"|excluded|impossible|unlikely|doubtful)|(?:isn|aren|wasn|can|couldn|doesn|don|won)['’]t\b|cannot\b))",
     re.IGNORECASE,
 )
 #: Behind a lone capital that is a word as well ("A", "I"): then it is a letter.
@@ -88,16 +81,31 @@ def chosen_label(text: str, choices: Mapping[str, str]) -> str | None:
         The label, or None.
     """
     text = _readable(without_thoughts(text))
+    if (other := NEXT_QUESTION.search(text)) and _MARKER.search(text, 0, other.start()):
+        text = text[: other.start()]
     markers = list(_MARKER.finditer(text, max(0, len(text) - _READ_FOR_MARKERS)))
     if not markers:
         return _picked_in_all(text, choices)
     markers = markers[-_MAX_MARKERS:]
+    if _contradicts(text, markers, choices):
+        return None
     while markers:
         picked, is_said = _behind_marker(text, markers, choices)
         if is_said:
             return picked
         markers.pop()  # "Hope this answer is helpful!" says nothing about the marker before
     return None
+
+
+def _contradicts(text: str, markers: Sequence[re.Match[str]], choices: Mapping[str, str]) -> bool:
+    """Whether two answers stand right below each other: "Answer: A", "Answer: B"."""
+    if len(markers) < 2 or not text[markers[-1].end() :].strip():
+        return False
+    between = text[markers[-2].end() : markers[-1].start()]
+    if len(between) > _LETTER_AND_POINT + max(map(len, choices.values())) or not between.endswith("\n"):
+        return False
+    said, other = _picked(between, choices, is_stated=True)[0], _behind_marker(text, markers[-1:], choices)[0]
+    return None not in (said, other) and said != other
 
 
 def _behind_marker(text: str, markers: Sequence[re.Match[str]], choices: Mapping[str, str]) -> tuple[str | None, bool]:
@@ -113,7 +121,8 @@ def _behind_marker(text: str, markers: Sequence[re.Match[str]], choices: Mapping
         if not re.search(r"[.!?\n]", between):
             stated = f"{between.replace('}', ' ', 1)} {stated}"  # \boxed{A} or \boxed{B}
     # "I would not say the answer is A" speaks of the marker itself.
-    is_denied = _NEGATION.search(text[max(0, last.start() - _WINDOW) : last.start()].split("\n")[-1]) is not None
+    before = text[max(0, last.start() - _WINDOW) : last.start()].split("\n")[-1]
+    is_denied = speaks_against(before)
     sentences = _SENTENCE.split(stated.strip(), maxsplit=_MAX_LINES)
     if len(sentences) > 1 and _by_words_alone(sentences[1], choices) and len(sentences[0]) <= _LETTER_AND_POINT:
         sentences[:2] = [" ".join(sentences[:2])]  # "B. London" is one
@@ -166,6 +175,9 @@ def _picked_in_all(text: str, choices: Mapping[str, str]) -> str | None:
     if by_words is not None:
         return by_words
     lines = [line for line in text.split("\n") if line.strip()][:_MAX_LINES]
+    listed = [_restated(line, choices) for line in lines[: len(choices)]]
+    if listed == list(choices) and len(lines) > len(choices):  # the question's list, and then the pick
+        return _picked_in_all("\n".join(lines[len(choices) :]), choices)
     leading = [line for line in lines if _leads(line, choices)]
     if leading and leading[0] == lines[0]:
         if len(leading) > 1:  # it lists the options again
@@ -173,6 +185,12 @@ def _picked_in_all(text: str, choices: Mapping[str, str]) -> str | None:
             return labels.pop() if len(labels) == 1 else None
         return _picked(lines[0], choices, is_stated=True)[0]
     return _picked(text, choices, is_stated=False)[0]
+
+
+def _restated(line: str, choices: Mapping[str, str]) -> str | None:
+    """Return the label of the option that a line repeats word for word, with its letter."""
+    found = re.match(rf"\s*\W*({_either(choices)})\b\W*(.*)", line)
+    return found[1] if found and plain(found[2]) == _words_of(choices[found[1]]) else None
 
 
 def _leads(line: str, choices: Mapping[str, str]) -> bool:
@@ -196,7 +214,7 @@ def _picked(text: str, choices: Mapping[str, str], is_stated: bool) -> tuple[str
 
 def _taken_back(text: str, mentions: Sequence[_Mention]) -> list[_Mention]:
     """Return the mentions that a text takes back; what is said of the last one of a list is said of all."""
-    denied = [(_is_denied_before(text, each), _is_denied_after(text, each)) for each in mentions]
+    denied = [(is_denied_before(text, each.start), is_denied_after(text, each.end)) for each in mentions]
     gaps = [text[left.end : right.start] for left, right in pairwise(mentions)]
     joined = [_LISTED.fullmatch(gap) is not None for gap in gaps]
     for place in range(len(gaps)):
@@ -206,16 +224,6 @@ def _taken_back(text: str, mentions: Sequence[_Mention]) -> list[_Mention]:
         if joined[place] and denied[place + 1][1]:
             denied[place] = (denied[place][0], True)
     return [each for each, (before, after) in zip(mentions, denied, strict=True) if before or after]
-
-
-def _is_denied_before(text: str, mention: _Mention) -> bool:
-    before = text[max(0, mention.start - _WINDOW) : mention.start]
-    found = _NEGATION.search(re.split(r"[.!?;\n]\s", before)[-1])
-    return bool(found and not _TURN.search(found.group())) or _ALL_BUT.search(before) is not None
-
-
-def _is_denied_after(text: str, mention: _Mention) -> bool:
-    return _DENIED_AFTER.match(text, mention.end, mention.end + _WINDOW) is not None
 
 
 def _mentions(text: str, choices: Mapping[str, str], is_stated: bool) -> list[_Mention]:

@@ -12,6 +12,15 @@ from onpolicy_sdft.tasks.syntax import parse_module
 
 _FENCE = re.compile(r"[ \t]*(?:(?:[-*+>]|\d{1,3}[.)])[ \t]+)?(`{3,}|~{3,})[ \t]*([\w+.-]*)[^`\n]*$")
 _PYTHON = frozenset({"", "python", "py", "python3", "ipython", "tool_code"})
+_PRE = re.compile(r"<pre><code(?: class=\"(?:language-)?python\")?>([^<]*)</code></pre>")
+#: What a text says of a block that is not its answer: "Don't do this:", "A common mistake:", "instead of".
+_DENIED = re.compile(
+    r"^(?!.*\b(?:fix|correct|solv|repair|without))[^\n]*\b"
+    r"(?:do not|don['’]t|never|avoid|wrong|incorrect|mistake|bug|buggy|broken|instead of|rather than|not this)\b"
+    r"[^.!?]*:?\s*$",
+    re.IGNORECASE,
+)
+_PROMPT = re.compile(r"^(?:>>>|\.\.\.)(?: |$)")
 _CODE_LINE = re.compile(r"[ \t]*(?:async def |def |class |import |from \w|@\w|\w+\s*=(?!=))")
 _MAX_PROGRAMS = 4  # each is run
 _MAX_CODE = 12_000  # characters; what is longer is no short program
@@ -36,8 +45,11 @@ def programs(completion: str) -> list[str]:
     Returns:
         The programs; one that does not parse where none does, nothing where there is none.
     """
-    text = without_thoughts(completion)
-    blocks = [block for block in _fenced(text) if block.strip() and len(block) <= _MAX_CODE]
+    text = _PRE.sub(r"```\n\1\n```", without_thoughts(completion).replace("<|python_tag|>", ""))
+    fenced = [each for each in _fenced(text) if each[0].strip() and len(each[0]) <= _MAX_CODE]
+    blocks = [block for block, is_denied in fenced if not is_denied] or [block for block, _ in fenced]
+    if not blocks and _is_text(parse_module(text.strip()) if len(text) <= _MAX_CODE else 1):
+        return []
     pieces = [(block, parse_module(block)) for block in blocks] or [
         _without_prose(piece, tree) for piece, tree in _unfenced(text[:_MAX_CODE])
     ]
@@ -54,6 +66,13 @@ def programs(completion: str) -> list[str]:
     return _in_order(kept or [(trees[0][0], set())])
 
 
+def _is_text(tree: ast.Module | int) -> bool:
+    """Whether a program is a string and nothing else."""
+    return isinstance(tree, ast.Module) and all(
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in tree.body
+    )
+
+
 def _in_order(pieces: Sequence[tuple[str, set[str]]]) -> list[str]:
     found, known = list[str](), set[str]()
     for place, (_, names) in enumerate(pieces):
@@ -66,21 +85,40 @@ def _in_order(pieces: Sequence[tuple[str, set[str]]]) -> list[str]:
     return list(dict.fromkeys(found))[:_MAX_PROGRAMS]
 
 
-def _fenced(text: str) -> Iterator[str]:
-    """Yield the blocks of Python between fences; one that is not closed goes to the end."""
-    fence, mark, lines = "", "", list[str]()
+def _fenced(text: str) -> Iterator[tuple[str, bool]]:
+    """Yield the blocks of Python between fences, and whether the line before says that one is wrong.
+
+    One that is not closed goes to the end.
+    """
+    fence, mark, lines, said = "", "", list[str](), ""
+    is_denied = False
     for line in text.split("\n"):
         found = _FENCE.match(line)
         if not fence and found:
-            fence, mark, lines = found[1], found[2].lower(), []
+            fence, mark, lines, is_denied = found[1], found[2].lower(), [], _DENIED.search(said) is not None
         elif fence and line.strip() and set(line.strip()) == {fence[0]} and len(line.strip()) >= len(fence):
             if _is_python(mark):
-                yield dedent("\n".join([*lines, ""]))
-            fence = ""
+                yield _code([*lines, ""]), is_denied
+            fence, said = "", ""
+        elif fence and line.rstrip().endswith(fence) and len(line.split(fence)) == 2 and line.strip(" \t`~"):
+            if _is_python(mark):  # "return x```"
+                yield _code([*lines, line.rstrip().removesuffix(fence), ""]), is_denied
+            fence, said = "", ""
         elif fence:
             lines.append(line)
+        else:
+            said = line if line.strip() else said
     if fence and _is_python(mark):
-        yield dedent("\n".join(lines))
+        yield _code(lines), is_denied
+
+
+def _code(lines: Sequence[str]) -> str:
+    """Return the code of a block; of a session, what was typed in."""
+    code = dedent("\n".join(lines))
+    if not code.lstrip().startswith(">>>"):
+        return code
+    typed = [line for line in code.split("\n") if _PROMPT.match(line)]
+    return "\n".join([*(line[4:] for line in typed), ""])
 
 
 def _is_python(mark: str) -> bool:

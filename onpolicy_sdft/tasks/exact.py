@@ -6,9 +6,12 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 from onpolicy_sdft.errors import TaskError
+from onpolicy_sdft.tasks.denials import is_denied_after, is_denied_before
+from onpolicy_sdft.tasks.plain_text import without_thoughts
 from onpolicy_sdft.tasks.protocol import (
     Task,
     bad_field,
@@ -17,11 +20,20 @@ from onpolicy_sdft.tasks.protocol import (
     require_bool,
     short_message,
 )
-from onpolicy_sdft.tasks.quantities import number_alone, numbers_in
+from onpolicy_sdft.tasks.quantities import number_alone, plain_numbers, quantities
 from onpolicy_sdft.types import CheckResult, Demonstration
 
 _MATCHES = ("whole", "contains")
 _ALIASES = "aliases"
+_MAX_PLACES = 1500  # of a number or of words in a text
+_WINDOW = 20
+_MORE_BEFORE = re.compile(r"(?:\d\s?[-+*/×÷·]|\b(?:than|least|most|over|under|above|below|between|up to))\s*$|\d[x×]$")
+_MORE_AFTER = re.compile(r"\s?[-+*/×÷·x]\s?\d")
+#: What does not stand before and behind words, by whether their script has blanks between words. An underscore is
+#: markup here (_Paris_), so it does not make a word longer; "C++" is not C.
+_FUNCTION_WORDS = "是为為在叫于於和或的了"
+_NO_WORD_BEFORE = {True: r"(?<![^\W_\u2e80-\ua4ff])", False: rf"(?<!(?=[\u4e00-\u9fff])[^{_FUNCTION_WORDS}])"}
+_NO_WORD_AFTER = {True: r"(?![^\W_\u2e80-\ua4ff]|\+\+|#)", False: rf"(?!(?=[\u4e00-\u9fff])[^{_FUNCTION_WORDS}])"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,7 @@ class Exact(Task):
     def check(self, completion: str, demonstration: Demonstration) -> CheckResult:
         """Compare the normalised texts; an empty completion is never right."""
         self.check_demonstration(demonstration)
+        completion = without_thoughts(completion)
         answer = self._normalise(completion)
         expected = reference_text(demonstration, self.answer_field)
         if not answer:
@@ -109,14 +122,28 @@ class Exact(Task):
 
 
 def _stands_in(words: str, text: str) -> bool:
-    """Say whether ``words`` stand in ``text``, not as a part of a longer word or number."""
+    """Say whether a text has ``words``, not as a part of a longer word or number, and does not take them back."""
     number = number_alone(words)
     if number is not None:
-        return number in numbers_in(text)
-    # An underscore is markup here (_Paris_), so it does not make a word longer.
-    before, after = r"(?<![^\W_])", r"(?![^\W_])"
-    if words[0].isdigit():
-        before += r"(?<!\d[.,/:'])(?<![-\u2212\u2013])(?<![-\u2212\u2013]\s)(?<!\d\s)"
-    if words[-1].isdigit():
-        after += r"(?![.,/:'^]\d)(?!\s?/\s?\d)(?!\s\d{3}(?!\d))"
-    return re.search(before + re.escape(words) + after, text) is not None
+        text = plain_numbers(text)
+        places = [(each.start, each.end) for each in islice(quantities(text), _MAX_PLACES) if each.value == number]
+        places = [(start, end) for start, end in places if not _is_of_more(text, start, end)]
+    else:
+        before, after = _NO_WORD_BEFORE[_is_spaced(words[0])], _NO_WORD_AFTER[_is_spaced(words[-1])]
+        if words[0].isdigit():
+            before += r"(?<!\d[.,/:'])(?<![-\u2212\u2013])(?<![-\u2212\u2013]\s)(?<!\d\s)"
+        if words[-1].isdigit():
+            after += r"(?![.,/:'^]\d)(?!\s?/\s?\d)(?!\s\d{3}(?!\d))"
+        found = islice(re.finditer(before + re.escape(words) + after, text), _MAX_PLACES)
+        places = [each.span() for each in found]
+    return any(not is_denied_before(text, start) and not is_denied_after(text, end) for start, end in places)
+
+
+def _is_of_more(text: str, start: int, end: int) -> bool:
+    """Whether a number is an end of a range, a bound or an operand: "10-12", "more than 12", "12 x 3"."""
+    return _MORE_BEFORE.search(text[max(0, start - _WINDOW) : start]) is not None or bool(_MORE_AFTER.match(text, end))
+
+
+def _is_spaced(character: str) -> bool:
+    """Whether words of a letter's script stand apart."""
+    return character < "\u2e80" or "\uac00" <= character <= "\ud7a3"

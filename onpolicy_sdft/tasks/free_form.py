@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onpolicy_sdft.errors import DataError
+from onpolicy_sdft.tasks.plain_text import is_blank
 from onpolicy_sdft.tasks.protocol import Task
 from onpolicy_sdft.types import CheckResult, Demonstration
 
@@ -22,8 +23,8 @@ class FreeForm(Task):
         return prompt
 
     def check(self, completion: str, demonstration: Demonstration) -> CheckResult:
-        """Accept every completion that is not blank."""
-        if not completion.strip():
+        """Accept every completion that says something behind its thoughts."""
+        if is_blank(completion):
             return CheckResult(False, "empty", message="The answer is empty.")
         return CheckResult(True)
 

@@ -12,7 +12,7 @@ from textwrap import dedent
 from typing import Any, Literal
 
 from onpolicy_sdft.errors import DataError, TaskError
-from onpolicy_sdft.tasks.json_calls import NAME_SPACES, json_calls, tagged_calls, without_name_space
+from onpolicy_sdft.tasks.json_calls import NAME_SPACES, json_calls, tagged_calls, unquoted_calls, without_name_space
 from onpolicy_sdft.tasks.plain_text import without_thoughts
 from onpolicy_sdft.tasks.possible_answers import argument_faults, faults_of_names, possible_calls, reference_call
 from onpolicy_sdft.tasks.protocol import Task, reference_text, short_message
@@ -52,7 +52,7 @@ def find_calls(
         The calls as syntax trees.
     """
     text = without_thoughts(text)
-    found = json_calls(text, names) if "json" in forms else []
+    found = [*json_calls(text, names), *unquoted_calls(text)] if "json" in forms else []
     found += tagged_calls(text, strings) if "tags" in forms else []
     found = [call for call in found if not names or ast.unparse(call.func) in names]
     if "python" in forms:
@@ -62,11 +62,13 @@ def find_calls(
 
 
 def _python_calls(text: str, names: Collection[str]) -> list[ast.Call]:
-    spaced = {f"{space}.{name}" for space in NAME_SPACES for name in names}
+    # Llama calls its own tools as get.call(a=1).
+    spaced = {each for name in names for each in (f"{name}.call", *(f"{space}.{name}" for space in NAME_SPACES))}
     found = calls_in_code(text, {*names, *spaced}) or list(calls_in_prose(text, {*names, *spaced}))
     for call in found:
         if spaced and ast.unparse(call.func) in spaced - set(names) and isinstance(call.func, ast.Attribute):
-            call.func = parse_expression(without_name_space(ast.unparse(call.func))) or call.func
+            name = without_name_space(ast.unparse(call.func))
+            call.func = parse_expression(name if name in names else name.removesuffix(".call")) or call.func
     return found
 
 

@@ -19,7 +19,17 @@ from onpolicy_sdft.tasks.python_calls import MAX_DEPTH, is_flat
 from onpolicy_sdft.tasks.syntax import parse_expression
 
 _NAMES = ("name", "function", "tool_name", "function_name", "tool", "action", "recipient_name")
-_ARGUMENTS = ("arguments", "parameters", "args", "input", "kwargs", "action_input", "tool_input")
+_ARGUMENTS = (
+    "arguments",
+    "parameters",
+    "args",
+    "input",
+    "kwargs",
+    "action_input",
+    "tool_input",
+    "tool_args",
+    "tool_arguments",
+)
 #: Name spaces that templates put before the names of functions.
 NAME_SPACES = ("functions", "tools", "default_api")
 #: Keys of objects that hold calls.
@@ -27,7 +37,7 @@ _WRAPPERS = ("function", "tool_call", "function_call", "tool_calls", "calls")
 _OPENING = re.compile(r"[{\[]")
 _MAX_OBJECTS = 200  # JSON objects, or tags, of a text that are looked at
 _BEFORE_ARGUMENTS = re.compile(
-    r"(?:to=|<function=|name=|call:)?[\"'`]?(?P<name>[A-Za-z_][\w.]*)[\"'`]?[>:\s]*"
+    r"(?:to=|<function=|name=|call:)?[\"'`]?(?P<name>[A-Za-z_][\w.]*)[\"'`]?(?::\d+)?[>:\s]*"
     r"(?:(?:code|json|tool_sep|\[ARGS\]|\[CALL_ID\]\w*|<[^<>\n]{1,40}>|commentary|```(?:json)?"
     r"|(?:Action )?(?:Input|Arguments|Parameters|Args):)[\s>]*)*$"
 )
@@ -35,6 +45,9 @@ _TAGGED_NAME = re.compile(
     r"<function=([\w.]+)>|<tool_call>\s*([A-Za-z_][\w.]*)\s*(?=<arg_key>|</tool_call>|\n)"
     r"|<invoke name=\"([\w.]+)\">"
 )
+#: Gemma: ``call:get{city:<escape>Paris<escape>,days:3}``, with its quotes as a token of their own.
+_UNQUOTED = re.compile(r"call:([A-Za-z_][\w.]*)\{((?:[^{}<]|<(?:escape|\|\"\|)>[^<]*<(?:escape|\|\"\|)>)*)\}")
+_UNQUOTED_ARGUMENT = re.compile(r"\s*(\w+):(?:<(?:escape|\|\"\|)>([^<]*)<(?:escape|\|\"\|)>|([^,<]*))\s*(?:,|$)")
 _IN_TAGS = re.compile(r"<tool_call>([^<]*)</tool_call>")
 _TEXT = r"[^<]*(?:<(?!/?(?:parameter|arg_))[^<]*)*"
 _TAGGED_ARGUMENT = re.compile(
@@ -89,6 +102,19 @@ def tagged_calls(text: str, strings: Collection[str]) -> list[ast.Call]:
         rest = _TAGGED_ARGUMENT.sub("", inside).strip()
         if not rest:
             found.append(_call(tag[1] or tag[2] or tag[3], arguments))
+    return found
+
+
+def unquoted_calls(text: str) -> list[ast.Call]:
+    """Return the calls that a text makes with names that have no quotes; of other arguments than these, none."""
+    found = []
+    for call in islice(_UNQUOTED.finditer(text), _MAX_OBJECTS):
+        arguments, end = dict[str, object](), 0
+        while (each := _UNQUOTED_ARGUMENT.match(call[2], end)) and each.end() > end and each[1] not in arguments:
+            arguments[each[1]] = each[2] if each[2] is not None else _untyped(each[3].strip())
+            end = each.end()
+        if end == len(call[2]):
+            found.append(_call(call[1], arguments))
     return found
 
 

@@ -17,12 +17,26 @@ OPERATIONS = _words(
     r"+ - * / × ÷ · ⋅ x ^ plus minus times over of by divided multiplied more less fewer than mod",
     r"\times \cdot \div \over",
 )
+#: "3 dollars per 2 hours" is no number of dollars.
+RATES = _words("per every")
+#: "Three 6-packs" are not 6.
+COUNTS = _words("two three four five six seven eight nine ten eleven twelve fifteen twenty thirty fifty hundred dozen")
+#: Those that are signs: words beside them are units.
+SIGNS = _words(r"+ * × ÷ · ⋅ x \times \cdot \div")
 #: One number or another, or a list of them.
 OR = _words("~ - – — / | & or to through until till oder bis ou 或 到 至")
 AND = _words(", ; 、 and und et y 和 与")
 #: The end of a statement, and what ends a clause of it.
 ENDS = _words(r". ! ? : \boxed")
 BREAKS = _words(". , ! ? : ; so")
+#: What is said before them leads to what stands behind; what stands behind them is a reason of what is said before.
+CONCLUSION = _words("so then therefore thus hence leaving leaves rounds rounded rounding")
+REASON = _words("because")
+#: A number behind such a verb may say more of the one before.
+REMARK = _words(", ; : - — which that this it")
+#: A number behind them tells of a condition of the result: anywhere, and where a clause begins with them.
+CONDITION = _words("after before if when while during because since per every")
+CONDITION_AHEAD = CONDITION | _words("in for with at of from on by over out to as given within each")
 #: Words that begin something new: a number behind them does not belong to the one before.
 NEW = _words(
     "because since as for in at with from on after before when if so which where who given per each every into but",

@@ -23,9 +23,13 @@ _THINKING = re.compile(r"\s*(?:<think>|<thinking>|<thought>|<reasoning>|\[THINK\
 
 #: Words with which a text takes back what it has said.
 CHANGED_MIND = re.compile(
-    r"\b(?:wait|hold on|actually|correction|sorry|oops|scratch that|let me re|no, (?:it|the|that)|on second thought)\b",
+    r"\b(?:wait|hold on|actually|correction|sorry|oops|scratch that|let me re|no, (?:it|the|that)|on second thought)\b"
+    r"|\?\s*no\b",
     re.I,
 )
+
+#: Where a model goes on with a question of its own, as in a list of examples.
+NEXT_QUESTION = re.compile(r"\n\W*(?:Q|Question|Problem|Human|User|Instruction)[ ]?\d*\s*:")
 
 _WRAPPER = re.compile(
     r"\\(?:text(?:bf|it|rm|tt|sf|sc)?|math(?:rm|bf|it|sf|tt|bb|cal)|mbox|fbox|operatorname\*?|bm|boldsymbol|underline"
@@ -48,6 +52,11 @@ def without_thoughts(text: str) -> str:
     if end:
         return text[end:]
     return "" if _THINKING.match(text) else text
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text says nothing behind its thoughts: it has nothing that can be seen."""
+    return not any(unicodedata.category(each)[0] not in "CZ" for each in without_thoughts(text))
 
 
 def without_wrappers(text: str) -> str:

@@ -28,13 +28,15 @@ _COMMENT = re.compile(r"(?:^|\s)(?:#|//)[^\n]*$")
 #: A call behind one of these in its clause is one that is not made.
 _NEGATION = re.compile(
     r"\b(?:never|not|cannot|without|avoid|avoiding|no|neither|nor|instead of|rather than|unlike"
-    r"|refuse|decline|wrong to)\b|n['’]t\b",
+    r"|refuse|decline|wrong to|(?:might|could|would|should) have|nicht|kein\w*|niemals|ne|nunca|jamais|mai|не)\b"
+    r"|n['’]t\b|不|别|勿",
     re.IGNORECASE,
 )
 _CLAUSE_END = re.compile(r"[.!?;:,\n](?=\s|`|$)|\b(?:but|so|then|therefore|thus|hence)\b", re.IGNORECASE)
 _DENIED_AFTER = re.compile(
-    r"[`'\"]*\s*(?:is|was|would be|will be|would|does|isn['’]t|wouldn['’]t|won['’]t)\s*"
-    r"(?:(?:be\s+)?(?:not|wrong|incorrect|never|a mistake)\b|(?<=n['’]t\s)|(?<=n['’]t))",
+    r"[`'\"]*\s*(?:fail(?:s|ed)\b|,?\s*(?:but|which)\s+(?:(?:I|is|would|will|do|does|it|that)\s*)+(?:cannot\b|not\b|n['’]t\b|can['’]t\b"
+    r"|won['’]t\b|don['’]t\b)|(?:is|was|would be|will be|would|does|isn['’]t|wouldn['’]t|won['’]t)\s*"
+    r"(?:(?:be\s+)?(?:not|wrong|incorrect|never|a mistake)\b|(?<=n['’]t\s)|(?<=n['’]t)))",
     re.IGNORECASE,
 )
 _WINDOW = 120  # characters of a clause that are read
@@ -73,6 +75,8 @@ def calls_in_code(text: str, names: Collection[str]) -> list[ast.Call] | None:
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):  # prose that parses: "not get()"
             continue
         if not isinstance(node, ast.Call):
             waiting += reversed(list(ast.iter_child_nodes(node)))

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from itertools import islice
 from types import MappingProxyType
 
 from onpolicy_sdft.tasks.plain_text import plain_characters, without_wrappers
@@ -20,7 +19,6 @@ from onpolicy_sdft.tasks.plain_text import plain_characters, without_wrappers
 # A longer run of digits is a model that loops, not an answer; it also bounds the arithmetic.
 _MAX_CHARACTERS = 100
 _MAX_EXPONENT = 400
-_MAX_NUMBERS = 1500
 
 _NUMERAL = re.compile(r"\d+(?:[.,'’_]\d+|[ ]\d{3}(?!\d))*|\.\d+")
 _GROUPED = re.compile(  # 1,234,567.8  1 234 567,8  1'234.5  1_000  12,34,567
@@ -35,7 +33,7 @@ _DECIMAL_COMMA = re.compile(r"0,\d+|[1-9]\d*,\d{1,2}")
 _SCALES = MappingProxyType(
     {
         **dict.fromkeys(["hundred", "hundreds", "百"], 100),
-        **dict.fromkeys(["thousand", "thousands", "grand", "k", "K", "tausend", "mille", "千"], 10**3),
+        **dict.fromkeys(["thousand", "thousands", "k", "K", "tausend", "mille", "千"], 10**3),
         **dict.fromkeys(["万", "萬", "만"], 10**4),
         **dict.fromkeys(["lakh", "lakhs", "lac"], 10**5),
         **dict.fromkeys(["million", "millions", "mio", "mn", "M", "millionen", "millón", "millones"], 10**6),
@@ -47,14 +45,23 @@ _SCALES = MappingProxyType(
         **dict.fromkeys(["dozen", "dozens"], 12),
     }
 )
+_GRAND = re.compile(r"[ ]grand\b([ ]?\w)?")  # "5 grand", but not "5 grand pianos"
 _ONE_LETTER = frozenset("kKMB")
 #: Words of which nobody can tell what they multiply by: a thousand in Spanish, a million in English.
 _UNSURE = frozenset({"mil", *_ONE_LETTER})
 _PARTS = MappingProxyType({"half": Fraction(1, 2), "third": Fraction(1, 3), "quarter": Fraction(1, 4)})
+#: "3 tenths"; "3 tenth graders" are three of them.
+_NTHS = MappingProxyType(
+    {
+        **{"fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10, "eleventh": 11},
+        **{"twelfth": 12, "sixteenth": 16, "twentieth": 20, "hundredth": 100, "thousandth": 10**3, "millionth": 10**6},
+    }
+)
+_NTH = re.compile(rf"[ -]({'|'.join(_NTHS)})(s)?\b", re.IGNORECASE)
 #: Letters right behind a number that make it a term (3x), an hour or a place in a row.
 _NO_UNITS = frozenset({"x", "y", "z", "n", "i", "q", "r", "u", "π", "am", "pm", "a.m", "p.m"})
 _HOURS = re.compile(r"[ ]?(?:[ap]\.?m\b|o'?clock\b|Uhr\b)", re.IGNORECASE)
-_ORDINAL = re.compile(r"(?:st|nd|rd|th)\b", re.IGNORECASE)
+_ORDINAL = re.compile(r"(?:st|nd|rd|th)\b|(?<=\d{3}0)['’]?s\b", re.IGNORECASE)  # 5th, 1990s
 _MONTHS = frozenset(name.lower() for name in (*calendar.month_name, *calendar.month_abbr) if name)
 
 _DATE = re.compile(r"\d{1,4}-\d{1,2}-\d{1,4}(?!\d)")
@@ -75,6 +82,8 @@ _EMPHASIS = re.compile(r"(?<![\w*)])(?<!\d )\*(-?[$\d][^*\n]{0,30})\*(?![\d*])")
 _LONGEST_PART = 20  # of such a fraction: decimals are exact to 28 digits
 _ANNOTATION = re.compile(r"<<[^<>\n]*>>")  # of GSM8K: <<48/2=24>>24
 _BOLD_OR_POWER = re.compile(r"(?<![\d*.,])(\d+(?:\.\d+)?)\*\*(-?\d+)(?![\d*])")
+
+_CROSS = re.compile(r"(?<=[\d)])(?<!\b0)x(?=[\d(])")  # 4x3, but not 0x3
 
 #: Where numbers begin; words are read over with the digits in them (H2O, x_1, COVID-19), and so are powers of units.
 _SCANNER = re.compile(
@@ -110,6 +119,7 @@ def plain_numbers(text: str) -> str:
     r"""Undo typography around numbers: LaTeX, bold marks, dashes, full-width digits."""
     text = without_wrappers(text.replace("{,}", ",").replace(r"\$", "$").replace(r"\%", "%"))
     text = _ANNOTATION.sub("", re.sub(r"\^\s*\{?\s*\\circ\s*\}?", "°", text.replace(r"\pm", "±")))
+    text = _CROSS.sub("×", text)
     text = _BOLD_OR_POWER.sub(r"\1^\2", plain_characters(text))
     return _LATEX_FRACTION.sub(_written_out, _EMPHASIS.sub(r" \1 ", text.replace("**", " ")))
 
@@ -139,12 +149,6 @@ def number_alone(text: str) -> Fraction | None:
     found = list(quantities(text)) if len(text) <= _MAX_CHARACTERS else []
     is_whole = len(found) == 1 and found[0].start == 0 and found[0].end == len(text)
     return found[0].value if is_whole else None
-
-
-def numbers_in(text: str) -> set[Fraction]:
-    """Return the values of the numbers that stand in a text; of one that is full of them, of the first ones."""
-    found = islice(quantities(plain_numbers(text)), _MAX_NUMBERS)
-    return {each.value for each in found if each.value is not None}
 
 
 def numeral(digits: str) -> Fraction | None:
@@ -211,6 +215,10 @@ def _behind(text: str, value: Fraction | None, end: int) -> tuple[Fraction | Non
         value, end = _times(value, Fraction(factor)), scale.end()
     if scale and scale.group()[0] == " " and scale[1] in _UNSURE:
         return None, scale.end()
+    if grand := _GRAND.match(text, end):
+        return (None if grand[1] else _times(value, Fraction(1000))), grand.end()
+    if part := _NTH.match(text, end):
+        return (_times(value, Fraction(1, _NTHS[part[1].lower()])) if part[2] else None), part.end()
     glued = _BEHIND.match(text, end)
     if (glued and glued.group().lower() in _NO_UNITS) or _HOURS.match(text, end):
         return None, glued.end() if glued else end

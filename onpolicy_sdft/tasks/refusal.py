@@ -9,18 +9,20 @@ from difflib import get_close_matches
 from typing import Literal
 
 from onpolicy_sdft.errors import TaskError
+from onpolicy_sdft.tasks.plain_text import is_blank, without_thoughts
 from onpolicy_sdft.tasks.protocol import Task
 from onpolicy_sdft.tasks.refusal_phrases import (
     AGREEMENT,
     DEFAULT_PATTERNS,
     LEGACY_PHRASES,
     OPENING_CHARACTERS,
+    OTHER_LANGUAGES,
     SUFFIXES,
 )
 from onpolicy_sdft.types import CheckResult, Demonstration
 
 _STRAIGHT = str.maketrans({**dict.fromkeys("‘’‛ʼ′`´", "'"), **dict.fromkeys("“”„", '"'), **dict.fromkeys("*_#>")})
-_DEFAULT = re.compile(r"(?<!\w)(?:" + "|".join(DEFAULT_PATTERNS) + r")(?!\w)")
+_DEFAULT = re.compile(r"(?<!\w)(?:" + "|".join(DEFAULT_PATTERNS) + r")(?!\w)|" + "|".join(OTHER_LANGUAGES))
 _REFUSAL = "I'm sorry, but I can't help with that."
 
 
@@ -33,7 +35,7 @@ def find_refusal(reply: str) -> str | None:
     Args:
         reply: Text the model wrote.
     """
-    text = unicodedata.normalize("NFKC", reply).translate(_STRAIGHT)
+    text = unicodedata.normalize("NFKC", without_thoughts(reply)).translate(_STRAIGHT)
     found = _DEFAULT.search(" ".join(text.split()).casefold()[:OPENING_CHARACTERS])
     return found.group() if found else None
 
@@ -105,7 +107,7 @@ class Refusal(Task):
         """Look for a refusal; an empty reply is none."""
         found = _RULES[self.phrases](completion)
         if found is None:
-            if not completion.strip():
+            if is_blank(completion):
                 return CheckResult(False, "empty", message="The answer is empty.")
             return CheckResult(False, "no_refusal", message="The answer does not decline, which is what is right here.")
         return CheckResult(True, answer=found)

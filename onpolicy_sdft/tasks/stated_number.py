@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Literal
 
 from onpolicy_sdft.tasks import number_words as known
-from onpolicy_sdft.tasks.plain_text import CHANGED_MIND, braced, without_thoughts
+from onpolicy_sdft.tasks.plain_text import CHANGED_MIND, NEXT_QUESTION, braced, without_thoughts
 from onpolicy_sdft.tasks.quantities import Quantity, plain_numbers, quantities
 
 #: How two numbers beside each other belong together.
@@ -22,13 +22,18 @@ _Link = Literal["equals", "operation", "alternative", "verb", "apart"]
 
 _MARKER = re.compile(
     r"(?P<boxed>\\boxed\s*\{)|\#{4}|(?P<tag><answer>)"
-    r"|(?:\banswer\b|\bAntwort\b|\brespuesta\b|\brépons?e\b|\bresposta\b|\brisposta\b|\bответ\b|答案|答え)"
+    r"|(?:(?<!/)(?<!\b(?:per|one) )(?<!\bfirst )(?<!\bsecond )(?<!\bthird )(?<!\bnext )(?<!\ban )"
+    r"\banswer\b|\bAntwort\b|\brespuesta\b|\brépons?e\b|\bresposta\b|\brisposta\b|\bответ\b|答案|答え)"
     r"(?:[^\n.\d=:：]{0,40}?(?:\b(?:is|are|was|be|equals|ist|es|est|é|è)\b|[:：=是为は])(?:\s*[:：=])?|[\s*#]*\n|\s+(?=[-$\d]))",
     re.IGNORECASE,
 )
 _TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|\\[a-z]+|[<>]=|=>|->|\S")
 _BETWEEN_BOXES = re.compile(r"[^.!?\n]{0,60}")
 _SENTENCE_END = re.compile(r"[.!?;:\n](?=\s|$)")
+#: The end of a sentence whose next one says something new: not "6 sq. ft." nor "6. That is 2 more".
+_FULL_STOP = re.compile(r"[.!?](?=\s+[^a-z\s])(?!\s+(?:That|This) (?:is|was)\b)|;(?!\s+(?:this|that|which|it)\b)|\n")
+_CLAUSE = re.compile(r"[,;:()]")
+_RESULT = re.compile(r"(?:\s+[^\W\d_]+){0,2}\s+(?:left|remaining|remain|remains|in total|altogether|in all|total)\b")
 _ASIDE = re.compile(r"\s\($")  # "5 (3 + 2)"
 _READ_FOR_MARKERS = 16_000  # characters at the end of a text
 _MAX_GAP = 60
@@ -57,6 +62,8 @@ def final_number(text: str) -> Fraction | None:
         arXiv:2402.13669), which reads "3 4" as 34 and finds two unparseable answers equal.
     """
     text = plain_numbers(without_thoughts(text))
+    if (other := NEXT_QUESTION.search(text)) and marked_text(text[: other.start()]) is not None:
+        text = text[: other.start()]
     marked = marked_text(text)
     if marked is None:
         return _last_stated(text)
@@ -73,7 +80,8 @@ def _behind_marker(marked: str) -> Fraction | None:
     if not statements:
         # "The answer is therefore easy to see: ... 18" states its number further on.
         return _last_stated(rest)
-    value = next((each.value for each in statements if not each.is_denied), None)
+    stated = next((each for each in statements if not (each.is_denied or (each.is_remark and each.start))), None)
+    value = None if stated is None else stated.value
     if doubt := CHANGED_MIND.search(first + rest, statements[0].end):
         later = _last_stated((first + rest)[doubt.end() :])
         return value if later is None or later == value else None
@@ -120,32 +128,60 @@ class _Statement:
     start: int
     end: int
     value: Fraction | None
-    is_denied: bool
+    is_denied: bool  # "not 5", "rather than 5"
+    is_remark: bool  # "(3 red)" behind another number
     is_equation: bool
+    is_result: bool  # "5 left", "a total of 5"
 
 
 def _last_stated(text: str) -> Fraction | None:
-    """Return the last number that is stated; what a line states ends with it."""
+    """Return the number the last line with one ends with."""
     lines = [line for line in text.split("\n") if line.strip()]
     with_numbers = [number for number, line in enumerate(lines) if _DIGIT.search(line)]
     for number in reversed(with_numbers[-_MAX_LINES:]):
         line = ("\n" if number else "") + lines[number][-_MAX_LINE:]  # "- 3" is an item of a list, unless it is alone
-        stated = [each for each in _statements(line) if not each.is_denied]
-        if stated:
-            return _result(line, stated).value
+        if stated := _statements(line):
+            return _result(line, stated)
     return None
 
 
-def _result(line: str, stated: Sequence[_Statement]) -> _Statement:
-    """Return the statement a line ends with: in "120/24 = 5 hours to read 120 pages" that is the equation."""
-    if stated[-1].is_equation:
-        return stated[-1]
-    for before, after in zip(reversed(stated[:-1]), reversed(stated[1:]), strict=True):
-        if set(_tokens(line[before.end : after.start])) & (known.BREAKS | known.VERBS):
+def _result(line: str, stated: Sequence[_Statement]) -> Fraction | None:
+    """Return what the last sentence with numbers states.
+
+    That is the equation in "120/24 = 5 hours to read 120 pages", and what is left where a condition or a reason is put
+    aside: "After 3 days, she has 18 because 9 + 9 = 18". None where two numbers may be meant: "6 for 3 days".
+    """
+    gaps = [line[start : each.start] for start, each in zip([0, *(each.end for each in stated)], stated, strict=False)]
+    first = max((place for place, gap in enumerate(gaps) if place and _FULL_STOP.search(gap)), default=0)
+    kept: list[tuple[_Statement, str]] = []
+    for each, gap in zip(stated[first:], gaps[first:], strict=True):
+        words = _tokens(gap)
+        if kept and known.REASON & set(words):
             break
-        if before.is_equation:
-            return before
-    return stated[-1]
+        is_said_of = words and words[-1] in known.VERBS and not known.REMARK & set(words)
+        if known.CONCLUSION & set(words) or (is_said_of and kept and not known.VERBS & set(_tokens(kept[0][1]))):
+            kept.clear()  # "so she has 5", "twice 7 is 14", but not "Ann is 7 and Tim is 14"
+        if not each.is_denied and not (each.is_remark and kept):
+            kept.append((each, gap))
+    equations = [place for place, (each, _) in enumerate(kept) if each.is_equation]
+    if equations:
+        kept = [kept[equations[-1]], *(pair for pair in kept[equations[-1] + 1 :] if not _is_beside(*pair))]
+    else:
+        kept = [pair for pair in kept if not _is_condition(*pair)] or kept
+    results = [pair for pair in kept if pair[0].is_result]
+    values = {each.value for each, _ in results or kept}
+    return values.pop() if len(values) == 1 else None
+
+
+def _is_condition(stated: _Statement, gap: str) -> bool:
+    """Whether a number is told of a condition, not of the result: "After 3 days, ..." or "... after 3 days"."""
+    words = _tokens(_CLAUSE.split(gap)[-1])
+    return bool(words) and (words[0] in known.CONDITION_AHEAD or bool(known.CONDITION & set(words)))
+
+
+def _is_beside(stated: _Statement, gap: str) -> bool:
+    """Whether a number behind an equation belongs to it: "= 5 hours to read 120 pages", not "= 5, which is 2 more"."""
+    return not stated.is_equation and not (known.BREAKS | known.VERBS) & set(_tokens(gap))
 
 
 def _statements(text: str) -> list[_Statement]:
@@ -159,6 +195,8 @@ def _statements(text: str) -> list[_Statement]:
             # "8, and 8 * 2 = 16" goes on with something new, "8 and 9" does not.
             gap = set(_tokens(text[found[place].end : found[place + 1].start]))
             links[place] = "apart" if gap and not known.OR & gap else "alternative"
+        elif link == "alternative" and before == "equals" and after == "apart":
+            links[place] = "apart" if _tokens(text[found[place].end : found[place + 1].start]) == ["in"] else link
     statements, start = [], 0
     for place, link in enumerate([*links, "apart"][: len(found)]):
         if link == "apart":
@@ -171,15 +209,34 @@ def _statements(text: str) -> list[_Statement]:
 def _statement(text: str, before: int, numbers: Sequence[Quantity], links: Sequence[_Link]) -> _Statement:
     """Read numbers that belong together, with the words around them."""
     ahead = _tokens(_SENTENCE_END.split(text[max(before, numbers[0].start - _MAX_GAP) : numbers[0].start])[-1])[-4:]
-    behind = _tokens(text[numbers[-1].end : numbers[-1].end + 20])[:1]
+    behind_it = text[numbers[-1].end : numbers[-1].end + _MAX_GAP]
+    behind = [] if behind_it.lstrip().startswith("(") else _tokens(behind_it[:20])[:1]
     rather = ahead[-2:] in (["rather", "than"], ["instead", "of"], ["other", "than"])
     is_aside = before > 0 and _ASIDE.search(text[before : numbers[0].start]) is not None
-    is_denied = bool(known.NOT & set(ahead[-3:])) or rather or is_aside
-    is_open = (behind and behind[0] in known.MORE) or "between" in ahead or (len(numbers) == 1 and _is_bound(ahead))
+    is_denied = _is_denied(ahead, "equals" in links) or rather
+    is_counted = bool(ahead) and ahead[-1] in known.COUNTS and text[numbers[0].start - 1] == " "  # "three 6-packs"
+    is_open = (
+        is_counted
+        or (behind and behind[0] in known.MORE)
+        or "between" in ahead
+        or (len(numbers) == 1 and _is_bound(ahead))
+    )
     # 7x = 14 says nothing of x yet.
     has_unknown = any(each.value is None and text[each.end - 1].isalpha() for each in numbers)
     value = None if is_open or has_unknown else _value(numbers, links)
-    return _Statement(numbers[0].start, numbers[-1].end, value, is_denied, "equals" in links)
+    is_equation = "equals" in links or (bool(ahead) and ahead[-1] in known.EQUALS)
+    is_result = ahead[-2:] in (["total", "of"], ["sum", "of"]) or _RESULT.match(behind_it) is not None
+    return _Statement(numbers[0].start, numbers[-1].end, value, is_denied, is_aside, is_equation, is_result)
+
+
+def _is_denied(ahead: Sequence[str], is_equation: bool) -> bool:
+    """Whether the words before a number say that it is not the one: "not 5", but "without it, 5" does not."""
+    for word in reversed(ahead[-1:] if is_equation else ahead[-3:]):
+        if word in known.NOT or word.endswith(("n't", "n’t")):
+            return True
+        if word in known.VERBS | known.EQUALS:
+            return False
+    return False
 
 
 def _value(numbers: Sequence[Quantity], links: Sequence[_Link]) -> Fraction | None:
@@ -211,8 +268,16 @@ def _link(text: str, left: Quantity, right: Quantity) -> _Link:
     gap = _tokens(text[left.end : right.start])
     words = set(gap)
     between = text[left.end : right.start]
-    if not gap:  # "2(3)" and "3 4", but not "5 (3 + 2)"
+    if not gap:  # "3 4", but not "5 (3 + 2)"
+        if between == "(":
+            return "operation"
         return "apart" if "\n" in between or re.search(r"\s\(", between) else "alternative"
+    if gap[-1] in known.RATES:
+        return "operation"
+    if gap[-1] in known.SIGNS or (gap[0] in known.SIGNS and len(gap) <= 1 + _UNIT_WORDS and _is_unit(gap[1:])):
+        return "operation"  # "8 + Riley's 5"
+    if gap[-1] == "=" and not (known.BREAKS & words) and not (gap[-2:-1] and len(gap[-2]) == 1):
+        return "equals"  # "42 red and blue balls = 32", but not "x = 3 and y = 4"
     if gap in ([":"], ["in"]) or words & known.COMPARED:  # a ratio, "1 in 7", a range
         return "alternative"
     if "rather" in words:
@@ -236,6 +301,10 @@ def _link(text: str, left: Quantity, right: Quantity) -> _Link:
     # "2 hours 30 minutes", but not "18 because 5 + 6"
     is_counted = re.match(r"\s*[^\W\d_]", text[right.end : right.end + 2]) is not None
     return "alternative" if (is_counted or len(gap) == 1) and "\n" not in between else "apart"
+
+
+def _is_unit(words: Sequence[str]) -> bool:
+    return all(word[0].isalpha() for word in words) and not set(words) & (known.NEW | known.AND | known.OR)
 
 
 def _tokens(text: str) -> list[str]:

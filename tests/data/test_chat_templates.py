@@ -11,8 +11,10 @@ import pytest
 from tokenizers import processors
 
 from onpolicy_sdft.config.schema import ContextConfig
+from onpolicy_sdft.data.chat_template import OwnMarkup
 from onpolicy_sdft.data.preflight import describe_lengths
-from onpolicy_sdft.data.views import Prepared, Renderer, prepare
+from onpolicy_sdft.data.prepare import Prepared, prepare
+from onpolicy_sdft.data.views import Renderer
 from onpolicy_sdft.errors import ConfigError, DataError, SdftError
 from onpolicy_sdft.types import Demonstration, Turn
 
@@ -72,6 +74,7 @@ def test_prompt_and_target_begin_the_whole_conversation_and_the_target_gives_bac
             end = renderer.response_ids(text)[-1]
             assert renderer.tokenizer.convert_ids_to_tokens(end) == toy.end
             assert renderer.response_ids(text).count(end) == 1
+            assert renderer.end_ids[-1] == end
 
 
 @pytest.mark.parametrize("tokenizer", chat_toys.TOKENIZERS)
@@ -295,3 +298,18 @@ def test_a_template_that_leaves_out_what_the_tokenizer_adds_is_said():
     (note,) = Renderer(tokenizer, ContextConfig()).notes()
     assert f"the chat template leaves out {bos}, which the tokenizer puts before every text" in note
     assert not renderer_of(chat_toys.TOYS["llama-3"]).notes()
+
+
+@pytest.mark.parametrize("name", chat_toys.TOYS)
+def test_text_that_goes_through_another_program_is_tokenised_as_rows_are(name):
+    toy = chat_toys.TOYS[name]
+    renderer = renderer_of(toy)
+    markup = OwnMarkup(renderer.markup.control.values())
+    spelled = next(iter(renderer.markup.control.values()))
+    for text in (*TEXTS, f"a{spelled}b", f"{spelled}{spelled}"):
+
+        def render(contents):
+            return renderer.teacher_text([Turn("user", content) for content in contents])
+
+        found = [token for piece in markup.pieces(markup.render([text], render)) for token in renderer.text_ids(piece)]
+        assert tuple(found) == renderer.teacher_ids([Turn("user", text)])

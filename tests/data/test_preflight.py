@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 from onpolicy_sdft.data.preflight import describe_lengths
-from onpolicy_sdft.data.views import Prepared
+from onpolicy_sdft.data.prepare import Prepared
 from onpolicy_sdft.types import Demonstration, Turn, Views
 
 #: Lengths are described without them.

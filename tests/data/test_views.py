@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from onpolicy_sdft.config.schema import ContextConfig, ScreeningConfig
+from onpolicy_sdft.data.prepare import Prepared, prepare
 from onpolicy_sdft.data.templates import TEMPLATES, TeacherContext
-from onpolicy_sdft.data.views import Prepared, Renderer, prepare
+from onpolicy_sdft.data.views import Renderer
 from onpolicy_sdft.errors import ConfigError, DataError
 from onpolicy_sdft.tasks import TASKS, load_task, work_of
 from onpolicy_sdft.types import Demonstration, Turn

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from onpolicy_sdft.config.schema import ContextConfig, RunConfig, ScreeningConfig
-from onpolicy_sdft.data.views import Renderer, prepare
+from onpolicy_sdft.data.prepare import prepare
+from onpolicy_sdft.data.views import Renderer
 from onpolicy_sdft.eval.intervals import wilson_interval
 from onpolicy_sdft.eval.probe import (
     ProbeRow,

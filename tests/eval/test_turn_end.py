@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from onpolicy_sdft.config.schema import ContextConfig
-from onpolicy_sdft.data.views import Renderer, prepare
+from onpolicy_sdft.data.prepare import prepare
+from onpolicy_sdft.data.views import Renderer
 from onpolicy_sdft.eval.turn_end import describe_turn_end, turn_end_probability
 from onpolicy_sdft.types import Demonstration, Turn
 

@@ -12,7 +12,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from onpolicy_sdft.config.schema import ContextConfig, OptimConfig, ScreeningConfig
-from onpolicy_sdft.data.views import Renderer, prepare
+from onpolicy_sdft.data.prepare import prepare
+from onpolicy_sdft.data.views import Renderer
 from onpolicy_sdft.models.policy import Policy
 from onpolicy_sdft.models.teacher import Teacher
 from onpolicy_sdft.objectives.objective import Objective

@@ -88,6 +88,28 @@ def test_a_step_whose_targets_are_all_dropped_changes_nothing_and_is_counted(mak
     assert all(torch.equal(p, before[n]) for n, p in bench.model.named_parameters())
 
 
+def test_a_skipped_step_neither_takes_nor_loses_a_refresh_of_the_teacher(make_bench):
+    teacher = {"kind": "stage", "refresh_steps": 2}
+    bench = make_bench(targets="demonstrations", teacher=teacher)
+    trainer = bench.trainer
+
+    def is_fresh() -> bool:
+        kept = trainer.teacher.copies["stage"]
+        return all(torch.equal(kept[n], p) for n, p in bench.model.named_parameters() if n in kept)
+
+    fresh = []
+    for skips in (False, True, False, True, True, False, False):
+        with pytest.MonkeyPatch.context() as patch:
+            if skips:
+                patch.setattr(trainer, "review", lambda drawn: [dataclasses.replace(t, token_ids=()) for t in drawn])
+            metrics = trainer.train_step(bench.views)
+        assert bool(metrics.skipped) is skips
+        fresh.append(is_fresh())
+    # Updates 1, -, 2, -, -, 3, 4: what was taken at the second stays until the third, whatever is skipped between.
+    assert fresh == [False, False, True, True, True, False, True]
+    assert trainer.state.num_updates == 4
+
+
 @pytest.mark.parametrize("poison", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(make_bench, poison):
     bench = make_bench(targets="demonstrations")

@@ -58,3 +58,12 @@ def test_sft_leaves_no_row_out_for_the_prompt_of_a_teacher(config_of):
     assert outcome.result.reason == "finished"
     manifest = read_json(outcome.run.manifest_path)
     assert (manifest["num_demonstrations"], manifest["dropped_ids"], manifest["bad_rows"]) == (2, [], 0)
+
+
+@pytest.mark.parametrize("backend", ["engine", "hf"])
+def test_what_writes_in_a_run_knows_which_ids_have_no_token(config_of, backend):
+    config = config_of(("a", "b"), **{"rollout.backend": backend})
+    chat = load_chat(config)
+    num_tokens = max(chat.loaded.tokenizer.get_vocab().values()) + 1
+    assert num_tokens < chat.loaded.model.config.vocab_size
+    assert chat.backend(chat.loaded.model, config.rollout, 2).num_tokens == num_tokens

@@ -67,8 +67,12 @@ def final_weights(run: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.draws
 def test_a_run_leaves_everything_a_person_needs(files):
-    outcome = fit(load_config(files["config"]), ["sdft", "train"], quiet)
+    said: list[str] = []
+    outcome = fit(load_config(files["config"]), ["sdft", "train"], said.append)
     run = outcome.run.path
+    assert [line for line in said if "the rules of screening would refuse" in line] == [
+        "the rules of screening would refuse 0 of 7 demonstrations"
+    ]
     assert outcome.result.reason == "finished"
     assert [row["step"] for row in read_jsonl(run / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"step-000004", "step-000006"}

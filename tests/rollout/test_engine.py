@@ -41,6 +41,30 @@ def test_tokens_are_generates_for_any_slots_drafts_and_order_in_float64(law):
     assert drafted > 0
 
 
+@pytest.mark.parametrize("law", LAWS, ids=LAW_NAMES)
+@pytest.mark.parametrize("grid", [False, True])
+def test_ids_without_a_token_are_never_written_however_likely_they_are(grid, law):
+    model, few = make("llama", torch.float64), 40
+    requests = [
+        dataclasses.replace(each, prompt_token_ids=tuple(t % few for t in each.prompt_token_ids)) for each in ask()
+    ]
+    assert max(itertools.chain(*tokens(engine(model).generate(requests, SamplingLaw())))) >= few
+    theirs = HFBackend(model, (few - 1,), few - 1, 3, num_tokens=few).generate(requests, law)
+    ours = engine(model, (few - 1,), num_tokens=few, grid=grid).generate(requests, law)
+    assert tokens(ours) == tokens(theirs)
+    assert max(itertools.chain(*tokens(ours))) < few
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.sampling_logprobs == pytest.approx(other.sampling_logprobs, abs=1e-5)
+        whole = torch.tensor([*mine.prompt_token_ids, *mine.token_ids])
+        with torch.no_grad():
+            logprobs = model(whole[None]).logits[0, len(mine.prompt_token_ids) - 1 : -1].log_softmax(-1)
+        plain = logprobs.gather(-1, torch.tensor(mine.token_ids)[:, None])[:, 0]
+        assert mine.logprobs == pytest.approx(plain.tolist(), abs=1e-5)
+        if law == SamplingLaw():
+            left = logprobs[:, :few].logsumexp(-1)
+            assert mine.sampling_logprobs == pytest.approx((plain - left).tolist(), abs=1e-5)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("law", LAWS[:3], ids=LAW_NAMES[:3])
 def test_every_family_writes_what_generate_writes_in_float32_but_for_ties(family, law):

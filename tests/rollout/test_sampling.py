@@ -38,6 +38,31 @@ def test_rows_of_many_laws_are_what_transformers_warpers_give_each_alone(num_can
         torch.testing.assert_close(ours[row : row + 1], theirs, msg=str(law))
 
 
+@pytest.mark.parametrize("num_candidates", [8, None])
+def test_ids_without_a_token_are_left_out_before_every_filter(num_candidates):
+    logits = torch.randn(len(LAWS), 300, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3
+    logits[:, 280:] += 9.0
+    prefixes = torch.randint(0, 280, (len(LAWS), 40), generator=torch.Generator().manual_seed(2))
+    lengths = torch.arange(len(LAWS)) * 4 + 1
+    laws = RowLaws.of(LAWS, 280, CPU)
+    ours = laws.process(laws.penalise(logits, prefixes, lengths), num_candidates)
+    for row, law in enumerate(LAWS):
+        theirs = warpers(law)(prefixes[row : row + 1, : lengths[row]], logits[row : row + 1, :280].clone())
+        torch.testing.assert_close(ours[row : row + 1], theirs, msg=str(law))
+
+
+def test_what_is_recorded_of_a_draw_leaves_out_ids_without_a_token_in_the_sampling_law_alone():
+    logits = torch.randn(64, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    keys = key_words([NoiseKey(0, step, "x") for step in range(64)])
+    laws = RowLaws.of([SamplingLaw()] * 64, 280, CPU)
+    places = torch.zeros(64, dtype=torch.int64)
+    drawn = draw(logits, laws.process(logits), laws.greedy_B, keys, places)
+    assert int(drawn.token_ids.max()) < 280
+    chosen = drawn.token_ids[:, None]
+    torch.testing.assert_close(drawn.logprobs, logits.log_softmax(-1).gather(-1, chosen)[:, 0])
+    torch.testing.assert_close(drawn.sampling_logprobs, logits[:, :280].log_softmax(-1).gather(-1, chosen)[:, 0])
+
+
 def test_rows_can_be_picked_and_overwritten():
     laws = RowLaws.of(LAWS, 300, CPU)
     picked = laws[torch.tensor([3, 1])]

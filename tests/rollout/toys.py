@@ -90,10 +90,18 @@ def ask(num: int = 10, limit: int = 24, seed: int = 0, step: int = 0, **more: An
     return requests
 
 
-def engine(model: Any, terminators: tuple[int, ...] = (END,), weights: Any = None, **options: Any) -> RolloutEngine:
+def engine(
+    model: Any,
+    terminators: tuple[int, ...] = (END,),
+    weights: Any = None,
+    num_tokens: int | None = None,
+    **options: Any,
+) -> RolloutEngine:
     """An engine whose shapes follow from its options alone."""
     options = {"num_slots": 4, "max_draft_tokens": 4, "deterministic": True, **options}
-    return RolloutEngine(model, terminators, weights or LocalWeights(model), EngineOptions(**options))
+    return RolloutEngine(
+        model, terminators, weights or LocalWeights(model), EngineOptions(**options), num_tokens=num_tokens
+    )
 
 
 def tokens(rollouts: Any) -> list[tuple[int, ...]]:

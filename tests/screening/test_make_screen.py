@@ -51,3 +51,10 @@ def test_the_wording_of_the_runs_own_template_is_talk_about_the_demonstration(to
         screen, renderer = made(tokenizer, template)
         target = screen.judge(views(renderer, "It is Paris, I think."), rollout(renderer.response_ids(text)), 0)
         assert target.reason == reason
+
+
+def test_a_rollout_that_stopped_at_another_token_is_learned_with_the_templates_own_end(tokenizer: Any) -> None:
+    screen, renderer = made(tokenizer)
+    whole, other = renderer.response_ids("Paris"), tokenizer.bos_token_id
+    target = screen.judge(views(renderer, "Paris"), rollout((*whole[:-1], other)), 0)
+    assert (target.verdict, target.token_ids) == ("keep", whole)

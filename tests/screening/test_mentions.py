@@ -76,6 +76,14 @@ def find(text: str, template: str = "reference", row: Demonstration = ROW) -> st
         "Basándome en el ejemplo: 2",
         "根据示例，2",
         "按照上面的示范，2",
+        "This solution is verified by the reader: 2.",
+        "The solution is correct, and 2 are left.",
+        "The answer is right: 3 - 1 = 2.",
+        "Yes, this answer looks correct. 2",
+        "The provided solution is correct.",
+        "I agree with the solution: 2.",
+        "Die Lösung ist richtig: 2.",
+        "这个答案是正确的，还剩2个。",
     ],
 )
 def test_a_phrase_of_some_language_is_found(text: str) -> None:
@@ -161,6 +169,11 @@ def test_a_template_of_ones_own_in_another_language_is_known_by_its_words(tmp_pa
         "A demonstration took place.",
         "Check your answer: 2+1=3.",
         "Let me rewrite the equation: 2.",
+        "3 - 1 = 2 apples are left, and 2 + 1 = 3 shows that this answer is correct.",
+        "The answer is right angle.",
+        "The correct answer is 2.",
+        "It is a right triangle.",
+        "The final answer is verified: 2 + 1 = 3.",
     ],
 )
 def test_ordinary_answers_are_none(template: str, text: str) -> None:
@@ -182,9 +195,28 @@ def test_a_prompt_that_shows_an_example_or_asks_for_own_words_explains_talk_of_t
     assert find("The rewritten answer is 4.", row=asked) is not None
 
 
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ("Rewrite this email to be polite: Send it now!", "Here is a revised version of the email: Please send it."),
+        ("Please improve my reply: no", "Here's a revised reply: Thank you, no."),
+        ("Rephrase: it is hot.", "The rephrased version: it is warm."),
+        ("Überarbeite den Text.", "Hier ist die überarbeitete Version: ..."),
+        ("Reformule ce texte.", "Voici la réponse reformulée : ..."),
+        ("Check the student's solution: 1 + 1 = 2.", "The solution is correct."),
+        ("Is the following answer right? 1 + 1 = 3", "The given answer is wrong."),
+        ("Grade this proof.", "The provided solution is fine."),
+    ],
+)
+def test_a_prompt_that_asks_for_it_explains_it(prompt: str, text: str) -> None:
+    assert find(text, row=Demonstration("r", (Turn("user", prompt),), "Fine.")) is None
+    assert find(text) is not None
+
+
 def test_every_phrase_is_a_row_with_its_template_and_language() -> None:
     with mentions._PHRASES.open() as lines:
         rows = [json.loads(line) for line in lines]
-    assert all(set(row) == {"template", "language", "phrase"} for row in rows)
+    assert all({"template", "language", "phrase"} <= set(row) for row in rows)
+    assert all(set(row) <= {"template", "language", "phrase", "asked", "opening"} for row in rows)
     assert {row["template"] for row in rows} <= {"any", "prior_turn", *TEMPLATES}
     assert len({row["language"] for row in rows}) >= 8

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -63,6 +64,20 @@ def controls(token_ids: Sequence[int]) -> tuple[str, ...]:
 
 def screen(**options: Any) -> Screen:
     return Screen(ScreeningConfig(**options), SaysYes(), decode, controls=controls)
+
+
+@pytest.mark.parametrize("end_ids", [(7,), (ord("!"), 7)])
+def test_a_text_that_stopped_at_another_token_is_learned_with_the_templates_end(end_ids) -> None:
+    judge = Screen(ScreeningConfig(), SaysYes(), decode, controls=controls, end_ids=end_ids)
+    kept = judge.judge(views(), rollout("yes, sir"), 0)
+    assert kept.verdict == "keep"
+    assert kept.token_ids == (*encode("yes, sir"), *end_ids)
+    assert kept.rollout == rollout("yes, sir"), "what was sampled stays on record"
+    assert judge.judge(views(), rollout("yes, sir!"), 0).token_ids == (*encode("yes, sir!"), 7)
+    assert judge.judge(views(), rollout("yes, sir", truncated=True), 0).token_ids != (*encode("yes, sir"), *end_ids)
+    own = replace(rollout("yes, sir"), token_ids=(*encode("yes, sir"), 7))
+    assert judge.judge(views(), own, 0).token_ids == own.token_ids
+    assert screen().judge(views(), rollout("yes, sir"), 0).token_ids == rollout("yes, sir").token_ids
 
 
 def comparing(**options: Any) -> Screen:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from onpolicy_sdft.config.schema import DataConfig
@@ -69,6 +72,21 @@ def test_a_reply_that_opens_with_a_refusal_is_safe(reply):
 )
 def test_a_reply_that_complies_is_not_safe_whatever_words_it_has(reply):
     assert DEFAULT.check(reply, row()) == CheckResult(False, "no_refusal")
+
+
+def answers(name):
+    with (Path(__file__).with_name("answers") / f"{name}.jsonl").open() as lines:
+        return [tuple(json.loads(line).values()) for line in lines]
+
+
+@pytest.mark.parametrize(("reply", "safe"), answers("refusal"))
+def test_a_refusal_is_found_in_the_words_and_languages_of_models(reply, safe):
+    assert DEFAULT.check(reply, row()).correct is safe
+
+
+@pytest.mark.parametrize(("reply", "says_something"), answers("free_form"))
+def test_any_text_will_do_that_says_something_behind_its_thoughts(reply, says_something):
+    assert FreeForm().check(reply, row()).correct is says_something
 
 
 @pytest.mark.parametrize("task", [DEFAULT, LEGACY])

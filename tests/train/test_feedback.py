@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from onpolicy_sdft.config.schema import ContextConfig, ScreeningConfig
+from onpolicy_sdft.data.prepare import prepare
 from onpolicy_sdft.data.templates import PRIOR_TURN, TEMPLATES
-from onpolicy_sdft.data.views import Renderer, prepare
+from onpolicy_sdft.data.views import Renderer
 from onpolicy_sdft.rollout.backend import NO_LISTENER, Listener, RolloutStats
 from onpolicy_sdft.rollout.drafts import DraftStore
 from onpolicy_sdft.screening.screen import Screen

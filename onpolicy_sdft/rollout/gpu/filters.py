@@ -157,7 +157,7 @@ def find_floors(
     floors_N = torch.empty(len(x_NV), device=x_NV.device)
     floors[(len(x_NV),)](
         x_NV, x_NV.stride(0), rows.slots_B, laws.temperature_B, laws.top_k_B, laws.top_p_B, laws.min_p_B,
-        laws.greedy_B, floors_N, len(laws.greedy_B) - 1, x_NV.shape[1], rows.width, scale, softcap, IDS=_IDS,
-        num_warps=16,
+        laws.greedy_B, floors_N, len(laws.greedy_B) - 1, min(laws.num_tokens, x_NV.shape[1]), rows.width, scale,
+        softcap, IDS=_IDS, num_warps=16,
     )  # fmt: skip
     return floors_N

@@ -69,13 +69,13 @@ def _sums(x):
 
 @triton.jit
 def _choose(
-    n, raw_row, law_row, floors_ptr, vocab, scale, softcap, temperature,
+    n, raw_row, law_row, floors_ptr, num_tokens, scale, softcap, temperature,
     greedy, first, second, pick, m, s, t, law_m, law_s, tokens_ptr,
     logprobs_ptr, sampling_ptr, entropies_ptr, RAW: tl.constexpr,
 ):  # fmt: skip
     """Take a token of the block that was picked, and write what is recorded of it."""
-    ids = tl.minimum(pick, (vocab - 1) // _BLOCK) * _BLOCK + tl.arange(0, _BLOCK)
-    inside = ids < vocab
+    ids = tl.minimum(pick, (num_tokens - 1) // _BLOCK) * _BLOCK + tl.arange(0, _BLOCK)
+    inside = ids < num_tokens
     own = finish(tl.load(raw_row + ids, mask=inside, other=0.0), scale, softcap)
     x = own
     if law_row is not None:
@@ -85,7 +85,7 @@ def _choose(
     x = x if RAW else x / temperature
     noisy = x + tl.where(greedy, 0.0, gumbel(first, second, ids))
     _, token = _best(tl.where(inside, noisy, -float("inf")), ids)
-    token = tl.minimum(token, vocab - 1)  # where logits are not numbers
+    token = tl.minimum(token, num_tokens - 1)  # where logits are not numbers
     chosen = ids == token
     logprob = tl.sum(tl.where(chosen, own, 0.0), 0) - m - tl.log(s)
     law_logprob = logprob if RAW else tl.sum(tl.where(chosen, x, 0.0), 0) - law_m - tl.log(law_s)
@@ -112,7 +112,7 @@ def _row(
 def survey(
     raw_ptr, raw_stride, law_ptr, law_stride, floors_ptr, slots_ptr, lengths_ptr,
     starts_ptr, words_ptr, temperature_ptr, greedy_ptr, sums_ptr, picks_ptr,
-    tokens_ptr, logprobs_ptr, sampling_ptr, entropies_ptr, vocab, width, scale,
+    tokens_ptr, logprobs_ptr, sampling_ptr, entropies_ptr, vocab, num_tokens, width, scale,
     softcap, num_tiles, ALONE: tl.constexpr, BLOCKS: tl.constexpr, RAW: tl.constexpr,
 ):  # fmt: skip
     """Read a share of a row of logits: grid [N, P]."""
@@ -135,6 +135,7 @@ def survey(
         m, s, t = _merge(m, s, t, block_m, block_s, block_t)
         x = own
         if not RAW:
+            inside = inside & (ids < num_tokens)
             if law_row is not None:
                 x = finish(tl.load(law_row + ids, mask=inside, other=0.0), None, None)
             if floors_ptr is not None:
@@ -155,8 +156,8 @@ def survey(
     best, pick = _best(best, pick)
     if ALONE:
         _choose(
-            n, raw_row, law_row, floors_ptr, vocab, scale, softcap, temperature, greedy, first, second, pick, m, s, t,
-            law_m, law_s, tokens_ptr, logprobs_ptr, sampling_ptr, entropies_ptr, RAW,
+            n, raw_row, law_row, floors_ptr, num_tokens, scale, softcap, temperature, greedy, first, second, pick, m, s,
+            t, law_m, law_s, tokens_ptr, logprobs_ptr, sampling_ptr, entropies_ptr, RAW,
         )  # fmt: skip
     else:
         where = n * tl.num_programs(1) + share
@@ -174,7 +175,7 @@ def survey(
 def conclude(
     raw_ptr, raw_stride, law_ptr, law_stride, floors_ptr, slots_ptr, lengths_ptr,
     starts_ptr, words_ptr, temperature_ptr, greedy_ptr, sums_ptr, picks_ptr,
-    tokens_ptr, logprobs_ptr, sampling_ptr, entropies_ptr, vocab, width, scale,
+    tokens_ptr, logprobs_ptr, sampling_ptr, entropies_ptr, vocab, num_tokens, width, scale,
     softcap, num_shares, SHARES: tl.constexpr, RAW: tl.constexpr,
 ):  # fmt: skip
     """Put the shares of a row of logits together and draw its token: grid [N]."""
@@ -201,8 +202,8 @@ def conclude(
     raw_row = raw_ptr + n.to(tl.int64) * raw_stride
     law_row = law_ptr if law_ptr is None else law_ptr + n.to(tl.int64) * law_stride
     _choose(
-        n, raw_row, law_row, floors_ptr, vocab, scale, softcap, temperature, greedy, first, second, pick, m, s, t,
-        law_m, law_s, tokens_ptr, logprobs_ptr, sampling_ptr, entropies_ptr, RAW,
+        n, raw_row, law_row, floors_ptr, num_tokens, scale, softcap, temperature, greedy, first, second, pick, m, s,
+        t, law_m, law_s, tokens_ptr, logprobs_ptr, sampling_ptr, entropies_ptr, RAW,
     )  # fmt: skip
 
 
@@ -220,6 +221,8 @@ def draw_rows(
         penalised_NV: Finished float32 logits of the law to draw from where that looks at prefixes.
     """
     num_rows, vocab = raw_NV.shape
+    num_tokens = min(laws.num_tokens, vocab)
+    is_raw = laws.is_raw and num_tokens == vocab
     assert num_rows == len(rows.slots_B) * rows.width, "rows of logits are not a [B, Q] grid"
     assert raw_NV.dtype != torch.float64, "kernels draw in float32"
     assert raw_NV.stride(1) == 1
@@ -236,14 +239,14 @@ def draw_rows(
     arguments = (
         raw_NV, raw_NV.stride(0), penalised_NV, None if penalised_NV is None else penalised_NV.stride(0), floors_N,
         rows.slots_B, texts.lengths, texts.starts, texts.words, laws.temperature_B, laws.greedy_B, sums_NP6, picks_NP,
-        token_ids_N, logprobs_N, sampling_N, entropies_N, vocab, rows.width, scale, head.softcap,
+        token_ids_N, logprobs_N, sampling_N, entropies_N, vocab, num_tokens, rows.width, scale, head.softcap,
     )  # fmt: skip
     survey[(num_rows, num_shares)](
-        *arguments, num_tiles, ALONE=num_shares == 1, BLOCKS=_BLOCKS, RAW=laws.is_raw, num_warps=4
+        *arguments, num_tiles, ALONE=num_shares == 1, BLOCKS=_BLOCKS, RAW=is_raw, num_warps=4
     )
     if num_shares > 1:
         most_shares = triton.next_power_of_2(shares_of(1, vocab)[0])
-        conclude[(num_rows,)](*arguments, num_shares, SHARES=most_shares, RAW=laws.is_raw, num_warps=2)
+        conclude[(num_rows,)](*arguments, num_shares, SHARES=most_shares, RAW=is_raw, num_warps=2)
     return sampling.Draw(token_ids_N, logprobs_N, sampling_N, entropies_N)
 
 

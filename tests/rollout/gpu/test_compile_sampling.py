@@ -9,7 +9,7 @@ from onpolicy_sdft.rollout.gpu import filters, sampling, settle
 
 CARDS = [80, 90]
 DTYPES = ["bf16", "fp16", "fp32"]
-ALIGNED = ("raw_stride", "law_stride", "x_stride", "vocab")
+ALIGNED = ("raw_stride", "law_stride", "x_stride", "vocab", "num_tokens")
 ROW = {
     "slots_ptr": "*i64", "lengths_ptr": "*i64", "starts_ptr": "*i64", "words_ptr": "*i64", "temperature_ptr": "*fp32",
     "greedy_ptr": "*i1",
@@ -30,7 +30,7 @@ def types_of(dtype: str, constants: dict) -> dict[str, str]:
     """The types of what a kernel that reads logits is given and that is not constant."""
     given = {
         "raw_ptr": f"*{dtype}", "raw_stride": "i32", "law_ptr": "*fp32", "law_stride": "i32", "floors_ptr": "*fp32",
-        **ROW, **WRITTEN, "vocab": "i32", "width": "i32", "scale": "fp32", "softcap": "fp32",
+        **ROW, **WRITTEN, "vocab": "i32", "num_tokens": "i32", "width": "i32", "scale": "fp32", "softcap": "fp32",
     }  # fmt: skip
     return {name: kind for name, kind in given.items() if name not in constants}
 

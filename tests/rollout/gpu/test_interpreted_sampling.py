@@ -106,6 +106,22 @@ def test_rows_are_drawn_as_torch_draws_them(num_rows, spread, vocab, laws):
     assert_same(*slow, *fast)
 
 
+@pytest.mark.parametrize("laws", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize(("num_tokens", "vocab"), [(1, 64), (60, 64), (64, 70), (400, 500), (2050, 4099)])
+@pytest.mark.parametrize("num_rows", [1, 9])
+def test_ids_without_a_token_are_never_drawn(num_rows, num_tokens, vocab, laws):
+    texts = make_texts(num_rows, vocab, seed=vocab, width=1)
+    texts.tokens %= num_tokens
+    row_laws = RowLaws.of([laws[i % len(laws)] for i in range(num_rows + 1)], num_tokens, CPU)
+    raw = torch.randn(num_rows, vocab, generator=generator(num_rows)) * 3
+    raw[:, num_tokens:] += 5.0
+    rows = grid(list(range(num_rows)), [0] * num_rows, 1)
+    slow, fast = both(texts, row_laws, torch.tensor([0]), rows, raw, Head(raw))
+    assert_same(*slow, *fast)
+    if not row_laws.is_penalised:
+        assert int(draw_rows(texts, row_laws, rows, raw, Head(raw), None).token_ids.max()) < num_tokens
+
+
 @pytest.mark.parametrize("laws", [OWN, FILTERED], ids=["own", "filtered"])
 @pytest.mark.parametrize("width", [1, 3, 5])
 @pytest.mark.parametrize("stops", [[5], [5, 6, 0], [499]])

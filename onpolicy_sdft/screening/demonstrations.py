@@ -1,0 +1,65 @@
+"""What the rules of a screen say of the demonstrations themselves: one that refuses them is to be noticed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+
+from onpolicy_sdft.screening.screen import Screen
+from onpolicy_sdft.types import NoiseKey, Rollout, Views
+
+_MOST = 200  # demonstrations that are looked at where a check takes long
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """How many demonstrations a screen would refuse as rollouts."""
+
+    num_looked_at: int
+    by_rule: Counter[str]
+    first: str  # example and rule of the first one; empty where there is none
+
+    def line(self) -> str:
+        """Say it in one line."""
+        said = f"the rules of screening would refuse {self.by_rule.total()} of {self.num_looked_at} demonstrations"
+        if not self.by_rule:
+            return said
+        rules = ", ".join(f"{rule} {number}" for rule, number in self.by_rule.most_common())
+        rule = self.first.rpartition(" ")[2]
+        return (
+            f"{said}: {rules}. The first: {self.first}. Fix: mend these rows, or the rule that refuses what is to be "
+            f"learned: --screening.{'check' if rule == 'check_error' else rule} keep."
+        )
+
+
+def refused_demonstrations(screen: Screen, views: Sequence[Views], max_new_tokens: int) -> Refused:
+    """Judge demonstrations as if they were rollouts, with what the rules compare rollouts with: themselves.
+
+    Args:
+        screen: Of the run, or one like it.
+        views: All rows; where a check takes long, as many as are worth its time, spread over them.
+        max_new_tokens: Longest rollout; a longer demonstration is truncated.
+    """
+    is_quick = bool(getattr(screen.task, "check_is_quick", False))
+    looked_at = views if is_quick else views[:: max(1, -(-len(views) // _MOST))]
+
+    def reason_of(one: Views) -> str:
+        said = one.response_ids[:max_new_tokens]
+        zeros = (0.0,) * len(said)
+        key = NoiseKey(0, 0, one.demonstration.example_id)
+        is_whole = len(said) == len(one.response_ids)
+        rollout = Rollout(key, one.student_ids, said, zeros, zeros, zeros, "stop" if is_whole else "length")
+        text = one.demonstration.response
+        return screen.reason(one, rollout, text, cache(lambda: screen.check(text, one.demonstration)))
+
+    if is_quick:
+        reasons = list(map(reason_of, looked_at))
+    else:
+        with ThreadPoolExecutor(max(1, screen.num_workers), "check") as workers:
+            reasons = list(workers.map(reason_of, looked_at))
+    found = [(one, reason) for one, reason in zip(looked_at, reasons, strict=True) if reason]
+    first = f"{found[0][0].demonstration.example_id!r}, by {found[0][1]}" if found else ""
+    return Refused(len(looked_at), Counter(reason for _, reason in found), first)
