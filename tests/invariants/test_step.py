@@ -102,7 +102,7 @@ def test_a_skipped_step_neither_takes_nor_loses_a_refresh_of_the_teacher(make_be
         with pytest.MonkeyPatch.context() as patch:
             if skips:
                 patch.setattr(trainer, "review", lambda drawn: [dataclasses.replace(t, token_ids=()) for t in drawn])
-            metrics = trainer.train_step(bench.views)
+            metrics = bench.step()
         assert bool(metrics.skipped) is skips
         fresh.append(is_fresh())
     # Updates 1, -, 2, -, -, 3, 4: what was taken at the second stays until the third, whatever is skipped between.
