@@ -88,7 +88,8 @@ class Run:
     def look(self) -> bool:
         """Take in the steps that are new; whether the run goes on."""
         goes_on = self.process.poll() is None
-        lines = self.metrics.read_text().splitlines() if self.metrics.is_file() else []
+        text = self.metrics.read_text() if self.metrics.is_file() else ""
+        lines = text[: text.rfind("\n") + 1].splitlines()  # the last may be written at the moment
         new = [json.loads(line)["values"] for line in lines[len(self.steps) :]]
         if new and goes_on:
             times, memory = self.watched.cpu_times(), self.watched.memory_info().rss
@@ -105,8 +106,12 @@ def watch(runs: list[Run]) -> None:
     Raises:
         SystemExit: If one fails.
     """
-    while going := [run for run in runs if run.look()]:
-        time.sleep(0.05 / len(going))
+    try:
+        while going := [run for run in runs if run.look()]:
+            time.sleep(0.05 / len(going))
+    finally:
+        for run in runs:
+            run.process.kill()
     for run in runs:
         if run.process.returncode:
             raise SystemExit(f"{run.log}:\n{run.log.read_text()[-2000:]}")

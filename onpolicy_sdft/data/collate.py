@@ -13,7 +13,7 @@ from itertools import accumulate
 
 import torch
 
-from onpolicy_sdft.shapes import pieces, round_up
+from onpolicy_sdft.shapes import pieces, round_rows, round_tokens
 from onpolicy_sdft.types import MicroBatch, Row
 
 
@@ -29,7 +29,7 @@ def split_by_budget(rows: Sequence[Row], max_tokens: int) -> list[list[Row]]:
             groups[-1].append(row)
         else:
             groups.append([row])
-            longest = round_up(row.length)
+            longest = round_tokens(row.length, max_tokens)
     return groups
 
 
@@ -119,9 +119,9 @@ def _packed_places(rows: Sequence[Row]) -> list[tuple[int, int]]:
 def _shape(lengths: Sequence[int], packed: bool, max_tokens: int | None) -> tuple[int, int]:
     """Return rows and positions of a micro-batch, rounded up."""
     if packed:
-        return 1, round_up(sum(lengths), max_tokens)
-    length = round_up(max(lengths))
-    return round_up(len(lengths), None if max_tokens is None else max_tokens // length), length
+        return 1, round_tokens(sum(lengths), max_tokens)
+    length, num_rows = round_tokens(max(lengths), max_tokens), round_rows(len(lengths))
+    return num_rows if max_tokens is None else max(len(lengths), min(num_rows, max_tokens // length)), length
 
 
 def _packed_lengths(rows: Sequence[Row], total: int) -> tuple[int, ...]:

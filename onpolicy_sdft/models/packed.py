@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from onpolicy_sdft.models.seam import UnsupportedModel, attention_through, refuse_unknown
-from onpolicy_sdft.shapes import round_up
+from onpolicy_sdft.shapes import round_tokens
 
 if TYPE_CHECKING:
     from onpolicy_sdft.types import MicroBatch
@@ -172,7 +172,7 @@ def _text_by_text(
     """
     found = []
     parts = zip(*(tensor[0].split(list(lengths), dim=1) for tensor in (query, key, value)), lengths, strict=True)
-    for padded, group in groupby(parts, lambda part: round_up(part[-1])):
+    for padded, group in groupby(parts, lambda part: round_tokens(part[-1])):
         *tensors, counts = zip(*group, strict=True)
         q, k, v = (torch.stack([F.pad(text, (0, 0, 0, padded - text.shape[1])) for text in texts]) for texts in tensors)
         out_CTHD = _attend(q, k, v, how).transpose(1, 2)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +22,7 @@ from onpolicy_sdft.rollout.sampling import CANDIDATES, RowLaws
 from onpolicy_sdft.rollout.scheduler import PromptPiece, Scheduler
 from onpolicy_sdft.rollout.slots import Packing, Segment
 from onpolicy_sdft.rollout.speculation import choose_drafts
-from onpolicy_sdft.shapes import pad_rows
+from onpolicy_sdft.shapes import pad_rows, round_rows, round_tokens
 from onpolicy_sdft.types import Advance, Record, Rollout, RolloutRequest, SamplingLaw, TopLogprobs
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from onpolicy_sdft.rollout.pool import Pool
 
 _PREFILL_TOKENS = {"cpu": 1024, "cuda": 8192}
+#: A call that ends decodes every count of rows in turn, so that finer steps are seen at once and cost little memory.
+_decode_rows = partial(round_rows, an_octave=8)
 
 
 class Call:
@@ -167,7 +170,7 @@ class Call:
         for piece in pieces:
             segments.append(Segment(start, piece.count, piece.slot, piece.first))
             start += piece.count
-        hidden_ND = self._forward(segments)
+        hidden_ND = self._forward(segments, round_tokens)
         self.stats.num_prefill_forwards += 1
         for segment, piece in zip(segments, pieces, strict=True):
             if piece.is_last:
@@ -179,7 +182,7 @@ class Call:
         ends = [self.prompt_ends.pop(slot) for slot in (*slots, *self._partners(slots))]
         slots_B = torch.tensor(slots, device=self.device)
         self.texts.lengths[slots_B] = self.texts.starts[slots_B] - 1  # the prompt's last token is pending
-        settled = self._settle(pad_rows(torch.stack(ends)), slots, [0] * len(slots))
+        settled = self._settle(pad_rows(torch.stack(ends), round_rows(len(ends))), slots, [0] * len(slots))
         self._collect(slots, settled)
 
     def _decode(self) -> None:
@@ -188,7 +191,7 @@ class Call:
         slots = self.scheduler.live
         num_drafts, kinds = self._draft(slots)
         self.stats.draft_seconds += time.perf_counter() - started
-        hidden_ND = self._forward(self._segments(slots, num_drafts))
+        hidden_ND = self._forward(self._segments(slots, num_drafts), _decode_rows)
         settled = self._settle(hidden_ND, slots, num_drafts)
         accepted = settled.accepted_B.tolist()
         self.stats.num_decode_forwards += 1
@@ -251,16 +254,16 @@ class Call:
             place_drafts(texts, slots_B, drafts_BK)
         return num_drafts, kinds
 
-    def _forward(self, segments: list[Segment]) -> torch.Tensor:
+    def _forward(self, segments: list[Segment], rounded: Callable[[int], int]) -> torch.Tensor:
         """Run segments through the layers: their final hidden states, and behind them those of padding."""
-        hidden_MD = self._run(segments)
         num_tokens = segments[-1].start + segments[-1].count
+        num_padding = rounded(num_tokens) - num_tokens
         self.stats.num_forward_tokens += num_tokens
-        self.stats.num_padding_tokens += len(hidden_MD) - num_tokens
-        return hidden_MD
+        self.stats.num_padding_tokens += num_padding
+        return self._run(segments, num_padding)
 
-    def _run(self, segments: list[Segment]) -> torch.Tensor:
-        packing = Packing.of(segments, self.device, self.pool.cache.trash)
+    def _run(self, segments: list[Segment], num_padding: int) -> torch.Tensor:
+        packing = Packing.of(segments, self.device, num_padding, self.pool.cache.trash)
         return forward_hidden(self.model, self.texts, self.attention, packing)
 
     def _settle(self, hidden_MD: torch.Tensor, slots: list[int], num_drafts: list[int]) -> Settled:
@@ -358,7 +361,8 @@ class Call:
         started = time.perf_counter()
         slots = list(range(num_rows))
         self._lay_out(num_rows, width, context)
-        hidden_ND = self._run([Segment(row * width, width, row, context) for row in slots])
+        segments = [Segment(row * width, width, row, context) for row in slots]
+        hidden_ND = self._run(segments, _decode_rows(num_rows * width) - num_rows * width)
         self._settle(hidden_ND, slots, [width - 1] * num_rows).kept_B.tolist()
         return time.perf_counter() - started
 

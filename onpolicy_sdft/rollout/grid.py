@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from onpolicy_sdft.rollout.call import Call
 from onpolicy_sdft.rollout.decode import grid_step
 from onpolicy_sdft.rollout.speculation import choose_width
-from onpolicy_sdft.shapes import round_up
+from onpolicy_sdft.shapes import round_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +58,7 @@ class GridCall(Call):
 
     def step(self, num_rows: int, max_drafts: int) -> GridStep:
         """Return the step of the smallest bucket that holds so many rows."""
-        size = min(round_up(num_rows, an_octave=_AN_OCTAVE), self.pool.num_slots)
+        size = min(round_rows(num_rows, _AN_OCTAVE), self.pool.num_slots)
         laws, texts = self.pool.laws, self.pool.texts
         recorded = tuple(0 if each is None else each.data_ptr() for each in (texts.hidden, texts.top_token_ids))
         blends = None if texts.pairs is None else texts.pairs.is_budgeted

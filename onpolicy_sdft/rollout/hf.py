@@ -29,7 +29,7 @@ from onpolicy_sdft.rollout.blending import logprobs_at, mix, within_budget
 from onpolicy_sdft.rollout.noise import key_words
 from onpolicy_sdft.rollout.sampling import Draw, cut_at_terminator, draw, likeliest, warpers
 from onpolicy_sdft.rollout.weights import LocalWeights
-from onpolicy_sdft.shapes import round_up
+from onpolicy_sdft.shapes import round_tokens
 from onpolicy_sdft.types import Advance, NoiseKey, Ranks, Record, Rollout, RolloutRequest, SamplingLaw, TopLogprobs
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class HFBackend:
         prompts += [request.blend.prompt_token_ids for request in requests if request.blend is not None]
         longest = max(map(len, prompts))
         if len(prompts) > 1:  # models that padding before the prompt misleads are written with one by one
-            longest = round_up(longest)
+            longest = round_tokens(longest)
         input_ids_RT = torch.full((len(prompts), longest), self.pad_token_id, dtype=torch.int64)
         mask_RT = torch.zeros_like(input_ids_RT)
         for row, prompt in enumerate(prompts):

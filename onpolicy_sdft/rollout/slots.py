@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import Cache
 
-from onpolicy_sdft.shapes import pieces, round_up
+from onpolicy_sdft.shapes import pieces
 
 if TYPE_CHECKING:
     from onpolicy_sdft.rollout.attention import SlotKernels
@@ -51,15 +51,16 @@ class Packing:
     rows: int  # B of a [B, Q] grid of tokens; 0 when tokens are packed raggedly
 
     @staticmethod
-    def of(segments: Sequence[Segment], device: torch.device, trash: int | None = None) -> Packing:
+    def of(segments: Sequence[Segment], device: torch.device, num_padding: int = 0, trash: int = 0) -> Packing:
         """Lay segments one behind the other.
 
         Args:
             segments: In order, without gaps.
             device: Of the tensors.
-            trash: The row of padding, which rounds the number of tokens up (see ``shapes.py``); None: no padding.
+            num_padding: Tokens of padding behind them.
+            trash: The row that padding reads and writes.
         """
-        segments = segments if trash is None else [*segments, *_padding(segments, trash)]
+        segments = [*segments, *_padding(segments, num_padding, trash)]
         counts = [s.count for s in segments]
         slots = np.repeat([s.slot for s in segments], counts)
         positions = np.repeat([s.position - s.start for s in segments], counts) + np.arange(len(slots))
@@ -67,10 +68,10 @@ class Packing:
         return Packing(slots_N, positions_N, tuple(segments), 0)
 
 
-def _padding(segments: Sequence[Segment], trash: int) -> list[Segment]:
+def _padding(segments: Sequence[Segment], num_padding: int, trash: int) -> list[Segment]:
     """Return segments of padding behind others, none of them longer than the longest of those."""
     end = segments[-1].start + segments[-1].count
-    counts = pieces(round_up(end) - end, max(segment.count for segment in segments))
+    counts = pieces(num_padding, max(segment.count for segment in segments))
     starts = accumulate(counts, initial=end)
     return [Segment(start, count, trash, 0) for start, count in zip(starts, counts, strict=False)]
 

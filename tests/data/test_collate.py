@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from onpolicy_sdft.data.collate import collate, split_by_budget, split_to_fill
-from onpolicy_sdft.shapes import round_up
+from onpolicy_sdft.shapes import round_rows, round_tokens
 from onpolicy_sdft.types import Row
 
 PAD = 257
@@ -32,13 +32,13 @@ def test_loss_tokens_are_exactly_the_target_and_are_predicted_from_the_state_bef
 
 def test_padding_that_equals_the_terminator_hides_nothing():
     batch = collate(rows(((1, PAD), (2, PAD)), ((3,), (PAD,))), PAD)
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch.attention_mask.tolist() == [[1] * 4 + [0] * 28, [1] * 2 + [0] * 30]
     assert batch.labels.tolist() == [2, PAD, PAD]
 
 
 def test_rows_are_padded_on_the_right():
     batch = collate(rows(((1, 2, 3), (4,)), ((5,), (6,))), PAD)
-    assert batch.input_ids.tolist() == [[1, 2, 3, 4], [5, 6, PAD, PAD]]
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4] + [PAD] * 28, [5, 6] + [PAD] * 30]
 
 
 def test_a_row_without_a_target_has_no_loss_tokens():
@@ -60,15 +60,15 @@ def test_padded_tokens_stay_within_the_budget_and_no_row_is_lost(budget):
 
 
 def test_a_row_longer_than_the_budget_stands_alone():
-    long, short, shorter = ((0,) * 30, (1,)), ((0,) * 4, (1,)), ((0,) * 3, (1,))
-    groups = split_by_budget(rows(short, long, shorter), 16)
+    long, short, shorter = ((0,) * 70, (1,)), ((0,) * 4, (1,)), ((0,) * 3, (1,))
+    groups = split_by_budget(rows(short, long, shorter), 64)
     assert [as_pairs(group) for group in groups] == [[long], [short, shorter]]
 
 
 def test_rows_of_similar_length_share_a_micro_batch():
-    pairs = [((0,) * n, (1,)) for n in (1, 9, 1, 9, 1, 9)]
-    groups = split_by_budget(rows(*pairs), 36)
-    assert [[len(row.prompt_ids) for row in group] for group in groups] == [[9, 9, 9], [1, 1, 1]]
+    pairs = [((0,) * n, (1,)) for n in (1, 40, 1, 40, 1, 40)]
+    groups = split_by_budget(rows(*pairs), 192)
+    assert [[len(row.prompt_ids) for row in group] for group in groups] == [[40, 40, 40], [1, 1, 1]]
 
 
 def test_nothing_to_learn_makes_no_micro_batch():
@@ -78,7 +78,7 @@ def test_nothing_to_learn_makes_no_micro_batch():
 def test_skipped_tokens_are_read_but_not_learned_and_not_counted():
     batch = collate(rows(((1, 2), (3, 4, 5)), ((6,), (7,)), num_skipped=2), PAD)
     assert batch.labels.tolist() == [5]
-    assert batch.input_ids[0].tolist() == [1, 2, 3, 4, 5, PAD, PAD, PAD]
+    assert batch.input_ids[0].tolist() == [1, 2, 3, 4, 5] + [PAD] * 27
     assert batch.input_ids[batch.loss_rows, batch.loss_positions + 1].tolist() == [5]
     assert batch.num_loss_tokens == batch.num_counted_tokens == 1
 
@@ -94,9 +94,9 @@ def test_position_weights_reach_each_target_from_its_start_and_the_last_goes_on(
 def test_packed_rows_lie_one_behind_the_other_and_their_loss_tokens_are_the_same():
     made = rows(((1, 2, 3), (4, PAD)), ((5,), (6, 7, 8)), ((9, 9), ()))
     batch = collate(made, PAD, packed=True)
-    assert batch.input_ids.tolist() == [[1, 2, 3, 4, PAD, 5, 6, 7, 8, 9, 9, PAD]]
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, PAD, 5, 6, 7, 8, 9, 9] + [PAD] * 21]
     assert batch.attention_mask is None
-    assert batch.packed_lengths == (5, 4, 2, 1), "padding is a text of its own"
+    assert batch.packed_lengths == (5, 4, 2, 5, 5, 5, 5, 1), "padding is texts of its own, no longer than the others"
     assert batch.loss_positions.tolist() == [2, 3, 5, 6, 7]
     padded = collate(made, PAD)
     assert padded.packed_lengths == ()
@@ -132,12 +132,12 @@ def test_micro_batches_of_any_texts_have_few_shapes_and_padding_counts_for_nothi
         assert batch.num_loss_tokens == batch.num_counted_tokens == len(batch.labels) == num_targets
         assert set(batch.labels.tolist()) == {2}
         assert sum(batch.packed_lengths) == (batch.input_ids.numel() if packed else 0)
-    assert all(size == round_up(size) for shape in shapes for size in shape)
-    assert len(shapes) <= (32 if packed else 80)
+    assert all((num_rows, length) == (round_rows(num_rows), round_tokens(length)) for num_rows, length in shapes)
+    assert len(shapes) <= 20
 
 
 def test_padding_does_not_go_beyond_the_budget_of_a_forward():
     text = ((1,) * 90, (2,) * 10)
     assert collate(rows(*[text] * 9), PAD, packed=True, max_tokens=1000).input_ids.shape == (1, 1000)
     assert collate(rows(*[text] * 9), PAD, packed=True, max_tokens=700).input_ids.shape == (1, 900)
-    assert collate(rows(*[text] * 9), PAD, max_tokens=1120).input_ids.shape == (10, 112)
+    assert collate(rows(*[text] * 9), PAD, max_tokens=1290).input_ids.shape == (10, 128)

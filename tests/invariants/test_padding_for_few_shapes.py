@@ -10,7 +10,9 @@ import torch
 from tests.invariants.test_packed_step import METHODS
 
 ROUNDING = {
-    "round_up": ("data.collate", "models.packed", "rollout.slots", "rollout.hf"),
+    "round_tokens": ("data.collate", "models.packed", "rollout.call", "rollout.hf"),
+    "round_rows": ("data.collate", "rollout.call"),
+    "_decode_rows": ("rollout.call",),
     "pad_rows": ("models.policy", "objectives.objective", "rollout.call"),
 }
 

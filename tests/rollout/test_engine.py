@@ -16,7 +16,7 @@ from onpolicy_sdft.rollout.backend import NO_RECORD
 from onpolicy_sdft.rollout.drafts import lay_out, look_up
 from onpolicy_sdft.rollout.hf import HFBackend
 from onpolicy_sdft.rollout.weights import LocalWeights
-from onpolicy_sdft.shapes import round_up
+from onpolicy_sdft.shapes import round_rows, round_tokens
 from onpolicy_sdft.types import NoiseKey, Record, RolloutRequest, SamplingLaw
 
 LAWS = [SamplingLaw(), SamplingLaw(0.0), SamplingLaw(0.7, 20, 0.9, 0.02), SamplingLaw(0.2, repetition_penalty=1.05)]
@@ -366,4 +366,4 @@ def test_forwards_of_ragged_texts_have_few_shapes(monkeypatch):
     for seed in range(6):
         one.generate(ask(seed=seed, step=seed), SamplingLaw())
     hook.remove()
-    assert set(counts) == {round_up(count) for count in counts}
+    assert all(count in (round_tokens(count), round_rows(count, 8)) for count in counts)
