@@ -29,13 +29,13 @@ from onpolicy_sdft.models.compiled import compile_layers, uncompiled
 from onpolicy_sdft.models.packed import attention_of
 from onpolicy_sdft.models.packing import examine
 from onpolicy_sdft.models.policy import Policy
-from onpolicy_sdft.objectives.inputs import Signals
+from onpolicy_sdft.objectives.inputs import LossInputs
 from onpolicy_sdft.objectives.objective import Objective
 from onpolicy_sdft.runs.files import write_json_atomic
 from onpolicy_sdft.runs.manifest import git_state, hardware
 from onpolicy_sdft.train.memory import memory_mib
 from onpolicy_sdft.train.pairing import Pairing
-from onpolicy_sdft.types import MicroBatch, Row
+from onpolicy_sdft.types import MicroBatch, TrainingRow
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -82,7 +82,7 @@ class Learning:
         """Run a micro-batch forward and back."""
         with attention_of(batch, self.policy):
             with self.autocast():
-                loss, _ = self.policy(batch, Objective(), Signals(batch.weights, batch.plain))
+                loss, _ = self.policy(batch, Objective(), LossInputs(batch.weights, batch.plain))
             loss.backward()
 
     def seconds(self, batches: list[MicroBatch], compiled: bool) -> float:
@@ -105,9 +105,9 @@ class Learning:
             torch.cuda.synchronize()
 
     @staticmethod
-    def _row(length: int) -> Row:
+    def _row(length: int) -> TrainingRow:
         ids = torch.randint(0, 49_152, (length,)).tolist()
-        return Row(ids[: length // 2], ids[length // 2 :])
+        return TrainingRow(ids[: length // 2], ids[length // 2 :])
 
 
 def compare(learning: Learning, rounds: int) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def kept(learning: Learning) -> tuple[int, Counter[str]]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), attention_of(batch, learning.policy):
         with learning.autocast():
-            loss, _ = learning.policy(batch, Objective(), Signals(batch.weights, batch.plain))
+            loss, _ = learning.policy(batch, Objective(), LossInputs(batch.weights, batch.plain))
         loss.backward()
     return batch.input_ids.numel(), bytes_by_kind
 

@@ -1,7 +1,7 @@
 """The methods side by side: what is learned, and what is forgotten.
 
 All run through the same loop from the same config, with the same data order and the same number of learned tokens, and
-are scored on the task and on what the seed model could do before. With ``--lrs`` each method's learning rate is chosen
+are scored on the task and on what the base model could do before. With ``--lrs`` each method's learning rate is chosen
 by the first seed's score on ``--tune_on``; every run of the grid is in the table. Runs that are done are kept: start it
 again after an interruption.
 
@@ -37,7 +37,7 @@ def sdft(*arguments: str | Path) -> None:
 
 
 def distilled(options: argparse.Namespace) -> Path:
-    """Return the data set as the seed model rewrote it, once for all runs."""
+    """Return the data set as the base model rewrote it, once for all runs."""
     place: Path = options.output / "distilled"
     if not (place / "summary.json").is_file():
         resume = ["--distill.resume", "auto"]
@@ -89,7 +89,7 @@ def score_seed(options: argparse.Namespace) -> dict[str, Any]:
         asked = ["--config", str(options.config), "--eval.kl_prompts", "0", *options.extra]
         sdft("eval", "embedded:smollm2-135m-instruct", *asked, "--output", place)
     scores = read_json(place / "eval" / "summary.json")["eval"]
-    return {"method": "seed model", "lr": None, "seed": None, "steps": 0, **scores}
+    return {"method": "base model", "lr": None, "seed": None, "steps": 0, **scores}
 
 
 def score_of(row: dict[str, Any], label: str) -> float:

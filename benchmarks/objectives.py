@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.adapters.steps import forget_peak, peak_mib
 from onpolicy_sdft.models.policy import Head
-from onpolicy_sdft.objectives.inputs import FullLaw, Signals
+from onpolicy_sdft.objectives.inputs import LossInputs, TeacherHidden
 from onpolicy_sdft.objectives.objective import Objective
 from onpolicy_sdft.runs.files import write_json_atomic, write_text_atomic
 from onpolicy_sdft.runs.manifest import git_state, hardware
@@ -43,12 +43,16 @@ CASES = {
 }
 
 
-def naive(case: str, hidden: torch.Tensor, head: Head, labels: torch.Tensor, law: FullLaw) -> torch.Tensor:
+def naive(
+    case: str, hidden: torch.Tensor, head: Head, labels: torch.Tensor, distribution: TeacherHidden
+) -> torch.Tensor:
     """Whole logits, autograd."""
     logits = head.logits(hidden)
     if case == "naive nll":
         return torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-    teacher = law.head.finish(torch.nn.functional.linear(law.hidden_MD, law.head.weight_VD)).log_softmax(-1)
+    teacher = distribution.head.finish(
+        torch.nn.functional.linear(distribution.hidden_MD, distribution.head.weight_VD)
+    ).log_softmax(-1)
     return torch.nn.functional.kl_div(logits.log_softmax(-1), teacher, reduction="sum", log_target=True)
 
 
@@ -57,10 +61,10 @@ def measure(case: str, num_tokens: int, bf16: bool, trained: bool, repeats: int)
     torch.manual_seed(0)
     hidden = torch.randn(num_tokens, HIDDEN, requires_grad=True)
     head = Head((torch.randn(VOCABULARY, HIDDEN) * 0.1).requires_grad_(trained))
-    law = FullLaw(torch.randn(num_tokens, HIDDEN), Head(head.weight_VD.detach()))
+    distribution = TeacherHidden(torch.randn(num_tokens, HIDDEN), Head(head.weight_VD.detach()))
     labels = torch.randint(0, VOCABULARY, (num_tokens,))
     plain = torch.zeros(num_tokens, dtype=torch.bool)
-    signals = Signals(torch.ones(num_tokens), plain, law, law if "anchor" in case else None)
+    signals = LossInputs(torch.ones(num_tokens), plain, distribution, distribution if "anchor" in case else None)
     seconds = []
     before = 0.0
     for index in range(repeats + 1):
@@ -70,7 +74,7 @@ def measure(case: str, num_tokens: int, bf16: bool, trained: bool, repeats: int)
         started = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             if case.startswith("naive"):
-                loss = naive(case, hidden, head, labels, law)
+                loss = naive(case, hidden, head, labels, distribution)
             else:
                 loss = Objective(**CASES[case])(hidden, head, labels, signals).loss_sum  # type: ignore[arg-type]
         loss.backward()

@@ -75,7 +75,7 @@ class CheckResult:
 
 @dataclass(frozen=True, slots=True)
 class NoiseKey:
-    """Identity of one draw: the sampled tokens are a function of it and of the law, and of nothing else."""
+    """Identity of one draw: the sampled tokens are a function of it and of the distribution, and of nothing else."""
 
     seed: int
     step: int
@@ -85,8 +85,8 @@ class NoiseKey:
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingLaw:
-    """How logits become the law of the next token; the default is the model's own law."""
+class SamplingParams:
+    """How logits become the distribution of the next token; the default is the model's own distribution."""
 
     temperature: float = 1.0  # 0: greedy
     top_k: int = 0
@@ -118,7 +118,7 @@ class RolloutRequest:
     max_new_tokens: int
     draft_token_ids: tuple[tuple[int, ...], ...] = ()  # texts worth looking n-grams up in; a hint, never a constraint
     expected_new_tokens: int | None = None  # a guess, for the order of work only
-    law: SamplingLaw | None = None  # None: the law of the call
+    params: SamplingParams | None = None  # None: the distribution of the call
     blend: Blend | None = None  # None: the prompt alone
 
     @property
@@ -128,8 +128,8 @@ class RolloutRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """What a rollout keeps of the law at each token, beyond the log-probability of the token itself."""
+class RecordOptions:
+    """What a rollout keeps of the distribution at each token, beyond the log-probability of the token itself."""
 
     hidden: bool = False  # the final hidden state, for objectives over the whole vocabulary
     top_k: int = 0  # this many likeliest tokens with their log-probabilities
@@ -151,8 +151,8 @@ class Rollout:
     prompt_token_ids: tuple[int, ...]
     token_ids: tuple[int, ...]  # ends in exactly one terminator iff finish_reason == "stop"
     logprobs: tuple[float, ...]  # log pi(y_t | prompt) at temperature 1, in nats; of a blended text too
-    sampling_logprobs: tuple[float, ...]  # under the processed law the token was drawn from, in nats
-    entropies: tuple[float, ...]  # entropy of the temperature-1 law at each token (the blended one), in nats
+    sampling_logprobs: tuple[float, ...]  # under the processed distribution the token was drawn from, in nats
+    entropies: tuple[float, ...]  # entropy of the temperature-1 distribution at each token (the blended one), in nats
     finish_reason: FinishReason
     bare_logprobs: tuple[float, ...] = ()  # of a blended text: log pi(y_t | bare prompt) at temperature 1, in nats
     blends: tuple[float, ...] = ()  # of a blended text: the b each token was drawn with
@@ -161,7 +161,7 @@ class Rollout:
 
 
 @dataclass(frozen=True, slots=True)
-class Advance:
+class RolloutProgress:
     """How far a rollout call has come since it last said so."""
 
     num_finished: int  # completions that ended
@@ -213,12 +213,12 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TrainingRow:
     """One target behind its bare prompt, and how its tokens are learned."""
 
     prompt_ids: Sequence[int]
     target_ids: Sequence[int]
-    teacher_ids: Sequence[int] = ()  # the prompt that the teacher's law is asked under
+    teacher_ids: Sequence[int] = ()  # the prompt that the teacher's distribution is asked under
     rollout: Rollout | None = None  # where the target came from, if it is one
     plain: bool = False  # learned by nll whatever the objective is
     counted: bool = True  # its tokens are in the step's denominator
@@ -250,7 +250,7 @@ class MicroBatch:
     clips: torch.Tensor  # [N] float32, nll above which a token gives no gradient; inf: none
     num_loss_tokens: int  # N
     num_counted_tokens: int  # of them in the step's denominator
-    rows: tuple[Row, ...]  # what it was made of
+    rows: tuple[TrainingRow, ...]  # what it was made of
 
     @property
     def num_padding_tokens(self) -> int:

@@ -33,7 +33,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(dtype: torch.dtype = torch.float32, seed: int = 0, vocab_size: int = 264) -> LlamaForCausalLM:
-    """Two small layers; weights large enough that its law is not flat."""
+    """Two small layers; weights large enough that its distribution is not flat."""
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=32,

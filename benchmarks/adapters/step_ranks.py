@@ -23,8 +23,8 @@ from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.jobs.parts import load_chat, load_rows, make_views
 from onpolicy_sdft.jobs.train import make_trainer
 from onpolicy_sdft.models.lora import prepare_trainable
-from onpolicy_sdft.models.reading import Replica
-from onpolicy_sdft.rollout.hf import Together
+from onpolicy_sdft.models.reading import GatheredCopy
+from onpolicy_sdft.rollout.hf import CollectiveDecoding
 from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.train.batch import make_batch
 from onpolicy_sdft.train.launch import make_backend
@@ -47,7 +47,7 @@ def work(rank: int, settings: dict[str, Any], port: int, channel: Channel | None
     on_cpus.BACKENDS[settings["backend"]](timedelta(hours=1))
     config = load_config(*settings["configs"], **settings["overrides"])
     backend = make_backend(config.train.precision, 3600.0)
-    together = Together(backend, backend.inside) if config.rollout.weights == "sharded" else None
+    together = CollectiveDecoding(backend, backend.inside) if config.rollout.weights == "sharded" else None
     chat = load_chat(config, ranks=backend, device=backend.device, together=together)
     data = make_views(config, chat, *load_rows(config))
     model = prepare_trainable(chat.loaded.model, config.lora, config.model, config.train.seed)
@@ -55,7 +55,7 @@ def work(rank: int, settings: dict[str, Any], port: int, channel: Channel | None
     with Progress("step", 1, "steps", enabled=False) as progress:
         trainer = make_trainer(config, chat, data, model, backend, Plan(len(views) // size, None), progress)
         reader = trainer.teacher.reader
-        moved = _bytes_to_gather(reader) if isinstance(reader, Replica) else 0
+        moved = _bytes_to_gather(reader) if isinstance(reader, GatheredCopy) else 0
         if channel is not None:
             channel.say({"ready": True, "bytes_gathered": moved})
         while _ask(channel):
@@ -71,7 +71,7 @@ def work(rank: int, settings: dict[str, Any], port: int, channel: Channel | None
         os._exit(0)
 
 
-def _bytes_to_gather(reader: Replica) -> int:
+def _bytes_to_gather(reader: GatheredCopy) -> int:
     """Return what a step gathers, whole: frozen weights too where they are not kept."""
     parameters = reader.model.named_parameters()
     return sum(p.numel() * p.itemsize for name, p in parameters if not reader.keeps or name in reader._trainable)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def make_engine(
     model: PreTrainedModel | PeftModel,
     num_slots: int | None,
-    terminators: Sequence[int] = (),
+    stop_token_ids: Sequence[int] = (),
     fuse: bool = True,
     **options: Any,
 ) -> RolloutEngine:
@@ -25,11 +25,11 @@ def make_engine(
     Args:
         model: With or without adapters.
         num_slots: Completions at once; None: as the engine chooses.
-        terminators: Token ids that end a completion.
+        stop_token_ids: Token ids that end a completion.
         fuse: False: every operation is the model's own, and adapters are all that is copied.
         options: Of the engine; on a CPU, too, steps have a fixed shape unless it is told otherwise.
     """
     wanted = {"max_draft_tokens": 0, "deterministic": True, "grid": True, **options}
     weights = LocalWeights.on_device(model, decode_copy="auto" if fuse else "none", attention=wanted.get("attention"))
     weights.triton = weights.triton and fuse
-    return RolloutEngine(model, terminators, weights, EngineOptions(num_slots=num_slots, **wanted), print)
+    return RolloutEngine(model, stop_token_ids, weights, EngineOptions(num_slots=num_slots, **wanted), print)

@@ -108,8 +108,8 @@ def _kernels(parts: Parts) -> float | None:
 
 
 def _texts(*variants: str) -> Callable[[Parts], float | None]:
-    """Return the share of texts that are the same, over all laws."""
-    rows = [f"{law}, {variant}" for law in correct.LAWS for variant in variants]
+    """Return the share of texts that are the same, over all distributions."""
+    rows = [f"{params}, {variant}" for params in correct.LAWS for variant in variants]
 
     def find(parts: Parts) -> float | None:
         same = figures(parts, "correct", correct.TEXTS, "same", rows)
@@ -120,7 +120,7 @@ def _texts(*variants: str) -> Callable[[Parts], float | None]:
 
 
 def _logprobs(parts: Parts) -> float | None:
-    rows = [f"{law}, the model's own forward" for law in correct.LAWS]
+    rows = [f"{params}, the model's own forward" for params in correct.LAWS]
     return max(figures(parts, "correct", correct.TEXTS, "logprob_difference", rows) or [], default=None)
 
 

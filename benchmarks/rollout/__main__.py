@@ -102,7 +102,7 @@ def rounds(
             if not Path(settings["python"]).is_file():
                 print(f"{name}: {settings['python']} is not there, left out", flush=True)
                 continue
-        made[name] = (KINDS[kind](model, chat.terminators, **settings), limit)
+        made[name] = (KINDS[kind](model, chat.stop_token_ids, **settings), limit)
     asked = requests
     histories = [c for c, _ in made.values() if isinstance(c, kinds.Engine) and "history" in c.drafts]
     if histories:

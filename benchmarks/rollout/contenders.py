@@ -19,7 +19,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from onpolicy_sdft.rollout.engine import EngineOptions, RolloutEngine
 from onpolicy_sdft.rollout.weights import LocalWeights
-from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingLaw
+from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingParams
 
 ADAPTERS = Path(__file__).resolve().parents[1] / "adapters"
 
@@ -52,17 +52,17 @@ def peak_mib() -> float:
 class Engine:
     """This project's engine."""
 
-    def __init__(self, model: Any, terminators: Sequence[int], *, drafts: list[str] | None = None, **options: Any):
+    def __init__(self, model: Any, stop_token_ids: Sequence[int], *, drafts: list[str] | None = None, **options: Any):
         self.drafts = drafts or []
         if drafts is None:
             options["max_draft_tokens"] = 0
         view = LocalWeights(model, True, options.pop("decode_copy", "auto"))
-        self.engine = RolloutEngine(model, terminators, view, EngineOptions(**options))
+        self.engine = RolloutEngine(model, stop_token_ids, view, EngineOptions(**options))
 
     def run(self, requests: list[RolloutRequest], temperature: float, step: int) -> Pass:
         started = time.perf_counter()
         asked = keyed(requests, step, self.drafts)
-        rollouts = self.engine.generate(asked, SamplingLaw(temperature))
+        rollouts = self.engine.generate(asked, SamplingParams(temperature))
         seconds = time.perf_counter() - started
         texts = [r.token_ids for r in rollouts]
         return Pass(seconds, sum(map(len, texts)), peak_mib(), asdict(self.engine.stats), texts)
@@ -79,8 +79,8 @@ class Engine:
 class HFGenerate:
     """``PreTrainedModel.generate`` as a trainer would call it: sampling, left padding, dynamic cache."""
 
-    def __init__(self, model: Any, terminators: Sequence[int], *, batch_size: int = 32):
-        self.model, self.terminators, self.batch_size = model, list(terminators), batch_size
+    def __init__(self, model: Any, stop_token_ids: Sequence[int], *, batch_size: int = 32):
+        self.model, self.stop_token_ids, self.batch_size = model, list(stop_token_ids), batch_size
 
     def prepare(self, requests: list[RolloutRequest], temperature: float) -> None:
         self.run(requests[:2], temperature, 0)
@@ -91,7 +91,7 @@ class HFGenerate:
         for first in range(0, len(requests), self.batch_size):
             batch = requests[first : first + self.batch_size]
             longest = max(len(r.prompt_token_ids) for r in batch)
-            pad = self.terminators[0]
+            pad = self.stop_token_ids[0]
             ids = torch.tensor([[pad] * (longest - len(r.prompt_token_ids)) + [*r.prompt_token_ids] for r in batch])
             mask = torch.tensor(
                 [[0] * (longest - len(r.prompt_token_ids)) + [1] * len(r.prompt_token_ids) for r in batch]
@@ -100,13 +100,13 @@ class HFGenerate:
                 out = self.model.generate(
                     input_ids=ids, attention_mask=mask, generation_config=self._config(batch, temperature)
                 )
-            num_tokens += sum(useful(row[longest:].tolist(), self.terminators) for row in out)
+            num_tokens += sum(useful(row[longest:].tolist(), self.stop_token_ids) for row in out)
         return Pass(time.perf_counter() - started, num_tokens, peak_mib())
 
     def _config(self, batch: Sequence[RolloutRequest], temperature: float) -> GenerationConfig:
         return GenerationConfig(
-            do_sample=True, temperature=temperature, top_k=0, top_p=1.0, eos_token_id=self.terminators,
-            pad_token_id=self.terminators[0], max_new_tokens=max(r.max_new_tokens for r in batch),
+            do_sample=True, temperature=temperature, top_k=0, top_p=1.0, eos_token_id=self.stop_token_ids,
+            pad_token_id=self.stop_token_ids[0], max_new_tokens=max(r.max_new_tokens for r in batch),
         )  # fmt: skip
 
     def close(self) -> None:
@@ -136,7 +136,7 @@ class ContinuousBatching(HFGenerate):
             self.model.set_attn_implementation(own)
         if len(found) != len(requests):
             raise RuntimeError(f"continuous batching answered {len(found)} of {len(requests)} requests")
-        num_tokens = sum(useful(list(o.generated_tokens), self.terminators) for o in found.values())
+        num_tokens = sum(useful(list(o.generated_tokens), self.stop_token_ids) for o in found.values())
         return Pass(time.perf_counter() - started, num_tokens, peak_mib())
 
 
@@ -144,7 +144,7 @@ class VLLM:
     """vLLM in an environment and a process of its own."""
 
     def __init__(
-        self, model: Any, terminators: Sequence[int], *, python: str, model_path: str, dtype: str, **flags: Any
+        self, model: Any, stop_token_ids: Sequence[int], *, python: str, model_path: str, dtype: str, **flags: Any
     ):
         arguments = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         command = [
@@ -154,7 +154,7 @@ class VLLM:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
-        self.terminators = list(terminators)
+        self.stop_token_ids = list(stop_token_ids)
         self.ready = self._read()
 
     def _read(self) -> dict[str, Any]:
@@ -174,7 +174,7 @@ class VLLM:
 
     def run(self, requests: list[RolloutRequest], temperature: float, step: int) -> Pass:
         asked = [{"prompt_token_ids": r.prompt_token_ids, "max_new_tokens": r.max_new_tokens} for r in requests]
-        self._send({"requests": asked, "temperature": temperature, "stop_token_ids": self.terminators, "seed": step})
+        self._send({"requests": asked, "temperature": temperature, "stop_token_ids": self.stop_token_ids, "seed": step})
         answer = self._read()
         return Pass(answer["seconds"], sum(answer["num_tokens"]), answer.get("max_rss_mib", 0.0))
 
@@ -183,9 +183,9 @@ class VLLM:
         self.process.wait(30)
 
 
-def useful(token_ids: list[int], terminators: list[int]) -> int:
+def useful(token_ids: list[int], stop_token_ids: list[int]) -> int:
     """Tokens up to and including the first terminator."""
-    return next((i + 1 for i, token in enumerate(token_ids) if token in terminators), len(token_ids))
+    return next((i + 1 for i, token in enumerate(token_ids) if token in stop_token_ids), len(token_ids))
 
 
 def differing(ours: Sequence[tuple[int, ...]], theirs: Sequence[tuple[int, ...]]) -> float:
@@ -203,7 +203,7 @@ def differing(ours: Sequence[tuple[int, ...]], theirs: Sequence[tuple[int, ...]]
 
 def with_history(engine: Engine, requests: list[RolloutRequest], temperature: float) -> list[RolloutRequest]:
     """Write every request once, as the last epoch did, and put what was written in front of its drafts."""
-    rollouts = engine.engine.generate(keyed(requests, 20_000, []), SamplingLaw(temperature))
+    rollouts = engine.engine.generate(keyed(requests, 20_000, []), SamplingParams(temperature))
     return [
         replace(request, draft_token_ids=(rollout.token_ids, request.draft_token_ids[1]))
         for request, rollout in zip(requests, rollouts, strict=True)

@@ -22,7 +22,7 @@ from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks import load_task
 from onpolicy_sdft.train.source import PolicySource, Sampling
-from onpolicy_sdft.types import Demonstration, SamplingLaw, Turn, Views
+from onpolicy_sdft.types import Demonstration, SamplingParams, Turn, Views
 
 RIGHT = "def f(x):\n    return sorted(x)\n"
 PROGRAMS = (RIGHT, "import re\n" + RIGHT, "def f(x):\n    return x\n", "import collections\ndef f(x):\n    return y\n")
@@ -35,7 +35,7 @@ def make_source(num_tokens: int) -> PolicySource:
     sizes = {"hidden_size": 192, "intermediate_size": 384, "num_hidden_layers": 6, "num_attention_heads": 4}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, max_position_embeddings=1024, **sizes)).eval()
     engine = RolloutEngine(model, (END,), LocalWeights(model), EngineOptions(num_slots=16, deterministic=True))
-    return PolicySource(engine, Sampling(SamplingLaw(), num_tokens, seed=0, drafts=()))
+    return PolicySource(engine, Sampling(SamplingParams(), num_tokens, seed=0, drafts=()))
 
 
 def decode(token_ids: Sequence[int]) -> str:

@@ -23,6 +23,6 @@ def make_repeatable(option: str) -> None:
         was = "CUDA was in use before" if found is None else f"{_CUBLAS}={found} is set"
         print(
             f"warning: {option} asks for results that repeat, but {was}: products of matrices on a GPU may differ "
-            f"between runs. Way out: start with {_CUBLAS}={_REPEATABLE[0]}, or set {option}=false.",
+            f"between runs. Fix: start with {_CUBLAS}={_REPEATABLE[0]}, or set {option}=false.",
             file=sys.stderr,
         )

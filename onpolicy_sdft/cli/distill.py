@@ -10,7 +10,7 @@ from onpolicy_sdft.config.load import make_parser, parse
 def run(arguments: Sequence[str]) -> int:
     """Rewrite the data set, print what became of it, draw it."""
     parser = make_parser(
-        "sdft distill", "Rewrite a data set once with the seed model, for --train.targets distilled (offline SDFT)."
+        "sdft distill", "Rewrite a data set once with the base model, for --train.targets distilled (offline SDFT)."
     )
     config, _ = parse(parser, arguments)
     from onpolicy_sdft.jobs.distill import run_distill

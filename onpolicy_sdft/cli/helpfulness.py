@@ -20,7 +20,7 @@ def run(arguments: Sequence[str]) -> int:
     parser = option_parser("sdft helpfulness export|judge", "Answers in AlpacaEval's format, and pairwise win rates.")
     action, rest = split_target(parser, arguments)
     if action not in ("export", "judge"):
-        raise ConfigError(f"There is no action {action!r}. Way out: sdft helpfulness export, or judge.")
+        raise ConfigError(f"There is no action {action!r}. Fix: sdft helpfulness export, or judge.")
     return _export(rest) if action == "export" else _judge(rest)
 
 
@@ -72,9 +72,9 @@ def _judge(arguments: Sequence[str]) -> int:
     options = parse_options(parser, arguments)
     local = options.judge.startswith(LOCAL_PREFIX)
     if not local and options.judge_model is None:
-        raise ConfigError(f"judge={options.judge} may serve several models. Way out: --judge_model NAME.")
+        raise ConfigError(f"judge={options.judge} may serve several models. Fix: --judge_model NAME.")
     if options.num_parallel < 1:
-        raise ConfigError(f"num_parallel={options.num_parallel} asks nothing. Way out: 1 or more.")
+        raise ConfigError(f"num_parallel={options.num_parallel} asks nothing. Fix: 1 or more.")
     from onpolicy_sdft.jobs.helpfulness import run_judge
     from onpolicy_sdft.runs.progress import say_to_stderr
 

@@ -12,15 +12,15 @@ from onpolicy_sdft.errors import SdftError
 
 #: Verb -> what it does, as in ``sdft --help``. Each lives in ``cli/VERB.py`` with ``run(arguments) -> exit code``.
 VERBS = {
-    "train": "score the seed model, train, score again, leave a report",
+    "train": "score the base model, train, score again, leave a report",
     "eval": "score a model or a run on tasks",
     "probe": "is the model, shown the demonstration, a good teacher? before anything is trained",
-    "distill": "rewrite a data set once with the seed model, for offline SDFT",
+    "distill": "rewrite a data set once with the base model, for offline SDFT",
     "plan": "what a run would take on so many GPUs, without one",
     "continual": "train on tasks one after the other, scoring all of them each time",
     "compare": "methods side by side on one sequence of tasks",
     "sweep": "train over axes of options and seeds: one table",
-    "shift": "how far the answers of runs have moved from their seed model's",
+    "shift": "how far the answers of runs have moved from their base model's",
     "helpfulness": "export answers in AlpacaEval's format, or let a judge compare two exports",
     "lm_eval": "run tasks of EleutherAI's lm-evaluation-harness on a run or a model",
     "chat": "talk to a model or a run",

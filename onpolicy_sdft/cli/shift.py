@@ -8,11 +8,11 @@ from onpolicy_sdft.cli.target import option_parser, parse_options
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Compare the answers of runs with those of their seed model and print the table."""
+    """Compare the answers of runs with those of their base model and print the table."""
     parser = option_parser(
-        "sdft shift", "How far the answers of runs have moved from their seed model's: embedding similarity, KL, NLL."
+        "sdft shift", "How far the answers of runs have moved from their base model's: embedding similarity, KL, NLL."
     )
-    parser.add_argument("runs", nargs="+", help="Run directories of one seed model.")
+    parser.add_argument("runs", nargs="+", help="Run directories of one base model.")
     parser.add_argument("--output", type=str, help="Directory for shift.json and records.jsonl.", required=True)
     parser.add_argument(
         "--prompts", type=str, help="A file of rows, or set:LABEL of the first run (default: general prompts)."
@@ -50,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
     ]
     print_table(
         f"answers compared with those of {summary['reference']}, n = {summary['num_prompts']}",
-        ["run", "similarity [95 %]", "identical", "KL(seed || tuned) [95 %]", "NLL of the seed's answers [95 %]"],
+        ["run", "similarity [95 %]", "identical", "KL(base || tuned) [95 %]", "NLL of the seed's answers [95 %]"],
         rows,
     )
     if summary["num_cut"]:

@@ -50,7 +50,7 @@ def _list_runs(config: SweepConfig, plan: Plan) -> int:
     title = f"{len(plan.runs)} runs, at most {config.max_parallel} at once, in {directory}"
     print_table(title, ["run", *config.axes, "seed", "state"], rows)
     for distilled in plan.distilled:
-        print(f"written first by the seed model: {directory / distilled.name}")
+        print(f"written first by the base model: {directory / distilled.name}")
     for entry in plan.excluded:
         values = ", ".join(f"{axis} {plain_text(value)}" for axis, value in entry.values.items())
         print(f"left out: {values}" + (f" ({entry.why})" if entry.why else ""))

@@ -39,7 +39,7 @@ def run_and_show(work: Callable[[], Path], tables: Callable[[Mapping[str, Any]],
 def sequence_tables(summary: Mapping[str, Any]) -> str:
     """Return the accuracy matrix of a sequence, a row a stage, and its metrics."""
     labels = [*summary["labels"], *summary["retention_labels"]]
-    names = ["seed model", *(f"after {stage['label']}" for stage in summary["stages"])]
+    names = ["base model", *(f"after {stage['label']}" for stage in summary["stages"])]
     rows = []
     for index, name in enumerate(names):
         cells = [
@@ -50,7 +50,7 @@ def sequence_tables(summary: Mapping[str, Any]) -> str:
         kl = summary["kl"][index]
         rows.append((name, *cells, "-" if kl is None else f"{kl['mean']:.4f}"))
     sizes = [f"{label} (n = {summary['n'][label]})" for label in labels]
-    parts = [format_plain_table(("accuracy", *sizes, "KL(seed || tuned)"), rows)]
+    parts = [format_plain_table(("accuracy", *sizes, "KL(base || tuned)"), rows)]
     if summary["metrics"]:
         found = [(name, estimate(entry)) for name, entry in summary["metrics"].items()]
         found += [(f"forgetting of {name}", estimate(entry)) for name, entry in summary["forgetting_by_task"].items()]

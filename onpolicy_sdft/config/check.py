@@ -32,7 +32,7 @@ def check(config: RunConfig) -> None:
     if config.optim.schedule == "cosine" and config.train.max_loss_tokens is not None:
         raise ConfigError(
             "optim.schedule=cosine needs to know the number of steps, but train.max_loss_tokens ends the run at an "
-            "unknown one. Way out: --optim.schedule constant, or drop train.max_loss_tokens."
+            "unknown one. Fix: --optim.schedule constant, or drop train.max_loss_tokens."
         )
 
 
@@ -146,22 +146,22 @@ def _check_model(config: RunConfig) -> None:
     if config.data.path is not None and (config.data.options or config.data.split != "train"):
         raise ConfigError(
             f"data.split and data.options belong to a hub or embedded set, but data.path={config.data.path!r} is a "
-            "file. Way out: --data.split train --data.options '{}'."
+            "file. Fix: --data.split train --data.options '{}'."
         )
     if config.model.revision is not None and config.model.name.startswith("embedded:"):
         raise ConfigError(
             f"model.revision={config.model.revision!r} names a hub revision, but {config.model.name} is embedded. "
-            "Way out: --model.revision null."
+            "Fix: --model.revision null."
         )
     if not config.lora.enabled and config.model.dtype != "float32":
         raise ConfigError(
             f"Full fine-tuning (lora.enabled=false) with model.dtype={config.model.dtype}: most updates would be "
-            "lost to rounding. Way out: --model.dtype float32 --train.precision bf16 (bf16 compute, float32 weights)."
+            "lost to rounding. Fix: --model.dtype float32 --train.precision bf16 (bf16 compute, float32 weights)."
         )
     if config.model.load_in_4bit and not config.lora.enabled:
         raise ConfigError(
             "model.load_in_4bit=true freezes the base, so there is nothing to train without adapters. "
-            "Way out: --lora.enabled true, or --model.load_in_4bit false."
+            "Fix: --lora.enabled true, or --model.load_in_4bit false."
         )
 
 
@@ -181,13 +181,13 @@ def _check_rollout(config: RunConfig) -> None:
     if rollout.deterministic and rollout.num_slots is None:
         raise ConfigError(
             "rollout.deterministic=true takes the engine's shapes from the options alone, but rollout.num_slots is "
-            "unset. Way out: set it (128 is what a CPU gets by itself)."
+            "unset. Fix: set it (128 is what a CPU gets by itself)."
         )
     narrowed = rollout.top_k > 0 or rollout.top_p < 1 or rollout.min_p > 0 or bool(rollout.min_p_end)
     if rollout.temperature == 0 and narrowed:
         raise ConfigError(
             "rollout.temperature=0 is greedy, so top_k, top_p and min_p would do nothing. "
-            "Way out: a temperature above 0, or leave them at 0, 1 and 0."
+            "Fix: a temperature above 0, or leave them at 0, 1 and 0."
         )
     if rollout.temperature == 0 and "resample" in {
         config.screening.banned,
@@ -199,7 +199,7 @@ def _check_rollout(config: RunConfig) -> None:
     }:
         raise ConfigError(
             "A greedy rollout (rollout.temperature=0) drawn again is the same rollout, so a screening verdict "
-            "'resample' cannot help. Way out: a temperature above 0, or the verdict fallback."
+            "'resample' cannot help. Fix: a temperature above 0, or the verdict fallback."
         )
 
 
@@ -209,22 +209,22 @@ def _check_eval(config: RunConfig) -> None:
     if evaluation.num_samples > 1 and evaluation.temperature == 0:
         raise ConfigError(
             f"eval.num_samples={evaluation.num_samples} greedy answers would all be the same. "
-            "Way out: --eval.temperature 1, or --eval.num_samples 1."
+            "Fix: --eval.temperature 1, or --eval.num_samples 1."
         )
     for name in ("every_steps", "best_metric", "early_stop", "stop_score"):
         if getattr(evaluation, name) is not None and not evaluation.validation:
-            raise ConfigError(f"eval.{name} is set but eval.validation names no set. Way out: add one.")
+            raise ConfigError(f"eval.{name} is set but eval.validation names no set. Fix: add one.")
     if evaluation.validation and evaluation.every_steps is None:
-        raise ConfigError("eval.validation names sets but eval.every_steps is unset. Way out: set it.")
+        raise ConfigError("eval.validation names sets but eval.every_steps is unset. Fix: set it.")
     if evaluation.early_stop is not None and evaluation.best_metric is None:
-        raise ConfigError("eval.early_stop needs to know what better means. Way out: set eval.best_metric.")
+        raise ConfigError("eval.early_stop needs to know what better means. Fix: set eval.best_metric.")
     if evaluation.stop_score is not None and evaluation.best_metric is None:
-        raise ConfigError("eval.stop_score needs to know which score. Way out: set eval.best_metric.")
+        raise ConfigError("eval.stop_score needs to know which score. Fix: set eval.best_metric.")
     known = [f"eval/{item.label}/score" for item in evaluation.validation]
     if evaluation.best_metric is not None and evaluation.best_metric not in known:
         raise ConfigError(f"eval.best_metric={evaluation.best_metric!r} is none of: {', '.join(known)}.")
     if evaluation.limit is not None and evaluation.path is None:
-        raise ConfigError(f"eval.limit={evaluation.limit} limits eval.path, which is unset. Way out: set eval.path.")
+        raise ConfigError(f"eval.limit={evaluation.limit} limits eval.path, which is unset. Fix: set eval.path.")
     for sets in (evaluation_sets(config), evaluation.validation):
         _check_labels(sets)
 
@@ -254,7 +254,7 @@ def _check_start(config: RunConfig) -> None:
             if getattr(train, name) != getattr(RunConfig().train, name):
                 raise ConfigError(
                     f"train.{name}={getattr(train, name)!r} says how to go on from another run, but train.start_from "
-                    "is unset. Way out: set it, or leave this option out."
+                    "is unset. Fix: set it, or leave this option out."
                 )
         return
     if train.carry == "continue":
@@ -262,20 +262,20 @@ def _check_start(config: RunConfig) -> None:
     if not config.lora.enabled:
         raise ConfigError(
             "train.carry=merge folds an adapter into the base, but lora.enabled=false trains the base itself. "
-            "Way out: --train.carry continue."
+            "Fix: --train.carry continue."
         )
     if train.keep_optimizer:
         raise ConfigError(
             "train.keep_optimizer=true goes on with the moments of an adapter that train.carry=merge replaces by a new "
-            "one. Way out: --train.carry continue, or --train.keep_optimizer false."
+            "one. Fix: --train.carry continue, or --train.keep_optimizer false."
         )
     if config.model.load_in_4bit:
-        raise ConfigError("train.carry=merge cannot fold into a 4-bit base. Way out: --train.carry continue.")
+        raise ConfigError("train.carry=merge cannot fold into a 4-bit base. Fix: --train.carry continue.")
     anchored = config.objective.anchor_kl > 0 and config.objective.anchor == "base"
     if teacher.weights == "base" or anchored:
         raise ConfigError(
-            "With train.carry=merge the base of this run is what the run before left, not the seed model that "
-            "teacher.weights=base or objective.anchor=base asks for. Way out: --train.carry continue, or stage."
+            "With train.carry=merge the base of this run is what the run before left, not the base model that "
+            "teacher.weights=base or objective.anchor=base asks for. Fix: --train.carry continue, or stage."
         )
 
 
@@ -284,8 +284,7 @@ def _check_labels(sets: Sequence[EvalSetConfig | SourceConfig], what: str = "eva
     for label in labels:
         if not re.fullmatch(r"[\w.+-]+", label):
             raise ConfigError(
-                f"The {what} label {label!r} names files, metrics or ids. Way out: letters, digits, '_', '-' and "
-                "'.' only."
+                f"The {what} label {label!r} names files, metrics or ids. Fix: letters, digits, '_', '-' and '.' only."
             )
     twice = {label for label in labels if labels.count(label) > 1}
     if twice:

@@ -28,18 +28,18 @@ def check_feedback(config: RunConfig) -> None:
             raise ConfigError(
                 f"feedback.enabled=true has the student write before the teacher, which {name}="
                 f"{getattr(getattr(config, section), option)} does not go with. "
-                f"Way out: {way_out}, or --feedback.enabled false."
+                f"Fix: {way_out}, or --feedback.enabled false."
             )
     has_data = config.data.name is not None or config.data.path is not None  # a file of a method names no task
     if config.task.name == "free_form" and has_data:
         raise ConfigError(
             "feedback.enabled=true tells the teacher what the check says, but task.name=free_form accepts every text. "
-            "Way out: a task with a check, or --feedback.enabled false."
+            "Fix: a task with a check, or --feedback.enabled false."
         )
     if feedback.num_attempts > 1 and config.rollout.temperature == 0:
         raise ConfigError(
             f"feedback.num_attempts={feedback.num_attempts} greedy attempts would all be the same. "
-            "Way out: a temperature above 0, or --feedback.num_attempts 1."
+            "Fix: a temperature above 0, or --feedback.num_attempts 1."
         )
     if config.rollout.view == "student":
         _check_student_view(config)
@@ -51,12 +51,12 @@ def _check_unused(config: RunConfig) -> None:
         if value != default:
             raise ConfigError(
                 f"feedback.{name}={value!r} is set, but nothing reads it here. "
-                f"Way out: --feedback.enabled true, or leave it at {default!r}."
+                f"Fix: --feedback.enabled true, or leave it at {default!r}."
             )
     if config.context.show == "none":
         raise ConfigError(
             "context.show=none shows the teacher nothing that the student does not see. "
-            "Way out: --feedback.enabled true, or --context.show own."
+            "Fix: --feedback.enabled true, or --context.show own."
         )
 
 
@@ -66,21 +66,21 @@ def _check_student_view(config: RunConfig) -> None:
     if feedback.num_attempts > 1:
         raise ConfigError(
             f"feedback.num_attempts={feedback.num_attempts}, but with rollout.view=student the attempts are the "
-            "rollouts. Way out: --rollout.num_samples to have more of them, and --feedback.num_attempts 1."
+            "rollouts. Fix: --rollout.num_samples to have more of them, and --feedback.num_attempts 1."
         )
     if screening.check != "keep":
         raise ConfigError(
             f"feedback.enabled=true with rollout.view=student learns at wrong attempts, which screening.check="
-            f"{screening.check} takes out. Way out: --screening.check keep, or --rollout.view teacher."
+            f"{screening.check} takes out. Fix: --screening.check keep, or --rollout.view teacher."
         )
     for name in ("banned", "empty", "truncated", "looping", "length", "answer_only", "control"):
         if getattr(screening, name) == "resample":
             raise ConfigError(
                 f"screening.{name}=resample draws another text, but with feedback.enabled=true and rollout.view="
-                "student the teacher was told of the first one. Way out: another verdict, or --rollout.view teacher."
+                "student the teacher was told of the first one. Fix: another verdict, or --rollout.view teacher."
             )
     if config.objective.name == "sampled_reverse_kl" and feedback.solved == "drop":
         raise ConfigError(
             "objective.name=sampled_reverse_kl is an expectation over all samples, but feedback.solved=drop takes the "
-            "right ones out. Way out: --feedback.solved learn, or --objective.name reverse_kl."
+            "right ones out. Fix: --feedback.solved learn, or --objective.name reverse_kl."
         )

@@ -23,12 +23,12 @@ def check_method(config: RunConfig) -> None:
     if config.train.targets == "distilled" and config.train.distilled is None:
         raise ConfigError(
             "train.targets=distilled learns a file that `sdft distill` wrote, but train.distilled is unset. "
-            "Way out: --train.distilled DIRECTORY."
+            "Fix: --train.distilled DIRECTORY."
         )
     if config.train.targets != "distilled" and config.train.distilled is not None:
         raise ConfigError(
             f"train.distilled={config.train.distilled!r} would not be read by train.targets={config.train.targets}. "
-            "Way out: --train.targets distilled, or leave it unset."
+            "Fix: --train.targets distilled, or leave it unset."
         )
     _check_shown(config)
     check_feedback(config)
@@ -43,17 +43,17 @@ def _check_shown(config: RunConfig) -> None:
     if show in ("own", "none") and number > 1:
         raise ConfigError(
             f"context.num_demonstrations={number}, but context.show={show} shows no other question's demonstration. "
-            "Way out: --context.show both (its own and others) or others, or --context.num_demonstrations 1."
+            "Fix: --context.show both (its own and others) or others, or --context.num_demonstrations 1."
         )
     if show == "both" and number == 1:
         raise ConfigError(
             "context.show=both shows others beside the question's own demonstration, but context.num_demonstrations=1 "
-            "is one in all. Way out: --context.num_demonstrations 2 or more, or --context.show own."
+            "is one in all. Fix: --context.num_demonstrations 2 or more, or --context.show own."
         )
     if show != "own" and config.train.targets == "demonstrations":
         raise ConfigError(
             f"context.show={show} shows examples to the teacher, but train.targets=demonstrations asks none. "
-            "Way out: --context.show own --context.num_demonstrations 1, or --train.targets policy."
+            "Fix: --context.show own --context.num_demonstrations 1, or --train.targets policy."
         )
 
 
@@ -78,7 +78,7 @@ def _check_sharded(config: RunConfig) -> None:
         if is_wrong:
             raise ConfigError(
                 "rollout.weights=sharded has no whole copy of the weights to score with, to measure with, or to write "
-                f"with on one rank alone. Way out: {way_out}, or --rollout.weights gather."
+                f"with on one rank alone. Fix: {way_out}, or --rollout.weights gather."
             )
 
 
@@ -89,9 +89,9 @@ def _check_effect(config: RunConfig) -> None:
     readers = {
         "context.neighbours": (config.context.show in ("others", "both"), "--context.show others or both"),
         "objective.beta": (objective.name == "jsd", "--objective.name jsd"),
-        "objective.support": (compares, "an objective that compares laws"),
-        "objective.blend": (compares, "an objective that compares laws"),
-        "objective.disagreement": (compares, "an objective that compares laws"),
+        "objective.support": (compares, "an objective that compares distributions"),
+        "objective.blend": (compares, "an objective that compares distributions"),
+        "objective.disagreement": (compares, "an objective that compares distributions"),
         "objective.num_kept": (objective.support != "full", "--objective.support teacher or student"),
         "objective.anchor": (objective.anchor_kl > 0, "--objective.anchor_kl above 0"),
         "objective.importance_cap": (objective.importance == "token", "--objective.importance token"),
@@ -108,7 +108,7 @@ def _check_effect(config: RunConfig) -> None:
         default = getattr(getattr(RunConfig(), section), option)
         if value != default and not is_read:
             raise ConfigError(
-                f"{name}={value!r} is set, but nothing reads it here. Way out: {way_out}, or leave it at {default!r}."
+                f"{name}={value!r} is set, but nothing reads it here. Fix: {way_out}, or leave it at {default!r}."
             )
 
 
@@ -122,32 +122,32 @@ def live_options_set(rollout: RolloutConfig) -> list[str]:
 
 
 def _check_unsampled(config: RunConfig) -> None:
-    """Nothing is written here, so options of rollouts and laws would do nothing."""
+    """Nothing is written here, so options of rollouts and distributions would do nothing."""
     targets, rollout = config.train.targets, config.rollout
     if config.objective.name != "nll":
         raise ConfigError(
-            f"objective.name={config.objective.name} compares the laws of student and teacher at the policy's samples, "
-            f"but train.targets={targets} samples none. Way out: --train.targets policy, or --objective.name nll."
+            f"objective.name={config.objective.name} compares student and teacher at the policy's samples, "
+            f"but train.targets={targets} samples none. Fix: --train.targets policy, or --objective.name nll."
         )
     if config.objective.importance != "none":
         raise ConfigError(
             f"objective.importance corrects for how rollouts were sampled, but train.targets={targets} samples none. "
-            "Way out: --objective.importance none."
+            "Fix: --objective.importance none."
         )
     if config.objective.demonstration_weight:
         raise ConfigError(
             f"objective.demonstration_weight adds the demonstration to a rollout, but train.targets={targets} learns "
-            "none. Way out: --objective.demonstration_weight 0."
+            "none. Fix: --objective.demonstration_weight 0."
         )
     if config.teacher.weights != "live":
         raise ConfigError(
             f"teacher.weights={config.teacher.weights} asks for a teacher, but train.targets={targets} needs none. "
-            "Way out: leave teacher.weights at live."
+            "Fix: leave teacher.weights at live."
         )
     for name in live_options_set(rollout):
         raise ConfigError(
             f"rollout.{name}={getattr(rollout, name)!r} is an option of rollouts that are learned, but "
-            f"train.targets={targets} learns none. Way out: leave it at {getattr(RolloutConfig(), name)!r}."
+            f"train.targets={targets} learns none. Fix: leave it at {getattr(RolloutConfig(), name)!r}."
         )
 
 
@@ -157,19 +157,19 @@ def _check_sampled(config: RunConfig) -> None:
     if student_view and objective.name == "nll":
         raise ConfigError(
             "rollout.view=student with objective.name=nll trains the policy on its own samples from the bare prompt: "
-            "nothing in it knows the demonstration. Way out: --rollout.view teacher, or an objective that compares "
+            "nothing in it knows the demonstration. Fix: --rollout.view teacher, or an objective that compares "
             "with the teacher (--objective.name reverse_kl)."
         )
     if student_view and rollout.demonstration_dropout:
         raise ConfigError(
             f"rollout.demonstration_dropout={rollout.demonstration_dropout} leaves demonstrations out of the teacher's "
-            "prompt, but rollout.view=student shows none. Way out: set it to 0."
+            "prompt, but rollout.view=student shows none. Fix: set it to 0."
         )
     if rollout.demonstration_dropout and config.teacher.weights != "live":
         raise ConfigError(
             f"rollout.demonstration_dropout={rollout.demonstration_dropout} has the policy write under its bare "
             f"prompt, but with teacher.weights={config.teacher.weights} it is the teacher that writes. "
-            "Way out: --teacher.weights live, or --rollout.demonstration_dropout 0."
+            "Fix: --teacher.weights live, or --rollout.demonstration_dropout 0."
         )
     if objective.name == "sampled_reverse_kl":
         _check_score_function(config)
@@ -178,7 +178,7 @@ def _check_sampled(config: RunConfig) -> None:
     if rollout.num_samples > 1 and rollout.temperature == 0:
         raise ConfigError(
             f"rollout.num_samples={rollout.num_samples} greedy rollouts would all be the same. "
-            "Way out: a temperature above 0, or one sample."
+            "Fix: a temperature above 0, or one sample."
         )
 
 
@@ -190,19 +190,19 @@ def _check_blend(config: RunConfig) -> None:
         option = "blend" if rollout.blend > 0 else "blend_budget"
         raise ConfigError(
             f"rollout.{option}={getattr(rollout, option):g} mixes the teacher's prompt with the bare one, but "
-            "rollout.view=student writes under the bare prompt alone. Way out: --rollout.view teacher, or leave it at "
+            "rollout.view=student writes under the bare prompt alone. Fix: --rollout.view teacher, or leave it at "
             f"{getattr(RolloutConfig(), option)!r}."
         )
     if is_blended and rollout.num_slots == 1:
         raise ConfigError(
             "rollout.num_slots=1, but a blended rollout takes two: one for the teacher's prompt, one for the bare "
-            "prompt. Way out: --rollout.num_slots 2 or more, or leave it unset."
+            "prompt. Fix: --rollout.num_slots 2 or more, or leave it unset."
         )
     if (rollout.blend == 1 or rollout.blend_budget == 0) and config.objective.name == "nll":
         option = "blend=1" if rollout.blend == 1 else "blend_budget=0"
         raise ConfigError(
             f"rollout.{option} with objective.name=nll trains the policy on its own samples from the bare prompt: "
-            "nothing in it knows the demonstration. Way out: a blend below 1, a budget above 0, or an objective that "
+            "nothing in it knows the demonstration. Fix: a blend below 1, a budget above 0, or an objective that "
             "compares with the teacher (--objective.name forward_kl)."
         )
 
@@ -219,16 +219,16 @@ def _check_schedules(config: RunConfig) -> None:
     if moving and config.train.max_loss_tokens is not None:
         raise ConfigError(
             f"rollout.{moving[0]} needs to know the number of steps, but train.max_loss_tokens ends the run at "
-            "an unknown one. Way out: drop one of them."
+            "an unknown one. Fix: drop one of them."
         )
 
 
 def _check_score_function(config: RunConfig) -> None:
-    """Its gradient is that of a divergence only at samples of the student's own law, all of them."""
+    """Its gradient is that of a divergence only at samples of the student's own distribution, all of them."""
     if config.rollout.view != "student":
         raise ConfigError(
             "objective.name=sampled_reverse_kl is an expectation over the student's own samples, but rollout.view="
-            f"{config.rollout.view}. Way out: --rollout.view student, or --objective.name reverse_kl."
+            f"{config.rollout.view}. Fix: --rollout.view student, or --objective.name reverse_kl."
         )
     choosing = [
         name
@@ -238,17 +238,17 @@ def _check_score_function(config: RunConfig) -> None:
     if choosing:
         raise ConfigError(
             f"objective.name=sampled_reverse_kl is an expectation over all samples, but screening.{choosing[0]}="
-            f"{getattr(config.screening, choosing[0])} takes some out. Way out: the verdict keep for every reason "
+            f"{getattr(config.screening, choosing[0])} takes some out. Fix: the verdict keep for every reason "
             f"({', '.join(f'screening.{name}' for name in choosing)})."
         )
     rollout = config.rollout
     tempered = rollout.temperature != 1 or rollout.temperature_end not in (None, 1.0)
     narrowed = rollout.top_k or rollout.top_p < 1 or rollout.min_p or rollout.min_p_end
-    off_law = tempered or narrowed or rollout.repetition_penalty != 1
-    if rollout.temperature == 0 or (off_law and config.objective.importance == "none"):
+    off_params = tempered or narrowed or rollout.repetition_penalty != 1
+    if rollout.temperature == 0 or (off_params and config.objective.importance == "none"):
         raise ConfigError(
-            "objective.name=sampled_reverse_kl is an expectation over samples of the student's own law, but rollout.* "
+            "objective.name=sampled_reverse_kl is an expectation over the student's own samples, but rollout.* "
             f"samples another (temperature={rollout.temperature:g}, top_k={rollout.top_k}, ...). "
-            "Way out: --rollout.temperature 1 without top_k, top_p, min_p and penalty, or, for a temperature above 0, "
+            "Fix: --rollout.temperature 1 without top_k, top_p, min_p and penalty, or, for a temperature above 0, "
             "--objective.importance token."
         )

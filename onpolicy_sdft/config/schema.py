@@ -138,7 +138,8 @@ class FeedbackConfig:
     solved: Literal["drop", "learn"] = "drop"
     """An attempt that is right: nothing is learned (reason ``solved``), or it is the rollout."""
     show_attempt: bool = True
-    """Show the attempt itself; false shows only what the check says. A teacher whose law is learned at the attempt
+    """Show the attempt itself; false shows only what the check says. A teacher whose distribution is learned at the
+    attempt
     (``rollout.view student``) may copy it when it sees it."""
     reveal: bool = False
     """Tell what is right as well, where the check has a short form of it (a number, a letter, a call)."""
@@ -192,7 +193,7 @@ class RolloutConfig:
     batch_size: int = 32
     """Completions the ``hf`` backend writes at once."""
     temperature: float = 1.0
-    """1 samples the policy's own law; 0 is greedy."""
+    """1 samples the policy's own distribution; 0 is greedy."""
     top_k: int = 0
     """Keep the k likeliest tokens; 0 keeps all."""
     top_p: float = 1.0
@@ -342,7 +343,8 @@ class ObjectiveConfig:
     beta: float = 0.5
     """Of ``jsd``, between 0 and 1."""
     support: Literal["full", "teacher", "student"] = "full"
-    """Compare laws over the whole vocabulary, or over the ``num_kept`` likeliest tokens of the teacher or the student
+    """Compare distributions over the whole vocabulary, or over the ``num_kept`` likeliest tokens of the teacher or the
+    student
     and one bucket for all others."""
     num_kept: int = 64
     """See ``support``."""
@@ -357,7 +359,7 @@ class ObjectiveConfig:
     anchor_kl: float = 0.0
     """Add KL(student || anchor) on the student's prompt with this weight."""
     anchor: Literal["base", "stage"] = "base"
-    """The anchor's weights: ``base``: the seed model's; ``stage``: those at the start of the task."""
+    """The anchor's weights: ``base``: the base model's; ``stage``: those at the start of the task."""
     blend: float = 0.0
     """Compare with the normalised teacher^(1 - blend) student^blend instead of the teacher, for ``forward_kl``,
     ``reverse_kl`` and ``jsd``: a target the student can reach. No gradient goes through it."""
@@ -365,8 +367,8 @@ class ObjectiveConfig:
     """Weigh each token by min(1, |log teacher(token) - log student(token)| / disagreement), in nats: what both agree on
     teaches nothing, what is this far apart counts whole. For the same objectives. Unset: all weigh 1."""
     importance: Literal["none", "token"] = "none"
-    """``token``: weigh each token by p(token) / p(token when it was drawn), for samples of another law than the
-    student's (a temperature, top_p, ...). No gradient goes through the weight."""
+    """``token``: weigh each token by p(token) / p(token when it was drawn), for samples of a distribution other than
+    the student's (a temperature, top_p, ...). No gradient goes through the weight."""
     importance_cap: float = 2.0
     """Largest of those weights."""
     chunk_tokens: int | None = None
@@ -420,7 +422,7 @@ class TrainConfig:
     output_dir: str = "runs/run"
     """The run directory."""
     start_from: str | None = None
-    """A run whose last weights training starts from, such as the task before. ``model.name`` stays the seed model."""
+    """A run whose last weights training starts from, such as the task before. ``model.name`` stays the base model."""
     carry: Literal["continue", "merge"] = "continue"
     """With ``start_from`` and adapters: ``continue`` that run's, or ``merge`` it into the base and train a new one."""
     keep_optimizer: bool = False
@@ -561,7 +563,7 @@ class EvalSetConfig:
     max_new_tokens: int = 256
     """Longest answer."""
     retention: bool = False
-    """True: what the seed model could do before; false: what is being taught."""
+    """True: what the base model could do before; false: what is being taught."""
 
 
 @dataclass
@@ -585,9 +587,9 @@ class EvalConfig:
     stop_score: float | None = None
     """Stop once ``best_metric`` has reached this: methods compared at the same acquisition."""
     before_and_after: bool = True
-    """Score the seed model before training and the trained one after."""
+    """Score the base model before training and the trained one after."""
     seed_scores: str | None = None
-    """A run whose scores of the same seed model on the same sets are taken over rather than measured again."""
+    """A run whose scores of the same base model on the same sets are taken over rather than measured again."""
     temperature: float = 0.0
     """0 is greedy; above 0 samples."""
     num_samples: int = 1
@@ -597,14 +599,14 @@ class EvalConfig:
     seed: int = 0
     """Seed of sampled evaluation."""
     kl_prompts: int = 60
-    """General prompts whose seed completions measure KL(seed || tuned); 0 turns it off."""
+    """General prompts whose seed completions measure KL(base || tuned); 0 turns it off."""
     kl_max_new_tokens: int = 96
     """Longest of those completions."""
 
 
 @dataclass
 class DistillConfig:
-    """``sdft distill``: the data set, rewritten once by the seed model."""
+    """``sdft distill``: the data set, rewritten once by the base model."""
 
     output_dir: str = "runs/distilled"
     """Where the file, its figures and the plot go."""

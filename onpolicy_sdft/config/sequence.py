@@ -60,7 +60,7 @@ class SequenceConfig:
     distilled_dir: str | None = None
     """Where distilled sets are kept, for the offline method. Unset: in ``output_dir``."""
     seed_scores: str | None = None
-    """A run whose scores of the same seed model are taken over."""
+    """A run whose scores of the same base model are taken over."""
     launch: list[str] = field(default_factory=list)
     """Command that starts each run, e.g. [accelerate, launch, --config_file, launch/accelerate/zero2.yaml]."""
 

@@ -131,7 +131,7 @@ def layer_file(name: str, *, is_method: bool = False) -> Path:
     if is_method:
         known = sorted({path.stem for folder in methods for path in folder.glob("*.yaml")})
         raise ConfigError(f"There is no method and no file {name!r}. There are: {', '.join(known) or 'none'}.")
-    raise ConfigError(f"base: there is no file {name!r}. Way out: a path from here, or from the checkout.")
+    raise ConfigError(f"base: there is no file {name!r}. Fix: a path from here, or from the checkout.")
 
 
 def check_sweep(config: SweepConfig) -> None:
@@ -152,12 +152,12 @@ def check_sweep(config: SweepConfig) -> None:
         raise ConfigError(f"max_parallel={config.max_parallel} is not usable: it must be at least 1.")
     if config.slurm and config.launcher != "submitit":
         raise ConfigError(
-            f"slurm={config.slurm!r} is not read by launcher=local. Way out: --launcher submitit, or leave it out."
+            f"slurm={config.slurm!r} is not read by launcher=local. Fix: --launcher submitit, or leave it out."
         )
     if config.launcher == "submitit" and not {"timeout_min", "slurm_time"} & config.slurm.keys():
         raise ConfigError(
             "launcher=submitit: slurm says nothing of how long a run may take, and submitit would give it minutes. "
-            "Way out: slurm: {timeout_min: 240, ...}."
+            "Fix: slurm: {timeout_min: 240, ...}."
         )
 
 
@@ -188,9 +188,9 @@ def _with_floats(value: Any) -> Any:
 
 def _check_axis(axis: str, values: Sequence[Any], names: set[str]) -> None:
     if not re.fullmatch(r"[\w.-]+", axis):
-        raise ConfigError(f"axes: {axis!r} names files and columns. Way out: letters, digits, '_', '-' and '.' only.")
+        raise ConfigError(f"axes: {axis!r} names files and columns. Fix: letters, digits, '_', '-' and '.' only.")
     if not values:
-        raise ConfigError(f"axes: {axis} has no values. Way out: give it some, or leave it out.")
+        raise ConfigError(f"axes: {axis} has no values. Fix: give it some, or leave it out.")
     bundled = axis != METHOD and axis not in names
     if bundled and not any(isinstance(value, Mapping) and LABEL in value for value in values):
         raise ConfigError(
@@ -209,7 +209,7 @@ def _check_axis(axis: str, values: Sequence[Any], names: set[str]) -> None:
     shown = Counter(canonical(shown_value(axis, value)) for value in values)
     twice = [text for text, count in shown.items() if count > 1]
     if twice:
-        raise ConfigError(f"axes: {axis} has {twice[0]} twice. Way out: each value, or label, once.")
+        raise ConfigError(f"axes: {axis} has {twice[0]} twice. Fix: each value, or label, once.")
 
 
 def _check_bundle(axis: str, value: Any, names: set[str]) -> None:
@@ -233,7 +233,7 @@ def _check_bundle(axis: str, value: Any, names: set[str]) -> None:
 
 def _refuse_own(where: str, name: str, names: set[str]) -> None:
     if name in OWN:
-        raise ConfigError(f"{where}: {name} is set by the sweep itself. Way out: {OWN[name]}.")
+        raise ConfigError(f"{where}: {name} is set by the sweep itself. Fix: {OWN[name]}.")
     if name not in names:
         hint = explain(f"unrecognized arguments: --{name}", make_parser("sdft train", ""))
         raise ConfigError(f"{where}: {hint}")
@@ -283,7 +283,7 @@ def _explain(message: str, parser: ArgumentParser) -> str:
     name = (unknown[1] or unknown[2]) if unknown else ""
     section = name.partition(".")[0]
     if name in field_names():
-        return f"{name} is an option of runs. Way out: write it under options (options: {{{name}: ...}}), or as a flag."
+        return f"{name} is an option of runs. Fix: write it under options (options: {{{name}: ...}}), or as a flag."
     if "." in name and section in {known.partition(".")[0] for known in field_names()}:
         return explain(message, make_parser(parser.prog, ""))
     return explain(message.replace(f"'{name}'", f"'{section}'"), parser)

@@ -117,7 +117,7 @@ def check_comparison(config: CompareConfig, sequence: SequenceConfig) -> None:
     if config.match == "tokens" and (config.max_loss_tokens is None or config.max_steps is None):
         raise ConfigError("match=tokens needs max_loss_tokens, and max_steps as the most there may be.")
     if config.match != "tokens" and config.max_loss_tokens is not None:
-        raise ConfigError("max_loss_tokens is read with match=tokens only. Way out: --match tokens, or leave it out.")
+        raise ConfigError("max_loss_tokens is read with match=tokens only. Fix: --match tokens, or leave it out.")
     for where, options in (
         ("sequence", sequence.options),
         *((f"methods.{m}", o.options) for m, o in config.methods.items()),
@@ -129,7 +129,7 @@ def check_comparison(config: CompareConfig, sequence: SequenceConfig) -> None:
     is_tuned = any(_rates(config, method) != [None] for method in config.methods)
     for stage in sequence.stages:
         if stage.validation is None and (config.match == "acquisition" or (stage is sequence.stages[0] and is_tuned)):
-            raise ConfigError(f"stage {stage.label!r} needs validation questions. Way out: stages[].validation.")
+            raise ConfigError(f"stage {stage.label!r} needs validation questions. Fix: stages[].validation.")
         if config.match == "acquisition" and stage.target_score is None:
             raise ConfigError(f"match=acquisition needs stages[].target_score; stage {stage.label!r} has none.")
     if unknown := [name for name in config.joint if name not in config.methods]:
@@ -219,7 +219,7 @@ def _run_unless_stopped(own: SequenceConfig, stages: list[Stage], command: list[
 
 
 def _scored_run(stages: Sequence[Stage]) -> str | None:
-    """Return the first stage of a sequence if its scores of the seed model can be taken over by others."""
+    """Return the first stage of a sequence if its scores of the base model can be taken over by others."""
     return str(stages[0].path) if is_done(stages[0].path) else None
 
 

@@ -91,7 +91,7 @@ class _Answers:
             if self._asked.setdefault(label, asked) != asked:
                 raise RunDirectoryError(
                     f"{self.output / sequence} was asked other questions of {label!r} than the sequences before it. "
-                    "Way out: delete it and start the same command again, or take another output_dir."
+                    "Fix: delete it and start the same command again, or take another output_dir."
                 )
         return self._found[sequence, label]
 

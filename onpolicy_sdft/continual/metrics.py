@@ -1,6 +1,6 @@
 """What a sequence of tasks taught, and what it cost: pure functions of the accuracy matrix.
 
-A[i, j] is the score on task j after i stages; row 0 is the seed model, column j is trained in stage j + 1. Further axes
+A[i, j] is the score on task j after i stages; row 0 is the base model, column j is trained in stage j + 1. Further axes
 (resamples) are carried along.
 
 Shape letters: T tasks, R sets that are never trained, E examples of a set, then whatever there is.
@@ -45,7 +45,7 @@ def forward_transfer(scores: Array) -> Array:
     """Return what earlier stages did for tasks before these were trained: [T + 1, T, ...] -> [...].
 
     ``mean over j > 1 of A[j - 1, j] - A[0, j]``; the published definition compares with a random model, ours with the
-    seed model, which is where a sequence starts. 0 for one task.
+    base model, which is where a sequence starts. 0 for one task.
 
     Source: FWT of Lopez-Paz and Ranzato (2017), arXiv:1706.08840, equation 4.
     """
@@ -58,7 +58,7 @@ def forward_transfer(scores: Array) -> Array:
 def forgetting_by_task(scores: Array) -> Array:
     """Return each earlier task's best score before the last stage minus its last: [T + 1, T, ...] -> [T - 1, ...].
 
-    Stages before the task was trained count as well, the seed model does not. Negative: it got better.
+    Stages before the task was trained count as well, the base model does not. Negative: it got better.
 
     Source: f of Chaudhry et al. (2018), arXiv:1801.10112, equation 3.
     """
@@ -90,7 +90,7 @@ def intransigence(scores: Array, ceiling: Array) -> Array:
 
 
 def retention_change(retained: Array) -> Array:
-    """Return the change of the sets that are never trained, seed model to last stage: [T + 1, R, ...] -> [...]."""
+    """Return the change of the sets that are never trained, base model to last stage: [T + 1, R, ...] -> [...]."""
     if retained.shape[1] == 0:
         return np.zeros(retained.shape[2:])
     return np.asarray((retained[-1] - retained[0]).mean(axis=0))

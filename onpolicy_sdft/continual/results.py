@@ -21,7 +21,7 @@ from onpolicy_sdft.errors import RunDirectoryError
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_json, read_jsonl
 
-Row = tuple[RunDirectory, str]  # a run and the moment it was scored: "before" or "after"
+TrainingRow = tuple[RunDirectory, str]  # a run and the moment it was scored: "before" or "after"
 
 
 def collect(
@@ -47,7 +47,7 @@ def collect(
         RunDirectoryError: If records are missing, or stages were scored on other questions.
     """
     runs = [RunDirectory.open(path, require=["config.yaml", "eval"]) for _, path in stages]
-    rows: list[Row] = [(runs[0], "before"), *((run, "after") for run in runs)]
+    rows: list[TrainingRow] = [(runs[0], "before"), *((run, "after") for run in runs)]
     summaries = [read_json(run.eval_summary_path)[moment] for run, moment in rows]
     correct = [read_correct(rows, label) for label in labels]
     retained = [read_correct(rows, label) for label in retention_labels]
@@ -71,7 +71,7 @@ def collect(
     }
 
 
-def read_correct(rows: Sequence[Row], label: str) -> Array:
+def read_correct(rows: Sequence[TrainingRow], label: str) -> Array:
     """Return the share of right samples of every question after every stage: [T + 1, E].
 
     Raises:
@@ -80,7 +80,7 @@ def read_correct(rows: Sequence[Row], label: str) -> Array:
     return read_answers(rows, label)[0]
 
 
-def read_answers(rows: Sequence[Row], label: str) -> tuple[Array, list[str]]:
+def read_answers(rows: Sequence[TrainingRow], label: str) -> tuple[Array, list[str]]:
     """Return :func:`read_correct` and the questions it is of.
 
     Raises:
@@ -97,13 +97,13 @@ def read_answers(rows: Sequence[Row], label: str) -> tuple[Array, list[str]]:
             question = f"{record['example_id']} {record['prompt']}"
             shares.setdefault(question, []).append(bool(record["correct"]))
         if asked is not None and list(shares) != asked:
-            raise RunDirectoryError(f"{path} holds other questions than the stage before. Way out: another output_dir.")
+            raise RunDirectoryError(f"{path} holds other questions than the stage before. Fix: another output_dir.")
         asked = list(shares)
         found.append([float(np.mean(samples)) for samples in shares.values()])
     return np.array(found), asked or []
 
 
-def rows_of(sequence: Path) -> list[Row]:
+def rows_of(sequence: Path) -> list[TrainingRow]:
     """Return the runs of a sequence by row of its matrix, from its ``sequence.json``."""
     stages = [RunDirectory(sequence / stage["run"]) for stage in read_json(sequence / "sequence.json")["stages"]]
     return [(stages[0], "before"), *((run, "after") for run in stages)]

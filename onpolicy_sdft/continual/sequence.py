@@ -92,22 +92,22 @@ def plan_sequence(config: SequenceConfig) -> list[Stage]:
 
 def _check(config: SequenceConfig) -> None:
     if not config.stages:
-        raise ConfigError("stages is empty: a sequence has at least one task. Way out: --config configs/continual/...")
+        raise ConfigError("stages is empty: a sequence has at least one task. Fix: --config configs/continual/...")
     labels = [stage.label for stage in config.stages]
     for label in labels:
         if not label.replace("_", "").replace("-", "").isalnum():
             raise ConfigError(f"stages: the label {label!r} names files: give it letters, digits, _ and - only.")
         if labels.count(label) > 1 or label == JOINT:
-            raise ConfigError(f"stages: the label {label!r} is taken. Way out: give each stage its own.")
+            raise ConfigError(f"stages: the label {label!r} is taken. Fix: give each stage its own.")
     if not 0 <= config.replay_rate < 1:
         raise ConfigError(f"replay_rate={config.replay_rate} is not usable: it must be in [0, 1).")
     if config.joint and config.replay_rate:
-        raise ConfigError("joint=true trains on all tasks at once: nothing is rehearsed. Way out: --replay_rate 0.")
+        raise ConfigError("joint=true trains on all tasks at once: nothing is rehearsed. Fix: --replay_rate 0.")
     own = ("train.output_dir", "train.start_from", "train.resume", "train.seed", "train.carry", "train.keep_optimizer")
     for where, options in (("options", config.options), *((f"{s.label}.options", s.options) for s in config.stages)):
         for name in options:
             if name in own or name.partition(".")[0] in ("replay", "data", "task"):
-                raise ConfigError(f"{where}: {name} is set by the sequence itself. Way out: leave it out.")
+                raise ConfigError(f"{where}: {name} is set by the sequence itself. Fix: leave it out.")
 
 
 def _plan_stage(
@@ -140,7 +140,7 @@ def _plan_stage(
         }
     run = load_config(*files, *config.method, **options, **start)
     if not run.eval.before_and_after:
-        raise ConfigError("eval.before_and_after=false leaves nothing to compare. Way out: leave it at true.")
+        raise ConfigError("eval.before_and_after=false leaves nothing to compare. Fix: leave it at true.")
     if run.train.targets != "distilled":
         return Stage(label, run, None)
     name = label + (f"-seed{config.seed}" if earlier else "")  # which rows are rehearsed depends on the seed
@@ -150,7 +150,7 @@ def _plan_stage(
 
 
 def _distill_config(files: list[str | Path], options: Options, place: Path) -> RunConfig:
-    """What writes a stage's distilled set: the seed model, under the shared options, without the method's files."""
+    """What writes a stage's distilled set: the base model, under the shared options, without the method's files."""
     sections = ("data", "task", "replay", "train", "model", "context", "rollout", "screening", "distill")
     own = {name: value for name, value in options.items() if name.partition(".")[0] in sections}
     if "replay.sources" not in own:
@@ -256,7 +256,7 @@ def _run(verb: str, config: RunConfig, place: Path, launch: list[str]) -> None:
     if finish.returncode:
         raise TrainingError(
             f"sdft {verb} --config {options} ended with code {finish.returncode}: {finish.reason} (log: {log}). "
-            "Way out: mend it and start the same command again; what is done is kept."
+            "Fix: mend it and start the same command again; what is done is kept."
         )
 
 
@@ -279,7 +279,7 @@ def _refuse_other(stage: Stage) -> None:
         key = differing[0]
         raise RunDirectoryError(
             f"{stage.path} was run with other options ({', '.join(differing)}): {key} was {saved[key]!r}, now "
-            f"{now[key]!r}. Way out: another output_dir, or delete that stage and those after it."
+            f"{now[key]!r}. Fix: another output_dir, or delete that stage and those after it."
         )
 
 
@@ -289,7 +289,7 @@ def _refuse_gap(stages: list[Stage]) -> None:
     later = [] if left is None else [stage for stage in stages[stages.index(left) :] if is_done(stage.path)]
     if left is not None and later:
         raise RunDirectoryError(
-            f"{later[0].path} is finished, but {left.path}, which it stands on, is not. Way out: delete the finished "
+            f"{later[0].path} is finished, but {left.path}, which it stands on, is not. Fix: delete the finished "
             "ones after it, or put it back."
         )
 
@@ -305,7 +305,7 @@ def _refuse_other_set(place: Path, asked: RunConfig) -> None:
         key = differing[0]
         raise RunDirectoryError(
             f"{place} was distilled with other options ({', '.join(differing)}): {key} was {saved[key]!r}, now "
-            f"{now[key]!r}. Way out: another distilled_dir, or delete that set."
+            f"{now[key]!r}. Fix: another distilled_dir, or delete that set."
         )
 
 

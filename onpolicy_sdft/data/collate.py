@@ -14,15 +14,15 @@ from itertools import accumulate
 import torch
 
 from onpolicy_sdft.shapes import pieces, round_rows, round_tokens
-from onpolicy_sdft.types import MicroBatch, Row
+from onpolicy_sdft.types import MicroBatch, TrainingRow
 
 
-def split_by_budget(rows: Sequence[Row], max_tokens: int) -> list[list[Row]]:
+def split_by_budget(rows: Sequence[TrainingRow], max_tokens: int) -> list[list[TrainingRow]]:
     """Group rows of similar length so that rows x their padded length stays within ``max_tokens``.
 
     A single row longer than the budget gets a micro-batch of its own.
     """
-    groups: list[list[Row]] = []
+    groups: list[list[TrainingRow]] = []
     longest = 0
     for row in sorted(rows, key=lambda row: row.length, reverse=True):
         if groups and (len(groups[-1]) + 1) * longest <= max_tokens:
@@ -33,12 +33,12 @@ def split_by_budget(rows: Sequence[Row], max_tokens: int) -> list[list[Row]]:
     return groups
 
 
-def split_to_fill(rows: Sequence[Row], max_tokens: int) -> list[list[Row]]:
+def split_to_fill(rows: Sequence[TrainingRow], max_tokens: int) -> list[list[TrainingRow]]:
     """Group rows so that their tokens together stay within ``max_tokens``: the longest first, each where it fits.
 
     A single row longer than the budget gets a micro-batch of its own.
     """
-    groups: list[list[Row]] = []
+    groups: list[list[TrainingRow]] = []
     room: list[int] = []
     for row in sorted(rows, key=lambda row: row.length, reverse=True):
         index = next((index for index, left in enumerate(room) if row.length <= left), len(groups))
@@ -51,7 +51,7 @@ def split_to_fill(rows: Sequence[Row], max_tokens: int) -> list[list[Row]]:
 
 
 def collate(
-    rows: Sequence[Row],
+    rows: Sequence[TrainingRow],
     pad_token_id: int,
     device: torch.device | str = "cpu",
     position_weights: Sequence[float] = (),
@@ -110,7 +110,7 @@ def collate(
     )
 
 
-def _packed_places(rows: Sequence[Row]) -> list[tuple[int, int]]:
+def _packed_places(rows: Sequence[TrainingRow]) -> list[tuple[int, int]]:
     """Return the row and the position that each text begins at."""
     ends = accumulate(row.length for row in rows)
     return [(0, end - row.length) for row, end in zip(rows, ends, strict=True)]
@@ -124,7 +124,7 @@ def _shape(lengths: Sequence[int], packed: bool, max_tokens: int | None) -> tupl
     return num_rows if max_tokens is None else max(len(lengths), min(num_rows, max_tokens // length)), length
 
 
-def _packed_lengths(rows: Sequence[Row], total: int) -> tuple[int, ...]:
+def _packed_lengths(rows: Sequence[TrainingRow], total: int) -> tuple[int, ...]:
     """Return the lengths of packed texts; padding is one more, or several where it is longer than all of them."""
     lengths = [row.length for row in rows]
     return (*lengths, *pieces(total - sum(lengths), max(lengths)))

@@ -38,7 +38,7 @@ def mix(
         if number is not None and number > len(rows):
             raise DataError(
                 f"replay.rate={rate} asks for {number} demonstrations of {label!r}, {source.where} has {len(rows)}. "
-                "Way out: a lower rate, a higher data.limit of that source, or a lower data.limit of this task."
+                "Fix: a lower rate, a higher data.limit of that source, or a lower data.limit of this task."
             )
         order = np.random.default_rng([seed, len(parts)]).permutation(len(rows))[:number]
         found += [
@@ -63,7 +63,7 @@ def _refuse_shared_ids(own: DemonstrationSet, others: Mapping[str, Demonstration
             if example_id in seen:
                 raise DataError(
                     f"id {example_id!r} stands in {seen[example_id]} and is that of a row replayed from {label!r}: "
-                    "ids must be unique. Way out: another label of the replay, or another data.id_column."
+                    "ids must be unique. Fix: another label of the replay, or another data.id_column."
                 )
         seen |= dict.fromkeys(ids, source.where)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from onpolicy_sdft.types import T
 
 
-def deal(sizes: Sequence[float], num_ranks: int) -> list[list[int]]:
+def shard_by_length(sizes: Sequence[float], num_ranks: int) -> list[list[int]]:
     """Deal items to ranks so that their sums of sizes are close: largest first, each to the rank with the least.
 
     Args:
@@ -26,7 +26,7 @@ def deal(sizes: Sequence[float], num_ranks: int) -> list[list[int]]:
     return [sorted(share) for share in shares]
 
 
-def deal_groups(sizes: Sequence[float], group_size: int, num_ranks: int) -> list[list[int]]:
+def shard_groups(sizes: Sequence[float], group_size: int, num_ranks: int) -> list[list[int]]:
     """Deal items as :func:`deal` does, so many neighbours to the same rank each.
 
     Args:
@@ -35,7 +35,7 @@ def deal_groups(sizes: Sequence[float], group_size: int, num_ranks: int) -> list
         num_ranks: Number of ranks.
     """
     groups = [sum(sizes[start : start + group_size]) for start in range(0, len(sizes), group_size)]
-    dealt = deal(groups, num_ranks)
+    dealt = shard_by_length(groups, num_ranks)
     return [[group * group_size + item for group in share for item in range(group_size)] for share in dealt]
 
 

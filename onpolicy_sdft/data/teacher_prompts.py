@@ -93,7 +93,7 @@ class TeacherPrompts:
             if len(indices) < self._num_kept_examples:
                 raise DataError(
                     f"example {demonstration.example_id!r}: context.show=others, but no other row has another prompt. "
-                    "Way out: more rows, or --context.show own."
+                    "Fix: more rows, or --context.show own."
                 )
             self._examples[demonstration.example_id] = [demonstrations[index] for index in indices]
 

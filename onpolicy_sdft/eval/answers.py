@@ -15,10 +15,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onpolicy_sdft.data.sharing import collect, deal
+from onpolicy_sdft.data.sharing import collect, shard_by_length
 from onpolicy_sdft.rollout.backend import ignore_progress
 from onpolicy_sdft.runs.files import append_jsonl, read_jsonl
-from onpolicy_sdft.types import ONE_RANK, Advance, Demonstration, NoiseKey, Ranks, RolloutRequest, SamplingLaw
+from onpolicy_sdft.types import (
+    ONE_RANK,
+    Demonstration,
+    NoiseKey,
+    Ranks,
+    RolloutProgress,
+    RolloutRequest,
+    SamplingParams,
+)
 
 if TYPE_CHECKING:
     from onpolicy_sdft.data.views import Renderer
@@ -28,10 +36,10 @@ if TYPE_CHECKING:
 EVAL_STEP = -1
 
 #: What is kept of one answer.
-Record = dict[str, Any]
+RecordOptions = dict[str, Any]
 
 #: Writes the answers to some of the requests, given by index; returns their records and the seconds of writing alone.
-Write = Callable[[Sequence[int]], tuple[list[Record], float]]
+Write = Callable[[Sequence[int]], tuple[list[RecordOptions], float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +51,7 @@ class Kept:
     chunk_size: int  # answers of a chunk, on each rank
     say: Callable[[str], None] = lambda text: None
 
-    def read(self, asked: str) -> tuple[list[Record], float]:
+    def read(self, asked: str) -> tuple[list[RecordOptions], float]:
         """Return the records that are there, and the seconds they took; what belongs to something else is removed.
 
         Args:
@@ -62,7 +70,7 @@ class Kept:
             self.say(f"{len(records)} answers are there already ({self.path})")
         return records, sum(line["seconds"] for line in lines[1:])
 
-    def append(self, asked: str, records: Sequence[Record], seconds: float) -> None:
+    def append(self, asked: str, records: Sequence[RecordOptions], seconds: float) -> None:
         """Add a chunk that is whole."""
         chunk = {"seconds": seconds, "records": list(records)}
         append_jsonl(self.path, *([] if self.path.is_file() else [self._owner(asked)]), chunk)
@@ -78,9 +86,9 @@ def remove_kept(path: Path) -> None:
         path.parent.rmdir()
 
 
-def digest(requests: Sequence[RolloutRequest], law: SamplingLaw, *more: object) -> str:
-    """Digest what decides the answers besides the weights: prompts, noise keys, lengths, law, and anything given."""
-    found = hashlib.sha256(repr((law, more)).encode("utf-8", "backslashreplace"))
+def digest(requests: Sequence[RolloutRequest], params: SamplingParams, *more: object) -> str:
+    """Digest what decides answers besides the weights: prompts, noise keys, lengths, sampling parameters and more."""
+    found = hashlib.sha256(repr((params, more)).encode("utf-8", "backslashreplace"))
     for request in requests:
         found.update(repr((request.prompt_token_ids, request.key, request.max_new_tokens)).encode())
     return found.hexdigest()
@@ -93,7 +101,7 @@ def write_in_chunks(
     on_progress: OnProgress = ignore_progress,
     ranks: Ranks = ONE_RANK,
     kept: Kept | None = None,
-) -> tuple[list[Record], float]:
+) -> tuple[list[RecordOptions], float]:
     """Answer every request once, sharing chunks among ranks; all ranks get all records.
 
     Args:
@@ -109,11 +117,11 @@ def write_in_chunks(
     """
     records, seconds = ranks.on_first(partial(kept.read, asked)) if kept else ([], 0.0)
     if records:
-        on_progress(Advance(math.ceil(len(records) / ranks.num_ranks), 0))
+        on_progress(RolloutProgress(math.ceil(len(records) / ranks.num_ranks), 0))
     size = kept.chunk_size * ranks.num_ranks if kept else max(1, len(requests))
     for start in range(len(records), len(requests), size):
         indices = range(start, min(start + size, len(requests)))
-        shares = deal([len(requests[index].prompt_token_ids) for index in indices], ranks.num_ranks)
+        shares = shard_by_length([len(requests[index].prompt_token_ids) for index in indices], ranks.num_ranks)
         found = ranks.gather(write([indices[place] for place in shares[ranks.rank]]))
         chunk, took = collect(shares, [part for part, _ in found]), max(its for _, its in found)
         if kept:
@@ -126,12 +134,12 @@ def answer_prompts(
     prompts: Sequence[Demonstration],
     backend: RolloutBackend,
     renderer: Renderer,
-    law: SamplingLaw,
+    params: SamplingParams,
     max_new_tokens: int,
     seed: int,
     on_progress: OnProgress,
     kept: Kept | None = None,
-) -> list[Record]:
+) -> list[RecordOptions]:
     """Answer bare prompts that nobody checks.
 
     Returns:
@@ -142,9 +150,9 @@ def answer_prompts(
         for prompt in prompts
     ]
 
-    def write(indices: Sequence[int]) -> tuple[list[Record], float]:
+    def write(indices: Sequence[int]) -> tuple[list[RecordOptions], float]:
         started = time.perf_counter()
-        rollouts = backend.generate([requests[index] for index in indices], law, on_progress)
+        rollouts = backend.generate([requests[index] for index in indices], params, on_progress)
         seconds = time.perf_counter() - started
         return [
             {
@@ -158,4 +166,4 @@ def answer_prompts(
             for index, rollout in zip(indices, rollouts, strict=True)
         ], seconds
 
-    return write_in_chunks(requests, write, digest(requests, law), on_progress, kept=kept)[0]
+    return write_in_chunks(requests, write, digest(requests, params), on_progress, kept=kept)[0]

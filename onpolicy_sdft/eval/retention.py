@@ -1,6 +1,6 @@
 """How far a tuned model has moved from its seed on general prompts.
 
-The seed model writes one completion per general prompt, once. KL(seed || tuned) over the full vocabulary, and the
+The base model writes one completion per general prompt, once. KL(base || tuned) over the full vocabulary, and the
 tuned model's negative log-likelihood, are then measured at every token of those completions, so every method is
 measured on the same tokens.
 
@@ -24,7 +24,7 @@ from onpolicy_sdft.eval.answers import EVAL_STEP
 from onpolicy_sdft.eval.intervals import ratio_interval
 from onpolicy_sdft.models.policy import head_of, hidden_at_loss_tokens
 from onpolicy_sdft.models.trace import no_trace
-from onpolicy_sdft.types import Advance, NoiseKey, RolloutRequest, Row, SamplingLaw, Turn
+from onpolicy_sdft.types import NoiseKey, RolloutProgress, RolloutRequest, SamplingParams, TrainingRow, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,7 +38,7 @@ _MICRO_BATCH_TOKENS = 4096
 
 @dataclass(frozen=True, slots=True)
 class SeedCompletion:
-    """What the seed model said to one general prompt."""
+    """What the base model said to one general prompt."""
 
     example_id: str
     prompt: str
@@ -49,7 +49,7 @@ class SeedCompletion:
 
 @dataclass(frozen=True, slots=True)
 class SeedKL:
-    """Mean per-token KL(seed || tuned) and NLL in nats, with 95 % bootstrap intervals over completions."""
+    """Mean per-token KL(base || tuned) and NLL in nats, with 95 % bootstrap intervals over completions."""
 
     mean: float
     low: float
@@ -72,9 +72,7 @@ def general_prompts(limit: int | None = None) -> list[tuple[str, str]]:
     text = (files("onpolicy_sdft.eval") / "general_prompts.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines() if line.strip()]
     if limit is not None and limit > len(rows):
-        raise ConfigError(
-            f"eval.kl_prompts={limit}, but there are {len(rows)} general prompts. Way out: ask for fewer."
-        )
+        raise ConfigError(f"eval.kl_prompts={limit}, but there are {len(rows)} general prompts. Fix: ask for fewer.")
     return [(row["id"], row["prompt"]) for row in rows][:limit]
 
 
@@ -85,13 +83,13 @@ def write_seed_completions(
     max_new_tokens: int,
     on_progress: OnProgress,
 ) -> list[SeedCompletion]:
-    """Let the seed model answer general prompts, sampled from its own law with fixed noise keys."""
+    """Let the base model answer general prompts, sampled from its own distribution with fixed noise keys."""
     prompts = general_prompts(num_prompts)
     requests = [
         RolloutRequest(renderer.student_ids([Turn("user", prompt)]), NoiseKey(0, EVAL_STEP, name), max_new_tokens)
         for name, prompt in prompts
     ]
-    rollouts = backend.generate(requests, SamplingLaw(), on_progress)
+    rollouts = backend.generate(requests, SamplingParams(), on_progress)
     return [
         SeedCompletion(name, prompt, renderer.decode(r.token_ids), r.prompt_token_ids, r.token_ids)
         for (name, prompt), r in zip(prompts, rollouts, strict=True)
@@ -105,17 +103,17 @@ def kl_to_seed(
     pad_token_id: int,
     on_progress: OnProgress,
 ) -> SeedKL:
-    """Measure mean per-token KL(seed || tuned), and the tuned model's NLL, over the seed's completions.
+    """Measure mean per-token KL(base || tuned), and the tuned model's NLL, over the seed's completions.
 
     Args:
         tuned: The tuned model.
-        as_seed: Context that gives the seed model (the same weights with the adapter off, or another copy).
-        completions: What the seed model wrote.
+        as_seed: Context that gives the base model (the same weights with the adapter off, or another copy).
+        completions: What the base model wrote.
         pad_token_id: Any valid id.
         on_progress: Told of finished completions and tokens.
     """
     sums, nll_sums = [0.0] * len(completions), [0.0] * len(completions)
-    asked = [Row(c.prompt_ids, c.token_ids) for c in completions]
+    asked = [TrainingRow(c.prompt_ids, c.token_ids) for c in completions]
     order = {id(row): index for index, row in enumerate(asked)}  # two completions may be alike
     device = head_of(tuned).weight_VD.device
     for group in split_by_budget(asked, _MICRO_BATCH_TOKENS):
@@ -138,7 +136,7 @@ def kl_to_seed(
             index = order[id(group[place])]
             sums[index] += kl
             nll_sums[index] += nll
-        on_progress(Advance(len(group), batch.num_loss_tokens))
+        on_progress(RolloutProgress(len(group), batch.num_loss_tokens))
     counts = [len(c.token_ids) for c in completions]
     total = sum(counts)
     low, high = ratio_interval(sums, counts)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from onpolicy_sdft.data.sources import fingerprint
-from onpolicy_sdft.eval.answers import EVAL_STEP, Kept, Record, digest, write_in_chunks
+from onpolicy_sdft.eval.answers import EVAL_STEP, Kept, RecordOptions, digest, write_in_chunks
 from onpolicy_sdft.eval.intervals import mean_interval, wilson_interval
 from onpolicy_sdft.tasks.protocol import Checker
-from onpolicy_sdft.types import ONE_RANK, Demonstration, NoiseKey, Ranks, Rollout, RolloutRequest, SamplingLaw
+from onpolicy_sdft.types import ONE_RANK, Demonstration, NoiseKey, Ranks, Rollout, RolloutRequest, SamplingParams
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import EvalConfig
@@ -50,7 +50,7 @@ class SetScore:
     truncated_rate: float
     tokens_per_second: float
     note: str  # what its task wants said beside the score; mostly empty
-    records: tuple[Record, ...]  # one per answer
+    records: tuple[RecordOptions, ...]  # one per answer
 
 
 def score_set(
@@ -77,15 +77,15 @@ def score_set(
         for sample in range(config.num_samples)
     ]
     asked = [question for question in questions.demonstrations for _ in range(config.num_samples)]
-    law = SamplingLaw(temperature=config.temperature)
+    params = SamplingParams(temperature=config.temperature)
 
-    def write(indices: Sequence[int]) -> tuple[list[Record], float]:
+    def write(indices: Sequence[int]) -> tuple[list[RecordOptions], float]:
         started = time.perf_counter()
-        written = backend.generate([requests[index] for index in indices], law, on_progress)
+        written = backend.generate([requests[index] for index in indices], params, on_progress)
         seconds = time.perf_counter() - started
         return check_answers([asked[index] for index in indices], written, questions.task, renderer.decode), seconds
 
-    what = digest(requests, law, fingerprint(list(questions.demonstrations)), _describe(questions.task))
+    what = digest(requests, params, fingerprint(list(questions.demonstrations)), _describe(questions.task))
     records, seconds = write_in_chunks(requests, write, what, on_progress, ranks, kept)
     return summarise(questions, records, config.num_samples, seconds)
 
@@ -101,11 +101,11 @@ def check_answers(
     rollouts: Sequence[Rollout],
     task: Task,
     decode: Callable[[Sequence[int]], str],
-) -> list[Record]:
+) -> list[RecordOptions]:
     """Check each answer and return one record each."""
     check = Checker(task)
 
-    def record(pair: tuple[Demonstration, Rollout]) -> Record:
+    def record(pair: tuple[Demonstration, Rollout]) -> RecordOptions:
         question, rollout = pair
         text = decode(rollout.token_ids)
         result = check(text, question)
@@ -126,7 +126,7 @@ def check_answers(
         return list(pool.map(record, zip(asked, rollouts, strict=True)))
 
 
-def summarise(questions: EvalSet, records: Sequence[Record], num_samples: int, seconds: float) -> SetScore:
+def summarise(questions: EvalSet, records: Sequence[RecordOptions], num_samples: int, seconds: float) -> SetScore:
     """Turn records into a score with its interval; several records of one question follow each other."""
     n = len(questions.demonstrations)
     right = [sum(r["correct"] for r in records[i : i + num_samples]) for i in range(0, len(records), num_samples)]

@@ -1,7 +1,7 @@
 """How alike two answers are: cosine similarity of their sentence embeddings.
 
 Source: Yang et al. (ACL 2024, arXiv:2402.13669), analysis of the distribution shift, and ``eval/eval_similarity.py``
-of their code: answers of the tuned and of the seed model to the same prompts, embedded by all-MiniLM-L6-v2.
+of their code: answers of the tuned and of the base model to the same prompts, embedded by all-MiniLM-L6-v2.
 
 Shape letters: N texts, D embedding size.
 """

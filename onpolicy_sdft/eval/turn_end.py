@@ -48,8 +48,8 @@ def describe_turn_end(probability: float, name: str, num_rows: int, *, adapters:
         return line
     line = f"warning: {line}: it hardly knows this token, so its rollouts run to rollout.max_new_tokens"
     if not adapters:
-        return f"{line} until it has learned it. Way out: a chat template that ends answers with a token it knows."
+        return f"{line} until it has learned it. Fix: a chat template that ends answers with a token it knows."
     return (
-        f"{line}, and adapters may never teach it. Way out: a chat template that ends answers with a token it knows "
+        f"{line}, and adapters may never teach it. Fix: a chat template that ends answers with a token it knows "
         "(its end-of-text token), or training all weights (--lora.enabled false)."
     )

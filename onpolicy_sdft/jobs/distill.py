@@ -1,4 +1,4 @@
-"""Offline SDFT as a job: the seed model rewrites the data set, once."""
+"""Offline SDFT as a job: the base model rewrites the data set, once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from onpolicy_sdft.train.source import PolicySource
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig
-    from onpolicy_sdft.jobs.parts import Chat, Data
+    from onpolicy_sdft.jobs.parts import Data, ModelBundle
 
 _IDENTITY, _SUMMARY = "identity.json", "summary.json"
 
@@ -93,13 +93,13 @@ def _refuse_live_options(config: RunConfig) -> None:
         set_ones.append("screening.weigh_by_failure")
     if set_ones:
         raise ConfigError(
-            f"{set_ones[0]} is an option of training on live rollouts; sdft distill asks the seed model once per row, "
-            "under the teacher's prompt. Way out: leave it at its default."
+            f"{set_ones[0]} is an option of training on live rollouts; sdft distill asks the base model once per row, "
+            "under the teacher's prompt. Fix: leave it at its default."
         )
 
 
-def _judge(config: RunConfig, chat: Chat, data: Data, source: PolicySource, say: Callable[[str], None]) -> Judge:
-    """Return what judges rewrites, after a look at what the seed model writes with these settings."""
+def _judge(config: RunConfig, chat: ModelBundle, data: Data, source: PolicySource, say: Callable[[str], None]) -> Judge:
+    """Return what judges rewrites, after a look at what the base model writes with these settings."""
     if config.distill.rules == "legacy":
         return LegacyJudge(config.task.name, chat.renderer.decode, chat.renderer.response_ids)
     screen = make_screen(config, chat, data)
@@ -147,11 +147,11 @@ def _take_up(directory: Path, config: RunConfig, data: Data, command: Sequence[s
 def _identity(config: RunConfig, data: Data) -> dict[str, Any]:
     """What decides which rows are written."""
     whole = dataclasses.asdict(config)
-    law = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "decode_copy")
+    params = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "decode_copy")
     return {
         "data": data.loaded.fingerprint,
         "model": {**whole["model"], "cache_dir": None},
-        "rollout": {name: whole["rollout"][name] for name in law},
+        "rollout": {name: whole["rollout"][name] for name in params},
         "rules": config.distill.rules,
         "seed": config.train.seed,
         **{section: whole[section] for section in ("task", "context", "screening", "probe")},

@@ -19,7 +19,7 @@ from onpolicy_sdft.data.sources import fingerprint
 from onpolicy_sdft.eval.answers import Kept, remove_kept
 from onpolicy_sdft.eval.retention import SeedCompletion, SeedKL, kl_to_seed, write_seed_completions
 from onpolicy_sdft.eval.runner import EvalSet, SetScore, score_set
-from onpolicy_sdft.jobs.parts import Chat, seed_context, tick
+from onpolicy_sdft.jobs.parts import ModelBundle, seed_context, tick
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.runs.files import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 from onpolicy_sdft.runs.progress import Progress
@@ -39,7 +39,7 @@ CHUNK_SIZES = {"cpu": 384, "cuda": 2048}
 
 def score_sets(
     config: RunConfig,
-    chat: Chat,
+    chat: ModelBundle,
     model: PreTrainedModel | PeftModel,
     sets: Sequence[EvalSet],
     stage: str,
@@ -70,7 +70,7 @@ def score_sets(
 
 def evaluate_stage(
     config: RunConfig,
-    chat: Chat,
+    chat: ModelBundle,
     model: PreTrainedModel | PeftModel,
     sets: Sequence[EvalSet],
     run: RunDirectory,
@@ -80,7 +80,7 @@ def evaluate_stage(
 ) -> dict[str, Any]:
     """Score one stage of a run (``before`` or ``after``) and write records and summary.
 
-    The seed model's completions of the general prompts are written in stage ``before`` and reused. Ranks share the
+    The base model's completions of the general prompts are written in stage ``before`` and reused. Ranks share the
     questions; the distance from the seed is the first one's work.
 
     Args:
@@ -110,7 +110,7 @@ def evaluate_stage(
     return ranks.on_first(partial(_write_stage, config, chat, model, run, stage, scores, entry))
 
 
-def chunk_size(chat: Chat) -> int:
+def chunk_size(chat: ModelBundle) -> int:
     """Return how many answers a chunk has on each rank, for the device a model is on."""
     return CHUNK_SIZES.get(chat.loaded.model.device.type, CHUNK_SIZES["cpu"])
 
@@ -134,7 +134,7 @@ def files_identity(directory: Path) -> str:
 
 def _write_stage(
     config: RunConfig,
-    chat: Chat,
+    chat: ModelBundle,
     model: PreTrainedModel | PeftModel,
     run: RunDirectory,
     stage: str,
@@ -159,7 +159,7 @@ def _write_stage(
 
 
 def eval_identity(config: RunConfig, sets: Sequence[EvalSet]) -> str:
-    """Digest what decides the seed model's scores, so that scores of another question are never taken for these."""
+    """Digest what decides the base model's scores, so that scores of another question are never taken for these."""
     parts = (
         [fingerprint(list(questions.demonstrations)) for questions in sets],
         config.model, config.context.student_template_kwargs, evaluation_sets(config), config.eval.temperature,
@@ -177,9 +177,9 @@ def has_stage(run: RunDirectory, stage: str, config: RunConfig, sets: Sequence[E
 
 
 def seed_completions(
-    config: RunConfig, chat: Chat, model: PreTrainedModel | PeftModel, directory: Path, *, untrained: bool
+    config: RunConfig, chat: ModelBundle, model: PreTrainedModel | PeftModel, directory: Path, *, untrained: bool
 ) -> list[SeedCompletion]:
-    """Read the seed model's completions, or let it write them now; the file's name tells what it belongs to."""
+    """Read the base model's completions, or let it write them now; the file's name tells what it belongs to."""
     asked = (
         config.model,
         config.context.student_template_kwargs,
@@ -195,7 +195,7 @@ def seed_completions(
             for row in read_jsonl(path)
         ]
     with (
-        Progress("seed model: general prompts", config.eval.kl_prompts, "completions") as progress,
+        Progress("base model: general prompts", config.eval.kl_prompts, "completions") as progress,
         seed_context(config, model, untrained=untrained)() as seed,
     ):
         # The model itself with its adapter off keeps its engine; another copy, and its engine, live this long only.
@@ -210,12 +210,12 @@ def seed_completions(
 
 def measure_kl(
     config: RunConfig,
-    chat: Chat,
+    chat: ModelBundle,
     model: PreTrainedModel | PeftModel,
     completions: Sequence[SeedCompletion],
 ) -> SeedKL:
-    """Measure KL(seed || model) on the seed's completions, with a progress bar."""
-    with Progress("KL to the seed model", len(completions), "completions") as progress:
+    """Measure KL(base || model) on the seed's completions, with a progress bar."""
+    with Progress("KL to the base model", len(completions), "completions") as progress:
         return kl_to_seed(
             inner_model(model), seed_context(config, model), completions, chat.pad_token_id, tick(progress)
         )

@@ -17,14 +17,14 @@ from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
 from onpolicy_sdft.eval.retention import general_prompts
 from onpolicy_sdft.jobs.evaluate import evaluate_stage, files_identity
-from onpolicy_sdft.jobs.parts import Chat, load_chat, load_eval_sets, refuse_unaskable
+from onpolicy_sdft.jobs.parts import ModelBundle, load_chat, load_eval_sets, refuse_unaskable
 from onpolicy_sdft.jobs.start import base_of
 from onpolicy_sdft.models.embedded import PREFIX
 from onpolicy_sdft.models.export import export_model, hold_in, merge_adapter, push_folder, refuse_foreign
 from onpolicy_sdft.models.load import is_adapter
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_json
-from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingLaw, Turn
+from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingParams, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,11 +35,11 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class LoadedRun:
     """A model with its prompts, and the run it came from if it came from one."""
 
-    config: RunConfig  # of the run; ``model.name`` is the seed model
-    chat: Chat
+    config: RunConfig  # of the run; ``model.name`` is the base model
+    chat: ModelBundle
     model: PreTrainedModel | PeftModel
     run: RunDirectory | None
 
@@ -72,7 +72,7 @@ class Finished:
         ]
         rollout = self.config.rollout
         backend = self.chat.backend(self.model, rollout, rollout.batch_size)
-        rollouts = backend.generate(requests, SamplingLaw(temperature=temperature))
+        rollouts = backend.generate(requests, SamplingParams(temperature=temperature))
         return [self.chat.renderer.decode(rollout.token_ids) for rollout in rollouts]
 
 
@@ -81,7 +81,7 @@ def is_run(target: str | Path) -> bool:
     return (Path(target) / "manifest.json").is_file()
 
 
-def load_run(path: str | Path, say: Say = lambda text: None) -> Finished:
+def load_run(path: str | Path, say: Say = lambda text: None) -> LoadedRun:
     """Load the trained model of a run directory.
 
     Raises:
@@ -97,17 +97,17 @@ def load_run(path: str | Path, say: Say = lambda text: None) -> Finished:
     if (run.model_path / "adapter_config.json").is_file():
         chat = load_chat(dataclasses.replace(config, model=base_of(run, config)), say)
         model = PeftModel.from_pretrained(chat.loaded.model, run.model_path)
-        return Finished(config, chat, model, run)
+        return LoadedRun(config, chat, model, run)
     tuned = dataclasses.replace(config, model=dataclasses.replace(config.model, name=str(run.model_path)))
     chat = load_chat(tuned, say)
-    return Finished(config, chat, chat.loaded.model, run)
+    return LoadedRun(config, chat, chat.loaded.model, run)
 
 
-def load_model(name: str, config: RunConfig, say: Say = lambda text: None) -> Finished:
+def load_model(name: str, config: RunConfig, say: Say = lambda text: None) -> LoadedRun:
     """Load any model by hub id, path or embedded name, with the prompts of a config."""
     named = dataclasses.replace(config, model=dataclasses.replace(config.model, name=name))
     chat = load_chat(named, say)
-    return Finished(config, chat, chat.loaded.model, None)
+    return LoadedRun(config, chat, chat.loaded.model, None)
 
 
 def evaluate(
@@ -135,7 +135,7 @@ def evaluate(
     if config is None:
         config = load_config(RunDirectory.open(target, require=["config.yaml"]).config_path)
     if not evaluation_sets(config):
-        raise ConfigError("There is no set to score on. Way out: --eval.path FILE, or --config FILE with eval.sets.")
+        raise ConfigError("There is no set to score on. Fix: --eval.path FILE, or --config FILE with eval.sets.")
     sets = load_eval_sets(evaluation_sets(config))
     general_prompts(config.eval.kl_prompts)  # asking for more than there are is refused before any work
     if is_run(target):
@@ -161,7 +161,7 @@ def evaluate(
 
 def _without_kl(config: RunConfig, say: Say) -> EvalConfig:
     if config.eval.kl_prompts:
-        say("KL to a seed model is measured for runs only: a model alone does not say what it was tuned from")
+        say("KL to a base model is measured for runs only: a model alone does not say what it was tuned from")
     return dataclasses.replace(config.eval, kl_prompts=0)
 
 
@@ -195,29 +195,25 @@ def export(
     if output is not None:
         refuse_foreign(Path(output).resolve())
         if Path(target).resolve() in (Path(output).resolve(), *Path(output).resolve().parents):
-            raise ConfigError(f"--output {output} is inside the run itself. Way out: another directory.")
+            raise ConfigError(f"--output {output} is inside the run itself. Fix: another directory.")
     finished = load_run(target, say)
     assert finished.run is not None
     model = finished.model
     base = base_of(finished.run, finished.config).name
     if push_to_hub is not None and not merged and _is_here_only(model, base):
-        raise ConfigError(
-            f"The adapter of {target} stands on {base}, which is on this machine only. Way out: --merged."
-        )
+        raise ConfigError(f"The adapter of {target} stands on {base}, which is on this machine only. Fix: --merged.")
     if not merged and isinstance(model, PeftModel) and is_adapter(base):
-        raise ConfigError(f"The adapter of {target} stands on {base}, an adapter itself. Way out: --merged.")
+        raise ConfigError(f"The adapter of {target} stands on {base}, an adapter itself. Fix: --merged.")
     facts = {**_facts(finished), "merged": str(merged).lower()}
     if not isinstance(model, PeftModel):
         if dtype is not None:
             hold_in(model, getattr(torch, dtype))
     elif merged:
         if finished.config.model.load_in_4bit:
-            raise ConfigError("--merged cannot fold an adapter into a 4-bit base. Way out: export the adapter alone.")
+            raise ConfigError("--merged cannot fold an adapter into a 4-bit base. Fix: export the adapter alone.")
         model = merge_adapter(model, finished.chat.loaded.stored_dtype if dtype is None else getattr(torch, dtype))
     elif dtype is not None:
-        raise ConfigError(
-            f"--dtype {dtype} is for whole models, not for an adapter. Way out: --merged, or leave it out."
-        )
+        raise ConfigError(f"--dtype {dtype} is for whole models, not for an adapter. Fix: --merged, or leave it out.")
     if not isinstance(model, PeftModel):
         facts["dtype"] = str(model.dtype).removeprefix("torch.") + ("" if dtype is None else ", as asked")
         say(f"the weights are {facts['dtype']}")
@@ -237,7 +233,7 @@ def _is_here_only(model: PreTrainedModel | PeftModel, base: str) -> bool:
     return isinstance(model, PeftModel) and (base.startswith(PREFIX) or Path(base).is_dir())
 
 
-def _facts(finished: Finished) -> dict[str, str]:
+def _facts(finished: LoadedRun) -> dict[str, str]:
     assert finished.run is not None
     config = finished.config
     manifest = read_json(finished.run.manifest_path) if finished.run.manifest_path.is_file() else {}

@@ -21,7 +21,7 @@ from onpolicy_sdft.train.guards import Guards
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig
-    from onpolicy_sdft.jobs.parts import Chat, Data
+    from onpolicy_sdft.jobs.parts import Data, ModelBundle
     from onpolicy_sdft.models.teacher import Teacher
     from onpolicy_sdft.runs.directory import RunDirectory
     from onpolicy_sdft.runs.progress import Progress
@@ -115,7 +115,7 @@ def make_gate(config: RunConfig, data: Data, sets: Sequence[EvalSet]) -> Gate | 
 
 def make_guards(
     config: RunConfig,
-    chat: Chat,
+    chat: ModelBundle,
     data: Data,
     sets: Sequence[EvalSet],
     trainer: Trainer,
@@ -151,7 +151,9 @@ def make_guards(
     )  # fmt: skip
 
 
-def answer_greedily(config: RunConfig, chat: Chat, teacher: Teacher, sets: Sequence[EvalSet], ranks: Ranks) -> Answers:
+def answer_greedily(
+    config: RunConfig, chat: ModelBundle, teacher: Teacher, sets: Sequence[EvalSet], ranks: Ranks
+) -> Answers:
     """Answer the gate's questions greedily: one answer each, whatever ``eval`` asks for."""
     greedy = replace(config, eval=replace(config.eval, temperature=0.0, num_samples=1))
     with teacher.weights("live"):

@@ -17,10 +17,10 @@ from onpolicy_sdft.jobs.parts import context_window
 from onpolicy_sdft.jobs.prompts import Asking, answer, load_prompts
 from onpolicy_sdft.runs.files import append_jsonl, read_jsonl, write_json_atomic
 from onpolicy_sdft.runs.progress import Progress
-from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingLaw, Turn
+from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingParams, Turn
 
 if TYPE_CHECKING:
-    from onpolicy_sdft.jobs.finished import Finished
+    from onpolicy_sdft.jobs.finished import LoadedRun
 
 Say = Callable[[str], None]
 
@@ -71,7 +71,7 @@ def export_outputs(
     return len(records)
 
 
-def _load(target: str, say: Say) -> Finished:
+def _load(target: str, say: Say) -> LoadedRun:
     return load_run(target, say) if is_run(target) else load_model(target, RunConfig(), say)
 
 
@@ -95,7 +95,7 @@ class LocalJudge:
         """Ask; see :data:`~onpolicy_sdft.eval.judge.Judge`."""
         chat, rollout = self.finished.chat, self.finished.config.rollout
         backend = chat.backend(self.finished.model, rollout, rollout.batch_size)
-        law, window = SamplingLaw(temperature=self.asking.temperature), context_window(chat)
+        params, window = SamplingParams(temperature=self.asking.temperature), context_window(chat)
         ids = [chat.renderer.student_ids([Turn("user", prompt)]) for prompt in prompts]
         fits = [window is None or len(own) + self.asking.max_new_tokens <= window for own in ids]
         for index in (place for place, fit in enumerate(fits) if not fit):
@@ -109,7 +109,7 @@ class LocalJudge:
                 )
                 for index in chunk
             ]
-            for index, written in zip(chunk, backend.generate(requests, law), strict=True):
+            for index, written in zip(chunk, backend.generate(requests, params), strict=True):
                 yield index, Reply(chat.renderer.decode(written.token_ids))
 
 

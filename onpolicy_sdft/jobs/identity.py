@@ -83,7 +83,7 @@ def see_one_directory(run: RunDirectory, backend: Backend) -> None:
     if blind := [rank for rank, (sees, _) in enumerate(seen) if not sees]:
         raise ConfigError(
             f"Rank {blind[0]}, in {seen[blind[0]][1]}, does not see what rank 0, in {seen[0][1]}, writes to "
-            f"train.output_dir={str(run.path)!r}. Way out: an absolute path on a file system that all ranks share."
+            f"train.output_dir={str(run.path)!r}. Fix: an absolute path on a file system that all ranks share."
         )
 
 

@@ -28,7 +28,7 @@ from onpolicy_sdft.runs.files import read_json, read_jsonl, write_json_atomic, w
 from onpolicy_sdft.versions import package_versions
 
 if TYPE_CHECKING:
-    from onpolicy_sdft.jobs.finished import Finished
+    from onpolicy_sdft.jobs.finished import LoadedRun
 
 Say = Callable[[str], None]
 
@@ -85,7 +85,7 @@ def run_lm_eval(target: str, options: LmEvalOptions, output: Path | None, say: S
     preset = _preset(options)
     names = tuple(dict.fromkeys((*options.tasks, *(preset.tasks if preset else ()))))
     if not names:
-        raise ConfigError("There is no task to run. Way out: --tasks NAME,... or --preset acl2024.")
+        raise ConfigError("There is no task to run. Fix: --tasks NAME,... or --preset acl2024.")
     require_lm_eval()
     finished = load_run(target, say) if is_run(target) else load_model(target, RunConfig(), say)
     directory = output or _default_directory(finished, target)
@@ -124,13 +124,13 @@ def _preset(options: LmEvalOptions) -> Preset | None:
     return PRESETS[options.preset]
 
 
-def _default_directory(finished: Finished, target: str) -> Path:
+def _default_directory(finished: LoadedRun, target: str) -> Path:
     if finished.run is not None:
         return finished.run.eval_path / "lm_eval"
     return Path("runs") / ("lm_eval-" + "".join(c if c.isalnum() else "-" for c in target))
 
 
-def _identity(finished: Finished, options: LmEvalOptions, preset: Preset | None) -> dict[str, Any]:
+def _identity(finished: LoadedRun, options: LmEvalOptions, preset: Preset | None) -> dict[str, Any]:
     """What decides a task's results."""
     num_fewshot = options.num_fewshot
     if num_fewshot is None and preset is not None:
@@ -146,7 +146,7 @@ def _identity(finished: Finished, options: LmEvalOptions, preset: Preset | None)
     }
 
 
-def _whole(finished: Finished) -> Any:
+def _whole(finished: LoadedRun) -> Any:
     """Return the model with its adapter folded in, where that can be done."""
     model = finished.model
     return merge_adapter(model) if isinstance(model, PeftModel) and not finished.config.model.load_in_4bit else model

@@ -12,7 +12,7 @@ import torch
 
 from onpolicy_sdft.data.templates import TeacherContext, template_wording
 from onpolicy_sdft.errors import ConfigError
-from onpolicy_sdft.jobs.parts import Chat, Data, Say, context_window, sampling_law
+from onpolicy_sdft.jobs.parts import Data, ModelBundle, Say, context_window, sampling_params
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.models.packing import examine
 from onpolicy_sdft.models.shards import WHOLE, Shards
@@ -27,15 +27,15 @@ from onpolicy_sdft.train.feedback import FeedbackSource, Trying
 from onpolicy_sdft.train.pairing import Pairing
 from onpolicy_sdft.train.scoring import Scorer
 from onpolicy_sdft.train.source import PolicySource, Sampling
-from onpolicy_sdft.types import ONE_RANK, Ranks, Record, Rollout, RolloutRequest, Turn, Views
+from onpolicy_sdft.types import ONE_RANK, Ranks, RecordOptions, Rollout, RolloutRequest, Turn, Views
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
     from onpolicy_sdft.config.schema import RunConfig
-    from onpolicy_sdft.jobs.parts import Chat
-    from onpolicy_sdft.models.reading import Reader
+    from onpolicy_sdft.jobs.parts import ModelBundle
+    from onpolicy_sdft.models.reading import WeightProvider
     from onpolicy_sdft.rollout.backend import OnProgress, RolloutBackend
     from onpolicy_sdft.rollout.drafts import DraftStore
     from onpolicy_sdft.tasks.protocol import Task
@@ -69,7 +69,7 @@ def make_teacher(
     model: PreTrainedModel | PeftModel,
     autocast: Autocast,
     shards: Shards = WHOLE,
-    reader: Reader | None = None,
+    reader: WeightProvider | None = None,
 ) -> Teacher:
     """Return the teacher of a policy that has not been trained yet; see :class:`Teacher`."""
     return Teacher(
@@ -117,7 +117,7 @@ def learns_packed(
     if asked == "packed" and found.refusal:
         raise ConfigError(
             f"train.layout=packed, but {name} cannot learn packed rows: {found.refusal}. "
-            "Way out: --train.layout auto, or padded."
+            "Fix: --train.layout auto, or padded."
         )
     reason = found.refusal or (found.drawback if asked == "auto" else "")
     if reason:
@@ -130,7 +130,7 @@ def make_pairing(config: RunConfig, pad_token_id: int, *, packed: bool = False) 
     return Pairing(
         micro_batch_tokens=config.train.micro_batch_tokens,
         pad_token_id=pad_token_id,
-        has_laws=config.objective.name != "nll",
+        has_distributions=config.objective.name != "nll",
         num_skipped=config.objective.skip_tokens,
         position_weights=tuple(config.objective.position_weights),
         demonstration_weight=config.objective.demonstration_weight,
@@ -139,7 +139,7 @@ def make_pairing(config: RunConfig, pad_token_id: int, *, packed: bool = False) 
     )
 
 
-def make_screen(config: RunConfig, chat: Chat, data: Data, num_workers: int | None = None) -> Screen:
+def make_screen(config: RunConfig, chat: ModelBundle, data: Data, num_workers: int | None = None) -> Screen:
     """Return what judges rollouts by their own text.
 
     Args:
@@ -161,7 +161,7 @@ def make_screen(config: RunConfig, chat: Chat, data: Data, num_workers: int | No
 
 def make_review(
     config: RunConfig,
-    chat: Chat,
+    chat: ModelBundle,
     task: Task,
     pairing: Pairing,
     teacher: Teacher,
@@ -197,7 +197,7 @@ def make_review(
     )  # fmt: skip
 
 
-def _measuring_prompts(config: RunConfig, chat: Chat) -> Prompts:
+def _measuring_prompts(config: RunConfig, chat: ModelBundle) -> Prompts:
     """Return the prompts that only measures use, cut so that prompt and target fit the model's context window."""
     renderer, shown = chat.renderer, TeacherContext("reference")
     window = context_window(chat)
@@ -223,7 +223,7 @@ def make_sampling(config: RunConfig, num_steps: int) -> Sampling:
     """Return how a config's rollouts are written."""
     rollout = config.rollout
     return Sampling(
-        law=sampling_law(rollout),
+        params=sampling_params(rollout),
         max_new_tokens=rollout.max_new_tokens,
         seed=config.train.seed,
         view=rollout.view,
@@ -264,7 +264,7 @@ def make_policy_source(
     return source(backend, make_sampling(config, num_steps), on_progress, store, writing=writing)
 
 
-def make_trying(config: RunConfig, chat: Chat, data: Data, teacher: Teacher, num_workers: int) -> Trying | None:
+def make_trying(config: RunConfig, chat: ModelBundle, data: Data, teacher: Teacher, num_workers: int) -> Trying | None:
     """Return how the student tries before the teacher writes; None where it does not.
 
     Args:
@@ -290,12 +290,13 @@ def make_trying(config: RunConfig, chat: Chat, data: Data, teacher: Teacher, num
     )
 
 
-def _record(config: RunConfig) -> Record:
+def _record(config: RunConfig) -> RecordOptions:
     """What rollouts must keep so that the teacher needs no forward of its own.
 
     Only rollouts under the teacher's prompt are written by the teacher's weights; what a blended one records is the
-    teacher's own law at its tokens, not the one they were drawn from. A bfloat16 decode copy, and adapters
-    merged into a bfloat16 base, write under rounded weights: close enough to sample from, not to learn a law from.
+    teacher's own distribution at its tokens, not the one they were drawn from. A bfloat16 decode copy, and adapters
+    merged into a bfloat16 base, write under rounded weights: close enough to sample from, not to learn a distribution
+    from.
     """
     objective, rollout = config.objective, config.rollout
     if objective.name == "nll" or rollout.view != "teacher":
@@ -303,4 +304,4 @@ def _record(config: RunConfig) -> Record:
     merged = config.lora.enabled and rollout.merge_adapter
     if rollout.decode_copy == "bfloat16" or (merged and config.model.dtype == "bfloat16"):
         return NO_RECORD
-    return Record(top_k=objective.num_kept) if objective.support == "teacher" else Record(hidden=True)
+    return RecordOptions(top_k=objective.num_kept) if objective.support == "teacher" else RecordOptions(hidden=True)

@@ -23,13 +23,13 @@ from onpolicy_sdft.models.load import LoadedModel, load, terminator_ids
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.models.seam import UnsupportedModel
 from onpolicy_sdft.rollout.engine import EngineOptions, RolloutEngine
-from onpolicy_sdft.rollout.hf import Together
+from onpolicy_sdft.rollout.hf import CollectiveDecoding
 from onpolicy_sdft.rollout.hf_trial import hf_backend
 from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.tasks import load_task, work_of
 from onpolicy_sdft.tasks.mixed import MixedTask
-from onpolicy_sdft.types import ONE_RANK, Advance, Ranks, SamplingLaw
+from onpolicy_sdft.types import ONE_RANK, Ranks, RolloutProgress, SamplingParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,15 +56,15 @@ class Data:
 
 
 @dataclass(frozen=True, slots=True)
-class Chat:
-    """A model that can be asked: weights, prompts, terminators."""
+class ModelBundle:
+    """A model that can be asked: weights, prompts, stop_token_ids."""
 
     loaded: LoadedModel
     renderer: Renderer
-    terminators: tuple[int, ...]
+    stop_token_ids: tuple[int, ...]
     say: Say = say_nothing
     ranks: Ranks = ONE_RANK
-    together: Together | None = None  # how ranks write with weights that are divided
+    together: CollectiveDecoding | None = None  # how ranks write with weights that are divided
     backends: dict[tuple[int, int], RolloutBackend] = field(default_factory=dict, repr=False)
 
     @property
@@ -76,7 +76,7 @@ class Chat:
     @property
     def num_tokens(self) -> int:
         """Ids from here on have no token: embeddings are often padded to a round size."""
-        return max(*self.loaded.tokenizer.get_vocab().values(), *self.terminators) + 1
+        return max(*self.loaded.tokenizer.get_vocab().values(), *self.stop_token_ids) + 1
 
     def backend(
         self,
@@ -128,7 +128,7 @@ class Chat:
             )  # fmt: skip
             weights = LocalWeights.on_device(model, config.merge_adapter, config.decode_copy, attention)
             try:
-                return RolloutEngine(model, self.terminators, weights, options, say, self.num_tokens)
+                return RolloutEngine(model, self.stop_token_ids, weights, options, say, self.num_tokens)
             except UnsupportedModel as error:
                 say(f"rollouts go through transformers' generate: {type(inner_model(model)).__name__}: {error}")
         return self._hf_backend(model, batch_size, config.merge_adapter, say)
@@ -137,7 +137,14 @@ class Chat:
         self, model: PreTrainedModel | PeftModel, batch_size: int, merge_adapter: bool, say: Say
     ) -> RolloutBackend:
         return hf_backend(
-            model, self.terminators, self.pad_token_id, batch_size, merge_adapter, self.together, say, self.num_tokens
+            model,
+            self.stop_token_ids,
+            self.pad_token_id,
+            batch_size,
+            merge_adapter,
+            self.together,
+            say,
+            self.num_tokens,
         )
 
 
@@ -146,8 +153,8 @@ def load_chat(
     say: Say = say_nothing,
     ranks: Ranks = ONE_RANK,
     device: torch.device | None = None,
-    together: Together | None = None,
-) -> Chat:
+    together: CollectiveDecoding | None = None,
+) -> ModelBundle:
     """Load the model of a config and what is needed to talk to it.
 
     Args:
@@ -162,9 +169,9 @@ def load_chat(
     if not config.model.load_in_4bit:
         loaded.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]  # transformers wraps .to in a way mypy misreads
     renderer = Renderer(loaded.tokenizer, config.context)
-    terminators = tuple(sorted({*terminator_ids(loaded.model, loaded.tokenizer), renderer.terminator_id}))
-    settle_generation(loaded.model, terminators, say)
-    return Chat(loaded, renderer, terminators, say, ranks, together)
+    stop_token_ids = tuple(sorted({*terminator_ids(loaded.model, loaded.tokenizer), renderer.terminator_id}))
+    settle_generation(loaded.model, stop_token_ids, say)
+    return ModelBundle(loaded, renderer, stop_token_ids, say, ranks, together)
 
 
 def load_rows(config: RunConfig) -> tuple[Task, DemonstrationSet]:
@@ -182,13 +189,13 @@ def load_rows(config: RunConfig) -> tuple[Task, DemonstrationSet]:
     if bare:
         raise DataError(
             f"{mixed.where}: {len(bare)} rows have no response, the first is {bare[0]!r}: there is nothing to learn. "
-            "Way out: --data.response_column COLUMN, or score these rows under eval.sets."
+            "Fix: --data.response_column COLUMN, or score these rows under eval.sets."
         )
     return MixedTask(task, tasks) if tasks else task, mixed
 
 
 def make_views(
-    config: RunConfig, chat: Chat, task: Task, loaded: DemonstrationSet, *, asks_teacher: bool = True
+    config: RunConfig, chat: ModelBundle, task: Task, loaded: DemonstrationSet, *, asks_teacher: bool = True
 ) -> Data:
     """Make both views of every demonstration fit the configured limits and the model's own context window.
 
@@ -215,13 +222,13 @@ def make_views(
     return Data(task, loaded, prepared)
 
 
-def context_window(chat: Chat) -> int | None:
+def context_window(chat: ModelBundle) -> int | None:
     """Positions the model has; None when its config does not say."""
     window = getattr(chat.loaded.model.config.get_text_config(), "max_position_embeddings", None)
     return None if window is None else int(window)
 
 
-def refuse_unaskable(chat: Chat, sets: Sequence[EvalSet]) -> None:
+def refuse_unaskable(chat: ModelBundle, sets: Sequence[EvalSet]) -> None:
     """Refuse questions that the chat template cannot render or that do not fit, before any work is done.
 
     Raises:
@@ -249,14 +256,14 @@ def load_eval_sets(configs: Sequence[EvalSetConfig], section: str = "eval.sets")
     return found
 
 
-def sampling_law(config: RolloutConfig) -> SamplingLaw:
-    """Return the sampling law of a config."""
-    return SamplingLaw(config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty)
+def sampling_params(config: RolloutConfig) -> SamplingParams:
+    """Return the sampling parameters of a config."""
+    return SamplingParams(config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty)
 
 
 @contextmanager
 def adapter_off(model: PeftModel) -> Iterator[PreTrainedModel]:
-    """Give the seed model of a LoRA run: the same weights without the adapter."""
+    """Give the base model of a LoRA run: the same weights without the adapter."""
     with model.disable_adapter():
         yield inner_model(model)
 
@@ -264,14 +271,14 @@ def adapter_off(model: PeftModel) -> Iterator[PreTrainedModel]:
 def seed_context(
     config: RunConfig, model: PreTrainedModel | PeftModel, *, untrained: bool = False
 ) -> Callable[[], AbstractContextManager[PreTrainedModel]]:
-    """Return a context that gives the seed model: the adapter off, or a second copy for full fine-tuning.
+    """Return a context that gives the base model: the adapter off, or a second copy for full fine-tuning.
 
     Args:
-        config: Names the seed model.
+        config: Names the base model.
         model: The model at hand.
-        untrained: Whether it is still the seed model itself.
+        untrained: Whether it is still the base model itself.
     """
-    goes_on = config.train.start_from is not None  # what it starts from is no seed model any more
+    goes_on = config.train.start_from is not None  # what it starts from is no base model any more
     if isinstance(model, PeftModel) and not (goes_on and config.train.carry == "merge"):
         return lambda: adapter_off(model)
     if untrained and not goes_on and not isinstance(model, PeftModel):
@@ -289,7 +296,7 @@ def seed_context(
 def show_writing(progress: Progress) -> OnProgress:
     """Return a rollout callback that shows what is being written beside a bar that counts something else."""
 
-    def on_progress(advance: Advance) -> None:
+    def on_progress(advance: RolloutProgress) -> None:
         progress.update(0, writing=advance.num_tokens, slots=advance.slots_in_use, accept_rate=advance.accept_rate)
 
     return on_progress
@@ -299,7 +306,7 @@ def tick(progress: Progress) -> OnProgress:
     """Return a rollout callback that advances a bar by finished completions and shows speed, slots and drafts."""
     written, started = 0, time.perf_counter()
 
-    def on_progress(advance: Advance) -> None:
+    def on_progress(advance: RolloutProgress) -> None:
         nonlocal written
         written += advance.num_tokens
         speed = written / max(1e-9, time.perf_counter() - started)

@@ -56,7 +56,7 @@ def plan(config: RunConfig, num_gpus: int, gpu_gib: float) -> PlanOutcome:
     if config.train.batch_size < num_gpus:
         raise ConfigError(
             f"train.batch_size={config.train.batch_size} demonstrations a step leave some of {num_gpus} ranks without "
-            f"any. Way out: --train.batch_size {num_gpus} or more."
+            f"any. Fix: --train.batch_size {num_gpus} or more."
         )
     sizes = model_sizes(config.model, config.lora)
     rollouts = config.train.batch_size * config.rollout.num_samples

@@ -12,10 +12,10 @@ from onpolicy_sdft.screening.demonstrations import refused_demonstrations
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig
-    from onpolicy_sdft.jobs.parts import Chat, Data, Say
+    from onpolicy_sdft.jobs.parts import Data, ModelBundle, Say
 
 
-def print_preflight(data: Data, config: RunConfig, chat: Chat, say: Say, *, screens: bool) -> None:
+def print_preflight(data: Data, config: RunConfig, chat: ModelBundle, say: Say, *, screens: bool) -> None:
     """Show where the data came from, how long both views are, what was cut or left out, and what screening says of it.
 
     Args:

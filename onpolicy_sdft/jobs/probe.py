@@ -36,7 +36,7 @@ from onpolicy_sdft.jobs.method import (
     make_teacher,
     make_trying,
 )
-from onpolicy_sdft.jobs.parts import Chat, Data, load_chat, tick
+from onpolicy_sdft.jobs.parts import Data, ModelBundle, load_chat, tick
 from onpolicy_sdft.models.lora import prepare_trainable
 from onpolicy_sdft.models.packed import attention_of
 from onpolicy_sdft.models.policy import Policy
@@ -46,7 +46,7 @@ from onpolicy_sdft.tasks import load_task
 from onpolicy_sdft.tasks.protocol import work_of
 from onpolicy_sdft.train.preview import Preview
 from onpolicy_sdft.train.teacher_scorer import TeacherScorer
-from onpolicy_sdft.types import Row
+from onpolicy_sdft.types import TrainingRow
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig
@@ -86,7 +86,7 @@ def run_probe(
     loaded = load_demonstrations(config.data, task)
     total = len(loaded.demonstrations)
     if num_examples > total:
-        raise ConfigError(f"num_examples={num_examples}, but there are {total} demonstrations. Way out: ask for fewer.")
+        raise ConfigError(f"num_examples={num_examples}, but there are {total} demonstrations. Fix: ask for fewer.")
     chosen = {loaded.demonstrations[i].example_id for i in permutation(total, config.train.seed, 0)[:num_examples]}
     # Other examples come from the whole set, as in training.
     rows = loaded.demonstrations if config.context.show in ("others", "both") else [
@@ -123,7 +123,7 @@ def run_probe(
     return ProbeOutcome((*bare, *conditioned), said, tuple(text for _, text in problems), learning)
 
 
-def _preview(config: RunConfig, chat: Chat, data: Data, teacher: Teacher, progress: Progress) -> Preview:
+def _preview(config: RunConfig, chat: ModelBundle, data: Data, teacher: Teacher, progress: Progress) -> Preview:
     """Return what asks as a step with these options would."""
     backend = chat.backend(chat.loaded.model, config.rollout, config.rollout.batch_size, progress.note)
     trying = make_trying(config, chat, data, teacher, num_workers=0)
@@ -158,14 +158,16 @@ def _ask_teacher(
     return summarise(ruled, answers, preview.screen, template, temperature, seconds)
 
 
-def _seconds_per_learning_step(config: RunConfig, chat: Chat, views: Sequence[Views]) -> float:
+def _seconds_per_learning_step(config: RunConfig, chat: ModelBundle, views: Sequence[Views]) -> float:
     """Time forward and backward of one step's worth of demonstrations; nothing is updated.
 
-    Scoring is included where the rollouts would not have recorded the teacher's laws.
+    Scoring is included where the rollouts would not have recorded the teacher's distributions.
     """
     model = prepare_trainable(chat.loaded.model, config.lora, config.model, config.train.seed)
     policy, objective = Policy(model), make_objective(config)
-    rows = [Row(view.student_ids, view.response_ids, view.teacher_ids) for view in views[: config.train.batch_size]]
+    rows = [
+        TrainingRow(view.student_ids, view.response_ids, view.teacher_ids) for view in views[: config.train.batch_size]
+    ]
     device = next(model.parameters()).device
 
     def bf16() -> torch.autocast:
@@ -174,14 +176,14 @@ def _seconds_per_learning_step(config: RunConfig, chat: Chat, views: Sequence[Vi
     packed = learns_packed(config, model, device, bf16, chat.say)
     pairing = make_pairing(config, chat.pad_token_id, packed=packed)
     policy.train()
-    laws = TeacherScorer(make_teacher(config, model, bf16), objective, chat.pad_token_id)
+    batch_params = TeacherScorer(make_teacher(config, model, bf16), objective, chat.pad_token_id)
     is_recorded = make_sampling(config, num_steps=1).record != NO_RECORD
     seconds = 0.0
     with Progress("probe: learning", len(rows), "targets") as progress:
         for group in pairing.split(rows):
             batch = pairing.batch(group, device)
             started = time.perf_counter()
-            (signals,) = laws([batch])
+            (signals,) = batch_params([batch])
             started = time.perf_counter() if is_recorded else started
             with attention_of(batch, policy):
                 with bf16():

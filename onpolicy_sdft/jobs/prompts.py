@@ -12,18 +12,18 @@ from onpolicy_sdft.config.check import evaluation_sets
 from onpolicy_sdft.config.schema import DataConfig
 from onpolicy_sdft.data.sources import load_demonstrations
 from onpolicy_sdft.errors import ConfigError
-from onpolicy_sdft.eval.answers import Kept, Record, answer_prompts
+from onpolicy_sdft.eval.answers import Kept, RecordOptions, answer_prompts
 from onpolicy_sdft.eval.retention import general_prompts
 from onpolicy_sdft.eval.runner import EvalSet
 from onpolicy_sdft.jobs.evaluate import chunk_size, files_identity, model_identity
 from onpolicy_sdft.jobs.parts import load_eval_sets, refuse_unaskable, tick
 from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.tasks.free_form import FreeForm
-from onpolicy_sdft.types import Demonstration, SamplingLaw, Turn
+from onpolicy_sdft.types import Demonstration, SamplingParams, Turn
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig
-    from onpolicy_sdft.jobs.finished import Finished
+    from onpolicy_sdft.jobs.finished import LoadedRun
 
 SET_PREFIX = "set:"
 
@@ -53,7 +53,7 @@ def load_prompts(
         DataError: If a row is bad.
     """
     if limit is not None and limit < 1:
-        raise ConfigError(f"num_prompts={limit} asks for no prompt. Way out: 1 or more.")
+        raise ConfigError(f"num_prompts={limit} asks for no prompt. Fix: 1 or more.")
     if source is None:
         found = [Demonstration(name, (Turn("user", text),), text) for name, text in general_prompts()]
     elif source.startswith(SET_PREFIX):
@@ -63,7 +63,7 @@ def load_prompts(
         found = list(load_demonstrations(rows, FreeForm(), section="prompts").demonstrations)
     if limit is not None and limit > len(found):
         where = source or "the general prompts"
-        raise ConfigError(f"num_prompts={limit}, but {where} holds {len(found)}. Way out: ask for fewer.")
+        raise ConfigError(f"num_prompts={limit}, but {where} holds {len(found)}. Fix: ask for fewer.")
     return found[:limit]
 
 
@@ -77,13 +77,13 @@ def _prompts_of_set(label: str, config: RunConfig | None) -> list[Demonstration]
 
 
 def answer(
-    finished: Finished,
+    finished: LoadedRun,
     prompts: Sequence[Demonstration],
     asking: Asking,
     path: Path,
     description: str,
     say: Callable[[str], None],
-) -> list[Record]:
+) -> list[RecordOptions]:
     """Let a model answer prompts, in chunks that stand in a file until the caller removes it.
 
     Args:
@@ -103,12 +103,12 @@ def answer(
     kept = Kept(path, f"{weights_identity(finished)}, {rollout.decode_copy} copy", chunk_size(finished.chat), say)
     with Progress(description, len(prompts), "answers") as progress:
         return answer_prompts(
-            prompts, backend, finished.chat.renderer, SamplingLaw(temperature=asking.temperature),
+            prompts, backend, finished.chat.renderer, SamplingParams(temperature=asking.temperature),
             asking.max_new_tokens, asking.seed, tick(progress), kept,
         )  # fmt: skip
 
 
-def weights_identity(finished: Finished) -> str:
+def weights_identity(finished: LoadedRun) -> str:
     """Tell a model's weights from those of others."""
     if finished.run is not None:
         return f"{model_identity(finished.config.model)}, {files_identity(finished.run.model_path)}"

@@ -1,4 +1,4 @@
-"""How far the answers of trained models have moved from those of their seed model."""
+"""How far the answers of trained models have moved from those of their base model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
-from onpolicy_sdft.eval.answers import Record, remove_kept
+from onpolicy_sdft.eval.answers import RecordOptions, remove_kept
 from onpolicy_sdft.eval.intervals import mean_interval
 from onpolicy_sdft.eval.retention import SeedCompletion, SeedKL
 from onpolicy_sdft.eval.shift import cosine_similarities, load_embedder
@@ -46,13 +46,13 @@ class ShiftOptions:
 def run_shift(
     runs: Sequence[str], output: str | Path, options: ShiftOptions, command: Sequence[str], say: Say
 ) -> dict[str, Any]:
-    """Compare the answers of runs with those of their seed model, prompt by prompt.
+    """Compare the answers of runs with those of their base model, prompt by prompt.
 
     Every model answers the same prompts under the same noise. Answers are kept as they come, so an interrupted call
     goes on with the same command.
 
     Args:
-        runs: Run directories; all of one seed model.
+        runs: Run directories; all of one base model.
         output: Where ``shift.json`` and ``records.jsonl`` go.
         options: What is asked.
         command: The command line, for the record.
@@ -62,7 +62,7 @@ def run_shift(
         What ``shift.json`` holds.
 
     Raises:
-        ConfigError: If the runs do not share one seed model and its prompts.
+        ConfigError: If the runs do not share one base model and its prompts.
         MissingDependencyError: If the embedder needs a package that is not there.
     """
     opened = [RunDirectory.open(path, require=["config.yaml", "model"]) for path in runs]
@@ -111,12 +111,12 @@ def _refuse_other_seeds(runs: Sequence[RunDirectory], configs: Sequence[RunConfi
             key = differing[0]
             raise ConfigError(
                 f"{run.path} has another {key} than {runs[0].path}: {theirs[key]!r}, not {first[key]!r}; answers are "
-                "compared with those of one seed model. Way out: one call for the runs of each."
+                "compared with those of one base model. Fix: one call for the runs of each."
             )
 
 
 def _seed_facts(config: RunConfig) -> dict[str, Any]:
-    """What decides the seed model's answers."""
+    """What decides the base model's answers."""
     model = dataclasses.asdict(config.model)
     named = {f"model.{name}": model[name] for name in ("name", "revision", "dtype", "load_in_4bit")}
     return {**named, "context.student_template_kwargs": config.context.student_template_kwargs}
@@ -137,15 +137,15 @@ def _names(runs: Sequence[RunDirectory]) -> list[str]:
         return short
     whole = [str(run.path) for run in runs]
     if len(set(whole)) < len(whole):
-        raise ConfigError(f"A run was given twice: {', '.join(whole)}. Way out: name each once.")
+        raise ConfigError(f"A run was given twice: {', '.join(whole)}. Fix: name each once.")
     return whole
 
 
 def _answers_of_seed(
     config: RunConfig, prompts: Sequence[Demonstration], asking: Asking, path: Path, say: Say
-) -> list[Record]:
+) -> list[RecordOptions]:
     finished = load_model(config.model.name, config, say)
-    return answer(finished, prompts, asking, path, "seed model: answers", say)
+    return answer(finished, prompts, asking, path, "base model: answers", say)
 
 
 def _answers_of_run(
@@ -153,11 +153,11 @@ def _answers_of_run(
     name: str,
     prompts: Sequence[Demonstration],
     asking: Asking,
-    seed: Sequence[Record],
+    seed: Sequence[RecordOptions],
     path: Path,
     say: Say,
-) -> tuple[list[Record], SeedKL]:
-    """Return a run's answers, and how likely it finds those of the seed model."""
+) -> tuple[list[RecordOptions], SeedKL]:
+    """Return a run's answers, and how likely it finds those of the base model."""
     finished = load_run(run.path, say)
     answers = answer(finished, prompts, asking, path, f"{name}: answers", say)
     completions = [
@@ -173,8 +173,8 @@ def _answers_of_run(
 def _entry(
     run: RunDirectory,
     name: str,
-    seed: Sequence[Record],
-    answers: Sequence[Record],
+    seed: Sequence[RecordOptions],
+    answers: Sequence[RecordOptions],
     similarities: Sequence[float],
     distance: SeedKL,
 ) -> dict[str, Any]:
@@ -199,15 +199,17 @@ def _entry(
     }
 
 
-def _count_cut(embedder: Embedder, answers: Sequence[Sequence[Record]]) -> int:
+def _count_cut(embedder: Embedder, answers: Sequence[Sequence[RecordOptions]]) -> int:
     """Count the answers that are longer than what the embedder reads."""
     return embedder.count_cut([record["completion"] for records in answers for record in records])
 
 
 def _records(
-    seed: Sequence[Record], answers: Sequence[tuple[str, Sequence[Record]]], similarities: Sequence[Sequence[float]]
-) -> list[Record]:
-    def shown(record: Record) -> Record:
+    seed: Sequence[RecordOptions],
+    answers: Sequence[tuple[str, Sequence[RecordOptions]]],
+    similarities: Sequence[Sequence[float]],
+) -> list[RecordOptions]:
+    def shown(record: RecordOptions) -> RecordOptions:
         return {"completion": record["completion"], "finish_reason": record["finish_reason"]}
 
     return [

@@ -1,4 +1,4 @@
-"""Where training starts when that is not the seed model: the last weights of another run, such as the task before."""
+"""Where training starts when that is not the base model: the last weights of another run, such as the task before."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Start:
 
 
 def find_start(config: RunConfig, say: Say) -> Start | None:
-    """Return the run that a config starts from, checked to fit; None for the seed model.
+    """Return the run that a config starts from, checked to fit; None for the base model.
 
     Raises:
         ConfigError: If it trained another model, or other weights of it.
@@ -59,25 +59,25 @@ def find_start(config: RunConfig, say: Say) -> Start | None:
     if train.start_from is None:
         return None
     if Path(train.start_from).resolve() == Path(train.output_dir).resolve():
-        raise ConfigError(f"train.start_from={train.start_from} is train.output_dir itself. Way out: name another.")
+        raise ConfigError(f"train.start_from={train.start_from} is train.output_dir itself. Fix: name another.")
     run = RunDirectory.open(train.start_from, require=["config.yaml"])
     earlier = load_config(run.config_path)
     if train.carry == "continue" and _is_merged(earlier):
         raise ConfigError(
             f"The adapter of train.start_from={train.start_from} stands on a base that earlier tasks were merged into "
-            "(its train.carry=merge), so it cannot go on over the seed model. Way out: --train.carry merge."
+            "(its train.carry=merge), so it cannot go on over the base model. Fix: --train.carry merge."
         )
     mine, theirs = (_weights_of(each, train.carry) for each in (config, earlier))
     if differing := differences(theirs, mine):
         key = differing[0]
         raise ConfigError(
-            f"train.start_from={train.start_from} has another {key}: {theirs[key]!r}, this run {mine[key]!r}. Way out: "
+            f"train.start_from={train.start_from} has another {key}: {theirs[key]!r}, this run {mine[key]!r}. Fix: "
             "the same model and adapters" + (", or --train.carry merge." if config.lora.enabled else ".")
         )
     found = newest_checkpoint(run, say)
     if found is None:
         raise RunDirectoryError(
-            f"train.start_from={train.start_from} has no checkpoint to start from. Way out: finish that run first "
+            f"train.start_from={train.start_from} has no checkpoint to start from. Fix: finish that run first "
             "(--train.resume auto)."
         )
     return Start(run, found[0], file_digest(weights_file(found[0])))
@@ -111,7 +111,7 @@ def _is_on_adapter(config: RunConfig) -> bool:
 
 
 def base_of(run: RunDirectory, config: RunConfig) -> ModelConfig:
-    """Return the model that a run's adapter stands on: its own merged base where it has one, else the seed model.
+    """Return the model that a run's adapter stands on: its own merged base where it has one, else the base model.
 
     Raises:
         RunDirectoryError: If the base is gone.
@@ -120,7 +120,7 @@ def base_of(run: RunDirectory, config: RunConfig) -> ModelConfig:
         if not (config.lora.enabled and _is_merged(config)):
             return config.model  # an adapter is merged when it is loaded
         raise RunDirectoryError(
-            f"{run.base_path} is not there, and the adapter of that run means nothing without it. Way out: put it "
+            f"{run.base_path} is not there, and the adapter of that run means nothing without it. Fix: put it "
             "back, or train that run again."
         )
     return dataclasses.replace(config.model, name=str(run.base_path), revision=None)
@@ -135,7 +135,7 @@ def make_base(config: RunConfig, start: Start | None, say: Say) -> None:
     """Fold an adapter into its base, as the base of this run; whole or not at all.
 
     It is the adapter of the run before (``train.carry=merge``), or that of ``model.name``. It is made once for the
-    weights it is made of. The seed model stays what ``model.name`` says: distances are measured from it.
+    weights it is made of. The base model stays what ``model.name`` says: distances are measured from it.
 
     Raises:
         ConfigError: If it would be folded into weights of 4 bits, which loses what they cannot hold.
@@ -143,7 +143,7 @@ def make_base(config: RunConfig, start: Start | None, say: Say) -> None:
     """
     if config.model.load_in_4bit:
         raise ConfigError(
-            "model.load_in_4bit=true cannot hold a base that an adapter was merged into. Way out: --model.load_in_4bit "
+            "model.load_in_4bit=true cannot hold a base that an adapter was merged into. Fix: --model.load_in_4bit "
             "false, or merge it first (sdft export --merged) and name that folder as model.name."
         )
     run = RunDirectory.create(config.train.output_dir, resume=config.train.resume == "auto")
@@ -188,7 +188,7 @@ def _refuse_older_model(start: Start) -> None:
     written = load_file(adapter)
     if any(name not in trained or not torch.equal(value, trained[name]) for name, value in written.items()):
         raise RunDirectoryError(
-            f"{start.run.path} went on after its model/ was written (its checkpoint is of step {start.step}). Way out: "
+            f"{start.run.path} went on after its model/ was written (its checkpoint is of step {start.step}). Fix: "
             "finish it with --train.resume auto."
         )
 
@@ -223,7 +223,7 @@ def inherit_scores(
     if start is not None:
         source, stage, mark = start.run, "after", f"step {start.step},"
     elif config.eval.seed_scores is not None:
-        source, stage, mark = RunDirectory.open(config.eval.seed_scores), "before", "start seed model"
+        source, stage, mark = RunDirectory.open(config.eval.seed_scores), "before", "start base model"
     else:
         return False
     found = read_json(source.eval_summary_path) if source.eval_summary_path.is_file() else {}

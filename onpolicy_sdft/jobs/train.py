@@ -36,8 +36,8 @@ from onpolicy_sdft.jobs.method import (
     make_trying,
 )
 from onpolicy_sdft.jobs.parts import (
-    Chat,
     Data,
+    ModelBundle,
     context_window,
     load_chat,
     load_eval_sets,
@@ -65,12 +65,12 @@ from onpolicy_sdft.models.export import export_model
 from onpolicy_sdft.models.lora import inner_model, prepare_trainable
 from onpolicy_sdft.models.policy import Policy
 from onpolicy_sdft.models.randomness import runs_whole
-from onpolicy_sdft.models.reading import InPlace, Reader, Replica
+from onpolicy_sdft.models.reading import GatheredCopy, LiveWeights, WeightProvider
 from onpolicy_sdft.models.ready import make_ready
 from onpolicy_sdft.models.sizes import count_parameters, sizes_of
 from onpolicy_sdft.offline.file import file_digest, find_file, read_rows, take_up
 from onpolicy_sdft.rollout.drafts import DraftStore
-from onpolicy_sdft.rollout.hf import Together
+from onpolicy_sdft.rollout.hf import CollectiveDecoding
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import write_json_atomic
 from onpolicy_sdft.runs.manifest import git_state
@@ -148,7 +148,7 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     with warnings.catch_warnings(action="always", category=UserWarning):
         # Weights that will be divided go to the device part by part.
         device = backend.device if backend.shards.in_place else torch.device("cpu")
-        together = Together(backend, backend.inside) if config.rollout.weights == "sharded" else None
+        together = CollectiveDecoding(backend, backend.inside) if config.rollout.weights == "sharded" else None
         start = backend.on_first(lambda: find_start(config, say))
         chat = load_chat(_with_base(config, start, backend, say), say, backend, device, together)
     views = make_views(config, chat, task, rows, asks_teacher=config.train.targets == "policy")
@@ -188,7 +188,7 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
         look(config, preview, progress.note)
         keep_look(trainer)
     scored = config.eval.before_and_after and bool(sets or config.eval.kl_prompts)
-    origin = f"start {start.digest if start else 'seed model'}"
+    origin = f"start {start.digest if start else 'base model'}"
     if scored and not backend.on_first(
         lambda: has_stage(run, "before", config, sets, origin) or inherit_scores(config, sets, run, start, origin, say)
     ):
@@ -234,7 +234,7 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     return TrainOutcome(run, result, summary, is_first, verdict)
 
 
-def _say_turn_end(config: RunConfig, chat: Chat, data: Data, say: Say) -> None:
+def _say_turn_end(config: RunConfig, chat: ModelBundle, data: Data, say: Say) -> None:
     """Say how likely the model ends its turn where a demonstration ends, where its weights are whole."""
     model, rows = chat.loaded.model, data.prepared.views[:_TURN_END_ROWS]
     if not runs_whole(inner_model(model)):
@@ -248,7 +248,7 @@ def _say_turn_end(config: RunConfig, chat: Chat, data: Data, say: Say) -> None:
 
 
 def _with_base(config: RunConfig, start: Start | None, backend: Backend, say: Say) -> RunConfig:
-    """Return the config with the model that is loaded: the seed model, or a base that adapters were merged into."""
+    """Return the config with the model that is loaded: the base model, or a base that adapters were merged into."""
     if not backend.on_first(lambda: has_base(config)):
         return config
     backend.on_first(lambda: make_base(config, start, say))
@@ -259,14 +259,14 @@ def _compile(model: PreTrainedModel | PeftModel, backend: str) -> int:
     if backend != "ddp":
         raise ConfigError(
             f"train.compile=true does not go with {backend}, which changes layers while they run. "
-            "Way out: --train.compile false, or the backend ddp."
+            "Fix: --train.compile false, or the backend ddp."
         )
     return compile_layers(model)
 
 
 def make_trainer(
     config: RunConfig,
-    chat: Chat,
+    chat: ModelBundle,
     data: Data,
     model: PreTrainedModel | PeftModel,
     backend: Backend,
@@ -316,11 +316,13 @@ def _num_local_ranks(backend: Backend) -> int:
     return backend.gather(own).count(own)
 
 
-def _make_reader(config: RunConfig, model: PreTrainedModel | PeftModel, backend: Backend, progress: Progress) -> Reader:
+def _make_reader(
+    config: RunConfig, model: PreTrainedModel | PeftModel, backend: Backend, progress: Progress
+) -> WeightProvider:
     if backend.shards.in_place or config.rollout.weights == "sharded":
-        return InPlace(model, backend.shards)
+        return LiveWeights(model, backend.shards)
     keeps = keeps_gathered(config)
-    reader = Replica(model, backend.device, backend.shards, keeps)
+    reader = GatheredCopy(model, backend.device, backend.shards, keeps)
     progress.note(
         f"weights are gathered into {reader.num_bytes / 2**20:.1f} MiB to be read, which "
         + ("stay" if keeps else "are given back before learning")
@@ -330,7 +332,7 @@ def _make_reader(config: RunConfig, model: PreTrainedModel | PeftModel, backend:
 
 def _make_source(
     config: RunConfig,
-    chat: Chat,
+    chat: ModelBundle,
     plan: Plan,
     teacher: Teacher,
     progress: Progress,
@@ -347,7 +349,7 @@ def _make_source(
     )
 
 
-def _take_up_distilled(config: RunConfig, chat: Chat, data: Data, say: Say) -> Data:
+def _take_up_distilled(config: RunConfig, chat: ModelBundle, data: Data, say: Say) -> Data:
     """Put the responses of a distilled file in the place of the demonstrations', where one is the target source."""
     if config.train.targets != "distilled" or config.train.distilled is None:
         return data
@@ -361,7 +363,7 @@ def _take_up_distilled(config: RunConfig, chat: Chat, data: Data, say: Say) -> D
 
 
 def _validate(
-    config: RunConfig, chat: Chat, teacher: Teacher, sets: Sequence[EvalSet], ranks: Ranks
+    config: RunConfig, chat: ModelBundle, teacher: Teacher, sets: Sequence[EvalSet], ranks: Ranks
 ) -> dict[str, float]:
     with teacher.weights("live"):
         scores = score_sets(config, chat, teacher.model, sets, "validation", ranks)
@@ -370,7 +372,7 @@ def _validate(
 
 def _export(
     config: RunConfig,
-    chat: Chat,
+    chat: ModelBundle,
     model: PreTrainedModel | PeftModel,
     data: Data,
     run: RunDirectory,

@@ -33,7 +33,7 @@ def compile_layers(model: PreTrainedModel | PeftModel, compiler: str = "inductor
     layers = getattr(body(inner_model(model)), "layers", None)
     if not isinstance(layers, nn.ModuleList):
         name = type(inner_model(model)).__name__
-        raise ConfigError(f"train.compile=true, but {name} has no list of layers. Way out: --train.compile false")
+        raise ConfigError(f"train.compile=true, but {name} has no list of layers. Fix: --train.compile false")
     for layer in layers:
         # Sizes are symbols from the start: every micro-batch has its own number of tokens.
         layer.compile(backend=compiler, dynamic=True)

@@ -127,7 +127,7 @@ def refuse_foreign(directory: Path) -> None:
         return
     card = directory / "README.md"
     if not card.is_file() or _CARD_MARK not in card.read_text(encoding="utf-8", errors="replace"):
-        raise ConfigError(f"{directory} holds other files and is not overwritten. Way out: name a new directory.")
+        raise ConfigError(f"{directory} holds other files and is not overwritten. Fix: name a new directory.")
 
 
 def merge_adapter(model: PeftModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -174,7 +174,7 @@ def model_card(
         if scores.get("kl"):
             kl = scores["kl"]
             lines.append(
-                f"* {stage}: KL(seed || tuned) {kl['mean']:.4f} nats per token "
+                f"* {stage}: KL(base || tuned) {kl['mean']:.4f} nats per token "
                 f"[{kl['low']:.4f}, {kl['high']:.4f}] ({kl['num_completions']} completions)"
             )
     versions = package_versions(_PACKAGES).items()

@@ -216,7 +216,7 @@ def _quantisation(config: ModelConfig) -> dict[str, Any]:
     if not torch.cuda.is_available():
         raise ModelError(
             "model.load_in_4bit=true needs a CUDA device and none is here. "
-            "Way out: --model.load_in_4bit false (with --model.dtype bfloat16 to save memory)."
+            "Fix: --model.load_in_4bit false (with --model.dtype bfloat16 to save memory)."
         )
     try:
         import bitsandbytes  # noqa: F401

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Parts = Mapping[str, torch.Tensor]
 
 
-class Reader(Protocol):
+class WeightProvider(Protocol):
     """Weights that can be read."""
 
     model: PreTrainedModel | PeftModel  # what to read from, while they are shown
@@ -48,7 +48,7 @@ class Reader(Protocol):
         ...
 
 
-class InPlace:
+class LiveWeights:
     """The model itself: parameters read from the given parts while these are shown.
 
     Args:
@@ -83,7 +83,7 @@ class InPlace:
         """Keep nothing."""
 
 
-class Replica:
+class GatheredCopy:
     """A second set of the model's modules over whole weights.
 
     Make it before the parameters are divided. It takes memory from its first use on, when they are.

@@ -18,7 +18,7 @@ from peft import PeftModel
 
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.models.policy import Head, head_of, hidden_at_loss_tokens
-from onpolicy_sdft.models.reading import InPlace, Reader
+from onpolicy_sdft.models.reading import LiveWeights, WeightProvider
 from onpolicy_sdft.models.shards import WHOLE, Shards
 from onpolicy_sdft.models.trace import no_trace
 
@@ -56,11 +56,11 @@ class Teacher:
         device: torch.device | str | None = None,
         autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
         shards: Shards = WHOLE,
-        reader: Reader | None = None,
+        reader: WeightProvider | None = None,
         refresh_steps: int | None = None,
     ) -> None:
         self.live = model
-        self.reader = InPlace(model, shards) if reader is None else reader
+        self.reader = LiveWeights(model, shards) if reader is None else reader
         self.shards = shards
         self.kind = kind
         self.rate = 1.0 - 0.5 ** (1.0 / half_life) if half_life > 0 else 1.0
@@ -172,7 +172,7 @@ class Teacher:
 
     def _lasting(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
         """Return what a tensor holds now: a parameter in place is only pointed elsewhere, an arena is written over."""
-        if tensor is None or isinstance(self.reader, InPlace):
+        if tensor is None or isinstance(self.reader, LiveWeights):
             return None if tensor is None else tensor.data
         return tensor.data.clone()
 

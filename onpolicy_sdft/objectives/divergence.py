@@ -1,4 +1,4 @@
-"""Divergences between a teacher's and a student's law, each with its gradient in closed form.
+"""Divergences between a teacher's and a student's distribution, each with its gradient in closed form.
 
 Everything is a function of log-probabilities over buckets: the tokens of the vocabulary, or some kept tokens and
 one tail bucket for all others. Gradients are with respect to the student's bucket logits, so they sum to 0.
@@ -16,7 +16,8 @@ import torch
 #: ``(teacher_CB, student_CB, beta) -> (divergence_C, gradient_CB)`` of log-probabilities in nats.
 Divergence = Callable[[torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
 
-#: A kept law's tail is never taken for less than this: what rounding leaves of 1 - sum would have no logarithm.
+#: A kept distribution's tail is never taken for less than this: what rounding leaves of 1 - sum would have no
+#: logarithm.
 _SMALLEST_TAIL = 1e-7
 
 

@@ -1,4 +1,4 @@
-"""What an objective is told besides hidden states and labels: the teacher's law, and how each token counts.
+"""What an objective is told besides hidden states and labels: the teacher's distribution, and how each token counts.
 
 Shape letters: N loss tokens, M loss tokens that are learned by the objective itself (the others by nll), D hidden
 size, V vocabulary, K kept alternatives.
@@ -40,28 +40,28 @@ class HeadLike(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class FullLaw:
-    """A law over the whole vocabulary, kept as the hidden states it follows from."""
+class TeacherHidden:
+    """A distribution over the whole vocabulary, kept as the hidden states it follows from."""
 
     hidden_MD: torch.Tensor
     head: HeadLike
 
 
 @dataclass(frozen=True, slots=True)
-class TopLaw:
-    """The likeliest tokens of a law with their log-probabilities in nats; what they leave is the tail's."""
+class TopKLogprobs:
+    """The likeliest tokens of a distribution with their log-probabilities in nats; what they leave is the tail's."""
 
     token_ids_MK: torch.Tensor  # int64
     logprobs_MK: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Signals:
+class LossInputs:
     """How the loss tokens of a micro-batch are learned."""
 
     weights_N: torch.Tensor  # float32, each token's weight in the sum
     plain_N: torch.Tensor  # bool: learned by nll whatever the objective is; the other M tokens are its own
-    teacher: FullLaw | TopLaw | None = None  # over the M tokens, in order
-    anchor: FullLaw | None = None  # over all N tokens
+    teacher: TeacherHidden | TopKLogprobs | None = None  # over the M tokens, in order
+    anchor: TeacherHidden | None = None  # over all N tokens
     sampling_logprobs_M: torch.Tensor | None = None  # of the labels when they were drawn, in nats; nan: not drawn
     clips_N: torch.Tensor | None = None  # float32: largest nll of a token in nats, inf: any; None: any

@@ -23,7 +23,7 @@ from onpolicy_sdft.objectives.divergence import (
     out_of_buckets,
     with_tail,
 )
-from onpolicy_sdft.objectives.inputs import FullLaw, HeadLike, Signals, TopLaw
+from onpolicy_sdft.objectives.inputs import HeadLike, LossInputs, TeacherHidden, TopKLogprobs
 from onpolicy_sdft.shapes import pad_rows
 
 Name = Literal["nll", "forward_kl", "reverse_kl", "jsd", "sampled_reverse_kl"]
@@ -33,8 +33,8 @@ Support = Literal["full", "teacher", "student"]
 #: anchor's divergences (each as weighted in the loss), how many losses were clipped, the importance weights and
 #: how many of them were capped, how many tokens the objective itself learned: all but the plain ones, and how many
 #: tokens of demonstrations that stand in were clipped.
-FIGURES = ("own", "plain", "anchor", "clipped", "importance", "capped", "own_tokens", "stand_in_clipped")
-_OWN, _PLAIN, _ANCHOR, _CLIPPED, _IMPORTANCE, _CAPPED, _OWN_TOKENS, _STAND_IN_CLIPPED = range(len(FIGURES))
+LOSS_PARTS = ("own", "plain", "anchor", "clipped", "importance", "capped", "own_tokens", "stand_in_clipped")
+_OWN, _PLAIN, _ANCHOR, _CLIPPED, _IMPORTANCE, _CAPPED, _OWN_TOKENS, _STAND_IN_CLIPPED = range(len(LOSS_PARTS))
 
 _CPU_CHUNK = 128  # larger ones are no faster there
 _GPU_BYTES = 1 << 29  # of a chunk's [C, V] tensors: few kernels, and little beside a micro-batch's activations
@@ -49,21 +49,21 @@ class Summed:
     """Sums over the loss tokens of a micro-batch."""
 
     loss_sum: torch.Tensor  # [] nats, float32 or wider; carries the gradient
-    figures: torch.Tensor  # [len(FIGURES)] float64, no gradient
+    figures: torch.Tensor  # [len(LOSS_PARTS)] float64, no gradient
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
     """A loss per token: ``sum_n w_n d_n rho_n min(clip, loss_n) + anchor_weight sum_n w_n anchor_n``, temperature 1.
 
-    * ``nll``: ``-log s(y)`` of the label y under the student's law s.
-    * ``forward_kl``, ``reverse_kl``, ``jsd``: between the teacher's law t and s (see ``divergence.py``).
+    * ``nll``: ``-log s(y)`` of the label y under the student's distribution s.
+    * ``forward_kl``, ``reverse_kl``, ``jsd``: between the teacher's distribution t and s (see ``divergence.py``).
     * ``sampled_reverse_kl``: the value is ``log s(y) - log t(y)``, an estimate of ``KL(s || t)`` where y was drawn
       from s; the gradient is the score function's, ``stopgrad(log s(y) - log t(y)) grad log s(y)``. Differentiating
       the estimate itself has expectation 0.
 
     A token whose loss is above ``clip`` counts as ``clip`` and gives no gradient. ``rho_n = min(importance_cap,
-    s(y) / b(y))`` with b the law y was drawn from, no gradient through it; 1 where ``importance`` is off.
+    s(y) / b(y))`` with b the distribution y was drawn from, no gradient through it; 1 where ``importance`` is off.
     ``anchor_n`` is ``KL(s || anchor)``.
 
     With ``blend`` b the divergences compare s with the normalised ``t^(1 - b) s^b`` instead of t, no gradient through
@@ -102,17 +102,17 @@ class Objective:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether the teacher's law must be given."""
+        """Whether the teacher's distribution must be given."""
         return self.name != "nll"
 
-    def __call__(self, hidden_ND: torch.Tensor, head: HeadLike, labels_N: torch.Tensor, signals: Signals) -> Summed:
+    def __call__(self, hidden_ND: torch.Tensor, head: HeadLike, labels_N: torch.Tensor, signals: LossInputs) -> Summed:
         """Sum the loss over the loss tokens.
 
         Args:
             hidden_ND: Final hidden states that predict the labels.
             head: The output layer.
             labels_N: Target tokens, int64.
-            signals: Weights and laws.
+            signals: Weights and distributions.
 
         Returns:
             Sums; for N = 0 a zero that still reaches ``hidden_ND`` and the head, so that every rank runs the same
@@ -121,18 +121,22 @@ class Objective:
         if labels_N.numel() == 0:
             zero = hidden_ND.sum() * 0.0 + head.weight_VD.sum() * 0.0
             zero = zero if head.bias_V is None else zero + head.bias_V.sum() * 0.0
-            return Summed(zero, torch.zeros(len(FIGURES), dtype=torch.float64, device=hidden_ND.device))
+            return Summed(zero, torch.zeros(len(LOSS_PARTS), dtype=torch.float64, device=hidden_ND.device))
         work = _Work(self, head, labels_N, signals, with_gradient=torch.is_grad_enabled())
         loss_sum, figures = _ClosedForm.apply(hidden_ND, head.weight_VD, head.bias_V, work)  # type: ignore[no-untyped-call]
         return Summed(loss_sum, figures)
 
     def losses(
-        self, logprobs_CV: torch.Tensor, labels_C: torch.Tensor, teacher: FullLaw | TopLaw | None, read: _Reader
+        self,
+        logprobs_CV: torch.Tensor,
+        labels_C: torch.Tensor,
+        teacher: TeacherHidden | TopKLogprobs | None,
+        read: _Reader,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Return the own loss of a chunk's tokens, its gradient by logits and, if asked for, ``d`` of each token."""
         if self.name == "nll" or teacher is None:
             return *nll(logprobs_CV, labels_C), None
-        if self.name == "sampled_reverse_kl" and isinstance(teacher, FullLaw):
+        if self.name == "sampled_reverse_kl" and isinstance(teacher, TeacherHidden):
             nll_C, gradient_CV = nll(logprobs_CV, labels_C)
             value_C = -nll_C - read(teacher).gather(-1, labels_C[:, None])[:, 0]
             return value_C, gradient_CV.mul_(-value_C[:, None]), None
@@ -150,10 +154,10 @@ class Objective:
         return value_C, out_of_buckets(gradient_CB, student_CB[:, -1:], logprobs_CV, kept_CK), weights_C
 
     def _in_buckets(
-        self, logprobs_CV: torch.Tensor, teacher: FullLaw | TopLaw, read: _Reader
+        self, logprobs_CV: torch.Tensor, teacher: TeacherHidden | TopKLogprobs, read: _Reader
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Return teacher's and student's law over the buckets, and the kept tokens; None: all, each its own bucket."""
-        if isinstance(teacher, TopLaw):
+        """Return both distributions over the buckets, and the kept tokens; None: all, each its own bucket."""
+        if isinstance(teacher, TopKLogprobs):
             kept_CK, recorded_CK = teacher.token_ids_MK, teacher.logprobs_MK.to(logprobs_CV)
             if kept_CK.shape[-1] < logprobs_CV.shape[-1]:
                 return with_tail(recorded_CK), in_buckets(logprobs_CV, kept_CK), kept_CK
@@ -180,8 +184,8 @@ def nll(logprobs_CV: torch.Tensor, labels_C: torch.Tensor) -> _Losses:
     return value_C, gradient_CV
 
 
-#: Gives the log-probabilities [C, V] of a law of C tokens.
-_Reader = Callable[[FullLaw], torch.Tensor]
+#: Gives the log-probabilities [C, V] of a distribution of C tokens.
+_Reader = Callable[[TeacherHidden], torch.Tensor]
 
 
 class _ClosedForm(torch.autograd.Function):
@@ -207,7 +211,7 @@ class _Work:
     objective: Objective
     head: HeadLike
     labels_N: torch.Tensor
-    signals: Signals
+    signals: LossInputs
     with_gradient: bool
 
     def run(self, hidden_ND: torch.Tensor, wanted: list[bool]) -> tuple[torch.Tensor, torch.Tensor, list[Any]]:
@@ -216,7 +220,7 @@ class _Work:
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else hidden_ND.dtype
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         loss_sum = torch.zeros((), dtype=wide, device=device)
-        figures = torch.zeros(len(FIGURES), dtype=torch.float64, device=device)
+        figures = torch.zeros(len(LOSS_PARTS), dtype=torch.float64, device=device)
         narrow: dict[int, torch.Tensor] = {}  # the heads in the dtype of the products, each cast once
 
         def weight_of(head: HeadLike) -> torch.Tensor:
@@ -228,8 +232,8 @@ class _Work:
             raw = torch.nn.functional.linear(pad_rows(hidden_CD.to(dtype)), weight_of(head), bias)
             return head.finish(raw[: len(hidden_CD)])
 
-        def read(law: FullLaw) -> torch.Tensor:
-            return _log_softmax(logits_of(law.hidden_MD, law.head)).to(wide)
+        def read(distribution: TeacherHidden) -> torch.Tensor:
+            return _log_softmax(logits_of(distribution.hidden_MD, distribution.head)).to(wide)
 
         by_hidden = torch.empty_like(hidden_ND) if wanted[0] else None
         by_weight = torch.zeros_like(self.head.weight_VD, dtype=wide) if wanted[1] else None
@@ -306,7 +310,7 @@ class _Work:
         figures[_OWN_TOKENS] += 0 if is_plain else len(tokens)
         gradient_CV.mul_(scale_C[:, None])
         if objective.anchor_weight and signals.anchor is not None:
-            anchor_CV = read(FullLaw(signals.anchor.hidden_MD[tokens], signals.anchor.head))
+            anchor_CV = read(TeacherHidden(signals.anchor.hidden_MD[tokens], signals.anchor.head))
             anchor_C, anchor_gradient_CV = DIVERGENCES["reverse_kl"](anchor_CV, logprobs_CV, objective.beta)
             weights_C = signals.weights_N[tokens].to(logprobs_CV.dtype) * objective.anchor_weight
             anchored = (weights_C * anchor_C).sum()
@@ -321,9 +325,9 @@ def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
     return logits.sub_(logits.logsumexp(-1, keepdim=True))
 
 
-def _part(law: FullLaw | TopLaw | None, rows: slice) -> FullLaw | TopLaw | None:
-    if law is None:
+def _part(distribution: TeacherHidden | TopKLogprobs | None, rows: slice) -> TeacherHidden | TopKLogprobs | None:
+    if distribution is None:
         return None
-    if isinstance(law, FullLaw):
-        return FullLaw(law.hidden_MD[rows], law.head)
-    return TopLaw(law.token_ids_MK[rows], law.logprobs_MK[rows])
+    if isinstance(distribution, TeacherHidden):
+        return TeacherHidden(distribution.hidden_MD[rows], distribution.head)
+    return TopKLogprobs(distribution.token_ids_MK[rows], distribution.logprobs_MK[rows])

@@ -1,4 +1,4 @@
-"""Rewrite a data set once: rollouts of the seed model under the teacher's prompt, judged, and written row by row.
+"""Rewrite a data set once: rollouts of the base model under the teacher's prompt, judged, and written row by row.
 
 Rows are written in batches, each in one append, so a kill loses at most the batch at work; the file says which rows
 are there, and a noise key belongs to its example, so a resumed run writes the same rows an undisturbed one does.

@@ -22,7 +22,7 @@ class DistilledRow:
     example_id: str
     prompt: str
     original: str  # the demonstration's response
-    rewritten: str  # what the seed model wrote, shown the demonstration
+    rewritten: str  # what the base model wrote, shown the demonstration
     response: str  # what is learned: one of the two; empty when dropped
     verdict: str  # keep: rewritten; fallback: original; drop: neither
     reason: str  # why it was not kept
@@ -43,9 +43,7 @@ def find_file(path: str | Path) -> Path:
     named = Path(path).expanduser()
     found = named / FILE_NAME if named.is_dir() else named
     if not found.is_file():
-        raise DataError(
-            f"train.distilled={str(path)!r}: there is no file {found}. Way out: write it with `sdft distill`."
-        )
+        raise DataError(f"train.distilled={str(path)!r}: there is no file {found}. Fix: write it with `sdft distill`.")
     return found
 
 
@@ -96,7 +94,7 @@ def take_up(
     if missing:
         raise DataError(
             f"{len(missing)} of {len(views)} rows of the data set are not in {path}, the first is {missing[0]!r}. "
-            "Way out: finish it (sdft distill ... --distill.resume auto), or give data.* as it was distilled."
+            "Fix: finish it (sdft distill ... --distill.resume auto), or give data.* as it was distilled."
         )
     found = []
     for view in views:
@@ -105,13 +103,13 @@ def take_up(
         if (row.prompt, row.original) != (demonstration.prompt, demonstration.response):
             raise DataError(
                 f"Example {row.example_id!r} has another prompt or response in {path} than in the data set. "
-                "Way out: give data.* and task.* as they were distilled, or distil again."
+                "Fix: give data.* and task.* as they were distilled, or distil again."
             )
         if row.verdict == "keep":
             if decode(row.token_ids).strip() != row.response.strip():
                 raise DataError(
                     f"Example {row.example_id!r}: the token ids in {path} do not spell its response with this model's "
-                    "tokenizer. Way out: distil with the model that is trained."
+                    "tokenizer. Fix: distil with the model that is trained."
                 )
             taught = replace(demonstration, response=row.response)
             found.append(replace(view, demonstration=taught, response_ids=row.token_ids))

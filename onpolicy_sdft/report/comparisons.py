@@ -183,7 +183,7 @@ def _rows(comparison: Mapping[str, Any], source: str) -> list[Block | None]:
         Column("loss_tokens", "loss tokens", count),
         Column("seconds", "seconds", count),
         *(Column(f"metrics/{name}", name.replace("_", " "), estimate_below) for name in names),
-        Column("kl", "KL(seed || tuned)", decimals(4)),
+        Column("kl", "KL(base || tuned)", decimals(4)),
         Column("stopped", "stopped", plain),
         Column("sequence", "sequence", plain),
     ]
@@ -269,7 +269,7 @@ def _over_seeds(value: Mapping[str, Any]) -> str:
 
 
 def _metric(name: str) -> str:
-    return "KL(seed || tuned)" if name == "kl" else name.replace("_", " ")
+    return "KL(base || tuned)" if name == "kl" else name.replace("_", " ")
 
 
 def _numbers(values: Any) -> str:

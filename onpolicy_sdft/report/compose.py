@@ -48,7 +48,7 @@ def kinds_of(path: Path) -> list[str]:
         there = "it holds" if path.is_dir() else "there is no such directory, so it holds"
         raise RunDirectoryError(
             f"{path} is not a run directory: {there} none of {', '.join(ENTRIES[:5])}; nor {', '.join(KINDS)} of a "
-            "comparison, sequence, sweep or shift. Way out: give the output directory of sdft train, continual, "
+            "comparison, sequence, sweep or shift. Fix: give the output directory of sdft train, continual, "
             "compare, sweep or shift."
         )
     return found

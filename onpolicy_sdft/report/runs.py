@@ -186,7 +186,7 @@ def _scores_of_several(members: Sequence[Member], reader: Reader) -> list[Block 
     return [
         table,
         picture,
-        make_table("kl", "Distance from the seed model", used(_KL_COLUMNS, shifts), shifts, sources),
+        make_table("kl", "Distance from the base model", used(_KL_COLUMNS, shifts), shifts, sources),
     ]
 
 
@@ -203,7 +203,7 @@ _SCORE_COLUMNS = (
 )
 _KL_COLUMNS = (
     Column("run", "run", plain),
-    Column("kl", "KL(seed || tuned), nats a token", estimate),
+    Column("kl", "KL(base || tuned), nats a token", estimate),
     Column("nll", "NLL of seed completions", estimate),
     Column("num_completions", "completions", count),
     Column("num_tokens", "tokens", count),

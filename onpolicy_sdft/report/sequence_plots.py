@@ -31,8 +31,8 @@ _DARK = 0.55  # from this share of the colour scale on, white text reads better 
 
 
 def stage_names(sequence: Mapping[str, Any]) -> list[str]:
-    """Name the rows of a sequence's matrices: the seed model, then each stage that was trained."""
-    return ["seed model", *(f"after {stage['label']}" for stage in sequence["stages"])]
+    """Name the rows of a sequence's matrices: the base model, then each stage that was trained."""
+    return ["base model", *(f"after {stage['label']}" for stage in sequence["stages"])]
 
 
 def cell(block: Block, row: int, column: int) -> dict[str, float | None]:

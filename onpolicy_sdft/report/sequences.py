@@ -26,14 +26,14 @@ from onpolicy_sdft.report.reading import Member, Reader
 from onpolicy_sdft.report.runs import add_overlays, add_training
 from onpolicy_sdft.report.sequence_plots import cell, draw_forgetting, draw_matrix, draw_stages, stage_names
 
-#: What each figure means; A[i, j] is the score on task j after i stages, row 0 the seed model.
+#: What each figure means; A[i, j] is the score on task j after i stages, row 0 the base model.
 METRICS: Mapping[str, str] = {
     "average_accuracy": "mean over the tasks of the last score",
     "acquisition": "mean over the tasks of the gain in the task's own stage, A[j, j] - A[j - 1, j]",
     "forgetting": "mean over the earlier tasks of the best score after stages 1 to T - 1, minus the last",
     "backward_transfer": "mean over the earlier tasks of the last score minus that after the task's own stage",
-    "forward_transfer": "mean over the later tasks of the score before the task's own stage minus the seed model's",
-    "retention_change": "mean over the sets never trained of the last score minus the seed model's",
+    "forward_transfer": "mean over the later tasks of the score before the task's own stage minus the base model's",
+    "retention_change": "mean over the sets never trained of the last score minus the base model's",
 }
 
 
@@ -130,7 +130,7 @@ def _matrix_table(sequence: Mapping[str, Any], sources: Sequence[str], title: st
         heading = f"{label}\n({'task' if kind == 'matrix' else 'never trained'}{size})"
         columns.append(Column(f"{kind}/{label}", heading, estimate))
     if any(row["kl"] for row in rows):
-        columns.append(Column("kl", "KL(seed || tuned)\nnats a token", _kl))
+        columns.append(Column("kl", "KL(base || tuned)\nnats a token", _kl))
     return make_table(_slug("accuracy", name).replace("-", "_"), title, columns, rows, sources)
 
 

@@ -1,4 +1,4 @@
-"""The report of how far answers have moved from the seed model's."""
+"""The report of how far answers have moved from the base model's."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def draw_similarities(shift: Mapping[str, Any]) -> Figure | None:
             values, edges, weights=weights, histtype="step", color=color, linestyle=line, linewidth=1.3, label=label
         )
         axes.axvline(values.mean(), color=color, linestyle="--", linewidth=1)
-    axes.set_xlabel("similarity of the answer with the seed model's")
+    axes.set_xlabel("similarity of the answer with the base model's")
     axes.set_ylabel("share of prompts")
     style(axes)
     return figure
@@ -91,16 +91,16 @@ def _blocks(shift: Mapping[str, Any], sources: tuple[str, ...]) -> list[Block | 
         Column("similarity", "similarity [95 %]", partial(_figure, digits=3)),
         Column("identical_rate", "identical answers", share),
         Column("truncated_rate", "truncated", share),
-        Column("kl_interval", "KL(seed || tuned), nats a token", partial(_figure, digits=4)),
+        Column("kl_interval", "KL(base || tuned), nats a token", partial(_figure, digits=4)),
         Column("nll_interval", "NLL of the seed's answers", partial(_figure, digits=4)),
         Column("path", "path", plain),
     ]
-    reference, embedder = shift.get("reference", "the seed model"), shift.get("embedder", "an embedder")
+    reference, embedder = shift.get("reference", "the base model"), shift.get("embedder", "an embedder")
     caption = f"Answers of runs beside those of {reference} to the same prompts, compared by {embedder}."
     cut = shift.get("num_cut")
     notes = [f"{cut} answers are longer than the embedder reads: their beginnings were compared."] if cut else []
     table = make_table(
-        "shift", "Distance from the seed model", used(columns, rows), rows, sources, caption=caption, notes=notes
+        "shift", "Distance from the base model", used(columns, rows), rows, sources, caption=caption, notes=notes
     )
     figure = draw_similarities(shift)
     if figure is None:
@@ -108,7 +108,7 @@ def _blocks(shift: Mapping[str, Any], sources: tuple[str, ...]) -> list[Block | 
     text = "1: the same meaning. Dashed: the mean of each run."
     return [
         table,
-        Picture("similarities", "Similarity with the seed model's answers", text, png_bytes(figure), sources),
+        Picture("similarities", "Similarity with the base model's answers", text, png_bytes(figure), sources),
     ]
 
 

@@ -140,7 +140,7 @@ def score_notes(summary: Mapping[str, Any]) -> list[str]:
 
 
 def kl_sentence(summary: Mapping[str, Any]) -> str | None:
-    """Say how far the trained model has moved from the seed model.
+    """Say how far the trained model has moved from the base model.
 
     Args:
         summary: ``eval/summary.json``.
@@ -152,7 +152,7 @@ def kl_sentence(summary: Mapping[str, Any]) -> str | None:
     if not kl or kl.get("mean") is None:
         return None
     text = (
-        f"KL(seed || tuned) on general prompts: {_nats(kl, 'mean', 'low', 'high')} nats per token "
+        f"KL(base || tuned) on general prompts: {_nats(kl, 'mean', 'low', 'high')} nats per token "
         f"({_count(kl.get('num_completions'))} completions, {_count(kl.get('num_tokens'))} tokens)."
     )
     if kl.get("nll_mean") is not None:

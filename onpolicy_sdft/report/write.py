@@ -39,7 +39,7 @@ def write_report(
     places = [Path(path) for path in paths]
     if output is not None and Path(output).is_dir():
         raise ConfigError(
-            f"output={output} is a directory. Way out: name a file in it, e.g. {Path(output) / 'report.html'}."
+            f"output={output} is a directory. Fix: name a file in it, e.g. {Path(output) / 'report.html'}."
         )
     form = form or _form_of(output)
     kinds = [kinds_of(place) for place in places]

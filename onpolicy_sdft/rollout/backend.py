@@ -6,19 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from onpolicy_sdft.types import Advance, Record
+from onpolicy_sdft.types import RecordOptions, RolloutProgress
 
 if TYPE_CHECKING:
-    from onpolicy_sdft.types import Rollout, RolloutRequest, SamplingLaw
+    from onpolicy_sdft.types import Rollout, RolloutRequest, SamplingParams
 
 #: Record nothing but the tokens and how likely they were.
-NO_RECORD = Record()
+NO_RECORD = RecordOptions()
 
 #: Told how far a call has come.
-OnProgress = Callable[[Advance], None]
+OnProgress = Callable[[RolloutProgress], None]
 
 
-def ignore_progress(advance: Advance) -> None:
+def ignore_progress(advance: RolloutProgress) -> None:
     """Take no notice."""
 
 
@@ -121,18 +121,18 @@ class RolloutBackend(Protocol):
     def generate(
         self,
         requests: Sequence[RolloutRequest],
-        law: SamplingLaw,
+        params: SamplingParams,
         on_progress: OnProgress = ignore_progress,
-        record: Record = NO_RECORD,
+        record: RecordOptions = NO_RECORD,
         listener: Listener = NO_LISTENER,
     ) -> list[Rollout]:
         """Write one completion per request, in the order of the requests; those the listener asks for come behind.
 
         Args:
             requests: What to write.
-            law: The sampling law of requests that have none of their own.
+            params: The sampling parameters of requests that have none of their own.
             on_progress: Told how far the call has come.
-            record: What to keep of the law at each token.
+            record: What to keep of the distribution at each token.
             listener: Told of each completion as soon as it is there. A backend that cannot take in more while it
                 writes never asks it for any.
         """

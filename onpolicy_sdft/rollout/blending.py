@@ -1,11 +1,12 @@
-"""One text under two prompts: the law of its next token, and the pairs of slots it is written in.
+"""One text under two prompts: the distribution of its next token, and the pairs of slots it is written in.
 
 A blended request has a slot for its own prompt (the teacher's, with the demonstration) and a partner for the bare
 prompt. Both hold the same completion. With p of the first and s of the second, tokens are drawn from
 
     q_b(y) = p(y)^(1 - b) s(y)^b / Z,    b in [0, 1],
 
-which is what the mixed logits (1 - b) log p + b log s give: at b = 0 the prompt's own law, at b = 1 the bare prompt's.
+which is what the mixed logits (1 - b) log p + b log s give: at b = 0 the prompt's own distribution, at b = 1 the bare
+prompt's.
 Where a budget is given, b is the smallest that is not below the asked-for weight and keeps KL(q_b || s) within it.
 
 Sources: the product of teacher and student as a target, DemoPSD (arXiv:2607.02502), of divergences there; the bound on
@@ -33,7 +34,7 @@ _BISECTIONS = 16  # b is known to 2^-16: the divergence is then off by less than
 
 @dataclass
 class Pairs:
-    """Which slot is whose partner, how their laws are mixed, and what is recorded of it; a row each slot."""
+    """Which slot is whose partner, how their distributions are mixed, and what is recorded of it; a row each slot."""
 
     partners: torch.Tensor  # [S+1] int64; the trash row where a slot has none
     weights: torch.Tensor  # [S+1]
@@ -113,14 +114,14 @@ class Blended:
 
 
 def mix(own_NV: torch.Tensor, bare_NV: torch.Tensor, weights_N: torch.Tensor) -> torch.Tensor:
-    """Return the logits of the blended law; exactly one or the other at weights 0 and 1."""
+    """Return the logits of the blended distribution; exactly one or the other at weights 0 and 1."""
     return torch.lerp(own_NV, bare_NV, weights_N[:, None])
 
 
 def within_budget(
     own_NV: torch.Tensor, bare_NV: torch.Tensor, least_N: torch.Tensor, budgets_N: torch.Tensor
 ) -> torch.Tensor:
-    """Return the smallest weights, not below ``least_N``, whose law is within a budget of the bare prompt's: [N].
+    """Return the least weights [N], at least ``least_N``, whose distribution is within a budget of the bare prompt's.
 
     KL(q_b || s) never rises with b: with d = log p - log s and a = 1 - b, its derivative by a is a Var_q(d). So b is
     found by halving, always as often: nothing is read back from the device.

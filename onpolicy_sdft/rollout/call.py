@@ -14,16 +14,16 @@ from torch.nn.utils.rnn import pad_sequence
 
 from onpolicy_sdft.models.policy import head_of
 from onpolicy_sdft.rollout.backend import NO_LISTENER
-from onpolicy_sdft.rollout.decode import Rows, Settled, draw_and_settle, forward_hidden, place_drafts
+from onpolicy_sdft.rollout.decode import DecodeResult, Rows, forward_hidden, place_drafts, sample_and_verify
 from onpolicy_sdft.rollout.drafts import lay_out, look_up
 from onpolicy_sdft.rollout.joining import Joining
 from onpolicy_sdft.rollout.noise import key_words
-from onpolicy_sdft.rollout.sampling import CANDIDATES, RowLaws
+from onpolicy_sdft.rollout.sampling import CANDIDATES, BatchSamplingParams
 from onpolicy_sdft.rollout.scheduler import PromptPiece, Scheduler
 from onpolicy_sdft.rollout.slots import Packing, Segment
 from onpolicy_sdft.rollout.speculation import choose_drafts
 from onpolicy_sdft.shapes import pad_rows, round_rows, round_tokens
-from onpolicy_sdft.types import Advance, Record, Rollout, RolloutRequest, SamplingLaw, TopLogprobs
+from onpolicy_sdft.types import RecordOptions, Rollout, RolloutProgress, RolloutRequest, SamplingParams, TopLogprobs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,14 +46,14 @@ class Call:
         model: PreTrainedModel,
         pool: Pool,
         requests: Sequence[RolloutRequest],
-        law: SamplingLaw,
+        params: SamplingParams,
         on_progress: OnProgress,
-        record: Record,
+        record: RecordOptions,
         listener: Listener = NO_LISTENER,
     ) -> None:
         self.engine, self.model, self.pool = engine, model, pool
         self.requests, self.on_progress, self.record = list(requests), on_progress, record
-        self.law, self.joining = law, Joining(listener)
+        self.params, self.joining = params, Joining(listener)
         self.texts, self.attention = pool.texts, pool.attention
         self.device = pool.texts.tokens.device
         self.terminators_T = engine.terminators_T
@@ -96,14 +96,15 @@ class Call:
         return any(fits)
 
     def _lay_out_requests(self) -> None:
-        """Put the laws and keys of all requests into tensors, a row each; make room for partners if any has one."""
+        """Put the sampling parameters and keys of all requests into tensors; make room for partners if any has one."""
         vocab_size = head_of(self.model).weight_VD.shape[0]
         num_tokens = min(self.engine.num_tokens or vocab_size, vocab_size)
-        laws = [request.law or self.law for request in self.requests] or [self.law]
-        self.laws = RowLaws.of(laws, num_tokens, self.device)
-        self.pool.laws = replace(
-            self.pool.laws,
-            is_raw=self.laws.is_raw, is_filtered=self.laws.is_filtered, is_penalised=self.laws.is_penalised,
+        batch_params = [request.params or self.params for request in self.requests] or [self.params]
+        self.batch_params = BatchSamplingParams.of(batch_params, num_tokens, self.device)
+        self.pool.batch_params = replace(
+            self.pool.batch_params,
+            is_raw=self.batch_params.is_raw, is_filtered=self.batch_params.is_filtered,
+            is_penalised=self.batch_params.is_penalised,
             num_tokens=num_tokens,
         )  # fmt: skip
         self.words_R2 = key_words([request.key for request in self.requests]).to(self.device)
@@ -135,7 +136,7 @@ class Call:
         self._seat_partners(slots, requests)
         texts.limits[where] = torch.tensor([request.max_new_tokens for request in requests], device=self.device)
         texts.words[where] = self.words_R2[indices]
-        self.pool.laws.put(where, self.laws, torch.tensor(indices, device=self.device))
+        self.pool.batch_params.put(where, self.batch_params, torch.tensor(indices, device=self.device))
         rows = []
         for slot, request in zip(slots, requests, strict=True):
             row, self.draft_ends[slot] = lay_out(request.prompt_token_ids, request.draft_token_ids)
@@ -266,7 +267,7 @@ class Call:
         packing = Packing.of(segments, self.device, num_padding, self.pool.cache.trash)
         return forward_hidden(self.model, self.texts, self.attention, packing)
 
-    def _settle(self, hidden_MD: torch.Tensor, slots: list[int], num_drafts: list[int]) -> Settled:
+    def _settle(self, hidden_MD: torch.Tensor, slots: list[int], num_drafts: list[int]) -> DecodeResult:
         """Draw behind the tokens of a forward, their partners and padding, which is read no further."""
         started = time.perf_counter()
         row_N = [row for row, n in enumerate(num_drafts) for _ in range(n + 1)]
@@ -279,8 +280,8 @@ class Call:
             pair_N=self._pair([slots[row] for row in row_N]),
         )
         num_tokens = len(row_N) + sum(slots[row] in self.scheduler.partner_of for row in row_N)
-        settled = draw_and_settle(
-            self.texts, self.pool.laws, self.terminators_T, rows,
+        settled = sample_and_verify(
+            self.texts, self.pool.batch_params, self.terminators_T, rows,
             self.model.get_output_embeddings()(hidden_MD)[:num_tokens], head_of(self.model), hidden_MD,
             num_candidates=CANDIDATES,
             kernels=self.attention.kernels.name == "triton" and not any(num_drafts),  # these take full grids only
@@ -296,7 +297,7 @@ class Call:
         behind = itertools.count(len(slots_N))  # partners' tokens stand behind, in the same order
         return torch.tensor([next(behind) if has else n for n, has in enumerate(has_partner)], device=self.device)
 
-    def _collect(self, slots: list[int], settled: Settled) -> None:
+    def _collect(self, slots: list[int], settled: DecodeResult) -> None:
         """Count what a forward wrote, and take out what has ended."""
         kept, done = torch.stack([settled.kept_B, settled.done_B.to(torch.int64)]).tolist()
         for slot, num_kept in zip(slots, kept, strict=True):
@@ -311,7 +312,7 @@ class Call:
             self.scheduler.release(slot)
             del self.written[slot]
             self.joining.ended(index, rollout, self.stats.num_decode_forwards)
-        self.on_progress(Advance(len(finished), num_tokens, len(self.scheduler.live), self.stats.accept_rate))
+        self.on_progress(RolloutProgress(len(finished), num_tokens, len(self.scheduler.live), self.stats.accept_rate))
 
     def _rollouts(self, slots: list[int], indices: list[int]) -> list[Rollout]:
         if not slots:
@@ -349,7 +350,7 @@ class Call:
             logprobs=logprobs,
             sampling_logprobs=sampling_logprobs,
             entropies=entropies,
-            finish_reason="stop" if token_ids[-1] in self.engine.terminators else "length",
+            finish_reason="stop" if token_ids[-1] in self.engine.stop_token_ids else "length",
             hidden=None if texts.hidden is None else texts.hidden[slot, :length].clone(),
             bare_logprobs=bare_logprobs,
             blends=blends,

@@ -4,7 +4,7 @@ Nothing here reads a value back to the host, and every buffer it reads or writes
 :func:`grid_step` can be captured as a whole. On a CPU the engine calls the same parts with ragged packings.
 
 Shape letters: B rows (one slot each), Q tokens of a row (the pending one and its drafts), N packed tokens, M of them
-and of their partners where texts are blended, V vocabulary, D hidden size, T terminators, S slots.
+and of their partners where texts are blended, V vocabulary, D hidden size, T stop_token_ids, S slots.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from onpolicy_sdft.models.policy import Head
     from onpolicy_sdft.rollout.attention import SlotAttention
-    from onpolicy_sdft.rollout.sampling import RowLaws
+    from onpolicy_sdft.rollout.sampling import BatchSamplingParams
     from onpolicy_sdft.rollout.slots import SlotTexts
     from onpolicy_sdft.types import TopLogprobs
 
@@ -43,7 +43,7 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class DecodeResult:
     """What a forward did to its rows."""
 
     kept_B: torch.Tensor  # [B] int64 tokens written
@@ -82,9 +82,9 @@ def forward_hidden(
     return hidden_ND
 
 
-def draw_and_settle(
+def sample_and_verify(
     texts: SlotTexts,
-    laws: RowLaws,
+    batch_params: BatchSamplingParams,
     terminators_T: torch.Tensor,
     rows: Rows,
     raw_MV: torch.Tensor,
@@ -92,36 +92,38 @@ def draw_and_settle(
     hidden_MD: torch.Tensor,
     num_candidates: int | None,
     kernels: bool = False,
-) -> Settled:
+) -> DecodeResult:
     """Draw a token at every position, keep each row's tokens up to the first that differs from its draft, write them.
 
-    Every token is drawn from the model's own law (or the blended one) with the noise of its own position, whatever the
-    draft was, so the law of what is kept does not depend on the drafts. A drafted terminator may be drawn and ends its
+    Every token is drawn from the model's own distribution (or the blended one) with the noise of its own position,
+    whatever the
+    draft was, so the distribution of what is kept does not depend on the drafts. A drafted terminator may be drawn and
+    ends its
     row. The penalty of a blended text looks at the row's own prefix, the teacher's prompt included.
 
     Args:
         texts: What stands in the slots; changed in place.
-        laws: A row each slot.
+        batch_params: A row each slot.
         terminators_T: Tokens that end a text.
         rows: Which slot and place each row of logits is for.
         raw_MV: What the model's output layer gave for them, and then for their partners; may be overwritten.
         head: Turns that into logits.
         hidden_MD: What the output layer was given, for texts that record it.
-        num_candidates: See :meth:`RowLaws.process`; kernels need none.
+        num_candidates: See :meth:`BatchSamplingParams.process`; kernels need none.
         kernels: Draw and settle with the kernels of a GPU. They take a full grid of rows, N = B * Q. Torch's
             operations take ragged rows on every device, and are what the kernels are tested against.
     """
     if kernels:
-        return _draw_and_settle_with_kernels(texts, laws, terminators_T, rows, raw_MV, head, hidden_MD)
+        return _draw_and_settle_with_kernels(texts, batch_params, terminators_T, rows, raw_MV, head, hidden_MD)
     where = Places.of(texts, rows)
-    row_laws = laws[where.slots_N]
+    batch_params = batch_params[where.slots_N]
     blended = _blend(texts, rows, where, raw_MV, head)
     own_NV = head.finish(raw_MV) if blended is None else blended.own_NV
     top = likeliest(own_NV, texts.top_token_ids.shape[-1]) if texts.top_token_ids is not None else None
     own_NV = own_NV.clamp_(min=torch.finfo(own_NV.dtype).min)  # 0 * -inf in the entropy would be nan
     logits_NV = own_NV if blended is None else blended.mixed_NV
-    processed_NV = row_laws.process(_penalised(logits_NV, texts, row_laws, where), num_candidates)
-    drawn = draw(logits_NV, processed_NV, row_laws.greedy_B, texts.words[where.slots_N], where.places_N)
+    processed_NV = batch_params.process(_penalised(logits_NV, texts, batch_params, where), num_candidates)
+    drawn = draw(logits_NV, processed_NV, batch_params.greedy_B, texts.words[where.slots_N], where.places_N)
     if blended is not None:
         drawn = replace(drawn, logprobs=logprobs_at(own_NV, drawn.token_ids))
     settled = _settle(texts, terminators_T, rows, where, drawn)
@@ -133,19 +135,21 @@ def draw_and_settle(
 
 def _draw_and_settle_with_kernels(
     texts: SlotTexts,
-    laws: RowLaws,
+    batch_params: BatchSamplingParams,
     terminators_T: torch.Tensor,
     rows: Rows,
     raw_MV: torch.Tensor,
     head: Head,
     hidden_MD: torch.Tensor,
-) -> Settled:
+) -> DecodeResult:
     from onpolicy_sdft.rollout.gpu.sampling import draw_rows  # Triton: not on a CPU
     from onpolicy_sdft.rollout.gpu.settle import settle_rows
 
     is_recorded = texts.hidden is not None or texts.top_token_ids is not None
-    if not is_recorded and not laws.is_penalised and rows.pair_N is None:
-        return Settled(*settle_rows(texts, terminators_T, rows, draw_rows(texts, laws, rows, raw_MV, head, None)))
+    if not is_recorded and not batch_params.is_penalised and rows.pair_N is None:
+        return DecodeResult(
+            *settle_rows(texts, terminators_T, rows, draw_rows(texts, batch_params, rows, raw_MV, head, None))
+        )
     where = Places.of(texts, rows)
     blended = _blend(texts, rows, where, raw_MV, head)
     raw_NV, penalised_NV, top = raw_MV, None, None
@@ -154,12 +158,12 @@ def _draw_and_settle_with_kernels(
         top = likeliest(own_NV, texts.top_token_ids.shape[-1])
     if blended is not None:  # the kernels are shown the blended logits as if the output layer had given them
         raw_NV, head = blended.mixed_NV, replace(head, scale=1.0, softcap=None)
-    if laws.is_penalised:
-        penalised_NV = _penalised(head.finish(raw_NV), texts, laws[where.slots_N], where)
-    drawn = draw_rows(texts, laws, rows, raw_NV, head, penalised_NV)
+    if batch_params.is_penalised:
+        penalised_NV = _penalised(head.finish(raw_NV), texts, batch_params[where.slots_N], where)
+    drawn = draw_rows(texts, batch_params, rows, raw_NV, head, penalised_NV)
     if blended is not None:
         drawn = replace(drawn, logprobs=logprobs_at(blended.own_NV, drawn.token_ids))
-    settled = Settled(*settle_rows(texts, terminators_T, rows, drawn))
+    settled = DecodeResult(*settle_rows(texts, terminators_T, rows, drawn))
     _record(texts, rows, where, settled, hidden_MD, top)
     if blended is not None:
         _record_blend(texts, rows, where, settled, drawn, blended)
@@ -173,14 +177,16 @@ def _blend(texts: SlotTexts, rows: Rows, where: Places, raw_MV: torch.Tensor, he
     return Blended.of(texts.pairs, where.slots_N, raw_MV, rows.pair_N, head)
 
 
-def _penalised(logits_NV: torch.Tensor, texts: SlotTexts, row_laws: RowLaws, where: Places) -> torch.Tensor:
+def _penalised(
+    logits_NV: torch.Tensor, texts: SlotTexts, batch_params: BatchSamplingParams, where: Places
+) -> torch.Tensor:
     """Lower the logits of what stands in each row's own prefix, drafts before it included."""
-    if not row_laws.is_penalised:
+    if not batch_params.is_penalised:
         return logits_NV
-    return row_laws.penalise(logits_NV, texts.tokens[where.slots_N], where.positions_N + 1)
+    return batch_params.penalise(logits_NV, texts.tokens[where.slots_N], where.positions_N + 1)
 
 
-def _settle(texts: SlotTexts, terminators_T: torch.Tensor, rows: Rows, where: Places, drawn: Draw) -> Settled:
+def _settle(texts: SlotTexts, terminators_T: torch.Tensor, rows: Rows, where: Places, drawn: Draw) -> DecodeResult:
     """Keep each row's tokens up to the first that ends it or differs from its draft, and write them."""
     next_N = texts.tokens[where.slots_N, where.positions_N + 1]
     is_end_N = (drawn.token_ids[:, None] == terminators_T).any(-1)
@@ -196,18 +202,18 @@ def _settle(texts: SlotTexts, terminators_T: torch.Tensor, rows: Rows, where: Pl
     texts.lengths[rows.slots_B] = torch.where(is_real_B, texts.lengths[rows.slots_B] + kept_B, 0)
     texts.draft_lengths[rows.slots_B] = torch.where(is_real_B, texts.draft_lengths[rows.slots_B] + kept_B, 0)
     written_B = texts.lengths[rows.slots_B] + 1 - texts.starts[rows.slots_B]
-    return Settled(kept_B, accepted_B, ended_B | (written_B >= texts.limits[rows.slots_B]))
+    return DecodeResult(kept_B, accepted_B, ended_B | (written_B >= texts.limits[rows.slots_B]))
 
 
 def grid_step(
     model: PreTrainedModel,
     texts: SlotTexts,
     attention: SlotAttention,
-    laws: RowLaws,
+    batch_params: BatchSamplingParams,
     terminators_T: torch.Tensor,
     slots_B: torch.Tensor,
     max_drafts: int,
-) -> tuple[Settled, torch.Tensor]:
+) -> tuple[DecodeResult, torch.Tensor]:
     """Advance B slots by one forward of 1 + ``max_drafts`` tokens each: look up, forward, draw, verify, write.
 
     The whole step as one function of fixed shape, for capture; one (B, ``max_drafts``) bucket a capture.
@@ -236,8 +242,16 @@ def grid_step(
     packing = Packing(slots_N, positions_N, None, len(slots_N) // width)
     hidden_MD = forward_hidden(model, texts, attention, packing)
     raw_MV = model.get_output_embeddings()(hidden_MD)
-    settled = draw_and_settle(
-        texts, laws, terminators_T, rows, raw_MV, head_of(model), hidden_MD, None, attention.kernels.name == "triton"
+    settled = sample_and_verify(
+        texts,
+        batch_params,
+        terminators_T,
+        rows,
+        raw_MV,
+        head_of(model),
+        hidden_MD,
+        None,
+        attention.kernels.name == "triton",
     )
     return settled, num_drafts_B
 
@@ -261,9 +275,9 @@ def _write(texts: SlotTexts, drawn: Draw, kept_N: torch.Tensor, where: Places, o
 
 
 def _record(
-    texts: SlotTexts, rows: Rows, where: Places, settled: Settled, hidden_MD: torch.Tensor, top: TopLogprobs | None
+    texts: SlotTexts, rows: Rows, where: Places, settled: DecodeResult, hidden_MD: torch.Tensor, top: TopLogprobs | None
 ) -> None:
-    """Write what only some calls record of the tokens that were kept: of the row's own law, blended or not."""
+    """Write what only some calls record of the tokens that were kept: of the row's own distribution, blended or not."""
     kept_N1 = (rows.offset_N < settled.kept_B[rows.row_N])[:, None]
     if texts.hidden is not None:
         _keep(texts.hidden, (where.slots_N, where.places_N), hidden_MD[: len(where.slots_N)], kept_N1)
@@ -273,7 +287,9 @@ def _record(
         _keep(texts.top_logprobs, (where.slots_N, where.places_N), logprobs_NK, kept_N1)
 
 
-def _record_blend(texts: SlotTexts, rows: Rows, where: Places, settled: Settled, drawn: Draw, blended: Blended) -> None:
+def _record_blend(
+    texts: SlotTexts, rows: Rows, where: Places, settled: DecodeResult, drawn: Draw, blended: Blended
+) -> None:
     """Write how likely the tokens that were kept are under the bare prompt, and how they were blended."""
     assert texts.pairs is not None
     kept_N = rows.offset_N < settled.kept_B[rows.row_N]

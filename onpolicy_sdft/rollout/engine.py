@@ -34,7 +34,7 @@ from onpolicy_sdft.rollout.memory import Budget, kv_budget, show_bytes
 from onpolicy_sdft.rollout.pool import Pool, PoolNeeds, make_pool
 from onpolicy_sdft.rollout.speculation import WIDTHS, Acceptance, StepCosts
 from onpolicy_sdft.rollout.support import Served, examine
-from onpolicy_sdft.types import Record, Rollout, RolloutRequest, SamplingLaw
+from onpolicy_sdft.types import RecordOptions, Rollout, RolloutRequest, SamplingParams
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -67,7 +67,7 @@ class RolloutEngine:
 
     Args:
         model: The live model, adapters in place.
-        terminators: Token ids that end a completion.
+        stop_token_ids: Token ids that end a completion.
         weights: What to decode from.
         options: How to work.
         say: Told how large the first call's slots are, and when memory for as many cannot be had.
@@ -80,14 +80,14 @@ class RolloutEngine:
     def __init__(
         self,
         model: PreTrainedModel | PeftModel,
-        terminators: Sequence[int],
+        stop_token_ids: Sequence[int],
         weights: WeightsView,
         options: EngineOptions,
         say: Callable[[str], None] = lambda text: None,
         num_tokens: int | None = None,
     ) -> None:
         self.model = model
-        self.terminators = tuple(terminators)
+        self.stop_token_ids = tuple(stop_token_ids)
         self.weights = weights
         self.options = options
         self.say = say
@@ -108,9 +108,9 @@ class RolloutEngine:
     def generate(
         self,
         requests: Sequence[RolloutRequest],
-        law: SamplingLaw,
+        params: SamplingParams,
         on_progress: OnProgress = ignore_progress,
-        record: Record = NO_RECORD,
+        record: RecordOptions = NO_RECORD,
         listener: Listener = NO_LISTENER,
     ) -> list[Rollout]:
         """Write one completion per request; see :class:`~onpolicy_sdft.rollout.backend.RolloutBackend`.
@@ -128,7 +128,7 @@ class RolloutEngine:
             with on_device(model.device), no_trace(self.model), self.weights.open(), slot_attention_on(model):
                 self.stats.weights_seconds = time.perf_counter() - started
                 while left := asked.left():
-                    self._write(model, left, law, on_progress, record, asked)
+                    self._write(model, left, params, on_progress, record, asked)
         except BaseException:
             self.steps.drop()  # nobody knows what they would read now
             raise
@@ -139,9 +139,9 @@ class RolloutEngine:
         self,
         model: PreTrainedModel,
         requests: Sequence[RolloutRequest],
-        law: SamplingLaw,
+        params: SamplingParams,
         on_progress: OnProgress,
-        record: Record,
+        record: RecordOptions,
         listener: Listener,
     ) -> None:
         """Write completions; where memory runs out, leave those that have not ended to half as many slots."""
@@ -149,7 +149,7 @@ class RolloutEngine:
         try:
             pool = self._make_pool(requests, record)
             self._measure_costs(pool, requests)
-            kind(self, model, pool, requests, law, on_progress, record, listener).run()
+            kind(self, model, pool, requests, params, on_progress, record, listener).run()
         except torch.OutOfMemoryError:
             if self._pool is None or self._pool.num_slots == self._pool.least:
                 raise
@@ -162,9 +162,9 @@ class RolloutEngine:
 
     @property
     def terminators_T(self) -> torch.Tensor:
-        """``terminators`` as a tensor, the same one for as long as they are the same: captured steps read it."""
-        if self._stops[0] != self.terminators:
-            self._stops = self.terminators, torch.tensor(self.terminators, device=self.model.device)
+        """``stop_token_ids`` as a tensor, the same one for as long as they are the same: captured steps read it."""
+        if self._stops[0] != self.stop_token_ids:
+            self._stops = self.stop_token_ids, torch.tensor(self.stop_token_ids, device=self.model.device)
         return self._stops[1]
 
     def release(self) -> bool:
@@ -196,7 +196,7 @@ class RolloutEngine:
         self.acceptance = Acceptance(dict(state["kept"]), dict(state["seen"]))
         self.budget = None if budget is None else Budget(*budget)
 
-    def _make_pool(self, requests: Sequence[RolloutRequest], record: Record) -> Pool:
+    def _make_pool(self, requests: Sequence[RolloutRequest], record: RecordOptions) -> Pool:
         """Return slots that fit the call, the ones at hand where they do."""
         model = inner_model(self.model)
         weight = embedding_weight(model)  # in the dtype of the decode copy
@@ -259,7 +259,7 @@ class RolloutEngine:
         if self.costs is not None or self.options.deterministic or not most or few:
             return
         kind = GridCall if self._uses_grid else Call
-        call = kind(self, inner_model(self.model), pool, (), SamplingLaw(), ignore_progress, NO_RECORD)
+        call = kind(self, inner_model(self.model), pool, (), SamplingParams(), ignore_progress, NO_RECORD)
         context = min(pool.cache.length - max(WIDTHS) - 1, 256)
         for buffer in (*pool.cache.keys, *pool.cache.values):
             buffer[:, :, : context + max(WIDTHS)].zero_()  # pages that were never touched would be read too fast

@@ -59,10 +59,18 @@ class GridCall(Call):
     def step(self, num_rows: int, max_drafts: int) -> GridStep:
         """Return the step of the smallest bucket that holds so many rows."""
         size = min(round_rows(num_rows, _AN_OCTAVE), self.pool.num_slots)
-        laws, texts = self.pool.laws, self.pool.texts
+        batch_params, texts = self.pool.batch_params, self.pool.texts
         recorded = tuple(0 if each is None else each.data_ptr() for each in (texts.hidden, texts.top_token_ids))
         blends = None if texts.pairs is None else texts.pairs.is_budgeted
-        key = (size, max_drafts, laws.is_raw, laws.is_filtered, laws.is_penalised, recorded, blends)
+        key = (
+            size,
+            max_drafts,
+            batch_params.is_raw,
+            batch_params.is_filtered,
+            batch_params.is_penalised,
+            recorded,
+            blends,
+        )
         return self.engine.steps.get(key, lambda: GridStep(self, size, max_drafts))
 
     def _max_drafts(self, num_rows: int) -> int:
@@ -127,7 +135,8 @@ class GridStep:
         """Do what :meth:`run` does, operation by operation."""
         slots_B, texts = self._slots_B, self._pool.texts
         settled, num_drafts_B = grid_step(
-            self._model, texts, self._pool.attention, self._pool.laws, self._terminators_T, slots_B, self._max_drafts,
+            self._model, texts, self._pool.attention, self._pool.batch_params, self._terminators_T, slots_B,
+            self._max_drafts,
         )  # fmt: skip
         if self._max_drafts:
             is_live_B = (slots_B != self._trash).to(torch.int64)
@@ -259,8 +268,7 @@ def _check_device(device: torch.device, reason: str) -> None:
         torch.cuda.empty_cache()
     except RuntimeError as error:
         raise RuntimeError(
-            f"The capture of a decode step failed ({reason}) and left the device unusable. "
-            "Way out: rollout.graphs=false"
+            f"The capture of a decode step failed ({reason}) and left the device unusable. Fix: rollout.graphs=false"
         ) from error
 
 

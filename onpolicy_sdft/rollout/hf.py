@@ -30,7 +30,16 @@ from onpolicy_sdft.rollout.noise import key_words
 from onpolicy_sdft.rollout.sampling import Draw, cut_at_terminator, draw, likeliest, warpers
 from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.shapes import round_tokens
-from onpolicy_sdft.types import Advance, NoiseKey, Ranks, Record, Rollout, RolloutRequest, SamplingLaw, TopLogprobs
+from onpolicy_sdft.types import (
+    NoiseKey,
+    Ranks,
+    RecordOptions,
+    Rollout,
+    RolloutProgress,
+    RolloutRequest,
+    SamplingParams,
+    TopLogprobs,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -38,7 +47,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Together:
+class CollectiveDecoding:
     """How ranks write with weights that are divided among them: all in every forward, as long as one has to."""
 
     ranks: Ranks
@@ -50,7 +59,7 @@ class HFBackend:
 
     Args:
         model: The live model, adapters in place.
-        terminators: Token ids that end a completion.
+        stop_token_ids: Token ids that end a completion.
         pad_token_id: Any valid id; padding is masked.
         batch_size: Completions written at once.
         merge_adapter: Decode from a merged scratch copy of the LoRA-targeted linears.
@@ -61,17 +70,17 @@ class HFBackend:
     def __init__(
         self,
         model: PreTrainedModel | PeftModel,
-        terminators: Sequence[int],
+        stop_token_ids: Sequence[int],
         pad_token_id: int,
         batch_size: int,
         merge_adapter: bool = True,
-        together: Together | None = None,
+        together: CollectiveDecoding | None = None,
         num_tokens: int | None = None,
     ) -> None:
         self.together = together
         self.num_tokens = num_tokens
         self.model = model
-        self.terminators = tuple(terminators)
+        self.stop_token_ids = tuple(stop_token_ids)
         self.pad_token_id = pad_token_id
         self.batch_size = batch_size
         self.weights = LocalWeights(model, merge_adapter, "none")
@@ -80,9 +89,9 @@ class HFBackend:
     def generate(
         self,
         requests: Sequence[RolloutRequest],
-        law: SamplingLaw,
+        params: SamplingParams,
         on_progress: OnProgress = ignore_progress,
-        record: Record = NO_RECORD,
+        record: RecordOptions = NO_RECORD,
         listener: Listener = NO_LISTENER,
     ) -> list[Rollout]:
         """Write one completion per request; see :class:`~onpolicy_sdft.rollout.backend.RolloutBackend`."""
@@ -94,11 +103,11 @@ class HFBackend:
             num_idle = 0 if self.together is None else max(self.together.ranks.gather(len(batches))) - len(batches)
             for rows in batches:
                 batch = [requests[row] for row in rows]
-                for row, rollout in zip(rows, self._write(batch, law, on_progress, record), strict=True):
+                for row, rollout in zip(rows, self._write(batch, params, on_progress, record), strict=True):
                     found[row] = rollout
                     listener.ended(row, rollout)
             for _ in range(num_idle):
-                self._keep_company()
+                self._dummy_forward()
         self.stats.num_tokens = sum(len(rollout.token_ids) for rollout in found if rollout is not None)
         self.stats.total_seconds = time.perf_counter() - started
         return [rollout for rollout in found if rollout is not None]
@@ -114,10 +123,10 @@ class HFBackend:
     def restore(self, state: dict[str, Any]) -> None:
         """Take up nothing."""
 
-    def _keep_company(self) -> None:
+    def _dummy_forward(self) -> None:
         """Write an idle batch beside a rank that has more to write: it needs the others' parts of the weights."""
         idle = RolloutRequest((self.pad_token_id,), NoiseKey(0, 0, "idle"), max_new_tokens=1)
-        self._write([idle], SamplingLaw(), ignore_progress, NO_RECORD)
+        self._write([idle], SamplingParams(), ignore_progress, NO_RECORD)
 
     def _batches(self, requests: Sequence[RolloutRequest]) -> Iterator[list[int]]:
         # Neighbours in length share a batch: less padding in the prompts, fewer idle rows at the end.
@@ -129,7 +138,7 @@ class HFBackend:
             yield order[start : start + self.batch_size]
 
     def _write(
-        self, requests: list[RolloutRequest], law: SamplingLaw, on_progress: OnProgress, record: Record
+        self, requests: list[RolloutRequest], params: SamplingParams, on_progress: OnProgress, record: RecordOptions
     ) -> list[Rollout]:
         model: Any = inner_model(self.model)
         device = model.get_input_embeddings().weight.device
@@ -143,7 +152,7 @@ class HFBackend:
         for row, prompt in enumerate(prompts):
             input_ids_RT[row, longest - len(prompt) :] = torch.tensor(prompt, dtype=torch.int64)
             mask_RT[row, longest - len(prompt) :] = 1
-        drawing = _KeyedDrawing(requests, law, longest, self.terminators, on_progress, record, self.num_tokens)
+        drawing = _KeyedDrawing(requests, params, longest, self.stop_token_ids, on_progress, record, self.num_tokens)
         # A blank config: the checkpoint's own would fill every unset field (top_k, repetition penalty, ...).
         own_config = model.generation_config
         model.generation_config = GenerationConfig()
@@ -158,7 +167,7 @@ class HFBackend:
                     generation_config=GenerationConfig(
                         do_sample=False,
                         max_new_tokens=max(request.max_new_tokens for request in requests),
-                        eos_token_id=list(self.terminators),
+                        eos_token_id=list(self.stop_token_ids),
                         pad_token_id=self.pad_token_id,
                         use_cache=True,
                     ),
@@ -244,11 +253,11 @@ class _KeyedDrawing(LogitsProcessor):
     def __init__(
         self,
         requests: list[RolloutRequest],
-        law: SamplingLaw,
+        params: SamplingParams,
         prompt_length: int,
-        terminators: tuple[int, ...],
+        stop_token_ids: tuple[int, ...],
         on_progress: OnProgress,
-        record: Record,
+        record: RecordOptions,
         num_tokens: int | None,
     ) -> None:
         self.requests = requests
@@ -256,13 +265,14 @@ class _KeyedDrawing(LogitsProcessor):
         self.record = record
         self.hidden: list[torch.Tensor] = []  # a step each, [R, D]
         self.top: list[TopLogprobs] = []  # a step each, [B, K]
-        laws = [request.law or law for request in requests]
-        self.groups = [  # transformers' warpers take one law a call
-            (warpers(one), [row for row, other in enumerate(laws) if other == one]) for one in dict.fromkeys(laws)
+        batch_params = [request.params or params for request in requests]
+        self.groups = [  # transformers' warpers take one distribution a call
+            (warpers(one), [row for row, other in enumerate(batch_params) if other == one])
+            for one in dict.fromkeys(batch_params)
         ]
-        self.greedy_B = torch.tensor([one.greedy for one in laws])
+        self.greedy_B = torch.tensor([one.greedy for one in batch_params])
         self.prompt_length = prompt_length
-        self.terminators = frozenset(terminators)
+        self.stop_token_ids = frozenset(stop_token_ids)
         self.on_progress = on_progress
         self.words_B2 = key_words([request.key for request in requests])
         self.draws: list[Draw] = []
@@ -292,7 +302,7 @@ class _KeyedDrawing(LogitsProcessor):
         return forced.scatter_(1, self.pairs.give(drawn.token_ids)[:, None], 0.0)
 
     def _process(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Put each row through its own law, with its own prefix and without the padding before it."""
+        """Put each row through its own distribution, with its own prefix and without the padding before it."""
         if self.num_tokens is not None and self.num_tokens < scores.shape[-1]:
             scores = scores[:, : self.num_tokens]
         if not any(len(group) for group, _ in self.groups):
@@ -309,9 +319,9 @@ class _KeyedDrawing(LogitsProcessor):
         num_live = sum(self.live)
         for row, token in enumerate(token_ids):
             limit = self.requests[row].max_new_tokens
-            self.live[row] = self.live[row] and token not in self.terminators and position + 1 < limit
+            self.live[row] = self.live[row] and token not in self.stop_token_ids and position + 1 < limit
         num_still = sum(self.live)
-        self.on_progress(Advance(num_live - num_still, num_live, slots_in_use=num_still))
+        self.on_progress(RolloutProgress(num_live - num_still, num_live, slots_in_use=num_still))
 
     def rollouts(self) -> list[Rollout]:
         token_ids, logprobs, sampling, entropies = (
@@ -320,7 +330,7 @@ class _KeyedDrawing(LogitsProcessor):
         )
         found, of_pairs = [], self.pairs.recorded()
         for row, request in enumerate(self.requests):
-            kept, stopped = cut_at_terminator(token_ids[row], self.terminators, request.max_new_tokens)
+            kept, stopped = cut_at_terminator(token_ids[row], self.stop_token_ids, request.max_new_tokens)
             hidden, top = self.hidden[:kept], self.top[:kept]
             bare_logprobs, blends = of_pairs.get(row, ((), ()))
             found.append(

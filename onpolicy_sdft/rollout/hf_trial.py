@@ -14,8 +14,8 @@ from onpolicy_sdft.errors import ModelError
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.models.trace import no_trace
 from onpolicy_sdft.models.trial import how_far_off, own_hidden, texts
-from onpolicy_sdft.rollout.hf import HFBackend, Together
-from onpolicy_sdft.types import NoiseKey, Record, RolloutRequest, SamplingLaw
+from onpolicy_sdft.rollout.hf import CollectiveDecoding, HFBackend
+from onpolicy_sdft.types import NoiseKey, RecordOptions, RolloutRequest, SamplingParams
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -26,11 +26,11 @@ _NUM_TOKENS = 3  # written in the trial: the first is drawn from the prompt's fo
 
 def hf_backend(
     model: PreTrainedModel | PeftModel,
-    terminators: Sequence[int],
+    stop_token_ids: Sequence[int],
     pad_token_id: int,
     batch_size: int,
     merge_adapter: bool,
-    together: Together | None,
+    together: CollectiveDecoding | None,
     say: Callable[[str], None],
     num_tokens: int | None = None,
 ) -> HFBackend:
@@ -40,14 +40,14 @@ def hf_backend(
         ModelError: If texts written alone are wrong as well.
     """
     name = type(inner_model(model)).__name__
-    backend = HFBackend(model, terminators, pad_token_id, batch_size, merge_adapter, together, num_tokens)
+    backend = HFBackend(model, stop_token_ids, pad_token_id, batch_size, merge_adapter, together, num_tokens)
     off = how_far_generate_is_off(backend)
     if off and batch_size > 1:
         say(
             f"warning: transformers' generate is {off:.2g} (relative) off {name}'s own hidden states where texts of "
             "different lengths share a batch: they are written one at a time"
         )
-        backend = HFBackend(model, terminators, pad_token_id, 1, merge_adapter, together, num_tokens)
+        backend = HFBackend(model, stop_token_ids, pad_token_id, 1, merge_adapter, together, num_tokens)
         off = how_far_generate_is_off(backend)
     if off:
         raise ModelError(
@@ -63,7 +63,7 @@ def how_far_generate_is_off(backend: HFBackend) -> float:
     model = inner_model(backend.model)
     prompts = texts(model.config.get_text_config().vocab_size)
     requests = [RolloutRequest(text, NoiseKey(0, 0, str(row)), _NUM_TOKENS) for row, text in enumerate(prompts)]
-    rollouts = backend.generate(requests, SamplingLaw(temperature=0.0), record=Record(hidden=True))
+    rollouts = backend.generate(requests, SamplingParams(temperature=0.0), record=RecordOptions(hidden=True))
     written = [each.prompt_token_ids + each.token_ids[:-1] for each in rollouts]
     found = [each.hidden[-1] for each in rollouts if each.hidden is not None]
 

@@ -83,7 +83,7 @@ def choose_num_slots(
     if asked is not None and asked < least:
         raise ConfigError(
             f"rollout.num_slots={asked}, but a blended rollout (rollout.blend) takes {least} slots: one for the "
-            f"teacher's prompt, one for the bare prompt. Way out: --rollout.num_slots {least} or more."
+            f"teacher's prompt, one for the bare prompt. Fix: --rollout.num_slots {least} or more."
         )
     slot_bytes = length * bytes_per_position
     fit = budget.num_bytes // slot_bytes
@@ -92,7 +92,7 @@ def choose_num_slots(
         raise ConfigError(
             f"One rollout of {length} positions needs {show_bytes(least * slot_bytes)} of keys and values "
             f"({bytes_per_position} bytes a position{twice}), and {show_bytes(budget.num_bytes)} may be used "
-            f"({budget.origin}). Way out: raise rollout.kv_gib, or lower context.max_teacher_tokens or "
+            f"({budget.origin}). Fix: raise rollout.kv_gib, or lower context.max_teacher_tokens or "
             "rollout.max_new_tokens."
         )
     return max(least, min(asked or MAX_SLOTS.get(device.type, 64), num_requests, fit))

@@ -1,7 +1,7 @@
 """Keyed noise: every draw's randomness is a pure function of who asks, and never of batch, order or rank.
 
 A token is drawn as ``argmax(log p + G)`` with Gumbel noise ``G`` hashed from (seed, step, example, sample,
-attempt, position, vocabulary id). Gumbel rather than an inverse CDF: when rounding moves the law by a total
+attempt, position, vocabulary id). Gumbel rather than an inverse CDF: when rounding moves the distribution by a total
 variation e, the drawn token changes with probability at most 2 e, wherever it stands in the vocabulary.
 
 Shape letters: B rows, V ids.

@@ -11,10 +11,10 @@ from onpolicy_sdft.rollout.attention import KernelName, SlotAttention
 from onpolicy_sdft.rollout.blending import Pairs
 from onpolicy_sdft.rollout.kernels import make_kernels
 from onpolicy_sdft.rollout.memory import Budget, choose_num_slots, show_bytes
-from onpolicy_sdft.rollout.sampling import RowLaws
+from onpolicy_sdft.rollout.sampling import BatchSamplingParams
 from onpolicy_sdft.rollout.slots import LayerShape, SlotCache, SlotTexts, bytes_per_position
 from onpolicy_sdft.rollout.speculation import WIDTHS
-from onpolicy_sdft.types import Record, RolloutRequest, SamplingLaw
+from onpolicy_sdft.types import RecordOptions, RolloutRequest, SamplingParams
 
 _LENGTH_STEP = 64  # slots are a multiple of this many positions long, so that calls of like lengths share a pool
 
@@ -60,7 +60,7 @@ class Pool:
     cache: SlotCache
     texts: SlotTexts
     attention: SlotAttention
-    laws: RowLaws
+    batch_params: BatchSamplingParams
     bytes_per_position: int
     recorded: dict[str, torch.Tensor] = field(default_factory=dict)  # buffers of what some calls record
     pairs: Pairs | None = None  # buffers of blended requests, from the first call that has any
@@ -99,7 +99,7 @@ class Pool:
     def _is_wide_enough(self, needs: PoolNeeds) -> bool:
         return self.texts.logprobs.shape[1] >= needs.longest and self.texts.draft_source.shape[1] >= needs.source
 
-    def make_room_for(self, record: Record, needs: PoolNeeds, hidden_size: int) -> None:
+    def make_room_for(self, record: RecordOptions, needs: PoolNeeds, hidden_size: int) -> None:
         """Give a call buffers for what it records; those of the call before stay where they are if they fit."""
         texts, rows, longest = self.texts, self.num_slots + 1, self.texts.logprobs.shape[1]
         k = record.top_k
@@ -126,7 +126,7 @@ class Pool:
     def addresses(self) -> tuple[int, ...]:
         """Return where everything lies that every captured step reads or writes."""
         recorded = {"hidden", "top_token_ids", "top_logprobs", "pairs"}  # of some calls only: each step knows which
-        owners = ((owner, each.name) for owner in (self.laws, self.texts) for each in fields(owner))
+        owners = ((owner, each.name) for owner in (self.batch_params, self.texts) for each in fields(owner))
         held = [getattr(owner, name) for owner, name in owners if name not in recorded]
         found = [*self.cache.keys, *self.cache.values, *held]
         return tuple(each.data_ptr() for each in found if isinstance(each, torch.Tensor))
@@ -159,8 +159,8 @@ def make_pool(
             how = make_kernels(kernels, made.length, needs.device)
             cache = SlotCache(shapes, num_slots, made.length, needs.dtype, needs.device, how)
             texts = SlotTexts.make(num_slots, made.length, made.longest, made.source, wide, needs.device)
-            laws = RowLaws.of([SamplingLaw()] * (num_slots + 1), 1, needs.device)
-            return Pool(cache, texts, SlotAttention(cache), laws, a_position), budget
+            batch_params = BatchSamplingParams.of([SamplingParams()] * (num_slots + 1), 1, needs.device)
+            return Pool(cache, texts, SlotAttention(cache), batch_params, a_position), budget
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if num_slots == needs.least or "memory" not in str(error).lower():
                 raise

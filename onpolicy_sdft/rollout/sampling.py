@@ -1,7 +1,7 @@
-"""The law a token is drawn from, and the draw.
+"""The distribution a token is drawn from, and the draw.
 
 A token is drawn in two moves, each an argmax of log-probability plus keyed Gumbel noise: first a block of
-neighbouring vocabulary ids by its total probability, then a token of that block. That is exactly the law,
+neighbouring vocabulary ids by its total probability, then a token of that block. That is exactly the distribution,
 P(block) P(token | block), and asks for noise a thousand times instead of once per id of the vocabulary.
 
 Shape letters: B rows, V vocabulary, M blocks, W ids of a block, K kept candidates.
@@ -23,32 +23,32 @@ from transformers import (
 )
 
 from onpolicy_sdft.rollout.noise import gumbel_noise
-from onpolicy_sdft.types import SamplingLaw, TopLogprobs
+from onpolicy_sdft.types import SamplingParams, TopLogprobs
 
 BLOCK = 64  # ids of a block; V / 64 + 64 draws of noise a token
 BLOCK_IDS = 1 << 30  # blocks are numbered from here in the noise, above every vocabulary id
 CANDIDATES = 512  # likeliest tokens looked at before all of them are sorted
 
 
-def warpers(law: SamplingLaw) -> LogitsProcessorList:
-    """Return transformers' own warpers, in its order, for what differs from the model's law."""
+def warpers(params: SamplingParams) -> LogitsProcessorList:
+    """Return transformers' own warpers, in its order, for what differs from the model's distribution."""
     found = LogitsProcessorList()
-    if law.repetition_penalty != 1.0:
-        found.append(RepetitionPenaltyLogitsProcessor(law.repetition_penalty))
-    if not law.greedy and law.temperature != 1.0:
-        found.append(TemperatureLogitsWarper(law.temperature))
-    if law.top_k > 0:
-        found.append(TopKLogitsWarper(law.top_k))
-    if law.top_p < 1.0:
-        found.append(TopPLogitsWarper(law.top_p))
-    if law.min_p > 0.0:
-        found.append(MinPLogitsWarper(law.min_p))
+    if params.repetition_penalty != 1.0:
+        found.append(RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
+    if not params.greedy and params.temperature != 1.0:
+        found.append(TemperatureLogitsWarper(params.temperature))
+    if params.top_k > 0:
+        found.append(TopKLogitsWarper(params.top_k))
+    if params.top_p < 1.0:
+        found.append(TopPLogitsWarper(params.top_p))
+    if params.min_p > 0.0:
+        found.append(MinPLogitsWarper(params.min_p))
     return found
 
 
 @dataclass(frozen=True, slots=True)
-class RowLaws:
-    """The sampling laws of a batch, a row each."""
+class BatchSamplingParams:
+    """The sampling parameters of a batch, a row each."""
 
     temperature_B: torch.Tensor  # 1 where greedy
     top_k_B: torch.Tensor  # ``num_tokens`` where all are kept
@@ -56,47 +56,47 @@ class RowLaws:
     min_p_B: torch.Tensor
     greedy_B: torch.Tensor
     penalty_B: torch.Tensor  # 1 where tokens may repeat
-    is_raw: bool  # every row is the model's own law, or greedy
+    is_raw: bool  # every row is the model's own distribution, or greedy
     is_filtered: bool  # some row leaves tokens out
     is_penalised: bool  # some row looks at its prefix
     num_tokens: int  # ids from here on have no token, where the vocabulary is padded: they are never drawn
 
     @staticmethod
-    def of(laws: Sequence[SamplingLaw], num_tokens: int, device: torch.device) -> RowLaws:
-        """Lay out laws over the ids below ``num_tokens`` as tensors."""
+    def of(batch_params: Sequence[SamplingParams], num_tokens: int, device: torch.device) -> BatchSamplingParams:
+        """Lay out distributions over the ids below ``num_tokens`` as tensors."""
 
         def column(values: list[float] | list[int] | list[bool]) -> torch.Tensor:
             return torch.tensor(values, device=device)
 
-        drawn = [law for law in laws if not law.greedy]
-        return RowLaws(
-            temperature_B=column([1.0 if law.greedy else float(law.temperature) for law in laws]),
-            top_k_B=column([min(law.top_k, num_tokens) or num_tokens for law in laws]),
-            top_p_B=column([float(law.top_p) for law in laws]),
-            min_p_B=column([float(law.min_p) for law in laws]),
-            greedy_B=column([law.greedy for law in laws]),
-            penalty_B=column([float(law.repetition_penalty) for law in laws]),
-            is_raw=all(law in (SamplingLaw(), SamplingLaw(temperature=0.0)) for law in laws),
-            is_penalised=any(law.repetition_penalty != 1.0 for law in laws),
-            is_filtered=any(law.top_k > 0 or law.top_p < 1.0 or law.min_p > 0.0 for law in drawn),
+        drawn = [params for params in batch_params if not params.greedy]
+        return BatchSamplingParams(
+            temperature_B=column([1.0 if params.greedy else float(params.temperature) for params in batch_params]),
+            top_k_B=column([min(params.top_k, num_tokens) or num_tokens for params in batch_params]),
+            top_p_B=column([float(params.top_p) for params in batch_params]),
+            min_p_B=column([float(params.min_p) for params in batch_params]),
+            greedy_B=column([params.greedy for params in batch_params]),
+            penalty_B=column([float(params.repetition_penalty) for params in batch_params]),
+            is_raw=all(params in (SamplingParams(), SamplingParams(temperature=0.0)) for params in batch_params),
+            is_penalised=any(params.repetition_penalty != 1.0 for params in batch_params),
+            is_filtered=any(params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0 for params in drawn),
             num_tokens=num_tokens,
         )
 
-    def __getitem__(self, rows: torch.Tensor) -> RowLaws:
+    def __getitem__(self, rows: torch.Tensor) -> BatchSamplingParams:
         """Pick rows."""
-        return RowLaws(
+        return BatchSamplingParams(
             self.temperature_B[rows], self.top_k_B[rows], self.top_p_B[rows], self.min_p_B[rows],
             self.greedy_B[rows], self.penalty_B[rows], self.is_raw, self.is_filtered, self.is_penalised,
             self.num_tokens,
         )  # fmt: skip
 
-    def put(self, rows: torch.Tensor, others: RowLaws, other_rows: torch.Tensor) -> None:
+    def put(self, rows: torch.Tensor, others: BatchSamplingParams, other_rows: torch.Tensor) -> None:
         """Overwrite rows in place."""
         for name in ("temperature_B", "top_k_B", "top_p_B", "min_p_B", "greedy_B", "penalty_B"):
             getattr(self, name)[rows] = getattr(others, name)[other_rows]
 
     def process(self, logits_BV: torch.Tensor, num_candidates: int | None = CANDIDATES) -> torch.Tensor:
-        """Scale and filter each row by its own law; equal to transformers' warpers but for ties, which are kept.
+        """Scale and filter each row by its own parameters; equal to transformers' warpers but for ties, which are kept.
 
         Ids without a token are left out first, as every filter leaves tokens out: what a token was drawn from is over
         the others, what the model says of it is over all.
@@ -169,8 +169,8 @@ class Draw:
 
     token_ids: torch.Tensor  # [B] int64
     logprobs: torch.Tensor  # [B] at temperature 1, unprocessed, nats
-    sampling_logprobs: torch.Tensor  # [B] under the law it was drawn from, nats; 0 when greedy
-    entropies: torch.Tensor  # [B] of the temperature-1 law, nats
+    sampling_logprobs: torch.Tensor  # [B] under the distribution it was drawn from, nats; 0 when greedy
+    entropies: torch.Tensor  # [B] of the temperature-1 distribution, nats
 
 
 def draw(
@@ -180,11 +180,12 @@ def draw(
     words_B2: torch.Tensor,
     positions_B: torch.Tensor,
 ) -> Draw:
-    """Draw the next token of each row from its processed law with its own keyed noise.
+    """Draw the next token of each row from its processed distribution with its own keyed noise.
 
     Args:
         logits_BV: The model's logits, float32 or wider, finite.
-        processed_BV: Logits of the law to draw from, of all ids or the first ones; ``logits_BV`` itself where that is
+        processed_BV: Logits of the distribution to draw from, of all ids or the first ones; ``logits_BV`` itself where
+            that is
             the model's own.
         greedy_B: Rows that take the likeliest token instead.
         words_B2: Noise key words of the rows.
@@ -230,12 +231,12 @@ def _draw_in_blocks(
     return token_ids_B
 
 
-def cut_at_terminator(token_ids: Sequence[int], terminators: frozenset[int], limit: int) -> tuple[int, bool]:
+def cut_at_terminator(token_ids: Sequence[int], stop_token_ids: frozenset[int], limit: int) -> tuple[int, bool]:
     """Return how many tokens to keep and whether the text ended by itself.
 
     The first terminator is kept and nothing after it; without one within ``limit`` the text is truncated.
     """
     for index, token in enumerate(token_ids[:limit]):
-        if token in terminators:
+        if token in stop_token_ids:
             return index + 1, True
     return min(len(token_ids), limit), False

@@ -28,7 +28,7 @@ def claimed(directory: Path, option: str, work: str) -> Iterator[None]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunDirectoryError(f"{option}={directory} cannot be made ({error}). Way out: another one.") from error
+        raise RunDirectoryError(f"{option}={directory} cannot be made ({error}). Fix: another one.") from error
     lock = FileLock(directory / LOCK)
     try:
         lock.acquire(blocking=False)

@@ -117,7 +117,7 @@ def require_command(command: Sequence[str], environment: Mapping[str, str] | Non
     path = {**os.environ, **(environment or {})}.get("PATH")
     if shutil.which(command[0], path=path) is None:
         raise ConfigError(
-            f"The command {shlex.join(command)!r} cannot be started: there is no program {command[0]!r}. Way out: "
+            f"The command {shlex.join(command)!r} cannot be started: there is no program {command[0]!r}. Fix: "
             "install it, or give its whole path."
         )
 

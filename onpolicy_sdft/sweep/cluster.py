@@ -80,7 +80,7 @@ def submitit_start(config: SweepConfig, signals: Signals) -> Callable[[Sequence[
 def _executor(config: SweepConfig, folder: Path) -> Any:
     if importlib.util.find_spec("submitit") is None:
         raise MissingDependencyError(
-            "launcher=submitit needs the package submitit. Way out: pip install 'onpolicy_sdft[slurm]', or "
+            "launcher=submitit needs the package submitit. Fix: pip install 'onpolicy_sdft[slurm]', or "
             "--launcher local."
         )
     import submitit
@@ -93,7 +93,7 @@ def _executor(config: SweepConfig, folder: Path) -> Any:
         executor.update_parameters(**parameters)
     except (NameError, ValueError, TypeError, AssertionError, RuntimeError) as error:
         raise ConfigError(
-            f"slurm={config.slurm!r} is not usable: {' '.join(str(error).split())} Way out: other parameters, "
+            f"slurm={config.slurm!r} is not usable: {' '.join(str(error).split())} Fix: other parameters, "
             "cluster: local to try it on this machine, or --launcher local."
         ) from error
     return executor

@@ -86,12 +86,12 @@ def grid(axes: Mapping[str, Sequence[Any]], exclude: Sequence[Mapping[str, Any]]
         else:
             excluded.append(Excluded(values, str(entry.get(WHY, ""))))
     if not points:
-        raise ConfigError("exclude leaves nothing of the axes. Way out: take some of it back.")
+        raise ConfigError("exclude leaves nothing of the axes. Fix: take some of it back.")
     names: dict[str, Mapping[str, Any]] = {}
     for point in points:
         if point.name in names:
             raise ConfigError(
-                f"The points {names[point.name]!r} and {point.values!r} would both be called {point.name!r}. Way out: "
+                f"The points {names[point.name]!r} and {point.values!r} would both be called {point.name!r}. Fix: "
                 f"bundles with a {LABEL} of their own."
             )
         names[point.name] = point.values

@@ -79,13 +79,13 @@ def make_plan(config: SweepConfig) -> Plan:
         if earlier != point.name:
             problems[point.name] = (
                 f"its options are those of {earlier}, so it would be the same run: a later axis sets what an earlier "
-                "one varies. Way out: another order of the axes, or leave it out."
+                "one varies. Fix: another order of the axes, or leave it out."
             )
         resolved[point.name] = found
     if problems:
         lines = "\n".join(f"  {name or 'the only point'}: {text}" for name, text in problems.items())
         raise ConfigError(
-            f"{len(problems)} of {len(points.points)} points cannot run, so none was started. Way out: mend them, or "
+            f"{len(problems)} of {len(points.points)} points cannot run, so none was started. Fix: mend them, or "
             f"leave them out (exclude).\n{lines}"
         )
     _check_metrics(config, [run for run, _ in resolved.values()])

@@ -123,7 +123,7 @@ def refuse_other_sweep(plan: Plan, directory: Path, say: Say) -> None:
     gone = [name for name in known if name not in now]
     if gone:
         raise RunDirectoryError(
-            f"{directory} has runs that this sweep has not: {_listed(sorted(gone))}. Way out: put their points and "
+            f"{directory} has runs that this sweep has not: {_listed(sorted(gone))}. Fix: put their points and "
             "seeds back, or another output_dir."
         )
     for name, path in known.items():
@@ -131,7 +131,7 @@ def refuse_other_sweep(plan: Plan, directory: Path, say: Say) -> None:
         if changed:
             listed = "; ".join(f"{option} was {old!r}, now {new!r}" for option, (old, new) in changed.items())
             raise RunDirectoryError(
-                f"{directory}: the options of {name} are others now: {listed}. Way out: the options it was begun with "
+                f"{directory}: the options of {name} are others now: {listed}. Fix: the options it was begun with "
                 "(points and seeds may be added), or another output_dir."
             )
     added = [name for name in now if name not in known]
@@ -146,7 +146,7 @@ def _changed(path: Path, config: RunConfig) -> dict[str, tuple[Any, Any]]:
     try:
         saved = load_config(path)
     except ConfigError as error:
-        raise RunDirectoryError(f"{path} cannot be read any more: {error} Way out: another output_dir.") from error
+        raise RunDirectoryError(f"{path} cannot be read any more: {error} Fix: another output_dir.") from error
     saved = replace(saved, train=replace(saved.train, output_dir=config.train.output_dir))  # moved as a whole
     before, after = (by_dotted_name(each) for each in (saved, config))
     return {name: (before[name], after[name]) for name in after if before[name] != after[name]}
@@ -196,7 +196,7 @@ class _Work:
         needed = {run.distilled.name: run.distilled for run in runs if run.distilled is not None}
         missing = [each for each in needed.values() if not (self.directory / each.name / "summary.json").is_file()]
         if missing:
-            progress.note(f"the seed model writes {len(missing)} distilled sets first")
+            progress.note(f"the base model writes {len(missing)} distilled sets first")
         ended = pool.map(self._write_distilled, missing)
         return {each.name: finish for each, finish in zip(missing, ended, strict=True) if finish.returncode}
 
@@ -216,7 +216,7 @@ class _Work:
         return self.directory / "logs" / f"{name}.log"
 
     def _scored_alike(self, run: PlannedRun) -> Path | None:
-        """Return a finished run whose scores of the seed model hold for this one, too."""
+        """Return a finished run whose scores of the base model hold for this one, too."""
         evaluation = run.config.eval
         if evaluation.seed_scores is not None or not evaluation.before_and_after:
             return None
@@ -243,7 +243,7 @@ class _Work:
 
 
 def _asked_of_the_seed(config: RunConfig) -> tuple[object, ...]:
-    """What decides the scores of the seed model."""
+    """What decides the scores of the base model."""
     evaluation = replace(config.eval, seed_scores=None)
     rollout = (config.rollout.backend, config.rollout.decode_copy, config.train.precision)
     return config.model, evaluation, evaluation_sets(config), config.context.student_template_kwargs, rollout

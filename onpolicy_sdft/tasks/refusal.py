@@ -122,5 +122,5 @@ class Refusal(Task):
         if not demonstration.prompt.endswith(text):
             raise TaskError(
                 f"task {self.name}: option 'suffix' is set, but the prompt of example {demonstration.example_id!r} "
-                "does not end in it. Way out: leave data.wording at true, so that the task words the prompt."
+                "does not end in it. Fix: leave data.wording at true, so that the task words the prompt."
             )

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _LATE_BYTES = 1 << 28  # of gradients that may wait for the last backward
 
 
-class MemoryRanOut(Exception):
+class OutOfMemoryOnAnyRank(Exception):
     """Memory ran out on one rank, in what can be forgotten and done again; every rank raises it."""
 
 
@@ -58,7 +58,7 @@ class Backend:
         except ValueError as error:  # accelerate keeps one precision a process
             raise ConfigError(
                 f"train.precision={precision!r}, but this process has trained in another precision before: {error}. "
-                "Way out: another process, or the same precision."
+                "Fix: another process, or the same precision."
             ) from error
         self._check_launch()
         self._heartbeat: Heartbeat | None = None
@@ -79,12 +79,10 @@ class Backend:
         asked = config.rollout.weights
         if asked != "auto" and (asked == "in_place") != self.shards.in_place:
             where = "whole on every rank" if self.shards.in_place else "divided among the ranks"
-            raise ConfigError(
-                f"rollout.weights={asked}, but weights are {where} here. Way out: --rollout.weights auto."
-            )
+            raise ConfigError(f"rollout.weights={asked}, but weights are {where} here. Fix: --rollout.weights auto.")
         if config.model.load_in_4bit and not self.shards.in_place:
             raise ConfigError(
-                "model.load_in_4bit=true cannot be divided among ranks. Way out: launch/accelerate/ddp.yaml or "
+                "model.load_in_4bit=true cannot be divided among ranks. Fix: launch/accelerate/ddp.yaml or "
                 "zero2.yaml, or --model.load_in_4bit false."
             )
 
@@ -96,7 +94,7 @@ class Backend:
         if kind not in self.kinds:
             raise ConfigError(
                 f"Launched for {self.kinds[0].value}, but accelerate made it {kind.value}: weights would not be "
-                "divided among ranks. accelerate does that on GPUs only. Way out: launch/accelerate/ddp.yaml."
+                "divided among ranks. accelerate does that on GPUs only. Fix: launch/accelerate/ddp.yaml."
             )
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if self.num_ranks != launched:
@@ -213,11 +211,11 @@ class Backend:
                 )
 
     @contextlib.contextmanager
-    def memory_of_all(self) -> Iterator[None]:
+    def oom_on_all_ranks(self) -> Iterator[None]:
         """Tell every rank when memory runs out on one, where what was begun can be forgotten.
 
         Raises:
-            MemoryRanOut: On all ranks alike.
+            OutOfMemoryOnAnyRank: On all ranks alike.
         """
         said = ""
         try:
@@ -227,7 +225,7 @@ class Backend:
                 raise
             said = str(error) or "out of memory"  # not the error: kept here it would keep what it broke off in memory
         if self.can_repeat and self.max_over_ranks(int(bool(said))):
-            raise MemoryRanOut(said or "on another rank")
+            raise OutOfMemoryOnAnyRank(said or "on another rank")
 
     def micro_batch(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Return the context of a micro-batch's forward and backward: ranks meet in the last one, or after it.

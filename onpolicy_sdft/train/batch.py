@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from onpolicy_sdft.data.sharing import collect, deal_groups
+from onpolicy_sdft.data.sharing import collect, shard_groups
 from onpolicy_sdft.train.telemetry import without_records
 from onpolicy_sdft.types import Ranks, Target, Views
 
@@ -39,7 +39,7 @@ def make_batch(views: Sequence[Views], num_samples: int, ranks: Ranks) -> StepBa
     """Repeat a step's demonstrations for their samples and shard them by expected length."""
     repeated = repeat_samples(views, num_samples)
     sizes = [len(view.teacher_ids or view.student_ids) + len(view.response_ids) for view in repeated]
-    return StepBatch(repeated, deal_groups(sizes, num_samples, ranks.num_ranks), ranks)
+    return StepBatch(repeated, shard_groups(sizes, num_samples, ranks.num_ranks), ranks)
 
 
 def repeat_samples(views: Sequence[Views], num_samples: int) -> list[Views]:

@@ -102,7 +102,7 @@ class Checkpointer:
             stands = f"that of step {steps[-1]} stands" if steps else "there is no earlier one"
             raise RunDirectoryError(
                 f"The checkpoint of step {step} cannot be written to {target.parent}: {error}. Nothing of it was kept; "
-                f"{stands}. Way out: make room there, then the same command with --train.resume auto."
+                f"{stands}. Fix: make room there, then the same command with --train.resume auto."
             ) from error
         if target.exists():
             target.rename(old)  # not deleted before the new one is there
@@ -159,7 +159,7 @@ class Checkpointer:
         source = self.run.checkpoint_path(step)
         if why := self.backend.on_first(lambda: _what_is_torn(source)):
             raise RunDirectoryError(
-                f"The best state of the gate, {source}, cannot be loaded: {why}. Way out: another train.output_dir."
+                f"The best state of the gate, {source}, cannot be loaded: {why}. Fix: another train.output_dir."
             )
         load_start(source, self.backend, self.schedule, with_optimizer=True)
         earlier = read_json(source / _STATE)["state"]
@@ -210,7 +210,7 @@ def newest_checkpoint(run: RunDirectory, note: Callable[[str], None]) -> tuple[P
     else:
         if steps:
             raise RunDirectoryError(
-                f"None of the {len(steps)} checkpoints of {run.path} is whole. Way out: another train.output_dir."
+                f"None of the {len(steps)} checkpoints of {run.path} is whole. Fix: another train.output_dir."
             )
         return None
     if record["version"] != _VERSION:

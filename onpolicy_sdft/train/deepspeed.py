@@ -45,7 +45,7 @@ class DeepSpeedBackend(Backend):
         self.stage = int(config["zero_optimization"]["stage"])
         if self.stage not in (1, 2, 3):
             raise ConfigError(
-                f"DeepSpeed ZeRO stage {self.stage} divides nothing. Way out: launch/accelerate/ddp.yaml, or "
+                f"DeepSpeed ZeRO stage {self.stage} divides nothing. Fix: launch/accelerate/ddp.yaml, or "
                 "zero_stage 1, 2 or 3."
             )
         self.name = f"zero{self.stage}"
@@ -53,19 +53,19 @@ class DeepSpeedBackend(Backend):
             if config.get(name, {}).get("enabled") not in (None, False, "auto"):
                 raise ConfigError(
                     f"The DeepSpeed config enables {name}; the precision is that of train.precision, with float32 "
-                    f"weights. Way out: take {name} out of it."
+                    f"weights. Fix: take {name} out of it."
                 )
         if config.get("gradient_accumulation_steps") not in (*_FREE, 1):
             raise ConfigError(
                 f"The DeepSpeed config has gradient_accumulation_steps={config['gradient_accumulation_steps']}; "
-                "micro-batches follow from train.batch_size and train.micro_batch_tokens. Way out: 1, or auto."
+                "micro-batches follow from train.batch_size and train.micro_batch_tokens. Fix: 1, or auto."
             )
         for name in ("offload_param", "offload_optimizer"):
             if (config["zero_optimization"].get(name) or {}).get("device") == "nvme":
-                raise ConfigError(f"{name} to nvme: checkpoints of it are not known here. Way out: device cpu or none.")
+                raise ConfigError(f"{name} to nvme: checkpoints of it are not known here. Fix: device cpu or none.")
         if plugin.zero3_init_flag:
             raise ConfigError(
-                "zero3_init_flag divides the model before its adapters are there. Way out: zero3_init_flag: false."
+                "zero3_init_flag divides the model before its adapters are there. Fix: zero3_init_flag: false."
             )
         # transformers would divide the model while it loads it, whatever zero3_init_flag says.
         plugin.dschf = None
@@ -100,7 +100,7 @@ class DeepSpeedBackend(Backend):
         if self.clipping not in (*_FREE, 0, 0.0, max_norm):
             raise ConfigError(
                 f"The DeepSpeed config has gradient_clipping={self.clipping}, the run optim.max_grad_norm="
-                f"{max_norm:g}. Way out: take gradient_clipping out of the DeepSpeed config."
+                f"{max_norm:g}. Fix: take gradient_clipping out of the DeepSpeed config."
             )
 
     @contextlib.contextmanager

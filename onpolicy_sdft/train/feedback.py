@@ -2,10 +2,11 @@
 
 Before a step's rollouts the student tries each prompt as it will be asked: the bare prompt, its own weights, noise of
 its own. The teacher's prompt then goes on with that attempt, what the task's check says of it, and another attempt that
-is right if there is one. What it writes is learned (``rollout.view teacher``), or its law at the attempt itself
+is right if there is one. What it writes is learned (``rollout.view teacher``), or its distribution at the attempt
+itself
 (``rollout.view student``: the attempt is the rollout, and is not drawn twice). A right attempt needs no teacher.
 
-Source: SDPO (arXiv:2601.20802) learns the law of such a teacher at the attempt.
+Source: SDPO (arXiv:2601.20802) learns the distribution of such a teacher at the attempt.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class FeedbackSource(PolicySource):
 
     Args:
         backend: Writes the completions.
-        sampling: How it is asked; the student is asked under the same law.
+        sampling: How it is asked; the student is asked under the same distribution.
         on_progress: Told how far the rollouts have come.
         store: Last attempts, to draft from and to guess lengths by.
         writing: Gives the context in which the weights that write rollouts are in place.
@@ -155,7 +156,7 @@ class FeedbackSource(PolicySource):
         trying = self.trying
         requests = [self._request_behind(view, key, view.student_ids) for key, view in asked.items()]
         with trying.writing():
-            rollouts = self.backend.generate(requests, self.sampling.law_at(step), self.on_progress, NO_RECORD)
+            rollouts = self.backend.generate(requests, self.sampling.params_at(step), self.on_progress, NO_RECORD)
         texts = [trying.decode(rollout.token_ids) for rollout in rollouts]
         demonstrations = [view.demonstration for view in asked.values()]
         if trying.num_workers:

@@ -43,8 +43,7 @@ class FsdpBackend(Backend):
             raise ConfigError(f"fsdp_version is {plugin.fsdp_version}; only 2 is known here: fsdp_version: 2.")
         if plugin.activation_checkpointing:
             raise ConfigError(
-                "fsdp_activation_checkpointing renames parameters. Way out: false, and --model.gradient_checkpointing "
-                "true."
+                "fsdp_activation_checkpointing renames parameters. Fix: false, and --model.gradient_checkpointing true."
             )
 
     def prepare(self, policy: Policy, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -88,5 +87,5 @@ def _refuse_mixed_dtypes(policy: Policy) -> None:
     if len(dtypes) > 1:
         raise ConfigError(
             f"FSDP2 divides weights of one dtype together, and these are {' and '.join(sorted(dtypes))}. "
-            "Way out: --model.dtype float32, or DeepSpeed (launch/accelerate/zero3.yaml)."
+            "Fix: --model.dtype float32, or DeepSpeed (launch/accelerate/zero3.yaml)."
         )

@@ -65,12 +65,12 @@ def make_plan(config: TrainConfig, num_examples: int, num_ranks: int = 1) -> Pla
     if config.batch_size < num_ranks:
         raise ConfigError(
             f"train.batch_size={config.batch_size} demonstrations a step, over all {num_ranks} ranks, leave some ranks "
-            f"without any. Way out: --train.batch_size {num_ranks} or more, or fewer ranks."
+            f"without any. Fix: --train.batch_size {num_ranks} or more, or fewer ranks."
         )
     if config.batch_size > num_examples:
         raise ConfigError(
             f"train.batch_size={config.batch_size} is more than the {num_examples} examples there are: one step "
-            f"would learn some of them twice. Way out: --train.batch_size {num_examples} or less."
+            f"would learn some of them twice. Fix: --train.batch_size {num_examples} or less."
         )
     if config.max_steps is not None:
         return Plan(config.max_steps, None)
@@ -254,5 +254,5 @@ class Loop:
         }
         raise TrainingError(
             f"{state.bad_steps_in_a_row} {NO_UPDATE} (train.max_bad_steps={limit}; the last one: "
-            f"{self._last.skipped}). The state is saved. Way out: {ways_out[self._last.skipped]}."
+            f"{self._last.skipped}). The state is saved. Fix: {ways_out[self._last.skipped]}."
         )

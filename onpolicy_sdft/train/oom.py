@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from onpolicy_sdft.errors import TrainingError
-from onpolicy_sdft.train.backend import MemoryRanOut
+from onpolicy_sdft.train.backend import OutOfMemoryOnAnyRank
 from onpolicy_sdft.types import Target
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class OomRetry:
         """
 
         def score() -> list[Target]:
-            with self.backend.memory_of_all(), self.teacher.weights("live"):
+            with self.backend.oom_on_all_ranks(), self.teacher.weights("live"):
                 return review(targets, step)
 
         return self._retry(score, self._halve)
@@ -63,7 +63,7 @@ class OomRetry:
                 return work()
             except torch.OutOfMemoryError as error:
                 raise self._out_of_memory(str(error)) from error
-            except MemoryRanOut as error:
+            except OutOfMemoryOnAnyRank as error:
                 said = str(error)  # not the error: its frames keep what was broken off
             self.backend.discard_gradients()
             if self.backend.max_over_ranks(int(self.source.release())):
@@ -92,6 +92,6 @@ class OomRetry:
         budget = self.pairing.micro_batch_tokens >> self.state.num_halvings
         return TrainingError(
             f"Out of memory while learning micro-batches of {budget} tokens (rank {self.backend.rank}): {said}. "
-            "Way out: a lower train.micro_batch_tokens or rollout.kv_fraction, model.gradient_checkpointing, or a "
+            "Fix: a lower train.micro_batch_tokens or rollout.kv_fraction, model.gradient_checkpointing, or a "
             "backend that divides more (launch/accelerate)."
         )

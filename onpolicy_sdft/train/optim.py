@@ -27,7 +27,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     if narrow:
         raise ModelError(
             f"{len(narrow)} trainable weights are {trainable[narrow[0]].dtype} (first: {narrow[0]}): most updates "
-            "of the size of the learning rate would be lost to rounding. Way out: --model.dtype float32 "
+            "of the size of the learning rate would be lost to rounding. Fix: --model.dtype float32 "
             "(with --train.precision bf16 for speed), or --lora.enabled true."
         )
     groups = [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from onpolicy_sdft.data.collate import collate, split_by_budget, split_to_fill
-from onpolicy_sdft.types import MicroBatch, Row, Target
+from onpolicy_sdft.types import MicroBatch, Target, TrainingRow
 
 if TYPE_CHECKING:
     from onpolicy_sdft.train.backend import Backend
@@ -22,8 +22,8 @@ class Pairing:
     Args:
         micro_batch_tokens: Tokens of a forward, padding included where rows are padded.
         pad_token_id: Any valid id.
-        has_laws: Whether the objective compares laws. No law belongs to a demonstration that stands in for a
-            refused rollout, so it is learned by nll then.
+        has_distributions: Whether the objective compares distributions. None belongs to a demonstration that stands in
+            for a refused rollout, so it is learned by nll then.
         num_skipped: First tokens of a target that are not learned.
         position_weights: See :func:`~onpolicy_sdft.data.collate.collate`.
         demonstration_weight: Weight of the demonstration's own nll beside the target's loss; its tokens are not in
@@ -34,14 +34,14 @@ class Pairing:
 
     micro_batch_tokens: int
     pad_token_id: int
-    has_laws: bool = False
+    has_distributions: bool = False
     num_skipped: int = 0
     position_weights: tuple[float, ...] = ()
     demonstration_weight: float = 0.0
     packed: bool = False
     fallback_clip: float | None = None
 
-    def rows(self, targets: Sequence[Target]) -> list[Row]:
+    def rows(self, targets: Sequence[Target]) -> list[TrainingRow]:
         """Return what is learned of a step's targets; dropped ones give nothing."""
         found, has_demonstration = [], False
         for target in targets:
@@ -50,12 +50,12 @@ class Pairing:
             if len(target.token_ids) > self.num_skipped:
                 is_text = target.rollout is None or target.verdict == "fallback"
                 found.append(
-                    Row(
+                    TrainingRow(
                         views.student_ids,
                         target.token_ids,
                         views.teacher_ids,
                         rollout=None if is_text else target.rollout,
-                        plain=is_text and self.has_laws,
+                        plain=is_text and self.has_distributions,
                         weight=target.weight,
                         num_skipped=self.num_skipped,
                         clip=self.fallback_clip if target.verdict == "fallback" else None,
@@ -65,7 +65,7 @@ class Pairing:
             if self.demonstration_weight and target.verdict not in ("drop", "spare") and not has_demonstration:
                 has_demonstration = True
                 found.append(
-                    Row(
+                    TrainingRow(
                         views.student_ids,
                         views.response_ids,
                         plain=True,
@@ -75,11 +75,11 @@ class Pairing:
                 )
         return found
 
-    def groups(self, targets: Sequence[Target], num_halvings: int = 0) -> list[list[Row]]:
+    def groups(self, targets: Sequence[Target], num_halvings: int = 0) -> list[list[TrainingRow]]:
         """Return rows in groups that fit a forward each, of so many times half the tokens."""
         return self.split(self.rows(targets), num_halvings)
 
-    def split(self, rows: Sequence[Row], num_halvings: int = 0) -> list[list[Row]]:
+    def split(self, rows: Sequence[TrainingRow], num_halvings: int = 0) -> list[list[TrainingRow]]:
         """Put rows into groups; see :meth:`groups`."""
         split = split_to_fill if self.packed else split_by_budget
         return split(rows, max(1, self.micro_batch_tokens >> num_halvings))
@@ -91,9 +91,9 @@ class Pairing:
         groups += [[]] * (backend.max_over_ranks(len(groups)) - len(groups))
         return [self.batch(group, backend.device) for group in groups]
 
-    def batch(self, rows: Sequence[Row], device: torch.device | str) -> MicroBatch:
+    def batch(self, rows: Sequence[TrainingRow], device: torch.device | str) -> MicroBatch:
         """Collate a group; an empty one becomes a micro-batch of zero loss tokens."""
-        empty = Row((self.pad_token_id,), ())
+        empty = TrainingRow((self.pad_token_id,), ())
         return collate(
             rows or [empty], self.pad_token_id, device, self.position_weights, packed=self.packed,
             max_tokens=self.micro_batch_tokens,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from onpolicy_sdft.types import Row
+from onpolicy_sdft.types import TrainingRow
 
 if TYPE_CHECKING:
     from onpolicy_sdft.models.policy import Head
@@ -43,7 +43,7 @@ class Scorer:
         Args:
             texts: Prompt and target of each, as token ids.
         """
-        rows = [Row(prompt, target) for prompt, target in texts]
+        rows = [TrainingRow(prompt, target) for prompt, target in texts]
         places = {id(row): index for index, row in enumerate(rows)}
         found: list[tuple[float, ...]] = [()] * len(rows)
         head = self.teacher.head() if rows else None

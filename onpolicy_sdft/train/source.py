@@ -17,7 +17,7 @@ from onpolicy_sdft.rollout.backend import (
     ignore_progress,
 )
 from onpolicy_sdft.rollout.drafts import DraftStore
-from onpolicy_sdft.types import Blend, NoiseKey, Record, Rollout, RolloutRequest, SamplingLaw, Target, Views
+from onpolicy_sdft.types import Blend, NoiseKey, RecordOptions, Rollout, RolloutRequest, SamplingParams, Target, Views
 
 
 class Watching(Protocol):
@@ -74,7 +74,7 @@ class TargetSource(Protocol):
 class Sampling:
     """How the policy is asked."""
 
-    law: SamplingLaw
+    params: SamplingParams
     max_new_tokens: int
     seed: int
     view: Literal["teacher", "student"] = "teacher"  # the prompt with the demonstration, or the bare one
@@ -84,19 +84,21 @@ class Sampling:
     blend: float = 0.0  # weight of the bare prompt in what is sampled from
     blend_budget: float | None = None  # nats a token that may be away from the bare prompt; more weight where it is not
     num_steps: int = 1  # of the run
-    record: Record = NO_RECORD
+    record: RecordOptions = NO_RECORD
     drafts: tuple[str, ...] = ("history", "demonstration")
 
-    def law_at(self, step: int) -> SamplingLaw:
-        """Return the sampling law of a step."""
+    def params_at(self, step: int) -> SamplingParams:
+        """Return the sampling parameters of a step."""
         part = min(1.0, step / max(1, self.num_steps - 1))
 
         def moved(start: float, end: float | None) -> float:
             return start if end is None else start + part * (end - start)
 
-        law = self.law
+        params = self.params
         return replace(
-            law, temperature=moved(law.temperature, self.temperature_end), min_p=moved(law.min_p, self.min_p_end)
+            params,
+            temperature=moved(params.temperature, self.temperature_end),
+            min_p=moved(params.min_p, self.min_p_end),
         )
 
     def prompt(self, views: Views, key: NoiseKey) -> tuple[int, ...]:
@@ -148,7 +150,7 @@ class PolicySource:
 
         written = self.backend.generate(
             [request(view, attempt) for view in views],
-            self.sampling.law_at(step),
+            self.sampling.params_at(step),
             self.on_progress,
             self.sampling.record,
             NO_LISTENER if watch is None else _Listening(watch, request),
@@ -157,7 +159,7 @@ class PolicySource:
 
     def answers(self, requests: Sequence[RolloutRequest], step: int) -> Sequence[Rollout]:
         """Write completions of other prompts, with the sampling parameters of a step and the weights in place."""
-        return self.backend.generate(requests, self.sampling.law_at(step))
+        return self.backend.generate(requests, self.sampling.params_at(step))
 
     def begin(self, views: Sequence[Views], step: int) -> list[Views]:
         """Return the examples as they are."""

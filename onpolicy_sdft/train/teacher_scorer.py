@@ -1,4 +1,4 @@
-"""The signals of micro-batches: the teacher's law where the rollout recorded it, else from a forward of its own.
+"""Loss inputs of micro-batches: the teacher's distribution as the rollout recorded it, else from a forward of its own.
 
 Shape letters: N loss tokens, M of them learned by the objective itself, C tokens of a completion, D hidden size.
 """
@@ -13,9 +13,9 @@ import torch
 from onpolicy_sdft.data.collate import collate
 from onpolicy_sdft.models.policy import Head
 from onpolicy_sdft.models.teacher import Teacher
-from onpolicy_sdft.objectives.inputs import FullLaw, Signals, TopLaw
+from onpolicy_sdft.objectives.inputs import LossInputs, TeacherHidden, TopKLogprobs
 from onpolicy_sdft.objectives.objective import Objective
-from onpolicy_sdft.types import MicroBatch, Row
+from onpolicy_sdft.types import MicroBatch, TrainingRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,76 +23,79 @@ class TeacherScorer:
     """Gives each micro-batch of a step what its objective needs, before the first is learned; no gradient.
 
     All of a step's are made at once, so that the teacher's weights are put in place (and, where they are divided
-    among ranks, gathered) once: what lasts until it is learned are hidden states, never laws over the vocabulary.
+    among ranks, gathered) once: what lasts until it is learned are hidden states, never distributions over the
+    vocabulary.
     """
 
     teacher: Teacher
     objective: Objective
     pad_token_id: int
 
-    def __call__(self, batches: Sequence[MicroBatch]) -> list[Signals]:
+    def __call__(self, batches: Sequence[MicroBatch]) -> list[LossInputs]:
         """Return the signals of a step's micro-batches; every rank must call it."""
         owned = [
             [row for row in batch.rows if not row.plain and len(row.target_ids) > row.num_skipped] for batch in batches
         ]
-        laws: Sequence[FullLaw | TopLaw | None] = [None] * len(batches)
+        distributions: Sequence[TeacherHidden | TopKLogprobs | None] = [None] * len(batches)
         if self.objective.needs_teacher:
-            laws = self._teacher_laws(owned, batches)
-        anchors: Sequence[FullLaw | None] = [None] * len(batches)
+            distributions = self._teacher_distributions(owned, batches)
+        anchors: Sequence[TeacherHidden | None] = [None] * len(batches)
         if self.teacher.anchor is not None and self.objective.anchor_weight:
             anchors = self._anchors(batches)
         return [
-            Signals(
+            LossInputs(
                 batch.weights,
                 batch.plain,
-                teacher=law,
+                teacher=distribution,
                 anchor=anchor,
                 clips_N=batch.clips if any(row.clip is not None for row in batch.rows) else None,
                 sampling_logprobs_M=_drawn(own, batch.labels.device) if own and self.objective.importance else None,
             )
-            for batch, own, law, anchor in zip(batches, owned, laws, anchors, strict=True)
+            for batch, own, distribution, anchor in zip(batches, owned, distributions, anchors, strict=True)
         ]
 
-    def _teacher_laws(
-        self, owned: Sequence[Sequence[Row]], batches: Sequence[MicroBatch]
-    ) -> list[FullLaw | TopLaw | None]:
-        found: list[FullLaw | TopLaw | None] = []
+    def _teacher_distributions(
+        self, owned: Sequence[Sequence[TrainingRow]], batches: Sequence[MicroBatch]
+    ) -> list[TeacherHidden | TopKLogprobs | None]:
+        found: list[TeacherHidden | TopKLogprobs | None] = []
         with self.teacher.weights():
             head = self.teacher.head()
             for rows, batch in zip(owned, batches, strict=True):
                 device = batch.labels.device
-                law = _recorded(rows, device, head) if rows else None
-                if rows and law is None:
+                distribution = _recorded(rows, device, head) if rows else None
+                if rows and distribution is None:
                     asked = [replace(row, prompt_ids=row.teacher_ids) for row in rows]
                     shown = collate(asked, self.pad_token_id, device, packed=bool(batch.packed_lengths))
-                    law = FullLaw(self.teacher.score(shown), head)
-                found.append(law)
+                    distribution = TeacherHidden(self.teacher.score(shown), head)
+                found.append(distribution)
         return found
 
-    def _anchors(self, batches: Sequence[MicroBatch]) -> list[FullLaw | None]:
+    def _anchors(self, batches: Sequence[MicroBatch]) -> list[TeacherHidden | None]:
         with self.teacher.weights(self.teacher.anchor):
             head = self.teacher.head()
-            return [FullLaw(self.teacher.score(batch), head) if batch.num_loss_tokens else None for batch in batches]
+            return [
+                TeacherHidden(self.teacher.score(batch), head) if batch.num_loss_tokens else None for batch in batches
+            ]
 
 
-def _recorded(rows: Sequence[Row], device: torch.device, head: Head) -> FullLaw | TopLaw | None:
-    """Return the laws that rollouts recorded: there if every one was written under the teacher's prompt."""
+def _recorded(rows: Sequence[TrainingRow], device: torch.device, head: Head) -> TeacherHidden | TopKLogprobs | None:
+    """Return the distributions that rollouts recorded: there if every one was written under the teacher's prompt."""
     recorded = [row.rollout for row in rows if row.rollout and row.rollout.prompt_token_ids == row.teacher_ids]
     if len(recorded) < len(rows):
         return None
     tops = [(rollout.top, row.num_skipped) for rollout, row in zip(recorded, rows, strict=True)]
     if all(top is not None for top, _ in tops):
-        return TopLaw(
+        return TopKLogprobs(
             torch.cat([top.token_ids[skip:] for top, skip in tops if top is not None]).to(device),
             torch.cat([top.logprobs[skip:] for top, skip in tops if top is not None]).to(device),
         )
     hidden = [(rollout.hidden, row.num_skipped) for rollout, row in zip(recorded, rows, strict=True)]
     if any(kept is None for kept, _ in hidden):
         return None
-    return FullLaw(torch.cat([kept[skip:] for kept, skip in hidden if kept is not None]).to(device), head)
+    return TeacherHidden(torch.cat([kept[skip:] for kept, skip in hidden if kept is not None]).to(device), head)
 
 
-def _drawn(rows: Sequence[Row], device: torch.device) -> torch.Tensor:
+def _drawn(rows: Sequence[TrainingRow], device: torch.device) -> torch.Tensor:
     """Return the log-probabilities the targets were drawn with; a demonstration was not drawn: its ratio is 1."""
     found: list[float] = []
     for row in rows:

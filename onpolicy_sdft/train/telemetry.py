@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from onpolicy_sdft.objectives.objective import FIGURES
+from onpolicy_sdft.objectives.objective import LOSS_PARTS
 from onpolicy_sdft.screening.reasons import REASONS, REVIEW_REASONS
 from onpolicy_sdft.types import Target
 
@@ -92,7 +92,7 @@ def loss_metrics(name: str, loss_sum: float, figures: Sequence[float], num_token
     """
     if not num_tokens:
         return {}
-    values = dict(zip(FIGURES, figures, strict=True))
+    values = dict(zip(LOSS_PARTS, figures, strict=True))
     per_token, per_own = 1 / num_tokens, 1 / max(1, values["own_tokens"])
     found = {"loss/total": loss_sum * per_token, f"loss/{name}": values["own"] * per_token}
     named = {
@@ -115,7 +115,7 @@ def length_metrics(targets: Sequence[Target], num_skipped: int) -> dict[str, flo
 
 
 def without_records(targets: Sequence[Target]) -> list[Target]:
-    """Return targets without what was recorded of their laws, which is large and has been used."""
+    """Return targets without what was recorded of their distributions, which is large and has been used."""
     return [
         target if target.rollout is None else replace(target, rollout=replace(target.rollout, hidden=None, top=None))
         for target in targets

@@ -92,7 +92,7 @@ def test_a_value_out_of_range_is_named_with_the_range(name, value, wanted):
 )
 def test_options_that_do_not_go_together_are_refused_with_the_way_out(values, way_out):
     message = refuse(**values)
-    assert "Way out: " in message
+    assert "Fix: " in message
     assert way_out in message
     assert any(name in message for name in values)
 
@@ -101,7 +101,7 @@ def test_options_that_do_not_go_together_are_refused_with_the_way_out(values, wa
 def test_a_greedy_rollout_is_not_drawn_again(reason):
     message = refuse(**{"rollout.temperature": 0.0, f"screening.{reason}": "resample"})
     assert "drawn again is the same rollout" in message
-    assert "Way out: a temperature above 0, or the verdict fallback." in message
+    assert "Fix: a temperature above 0, or the verdict fallback." in message
 
 
 def test_a_metric_of_no_validation_set_is_refused_with_those_there_are():

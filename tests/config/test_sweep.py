@@ -71,10 +71,10 @@ def test_text_stays_text_also_where_yaml_could_read_something_else(yaml_file):
         ("axes: {optim.lr: [0.1, 1.0e-1]}", "optim.lr has 0.1 twice"),
         ("axes: {rollout.top_k: [1, 1.0]}", "has 1.0 twice"),
         ("axes: {optim.lr: 3}", "axes='3' is not usable: expected list."),
-        ("axes: {train.seed: [0, 1]}", "train.seed is set by the sweep itself. Way out: seeds."),
-        ("axes: {train.output_dir: [a]}", "Way out: output_dir"),
-        ("axes: {train.resume: [auto]}", "Way out: leave it out"),
-        ("options: {train.seed: 3}", "options: train.seed is set by the sweep itself. Way out: seeds."),
+        ("axes: {train.seed: [0, 1]}", "train.seed is set by the sweep itself. Fix: seeds."),
+        ("axes: {train.output_dir: [a]}", "Fix: output_dir"),
+        ("axes: {train.resume: [auto]}", "Fix: leave it out"),
+        ("options: {train.seed: 3}", "options: train.seed is set by the sweep itself. Fix: seeds."),
         ("options: {train.max_step: 3}", "The nearest option is 'train.max_steps'."),
         ("options: {train: {max_steps: 3}}", "There is no option 'train'"),
         (
@@ -103,7 +103,7 @@ def test_text_stays_text_also_where_yaml_could_read_something_else(yaml_file):
         ("launcher: submitit", "how long a run may take"),
         ("launcher: slurm", "expected 'local' or 'submitit'"),
         ("axs: {optim.lr: [1]}", "There is no option 'axs'. The nearest option is 'axes'. See sdft sweep --help."),
-        ("train: {max_steps: 3}", "train.max_steps is an option of runs. Way out: write it under options"),
+        ("train: {max_steps: 3}", "train.max_steps is an option of runs. Fix: write it under options"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_the_way_out(yaml_file, text, message):

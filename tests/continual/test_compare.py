@@ -61,7 +61,7 @@ def test_a_comparison_runs_every_method_and_seed_and_its_table_is_that_of_its_se
     means = [found["over_seeds"][name]["average_accuracy"]["mean"] for name in ("sft", "sdft")]
     assert difference["value"] == pytest.approx(means[0] - means[1])
     assert len(found["intransigence"]["sft"]["values"]) == 2
-    # The seed model is scored once for all sequences, and once for all trials.
+    # The base model is scored once for all sequences, and once for all trials.
     measured = [path for path in output.rglob("summary.json") if "taken_from" not in read_json(path).get("before", {})]
     assert len(measured) == 2
     in_process.commands = []

@@ -7,7 +7,7 @@ import pytest
 
 from onpolicy_sdft.continual import metrics
 
-#: Three tasks: row 0 the seed model, then after each stage.
+#: Three tasks: row 0 the base model, then after each stage.
 HAND = np.array(
     [
         [0.10, 0.20, 0.30],

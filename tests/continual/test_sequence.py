@@ -42,7 +42,7 @@ def test_the_matrix_of_a_sequence_is_the_share_of_right_answers_in_the_runs_reco
                 assert part["value"][row][column] == pytest.approx(np.mean([r["correct"] for r in records]))
     assert set(summary["metrics"]) >= {"average_accuracy", "forgetting", "backward_transfer", "forward_transfer"}
     assert set(summary["forgetting_by_task"]) == {"red"}
-    # Row 0 is the seed model; the second stage starts from the first one's weights and takes its scores over.
+    # Row 0 is the base model; the second stage starts from the first one's weights and takes its scores over.
     assert summary["records"]["red"][0] == "stage-1-red/eval/before-red.jsonl"
     assert summary["kl"][0] is None
     assert summary["kl"][1]["mean"] > 0
@@ -59,7 +59,7 @@ def test_a_sequence_that_was_stopped_goes_on_and_ends_as_if_it_never_was(tiny, i
         run_sequence(parts, [], quiet)
     assert stop.value.exit_code == 143
     partial = read_json(tmp_path / "parts" / "sequence.json")
-    assert len(partial["matrix"]["value"]) == 2  # the seed model and the one stage that is done
+    assert len(partial["matrix"]["value"]) == 2  # the base model and the one stage that is done
     assert partial["metrics"] == {}
     in_process.before, in_process.commands = lambda command: None, []
     run_sequence(parts, [], quiet)

@@ -20,9 +20,9 @@ TRAPS: dict[str, tuple[str, list[str] | str]] = {
         "a resumed run that forgets its average or position",
         ["jobs/test_train_job.py::test_a_resumed_run_repeats", "models/test_teacher.py::test_what_a_checkpoint_holds"],
     ),
-    "T7": ("laws divided by the temperature", ["invariants/test_step.py::test_the_loss_is_at_temperature_one"]),
+    "T7": ("divided by the temperature", ["invariants/test_step.py::test_the_loss_is_at_temperature_one"]),
     "T8": (
-        "samples off the law of the loss",
+        "samples off the distribution of the loss",
         ["invariants/test_methods.py::test_importance_weights_are_one", "rollout/test_hf.py::test_a_checkpoints_own"],
     ),
     "T9": (

@@ -7,14 +7,14 @@ import torch
 
 from onpolicy_sdft.data.collate import collate, split_by_budget, split_to_fill
 from onpolicy_sdft.shapes import round_rows, round_tokens
-from onpolicy_sdft.types import Row
+from onpolicy_sdft.types import TrainingRow
 
 PAD = 257
 
 
 def rows(*pairs, **options):
     """Rows of prompt and target ids."""
-    return [Row(prompt, target, **options) for prompt, target in pairs]
+    return [TrainingRow(prompt, target, **options) for prompt, target in pairs]
 
 
 def as_pairs(group):

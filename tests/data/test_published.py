@@ -117,7 +117,7 @@ def test_rows_become_demonstrations_with_their_own_ids_up_to_the_limit(offer):
 
 def test_a_split_other_than_test_is_refused_with_the_way_out(offer):
     offer()
-    with pytest.raises(DataError, match=r"'train' of published:tiny.*split 'test' only.*Way out: split: test"):
+    with pytest.raises(DataError, match=r"'train' of published:tiny.*split 'test' only.*Fix: split: test"):
         load_demonstrations(DataConfig(name="published:tiny"), load_task("refusal", {}))
 
 
@@ -144,7 +144,7 @@ def test_rows_that_were_damaged_on_disk_are_refused_with_the_way_out(offer):
     offer()
     rows = fetch("tiny") / "rows.jsonl"
     rows.write_bytes(rows.read_bytes()[:-9])
-    with pytest.raises(DataError, match=r"tiny-v1 are damaged\. Way out: delete that folder"):
+    with pytest.raises(DataError, match=r"tiny-v1 are damaged\. Fix: delete that folder"):
         published_rows("tiny", split="test")
 
 

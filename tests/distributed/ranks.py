@@ -107,7 +107,7 @@ def _count_collectives(rank: int) -> None:
     """Say how many collectives a rank calls to put weights in place, and while it writes."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from onpolicy_sdft.models.reading import Replica
+    from onpolicy_sdft.models.reading import GatheredCopy
     from onpolicy_sdft.train.source import PolicySource
 
     class Counting(TorchDispatchMode):
@@ -129,7 +129,7 @@ def _count_collectives(rank: int) -> None:
         setattr(owner, name, counted)
 
     counting(PolicySource, "rollouts", "wrote with")
-    counting(Replica, "_fill", "gathered with")
+    counting(GatheredCopy, "_fill", "gathered with")
 
 
 def _die_at_step(step: int, number: int) -> None:

@@ -15,7 +15,7 @@ from onpolicy_sdft.jobs.finished import load_model
 from onpolicy_sdft.runs.files import read_json, read_jsonl
 
 METHODS: dict[str, dict[str, Any]] = {  # beside those of test_backends.py
-    "sdft, lora, laws that were recorded": {"objective.name": "forward_kl", "rollout.num_samples": 2},
+    "sdft, lora, distributions that were recorded": {"objective.name": "forward_kl", "rollout.num_samples": 2},
     "sft": {"train.targets": "demonstrations"},
     "feedback": {"feedback.enabled": True, "feedback.num_attempts": 2, "rollout.num_samples": 3},
 }

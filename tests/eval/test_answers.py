@@ -16,7 +16,7 @@ from onpolicy_sdft.rollout.backend import ignore_progress
 from onpolicy_sdft.rollout.hf import HFBackend
 from onpolicy_sdft.runs.files import read_jsonl
 from onpolicy_sdft.tasks.exact import Exact
-from onpolicy_sdft.types import Demonstration, NoiseKey, RolloutRequest, SamplingLaw, Turn
+from onpolicy_sdft.types import Demonstration, NoiseKey, RolloutRequest, SamplingParams, Turn
 
 END = 257
 NAMES = tuple("abcdefghij")
@@ -183,11 +183,11 @@ def test_a_real_model_gives_the_same_score_with_and_without_an_interruption(
     class Dies(HFBackend):
         calls = 0
 
-        def generate(self, asked, law, on_progress=ignore_progress):
+        def generate(self, asked, params, on_progress=ignore_progress):
             self.calls += 1
             if self.calls == 3:
                 raise KeyboardInterrupt
-            return super().generate(asked, law, on_progress)
+            return super().generate(asked, params, on_progress)
 
     def backend(kind: type[HFBackend] = HFBackend) -> HFBackend:
         return kind(tiny_model(), (END,), END, batch_size=4)
@@ -205,15 +205,15 @@ def test_a_real_model_gives_the_same_score_with_and_without_an_interruption(
 def test_the_digest_tells_prompts_keys_lengths_laws_and_what_is_added_apart():
     one = [RolloutRequest((1, 2), NoiseKey(0, EVAL_STEP, "a"), 5)]
     others = [
-        digest([RolloutRequest((1, 3), NoiseKey(0, EVAL_STEP, "a"), 5)], SamplingLaw()),
-        digest([RolloutRequest((1, 2), NoiseKey(1, EVAL_STEP, "a"), 5)], SamplingLaw()),
-        digest([RolloutRequest((1, 2), NoiseKey(0, EVAL_STEP, "a"), 6)], SamplingLaw()),
-        digest(one, SamplingLaw(temperature=0.0)),
-        digest(one, SamplingLaw(), "a task"),
-        digest([*one, *one], SamplingLaw()),
+        digest([RolloutRequest((1, 3), NoiseKey(0, EVAL_STEP, "a"), 5)], SamplingParams()),
+        digest([RolloutRequest((1, 2), NoiseKey(1, EVAL_STEP, "a"), 5)], SamplingParams()),
+        digest([RolloutRequest((1, 2), NoiseKey(0, EVAL_STEP, "a"), 6)], SamplingParams()),
+        digest(one, SamplingParams(temperature=0.0)),
+        digest(one, SamplingParams(), "a task"),
+        digest([*one, *one], SamplingParams()),
     ]
-    assert len({digest(one, SamplingLaw()), *others}) == 7
-    assert digest(one, SamplingLaw()) == digest(list(one), SamplingLaw())
+    assert len({digest(one, SamplingParams()), *others}) == 7
+    assert digest(one, SamplingParams()) == digest(list(one), SamplingParams())
 
 
 def test_answers_that_nobody_checks_keep_the_tokens_of_prompt_and_answer(tmp_path, tokenizer, tiny_model):
@@ -221,7 +221,7 @@ def test_answers_that_nobody_checks_keep_the_tokens_of_prompt_and_answer(tmp_pat
     prompts = [Demonstration(name, (Turn("user", f"say {name}"),), "") for name in NAMES[:4]]
     backend = HFBackend(tiny_model(), (END,), END, batch_size=4)
     found = answer_prompts(
-        prompts, backend, renderer, SamplingLaw(temperature=0.0), 5, 0, ignore_progress, kept(tmp_path, size=3)
+        prompts, backend, renderer, SamplingParams(temperature=0.0), 5, 0, ignore_progress, kept(tmp_path, size=3)
     )
     assert [record["prompt"] for record in found] == [prompt.prompt for prompt in prompts]
     assert [tuple(record["prompt_ids"]) for record in found] == [renderer.student_ids(p.turns) for p in prompts]

@@ -14,7 +14,7 @@ from onpolicy_sdft.eval.runner import EvalSet, pass_at_k, score_set
 from onpolicy_sdft.rollout.backend import ignore_progress
 from onpolicy_sdft.rollout.hf import HFBackend
 from onpolicy_sdft.tasks.free_form import FreeForm
-from onpolicy_sdft.types import CheckResult, Demonstration, NoiseKey, Rollout, RolloutRequest, SamplingLaw, Turn
+from onpolicy_sdft.types import CheckResult, Demonstration, NoiseKey, Rollout, RolloutRequest, SamplingParams, Turn
 
 END = 257
 
@@ -31,10 +31,10 @@ class Scripted:
     def __init__(self, tokenizer, answers: dict[tuple[str, int], str], truncated: Sequence[str] = ()) -> None:
         self.tokenizer, self.answers, self.truncated = tokenizer, answers, truncated
         self.requests: list[RolloutRequest] = []
-        self.law: SamplingLaw | None = None
+        self.params: SamplingParams | None = None
 
-    def generate(self, requests, law, on_progress=ignore_progress) -> list[Rollout]:
-        self.requests, self.law = list(requests), law
+    def generate(self, requests, params, on_progress=ignore_progress) -> list[Rollout]:
+        self.requests, self.params = list(requests), params
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: RolloutRequest) -> Rollout:
@@ -67,7 +67,7 @@ def test_a_greedy_score_counts_right_answers_with_a_wilson_interval(tokenizer, r
     assert found.note == ""
     assert found.mean_length == 2.0
     assert found.truncated_rate == 0.25
-    assert backend.law == SamplingLaw(temperature=0.0)
+    assert backend.params == SamplingParams(temperature=0.0)
 
 
 def test_every_answer_leaves_a_record_in_order(tokenizer, renderer):
@@ -87,7 +87,7 @@ def test_questions_are_asked_bare_with_keys_that_no_optimizer_step_has(tokenizer
     assert [request.key for request in backend.requests] == [NoiseKey(5, EVAL_STEP, "a", i) for i in range(2)]
     assert {request.prompt_token_ids for request in backend.requests} == {renderer.student_ids([Turn("user", "say a")])}
     assert {request.max_new_tokens for request in backend.requests} == {9}
-    assert backend.law == SamplingLaw(temperature=0.7)
+    assert backend.params == SamplingParams(temperature=0.7)
     assert EVAL_STEP < 0
 
 

@@ -30,7 +30,16 @@ from onpolicy_sdft.train.source import DemonstrationSource, PolicySource, Sampli
 from onpolicy_sdft.train.state import TrainState
 from onpolicy_sdft.train.step import Trainer
 from onpolicy_sdft.train.teacher_scorer import TeacherScorer
-from onpolicy_sdft.types import Demonstration, MicroBatch, Record, SamplingLaw, StepMetrics, Target, Turn, Views
+from onpolicy_sdft.types import (
+    Demonstration,
+    MicroBatch,
+    RecordOptions,
+    SamplingParams,
+    StepMetrics,
+    Target,
+    Turn,
+    Views,
+)
 
 TERMINATOR = 257
 DEMONSTRATIONS = [
@@ -78,7 +87,7 @@ def make_bench(tokenizer: Any, tiny_model: Callable[..., Any]) -> Callable[..., 
         dtype: torch.dtype = torch.float32,
         lora: dict[str, Any] | None = None,
         targets: str = "policy",
-        law: SamplingLaw | None = None,
+        params: SamplingParams | None = None,
         screening: ScreeningConfig | None = None,
         micro_batch_tokens: int = 100_000,
         chunk_tokens: int = 1024,
@@ -115,8 +124,8 @@ def make_bench(tokenizer: Any, tiny_model: Callable[..., Any]) -> Callable[..., 
         policy, prepared = backend.prepare(Policy(model), optimizer)
         minimised = Objective(chunk_tokens=chunk_tokens, **(objective or {}))
         asked = Sampling(
-            law or SamplingLaw(), max_new_tokens, seed,
-            **{"record": Record(hidden=minimised.needs_teacher), **(sampling or {})},
+            params or SamplingParams(), max_new_tokens, seed,
+            **{"record": RecordOptions(hidden=minimised.needs_teacher), **(sampling or {})},
         )  # fmt: skip
         writing = teaches.weights if asked.view == "teacher" else contextlib.nullcontext
         source = PolicySource(writes, asked, writing=writing)
@@ -125,7 +134,9 @@ def make_bench(tokenizer: Any, tiny_model: Callable[..., Any]) -> Callable[..., 
             policy=policy,
             source=source if targets == "policy" else DemonstrationSource(),
             screen=Screen(screening, load_task("free_form", {}), renderer.decode),
-            pairing=Pairing(micro_batch_tokens, TERMINATOR, has_laws=minimised.needs_teacher, **(pairing or {})),
+            pairing=Pairing(
+                micro_batch_tokens, TERMINATOR, has_distributions=minimised.needs_teacher, **(pairing or {})
+            ),
             teacher_scorer=TeacherScorer(teaches, minimised, TERMINATOR),
             objective=minimised,
             teacher=teaches,

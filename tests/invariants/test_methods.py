@@ -1,4 +1,4 @@
-"""The methods as settings of one step: laws that agree, gradients that do not depend on how they were computed."""
+"""The methods as settings of one step: distributions that agree, gradients however they were computed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from onpolicy_sdft.config.schema import ScreeningConfig
 from onpolicy_sdft.train.batch import repeat_samples
-from onpolicy_sdft.types import Record, SamplingLaw
+from onpolicy_sdft.types import RecordOptions, SamplingParams
 
 DOUBLE = torch.float64
 KEEP_ALL = ScreeningConfig(**dict.fromkeys(("banned", "empty", "truncated", "looping", "length", "check"), "keep"))
@@ -47,11 +47,11 @@ def test_the_gradient_of_a_divergence_step_equals_a_naive_reference_in_float64(m
     bench.model.zero_grad()
     total, count = torch.zeros((), dtype=DOUBLE), 0
     for views, rollout in zip(bench.views, rollouts, strict=True):
-        laws = []
+        distributions = []
         for prompt in (views.teacher_ids, views.student_ids):
             ids = torch.tensor([[*prompt, *rollout.token_ids]])
-            laws.append(bench.model(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1))
-        t, s = laws[0].detach(), laws[1]
+            distributions.append(bench.model(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1))
+        t, s = distributions[0].detach(), distributions[1]
         if name == "forward_kl":
             total = total + (t.exp() * (t - s)).sum()
         elif name == "reverse_kl":
@@ -67,10 +67,10 @@ def test_the_gradient_of_a_divergence_step_equals_a_naive_reference_in_float64(m
 @pytest.mark.parametrize("support", ["full", "teacher"])
 def test_a_recorded_law_gives_the_gradient_of_a_second_forward(make_bench, support):
     objective = {"name": "forward_kl", "support": support, "num_kept": 20}
-    record = Record(hidden=True) if support == "full" else Record(top_k=20)
+    record = RecordOptions(hidden=True) if support == "full" else RecordOptions(top_k=20)
     options = {"dtype": DOUBLE, "objective": objective, "max_new_tokens": 12, "screening": KEEP_ALL}
     free = make_bench(**options, sampling={"record": record})
-    asked = make_bench(**options, sampling={"record": Record()})
+    asked = make_bench(**options, sampling={"record": RecordOptions()})
     calls = []
     score = free.trainer.teacher.score
     free.trainer.teacher.score = lambda *a: calls.append(1) or score(*a)
@@ -124,7 +124,7 @@ def test_the_gradient_does_not_depend_on_how_ranks_share_the_batch(make_bench):
 def test_a_frozen_teacher_under_the_students_prompt_has_divergence_zero(make_bench):
     bench = make_bench(
         dtype=DOUBLE, objective={"name": "reverse_kl"}, teacher={"kind": "base"}, screening=KEEP_ALL,
-        sampling={"view": "student", "record": Record()},
+        sampling={"view": "student", "record": RecordOptions()},
     )  # fmt: skip
     scored: list[int] = []
     score = bench.trainer.teacher.score
@@ -202,22 +202,22 @@ def test_importance_weights_are_one_where_the_student_writes_by_its_own_law(make
     assert_same(on_policy.gradients(), plain.gradients(), rtol=1e-5, atol=1e-7)
     cold = make_bench(
         dtype=DOUBLE, objective={"name": "reverse_kl", "importance": True}, sampling=STUDENT, screening=KEEP_ALL,
-        law=SamplingLaw(0.5),
+        distribution=SamplingParams(0.5),
     )  # fmt: skip
     values = cold.step().values
-    assert 0 < values["loss/mean_importance"] < 1, "a colder law draws likely tokens too often"
+    assert 0 < values["loss/mean_importance"] < 1, "a colder distribution draws likely tokens too often"
 
 
 def test_nll_and_forward_kl_on_teacher_samples_have_the_same_expected_gradient(make_bench):
     """The sums over a whole text, not token means: a text's length goes with its tokens.
 
-    Each sample's nll gradient minus its forward_kl gradient (with the recorded law) has mean zero; the values
+    Each sample's nll gradient minus its forward_kl gradient (with the recorded distribution) has mean zero; the values
     differ by the teacher's entropy.
     """
     benches = {
         name: make_bench(
             dtype=DOUBLE, objective={"name": name}, screening=KEEP_ALL, max_new_tokens=6,
-            sampling={"record": Record(hidden=True)},
+            sampling={"record": RecordOptions(hidden=True)},
         )
         for name in ("nll", "forward_kl")
     }  # fmt: skip

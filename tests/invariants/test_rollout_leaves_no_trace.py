@@ -1,4 +1,4 @@
-"""Rules 3, 4, 8 and 9: log-probs, terminators, no trace, no dropout."""
+"""Rules 3, 4, 8 and 9: log-probs, stop_token_ids, no trace, no dropout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from onpolicy_sdft.config.schema import ScreeningConfig
 from onpolicy_sdft.models.lora import inner_model
-from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingLaw
+from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingParams
 
 
 @pytest.fixture(params=["engine", "hf"])
@@ -60,7 +60,7 @@ def test_a_rollout_leaves_flags_checkpointing_random_state_and_weights_as_they_w
     bench = make_bench(lora=lora)
     stir(bench)
     before = snapshot(bench)
-    bench.rollout_backend.generate(requests(bench), SamplingLaw(temperature=0.9, top_p=0.95))
+    bench.rollout_backend.generate(requests(bench), SamplingParams(temperature=0.9, top_p=0.95))
     assert snapshot(bench) == before
 
 
@@ -74,7 +74,7 @@ def test_an_exception_in_the_middle_of_a_rollout_leaves_no_trace_either(make_ben
         raise RuntimeError("in the middle")
 
     with pytest.raises(RuntimeError, match="in the middle"):
-        bench.rollout_backend.generate(requests(bench), SamplingLaw(), explode)
+        bench.rollout_backend.generate(requests(bench), SamplingParams(), explode)
     assert snapshot(bench) == before
 
 
@@ -82,9 +82,9 @@ def test_an_exception_in_the_middle_of_a_rollout_leaves_no_trace_either(make_ben
 def test_autocast_around_a_rollout_changes_nothing_in_it(make_bench, lora):
     bench = make_bench(lora=lora)
     stir(bench)
-    expected = bench.rollout_backend.generate(requests(bench), SamplingLaw())
+    expected = bench.rollout_backend.generate(requests(bench), SamplingParams())
     with torch.autocast("cpu", torch.bfloat16):
-        assert bench.rollout_backend.generate(requests(bench), SamplingLaw()) == expected
+        assert bench.rollout_backend.generate(requests(bench), SamplingParams()) == expected
         assert torch.is_autocast_enabled("cpu")
 
 
@@ -92,8 +92,8 @@ def test_autocast_around_a_rollout_changes_nothing_in_it(make_bench, lora):
 def test_behaviour_logprobs_equal_a_plain_forward_of_the_same_tokens(make_bench, merge):
     bench = make_bench(lora={}, merge_adapter=merge)
     stir(bench)
-    law = SamplingLaw(temperature=0.7)
-    rollouts = bench.rollout_backend.generate(requests(bench), law)
+    params = SamplingParams(temperature=0.7)
+    rollouts = bench.rollout_backend.generate(requests(bench), params)
     bench.model.eval()
     for rollout in rollouts:
         ids = torch.tensor([[*rollout.prompt_token_ids, *rollout.token_ids]])
@@ -113,7 +113,7 @@ def test_merged_and_unmerged_adapters_write_the_same_tokens(make_bench):
     for merge in (True, False):
         bench = make_bench(lora={}, merge_adapter=merge)
         stir(bench)
-        texts.append([r.token_ids for r in bench.rollout_backend.generate(requests(bench), SamplingLaw())])
+        texts.append([r.token_ids for r in bench.rollout_backend.generate(requests(bench), SamplingParams())])
     assert texts[0] == texts[1]
 
 
@@ -121,15 +121,15 @@ def test_dropout_is_off_in_rollouts(make_bench):
     bench = make_bench(lora={"lora_dropout": 0.5}, merge_adapter=False)
     stir(bench)
     bench.model.train()
-    first = bench.rollout_backend.generate(requests(bench), SamplingLaw())
-    assert first == bench.rollout_backend.generate(requests(bench), SamplingLaw())
+    first = bench.rollout_backend.generate(requests(bench), SamplingParams())
+    assert first == bench.rollout_backend.generate(requests(bench), SamplingParams())
 
 
 def test_every_terminator_ends_a_rollout_and_exactly_one_is_kept(make_bench):
     bench = make_bench()
     both = (257, 110, 32)
-    bench.rollout_backend.terminators = both
-    for rollout in bench.rollout_backend.generate(requests(bench, 60), SamplingLaw()):
+    bench.rollout_backend.stop_token_ids = both
+    for rollout in bench.rollout_backend.generate(requests(bench, 60), SamplingParams()):
         inside = [token for token in rollout.token_ids if token in both]
         assert len(inside) == (rollout.finish_reason == "stop")
         assert (rollout.token_ids[-1] in both) == (rollout.finish_reason == "stop")
@@ -150,7 +150,7 @@ def test_a_rollout_that_hit_the_limit_is_truncated_and_falls_back_by_default(mak
 def test_limits_are_each_requests_own(make_bench):
     bench = make_bench()
     asked = [RolloutRequest(v.teacher_ids, NoiseKey(0, 0, str(i)), i + 1) for i, v in enumerate(bench.views)]
-    alone = [bench.rollout_backend.generate([request], SamplingLaw())[0] for request in asked]
-    together = bench.rollout_backend.generate(asked, SamplingLaw())
+    alone = [bench.rollout_backend.generate([request], SamplingParams())[0] for request in asked]
+    together = bench.rollout_backend.generate(asked, SamplingParams())
     assert [r.token_ids for r in together] == [r.token_ids for r in alone]
     assert all(len(r.token_ids) <= i + 1 for i, r in enumerate(together))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from onpolicy_sdft.config.schema import ScreeningConfig
 from onpolicy_sdft.errors import TrainingError
-from onpolicy_sdft.types import SamplingLaw
+from onpolicy_sdft.types import SamplingParams
 
 DEVICE_DTYPE = torch.float64
 
@@ -59,7 +59,7 @@ def test_the_gradient_does_not_depend_on_the_micro_batch_split_or_the_chunk(make
 
 
 def test_the_loss_is_at_temperature_one_even_when_sampling_is_not(make_bench):
-    bench = make_bench(dtype=DEVICE_DTYPE, law=SamplingLaw(temperature=0.5, top_k=20))
+    bench = make_bench(dtype=DEVICE_DTYPE, params=SamplingParams(temperature=0.5, top_k=20))
     rollouts = bench.trainer.source.rollouts(bench.views, step=0)
     targets = bench.trainer.screen(bench.views, rollouts, lambda v, n: [])
     expected = naive_loss(bench, targets).item()

@@ -68,7 +68,7 @@ def test_a_killed_distiller_goes_on_and_writes_the_same_file(options, tmp_path, 
     monkeypatch.setitem(job.distill.__globals__, "append_jsonl", append)
     assert main(["distill", *options, "--distill.output_dir", str(parts)]) == 2, "not without being asked to"
     again = [*options, "--distill.output_dir", str(parts), "--distill.resume", "auto"]
-    assert main([*("distill",), *again, "--rollout.temperature", "0.5"]) == 2, "not with another law"
+    assert main([*("distill",), *again, "--rollout.temperature", "0.5"]) == 2, "not with another distribution"
     assert main(["distill", *again]) == 0
     assert (parts / "distilled.jsonl").read_text() == (whole / "distilled.jsonl").read_text()
 

@@ -51,7 +51,7 @@ eval: {{kl_prompts: 0}}
 
 METHODS: dict[str, dict[str, Any]] = {
     "its text": {"feedback.num_attempts": 2},
-    "its law": {
+    "its distribution": {
         "rollout.view": "student", "objective.name": "reverse_kl", "teacher.weights": "ema", "teacher.half_life": 2.0,
         "context.show": "none", "feedback.show_attempt": False,
     },

@@ -4,7 +4,7 @@ import pytest
 
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.jobs.method import make_sampling
-from onpolicy_sdft.types import Record
+from onpolicy_sdft.types import RecordOptions
 
 KL = {"objective.name": "forward_kl"}
 TOP = {**KL, "objective.support": "teacher", "objective.num_kept": 8}
@@ -13,13 +13,13 @@ TOP = {**KL, "objective.support": "teacher", "objective.num_kept": 8}
 @pytest.mark.parametrize(
     ("options", "record"),
     [
-        ({}, Record()),
-        (KL, Record(hidden=True)),
-        (TOP, Record(top_k=8)),
-        ({**KL, "rollout.view": "student"}, Record()),  # not written by the law that is learned
-        ({**KL, "rollout.decode_copy": "bfloat16"}, Record()),  # written under rounded weights
-        ({**KL, "model.dtype": "bfloat16"}, Record()),  # adapters merged into bfloat16
-        ({**KL, "model.dtype": "bfloat16", "rollout.merge_adapter": False}, Record(hidden=True)),
+        ({}, RecordOptions()),
+        (KL, RecordOptions(hidden=True)),
+        (TOP, RecordOptions(top_k=8)),
+        ({**KL, "rollout.view": "student"}, RecordOptions()),  # not written by the distribution that is learned
+        ({**KL, "rollout.decode_copy": "bfloat16"}, RecordOptions()),  # written under rounded weights
+        ({**KL, "model.dtype": "bfloat16"}, RecordOptions()),  # adapters merged into bfloat16
+        ({**KL, "model.dtype": "bfloat16", "rollout.merge_adapter": False}, RecordOptions(hidden=True)),
     ],
 )
 def test_laws_are_recorded_only_where_rollouts_are_written_under_them(options, record):

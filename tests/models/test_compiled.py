@@ -15,11 +15,11 @@ from onpolicy_sdft.models.compiled import compile_layers, uncompiled
 from onpolicy_sdft.models.packed import attention_of
 from onpolicy_sdft.models.policy import Policy
 from onpolicy_sdft.models.trace import no_trace
-from onpolicy_sdft.objectives.inputs import Signals
+from onpolicy_sdft.objectives.inputs import LossInputs
 from onpolicy_sdft.objectives.objective import Objective
-from onpolicy_sdft.types import Row
+from onpolicy_sdft.types import TrainingRow
 
-ROWS = [Row(tuple(range(2, 4 + n)), tuple(range(5, 9 + n))) for n in range(4)]
+ROWS = [TrainingRow(tuple(range(2, 4 + n)), tuple(range(5, 9 + n))) for n in range(4)]
 
 
 def tiny():
@@ -34,7 +34,7 @@ def tiny():
 def learned(policy, batch):
     policy.zero_grad()
     with attention_of(batch, policy):
-        loss, _ = policy(batch, Objective(), Signals(batch.weights, batch.plain))
+        loss, _ = policy(batch, Objective(), LossInputs(batch.weights, batch.plain))
         loss.backward()
     return loss.detach(), [parameter.grad.clone() for parameter in policy.parameters()]
 

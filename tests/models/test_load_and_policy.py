@@ -30,7 +30,7 @@ from onpolicy_sdft.models.load import load, load_tokenizer, terminator_ids
 from onpolicy_sdft.models.lora import inner_model, prepare_trainable
 from onpolicy_sdft.models.policy import Policy, body, check_head, head_of, hidden_at_loss_tokens
 from onpolicy_sdft.train.optim import make_optimizer
-from onpolicy_sdft.types import Row
+from onpolicy_sdft.types import TrainingRow
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -227,7 +227,7 @@ def make_pair(model_dir):
 def test_padding_asks_for_no_position_that_a_model_does_not_have():
     config = GPT2Config(vocab_size=96, n_positions=50, n_embd=16, n_layer=1, n_head=2)
     model = GPT2LMHeadModel(config).eval()
-    batch = collate([Row((3,) * 40, (5,) * 9), Row((4,), (6, 7))], 0)
+    batch = collate([TrainingRow((3,) * 40, (5,) * 9), TrainingRow((4,), (6, 7))], 0)
     assert batch.input_ids.shape[1] > config.n_positions
     hidden = hidden_at_loss_tokens(model, batch)
     alone = model.transformer(torch.tensor([[4, 6, 7]])).last_hidden_state[0, :2]

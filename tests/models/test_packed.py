@@ -14,9 +14,9 @@ from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.models.packed import Packing, Scoring, attention_of, kernel_takes, packed_attention
 from onpolicy_sdft.models.packing import Packs, examine
 from onpolicy_sdft.models.policy import Policy, body
-from onpolicy_sdft.objectives.inputs import Signals
+from onpolicy_sdft.objectives.inputs import LossInputs
 from onpolicy_sdft.objectives.objective import Objective
-from onpolicy_sdft.types import Row
+from onpolicy_sdft.types import TrainingRow
 from tests.rollout.toys import END, FAMILIES, SIZES, make, with_adapter
 
 PAD = END
@@ -25,10 +25,10 @@ FLOAT32 = {"gemma2", "gpt_oss"}
 CPU = torch.device("cpu")
 
 
-def row(num_prompt: int, num_target: int, seed: int = 0, **options) -> Row:
+def row(num_prompt: int, num_target: int, seed: int = 0, **options) -> TrainingRow:
     generator = torch.Generator().manual_seed(1000 * seed + num_prompt)
     ids = torch.randint(0, END, (num_prompt + num_target,), generator=generator).tolist()
-    return Row(tuple(ids[:num_prompt]), tuple(ids[num_prompt:]), **options)
+    return TrainingRow(tuple(ids[:num_prompt]), tuple(ids[num_prompt:]), **options)
 
 
 #: 5 to 64 tokens; neighbours of one length, and one that learns nothing.
@@ -45,7 +45,7 @@ def learn(model, rows, *, packed):
     policy.zero_grad()
     batch = collate(rows, PAD, packed=packed)
     with attention_of(batch, policy):
-        loss, _ = policy(batch, Objective(), Signals(batch.weights, batch.plain))
+        loss, _ = policy(batch, Objective(), LossInputs(batch.weights, batch.plain))
         loss.backward()
     return loss.detach(), {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
 
@@ -107,7 +107,7 @@ def test_other_tokens_in_one_row_change_nothing_of_another(family):
 
 def test_a_micro_batch_without_loss_tokens_reaches_every_weight():
     model = make("llama", torch.float64)
-    loss, gradients = learn(model, [Row((PAD,), ())], packed=True)
+    loss, gradients = learn(model, [TrainingRow((PAD,), ())], packed=True)
     assert loss == 0.0
     assert gradients.keys() == {name for name, _ in Policy(model).named_parameters()}
 

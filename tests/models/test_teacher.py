@@ -11,10 +11,10 @@ from peft import LoraConfig, get_peft_model
 from onpolicy_sdft.data.collate import collate
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.models.teacher import Teacher
-from onpolicy_sdft.types import Row
+from onpolicy_sdft.types import TrainingRow
 
 IDS = torch.tensor([[1, 2, 3, 4, 5, 6, 7]])
-BATCH = collate([Row((1, 2, 3), (4, 5, 6, 7))], 0)
+BATCH = collate([TrainingRow((1, 2, 3), (4, 5, 6, 7))], 0)
 
 
 @pytest.fixture(params=["full", "lora"])

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from onpolicy_sdft.models.policy import Head
 from onpolicy_sdft.objectives.divergence import blended
-from onpolicy_sdft.objectives.inputs import FullLaw, Signals, TopLaw
-from onpolicy_sdft.objectives.objective import FIGURES, Objective, chunk_size
+from onpolicy_sdft.objectives.inputs import LossInputs, TeacherHidden, TopKLogprobs
+from onpolicy_sdft.objectives.objective import LOSS_PARTS, Objective, chunk_size
 
 N, D, V = 13, 6, 31
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
@@ -20,8 +20,8 @@ HEADS = [{}, {"scale": 0.3}, {"softcap": 2.0}, {"scale": 0.5, "softcap": 3.0}]
 
 
 def plain_signals(n):
-    """Every token alike, and no law."""
-    return Signals(torch.ones(n), torch.zeros(n, dtype=torch.bool))
+    """Every token alike, and no distribution."""
+    return LossInputs(torch.ones(n), torch.zeros(n, dtype=torch.bool))
 
 
 def draw(*shape, seed=0, dtype=torch.float64, grad=False):
@@ -34,8 +34,8 @@ def inputs(dtype=torch.float64, n=N, **head):
     return draw(n, D, dtype=dtype, grad=True), Head(draw(V, D, seed=2, dtype=dtype, grad=True), **head), labels
 
 
-def teacher_law(n=N, seed=5):
-    return FullLaw(draw(n, D, seed=seed), Head(draw(V, D, seed=seed + 1)))
+def teacher_distribution(n=N, seed=5):
+    return TeacherHidden(draw(n, D, seed=seed), Head(draw(V, D, seed=seed + 1)))
 
 
 def naive_divergence(name, p, q, beta):
@@ -72,10 +72,10 @@ def test_nll_equals_plain_cross_entropy(chunk, head):
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_a_divergence_equals_its_formula_over_the_whole_vocabulary(name, head, chunk):
     hidden, layer, labels = inputs(**head)
-    law = teacher_law()
-    p, q = law.head.logits(law.hidden_MD).softmax(-1), layer.logits(hidden).softmax(-1)
+    distribution = teacher_distribution()
+    p, q = distribution.head.logits(distribution.hidden_MD).softmax(-1), layer.logits(hidden).softmax(-1)
     naive = naive_divergence(name, p, q, 0.3).sum()
-    signals = Signals(torch.ones(N), torch.zeros(N, dtype=torch.bool), law)
+    signals = LossInputs(torch.ones(N), torch.zeros(N, dtype=torch.bool), distribution)
     check_gradients(Objective(name, beta=0.3, chunk_tokens=chunk), hidden, layer, labels, signals, naive)
 
 
@@ -86,13 +86,13 @@ def test_kept_tokens_and_a_tail_equal_the_formula_over_buckets(name, support, re
     if recorded and support == "student":
         pytest.skip("what is recorded is the teacher's")
     hidden, layer, labels = inputs(softcap=4.0)
-    law = teacher_law()
-    p, q = law.head.logits(law.hidden_MD).softmax(-1), layer.logits(hidden).softmax(-1)
+    distribution = teacher_distribution()
+    p, q = distribution.head.logits(distribution.hidden_MD).softmax(-1), layer.logits(hidden).softmax(-1)
     kept = (p if support == "teacher" else q).topk(5).indices
     buckets = [torch.cat([x.gather(-1, kept), 1 - x.gather(-1, kept).sum(-1, keepdim=True)], -1) for x in (p, q)]
     naive = naive_divergence(name, *buckets, 0.3).sum()
-    given = TopLaw(kept, p.gather(-1, kept).log()) if recorded else law
-    signals = Signals(torch.ones(N), torch.zeros(N, dtype=torch.bool), given)
+    given = TopKLogprobs(kept, p.gather(-1, kept).log()) if recorded else distribution
+    signals = LossInputs(torch.ones(N), torch.zeros(N, dtype=torch.bool), given)
     objective = Objective(name, beta=0.3, support=support, num_kept=5, chunk_tokens=4)
     check_gradients(objective, hidden, layer, labels, signals, naive)
 
@@ -100,13 +100,13 @@ def test_kept_tokens_and_a_tail_equal_the_formula_over_buckets(name, support, re
 @pytest.mark.parametrize(("name", "support"), list(itertools.product(DIVERGENCES, ("teacher", "student"))))
 def test_keeping_every_token_is_the_whole_vocabulary(name, support):
     hidden, layer, labels = inputs()
-    signals = Signals(torch.ones(N), torch.zeros(N, dtype=torch.bool), teacher_law())
+    signals = LossInputs(torch.ones(N), torch.zeros(N, dtype=torch.bool), teacher_distribution())
     kept = Objective(name, support=support, num_kept=V)(hidden, layer, labels, signals).loss_sum
     nearly = Objective(name, support=support, num_kept=V - 1)(hidden, layer, labels, signals).loss_sum
     full = Objective(name)(hidden, layer, labels, signals).loss_sum
-    law = signals.teacher
-    logs, ids = law.head.logits(law.hidden_MD).log_softmax(-1).sort(-1, descending=True)
-    recorded = Signals(signals.weights_N, signals.plain_N, TopLaw(ids, logs))
+    distribution = signals.teacher
+    logs, ids = distribution.head.logits(distribution.hidden_MD).log_softmax(-1).sort(-1, descending=True)
+    recorded = LossInputs(signals.weights_N, signals.plain_N, TopKLogprobs(ids, logs))
     from_record = Objective(name, support=support, num_kept=V)(hidden, layer, labels, recorded).loss_sum
     torch.testing.assert_close(from_record, full)
     torch.testing.assert_close(kept, full)
@@ -116,16 +116,16 @@ def test_keeping_every_token_is_the_whole_vocabulary(name, support):
 def test_the_score_function_gradient_is_that_of_the_divergence_in_expectation():
     """By enumeration: sum_y s(y) (log s(y) - log t(y)) grad log s(y) = grad KL(s || t)."""
     hidden, layer, _ = inputs(n=1)
-    law = teacher_law(1)
+    distribution = teacher_distribution(1)
     total, value = torch.zeros_like(hidden), 0.0
     probabilities = layer.logits(hidden).softmax(-1)[0]
     for token in range(V):
-        signals = Signals(torch.ones(1), torch.zeros(1, dtype=torch.bool), law)
+        signals = LossInputs(torch.ones(1), torch.zeros(1, dtype=torch.bool), distribution)
         loss = Objective("sampled_reverse_kl")(hidden, layer, torch.tensor([token]), signals).loss_sum
         (gradient,) = torch.autograd.grad(loss, hidden)
         total += probabilities[token].detach() * gradient
         value += probabilities[token].item() * loss.item()
-    p = law.head.logits(law.hidden_MD).softmax(-1)
+    p = distribution.head.logits(distribution.hidden_MD).softmax(-1)
     divergence = naive_divergence("reverse_kl", p, layer.logits(hidden).softmax(-1), 0.5).sum()
     (expected,) = torch.autograd.grad(divergence, hidden)
     torch.testing.assert_close(total, expected)
@@ -146,18 +146,18 @@ def test_weights_clip_importance_plain_tokens_and_anchor_are_what_they_say(name)
     hidden, layer, labels = inputs()
     plain = torch.arange(N) % 4 == 1
     own = ~plain
-    law, anchor = teacher_law(int(own.sum())), teacher_law(N, seed=9)
+    distribution, anchor = teacher_distribution(int(own.sum())), teacher_distribution(N, seed=9)
     weights = torch.linspace(0.2, 1.5, N)
     drawn = draw(int(own.sum()), seed=11) - 3
     clip = 2.5
     objective = Objective(
         name, beta=0.3, clip=clip, anchor_weight=0.4, importance=True, importance_cap=1.2, chunk_tokens=3
     )
-    signals = Signals(weights, plain, law, anchor, drawn)
+    signals = LossInputs(weights, plain, distribution, anchor, drawn)
 
     logs = layer.logits(hidden).log_softmax(-1)
     at_label = logs.gather(-1, labels[:, None])[:, 0]
-    p, q = law.head.logits(law.hidden_MD).softmax(-1), logs.exp()[own]
+    p, q = distribution.head.logits(distribution.hidden_MD).softmax(-1), logs.exp()[own]
     if name == "nll":
         losses = -at_label[own]
     elif name == "sampled_reverse_kl":
@@ -174,7 +174,7 @@ def test_weights_clip_importance_plain_tokens_and_anchor_are_what_they_say(name)
     a = anchor.head.logits(anchor.hidden_MD).softmax(-1)
     anchor_sum = 0.4 * (weights * naive_divergence("reverse_kl", a, logs.exp(), 0.5)).sum()
     found = check_gradients(objective, hidden, layer, labels, signals, own_sum + plain_sum + anchor_sum)
-    figures = dict(zip(FIGURES, found.figures.tolist(), strict=True))
+    figures = dict(zip(LOSS_PARTS, found.figures.tolist(), strict=True))
     assert figures["own"] == pytest.approx(own_sum.item(), rel=1e-6)
     assert figures["plain"] == pytest.approx(plain_sum.item(), rel=1e-6)
     assert figures["anchor"] == pytest.approx(anchor_sum.item(), rel=1e-6)
@@ -187,8 +187,8 @@ def test_weights_clip_importance_plain_tokens_and_anchor_are_what_they_say(name)
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_a_blended_target_and_disagreement_are_what_they_say_and_have_no_gradient(name, given):
     hidden, layer, labels = inputs(softcap=4.0)
-    law, b, apart = teacher_law(), 0.4, 1.5
-    p, s = law.head.logits(law.hidden_MD).log_softmax(-1), layer.logits(hidden).log_softmax(-1)
+    distribution, b, apart = teacher_distribution(), 0.4, 1.5
+    p, s = distribution.head.logits(distribution.hidden_MD).log_softmax(-1), layer.logits(hidden).log_softmax(-1)
     num_kept = 0 if given == "full" else V if given == "recorded whole" else 5
     kept = (s if given == "student" else p).topk(num_kept).indices
     place = labels
@@ -212,20 +212,20 @@ def test_a_blended_target_and_disagreement_are_what_they_say_and_have_no_gradien
     objective = Objective(
         name, beta=0.3, support=support, num_kept=num_kept, blend=b, disagreement=apart, clip=clip, chunk_tokens=4
     )
-    teacher = TopLaw(kept, p.gather(-1, kept)) if given.startswith("recorded") else law
-    signals = Signals(torch.ones(N), torch.zeros(N, dtype=torch.bool), teacher)
+    teacher = TopKLogprobs(kept, p.gather(-1, kept)) if given.startswith("recorded") else distribution
+    signals = LossInputs(torch.ones(N), torch.zeros(N, dtype=torch.bool), teacher)
     check_gradients(objective, hidden, layer, labels, signals, naive)
 
 
 def test_a_blended_target_of_no_weight_is_the_teacher():
-    law = torch.randn(4, 9).log_softmax(-1)
-    torch.testing.assert_close(blended(law, torch.randn(4, 9).log_softmax(-1), 0.0), law)
+    distribution = torch.randn(4, 9).log_softmax(-1)
+    torch.testing.assert_close(blended(distribution, torch.randn(4, 9).log_softmax(-1), 0.0), distribution)
 
 
 def test_a_label_that_was_not_drawn_has_importance_one():
     hidden, layer, labels = inputs()
     drawn = torch.full((N,), math.nan)
-    signals = Signals(torch.ones(N), torch.zeros(N, dtype=torch.bool), sampling_logprobs_M=drawn)
+    signals = LossInputs(torch.ones(N), torch.zeros(N, dtype=torch.bool), sampling_logprobs_M=drawn)
     with_importance = Objective(importance=True)(hidden, layer, labels, signals)
     torch.testing.assert_close(with_importance.loss_sum, Objective()(hidden, layer, labels, signals).loss_sum)
 
@@ -242,9 +242,9 @@ def test_a_bias_is_part_of_the_logits_and_has_a_gradient():
 @pytest.mark.parametrize("name", ["nll", *DIVERGENCES])
 def test_bfloat16_compute_gives_a_float32_loss_close_to_the_exact_one(name):
     hidden, layer, labels = inputs(torch.float32)
-    exact = teacher_law()
-    law = FullLaw(exact.hidden_MD.float(), Head(exact.head.weight_VD.float()))
-    signals = Signals(torch.ones(N), torch.zeros(N, dtype=torch.bool), law)
+    exact = teacher_distribution()
+    distribution = TeacherHidden(exact.hidden_MD.float(), Head(exact.head.weight_VD.float()))
+    signals = LossInputs(torch.ones(N), torch.zeros(N, dtype=torch.bool), distribution)
     wide = Objective(name)(hidden, layer, labels, signals).loss_sum
     with torch.autocast("cpu", torch.bfloat16):
         narrow = Objective(name)(hidden, layer, labels, signals).loss_sum
@@ -280,7 +280,7 @@ def test_no_more_than_a_chunk_of_logits_is_alive_and_nothing_is_computed_twice(m
 
     monkeypatch.setattr(Head, "finish", spy)
     hidden, layer, labels = inputs(n=100)
-    signals = Signals(torch.ones(100), torch.zeros(100, dtype=torch.bool), teacher_law(100))
+    signals = LossInputs(torch.ones(100), torch.zeros(100, dtype=torch.bool), teacher_distribution(100))
     Objective(name, chunk_tokens=32)(hidden, layer, labels, signals).loss_sum.backward()
     assert max(seen) == 32
     assert sum(seen) == 100 * (1 if name == "nll" else 2)

@@ -148,7 +148,7 @@ def figure(value, by=0.05):
     return {"value": value, "low": value - by, "high": value + by}
 
 
-#: Rows: the seed model, then after code, after calls, after math.
+#: Rows: the base model, then after code, after calls, after math.
 MATRIX = [[0.2, 0.1, 0.3], [0.7, 0.15, 0.3], [0.5, 0.8, 0.35], [0.4, 0.6, 0.9]]
 
 

@@ -63,10 +63,10 @@ def test_nothing_of_a_whole_directory_is_missing_and_every_block_says_where_it_i
 def test_a_sequence_shows_its_matrix_with_intervals_and_its_metrics(documents):
     tables = blocks(documents["seq"])
     rows = cells(tables["accuracy"])
-    assert [row["stage"] for row in rows] == ["seed model", "after code", "after calls", "after math"]
+    assert [row["stage"] for row in rows] == ["base model", "after code", "after calls", "after math"]
     assert rows[2]["calls\n(task, n = 128)"] == "0.800 [0.750, 0.850]"
     assert rows[3]["short_facts\n(never trained, n = 120)"] == "0.350 [0.300, 0.400]"
-    assert [row["KL(seed || tuned)\nnats a token"] for row in rows] == [
+    assert [row["KL(base || tuned)\nnats a token"] for row in rows] == [
         "-", "0.0200 [0.0100, 0.0300]", "0.0400 [0.0300, 0.0500]", "0.0625 [0.0525, 0.0725]",
     ]  # fmt: skip
     found = {row["metric"]: row["value [95 %]"] for row in cells(tables["metrics"])}
@@ -141,7 +141,7 @@ def test_a_shift_shows_similarities_kl_and_likelihood(documents):
     first, second = cells(tables["shift"])
     assert first["similarity [95 %]"] == "0.650 [0.500, 0.800]"
     assert second["similarity [95 %]"].startswith("0.950 ")
-    assert first["KL(seed || tuned), nats a token"] == "0.4000 [0.3500, 0.4500]"
+    assert first["KL(base || tuned), nats a token"] == "0.4000 [0.3500, 0.4500]"
     assert first["NLL of the seed's answers"] == "1.5000 [1.4000, 1.6000]"
     assert "similarities" in blocks(documents["shf"], Picture)
     assert "similarities" not in tables["shift"].data[0]
@@ -209,7 +209,7 @@ def test_a_sequence_that_is_not_whole_shows_what_there_is(tmp_path):
     content |= {"stages": content["stages"][:1], "kl": content["kl"][:2], "metrics": {}, "forgetting_by_task": {}}
     write_json_atomic(tmp_path / "seq" / "sequence.json", content)
     document = compose([tmp_path / "seq"], tmp_path)
-    assert [row["stage"] for row in cells(blocks(document)["accuracy"])] == ["seed model", "after code"]
+    assert [row["stage"] for row in cells(blocks(document)["accuracy"])] == ["base model", "after code"]
     assert {"accuracy", "stages"} <= set(blocks(document, Picture))
     assert document.parts[0].missing == []
 

@@ -27,7 +27,7 @@ def test_the_heat_map_has_value_and_interval_in_each_cell_and_retention_apart():
     assert written(held) == [
         "0.50", "0.45 to 0.55", "0.45", "0.40 to 0.50", "0.40", "0.35 to 0.45", "0.35", "0.30 to 0.40",
     ]  # fmt: skip
-    assert ticks(tasks.yaxis) == ["seed model", "after code", "after calls", "after math"]
+    assert ticks(tasks.yaxis) == ["base model", "after code", "after calls", "after math"]
     assert ticks(tasks.xaxis) == ["code\nn = 128", "calls\nn = 128", "math\nn = 128"]
     corners = [(patch.get_x(), patch.get_y()) for patch in tasks.patches]
     assert corners == [(i - 0.48, i + 1 - 0.48) for i in range(3)]  # stage i + 1 trained task i

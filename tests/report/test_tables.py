@@ -82,7 +82,7 @@ def test_plain_text_has_one_line_a_set():
 def test_the_shift_is_a_sentence_where_it_was_measured():
     kl = {"mean": 0.01234, "low": 0.01, "high": 0.015, "num_completions": 60, "num_tokens": 4321}
     assert kl_sentence({"after": {"kl": kl}}) == (
-        "KL(seed || tuned) on general prompts: 0.0123 [0.0100, 0.0150] nats per token (60 completions, 4,321 tokens)."
+        "KL(base || tuned) on general prompts: 0.0123 [0.0100, 0.0150] nats per token (60 completions, 4,321 tokens)."
     )
     for summary in (
         {},
@@ -96,7 +96,7 @@ def test_the_shift_is_a_sentence_where_it_was_measured():
 def test_the_likelihood_is_in_the_sentence_where_it_was_measured():
     kl = {"mean": 0.01, "num_completions": 6, "num_tokens": 43, "nll_mean": 1.25, "nll_low": 1.0, "nll_high": 1.5}
     assert kl_sentence({"after": {"kl": kl}}) == (
-        "KL(seed || tuned) on general prompts: 0.0100 nats per token (6 completions, 43 tokens). "
+        "KL(base || tuned) on general prompts: 0.0100 nats per token (6 completions, 43 tokens). "
         "NLL of the same completions under the tuned model: 1.2500 [1.0000, 1.5000] nats per token."
     )
 

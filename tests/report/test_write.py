@@ -108,13 +108,13 @@ def test_the_form_follows_the_ending_of_the_output(tmp_path, name, starts):
 
 
 def test_an_output_that_is_a_directory_is_refused_before_anything_is_read(tmp_path):
-    with pytest.raises(ConfigError, match=r"is a directory\. Way out: name a file in it"):
+    with pytest.raises(ConfigError, match=r"is a directory\. Fix: name a file in it"):
         write_report([tmp_path / "none"], output=tmp_path)
 
 
 def test_what_holds_nothing_is_refused_with_the_way_out(tmp_path):
     (tmp_path / "report.html").write_text("of another report")
-    with pytest.raises(RunDirectoryError, match=r"not a run directory.*sequence\.json.*Way out: give the output"):
+    with pytest.raises(RunDirectoryError, match=r"not a run directory.*sequence\.json.*Fix: give the output"):
         write_report([tmp_path])
     with pytest.raises(RunDirectoryError, match="no such directory"):
         write_report([tmp_path / "none"])

@@ -19,13 +19,13 @@ from onpolicy_sdft.rollout.grid import GridCall, GridStep, OnTheDevice
 from onpolicy_sdft.rollout.hf import HFBackend
 from onpolicy_sdft.rollout.noise import key_words
 from onpolicy_sdft.rollout.sampling import draw, warpers
-from onpolicy_sdft.types import Blend, NoiseKey, Record, RolloutRequest, SamplingLaw
+from onpolicy_sdft.types import Blend, NoiseKey, RecordOptions, RolloutRequest, SamplingParams
 
 LAWS = {
-    "own": SamplingLaw(),
-    "greedy": SamplingLaw(0.0),
-    "filtered": SamplingLaw(0.8, 20, 0.9),
-    "penalised": SamplingLaw(0.8, repetition_penalty=1.3),
+    "own": SamplingParams(),
+    "greedy": SamplingParams(0.0),
+    "filtered": SamplingParams(0.8, 20, 0.9),
+    "penalised": SamplingParams(0.8, repetition_penalty=1.3),
 }
 FLOATS = ("logprobs", "sampling_logprobs", "entropies", "bare_logprobs", "blends")
 
@@ -41,7 +41,7 @@ def pair(num=5, weight=0.4, budget=None, limit=8, every=1):
 
 
 @torch.no_grad()
-def plain(model, request, law):
+def plain(model, request, params):
     """A blended text by whole forwards of both prompts, a token at a time, with its figures."""
     texts = [list(prompt) for prompt in request.prompts]
     figures = {name: [] for name in FLOATS}
@@ -55,13 +55,13 @@ def plain(model, request, law):
         b = smallest(p, s, request.blend)
         mixed = ((1 - b) * own + b * bare).clone()
         q = mixed.log_softmax(-1)
-        processed = warpers(law)(torch.tensor([texts[0]]), mixed)
+        processed = warpers(params)(torch.tensor([texts[0]]), mixed)
         words, place = key_words([request.key]), torch.tensor([len(written)])
-        token = int(draw(mixed, processed, torch.tensor([law.greedy]), words, place).token_ids)
+        token = int(draw(mixed, processed, torch.tensor([params.greedy]), words, place).token_ids)
         for name, value in (
             ("logprobs", p[0, token]),
             ("bare_logprobs", s[0, token]),
-            ("sampling_logprobs", 0.0 if law.greedy else processed.log_softmax(-1)[0, token]),
+            ("sampling_logprobs", 0.0 if params.greedy else processed.log_softmax(-1)[0, token]),
             ("entropies", -(q.exp() * q).sum()),
             ("blends", b),
         ):
@@ -84,28 +84,28 @@ def kl(p, s, b):
     return float((q.exp() * (q - s)).sum())
 
 
-def assert_plain(model, requests, law, *tries, closeness=1e-6):
+def assert_plain(model, requests, params, *tries, closeness=1e-6):
     for request, *rollouts in zip(requests, *tries, strict=True):
-        written, figures = plain(model, request, law)
+        written, figures = plain(model, request, params)
         for rollout in rollouts:
             assert rollout.token_ids == written
             for name in FLOATS:
                 assert getattr(rollout, name) == pytest.approx(figures[name], abs=closeness), name
 
 
-@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("distribution", LAWS.values(), ids=LAWS)
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
-def test_tokens_and_figures_are_those_of_plain_forwards_mixed(weight, law):
+def test_tokens_and_figures_are_those_of_plain_forwards_mixed(weight, params):
     model, requests = make("llama", torch.float64), pair(weight=weight)
     shapes = ({"num_slots": 2, "max_draft_tokens": 0}, {"num_slots": 5}, {"num_slots": 12, "prefill_tokens": 9})
-    assert_plain(model, requests, law, *(engine(model, **shape).generate(requests, law) for shape in shapes))
+    assert_plain(model, requests, params, *(engine(model, **shape).generate(requests, params) for shape in shapes))
 
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"gpt_oss"}))  # its experts know no float64
 def test_every_family_is_blended(family):
     model, requests = make(family, torch.float64), pair(3, weight=0.3)
-    rollouts = engine(model).generate(requests, SamplingLaw())
-    assert_plain(model, requests, SamplingLaw(), rollouts, closeness=1e-5)
+    rollouts = engine(model).generate(requests, SamplingParams())
+    assert_plain(model, requests, SamplingParams(), rollouts, closeness=1e-5)
 
 
 def test_with_no_weight_it_is_the_own_text_and_with_all_of_it_the_bare_prompts():
@@ -113,8 +113,8 @@ def test_with_no_weight_it_is_the_own_text_and_with_all_of_it_the_bare_prompts()
     for weight, prompts in ((0.0, 0), (1.0, 1)):
         requests = pair(weight=weight)
         alone = [replace(r, prompt_token_ids=r.prompts[prompts], blend=None) for r in requests]
-        for law in (LAWS["own"], LAWS["filtered"]):
-            blended, expected = (engine(model).generate(each, law) for each in (requests, alone))
+        for params in (LAWS["own"], LAWS["filtered"]):
+            blended, expected = (engine(model).generate(each, params) for each in (requests, alone))
             assert tokens(blended) == tokens(expected)
             for mine, theirs in zip(blended, expected, strict=True):
                 assert (mine.logprobs, mine.bare_logprobs)[prompts] == pytest.approx(theirs.logprobs, abs=1e-9)
@@ -122,22 +122,22 @@ def test_with_no_weight_it_is_the_own_text_and_with_all_of_it_the_bare_prompts()
 
 
 def test_drafts_are_verified_against_the_blended_law():
-    model, law = make("llama", torch.float64), SamplingLaw(0.5)
+    model, params = make("llama", torch.float64), SamplingParams(0.5)
     requests = pair(weight=0.4, limit=30)
-    without = tokens(engine(model, max_draft_tokens=0).generate(requests, law))
+    without = tokens(engine(model, max_draft_tokens=0).generate(requests, params))
     helped = [replace(r, draft_token_ids=(text[:9] + text[11:],)) for r, text in zip(requests, without, strict=True)]
     for grid in (False, True):
         one = engine(model, grid=grid)
-        assert tokens(one.generate(helped, law)) == without
+        assert tokens(one.generate(helped, params)) == without
         assert one.stats.num_accepted_tokens > 20
 
 
 @pytest.mark.parametrize("grid", [False, True])
 @pytest.mark.parametrize("num_slots", [2, 3, 8])
 def test_calls_may_mix_requests_that_are_blended_with_others(grid, num_slots):
-    model, requests, law = make("llama", torch.float64), pair(7, every=2), SamplingLaw(0.9)
-    mixed = engine(model, grid=grid, num_slots=num_slots).generate(requests, law)
-    alone = [engine(model, grid=grid).generate([request], law)[0] for request in requests]
+    model, requests, params = make("llama", torch.float64), pair(7, every=2), SamplingParams(0.9)
+    mixed = engine(model, grid=grid, num_slots=num_slots).generate(requests, params)
+    alone = [engine(model, grid=grid).generate([request], params)[0] for request in requests]
     assert tokens(mixed) == tokens(alone)
     assert [bool(rollout.bare_logprobs) for rollout in mixed] == [request.blend is not None for request in requests]
     for mine, theirs in zip(mixed, alone, strict=True):
@@ -146,21 +146,21 @@ def test_calls_may_mix_requests_that_are_blended_with_others(grid, num_slots):
 
 
 def test_a_request_without_a_blend_after_a_call_with_some_is_written_as_before():
-    model, law = make("llama", torch.float64), SamplingLaw()
+    model, params = make("llama", torch.float64), SamplingParams()
     for grid in (False, True):
         one = engine(model, grid=grid)
-        before = one.generate(ask(5), law)
-        one.generate(pair(5), law)
-        assert one.generate(ask(5), law) == before
+        before = one.generate(ask(5), params)
+        one.generate(pair(5), params)
+        assert one.generate(ask(5), params) == before
 
 
-@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("distribution", LAWS.values(), ids=LAWS)
 @pytest.mark.parametrize("max_drafts", [0, 3])
 @pytest.mark.parametrize("budget", [None, 0.2])
-def test_the_grid_writes_what_the_ragged_path_writes(law, max_drafts, budget):
+def test_the_grid_writes_what_the_ragged_path_writes(params, max_drafts, budget):
     model, requests = make("llama", torch.float64), pair(7, budget=budget, every=3) + pair(4, weight=0.7)[1:]
     ragged, grid = (
-        engine(model, grid=grid, num_slots=5, max_draft_tokens=max_drafts).generate(requests, law)
+        engine(model, grid=grid, num_slots=5, max_draft_tokens=max_drafts).generate(requests, params)
         for grid in (False, True)
     )
     assert tokens(grid) == tokens(ragged)
@@ -169,12 +169,12 @@ def test_the_grid_writes_what_the_ragged_path_writes(law, max_drafts, budget):
             assert getattr(mine, name) == pytest.approx(getattr(theirs, name), abs=1e-6)
 
 
-@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
-def test_transformers_generate_writes_the_same(law):
+@pytest.mark.parametrize("distribution", LAWS.values(), ids=LAWS)
+def test_transformers_generate_writes_the_same(params):
     model = make("llama", torch.float64)
     requests = pair(7, every=2) + pair(4, budget=0.1)[1:]
-    theirs = HFBackend(model, (END,), END, 3).generate(requests, law)
-    ours = engine(model).generate(requests, law)
+    theirs = HFBackend(model, (END,), END, 3).generate(requests, params)
+    ours = engine(model).generate(requests, params)
     assert tokens(theirs) == tokens(ours)
     for mine, other in zip(ours, theirs, strict=True):
         for name in FLOATS:
@@ -189,10 +189,10 @@ def test_samples_of_one_prompt_share_it_and_differ():
         for sample in range(4)
     ]
     one = engine(model, num_slots=8)
-    rollouts = one.generate(requests, SamplingLaw())
+    rollouts = one.generate(requests, SamplingParams())
     assert one.stats.num_shared_tokens >= 3 * 36
     assert len(set(tokens(rollouts))) == 4
-    assert_plain(model, requests, SamplingLaw(), rollouts)
+    assert_plain(model, requests, SamplingParams(), rollouts)
 
 
 class Again:
@@ -213,35 +213,35 @@ class Again:
 )
 def test_blended_requests_may_join_a_call_that_had_none(num, options):
     """Where its slots hold no pair, as one slot does not, they are written in a call of their own."""
-    model, law, more = make("llama", torch.float64), SamplingLaw(), pair(3)
-    written = engine(model, **options).generate(ask(num), law, listener=Again(more))
-    assert tokens(written[:num]) == tokens(engine(model).generate(ask(num), law))
-    assert_plain(model, more[::-1], law, written[num:])
+    model, params, more = make("llama", torch.float64), SamplingParams(), pair(3)
+    written = engine(model, **options).generate(ask(num), params, listener=Again(more))
+    assert tokens(written[:num]) == tokens(engine(model).generate(ask(num), params))
+    assert_plain(model, more[::-1], params, written[num:])
 
 
 def test_a_pair_that_joins_a_call_for_which_one_slot_was_asked_is_refused():
     with pytest.raises(ConfigError, match=r"num_slots=1.*takes 2 slots"):
-        engine(make("llama"), num_slots=1).generate(ask(2), SamplingLaw(), listener=Again(pair(1)))
+        engine(make("llama"), num_slots=1).generate(ask(2), SamplingParams(), listener=Again(pair(1)))
 
 
 def test_a_call_with_memory_for_one_slot_says_that_a_pair_takes_two():
     model = make("llama")
-    with pytest.raises(ConfigError, match=r"2 slots: it is blended.* Way out"):
-        engine(model, num_slots=None, kv_gib=60e-6).generate(pair(1, limit=8), SamplingLaw())
+    with pytest.raises(ConfigError, match=r"2 slots: it is blended.* Fix"):
+        engine(model, num_slots=None, kv_gib=60e-6).generate(pair(1, limit=8), SamplingParams())
 
 
 def test_slots_that_are_given_back_leave_room_for_a_pair():
     model = make("llama")
     one = engine(model, num_slots=2)
-    before = tokens(one.generate(pair(), SamplingLaw()))
+    before = tokens(one.generate(pair(), SamplingParams()))
     assert one.release()
-    assert tokens(one.generate(pair(), SamplingLaw())) == before
+    assert tokens(one.generate(pair(), SamplingParams())) == before
 
 
 def test_what_is_recorded_is_the_teachers_own_law():
-    model, requests, record = make("llama", torch.float64), pair(4), Record(hidden=True, top_k=3)
+    model, requests, record = make("llama", torch.float64), pair(4), RecordOptions(hidden=True, top_k=3)
     for grid in (False, True):
-        for rollout in engine(model, grid=grid).generate(requests, SamplingLaw(), record=record):
+        for rollout in engine(model, grid=grid).generate(requests, SamplingParams(), record=record):
             ids = torch.tensor([[*rollout.prompt_token_ids, *rollout.token_ids]])
             with torch.no_grad():
                 hidden = body(model)(input_ids=ids).last_hidden_state[0, len(rollout.prompt_token_ids) - 1 : -1]
@@ -254,8 +254,8 @@ def test_what_is_recorded_is_the_teachers_own_law():
 def test_a_budget_bounds_every_token_and_raises_the_weight_no_further_than_it_must(weight):
     model, requests = make("llama", torch.float64), pair(weight=weight, budget=0.15)
     one = engine(model)
-    rollouts = one.generate(requests, SamplingLaw())
-    assert_plain(model, requests, SamplingLaw(), rollouts, closeness=1e-4)
+    rollouts = one.generate(requests, SamplingParams())
+    assert_plain(model, requests, SamplingParams(), rollouts, closeness=1e-4)
     blends = [b for rollout in rollouts for b in rollout.blends]
     assert min(blends) >= weight
     assert any(b > weight for b in blends)
@@ -288,14 +288,14 @@ def test_mixed_logits_are_exactly_either_ones_at_the_ends():
     assert torch.equal(mix(own, bare, torch.ones(3)), bare)
 
 
-@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("distribution", LAWS.values(), ids=LAWS)
 @pytest.mark.parametrize("budget", [None, 0.2])
-def test_a_step_reads_nothing_on_the_host_and_makes_nothing_there(law, budget):
+def test_a_step_reads_nothing_on_the_host_and_makes_nothing_there(params, budget):
     model, requests = make("llama"), pair(3, budget=budget, every=2)
     one = engine(model, grid=True, num_slots=6)
     with no_trace(model), one.weights.open(), slot_attention_on(model):
         pool = one._make_pool(requests, NO_RECORD)
-        call = GridCall(one, model, pool, requests, law, ignore_progress, NO_RECORD)
+        call = GridCall(one, model, pool, requests, params, ignore_progress, NO_RECORD)
         call._admit()
         step = GridStep(call, 4, 3)
         step.load(call.scheduler.live)

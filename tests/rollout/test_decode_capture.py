@@ -13,15 +13,15 @@ from onpolicy_sdft.rollout.backend import NO_LISTENER, NO_RECORD, ignore_progres
 from onpolicy_sdft.rollout.call import Call
 from onpolicy_sdft.rollout.decode import grid_step
 from onpolicy_sdft.rollout.joining import Asked
-from onpolicy_sdft.types import SamplingLaw
+from onpolicy_sdft.types import SamplingParams
 
 
-def prepared(model, requests, law, max_drafts):
+def prepared(model, requests, params, max_drafts):
     """A call that has not begun, with the attention that runs on every device."""
     one = engine(model, num_slots=len(requests), max_draft_tokens=max_drafts, attention="torch")
     pool = one._make_pool(requests, NO_RECORD)
     asked = Asked(requests, NO_LISTENER)
-    return Call(one, model, pool, asked.left(), law, ignore_progress, NO_RECORD, asked), asked
+    return Call(one, model, pool, asked.left(), params, ignore_progress, NO_RECORD, asked), asked
 
 
 def addresses(call):
@@ -31,16 +31,18 @@ def addresses(call):
 
 @pytest.mark.parametrize("max_drafts", [0, 3])
 @pytest.mark.parametrize(
-    "law", [SamplingLaw(), SamplingLaw(0.0), SamplingLaw(0.7, 20, 0.9)], ids=["own", "greedy", "filtered"]
+    "distribution",
+    [SamplingParams(), SamplingParams(0.0), SamplingParams(0.7, 20, 0.9)],
+    ids=["own", "greedy", "filtered"],
 )
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "fullgraph"])
-def test_a_captured_step_writes_what_the_engine_writes_and_moves_no_buffer(compiled, law, max_drafts):
+def test_a_captured_step_writes_what_the_engine_writes_and_moves_no_buffer(compiled, params, max_drafts):
     model = make("llama", torch.float64)
     requests = [replace(request, max_new_tokens=18) for request in ask(6)]
-    expected = engine(model, num_slots=6, max_draft_tokens=max_drafts).generate(requests, law)
+    expected = engine(model, num_slots=6, max_draft_tokens=max_drafts).generate(requests, params)
     torch._dynamo.reset()
     step = torch.compile(grid_step, fullgraph=True, backend="eager") if compiled else grid_step
-    call, asked = prepared(model, requests, law, max_drafts)
+    call, asked = prepared(model, requests, params, max_drafts)
     with torch.no_grad(), slot_attention_on(model):
         call._admit()
         where = addresses(call)
@@ -51,7 +53,9 @@ def test_a_captured_step_writes_what_the_engine_writes_and_moves_no_buffer(compi
             slots.copy_(live)
             if not call.scheduler.live:
                 break
-            settled, _ = step(model, call.texts, call.attention, call.pool.laws, call.terminators_T, slots, max_drafts)
+            settled, _ = step(
+                model, call.texts, call.attention, call.pool.batch_params, call.terminators_T, slots, max_drafts
+            )
             kept = type(settled)(settled.kept_B[:6], settled.accepted_B[:6], settled.done_B[:6])
             rows = [row for row in range(6) if live[row] < 6]
             call._collect(rows, type(settled)(kept.kept_B[rows], kept.accepted_B[rows], kept.done_B[rows]))

@@ -8,7 +8,7 @@ from toys import assert_same_but_for_ties, engine
 from onpolicy_sdft import load_config
 from onpolicy_sdft.jobs.parts import load_chat, load_rows, make_views
 from onpolicy_sdft.rollout.hf import HFBackend
-from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingLaw
+from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingParams
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 
@@ -23,15 +23,17 @@ def chat_and_requests():
     ]
 
 
-@pytest.mark.parametrize("law", [SamplingLaw(), SamplingLaw(0.0), SamplingLaw(0.6, top_p=0.9)], ids=str)
-def test_tokens_are_generates_but_for_near_ties(chat_and_requests, law):
+@pytest.mark.parametrize(
+    "distribution", [SamplingParams(), SamplingParams(0.0), SamplingParams(0.6, top_p=0.9)], ids=str
+)
+def test_tokens_are_generates_but_for_near_ties(chat_and_requests, params):
     chat, requests = chat_and_requests
     model = chat.loaded.model.eval()
-    theirs = HFBackend(model, chat.terminators, chat.pad_token_id, 8).generate(requests, law)
+    theirs = HFBackend(model, chat.stop_token_ids, chat.pad_token_id, 8).generate(requests, params)
     for shape in ({"num_slots": 24, "max_draft_tokens": 0}, {"num_slots": 5, "max_draft_tokens": 8}):
-        one = engine(model, chat.terminators, **shape)
+        one = engine(model, chat.stop_token_ids, **shape)
         for asked, expected in ((requests, theirs), (requests[::-1], theirs[::-1])):
-            ours = one.generate(asked, law)
-            assert_same_but_for_ties(model, ours, expected, law)
+            ours = one.generate(asked, params)
+            assert_same_but_for_ties(model, ours, expected, params)
             same = sum(a.token_ids == b.token_ids for a, b in zip(ours, expected, strict=True))
             assert same >= len(requests) - 2  # near-ties are rare

@@ -17,9 +17,14 @@ from onpolicy_sdft.rollout.drafts import lay_out, look_up
 from onpolicy_sdft.rollout.hf import HFBackend
 from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.shapes import round_rows, round_tokens
-from onpolicy_sdft.types import NoiseKey, Record, RolloutRequest, SamplingLaw
+from onpolicy_sdft.types import NoiseKey, RecordOptions, RolloutRequest, SamplingParams
 
-LAWS = [SamplingLaw(), SamplingLaw(0.0), SamplingLaw(0.7, 20, 0.9, 0.02), SamplingLaw(0.2, repetition_penalty=1.05)]
+LAWS = [
+    SamplingParams(),
+    SamplingParams(0.0),
+    SamplingParams(0.7, 20, 0.9, 0.02),
+    SamplingParams(0.2, repetition_penalty=1.05),
+]
 LAW_NAMES = ["own", "greedy", "filtered", "penalised"]
 SHAPES = [
     {"num_slots": 1, "max_draft_tokens": 0},
@@ -28,29 +33,29 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("law", LAWS, ids=LAW_NAMES)
-def test_tokens_are_generates_for_any_slots_drafts_and_order_in_float64(law):
+@pytest.mark.parametrize("distribution", LAWS, ids=LAW_NAMES)
+def test_tokens_are_generates_for_any_slots_drafts_and_order_in_float64(params):
     model, requests = make("llama", torch.float64), ask()
-    expected = tokens(HFBackend(model, (END,), END, 3).generate(requests, law))
+    expected = tokens(HFBackend(model, (END,), END, 3).generate(requests, params))
     drafted = 0
     for shape in SHAPES:
         one = engine(model, **shape)
-        assert tokens(one.generate(requests, law)) == expected
-        assert tokens(one.generate(requests[::-1], law)) == expected[::-1]
+        assert tokens(one.generate(requests, params)) == expected
+        assert tokens(one.generate(requests[::-1], params)) == expected[::-1]
         drafted += one.stats.num_drafted_tokens
     assert drafted > 0
 
 
-@pytest.mark.parametrize("law", LAWS, ids=LAW_NAMES)
+@pytest.mark.parametrize("distribution", LAWS, ids=LAW_NAMES)
 @pytest.mark.parametrize("grid", [False, True])
-def test_ids_without_a_token_are_never_written_however_likely_they_are(grid, law):
+def test_ids_without_a_token_are_never_written_however_likely_they_are(grid, params):
     model, few = make("llama", torch.float64), 40
     requests = [
         dataclasses.replace(each, prompt_token_ids=tuple(t % few for t in each.prompt_token_ids)) for each in ask()
     ]
-    assert max(itertools.chain(*tokens(engine(model).generate(requests, SamplingLaw())))) >= few
-    theirs = HFBackend(model, (few - 1,), few - 1, 3, num_tokens=few).generate(requests, law)
-    ours = engine(model, (few - 1,), num_tokens=few, grid=grid).generate(requests, law)
+    assert max(itertools.chain(*tokens(engine(model).generate(requests, SamplingParams())))) >= few
+    theirs = HFBackend(model, (few - 1,), few - 1, 3, num_tokens=few).generate(requests, params)
+    ours = engine(model, (few - 1,), num_tokens=few, grid=grid).generate(requests, params)
     assert tokens(ours) == tokens(theirs)
     assert max(itertools.chain(*tokens(ours))) < few
     for mine, other in zip(ours, theirs, strict=True):
@@ -60,18 +65,18 @@ def test_ids_without_a_token_are_never_written_however_likely_they_are(grid, law
             logprobs = model(whole[None]).logits[0, len(mine.prompt_token_ids) - 1 : -1].log_softmax(-1)
         plain = logprobs.gather(-1, torch.tensor(mine.token_ids)[:, None])[:, 0]
         assert mine.logprobs == pytest.approx(plain.tolist(), abs=1e-5)
-        if law == SamplingLaw():
+        if params == SamplingParams():
             left = logprobs[:, :few].logsumexp(-1)
             assert mine.sampling_logprobs == pytest.approx((plain - left).tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("law", LAWS[:3], ids=LAW_NAMES[:3])
-def test_every_family_writes_what_generate_writes_in_float32_but_for_ties(family, law):
+@pytest.mark.parametrize("distribution", LAWS[:3], ids=LAW_NAMES[:3])
+def test_every_family_writes_what_generate_writes_in_float32_but_for_ties(family, params):
     model, requests = make(family), ask()
-    theirs = HFBackend(model, (END,), END, 3).generate(requests, law)
-    ours = engine(model).generate(requests, law)
-    assert_same_but_for_ties(model, ours, theirs, law)
+    theirs = HFBackend(model, (END,), END, 3).generate(requests, params)
+    ours = engine(model).generate(requests, params)
+    assert_same_but_for_ties(model, ours, theirs, params)
     for mine, other in zip(ours, theirs, strict=True):
         if mine.token_ids == other.token_ids:
             for name in ("logprobs", "sampling_logprobs", "entropies"):
@@ -114,7 +119,7 @@ def differing(ours, theirs):
 @pytest.mark.parametrize("attention", ["cpu", "torch"])
 def test_behaviour_logprobs_equal_a_plain_forward_of_the_same_tokens(attention):
     model = make("llama")
-    for rollout in engine(model, attention=attention).generate(ask(), SamplingLaw(0.8)):
+    for rollout in engine(model, attention=attention).generate(ask(), SamplingParams(0.8)):
         torch.testing.assert_close(torch.tensor(rollout.logprobs), plain_logprobs(model, rollout), atol=1e-4, rtol=0)
 
 
@@ -122,8 +127,8 @@ def test_behaviour_logprobs_equal_a_plain_forward_of_the_same_tokens(attention):
 def plain_logprobs(model, rollout):
     ids = torch.tensor([[*rollout.prompt_token_ids, *rollout.token_ids]])
     hidden = body(model)(input_ids=ids, use_cache=False).last_hidden_state[0]
-    law = torch.log_softmax(head_of(model).logits(hidden[len(rollout.prompt_token_ids) - 1 : -1]), -1)
-    return law[range(len(rollout.token_ids)), list(rollout.token_ids)]
+    params = torch.log_softmax(head_of(model).logits(hidden[len(rollout.prompt_token_ids) - 1 : -1]), -1)
+    return params[range(len(rollout.token_ids)), list(rollout.token_ids)]
 
 
 def adapters(model, dtype):
@@ -140,33 +145,33 @@ def adapters(model, dtype):
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gemma2", "gpt_neox"])
 def test_adapters_are_in_what_is_written_merged_or_not(family, merge):
     model = adapters(make(family), torch.float32)
-    theirs = HFBackend(model, (END,), END, 4, merge_adapter=False).generate(ask(), SamplingLaw())
-    ours = engine(model, weights=LocalWeights(model, merge_adapter=merge)).generate(ask(), SamplingLaw())
-    assert_same_but_for_ties(model.get_base_model(), ours, theirs, SamplingLaw())
+    theirs = HFBackend(model, (END,), END, 4, merge_adapter=False).generate(ask(), SamplingParams())
+    ours = engine(model, weights=LocalWeights(model, merge_adapter=merge)).generate(ask(), SamplingParams())
+    assert_same_but_for_ties(model.get_base_model(), ours, theirs, SamplingParams())
     with model.disable_adapter():
-        without = engine(model).generate(ask(), SamplingLaw())
+        without = engine(model).generate(ask(), SamplingParams())
     assert tokens(without) != tokens(ours)
 
 
 def test_a_law_of_its_own_holds_for_a_request_alone():
     model, requests = make("llama", torch.float64), ask(len(LAWS))
-    mixed = [dataclasses.replace(request, law=law) for request, law in zip(requests, LAWS, strict=True)]
-    together = tokens(engine(model).generate(mixed, SamplingLaw(0.3)))
-    alone = [tokens(engine(model).generate([r], law))[0] for r, law in zip(requests, LAWS, strict=True)]
+    mixed = [dataclasses.replace(request, params=params) for request, params in zip(requests, LAWS, strict=True)]
+    together = tokens(engine(model).generate(mixed, SamplingParams(0.3)))
+    alone = [tokens(engine(model).generate([r], params))[0] for r, params in zip(requests, LAWS, strict=True)]
     assert together == alone
-    assert tokens(HFBackend(model, (END,), END, 4).generate(mixed, SamplingLaw(0.3))) == alone
+    assert tokens(HFBackend(model, (END,), END, 4).generate(mixed, SamplingParams(0.3))) == alone
 
 
 @pytest.mark.parametrize(
-    ("law", "num_drafts"),
+    ("distribution", "num_drafts"),
     [
-        (SamplingLaw(), 3),
-        pytest.param(SamplingLaw(top_p=0.8), 3, marks=pytest.mark.slow),
-        pytest.param(SamplingLaw(0.7), 0, marks=pytest.mark.slow),
+        (SamplingParams(), 3),
+        pytest.param(SamplingParams(top_p=0.8), 3, marks=pytest.mark.slow),
+        pytest.param(SamplingParams(0.7), 0, marks=pytest.mark.slow),
     ],
-    ids=["own law, drafts", "top-p, drafts", "temperature, no drafts"],
+    ids=["own distribution, drafts", "top-p, drafts", "temperature, no drafts"],
 )
-def test_the_first_two_tokens_follow_the_exact_law(law, num_drafts):
+def test_the_first_two_tokens_follow_the_exact_law(params, num_drafts):
     """Chi-square of 1e5 draws against enumeration on a vocabulary of 40, with drafts that are often right."""
     vocab_size, num_draws, end = 40, 100_000, 39
     with torch.random.fork_rng():
@@ -176,16 +181,16 @@ def test_the_first_two_tokens_follow_the_exact_law(law, num_drafts):
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_config(config).double().eval()
-    first = exact_law(model, [1, 2], law)
+    first = exact_distribution(model, [1, 2], params)
     likely = int(first[:end].argmax())
-    draft = (likely, int(exact_law(model, [1, 2, likely], law).argmax()))
+    draft = (likely, int(exact_distribution(model, [1, 2, likely], params).argmax()))
     one = engine(model, (end,), num_slots=2500, max_draft_tokens=num_drafts)
     requests = [RolloutRequest((1, 2), NoiseKey(0, i, "x"), 3, (draft,)) for i in range(num_draws)]
-    drawn = tokens(one.generate(requests, law))
+    drawn = tokens(one.generate(requests, params))
     assert (one.stats.num_accepted_tokens > 0) == (num_drafts > 0)
     expected = {(end,): first[end].item()}
     for token in range(end):
-        for second, p in enumerate(exact_law(model, [1, 2, token], law).tolist()):
+        for second, p in enumerate(exact_distribution(model, [1, 2, token], params).tolist()):
             expected[token, second] = first[token].item() * p
     counts = dict.fromkeys(expected, 0)
     for text in drawn:
@@ -201,11 +206,11 @@ def test_the_first_two_tokens_follow_the_exact_law(law, num_drafts):
 
 
 @torch.no_grad()
-def exact_law(model, ids, law):
-    p = torch.softmax(model(input_ids=torch.tensor([ids])).logits[0, -1] / law.temperature, -1)
-    if law.top_p < 1:
+def exact_distribution(model, ids, params):
+    p = torch.softmax(model(input_ids=torch.tensor([ids])).logits[0, -1] / params.temperature, -1)
+    if params.top_p < 1:
         ordered, order = p.sort(descending=True)
-        p[order[ordered.cumsum(-1) - ordered >= law.top_p]] = 0.0
+        p[order[ordered.cumsum(-1) - ordered >= params.top_p]] = 0.0
     return p / p.sum()
 
 
@@ -213,17 +218,17 @@ def test_after_an_optimizer_step_in_place_it_writes_what_a_fresh_engine_writes()
     """Rule 15: keys and values of the old weights are never used again, nor is a copy of them."""
     model, requests = make("llama", torch.float64), ask()
     used = engine(model)
-    before = tokens(used.generate(requests, SamplingLaw()))
+    before = tokens(used.generate(requests, SamplingParams()))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     model(input_ids=torch.tensor([[1, 2, 3]])).logits.logsumexp(-1).sum().backward()
     optimizer.step()
-    after = tokens(used.generate(requests, SamplingLaw()))
-    assert after == tokens(engine(model).generate(requests, SamplingLaw())) != before
+    after = tokens(used.generate(requests, SamplingParams()))
+    assert after == tokens(engine(model).generate(requests, SamplingParams())) != before
     packed = make("llama")
     used = engine(packed, weights=LocalWeights(packed, decode_copy="packed"))
-    used.generate(requests, SamplingLaw())
+    used.generate(requests, SamplingParams())
     packed.load_state_dict({name: value.float() for name, value in model.state_dict().items()})
-    ours, fresh = used.generate(requests, SamplingLaw()), engine(packed).generate(requests, SamplingLaw())
+    ours, fresh = used.generate(requests, SamplingParams()), engine(packed).generate(requests, SamplingParams())
     assert tokens(ours) == tokens(fresh)
 
 
@@ -232,12 +237,12 @@ def test_after_an_optimizer_step_in_place_it_writes_what_a_fresh_engine_writes()
 def test_what_a_longer_occupant_left_in_a_slot_is_never_read(family, attention):
     model = make(family)
     long = [RolloutRequest(tuple(range(90)), NoiseKey(9, 9, str(i)), 60) for i in range(4)]
-    clean = engine(model, attention=attention).generate(ask(), SamplingLaw())
+    clean = engine(model, attention=attention).generate(ask(), SamplingParams())
     one = engine(model, attention=attention)
-    one.generate(long, SamplingLaw())
+    one.generate(long, SamplingParams())
     for buffer in (*one._pool.cache.keys, *one._pool.cache.values):
         buffer.fill_(torch.nan)
-    poisoned = one.generate(ask(), SamplingLaw())
+    poisoned = one.generate(ask(), SamplingParams())
     assert tokens(poisoned) == tokens(clean)
     assert all(torch.tensor(r.logprobs).isfinite().all() for r in poisoned)
 
@@ -251,16 +256,16 @@ def test_limits_of_one_a_terminator_first_no_draft_and_a_prompt_as_long_as_the_s
         RolloutRequest((5, 6, 7), NoiseKey(0, 0, "empty drafts"), 9, ((), ())),
         RolloutRequest(tuple(range(56)), NoiseKey(0, 0, "full"), 8, ((1,), (2, 3))),
     ]
-    one = engine(model, hf.terminators)
-    ours = one.generate(requests, SamplingLaw())
-    assert tokens(ours) == tokens(hf.generate(requests, SamplingLaw()))
+    one = engine(model, hf.stop_token_ids)
+    ours = one.generate(requests, SamplingParams())
+    assert tokens(ours) == tokens(hf.generate(requests, SamplingParams()))
     assert len(ours[0].token_ids) == 1
     many = [RolloutRequest((5, 6), NoiseKey(0, i, "end first"), 9) for i in range(40)]
-    ours = one.generate(many, SamplingLaw())
+    ours = one.generate(many, SamplingParams())
     assert any(r.finish_reason == "stop" and len(r.token_ids) == 1 for r in ours)
     for rollout in ours:
         assert sum(token % 2 == 0 for token in rollout.token_ids) == (rollout.finish_reason == "stop")
-    assert one.generate([], SamplingLaw()) == []
+    assert one.generate([], SamplingParams()) == []
 
 
 def test_samples_of_one_prompt_share_its_prefill_and_differ():
@@ -268,9 +273,9 @@ def test_samples_of_one_prompt_share_its_prefill_and_differ():
     prompt = tuple(range(30))
     requests = [RolloutRequest(prompt, NoiseKey(0, 0, "x", sample), 8) for sample in range(6)]
     one = engine(model, num_slots=3)
-    ours = one.generate(requests, SamplingLaw())
+    ours = one.generate(requests, SamplingParams())
     assert one.stats.num_shared_tokens == 5 * 29  # all but the last token, whose hidden state is drawn from
-    assert tokens(ours) == tokens(HFBackend(model, (END,), END, 6).generate(requests, SamplingLaw()))
+    assert tokens(ours) == tokens(HFBackend(model, (END,), END, 6).generate(requests, SamplingParams()))
     assert len({r.token_ids for r in ours}) > 1
 
 
@@ -278,7 +283,7 @@ def test_more_requests_than_slots_wait_and_none_is_lost():
     model, requests = make("llama", torch.float64), ask(30)
     one = engine(model, num_slots=2)
     seen = []
-    rollouts = one.generate(requests, SamplingLaw(), seen.append)
+    rollouts = one.generate(requests, SamplingParams(), seen.append)
     assert [r.key for r in rollouts] == [r.key for r in requests]
     assert sum(a.num_finished for a in seen) == 30
     assert sum(a.num_tokens for a in seen) == one.stats.num_tokens == sum(map(len, tokens(rollouts)))
@@ -289,28 +294,28 @@ def test_more_requests_than_slots_wait_and_none_is_lost():
 def test_recorded_hidden_states_and_laws_are_those_of_a_plain_forward(backend):
     model, requests = make("llama", torch.float64), ask()
     one = engine(model) if backend == "engine" else HFBackend(model, (END,), END, 3)
-    for rollout in one.generate(requests, SamplingLaw(0.8), record=Record(hidden=True, top_k=5)):
+    for rollout in one.generate(requests, SamplingParams(0.8), record=RecordOptions(hidden=True, top_k=5)):
         ids = torch.tensor([[*rollout.prompt_token_ids, *rollout.token_ids]])
         with torch.no_grad():
             hidden = body(model)(input_ids=ids, use_cache=False).last_hidden_state[0]
             hidden = hidden[len(rollout.prompt_token_ids) - 1 : -1]
-            law = torch.log_softmax(head_of(model).logits(hidden), -1)
+            params = torch.log_softmax(head_of(model).logits(hidden), -1)
         torch.testing.assert_close(rollout.hidden, hidden, atol=1e-9, rtol=0)
-        torch.testing.assert_close(rollout.top.logprobs.double(), law.topk(5).values, atol=1e-5, rtol=0)
-        assert torch.equal(rollout.top.token_ids, law.topk(5).indices)
-    assert one.generate(requests[:1], SamplingLaw())[0].hidden is None
+        torch.testing.assert_close(rollout.top.logprobs.double(), params.topk(5).values, atol=1e-5, rtol=0)
+        assert torch.equal(rollout.top.token_ids, params.topk(5).indices)
+    assert one.generate(requests[:1], SamplingParams())[0].hidden is None
 
 
 @pytest.mark.parametrize("num_drafts", [1, 4])
 def test_the_telemetry_of_drafts_equals_an_offline_replay_of_the_same_tokens(num_drafts):
     model = make("llama", torch.float64)
-    first = engine(model).generate(ask(), SamplingLaw(0.5))
+    first = engine(model).generate(ask(), SamplingParams(0.5))
     requests = [  # last epoch's text as a draft, with an error in it
         dataclasses.replace(r, draft_token_ids=((*old.token_ids[:9], 3, *old.token_ids[10:]), old.token_ids[::2]))
         for r, old in zip(ask(), first, strict=True)
     ]
     one = engine(model, max_draft_tokens=num_drafts)
-    rollouts = one.generate(requests, SamplingLaw(0.5))
+    rollouts = one.generate(requests, SamplingParams(0.5))
     drafted = accepted = forwards = 0
     for request, rollout in zip(requests, rollouts, strict=True):
         row, _ = lay_out(request.prompt_token_ids, request.draft_token_ids)
@@ -331,13 +336,13 @@ def test_the_telemetry_of_drafts_equals_an_offline_replay_of_the_same_tokens(num
 def test_state_brings_back_step_times_acceptance_and_budget(monkeypatch):
     model, requests = make("llama"), ask(120)
     one = engine(model, deterministic=False, num_slots=8)
-    first = one.generate(requests, SamplingLaw(0.5))
+    first = one.generate(requests, SamplingParams(0.5))
     assert one.costs is not None
     other = engine(model, deterministic=False, num_slots=8)
     other.restore(one.state())
     monkeypatch.setattr("onpolicy_sdft.rollout.speculation.StepCosts.measure", None)  # nothing is measured again
     assert (other.costs, other.acceptance, other.budget) == (one.costs, one.acceptance, one.budget)
-    again, resumed = one.generate(requests, SamplingLaw(0.5)), other.generate(requests, SamplingLaw(0.5))
+    again, resumed = one.generate(requests, SamplingParams(0.5)), other.generate(requests, SamplingParams(0.5))
     assert again == resumed
     assert (one.stats.num_drafted_tokens, one.stats.num_decode_forwards) == (
         other.stats.num_drafted_tokens,
@@ -353,7 +358,7 @@ def test_padding_of_ragged_forwards_is_counted_and_changes_no_bit_whatever_it_re
         one = engine(model)
         pool = one._make_pool(ask(), NO_RECORD)
         pool.texts.tokens[pool.cache.trash] = token
-        found.append([(r.token_ids, r.logprobs, r.entropies) for r in one.generate(ask(), SamplingLaw())])
+        found.append([(r.token_ids, r.logprobs, r.entropies) for r in one.generate(ask(), SamplingParams())])
         assert one._pool is pool
         assert one.stats.num_padding_tokens > 0
     assert found[0] == found[1]
@@ -364,6 +369,6 @@ def test_forwards_of_ragged_texts_have_few_shapes(monkeypatch):
     one = engine(model)
     hook = model.model.layers[0].register_forward_pre_hook(lambda layer, inputs: counts.append(inputs[0].shape[1]))
     for seed in range(6):
-        one.generate(ask(seed=seed, step=seed), SamplingLaw())
+        one.generate(ask(seed=seed, step=seed), SamplingParams())
     hook.remove()
     assert all(count in (round_tokens(count), round_rows(count, 8)) for count in counts)

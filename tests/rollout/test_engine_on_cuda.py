@@ -16,11 +16,11 @@ from toys import ask, assert_same_but_for_ties, engine, make, tokens, with_adapt
 
 from onpolicy_sdft.rollout.hf import HFBackend
 from onpolicy_sdft.rollout.weights import LocalWeights
-from onpolicy_sdft.types import Blend, SamplingLaw
+from onpolicy_sdft.types import Blend, SamplingParams
 
 pytestmark = pytest.mark.gpu
-GREEDY = SamplingLaw(0.0)
-LAWS = {"greedy": GREEDY, "own": SamplingLaw(), "filtered": SamplingLaw(0.7, 20, 0.9)}
+GREEDY = SamplingParams(0.0)
+LAWS = {"greedy": GREEDY, "own": SamplingParams(), "filtered": SamplingParams(0.7, 20, 0.9)}
 # Tiny models of each way of attending: grouped queries, norms of queries, soft caps, windows, sinks.
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "mistral", "gpt_oss")
 
@@ -31,9 +31,9 @@ def on_device(model, device, **options):
     return engine(model, weights=LocalWeights.on_device(model), grid=True, **options)
 
 
-def assert_same(model, ours, theirs, law=GREEDY):
+def assert_same(model, ours, theirs, params=GREEDY):
     """Compare texts; near ties are looked up on the CPU, where a plain forward is at hand."""
-    assert_same_but_for_ties(copy.deepcopy(model).cpu(), ours, theirs, law)
+    assert_same_but_for_ties(copy.deepcopy(model).cpu(), ours, theirs, params)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -48,37 +48,37 @@ def test_every_family_writes_what_generate_writes(family, device):
 def test_every_type_gives_the_log_probabilities_of_a_plain_forward_up_to_rounding(family, dtype, device):
     model = make(family, dtype).to(device)
     one = on_device(model, device)
-    rollouts = one.generate(ask(6), SamplingLaw())
-    assert tokens(one.generate(ask(6), SamplingLaw())) == tokens(rollouts)
+    rollouts = one.generate(ask(6), SamplingParams())
+    assert tokens(one.generate(ask(6), SamplingParams())) == tokens(rollouts)
     for rollout in rollouts:
         ids = torch.tensor([rollout.prompt_token_ids + rollout.token_ids], device=device)
         first = len(rollout.prompt_token_ids)
         with torch.no_grad():
-            law = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, first - 1 : -1].float(), -1)
-        own = law.gather(1, ids[0, first:, None])[:, 0].cpu()
+            params = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, first - 1 : -1].float(), -1)
+        own = params.gather(1, ids[0, first:, None])[:, 0].cpu()
         apart = (own - torch.tensor(rollout.logprobs)).abs()
         # bfloat16 keeps 8 bits, float16 keeps 11; logits of these models go up to about 10.
         assert apart.mean() < {torch.float32: 1e-4, torch.bfloat16: 0.2, torch.float16: 0.02}[dtype]
 
 
-@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("distribution", LAWS.values(), ids=LAWS)
 @pytest.mark.parametrize("max_drafts", [0, 3], ids=["plain", "drafts"])
-def test_graphs_change_no_token(law, max_drafts, device):
+def test_graphs_change_no_token(params, max_drafts, device):
     model = make("qwen2")
     with_graphs = on_device(model, device, max_draft_tokens=max_drafts)
-    ours = with_graphs.generate(ask(9), law)
-    without = on_device(model, device, max_draft_tokens=max_drafts, graphs=False).generate(ask(9), law)
+    ours = with_graphs.generate(ask(9), params)
+    without = on_device(model, device, max_draft_tokens=max_drafts, graphs=False).generate(ask(9), params)
     assert tokens(ours) == tokens(without)
     assert with_graphs.steps.use_graphs == (device.type == "cuda"), "steps were not captured"
 
 
-@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
-def test_drafts_change_no_token(law, device):
+@pytest.mark.parametrize("distribution", LAWS.values(), ids=LAWS)
+def test_drafts_change_no_token(params, device):
     model = make("llama")
     one = on_device(model, device, max_draft_tokens=4)
-    drafted, plain = one.generate(ask(9), law), on_device(model, device, max_draft_tokens=0).generate(ask(9), law)
+    drafted, plain = one.generate(ask(9), params), on_device(model, device, max_draft_tokens=0).generate(ask(9), params)
     assert one.stats.num_drafted_tokens > 0
-    assert_same(model, drafted, plain, law)
+    assert_same(model, drafted, plain, params)
 
 
 def test_adapters_that_change_in_place_are_seen_by_steps_that_are_kept(device):
@@ -100,22 +100,22 @@ def test_memory_is_given_back_with_the_engine(device):
     left = []
     for _ in range(3):  # the first also allocates what libraries keep
         one = on_device(model, device, num_slots=9)
-        one.generate(ask(9), SamplingLaw())
+        one.generate(ask(9), SamplingParams())
         del one
         gc.collect()
         left.append(torch.cuda.memory_allocated() if device.type == "cuda" else 0)
     assert left[1] == left[2]
 
 
-@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("distribution", LAWS.values(), ids=LAWS)
 @pytest.mark.parametrize("budget", [None, 0.2], ids=["weight", "budget"])
-def test_blended_texts_are_captured_and_are_those_of_generate(law, budget, device):
+def test_blended_texts_are_captured_and_are_those_of_generate(params, budget, device):
     model = make("llama").to(device)
     requests = [replace(one, blend=Blend((5, *one.prompt_token_ids[-4:]), 0.4, budget)) for one in ask(6)] + ask(8)[6:]
     one = on_device(model, device, num_slots=7)
-    ours = one.generate(requests, law)
+    ours = one.generate(requests, params)
     assert one.steps.use_graphs == (device.type == "cuda"), "steps were not captured"
-    theirs = HFBackend(model, (95,), 95, 8, True).generate(requests, law)
+    theirs = HFBackend(model, (95,), 95, 8, True).generate(requests, params)
     same = [mine.token_ids == other.token_ids for mine, other in zip(ours, theirs, strict=True)]
     assert sum(same) >= len(same) - 1, "more than near ties differ"
     for mine, other, is_same in zip(ours, theirs, same, strict=True):

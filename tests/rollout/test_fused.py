@@ -16,7 +16,7 @@ from onpolicy_sdft.rollout.cpu import KEY_BLOCK
 from onpolicy_sdft.rollout.cpu import passes as cpu_passes
 from onpolicy_sdft.rollout.cpu.fusing import CpuPasses, Packed
 from onpolicy_sdft.rollout.weights import LocalWeights, can_pack, pack_linear
-from onpolicy_sdft.types import SamplingLaw
+from onpolicy_sdft.types import SamplingParams
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this build of torch has no packed linears")
 #: What is fused in each layer (norms, gated units), norms behind the last layer, and whether positions are.
@@ -69,7 +69,7 @@ def test_after_an_exception_positions_are_the_models_own_again():
 @pytest.mark.parametrize("family", ["llama", "gpt_oss"])
 def test_memory_of_weights_can_be_given_back_afterwards(family):
     model = make(family)
-    engine(model).generate(ask(2), SamplingLaw())
+    engine(model).generate(ask(2), SamplingParams())
     for parameter in model.parameters():
         parameter.untyped_storage().resize_(0)
 

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from onpolicy_sdft.rollout.hf import HFBackend
-from onpolicy_sdft.rollout.sampling import SamplingLaw, cut_at_terminator
+from onpolicy_sdft.rollout.sampling import SamplingParams, cut_at_terminator
 from onpolicy_sdft.types import NoiseKey, RolloutRequest
 
 TERMINATOR = 257
@@ -24,7 +24,9 @@ PROMPTS = [[1, 2, 3], [4, 5], [6, 7, 8, 9, 10, 11], [12], [13, 14, 15]]
 def test_greedy_equals_plain_greedy_decoding_by_forwards(tiny_model):
     model = tiny_model(torch.float64).eval()
     backend = HFBackend(model, (TERMINATOR,), TERMINATOR, 2)
-    for request, rollout in zip(ask(PROMPTS), backend.generate(ask(PROMPTS), SamplingLaw(temperature=0)), strict=True):
+    for request, rollout in zip(
+        ask(PROMPTS), backend.generate(ask(PROMPTS), SamplingParams(temperature=0)), strict=True
+    ):
         ids = list(request.prompt_token_ids)
         while len(ids) < len(request.prompt_token_ids) + 12 and ids[-1] != TERMINATOR:
             with torch.no_grad():
@@ -32,41 +34,44 @@ def test_greedy_equals_plain_greedy_decoding_by_forwards(tiny_model):
         assert list(rollout.token_ids) == ids[len(request.prompt_token_ids) :]
 
 
-@pytest.mark.parametrize("law", [SamplingLaw(), SamplingLaw(0.8, 20, 0.9), SamplingLaw(1.3, min_p=0.05)])
-def test_tokens_do_not_depend_on_batch_or_order(tiny_model, law):
+@pytest.mark.parametrize(
+    "distribution", [SamplingParams(), SamplingParams(0.8, 20, 0.9), SamplingParams(1.3, min_p=0.05)]
+)
+def test_tokens_do_not_depend_on_batch_or_order(tiny_model, params):
     model = tiny_model(torch.float64)
-    alone = HFBackend(model, (TERMINATOR,), TERMINATOR, 1).generate(ask(PROMPTS), law)
+    alone = HFBackend(model, (TERMINATOR,), TERMINATOR, 1).generate(ask(PROMPTS), params)
     for batch_size in (2, 5):
-        together = HFBackend(model, (TERMINATOR,), TERMINATOR, batch_size).generate(ask(PROMPTS), law)
+        together = HFBackend(model, (TERMINATOR,), TERMINATOR, batch_size).generate(ask(PROMPTS), params)
         assert [r.token_ids for r in together] == [r.token_ids for r in alone]
-    backwards = HFBackend(model, (TERMINATOR,), TERMINATOR, 3).generate(ask(PROMPTS)[::-1], law)
+    backwards = HFBackend(model, (TERMINATOR,), TERMINATOR, 3).generate(ask(PROMPTS)[::-1], params)
     assert [r.token_ids for r in backwards[::-1]] == [r.token_ids for r in alone]
 
 
 def test_another_step_draws_other_tokens(tiny_model):
     backend = HFBackend(tiny_model(), (TERMINATOR,), TERMINATOR, 5)
-    first = backend.generate(ask(PROMPTS), SamplingLaw())
-    second = backend.generate(ask(PROMPTS, step=1), SamplingLaw())
+    first = backend.generate(ask(PROMPTS), SamplingParams())
+    second = backend.generate(ask(PROMPTS, step=1), SamplingParams())
     assert [r.token_ids for r in first] != [r.token_ids for r in second]
 
 
 @pytest.mark.parametrize(
-    "law", [SamplingLaw(), SamplingLaw(temperature=0.7), SamplingLaw(top_p=0.8), SamplingLaw(top_k=5)]
+    "distribution",
+    [SamplingParams(), SamplingParams(temperature=0.7), SamplingParams(top_p=0.8), SamplingParams(top_k=5)],
 )
-def test_the_first_two_tokens_follow_the_exact_law(tiny_model, law):
+def test_the_first_two_tokens_follow_the_exact_law(tiny_model, params):
     """Chi-square against enumeration on a small vocabulary."""
     vocab_size, num_draws = 12, 6000
     model = tiny_model(torch.float64, vocab_size=vocab_size).eval()
     backend = HFBackend(model, (vocab_size - 1,), 0, num_draws)
     requests = [RolloutRequest((1, 2), NoiseKey(0, i, "x"), 2) for i in range(num_draws)]
-    drawn = [r.token_ids for r in backend.generate(requests, law)]
+    drawn = [r.token_ids for r in backend.generate(requests, params)]
     expected = {}
     for first in range(vocab_size):
-        p_first = processed(model, [1, 2], law)[first].item()
+        p_first = processed(model, [1, 2], params)[first].item()
         if first == vocab_size - 1:
             expected[first,] = p_first
             continue
-        for second, p in enumerate(processed(model, [1, 2, first], law).tolist()):
+        for second, p in enumerate(processed(model, [1, 2, first], params).tolist()):
             expected[first, second] = p_first * p
     counts = dict.fromkeys(expected, 0)
     for pair in drawn:
@@ -83,15 +88,15 @@ def test_the_first_two_tokens_follow_the_exact_law(tiny_model, law):
     assert stats.chisquare(observed, theory, sum_check=False).pvalue > 1e-3
 
 
-def processed(model, ids, law):
+def processed(model, ids, params):
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([ids])).logits[0, -1].float()
-    logits = logits / law.temperature
-    if law.top_k:
-        logits[logits < logits.topk(law.top_k).values[-1]] = -torch.inf
-    if law.top_p < 1:
+    logits = logits / params.temperature
+    if params.top_k:
+        logits[logits < logits.topk(params.top_k).values[-1]] = -torch.inf
+    if params.top_p < 1:
         p, order = logits.softmax(-1).sort(descending=True)
-        keep = p.cumsum(-1) - p < law.top_p
+        keep = p.cumsum(-1) - p < params.top_p
         logits[order[~keep]] = -torch.inf
     return logits.softmax(-1)
 
@@ -106,7 +111,7 @@ def test_a_checkpoints_own_sampling_defaults_are_not_used(tiny_model):
         backend = HFBackend(model, (TERMINATOR,), TERMINATOR, 5)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            texts.append([r.token_ids for r in backend.generate(ask(PROMPTS), SamplingLaw())])
+            texts.append([r.token_ids for r in backend.generate(ask(PROMPTS), SamplingParams())])
     assert texts[0] == texts[1]
 
 
@@ -118,12 +123,12 @@ def test_progress_counts_every_completion_and_token_once(tiny_model):
         seen[0] += advance.num_finished
         seen[1] += advance.num_tokens
 
-    rollouts = backend.generate(ask(PROMPTS, limit=30), SamplingLaw(), count)
+    rollouts = backend.generate(ask(PROMPTS, limit=30), SamplingParams(), count)
     assert seen == [len(PROMPTS), sum(len(r.token_ids) for r in rollouts)]
 
 
 def test_nothing_asked_gives_nothing(tiny_model):
-    assert HFBackend(tiny_model(), (TERMINATOR,), TERMINATOR, 2).generate([], SamplingLaw()) == []
+    assert HFBackend(tiny_model(), (TERMINATOR,), TERMINATOR, 2).generate([], SamplingParams()) == []
 
 
 @pytest.mark.parametrize(
@@ -143,5 +148,5 @@ def test_a_text_is_cut_behind_its_first_terminator_within_the_limit(ids, limit, 
 def test_all_combinations_of_keys_in_a_batch_are_distinct(tiny_model):
     backend = HFBackend(tiny_model(), (TERMINATOR,), TERMINATOR, 8)
     keys = [NoiseKey(0, 0, "same", s, a) for s, a in itertools.product(range(2), range(3))]
-    rollouts = backend.generate([RolloutRequest((1, 2), key, 16) for key in keys], SamplingLaw())
+    rollouts = backend.generate([RolloutRequest((1, 2), key, 16) for key in keys], SamplingParams())
     assert len({r.token_ids for r in rollouts}) == len(keys)

@@ -9,7 +9,7 @@ from toys import ask, engine, make, tokens
 from onpolicy_sdft.rollout import call as calls
 from onpolicy_sdft.rollout.hf import HFBackend
 from onpolicy_sdft.rollout.joining import LAG, Asked, Joining
-from onpolicy_sdft.types import SamplingLaw
+from onpolicy_sdft.types import SamplingParams
 
 
 class Again:
@@ -37,18 +37,18 @@ class Again:
         return again
 
 
-def generate(model, listener, requests, law, **options):
+def generate(model, listener, requests, params, **options):
     one = engine(model, **options)
-    return one, one.generate(requests, law, listener=listener)
+    return one, one.generate(requests, params, listener=listener)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_slots": 2, "max_draft_tokens": 0}, {"grid": True, "sync_steps": 3}])
 def test_what_joins_a_running_call_is_written_as_in_a_call_of_its_own(options):
-    model, law, requests = make("llama", torch.float64), SamplingLaw(0.9), ask(9)
+    model, params, requests = make("llama", torch.float64), SamplingParams(0.9), ask(9)
     listener = Again(requests)
-    one, written = generate(model, listener, requests, law, **options)
+    one, written = generate(model, listener, requests, params, **options)
     assert len(listener.requests) == 12
-    alone = engine(model, **options).generate(listener.requests, law)
+    alone = engine(model, **options).generate(listener.requests, params)
     assert tokens(written) == tokens(alone)
     assert [rollout.key for rollout in written] == [request.key for request in listener.requests]
     assert {index: rollout.token_ids for index, rollout in listener.found.items()} == dict(enumerate(tokens(written)))
@@ -56,16 +56,16 @@ def test_what_joins_a_running_call_is_written_as_in_a_call_of_its_own(options):
 
 
 def test_a_request_that_the_slots_cannot_hold_is_written_after_the_call():
-    model, law, requests = make("llama", torch.float64), SamplingLaw(), ask(6)
+    model, params, requests = make("llama", torch.float64), SamplingParams(), ask(6)
     listener = Again(requests, grow=150)
-    _, written = generate(model, listener, requests, law)
+    _, written = generate(model, listener, requests, params)
     assert len(written) == 8
-    assert tokens(written) == tokens(engine(model).generate(listener.requests, law))
+    assert tokens(written) == tokens(engine(model).generate(listener.requests, params))
 
 
 @pytest.mark.parametrize("after", [3, 20])
 def test_running_out_of_memory_reports_no_completion_twice_and_loses_no_request(monkeypatch, after):
-    model, law, requests = make("llama", torch.float64), SamplingLaw(0.9), ask(9)
+    model, params, requests = make("llama", torch.float64), SamplingParams(0.9), ask(9)
     left = [after]
     decode = calls.Call._decode
 
@@ -77,16 +77,16 @@ def test_running_out_of_memory_reports_no_completion_twice_and_loses_no_request(
 
     monkeypatch.setattr(calls.Call, "_decode", fails_once)
     listener = Again(requests)
-    one, written = generate(model, listener, requests, law)
+    one, written = generate(model, listener, requests, params)
     assert one.stats.num_out_of_memory == 1
     assert len(listener.found) == len(written) == 12
-    assert tokens(written) == tokens(engine(model).generate(listener.requests, law))
+    assert tokens(written) == tokens(engine(model).generate(listener.requests, params))
 
 
 def test_transformers_generate_reports_each_completion_and_never_asks():
     model, requests = make("llama"), ask(5, limit=6)
     listener = Again(requests)
-    written = HFBackend(model, (95,), 95, 2).generate(requests, SamplingLaw(), listener=listener)
+    written = HFBackend(model, (95,), 95, 2).generate(requests, SamplingParams(), listener=listener)
     assert {index: rollout.token_ids for index, rollout in listener.found.items()} == dict(enumerate(tokens(written)))
     assert listener.asked_at == []
 

@@ -8,7 +8,7 @@ from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.rollout.engine import EngineOptions, RolloutEngine
 from onpolicy_sdft.rollout.memory import Budget, choose_num_slots, kv_budget
 from onpolicy_sdft.rollout.weights import LocalWeights
-from onpolicy_sdft.types import SamplingLaw
+from onpolicy_sdft.types import SamplingParams
 
 CPU = torch.device("cpu")
 
@@ -34,14 +34,14 @@ def test_a_budget_too_small_for_one_request_is_refused_with_the_numbers():
     with pytest.raises(
         ConfigError, match=r"One rollout of 128 positions needs 0\.05 MiB .* \(384 bytes .* 0\.01 MiB may"
     ):
-        one.generate(ask(), SamplingLaw())
+        one.generate(ask(), SamplingParams())
 
 
 def test_too_little_memory_for_all_defers_requests_and_loses_none():
     model = make("llama", torch.float64)
-    plenty = engine(model, num_slots=None).generate(ask(12), SamplingLaw())
+    plenty = engine(model, num_slots=None).generate(ask(12), SamplingParams())
     one = engine(model, num_slots=None, kv_gib=2.5 * 128 * 768 / 2**30)
-    assert tokens(one.generate(ask(12), SamplingLaw())) == tokens(plenty)
+    assert tokens(one.generate(ask(12), SamplingParams())) == tokens(plenty)
     assert one.stats.num_slots == 2
 
 
@@ -50,9 +50,9 @@ def test_slots_grow_to_what_was_ever_needed_and_are_announced_once():
     one = RolloutEngine(model, (END,), LocalWeights(model), EngineOptions(num_slots=4, deterministic=True), said.append)
     short, long = ask(4, limit=9), ask(4, limit=90)
     for requests in (short, long, short, long):
-        one.generate(requests, SamplingLaw())
+        one.generate(requests, SamplingParams())
     kept = one._pool
-    one.generate(short, SamplingLaw())
+    one.generate(short, SamplingParams())
     assert one._pool is kept
     assert len(said) == 1
 
@@ -72,7 +72,7 @@ def test_memory_that_cannot_be_had_halves_the_slots_and_says_so(monkeypatch):
     model = make("llama", torch.float64)
     options = EngineOptions(num_slots=8, deterministic=True)
     one = RolloutEngine(model, (END,), LocalWeights(model), options, said.append)
-    assert tokens(one.generate(ask(), SamplingLaw())) == tokens(engine(model).generate(ask(), SamplingLaw()))
+    assert tokens(one.generate(ask(), SamplingParams())) == tokens(engine(model).generate(ask(), SamplingParams()))
     assert one.stats.num_slots == 2
     assert "8 slots could not be allocated, trying 4" in said[0]
 
@@ -81,7 +81,7 @@ def test_memory_that_runs_out_on_the_way_halves_the_slots_and_loses_nothing(monk
     import onpolicy_sdft.rollout.engine as module
 
     model, said = make("llama", torch.float64), []
-    expected = tokens(engine(model).generate(ask(9), SamplingLaw()))
+    expected = tokens(engine(model).generate(ask(9), SamplingParams()))
     one = RolloutEngine(model, (END,), LocalWeights(model), EngineOptions(num_slots=8, deterministic=True), said.append)
     decode, calls = module.Call._decode, []
 
@@ -92,13 +92,13 @@ def test_memory_that_runs_out_on_the_way_halves_the_slots_and_loses_nothing(monk
         decode(self)
 
     monkeypatch.setattr(module.Call, "_decode", runs_out)
-    assert tokens(one.generate(ask(9), SamplingLaw())) == expected
+    assert tokens(one.generate(ask(9), SamplingParams())) == expected
     assert one.stats.num_out_of_memory == 2
     assert "going on with 4" in said[-2]
     assert "going on with 2" in said[-1]
     monkeypatch.setattr(module.Call, "_decode", lambda self: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     with pytest.raises(torch.OutOfMemoryError):
-        engine(model, num_slots=1).generate(ask(2), SamplingLaw())
+        engine(model, num_slots=1).generate(ask(2), SamplingParams())
 
 
 GPU, GIB = torch.device("cuda"), 2**30
@@ -135,14 +135,14 @@ def test_slots_that_are_given_back_are_made_again_half_as_many_and_write_the_sam
     model, said = make("llama", torch.float64), []
     one = RolloutEngine(model, (END,), LocalWeights(model), EngineOptions(num_slots=8, deterministic=True), said.append)
     assert not one.release()
-    first = tokens(one.generate(ask(9), SamplingLaw()))
+    first = tokens(one.generate(ask(9), SamplingParams()))
     assert one.stats.num_slots == 8
     assert one.release()
     assert "8 slots are given back, going on with 4" in said[-1]
     assert not one.release()
-    assert tokens(one.generate(ask(9), SamplingLaw())) == first
+    assert tokens(one.generate(ask(9), SamplingParams())) == first
     assert one.stats.num_slots == 4
     other = RolloutEngine(model, (END,), LocalWeights(model), EngineOptions(num_slots=8, deterministic=True))
     other.restore(one.state())
-    other.generate(ask(9), SamplingLaw())
+    other.generate(ask(9), SamplingParams())
     assert other.stats.num_slots == 4

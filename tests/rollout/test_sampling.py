@@ -1,4 +1,4 @@
-"""Row-wise laws against transformers' warpers, and the two-move draw against the law it stands for."""
+"""Row-wise distributions against transformers' warpers, and the draw in two moves against one move."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import torch
 from scipy import stats
 
 from onpolicy_sdft.rollout.noise import key_words
-from onpolicy_sdft.rollout.sampling import RowLaws, draw, likeliest, warpers
-from onpolicy_sdft.types import NoiseKey, SamplingLaw
+from onpolicy_sdft.rollout.sampling import BatchSamplingParams, draw, likeliest, warpers
+from onpolicy_sdft.types import NoiseKey, SamplingParams
 
 CPU = torch.device("cpu")
 LAWS = [
-    SamplingLaw(),
-    SamplingLaw(0.6),
-    SamplingLaw(1.3, top_k=7),
-    SamplingLaw(top_p=0.7),
-    SamplingLaw(0.9, top_k=60, top_p=0.8),
-    SamplingLaw(min_p=0.1),
-    SamplingLaw(0.5, top_k=30, top_p=0.95, min_p=0.01),
-    SamplingLaw(top_p=0.999),
-    SamplingLaw(0.8, repetition_penalty=1.4),
-    SamplingLaw(top_k=5, repetition_penalty=0.7),
+    SamplingParams(),
+    SamplingParams(0.6),
+    SamplingParams(1.3, top_k=7),
+    SamplingParams(top_p=0.7),
+    SamplingParams(0.9, top_k=60, top_p=0.8),
+    SamplingParams(min_p=0.1),
+    SamplingParams(0.5, top_k=30, top_p=0.95, min_p=0.01),
+    SamplingParams(top_p=0.999),
+    SamplingParams(0.8, repetition_penalty=1.4),
+    SamplingParams(top_k=5, repetition_penalty=0.7),
 ]
 
 
@@ -31,11 +31,11 @@ def test_rows_of_many_laws_are_what_transformers_warpers_give_each_alone(num_can
     logits = torch.randn(len(LAWS), 300, dtype=dtype, generator=torch.Generator().manual_seed(1)) * 3
     prefixes = torch.randint(0, 300, (len(LAWS), 40), generator=torch.Generator().manual_seed(2))
     lengths = torch.arange(len(LAWS)) * 4 + 1
-    laws = RowLaws.of(LAWS, 300, CPU)
-    ours = laws.process(laws.penalise(logits, prefixes, lengths), num_candidates)
-    for row, law in enumerate(LAWS):
-        theirs = warpers(law)(prefixes[row : row + 1, : lengths[row]], logits[row : row + 1].clone())
-        torch.testing.assert_close(ours[row : row + 1], theirs, msg=str(law))
+    batch_params = BatchSamplingParams.of(LAWS, 300, CPU)
+    ours = batch_params.process(batch_params.penalise(logits, prefixes, lengths), num_candidates)
+    for row, params in enumerate(LAWS):
+        theirs = warpers(params)(prefixes[row : row + 1, : lengths[row]], logits[row : row + 1].clone())
+        torch.testing.assert_close(ours[row : row + 1], theirs, msg=str(params))
 
 
 @pytest.mark.parametrize("num_candidates", [8, None])
@@ -44,19 +44,19 @@ def test_ids_without_a_token_are_left_out_before_every_filter(num_candidates):
     logits[:, 280:] += 9.0
     prefixes = torch.randint(0, 280, (len(LAWS), 40), generator=torch.Generator().manual_seed(2))
     lengths = torch.arange(len(LAWS)) * 4 + 1
-    laws = RowLaws.of(LAWS, 280, CPU)
-    ours = laws.process(laws.penalise(logits, prefixes, lengths), num_candidates)
-    for row, law in enumerate(LAWS):
-        theirs = warpers(law)(prefixes[row : row + 1, : lengths[row]], logits[row : row + 1, :280].clone())
-        torch.testing.assert_close(ours[row : row + 1], theirs, msg=str(law))
+    batch_params = BatchSamplingParams.of(LAWS, 280, CPU)
+    ours = batch_params.process(batch_params.penalise(logits, prefixes, lengths), num_candidates)
+    for row, params in enumerate(LAWS):
+        theirs = warpers(params)(prefixes[row : row + 1, : lengths[row]], logits[row : row + 1, :280].clone())
+        torch.testing.assert_close(ours[row : row + 1], theirs, msg=str(params))
 
 
 def test_what_is_recorded_of_a_draw_leaves_out_ids_without_a_token_in_the_sampling_law_alone():
     logits = torch.randn(64, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     keys = key_words([NoiseKey(0, step, "x") for step in range(64)])
-    laws = RowLaws.of([SamplingLaw()] * 64, 280, CPU)
+    batch_params = BatchSamplingParams.of([SamplingParams()] * 64, 280, CPU)
     places = torch.zeros(64, dtype=torch.int64)
-    drawn = draw(logits, laws.process(logits), laws.greedy_B, keys, places)
+    drawn = draw(logits, batch_params.process(logits), batch_params.greedy_B, keys, places)
     assert int(drawn.token_ids.max()) < 280
     chosen = drawn.token_ids[:, None]
     torch.testing.assert_close(drawn.logprobs, logits.log_softmax(-1).gather(-1, chosen)[:, 0])
@@ -64,10 +64,10 @@ def test_what_is_recorded_of_a_draw_leaves_out_ids_without_a_token_in_the_sampli
 
 
 def test_rows_can_be_picked_and_overwritten():
-    laws = RowLaws.of(LAWS, 300, CPU)
-    picked = laws[torch.tensor([3, 1])]
+    batch_params = BatchSamplingParams.of(LAWS, 300, CPU)
+    picked = batch_params[torch.tensor([3, 1])]
     assert picked.top_p_B.tolist() == pytest.approx([0.7, 1.0])
-    picked.put(torch.tensor([0]), laws, torch.tensor([2]))
+    picked.put(torch.tensor([0]), batch_params, torch.tensor([2]))
     assert picked.top_k_B.tolist() == [7, 300]
 
 
@@ -87,16 +87,16 @@ def test_what_is_recorded_with_a_draw_is_the_law_it_came_from():
     greedy = torch.tensor([False] * 5 + [True])
     processed = logits / 0.7
     found = draw(logits, processed, greedy, key_words([NoiseKey(0, 0, str(i)) for i in range(6)]), torch.arange(6))
-    raw, law, rows = torch.log_softmax(logits, -1), torch.log_softmax(processed, -1), torch.arange(6)
+    raw, params, rows = torch.log_softmax(logits, -1), torch.log_softmax(processed, -1), torch.arange(6)
     torch.testing.assert_close(found.logprobs, raw[rows, found.token_ids])
-    torch.testing.assert_close(found.sampling_logprobs[:5], law[rows, found.token_ids][:5])
+    torch.testing.assert_close(found.sampling_logprobs[:5], params[rows, found.token_ids][:5])
     torch.testing.assert_close(found.entropies, -(raw.exp() * raw).sum(-1))
     assert found.sampling_logprobs[5] == 0.0
     assert found.token_ids[5] == logits[5].argmax()
 
 
 def test_the_noise_is_asked_for_by_id_so_that_laws_with_fewer_tokens_draw_as_before():
-    """A law that keeps what was drawn draws it again: masking others does not move the noise."""
+    """A distribution that keeps what was drawn draws it again: masking others does not move the noise."""
     logits = torch.randn(200, 40, generator=torch.Generator().manual_seed(3))
     words = key_words([NoiseKey(0, i, "x") for i in range(200)])
     none, place = torch.zeros(200, dtype=torch.bool), torch.zeros(200, dtype=torch.int64)

@@ -17,7 +17,7 @@ from transformers import (
 
 from onpolicy_sdft.config.schema import ContextConfig, RolloutConfig
 from onpolicy_sdft.data.views import Renderer
-from onpolicy_sdft.jobs.parts import Chat
+from onpolicy_sdft.jobs.parts import ModelBundle
 from onpolicy_sdft.models import trial
 from onpolicy_sdft.models.load import LoadedModel
 from onpolicy_sdft.models.seam import UnsupportedModel
@@ -27,7 +27,7 @@ from onpolicy_sdft.rollout.engine import RolloutEngine
 from onpolicy_sdft.rollout.hf import HFBackend
 from onpolicy_sdft.rollout.slots import LayerShape, SlotCache
 from onpolicy_sdft.rollout.support import examine
-from onpolicy_sdft.types import SamplingLaw
+from onpolicy_sdft.types import SamplingParams
 
 SMALL = {"vocab_size": 96, "hidden_size": 32, "eos_token_id": END, "pad_token_id": END}
 REFUSED = {
@@ -66,7 +66,7 @@ def test_a_model_the_engine_cannot_serve_is_refused_with_the_reason(name):
 def test_such_a_model_goes_to_generate_with_one_line_that_says_why(tokenizer):
     model = build(REFUSED["dynamic rope"][0]())
     said = []
-    chat = Chat(LoadedModel(model, tokenizer, "toy"), Renderer(tokenizer, ContextConfig()), (END,))
+    chat = ModelBundle(LoadedModel(model, tokenizer, "toy"), Renderer(tokenizer, ContextConfig()), (END,))
     backend = chat.backend(model, RolloutConfig(), 4, said.append)
     assert isinstance(backend, HFBackend)
     (line,) = said
@@ -130,14 +130,14 @@ def test_the_attention_of_the_model_is_its_own_again_also_after_a_failure(monkey
     model = make("llama")
     one = engine(model)
     before = model.config._attn_implementation
-    expected = tokens(one.generate(ask(), SamplingLaw()))
+    expected = tokens(one.generate(ask(), SamplingParams()))
 
     def explode(advance):
         assert model.config._attn_implementation == "sdft_slots"
         raise RuntimeError("inside")
 
     with pytest.raises(RuntimeError, match="inside"):
-        one.generate(ask(), SamplingLaw(), explode)
+        one.generate(ask(), SamplingParams(), explode)
     assert model.config._attn_implementation == before
-    assert tokens(one.generate(ask(), SamplingLaw())) == expected
+    assert tokens(one.generate(ask(), SamplingParams())) == expected
     assert "sdft_slots" in AttentionInterface._global_mapping

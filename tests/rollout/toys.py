@@ -26,7 +26,7 @@ from onpolicy_sdft.rollout.engine import EngineOptions, RolloutEngine
 from onpolicy_sdft.rollout.noise import gumbel_noise, key_words
 from onpolicy_sdft.rollout.sampling import BLOCK, warpers
 from onpolicy_sdft.rollout.weights import LocalWeights
-from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingLaw
+from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingParams
 
 END = 95
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -92,7 +92,7 @@ def ask(num: int = 10, limit: int = 24, seed: int = 0, step: int = 0, **more: An
 
 def engine(
     model: Any,
-    terminators: tuple[int, ...] = (END,),
+    stop_token_ids: tuple[int, ...] = (END,),
     weights: Any = None,
     num_tokens: int | None = None,
     **options: Any,
@@ -100,7 +100,7 @@ def engine(
     """An engine whose shapes follow from its options alone."""
     options = {"num_slots": 4, "max_draft_tokens": 4, "deterministic": True, **options}
     return RolloutEngine(
-        model, terminators, weights or LocalWeights(model), EngineOptions(**options), num_tokens=num_tokens
+        model, stop_token_ids, weights or LocalWeights(model), EngineOptions(**options), num_tokens=num_tokens
     )
 
 
@@ -109,7 +109,9 @@ def tokens(rollouts: Any) -> list[tuple[int, ...]]:
     return [rollout.token_ids for rollout in rollouts]
 
 
-def assert_same_but_for_ties(model: Any, ours: Any, theirs: Any, law: SamplingLaw, closeness: float = 1e-4) -> None:
+def assert_same_but_for_ties(
+    model: Any, ours: Any, theirs: Any, params: SamplingParams, closeness: float = 1e-4
+) -> None:
     """The first token in which two texts differ stands where the two best noisy scores are that close."""
     for mine, other in zip(ours, theirs, strict=True):
         if mine.token_ids == other.token_ids:
@@ -117,16 +119,16 @@ def assert_same_but_for_ties(model: Any, ours: Any, theirs: Any, law: SamplingLa
         pairs = zip(mine.token_ids, other.token_ids, strict=False)
         place = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
         assert place is not None, "one text ends where the other goes on"
-        margin = noisy_margin(model, mine.prompt_token_ids + mine.token_ids[:place], mine.key, place, law)
+        margin = noisy_margin(model, mine.prompt_token_ids + mine.token_ids[:place], mine.key, place, params)
         assert margin < closeness, f"{mine.key} differs at token {place}, where the margin is {margin:.2g}"
 
 
 @torch.no_grad()
-def noisy_margin(model: Any, ids: tuple[int, ...], key: NoiseKey, place: int, law: SamplingLaw) -> float:
+def noisy_margin(model: Any, ids: tuple[int, ...], key: NoiseKey, place: int, params: SamplingParams) -> float:
     """How far the two best scores are apart, of blocks or of tokens within the best block, by a plain forward."""
     hidden = body(model)(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0, -1:]
-    scores = warpers(law)(torch.tensor([ids]), head_of(model).logits(hidden).float())
-    if law.greedy:
+    scores = warpers(params)(torch.tensor([ids]), head_of(model).logits(hidden).float())
+    if params.greedy:
         best = scores[0].topk(2).values
         return float(best[0] - best[1])
     words, places = key_words([key]), torch.tensor([place])

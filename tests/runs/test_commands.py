@@ -218,7 +218,7 @@ def test_the_warning_of_slurm_does_not_end_a_command(tmp_path):
 
 
 def test_a_program_that_is_not_there_is_named_before_anything_is_written(tmp_path):
-    with pytest.raises(ConfigError, match=r"no program 'acelerate'.*Way out"):
+    with pytest.raises(ConfigError, match=r"no program 'acelerate'.*Fix"):
         run_logged(["acelerate", "launch"], tmp_path / "a.log")
     assert not (tmp_path / "a.log").exists()
 

@@ -99,7 +99,7 @@ def test_a_job_that_dies_says_so(jobs, tmp_path):
 def test_parameters_that_submitit_does_not_know_are_refused_and_leave_nothing(jobs, tmp_path):
     with pytest.raises(ConfigError, match="time_min"):
         cluster.check_jobs(jobs(time_min=5))
-    with pytest.raises(ConfigError, match="Way out"):
+    with pytest.raises(ConfigError, match="Fix"):
         cluster.check_jobs(jobs(timeout_min="long"))
     with pytest.raises(ConfigError, match=r"srun|slurm"):
         cluster.check_jobs(jobs(cluster="slurm"))

@@ -77,7 +77,7 @@ def test_a_dry_run_lists_the_runs_and_leaves_nothing_behind(flags, tmp_path, cap
     rows = [line.split() for line in shown.splitlines() if line.startswith("method-")]
     assert rows[0] == ["method-sft_lr-0.1_seed-0", "sft", "0.1", "0", "pending"]
     assert len(rows) == 6
-    assert f"written first by the seed model: {tmp_path / 'sweep' / 'distilled-'}" in shown
+    assert f"written first by the base model: {tmp_path / 'sweep' / 'distilled-'}" in shown
     assert "left out: method sft, optim.lr 0.2 (known)" in shown
     assert not (tmp_path / "sweep").exists()
 

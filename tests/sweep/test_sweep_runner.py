@@ -141,7 +141,7 @@ def test_other_options_are_refused_and_named(sweep, machine, tmp_path):
     before = sorted(path.stat().st_mtime_ns for path in (tmp_path / "sweep").rglob("*") if path.is_file())
     with pytest.raises(RunDirectoryError, match=r"lr-0\.\d_seed-0 are others now: train\.max_steps was 5, now 6\."):
         go(sweep(options={"train.max_steps": 6}), machine())
-    with pytest.raises(RunDirectoryError, match=r"runs that this sweep has not: lr-0\.2_seed-0\. Way out"):
+    with pytest.raises(RunDirectoryError, match=r"runs that this sweep has not: lr-0\.2_seed-0\. Fix"):
         go(sweep(options={"train.max_steps": 5}, axes={"optim.lr": [0.1, 0.3]}), machine())
     after = sorted(path.stat().st_mtime_ns for path in (tmp_path / "sweep").rglob("*") if path.is_file())
     assert before == after

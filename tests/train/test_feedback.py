@@ -21,7 +21,7 @@ from onpolicy_sdft.train.batch import repeat_samples
 from onpolicy_sdft.train.feedback import FeedbackSource, Trying
 from onpolicy_sdft.train.preview import Preview
 from onpolicy_sdft.train.source import Sampling
-from onpolicy_sdft.types import Demonstration, NoiseKey, Rollout, RolloutRequest, SamplingLaw, Target, Turn, Views
+from onpolicy_sdft.types import Demonstration, NoiseKey, Rollout, RolloutRequest, SamplingParams, Target, Turn, Views
 
 TASK = load_task("math_word_problem", {})
 ROWS = [
@@ -44,7 +44,7 @@ class Script:
     stats: RolloutStats = field(default_factory=RolloutStats)
 
     def generate(
-        self, requests: Sequence[RolloutRequest], law: Any, on_progress: Any, record: Any,
+        self, requests: Sequence[RolloutRequest], params: Any, on_progress: Any, record: Any,
         listener: Listener = NO_LISTENER,
     ) -> list[Rollout]:  # fmt: skip
         self.calls.append(list(requests))
@@ -109,7 +109,7 @@ def make(tokenizer: Any) -> Any:
         script = Script(renderer, attempts or {}, is_student=view == "student")
         source = FeedbackSource(
             script,
-            Sampling(SamplingLaw(), 50, seed=3, view=view),
+            Sampling(SamplingParams(), 50, seed=3, view=view),
             store=DraftStore(10_000),
             trying=Trying(
                 num_samples=num_samples,

@@ -13,7 +13,7 @@ from onpolicy_sdft.train.loop import Plan, make_plan
 from onpolicy_sdft.train.optim import make_optimizer, make_schedule
 from onpolicy_sdft.train.signals import stop_on_signals
 from onpolicy_sdft.train.source import DemonstrationSource, PolicySource, Sampling
-from onpolicy_sdft.types import Blend, Demonstration, SamplingLaw, Turn, Views
+from onpolicy_sdft.types import Blend, Demonstration, SamplingParams, Turn, Views
 
 
 def test_steps_or_epochs_make_the_plan():
@@ -79,14 +79,14 @@ def views(name):
 class Recorder:
     """A backend that only remembers what it was asked."""
 
-    def generate(self, requests, law, on_progress=None, record=None, listener=None):
-        self.requests, self.law = requests, law
+    def generate(self, requests, params, on_progress=None, record=None, listener=None):
+        self.requests, self.params = requests, params
         return []
 
 
 def test_requests_carry_the_teachers_prompt_the_key_and_the_demonstration_as_a_draft():
     backend = Recorder()
-    source = PolicySource(backend, Sampling(SamplingLaw(0.7), 9, seed=3))
+    source = PolicySource(backend, Sampling(SamplingParams(0.7), 9, seed=3))
     source.rollouts(repeat_samples([views("a"), views("b"), views("a")], 1), step=5, attempt=1)
     first, second, third = backend.requests
     assert first.prompt_token_ids == (1, 2, 3)
@@ -95,7 +95,7 @@ def test_requests_carry_the_teachers_prompt_the_key_and_the_demonstration_as_a_d
     assert (first.key.seed, first.key.step, first.key.example_id, first.key.attempt) == (3, 5, "a", 1)
     assert second.key.example_id == "b"
     assert (first.key.sample_index, third.key.sample_index) == (0, 1), "twice in a step must not repeat its noise"
-    assert backend.law == SamplingLaw(0.7)
+    assert backend.params == SamplingParams(0.7)
 
 
 def test_plain_fine_tuning_writes_nothing():
@@ -111,7 +111,7 @@ def test_samples_of_an_example_are_numbered_through_a_step():
 
 def test_a_sample_that_is_drawn_again_keeps_its_number():
     backend = Recorder()
-    source = PolicySource(backend, Sampling(SamplingLaw(), 9, seed=3))
+    source = PolicySource(backend, Sampling(SamplingParams(), 9, seed=3))
     source.rollouts(repeat_samples([views("a")], 3)[2:], step=0, attempt=1)
     assert backend.requests[0].key.sample_index == 2
 
@@ -119,7 +119,7 @@ def test_a_sample_that_is_drawn_again_keeps_its_number():
 def ask(step=0, num=1, **options):
     """What a source asks its backend for."""
     backend = Recorder()
-    source = PolicySource(backend, Sampling(SamplingLaw(1.0), 9, seed=3, **options))
+    source = PolicySource(backend, Sampling(SamplingParams(1.0), 9, seed=3, **options))
     source.rollouts([views(str(i)) for i in range(num)], step=step)
     return backend
 
@@ -137,14 +137,14 @@ def test_demonstration_dropout_leaves_the_demonstration_out_of_that_share_and_re
 
 
 def test_the_temperature_moves_from_its_start_to_its_end_over_the_run():
-    laws = [ask(step=step, temperature_end=0.2, num_steps=5).law.temperature for step in range(7)]
-    assert laws == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2])
+    batch_params = [ask(step=step, temperature_end=0.2, num_steps=5).params.temperature for step in range(7)]
+    assert batch_params == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2])
 
 
 def test_min_p_moves_as_the_temperature_does_and_neither_moves_the_other():
-    laws = [ask(step=step, min_p_end=0.4, num_steps=5).law for step in range(6)]
-    assert [law.min_p for law in laws] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.4])
-    assert {law.temperature for law in laws} == {1.0}
+    batch_params = [ask(step=step, min_p_end=0.4, num_steps=5).params for step in range(6)]
+    assert [params.min_p for params in batch_params] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.4])
+    assert {params.temperature for params in batch_params} == {1.0}
 
 
 def test_a_blend_carries_the_bare_prompt_unless_a_rollout_is_written_under_that_anyway():

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from onpolicy_sdft.objectives.objective import FIGURES
+from onpolicy_sdft.objectives.objective import LOSS_PARTS
 from onpolicy_sdft.train.telemetry import (
     distinct_n,
     length_metrics,
@@ -59,14 +59,14 @@ def test_a_step_that_wrote_nothing_has_no_rollout_metrics():
 
 def test_parts_of_the_loss_sum_to_it_and_rates_are_over_the_objectives_own_tokens():
     figures = {
-        **dict.fromkeys(FIGURES, 0.0),
+        **dict.fromkeys(LOSS_PARTS, 0.0),
         "own": 4.0,
         "plain": 2.0,
         "importance": 6.0,
         "clipped": 1.0,
         "own_tokens": 5,
     }
-    found = loss_metrics("jsd", 6.0, [figures[name] for name in FIGURES], num_tokens=10)
+    found = loss_metrics("jsd", 6.0, [figures[name] for name in LOSS_PARTS], num_tokens=10)
     assert found == {
         "loss/total": pytest.approx(0.6),
         "loss/jsd": 0.4,
@@ -77,7 +77,7 @@ def test_parts_of_the_loss_sum_to_it_and_rates_are_over_the_objectives_own_token
 
 
 def test_a_step_that_learned_nothing_has_no_loss():
-    assert loss_metrics("nll", 0.0, [0.0] * len(FIGURES), num_tokens=0) == {}
+    assert loss_metrics("nll", 0.0, [0.0] * len(LOSS_PARTS), num_tokens=0) == {}
 
 
 def test_targets_that_are_skipped_whole_are_counted():

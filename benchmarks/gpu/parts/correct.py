@@ -19,15 +19,15 @@ from benchmarks.gpu.models import generate, lengths, make_model, requests
 from onpolicy_sdft.rollout.attention import KernelName, Scoring
 from onpolicy_sdft.rollout.kernels import make_kernels
 from onpolicy_sdft.rollout.slots import Packing, Segment
-from onpolicy_sdft.types import Rollout, RolloutRequest, SamplingLaw
+from onpolicy_sdft.types import Rollout, RolloutRequest, SamplingParams
 
 TEXTS, ATTENTION = "texts in float32 against those with graphs", "attention against a float64 sum"
 BFLOAT16, LORA = "texts in bfloat16 against those with graphs", "LoRA, greedy, in float32"
 LAWS = {
-    "greedy": SamplingLaw(temperature=0.0),
-    "T = 1": SamplingLaw(),
-    "top-k 50, T = 0.7": SamplingLaw(temperature=0.7, top_k=50),
-    "top-p 0.9": SamplingLaw(top_p=0.9),
+    "greedy": SamplingParams(temperature=0.0),
+    "T = 1": SamplingParams(),
+    "top-k 50, T = 0.7": SamplingParams(temperature=0.7, top_k=50),
+    "top-p 0.9": SamplingParams(top_p=0.9),
 }
 #: Ways of working that must not change a token; the texts they are compared with come from a step with graphs.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -36,7 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without fused passes": {"fuse": False},
     "ragged, plain sum": {"grid": False, "attention": "torch"},
 }
-SLOW = ("ragged, plain sum",)  # seconds a law
+SLOW = ("ragged, plain sum",)  # seconds a distribution
 Shape = tuple[int, int, int, int, float]
 #: key-value heads, query heads of each, head size, window, soft cap
 SHAPES: tuple[Shape, ...] = (
@@ -57,8 +57,8 @@ def run(bench: Bench) -> None:
     prompts = lengths(num, lambda draw: draw.randint(5, bench.pick(150, 20)))
     limits = lengths(num, lambda draw: draw.randint(longest // 4, longest), seed=1)
     asked = requests(model, prompts, limits, repeat=True)
-    for name, law in LAWS.items():
-        bench.attempt(TEXTS, name, partial(_texts, bench, model, asked, name, law), _LEAST_SECONDS)
+    for name, params in LAWS.items():
+        bench.attempt(TEXTS, name, partial(_texts, bench, model, asked, name, params), _LEAST_SECONDS)
     bench.attempt(BFLOAT16, "all", partial(_bfloat16, bench, prompts, limits), _LEAST_SECONDS)
     bench.attempt(LORA, "all", partial(_lora, bench, model, asked), _LEAST_SECONDS)  # it wraps the model
     _attention(bench)
@@ -127,34 +127,35 @@ def _plain(
     return out
 
 
-def _texts(bench: Bench, model: Any, asked: Sequence[RolloutRequest], name: str, law: SamplingLaw) -> None:
-    """Compare the ways of working under one law, with each other and with the model's own forward."""
+def _texts(bench: Bench, model: Any, asked: Sequence[RolloutRequest], name: str, params: SamplingParams) -> None:
+    """Compare the ways of working under one distribution, with each other and with the model's own forward."""
     engine = make_engine(model, 8)
-    base = engine.generate(asked, law)
-    again = engine.generate(asked, law)
+    base = engine.generate(asked, params)
+    again = engine.generate(asked, params)
     bench.note(
         TEXTS, f"{name}, again", same=_same(base, again), of=len(asked), logprob_difference=_apart(base, again),
         captured=engine.steps.use_graphs,
     )  # fmt: skip
     for variant, options in VARIANTS.items():
-        if variant in SLOW and law not in (LAWS["greedy"], LAWS["T = 1"]):
+        if variant in SLOW and params not in (LAWS["greedy"], LAWS["T = 1"]):
             continue
         row = f"{name}, {variant}"
-        bench.attempt(TEXTS, row, partial(_variant, bench, model, asked, law, row, base, options), _LEAST_SECONDS)
+        bench.attempt(TEXTS, row, partial(_variant, bench, model, asked, params, row, base, options), _LEAST_SECONDS)
     bench.note(TEXTS, f"{name}, the model's own forward", logprob_difference=_own_difference(model, base))
-    if law.greedy:
+    if params.greedy:
         theirs = generate(bench, model, asked, sample=False)
         same = sum(list(r.token_ids) == text[: len(r.token_ids)] for r, text in zip(base, theirs, strict=True))
         bench.note(TEXTS, f"{name}, generate", same=same, of=len(asked))
 
 
 def _variant(
-    bench: Bench, model: Any, asked: Sequence[RolloutRequest], law: SamplingLaw, row: str, base: Sequence[Rollout],
+    bench: Bench, model: Any, asked: Sequence[RolloutRequest], params: SamplingParams, row: str,
+    base: Sequence[Rollout],
     options: dict[str, Any],
 ) -> None:  # fmt: skip
     """Compare one way of working with the base."""
     engine = make_engine(model, 8, **options)
-    texts = engine.generate(asked, law)
+    texts = engine.generate(asked, params)
     bench.note(
         TEXTS, row, same=_same(base, texts), of=len(asked), logprob_difference=_apart(base, texts),
         drafts_kept=engine.stats.num_accepted_tokens,
@@ -179,8 +180,8 @@ def _own_difference(model: Any, rollouts: Sequence[Rollout]) -> float:
     for rollout in rollouts:
         ids = torch.tensor([rollout.prompt_token_ids + rollout.token_ids], device=model.device)
         first = len(rollout.prompt_token_ids)
-        law = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, first - 1 : -1].float(), -1)
-        own = law.gather(1, ids[0, first:, None])[:, 0]
+        params = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, first - 1 : -1].float(), -1)
+        own = params.gather(1, ids[0, first:, None])[:, 0]
         worst = max(worst, float((own - torch.tensor(rollout.logprobs, device=own.device)).abs().max()))
     return worst
 
@@ -189,9 +190,9 @@ def _bfloat16(bench: Bench, prompts: Sequence[int], limits: Sequence[int]) -> No
     """Note how often rounding changes a token: there is no right text in bfloat16, only a rate."""
     model = make_model(bench, "135M", torch.bfloat16)
     asked = requests(model, prompts, limits)
-    base = make_engine(model, 8).generate(asked, SamplingLaw())
+    base = make_engine(model, 8).generate(asked, SamplingParams())
     for variant, options in {"4 slots": {}, **VARIANTS}.items():
-        texts = make_engine(model, 4 if variant == "4 slots" else 8, **options).generate(asked, SamplingLaw())
+        texts = make_engine(model, 4 if variant == "4 slots" else 8, **options).generate(asked, SamplingParams())
         pairs = [p for a, b in zip(base, texts, strict=True) for p in zip(a.token_ids, b.token_ids, strict=True)]
         rate = sum(a != b for a, b in pairs) / len(pairs)
         bench.note(BFLOAT16, variant, same=_same(base, texts), of=len(asked), differing_tokens=round(rate, 4))
@@ -200,13 +201,13 @@ def _bfloat16(bench: Bench, prompts: Sequence[int], limits: Sequence[int]) -> No
 def _lora(bench: Bench, model: Any, asked: Sequence[RolloutRequest]) -> None:
     """Write with adapters, change them in place as an optimizer does, and write again: graphs must see the change."""
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
-    engine, law = make_engine(adapted, 8), LAWS["greedy"]
+    engine, params = make_engine(adapted, 8), LAWS["greedy"]
     for change in range(2):
         for name, each in adapted.named_parameters():
             if "lora_" in name:
                 seed = torch.Generator(bench.device).manual_seed(len(name) + change)
                 each.data.copy_(0.05 * torch.randn(each.shape, generator=seed, device=bench.device))
-        rollouts, theirs = engine.generate(asked, law), generate(bench, adapted, asked, sample=False)
+        rollouts, theirs = engine.generate(asked, params), generate(bench, adapted, asked, sample=False)
         same = sum(list(r.token_ids) == text[: len(r.token_ids)] for r, text in zip(rollouts, theirs, strict=True))
         bench.note(
             LORA, "first adapter" if not change else "changed in place", same=same, of=len(asked),

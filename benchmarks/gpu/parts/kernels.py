@@ -18,7 +18,7 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.engines import make_engine
 from benchmarks.gpu.models import make_model, requests
 from onpolicy_sdft.rollout.engine import RolloutEngine
-from onpolicy_sdft.types import RolloutRequest, SamplingLaw
+from onpolicy_sdft.types import RolloutRequest, SamplingParams
 
 TABLE = "kernels a decode step"
 CASES = (("135M", 1), ("0.5B", 256), ("7B", 64), ("0.5B", 1), ("7B", 256))  # by worth
@@ -39,7 +39,7 @@ def _profile(bench: Bench, name: str, rows: int) -> None:
     engine = make_engine(model, rows)
     num_steps = bench.pick(STEPS, 2)
     short, long = (requests(model, [32] * rows, [1 + steps] * rows) for steps in (num_steps, 2 * num_steps))
-    engine.generate(long, SamplingLaw())  # compiles and captures
+    engine.generate(long, SamplingParams())  # compiles and captures
     before, after = (_kernels(bench, engine, asked) for asked in (short, long))
     calls = {each: (after[each][0] - before.get(each, (0, 0.0))[0]) / num_steps for each in after}
     times = {each: (after[each][1] - before.get(each, (0, 0.0))[1]) / num_steps for each in after}
@@ -60,7 +60,7 @@ def _kernels(bench: Bench, engine: RolloutEngine, asked: Sequence[RolloutRequest
     """Return calls and microseconds of each kernel of a call of the engine; on a CPU of each operation."""
     on_gpu = bench.device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as seen:
-        engine.generate(asked, SamplingLaw())
+        engine.generate(asked, SamplingParams())
         bench.wait()
     kind = DeviceType.CUDA if on_gpu else DeviceType.CPU
     events: list[Any] = [each for each in seen.key_averages() if each.device_type == kind]

@@ -7,7 +7,7 @@ from functools import partial
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.engines import make_engine
 from benchmarks.gpu.models import generate, lengths, make_model, requests
-from onpolicy_sdft.types import SamplingLaw
+from onpolicy_sdft.types import SamplingParams
 
 TABLE = "ragged requests of 0.5B"
 _GENERATE_SECONDS = 25  # one batch of 64, as long as its longest text
@@ -23,8 +23,8 @@ def run(bench: Bench) -> None:
 
     def engine(row: str, num_slots: int | None) -> None:
         engine = make_engine(model, num_slots)
-        engine.generate(asked, SamplingLaw())
-        seconds = bench.clock(lambda: engine.generate(asked, SamplingLaw()))
+        engine.generate(asked, SamplingParams())
+        seconds = bench.clock(lambda: engine.generate(asked, SamplingParams()))
         stats = engine.stats
         bench.note(
             TABLE, row, tokens_a_second=round(total / seconds), tokens=total, slots=stats.num_slots,

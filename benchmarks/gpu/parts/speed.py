@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.engines import make_engine
 from benchmarks.gpu.models import bytes_a_step, generate, make_model, requests
-from onpolicy_sdft.types import SamplingLaw
+from onpolicy_sdft.types import SamplingParams
 
 TABLE = "speed"
 MODELS = ("135M", "7B", "0.5B", "1.5B")  # by worth
@@ -36,8 +36,8 @@ def _engine(bench: Bench, model: Any, row: str, rows: int, bandwidth: float) -> 
     prompt, new = bench.pick((128, 128), (8, 8))
     asked = requests(model, [prompt] * rows, [new] * rows)
     engine = make_engine(model, rows)
-    first = bench.clock(lambda: engine.generate(asked, SamplingLaw()))  # compiles and captures
-    seconds = bench.clock(lambda: engine.generate(asked, SamplingLaw()))
+    first = bench.clock(lambda: engine.generate(asked, SamplingParams()))  # compiles and captures
+    seconds = bench.clock(lambda: engine.generate(asked, SamplingParams()))
     stats = engine.stats
     step_ms = stats.decode_seconds / stats.num_decode_forwards * 1e3
     floor_ms = bytes_a_step(model, rows, prompt + new // 2) / bandwidth * 1e3

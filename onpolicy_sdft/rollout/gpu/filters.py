@@ -7,7 +7,8 @@ values between and moves both ends to logits of the row, until they meet: exact,
 ten passes where logits are spread as a model's are. (A radix select over the bits would need a histogram of
 probabilities, and so atomic additions, whose sums depend on their order. Sums have a fixed order here.)
 
-Logits are compared before the temperature, which keeps their order. One program a row: few laws filter, rows that
+Logits are compared before the temperature, which keeps their order. One program a row: few distributions filter, rows
+that
 leave nothing out end at once, and a row stays in the card's second cache between passes.
 
 Shape letters: B rows (slots), N rows of logits, V vocabulary.
@@ -25,7 +26,7 @@ from onpolicy_sdft.rollout.gpu.logits import LOWEST, finish
 
 if TYPE_CHECKING:
     from onpolicy_sdft.rollout.decode import Rows
-    from onpolicy_sdft.rollout.sampling import RowLaws
+    from onpolicy_sdft.rollout.sampling import BatchSamplingParams
 
 _IDS = 4096  # logits a step of a pass
 
@@ -143,7 +144,7 @@ def floors(
 
 
 def find_floors(
-    laws: RowLaws,
+    batch_params: BatchSamplingParams,
     rows: Rows,
     raw_NV: torch.Tensor,
     scale: float | None,
@@ -156,8 +157,10 @@ def find_floors(
         x_NV, scale, softcap = penalised_NV, None, None  # finished
     floors_N = torch.empty(len(x_NV), device=x_NV.device)
     floors[(len(x_NV),)](
-        x_NV, x_NV.stride(0), rows.slots_B, laws.temperature_B, laws.top_k_B, laws.top_p_B, laws.min_p_B,
-        laws.greedy_B, floors_N, len(laws.greedy_B) - 1, min(laws.num_tokens, x_NV.shape[1]), rows.width, scale,
+        x_NV, x_NV.stride(0), rows.slots_B, batch_params.temperature_B, batch_params.top_k_B, batch_params.top_p_B,
+        batch_params.min_p_B,
+        batch_params.greedy_B, floors_N, len(batch_params.greedy_B) - 1, min(batch_params.num_tokens, x_NV.shape[1]),
+        rows.width, scale,
         softcap, IDS=_IDS, num_warps=16,
     )  # fmt: skip
     return floors_N

@@ -1,7 +1,8 @@
 """The draw of a token in one pass over the logits and a small second one: the draw of ``rollout/sampling.py``.
 
 The first kernel reads each logit once, in the type the output layer gave it. Programs share a row: each keeps, for its
-blocks of 64 ids, the total and entropy of the model's own law, the total of the law to draw from, and the block whose
+blocks of 64 ids, the total and entropy of the model's own distribution, the total of the distribution to draw from,
+and the block whose
 log-probability plus noise is largest (that needs no total, so one pass is enough). The second puts the shares of a row
 together and draws a token of the block. Where a row is not shared, the first does that as well.
 
@@ -25,7 +26,7 @@ from onpolicy_sdft.rollout.gpu.noise import gumbel, noise_key
 if TYPE_CHECKING:
     from onpolicy_sdft.models.policy import Head
     from onpolicy_sdft.rollout.decode import Rows
-    from onpolicy_sdft.rollout.sampling import RowLaws
+    from onpolicy_sdft.rollout.sampling import BatchSamplingParams
     from onpolicy_sdft.rollout.slots import SlotTexts
 
 _BLOCK = tl.constexpr(sampling.BLOCK)
@@ -88,10 +89,10 @@ def _choose(
     token = tl.minimum(token, num_tokens - 1)  # where logits are not numbers
     chosen = ids == token
     logprob = tl.sum(tl.where(chosen, own, 0.0), 0) - m - tl.log(s)
-    law_logprob = logprob if RAW else tl.sum(tl.where(chosen, x, 0.0), 0) - law_m - tl.log(law_s)
+    params_logprob = logprob if RAW else tl.sum(tl.where(chosen, x, 0.0), 0) - law_m - tl.log(law_s)
     tl.store(tokens_ptr + n, token.to(tl.int64))
     tl.store(logprobs_ptr + n, logprob)
-    tl.store(sampling_ptr + n, tl.where(greedy, 0.0, law_logprob))
+    tl.store(sampling_ptr + n, tl.where(greedy, 0.0, params_logprob))
     entropy = tl.log(s) - t / s
     tl.store(entropies_ptr + n, tl.where(entropy < 0.0, 0.0, entropy))
 
@@ -208,28 +209,33 @@ def conclude(
 
 
 def draw_rows(
-    texts: SlotTexts, laws: RowLaws, rows: Rows, raw_NV: torch.Tensor, head: Head, penalised_NV: torch.Tensor | None
+    texts: SlotTexts,
+    batch_params: BatchSamplingParams,
+    rows: Rows,
+    raw_NV: torch.Tensor,
+    head: Head,
+    penalised_NV: torch.Tensor | None,
 ) -> sampling.Draw:
     """Draw the next token of every row of a [B, Q] grid; nothing is read on the host.
 
     Args:
         texts: Of the slots: lengths, starts and noise key words.
-        laws: A row each slot.
+        batch_params: A row each slot.
         rows: A full grid: N = B * Q.
         raw_NV: What the output layer gave, bfloat16, float16 or float32; rows may be apart, ids may not.
         head: Scale and soft cap of the logits.
-        penalised_NV: Finished float32 logits of the law to draw from where that looks at prefixes.
+        penalised_NV: Finished float32 logits of the distribution to draw from where that looks at prefixes.
     """
     num_rows, vocab = raw_NV.shape
-    num_tokens = min(laws.num_tokens, vocab)
-    is_raw = laws.is_raw and num_tokens == vocab
+    num_tokens = min(batch_params.num_tokens, vocab)
+    is_raw = batch_params.is_raw and num_tokens == vocab
     assert num_rows == len(rows.slots_B) * rows.width, "rows of logits are not a [B, Q] grid"
     assert raw_NV.dtype != torch.float64, "kernels draw in float32"
     assert raw_NV.stride(1) == 1
     scale = None if head.scale == 1.0 else head.scale
     floors_N = None
-    if laws.is_filtered:
-        floors_N = find_floors(laws, rows, raw_NV, scale, head.softcap, penalised_NV)
+    if batch_params.is_filtered:
+        floors_N = find_floors(batch_params, rows, raw_NV, scale, head.softcap, penalised_NV)
     num_shares, num_tiles = shares_of(num_rows, vocab)
     device = raw_NV.device
     sums_NP6 = torch.empty(num_rows, num_shares, 6, device=device)
@@ -238,7 +244,8 @@ def draw_rows(
     logprobs_N, sampling_N, entropies_N = (torch.empty(num_rows, device=device) for _ in range(3))
     arguments = (
         raw_NV, raw_NV.stride(0), penalised_NV, None if penalised_NV is None else penalised_NV.stride(0), floors_N,
-        rows.slots_B, texts.lengths, texts.starts, texts.words, laws.temperature_B, laws.greedy_B, sums_NP6, picks_NP,
+        rows.slots_B, texts.lengths, texts.starts, texts.words, batch_params.temperature_B, batch_params.greedy_B,
+        sums_NP6, picks_NP,
         token_ids_N, logprobs_N, sampling_N, entropies_N, vocab, num_tokens, rows.width, scale, head.softcap,
     )  # fmt: skip
     survey[(num_rows, num_shares)](

@@ -37,10 +37,10 @@ def types_of(dtype: str, constants: dict) -> dict[str, str]:
 
 @pytest.mark.parametrize("capability", CARDS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("distribution", LAWS)
 @pytest.mark.parametrize("alone", [True, False])
-def test_the_draw_compiles(alone, law, dtype, capability):
-    constants = LAWS[law]
+def test_the_draw_compiles(alone, params, dtype, capability):
+    constants = LAWS[params]
     types = types_of(dtype, constants)
     made = compile_for(
         sampling.survey, capability, types | {"num_tiles": "i32"},

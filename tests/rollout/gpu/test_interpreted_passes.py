@@ -28,7 +28,7 @@ from onpolicy_sdft.rollout.backend import NO_RECORD, ignore_progress
 from onpolicy_sdft.rollout.gpu import layers, passes
 from onpolicy_sdft.rollout.grid import GridCall, GridStep, OnTheDevice
 from onpolicy_sdft.rollout.weights import LocalWeights
-from onpolicy_sdft.types import Blend, Record, SamplingLaw
+from onpolicy_sdft.types import Blend, RecordOptions, SamplingParams
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from toys import FAMILIES, SIZES, ask, engine, logits, make, tokens, with_adapter
@@ -95,11 +95,11 @@ def test_what_is_replaced_computes_the_models_own_logits_and_is_put_back(family,
 @pytest.mark.parametrize("family", [*FAMILIES, "phi3", "llama, adapted"])
 def test_a_rollout_is_the_one_of_a_cpu(family):
     model = with_adapter(make("llama")) if family == "llama, adapted" else model_of(family)
-    requests, record = ask(3, limit=4), Record(hidden=True)
-    expected = engine(model, num_slots=2).generate(requests, SamplingLaw(), record=record)
+    requests, record = ask(3, limit=4), RecordOptions(hidden=True)
+    expected = engine(model, num_slots=2).generate(requests, SamplingParams(), record=record)
     view = on_a_gpu(model)
     one = engine(model, num_slots=2, weights=view, attention="triton", grid=True, max_draft_tokens=2)
-    found = one.generate(requests, SamplingLaw(), record=record)
+    found = one.generate(requests, SamplingParams(), record=record)
     assert tokens(found) == tokens(expected)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine.hidden, theirs.hidden, atol=1e-3, rtol=1e-3)
@@ -109,10 +109,10 @@ def test_a_blended_rollout_is_the_one_of_a_cpu():
     model = make("llama")
     requests = [replace(request, blend=Blend((5, *request.prompt_token_ids[-4:]), 0.4)) for request in ask(2, limit=3)]
     requests += ask(3, limit=3)[2:]
-    expected = engine(model, num_slots=3).generate(requests, SamplingLaw())
+    expected = engine(model, num_slots=3).generate(requests, SamplingParams())
     view = on_a_gpu(model)
     one = engine(model, num_slots=3, weights=view, attention="triton", grid=True, max_draft_tokens=2)
-    found = one.generate(requests, SamplingLaw())
+    found = one.generate(requests, SamplingParams())
     assert tokens(found) == tokens(expected)
     for mine, theirs in zip(found, expected, strict=True):
         for name in ("logprobs", "bare_logprobs", "sampling_logprobs", "entropies"):
@@ -177,7 +177,7 @@ class Counting(OnTheDevice):
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
-def count_kernels(family, num_layers, law, monkeypatch):
+def count_kernels(family, num_layers, params, monkeypatch):
     config = FAMILIES[family]()
     config.num_hidden_layers, config.layer_types = num_layers, ["full_attention"] * num_layers
     model = AutoModelForCausalLM.from_config(config).eval()
@@ -192,7 +192,7 @@ def count_kernels(family, num_layers, law, monkeypatch):
 
     with no_trace(model), one.weights.open(), slot_attention_on(model), monkeypatch.context() as patch:
         pool = one._make_pool(requests, NO_RECORD)
-        call = GridCall(one, model, pool, requests, law, ignore_progress, NO_RECORD)
+        call = GridCall(one, model, pool, requests, params, ignore_progress, NO_RECORD)
         call._admit()
         step = GridStep(call, 2, 0)
         step.load(call.scheduler.live)
@@ -202,9 +202,9 @@ def count_kernels(family, num_layers, law, monkeypatch):
     return counting.count
 
 
-@pytest.mark.parametrize(("family", "law"), [("llama", SamplingLaw()), ("qwen3", SamplingLaw(0.7, 20))])
-def test_a_step_of_thirty_layers_is_at_most_350_kernels_and_reads_nothing_on_the_host(family, law, monkeypatch):
-    one, two = (count_kernels(family, num_layers, law, monkeypatch) for num_layers in (1, 2))
+@pytest.mark.parametrize(("family", "distribution"), [("llama", SamplingParams()), ("qwen3", SamplingParams(0.7, 20))])
+def test_a_step_of_thirty_layers_is_at_most_350_kernels_and_reads_nothing_on_the_host(family, params, monkeypatch):
+    one, two = (count_kernels(family, num_layers, params, monkeypatch) for num_layers in (1, 2))
     assert one + 29 * (two - one) <= 350
 
 

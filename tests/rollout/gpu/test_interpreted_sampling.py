@@ -13,30 +13,30 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from onpolicy_sdft.models.policy import Head
 from onpolicy_sdft.rollout.blending import Pairs
-from onpolicy_sdft.rollout.decode import Rows, draw_and_settle
+from onpolicy_sdft.rollout.decode import Rows, sample_and_verify
 from onpolicy_sdft.rollout.gpu.filters import find_floors
 from onpolicy_sdft.rollout.gpu.sampling import draw_rows
 from onpolicy_sdft.rollout.noise import key_words
-from onpolicy_sdft.rollout.sampling import RowLaws
+from onpolicy_sdft.rollout.sampling import BatchSamplingParams
 from onpolicy_sdft.rollout.slots import SlotTexts
-from onpolicy_sdft.types import NoiseKey, SamplingLaw
+from onpolicy_sdft.types import NoiseKey, SamplingParams
 
 CPU = torch.device("cpu")
-OWN = [SamplingLaw(), SamplingLaw(0.0)]
-SCALED = [SamplingLaw(0.7), SamplingLaw(0.0), SamplingLaw(1.6), SamplingLaw()]
+OWN = [SamplingParams(), SamplingParams(0.0)]
+SCALED = [SamplingParams(0.7), SamplingParams(0.0), SamplingParams(1.6), SamplingParams()]
 FILTERED = [
-    SamplingLaw(1.3, top_k=7),
-    SamplingLaw(top_p=0.7),
-    SamplingLaw(),
-    SamplingLaw(0.9, top_k=60, top_p=0.8),
-    SamplingLaw(min_p=0.1),
-    SamplingLaw(0.0, top_k=3),
-    SamplingLaw(0.5, top_k=30, top_p=0.95, min_p=0.01),
-    SamplingLaw(top_p=0.999),
-    SamplingLaw(1.2, top_k=1),
+    SamplingParams(1.3, top_k=7),
+    SamplingParams(top_p=0.7),
+    SamplingParams(),
+    SamplingParams(0.9, top_k=60, top_p=0.8),
+    SamplingParams(min_p=0.1),
+    SamplingParams(0.0, top_k=3),
+    SamplingParams(0.5, top_k=30, top_p=0.95, min_p=0.01),
+    SamplingParams(top_p=0.999),
+    SamplingParams(1.2, top_k=1),
 ]
-PENALISED = [SamplingLaw(0.8, repetition_penalty=1.4), SamplingLaw(), SamplingLaw(0.0, repetition_penalty=0.7)]
-PENALISED_AND_FILTERED = [SamplingLaw(top_k=5, repetition_penalty=0.7), SamplingLaw(0.8, 9, 0.9, 0.0, 1.3)]
+PENALISED = [SamplingParams(0.8, repetition_penalty=1.4), SamplingParams(), SamplingParams(0.0, repetition_penalty=0.7)]
+PENALISED_AND_FILTERED = [SamplingParams(top_k=5, repetition_penalty=0.7), SamplingParams(0.8, 9, 0.9, 0.0, 1.3)]
 LAWS = {
     "own": OWN, "scaled": SCALED, "filtered": FILTERED, "penalised": PENALISED, "both": PENALISED_AND_FILTERED,
 }  # fmt: skip
@@ -71,11 +71,11 @@ def grid(slots: list[int], num_drafts: list[int], width: int) -> Rows:
     )  # fmt: skip
 
 
-def both(texts, laws, stops, rows, raw, head, hidden=None):
+def both(texts, batch_params, stops, rows, raw, head, hidden=None):
     """Settle twice, each on its own copy: with torch's operations, and with kernels."""
     slow, fast = copy.deepcopy(texts), copy.deepcopy(texts)
-    expected = draw_and_settle(slow, laws, stops, rows, raw.clone(), head, hidden, None)
-    found = draw_and_settle(fast, laws, stops, rows, raw, head, hidden, None, kernels=True)
+    expected = sample_and_verify(slow, batch_params, stops, rows, raw.clone(), head, hidden, None)
+    found = sample_and_verify(fast, batch_params, stops, rows, raw, head, hidden, None, kernels=True)
     return (slow, expected), (fast, found)
 
 
@@ -94,52 +94,58 @@ def assert_same(slow, expected, fast, found):
         assert getattr(fast, name)[-1] == 0
 
 
-@pytest.mark.parametrize("laws", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("distributions", LAWS.values(), ids=LAWS)
 @pytest.mark.parametrize("vocab", [1, 64, 65, 500, 4099])
 @pytest.mark.parametrize(("num_rows", "spread"), [(1, 3.0), (2, 0.01), (9, 3.0)])
-def test_rows_are_drawn_as_torch_draws_them(num_rows, spread, vocab, laws):
+def test_rows_are_drawn_as_torch_draws_them(num_rows, spread, vocab, batch_params):
     texts = make_texts(num_rows, vocab, seed=vocab, width=1)
-    row_laws = RowLaws.of([laws[i % len(laws)] for i in range(num_rows + 1)], vocab, CPU)
+    batch_params = BatchSamplingParams.of(
+        [batch_params[i % len(batch_params)] for i in range(num_rows + 1)], vocab, CPU
+    )
     raw = torch.randn(num_rows, vocab, generator=generator(num_rows)) * spread
     rows = grid(list(range(num_rows)), [0] * num_rows, 1)
-    slow, fast = both(texts, row_laws, torch.tensor([0]), rows, raw, Head(raw))
+    slow, fast = both(texts, batch_params, torch.tensor([0]), rows, raw, Head(raw))
     assert_same(*slow, *fast)
 
 
-@pytest.mark.parametrize("laws", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("distributions", LAWS.values(), ids=LAWS)
 @pytest.mark.parametrize(("num_tokens", "vocab"), [(1, 64), (60, 64), (64, 70), (400, 500), (2050, 4099)])
 @pytest.mark.parametrize("num_rows", [1, 9])
-def test_ids_without_a_token_are_never_drawn(num_rows, num_tokens, vocab, laws):
+def test_ids_without_a_token_are_never_drawn(num_rows, num_tokens, vocab, batch_params):
     texts = make_texts(num_rows, vocab, seed=vocab, width=1)
     texts.tokens %= num_tokens
-    row_laws = RowLaws.of([laws[i % len(laws)] for i in range(num_rows + 1)], num_tokens, CPU)
+    batch_params = BatchSamplingParams.of(
+        [batch_params[i % len(batch_params)] for i in range(num_rows + 1)], num_tokens, CPU
+    )
     raw = torch.randn(num_rows, vocab, generator=generator(num_rows)) * 3
     raw[:, num_tokens:] += 5.0
     rows = grid(list(range(num_rows)), [0] * num_rows, 1)
-    slow, fast = both(texts, row_laws, torch.tensor([0]), rows, raw, Head(raw))
+    slow, fast = both(texts, batch_params, torch.tensor([0]), rows, raw, Head(raw))
     assert_same(*slow, *fast)
-    if not row_laws.is_penalised:
-        assert int(draw_rows(texts, row_laws, rows, raw, Head(raw), None).token_ids.max()) < num_tokens
+    if not batch_params.is_penalised:
+        assert int(draw_rows(texts, batch_params, rows, raw, Head(raw), None).token_ids.max()) < num_tokens
 
 
-@pytest.mark.parametrize("laws", [OWN, FILTERED], ids=["own", "filtered"])
+@pytest.mark.parametrize("distributions", [OWN, FILTERED], ids=["own", "filtered"])
 @pytest.mark.parametrize("width", [1, 3, 5])
 @pytest.mark.parametrize("stops", [[5], [5, 6, 0], [499]])
-def test_drafts_are_kept_up_to_the_first_that_differs_or_ends_the_text(stops, width, laws):
+def test_drafts_are_kept_up_to_the_first_that_differs_or_ends_the_text(stops, width, batch_params):
     num_slots, vocab = 7, 12
     texts = make_texts(num_slots, vocab, seed=1, width=width)
-    row_laws = RowLaws.of([laws[i % len(laws)] for i in range(num_slots + 1)], vocab, CPU)
+    batch_params = BatchSamplingParams.of(
+        [batch_params[i % len(batch_params)] for i in range(num_slots + 1)], vocab, CPU
+    )
     # Rows in any order, some slots idle, and padding; as many drafts as fit, some, none.
     slots = [3, 0, 6, 7, 5, 1, 7, 2]
     num_drafts = [min(width - 1, n) for n in (9, 1, 9, 9, 0, 9, 0, 2)]
     rows, raw = grid(slots, num_drafts, width), torch.randn(8 * width, vocab, generator=generator(2))
     slots_N = rows.slots_B[rows.row_N]
     # The drafts are what will be drawn, but for the last row's first: then every length of what is kept comes about.
-    drawn = draw_rows(texts, row_laws, rows, raw, Head(raw), None).token_ids
+    drawn = draw_rows(texts, batch_params, rows, raw, Head(raw), None).token_ids
     texts.tokens[slots_N, texts.lengths[slots_N] + rows.offset_N + 1] = drawn
     texts.tokens[2, texts.lengths[2] + 1] += 1
     texts.tokens[6, texts.lengths[6] + 2] += 1
-    slow, fast = both(texts, row_laws, torch.tensor(stops), rows, raw, Head(raw))
+    slow, fast = both(texts, batch_params, torch.tensor(stops), rows, raw, Head(raw))
     assert_same(*slow, *fast)
     if width == 5 and stops == [499]:
         assert fast[1].accepted_B.tolist()[:3] == [4, 1, 1]
@@ -147,19 +153,19 @@ def test_drafts_are_kept_up_to_the_first_that_differs_or_ends_the_text(stops, wi
 
 
 @pytest.mark.parametrize("head", [(0.25, None), (1.0, 5.0), (3.0, 2.0), (0.125, 30.0)])
-@pytest.mark.parametrize("laws", LAWS.values(), ids=LAWS)
-def test_scale_and_soft_cap_are_the_heads(laws, head):
+@pytest.mark.parametrize("distributions", LAWS.values(), ids=LAWS)
+def test_scale_and_soft_cap_are_the_heads(batch_params, head):
     texts = make_texts(5, 700, seed=3, width=1)
     raw = torch.randn(5, 700, generator=generator(4)) * 20
-    row_laws = RowLaws.of([laws[i % len(laws)] for i in range(6)], 700, CPU)
+    batch_params = BatchSamplingParams.of([batch_params[i % len(batch_params)] for i in range(6)], 700, CPU)
     slow, fast = both(
-        texts, row_laws, torch.tensor([1]), grid([0, 1, 2, 3, 4], [0] * 5, 1), raw, Head(raw, None, *head)
+        texts, batch_params, torch.tensor([1]), grid([0, 1, 2, 3, 4], [0] * 5, 1), raw, Head(raw, None, *head)
     )
     assert_same(*slow, *fast)
 
 
-@pytest.mark.parametrize("laws", LAWS.values(), ids=LAWS)
-def test_rows_may_lie_apart_and_logits_may_be_infinite_equal_large_and_tiny(laws):
+@pytest.mark.parametrize("distributions", LAWS.values(), ids=LAWS)
+def test_rows_may_lie_apart_and_logits_may_be_infinite_equal_large_and_tiny(batch_params):
     wide = torch.randn(6, 1000, generator=generator(5))
     raw = wide[:, 100:800]
     raw[0, ::2] = -torch.inf
@@ -170,16 +176,16 @@ def test_rows_may_lie_apart_and_logits_may_be_infinite_equal_large_and_tiny(laws
     raw[5] = raw[5].bfloat16().float()
     assert not raw.is_contiguous()
     texts = make_texts(6, 700, seed=6, width=1)
-    row_laws = RowLaws.of([laws[i % len(laws)] for i in range(7)], 700, CPU)
+    batch_params = BatchSamplingParams.of([batch_params[i % len(batch_params)] for i in range(7)], 700, CPU)
     rows = grid([0, 1, 2, 3, 4, 5], [0] * 6, 1)
-    (slow, expected), (fast, found) = both(texts, row_laws, torch.tensor([1]), rows, raw.contiguous(), Head(raw))
+    (slow, expected), (fast, found) = both(texts, batch_params, torch.tensor([1]), rows, raw.contiguous(), Head(raw))
     # Torch's entropy is a difference of numbers of the logits' size: not so good where they are large.
     places = texts.lengths[3] + 1 - texts.starts[3]
     assert fast.entropies[3, places] == pytest.approx(float(slow.entropies[3, places]), abs=0.02)
     slow.entropies[3, places] = fast.entropies[3, places]
     assert_same(slow, expected, fast, found)
     strided = copy.deepcopy(texts)
-    draw_and_settle(strided, row_laws, torch.tensor([1]), rows, raw, Head(raw), None, None, kernels=True)
+    sample_and_verify(strided, batch_params, torch.tensor([1]), rows, raw, Head(raw), None, None, kernels=True)
     for name in ("tokens", "logprobs", "sampling_logprobs", "entropies"):
         assert torch.equal(getattr(strided, name), getattr(fast, name))
 
@@ -188,8 +194,11 @@ def test_equal_logits_give_a_greedy_row_the_first_of_them():
     raw = torch.zeros(3, 9000)
     raw[1, [70, 4000, 8999]] = 1.0
     raw[2, 8999] = 1.0
-    texts, laws = make_texts(3, 9000, seed=0, width=1), RowLaws.of([SamplingLaw(0.0)] * 4, 9000, CPU)
-    drawn = draw_rows(texts, laws, grid([0, 1, 2], [0] * 3, 1), raw, Head(raw), None)
+    texts, batch_params = (
+        make_texts(3, 9000, seed=0, width=1),
+        BatchSamplingParams.of([SamplingParams(0.0)] * 4, 9000, CPU),
+    )
+    drawn = draw_rows(texts, batch_params, grid([0, 1, 2], [0] * 3, 1), raw, Head(raw), None)
     assert drawn.token_ids.tolist() == raw.argmax(-1).tolist() == [0, 70, 8999]
 
 
@@ -197,12 +206,12 @@ def test_a_row_shared_by_programs_gives_what_one_program_gives(monkeypatch):
     raw = torch.randn(4, 20_000, generator=generator(7)) * 2
     texts = make_texts(4, 20_000, seed=8, width=1)
     rows = grid([0, 1, 2, 3], [0] * 4, 1)
-    for laws in (OWN, FILTERED):
-        row_laws = RowLaws.of([laws[i % len(laws)] for i in range(5)], 20_000, CPU)
+    for batch_params in (OWN, FILTERED):
+        batch_params = BatchSamplingParams.of([batch_params[i % len(batch_params)] for i in range(5)], 20_000, CPU)
         found = []
         for programs in (1, 12, 512):
             monkeypatch.setattr("onpolicy_sdft.rollout.gpu.sampling._PROGRAMS", programs)
-            found.append(draw_rows(texts, row_laws, rows, raw, Head(raw), None))
+            found.append(draw_rows(texts, batch_params, rows, raw, Head(raw), None))
         for other in found[1:]:
             assert torch.equal(other.token_ids, found[0].token_ids)
             torch.testing.assert_close(other.logprobs, found[0].logprobs)
@@ -213,21 +222,23 @@ def test_a_row_shared_by_programs_gives_what_one_program_gives(monkeypatch):
 def test_what_a_row_keeps_is_exact_up_to_the_rounding_of_a_sum():
     """Every combination of filters; a token may differ where the probability above it is as good as top-p."""
     combinations = itertools.product((0.6, 1.0, 1.7), (0, 1, 5, 80), (0.01, 0.5, 0.95, 1.0), (0.0, 0.02))
-    laws = [SamplingLaw(*each) for each in combinations]
+    batch_params = [SamplingParams(*each) for each in combinations]
     vocab = 700
-    raw = torch.randn(len(laws), vocab, generator=generator(9)) * 3
+    raw = torch.randn(len(batch_params), vocab, generator=generator(9)) * 3
     raw[::3] = raw[::3].round()  # ties
-    row_laws = RowLaws.of(laws, vocab, CPU)
-    processed = row_laws.process(raw, None)
-    with_trash = RowLaws.of([*laws, SamplingLaw()], vocab, CPU)
-    floors = find_floors(with_trash, grid(list(range(len(laws))), [0] * len(laws), 1), raw, None, None, None)
+    batch_params = BatchSamplingParams.of(batch_params, vocab, CPU)
+    processed = batch_params.process(raw, None)
+    with_trash = BatchSamplingParams.of([*batch_params, SamplingParams()], vocab, CPU)
+    floors = find_floors(
+        with_trash, grid(list(range(len(batch_params))), [0] * len(batch_params), 1), raw, None, None, None
+    )
     ours, theirs = raw >= floors[:, None], processed > -torch.inf
     for row in (ours != theirs).any(-1).nonzero()[:, 0].tolist():
-        law = laws[row]
-        scores = (raw[row] / law.temperature).double().sort(descending=True).values
-        mass = torch.softmax(scores[: law.top_k or vocab], 0)
+        params = batch_params[row]
+        scores = (raw[row] / params.temperature).double().sort(descending=True).values
+        mass = torch.softmax(scores[: params.top_k or vocab], 0)
         above = mass.cumsum(0) - mass
-        assert (above - law.top_p).abs().min() < 1e-5, law
+        assert (above - params.top_p).abs().min() < 1e-5, params
     assert (ours == theirs).all(-1).float().mean() > 0.97
 
 
@@ -236,9 +247,9 @@ def test_logits_of_half_precision_are_read_as_they_are():
     texts, rows = make_texts(3, 700, seed=2, width=1), grid([0, 1, 2], [0] * 3, 1)
     for dtype in (torch.bfloat16, torch.float16):
         raw = (torch.randn(3, 700, generator=generator(1)) * 3).to(dtype)
-        for laws in (OWN, FILTERED, PENALISED):
-            row_laws = RowLaws.of([laws[i % len(laws)] for i in range(4)], 700, CPU)
-            slow, fast = both(texts, row_laws, torch.tensor([1]), rows, raw, Head(raw, None, 0.5))
+        for batch_params in (OWN, FILTERED, PENALISED):
+            batch_params = BatchSamplingParams.of([batch_params[i % len(batch_params)] for i in range(4)], 700, CPU)
+            slow, fast = both(texts, batch_params, torch.tensor([1]), rows, raw, Head(raw, None, 0.5))
             assert_same(*slow, *fast)
 
 
@@ -247,9 +258,9 @@ def test_logits_that_are_not_numbers_are_not_hidden_and_no_token_is_outside_the_
     raw[0, 70] = raw[1] = torch.nan
     raw[2, 3] = torch.inf
     texts, rows = make_texts(4, 150, seed=2, width=1), grid([0, 1, 2, 3], [0] * 4, 1)
-    for laws in (OWN, SCALED, FILTERED):
-        row_laws = RowLaws.of([laws[i % len(laws)] for i in range(5)], 150, CPU)
-        drawn = draw_rows(texts, row_laws, rows, raw, Head(raw), None)
+    for batch_params in (OWN, SCALED, FILTERED):
+        batch_params = BatchSamplingParams.of([batch_params[i % len(batch_params)] for i in range(5)], 150, CPU)
+        drawn = draw_rows(texts, batch_params, rows, raw, Head(raw), None)
         assert ((drawn.token_ids >= 0) & (drawn.token_ids < 150)).all()
         assert drawn.logprobs.isnan().tolist() == [True, True, True, False]
 
@@ -260,9 +271,9 @@ def test_penalised_logits_decide_the_draw_and_the_models_own_are_recorded():
     raw[0, 3], raw[0, 5] = 9.0, 1.0
     texts = make_texts(1, 70, seed=0, width=1)
     texts.tokens[0] = 3
-    laws = RowLaws.of([SamplingLaw(0.0, repetition_penalty=1e6)] * 2, 70, CPU)
-    draw_and_settle(
-        texts, laws, torch.tensor([1]), grid([0], [0], 1), raw, Head(raw), None, None, kernels=True
+    batch_params = BatchSamplingParams.of([SamplingParams(0.0, repetition_penalty=1e6)] * 2, 70, CPU)
+    sample_and_verify(
+        texts, batch_params, torch.tensor([1]), grid([0], [0], 1), raw, Head(raw), None, None, kernels=True
     )  # fmt: skip
     place = texts.lengths[0] - texts.starts[0]
     assert texts.tokens[0, texts.lengths[0]] == 5
@@ -273,9 +284,9 @@ def test_hidden_states_and_likeliest_tokens_are_recorded():
     texts = make_texts(3, 90, seed=1, width=3)
     texts.hidden = torch.zeros(4, 30, 8)
     texts.top_token_ids, texts.top_logprobs = torch.zeros(4, 30, 4, dtype=torch.int64), torch.zeros(4, 30, 4)
-    laws = RowLaws.of([SamplingLaw(0.8, repetition_penalty=1.2)] * 4, 90, CPU)
+    batch_params = BatchSamplingParams.of([SamplingParams(0.8, repetition_penalty=1.2)] * 4, 90, CPU)
     raw, hidden = torch.randn(9, 90, generator=generator(3)), torch.randn(9, 8, generator=generator(4))
-    slow, fast = both(texts, laws, torch.tensor([4]), grid([2, 0, 1], [2, 1, 0], 3), raw, Head(raw), hidden)
+    slow, fast = both(texts, batch_params, torch.tensor([4]), grid([2, 0, 1], [2, 1, 0], 3), raw, Head(raw), hidden)
     assert_same(*slow, *fast)
     assert fast[0].hidden.any()
 
@@ -293,8 +304,8 @@ class OnTheDevice(TorchDispatchMode):
 
 @pytest.mark.parametrize("head", [{}, {"scale": 0.5, "softcap": 3.0}], ids=["plain", "bent"])
 @pytest.mark.parametrize("budgets", [[], [0.1, 0.5]], ids=["weights", "budgets"])
-@pytest.mark.parametrize("laws", LAWS.values(), ids=LAWS)
-def test_blended_rows_are_drawn_as_torch_draws_them(laws, budgets, head):
+@pytest.mark.parametrize("distributions", LAWS.values(), ids=LAWS)
+def test_blended_rows_are_drawn_as_torch_draws_them(batch_params, budgets, head):
     texts = make_texts(3, 90, seed=1, width=3)
     texts.top_token_ids, texts.top_logprobs = torch.zeros(4, 30, 4, dtype=torch.int64), torch.zeros(4, 30, 4)
     texts.pairs = Pairs.make(3, 30, torch.float32, CPU)
@@ -302,11 +313,11 @@ def test_blended_rows_are_drawn_as_torch_draws_them(laws, budgets, head):
     texts.pairs.weights[:3] = torch.tensor([0.3, 1.0, 0.0])
     texts.pairs.budgets[: len(budgets)] = torch.tensor(budgets)
     texts.pairs.is_budgeted = bool(budgets)
-    row_laws = RowLaws.of([laws[i % len(laws)] for i in range(4)], 90, CPU)
+    batch_params = BatchSamplingParams.of([batch_params[i % len(batch_params)] for i in range(4)], 90, CPU)
     raw = torch.randn(18, 90, generator=generator(3))
     pair = torch.arange(9) + torch.tensor([0, 9, 9]).repeat_interleave(3)  # slot 2 is not blended
     rows = replace(grid([2, 0, 1], [2, 1, 0], 3), pair_N=pair)
-    (slow, expected), (fast, found) = both(texts, row_laws, torch.tensor([4]), rows, raw, Head(raw, **head))
+    (slow, expected), (fast, found) = both(texts, batch_params, torch.tensor([4]), rows, raw, Head(raw, **head))
     ours, theirs = vars(fast.pairs), vars(slow.pairs)
     slow.pairs = fast.pairs = None
     assert_same(slow, expected, fast, found)
@@ -315,17 +326,17 @@ def test_blended_rows_are_drawn_as_torch_draws_them(laws, budgets, head):
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-4)
     stops = torch.tensor([4])
     with OnTheDevice():
-        draw_and_settle(texts, row_laws, stops, rows, raw, Head(raw), None, None, kernels=True)
+        sample_and_verify(texts, batch_params, stops, rows, raw, Head(raw), None, None, kernels=True)
 
 
-@pytest.mark.parametrize("laws", LAWS.values(), ids=LAWS)
-def test_nothing_is_read_on_the_host(laws):
+@pytest.mark.parametrize("distributions", LAWS.values(), ids=LAWS)
+def test_nothing_is_read_on_the_host(batch_params):
     texts = make_texts(3, 90, seed=1, width=3)
     texts.top_token_ids, texts.top_logprobs = torch.zeros(4, 30, 4, dtype=torch.int64), torch.zeros(4, 30, 4)
-    row_laws = RowLaws.of([laws[i % len(laws)] for i in range(4)], 90, CPU)
+    batch_params = BatchSamplingParams.of([batch_params[i % len(batch_params)] for i in range(4)], 90, CPU)
     raw, rows, stops = torch.randn(9, 90), grid([2, 0, 1], [2, 1, 0], 3), torch.tensor([4])
     with OnTheDevice():
-        draw_and_settle(texts, row_laws, stops, rows, raw, Head(raw), None, None, kernels=True)
+        sample_and_verify(texts, batch_params, stops, rows, raw, Head(raw), None, None, kernels=True)
 
 
 def test_draws_follow_the_law():
@@ -333,9 +344,9 @@ def test_draws_follow_the_law():
     logits = torch.linspace(-2, 2, vocab)[torch.randperm(vocab, generator=generator(0))]
     texts = SlotTexts.make(num, 4, 4, 4, torch.float32, CPU)
     texts.words[:-1] = key_words([NoiseKey(0, step, "x") for step in range(num)])
-    laws = RowLaws.of([SamplingLaw(0.7)] * (num + 1), vocab, CPU)
+    batch_params = BatchSamplingParams.of([SamplingParams(0.7)] * (num + 1), vocab, CPU)
     rows = grid(list(range(num)), [0] * num, 1)
-    drawn = draw_rows(texts, laws, rows, logits.expand(num, vocab), Head(logits), None)
+    drawn = draw_rows(texts, batch_params, rows, logits.expand(num, vocab), Head(logits), None)
     counts = torch.bincount(drawn.token_ids, minlength=vocab).unflatten(0, (parts, -1)).sum(-1)
-    law = torch.softmax(logits.double() / 0.7, -1).unflatten(0, (parts, -1)).sum(-1)
-    assert stats.chisquare(counts, law * num, sum_check=False).pvalue > 1e-3
+    params = torch.softmax(logits.double() / 0.7, -1).unflatten(0, (parts, -1)).sum(-1)
+    assert stats.chisquare(counts, params * num, sum_check=False).pvalue > 1e-3
