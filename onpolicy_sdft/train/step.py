@@ -260,7 +260,8 @@ class Trainer:
 
     def _padding_rate(self, batches: Sequence[MicroBatch]) -> float:
         """Return the share of padding among the tokens of micro-batches, over all ranks."""
-        return self._sum(b.num_padding_tokens for b in batches) / self._sum(b.input_ids.numel() for b in batches)
+        num_tokens = self._sum(b.input_ids.numel() for b in batches)
+        return self._sum(b.num_padding_tokens for b in batches) / max(1, num_tokens)
 
     def _sum(self, counts: Iterable[int]) -> int:
         return int(self.backend.sum_over_ranks(sum(counts)))
