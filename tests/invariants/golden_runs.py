@@ -38,7 +38,6 @@ eval:
     - {{label: task, data: {{path: {data}}}, task: {{name: exact}}, max_new_tokens: 5}}
 """
 METRICS = ("loss/total", "train/grad_norm", "train/num_loss_tokens")
-VARYING = ("time/", "memory/", "rollout/tokens_per_second", "train/tokens_per_second")
 RUNS: dict[str, dict[str, Any]] = {
     "sft": {"train.targets": "demonstrations"},
     "sdft": {},
@@ -83,9 +82,6 @@ def make(name: str, model: Path, folder: Path) -> dict[str, Any]:
         "texts": digest(texts),
         "mean_length": after["sets"][0]["mean_length"],
         "kl": after["kl"]["mean"],
-        "metrics": digest(
-            [{key: value for key, value in step.items() if not key.startswith(VARYING)} for step in steps]
-        ),
         "weights": digest([path.read_bytes().hex() for path in sorted((output / "model").glob("*.safetensors"))]),
     }
 
