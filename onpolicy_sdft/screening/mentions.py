@@ -60,12 +60,14 @@ class Mentions:
             if phrase.casefold() in lowered and phrase.casefold() not in known:
                 return phrase
         plain, known_plain = _plain(lowered), _plain(known)
+        opening = len(" ".join(plain.split(" ", _OPENING_WORDS + 1)[: _OPENING_WORDS + 1]))
+        asked = cache(lambda row: _is_asked(row, known))
         for found in self._patterns.finditer(plain):
-            row = self._rows[int(str(found.lastgroup).removeprefix("row_"))]
-            is_late = row.get("opening") and plain.count(" ", 0, found.start()) > _OPENING_WORDS
-            if is_late or _is_explained(found.group(), known_plain) or _is_asked(row, known):
+            place = int(str(found.lastgroup).removeprefix("row_"))
+            if found.start() > opening and self._rows[place].get("opening"):
                 continue
-            return found.group()
+            if not asked(self._rows[place].get("asked", "")) and not _is_explained(found.group(), known_plain):
+                return found.group()
         return self._wording_in(lowered, known)
 
     def _wording_in(self, text: str, known: str) -> str | None:
@@ -91,9 +93,9 @@ def _is_explained(phrase: str, known: str) -> bool:
     return any(re.search(rf"\b{word}s?\b", known) for word in _SHOWN & set(phrase.split()))
 
 
-def _is_asked(row: Mapping[str, Any], known: str) -> bool:
+def _is_asked(pattern: str, known: str) -> bool:
     """Whether the prompt asks for what a phrase tells of: a rewritten email, whether a solution is right."""
-    return "asked" in row and re.search(rf"(?<![a-zà-ÿ])(?:{row['asked']})", known) is not None
+    return bool(pattern) and re.search(rf"(?<![a-zà-ÿ])(?:{pattern})", known) is not None
 
 
 @cache
