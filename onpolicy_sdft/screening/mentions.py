@@ -61,12 +61,13 @@ class Mentions:
                 return phrase
         plain, known_plain = _plain(lowered), _plain(known)
         opening = len(" ".join(plain.split(" ", _OPENING_WORDS + 1)[: _OPENING_WORDS + 1]))
-        asked = cache(lambda row: _is_asked(row, known))
+        asked = cache(lambda pattern: _is_asked(pattern, known))
+        row_of = cache(lambda phrase: next(row for row in self._rows if re.fullmatch(row["phrase"], phrase)))
         for found in self._patterns.finditer(plain):
-            place = int(str(found.lastgroup).removeprefix("row_"))
-            if found.start() > opening and self._rows[place].get("opening"):
+            row = row_of(found.group())
+            if found.start() > opening and row.get("opening"):
                 continue
-            if not asked(self._rows[place].get("asked", "")) and not _is_explained(found.group(), known_plain):
+            if not asked(row.get("asked", "")) and not _is_explained(found.group(), known_plain):
                 return found.group()
         return self._wording_in(lowered, known)
 
@@ -108,8 +109,8 @@ def _rows(template: str) -> Sequence[Mapping[str, Any]]:
 
 @cache
 def _patterns(template: str) -> re.Pattern[str]:
-    """Return the phrases of a template as one pattern over plain text, with a group for each row."""
-    phrases = "|".join(f"(?P<row_{place}>{row['phrase']})" for place, row in enumerate(_rows(template)))
+    """Return the phrases of a template as one pattern over plain text; groups for each row would make it slow."""
+    phrases = "|".join(row["phrase"] for row in _rows(template))
     return re.compile(rf"(?<![a-zà-ÿа-я])(?:{phrases})(?![a-zà-ÿа-я])")
 
 
