@@ -60,12 +60,15 @@ class Mentions:
             if phrase.casefold() in lowered and phrase.casefold() not in known:
                 return phrase
         plain, known_plain = _plain(lowered), _plain(known)
+        opening = len(" ".join(plain.split(" ", _OPENING_WORDS + 1)[: _OPENING_WORDS + 1]))
+        asked = cache(lambda pattern: _is_asked(pattern, known))
+        row_of = cache(lambda phrase: next(row for row in self._rows if re.fullmatch(row["phrase"], phrase)))
         for found in self._patterns.finditer(plain):
-            row = self._rows[int(str(found.lastgroup).removeprefix("row_"))]
-            is_late = row.get("opening") and plain.count(" ", 0, found.start()) > _OPENING_WORDS
-            if is_late or _is_explained(found.group(), known_plain) or _is_asked(row, known):
+            row = row_of(found.group())
+            if found.start() > opening and row.get("opening"):
                 continue
-            return found.group()
+            if not asked(row.get("asked", "")) and not _is_explained(found.group(), known_plain):
+                return found.group()
         return self._wording_in(lowered, known)
 
     def _wording_in(self, text: str, known: str) -> str | None:
@@ -91,9 +94,9 @@ def _is_explained(phrase: str, known: str) -> bool:
     return any(re.search(rf"\b{word}s?\b", known) for word in _SHOWN & set(phrase.split()))
 
 
-def _is_asked(row: Mapping[str, Any], known: str) -> bool:
+def _is_asked(pattern: str, known: str) -> bool:
     """Whether the prompt asks for what a phrase tells of: a rewritten email, whether a solution is right."""
-    return "asked" in row and re.search(rf"(?<![a-zà-ÿ])(?:{row['asked']})", known) is not None
+    return bool(pattern) and re.search(rf"(?<![a-zà-ÿ])(?:{pattern})", known) is not None
 
 
 @cache
@@ -106,8 +109,8 @@ def _rows(template: str) -> Sequence[Mapping[str, Any]]:
 
 @cache
 def _patterns(template: str) -> re.Pattern[str]:
-    """Return the phrases of a template as one pattern over plain text, with a group for each row."""
-    phrases = "|".join(f"(?P<row_{place}>{row['phrase']})" for place, row in enumerate(_rows(template)))
+    """Return the phrases of a template as one pattern over plain text; groups for each row would make it slow."""
+    phrases = "|".join(row["phrase"] for row in _rows(template))
     return re.compile(rf"(?<![a-zà-ÿа-я])(?:{phrases})(?![a-zà-ÿа-я])")
 
 

@@ -189,7 +189,7 @@ def _picked_in_all(text: str, choices: Mapping[str, str]) -> str | None:
 
 def _restated(line: str, choices: Mapping[str, str]) -> str | None:
     """Return the label of the option that a line repeats word for word, with its letter."""
-    found = re.match(rf"\s*\W*({_either(choices)})\b\W*(.*)", line)
+    found = re.match(rf"\W{{0,8}}({_either(choices)})\b\W{{0,8}}(.*)", line)
     return found[1] if found and plain(found[2]) == _words_of(choices[found[1]]) else None
 
 

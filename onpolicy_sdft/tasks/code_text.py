@@ -22,6 +22,7 @@ _DENIED = re.compile(
 )
 _PROMPT = re.compile(r"^(?:>>>|\.\.\.)(?: |$)")
 _CODE_LINE = re.compile(r"[ \t]*(?:async def |def |class |import |from \w|@\w|\w+\s*=(?!=))")
+_SAID = 200  # characters at the end of a line before a block that are read
 _MAX_PROGRAMS = 4  # each is run
 _MAX_CODE = 12_000  # characters; what is longer is no short program
 _MAX_TRIES = 200  # lines at which unfenced code is looked for
@@ -107,7 +108,7 @@ def _fenced(text: str) -> Iterator[tuple[str, bool]]:
         elif fence:
             lines.append(line)
         else:
-            said = line if line.strip() else said
+            said = line[-_SAID:] if line.strip() else said
     if fence and _is_python(mark):
         yield _code(lines), is_denied
 

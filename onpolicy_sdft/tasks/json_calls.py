@@ -46,7 +46,7 @@ _TAGGED_NAME = re.compile(
     r"|<invoke name=\"([\w.]+)\">"
 )
 #: Gemma: ``call:get{city:<escape>Paris<escape>,days:3}``, with its quotes as a token of their own.
-_UNQUOTED = re.compile(r"call:([A-Za-z_][\w.]*)\{((?:[^{}<]|<(?:escape|\|\"\|)>[^<]*<(?:escape|\|\"\|)>)*)\}")
+_UNQUOTED = re.compile(r"call:([A-Za-z_][\w.]*)\{((?:[^{}<]+|<(?:escape|\|\"\|)>[^<]*<(?:escape|\|\"\|)>){0,100})\}")
 _UNQUOTED_ARGUMENT = re.compile(r"\s*(\w+):(?:<(?:escape|\|\"\|)>([^<]*)<(?:escape|\|\"\|)>|([^,<]*))\s*(?:,|$)")
 _IN_TAGS = re.compile(r"<tool_call>([^<]*)</tool_call>")
 _TEXT = r"[^<]*(?:<(?!/?(?:parameter|arg_))[^<]*)*"

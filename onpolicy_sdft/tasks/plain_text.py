@@ -29,7 +29,7 @@ CHANGED_MIND = re.compile(
 )
 
 #: Where a model goes on with a question of its own, as in a list of examples.
-NEXT_QUESTION = re.compile(r"\n\W*(?:Q|Question|Problem|Human|User|Instruction)[ ]?\d*\s*:")
+NEXT_QUESTION = re.compile(r"\n[^\w\n]{0,8}(?:Q|Question|Problem|Human|User|Instruction)[ ]?\d*\s*:")
 
 _WRAPPER = re.compile(
     r"\\(?:text(?:bf|it|rm|tt|sf|sc)?|math(?:rm|bf|it|sf|tt|bb|cal)|mbox|fbox|operatorname\*?|bm|boldsymbol|underline"
