@@ -176,18 +176,18 @@ def _seconds_per_learning_step(config: RunConfig, chat: ModelBundle, views: Sequ
     packed = learns_packed(config, model, device, bf16, chat.say)
     pairing = make_pairing(config, chat.pad_token_id, packed=packed)
     policy.train()
-    batch_params = TeacherScorer(make_teacher(config, model, bf16), objective, chat.pad_token_id)
+    teacher_scorer = TeacherScorer(make_teacher(config, model, bf16), objective, chat.pad_token_id)
     is_recorded = make_sampling(config, num_steps=1).record != NO_RECORD
     seconds = 0.0
     with Progress("probe: learning", len(rows), "targets") as progress:
         for group in pairing.split(rows):
             batch = pairing.batch(group, device)
             started = time.perf_counter()
-            (signals,) = batch_params([batch])
+            (loss_inputs,) = teacher_scorer([batch])
             started = time.perf_counter() if is_recorded else started
             with attention_of(batch, policy):
                 with bf16():
-                    loss, _ = policy(batch, objective, signals)
+                    loss, _ = policy(batch, objective, loss_inputs)
                 loss.backward()
             seconds += time.perf_counter() - started
             progress.update(len(group))

@@ -137,12 +137,12 @@ def test_demonstration_dropout_leaves_the_demonstration_out_of_that_share_and_re
 
 
 def test_the_temperature_moves_from_its_start_to_its_end_over_the_run():
-    batch_params = [ask(step=step, temperature_end=0.2, num_steps=5).params.temperature for step in range(7)]
-    assert batch_params == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2])
+    temperatures = [ask(step=step, temperature_end=0.2, num_steps=5).params.temperature for step in range(7)]
+    assert temperatures == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2])
 
 
 def test_min_p_moves_as_the_temperature_does_and_neither_moves_the_other():
-    batch_params = [ask(step=step, min_p_end=0.4, num_steps=5).params for step in range(6)]
+    temperatures = [ask(step=step, min_p_end=0.4, num_steps=5).params for step in range(6)]
     assert [params.min_p for params in batch_params] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.4])
     assert {params.temperature for params in batch_params} == {1.0}
 
