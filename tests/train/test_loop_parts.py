@@ -142,9 +142,9 @@ def test_the_temperature_moves_from_its_start_to_its_end_over_the_run():
 
 
 def test_min_p_moves_as_the_temperature_does_and_neither_moves_the_other():
-    temperatures = [ask(step=step, min_p_end=0.4, num_steps=5).params for step in range(6)]
-    assert [params.min_p for params in batch_params] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.4])
-    assert {params.temperature for params in batch_params} == {1.0}
+    moved = [ask(step=step, min_p_end=0.4, num_steps=5).params for step in range(6)]
+    assert [params.min_p for params in moved] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.4])
+    assert {params.temperature for params in moved} == {1.0}
 
 
 def test_a_blend_carries_the_bare_prompt_unless_a_rollout_is_written_under_that_anyway():
