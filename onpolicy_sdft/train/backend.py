@@ -49,6 +49,7 @@ class Backend:
     kinds: tuple[DistributedType, ...] = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
     name = "ddp"  # as ``sdft plan`` calls it
     shards: Shards = WHOLE  # as they are once the policy was prepared
+    _heartbeat: Heartbeat | None = None  # None: one process
 
     def __init__(self, precision: str, timeout_seconds: float = 1800.0) -> None:
         self.precision = precision
@@ -61,7 +62,6 @@ class Backend:
                 "Fix: another process, or the same precision."
             ) from error
         self._check_launch()
-        self._heartbeat: Heartbeat | None = None
         if self.num_ranks > 1:
             store = torch.distributed.distributed_c10d._get_default_store()
             self._heartbeat = Heartbeat(store, self.rank, self.num_ranks, timeout_seconds)

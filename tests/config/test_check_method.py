@@ -67,7 +67,7 @@ LAW_AT_ATTEMPT = {"rollout.view": "student", "objective.name": "reverse_kl", **K
         ({"objective.name": "sampled_reverse_kl", "rollout.view": "student"}, "screening.banned=fallback"),
         (
             {"objective.name": "sampled_reverse_kl", "rollout.view": "student", "rollout.temperature": 0.6, **KEEP},
-            "samples of the student's own distribution",
+            "the student's own samples",
         ),
         ({"screening.surprise": "resample"}, "--screening.surprise fallback (or drop)"),
         ({"screening.pick": "best"}, "--rollout.num_samples 4"),

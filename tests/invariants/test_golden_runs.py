@@ -1,4 +1,4 @@
-"""Small runs give the losses, tokens and weights on record: bit for bit on the processor they were made on."""
+"""Small runs give the tokens and losses on record; on the processor they were made on the losses to 1e-5."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ def _one_thread():
 @pytest.mark.parametrize("name", golden_runs.RUNS)
 def test_a_small_run_gives_what_is_on_record(name, model_dir, tmp_path):
     expected, made = RECORDS["runs"][name], golden_runs.make(name, model_dir, tmp_path)
-    if golden_runs.facts() == RECORDS["facts"]:
-        assert made == expected
+    close = 1e-5 if golden_runs.facts() == RECORDS["facts"] else 1e-3
     assert made["texts"] == expected["texts"]
     for ours, theirs in zip(made["steps"], expected["steps"], strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-3)
-    assert (made["kl"], made["mean_length"]) == pytest.approx((expected["kl"], expected["mean_length"]), rel=1e-3)
+        assert ours == pytest.approx(theirs, rel=close)
+    assert (made["kl"], made["mean_length"]) == pytest.approx((expected["kl"], expected["mean_length"]), rel=close)

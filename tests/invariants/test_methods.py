@@ -202,7 +202,7 @@ def test_importance_weights_are_one_where_the_student_writes_by_its_own_law(make
     assert_same(on_policy.gradients(), plain.gradients(), rtol=1e-5, atol=1e-7)
     cold = make_bench(
         dtype=DOUBLE, objective={"name": "reverse_kl", "importance": True}, sampling=STUDENT, screening=KEEP_ALL,
-        distribution=SamplingParams(0.5),
+        params=SamplingParams(0.5),
     )  # fmt: skip
     values = cold.step().values
     assert 0 < values["loss/mean_importance"] < 1, "a colder distribution draws likely tokens too often"

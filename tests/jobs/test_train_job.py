@@ -319,11 +319,10 @@ def test_an_exception_in_the_middle_of_a_run_loses_no_whole_step(files, monkeypa
     config = load_config(
         files["config"], **{"eval.before_and_after": False, "train.checkpoint_steps": 100, "probe.num_examples": 0}
     )
-    calls = []
+    metrics = files["output"] / "metrics.jsonl"
 
     def explode(self, views, rollout, text, result):
-        calls.append(text)
-        if len(calls) > 10:
+        if metrics.exists() and len(read_jsonl(metrics)) == 2:
             raise ZeroDivisionError("in a user's own check")
         return ""
 

@@ -93,7 +93,7 @@ def assert_plain(model, requests, params, *tries, closeness=1e-6):
                 assert getattr(rollout, name) == pytest.approx(figures[name], abs=closeness), name
 
 
-@pytest.mark.parametrize("distribution", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("params", LAWS.values(), ids=LAWS)
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_tokens_and_figures_are_those_of_plain_forwards_mixed(weight, params):
     model, requests = make("llama", torch.float64), pair(weight=weight)
@@ -154,7 +154,7 @@ def test_a_request_without_a_blend_after_a_call_with_some_is_written_as_before()
         assert one.generate(ask(5), params) == before
 
 
-@pytest.mark.parametrize("distribution", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("params", LAWS.values(), ids=LAWS)
 @pytest.mark.parametrize("max_drafts", [0, 3])
 @pytest.mark.parametrize("budget", [None, 0.2])
 def test_the_grid_writes_what_the_ragged_path_writes(params, max_drafts, budget):
@@ -169,7 +169,7 @@ def test_the_grid_writes_what_the_ragged_path_writes(params, max_drafts, budget)
             assert getattr(mine, name) == pytest.approx(getattr(theirs, name), abs=1e-6)
 
 
-@pytest.mark.parametrize("distribution", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("params", LAWS.values(), ids=LAWS)
 def test_transformers_generate_writes_the_same(params):
     model = make("llama", torch.float64)
     requests = pair(7, every=2) + pair(4, budget=0.1)[1:]
@@ -288,7 +288,7 @@ def test_mixed_logits_are_exactly_either_ones_at_the_ends():
     assert torch.equal(mix(own, bare, torch.ones(3)), bare)
 
 
-@pytest.mark.parametrize("distribution", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("params", LAWS.values(), ids=LAWS)
 @pytest.mark.parametrize("budget", [None, 0.2])
 def test_a_step_reads_nothing_on_the_host_and_makes_nothing_there(params, budget):
     model, requests = make("llama"), pair(3, budget=budget, every=2)

@@ -31,7 +31,7 @@ def addresses(call):
 
 @pytest.mark.parametrize("max_drafts", [0, 3])
 @pytest.mark.parametrize(
-    "distribution",
+    "params",
     [SamplingParams(), SamplingParams(0.0), SamplingParams(0.7, 20, 0.9)],
     ids=["own", "greedy", "filtered"],
 )

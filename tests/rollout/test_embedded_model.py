@@ -23,9 +23,7 @@ def chat_and_requests():
     ]
 
 
-@pytest.mark.parametrize(
-    "distribution", [SamplingParams(), SamplingParams(0.0), SamplingParams(0.6, top_p=0.9)], ids=str
-)
+@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(0.0), SamplingParams(0.6, top_p=0.9)], ids=str)
 def test_tokens_are_generates_but_for_near_ties(chat_and_requests, params):
     chat, requests = chat_and_requests
     model = chat.loaded.model.eval()

@@ -33,7 +33,7 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("distribution", LAWS, ids=LAW_NAMES)
+@pytest.mark.parametrize("params", LAWS, ids=LAW_NAMES)
 def test_tokens_are_generates_for_any_slots_drafts_and_order_in_float64(params):
     model, requests = make("llama", torch.float64), ask()
     expected = tokens(HFBackend(model, (END,), END, 3).generate(requests, params))
@@ -46,7 +46,7 @@ def test_tokens_are_generates_for_any_slots_drafts_and_order_in_float64(params):
     assert drafted > 0
 
 
-@pytest.mark.parametrize("distribution", LAWS, ids=LAW_NAMES)
+@pytest.mark.parametrize("params", LAWS, ids=LAW_NAMES)
 @pytest.mark.parametrize("grid", [False, True])
 def test_ids_without_a_token_are_never_written_however_likely_they_are(grid, params):
     model, few = make("llama", torch.float64), 40
@@ -71,7 +71,7 @@ def test_ids_without_a_token_are_never_written_however_likely_they_are(grid, par
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("distribution", LAWS[:3], ids=LAW_NAMES[:3])
+@pytest.mark.parametrize("params", LAWS[:3], ids=LAW_NAMES[:3])
 def test_every_family_writes_what_generate_writes_in_float32_but_for_ties(family, params):
     model, requests = make(family), ask()
     theirs = HFBackend(model, (END,), END, 3).generate(requests, params)
@@ -163,7 +163,7 @@ def test_a_law_of_its_own_holds_for_a_request_alone():
 
 
 @pytest.mark.parametrize(
-    ("distribution", "num_drafts"),
+    ("params", "num_drafts"),
     [
         (SamplingParams(), 3),
         pytest.param(SamplingParams(top_p=0.8), 3, marks=pytest.mark.slow),

@@ -34,9 +34,7 @@ def test_greedy_equals_plain_greedy_decoding_by_forwards(tiny_model):
         assert list(rollout.token_ids) == ids[len(request.prompt_token_ids) :]
 
 
-@pytest.mark.parametrize(
-    "distribution", [SamplingParams(), SamplingParams(0.8, 20, 0.9), SamplingParams(1.3, min_p=0.05)]
-)
+@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(0.8, 20, 0.9), SamplingParams(1.3, min_p=0.05)])
 def test_tokens_do_not_depend_on_batch_or_order(tiny_model, params):
     model = tiny_model(torch.float64)
     alone = HFBackend(model, (TERMINATOR,), TERMINATOR, 1).generate(ask(PROMPTS), params)
@@ -55,7 +53,7 @@ def test_another_step_draws_other_tokens(tiny_model):
 
 
 @pytest.mark.parametrize(
-    "distribution",
+    "params",
     [SamplingParams(), SamplingParams(temperature=0.7), SamplingParams(top_p=0.8), SamplingParams(top_k=5)],
 )
 def test_the_first_two_tokens_follow_the_exact_law(tiny_model, params):

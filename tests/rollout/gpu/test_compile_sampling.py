@@ -37,7 +37,7 @@ def types_of(dtype: str, constants: dict) -> dict[str, str]:
 
 @pytest.mark.parametrize("capability", CARDS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("distribution", LAWS)
+@pytest.mark.parametrize("params", LAWS)
 @pytest.mark.parametrize("alone", [True, False])
 def test_the_draw_compiles(alone, params, dtype, capability):
     constants = LAWS[params]

@@ -202,7 +202,7 @@ def count_kernels(family, num_layers, params, monkeypatch):
     return counting.count
 
 
-@pytest.mark.parametrize(("family", "distribution"), [("llama", SamplingParams()), ("qwen3", SamplingParams(0.7, 20))])
+@pytest.mark.parametrize(("family", "params"), [("llama", SamplingParams()), ("qwen3", SamplingParams(0.7, 20))])
 def test_a_step_of_thirty_layers_is_at_most_350_kernels_and_reads_nothing_on_the_host(family, params, monkeypatch):
     one, two = (count_kernels(family, num_layers, params, monkeypatch) for num_layers in (1, 2))
     assert one + 29 * (two - one) <= 350

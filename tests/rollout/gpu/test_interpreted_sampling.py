@@ -94,7 +94,7 @@ def assert_same(slow, expected, fast, found):
         assert getattr(fast, name)[-1] == 0
 
 
-@pytest.mark.parametrize("distributions", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("batch_params", LAWS.values(), ids=LAWS)
 @pytest.mark.parametrize("vocab", [1, 64, 65, 500, 4099])
 @pytest.mark.parametrize(("num_rows", "spread"), [(1, 3.0), (2, 0.01), (9, 3.0)])
 def test_rows_are_drawn_as_torch_draws_them(num_rows, spread, vocab, batch_params):
@@ -108,7 +108,7 @@ def test_rows_are_drawn_as_torch_draws_them(num_rows, spread, vocab, batch_param
     assert_same(*slow, *fast)
 
 
-@pytest.mark.parametrize("distributions", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("batch_params", LAWS.values(), ids=LAWS)
 @pytest.mark.parametrize(("num_tokens", "vocab"), [(1, 64), (60, 64), (64, 70), (400, 500), (2050, 4099)])
 @pytest.mark.parametrize("num_rows", [1, 9])
 def test_ids_without_a_token_are_never_drawn(num_rows, num_tokens, vocab, batch_params):
@@ -126,7 +126,7 @@ def test_ids_without_a_token_are_never_drawn(num_rows, num_tokens, vocab, batch_
         assert int(draw_rows(texts, batch_params, rows, raw, Head(raw), None).token_ids.max()) < num_tokens
 
 
-@pytest.mark.parametrize("distributions", [OWN, FILTERED], ids=["own", "filtered"])
+@pytest.mark.parametrize("batch_params", [OWN, FILTERED], ids=["own", "filtered"])
 @pytest.mark.parametrize("width", [1, 3, 5])
 @pytest.mark.parametrize("stops", [[5], [5, 6, 0], [499]])
 def test_drafts_are_kept_up_to_the_first_that_differs_or_ends_the_text(stops, width, batch_params):
@@ -153,7 +153,7 @@ def test_drafts_are_kept_up_to_the_first_that_differs_or_ends_the_text(stops, wi
 
 
 @pytest.mark.parametrize("head", [(0.25, None), (1.0, 5.0), (3.0, 2.0), (0.125, 30.0)])
-@pytest.mark.parametrize("distributions", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("batch_params", LAWS.values(), ids=LAWS)
 def test_scale_and_soft_cap_are_the_heads(batch_params, head):
     texts = make_texts(5, 700, seed=3, width=1)
     raw = torch.randn(5, 700, generator=generator(4)) * 20
@@ -164,7 +164,7 @@ def test_scale_and_soft_cap_are_the_heads(batch_params, head):
     assert_same(*slow, *fast)
 
 
-@pytest.mark.parametrize("distributions", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("batch_params", LAWS.values(), ids=LAWS)
 def test_rows_may_lie_apart_and_logits_may_be_infinite_equal_large_and_tiny(batch_params):
     wide = torch.randn(6, 1000, generator=generator(5))
     raw = wide[:, 100:800]
@@ -304,7 +304,7 @@ class OnTheDevice(TorchDispatchMode):
 
 @pytest.mark.parametrize("head", [{}, {"scale": 0.5, "softcap": 3.0}], ids=["plain", "bent"])
 @pytest.mark.parametrize("budgets", [[], [0.1, 0.5]], ids=["weights", "budgets"])
-@pytest.mark.parametrize("distributions", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("batch_params", LAWS.values(), ids=LAWS)
 def test_blended_rows_are_drawn_as_torch_draws_them(batch_params, budgets, head):
     texts = make_texts(3, 90, seed=1, width=3)
     texts.top_token_ids, texts.top_logprobs = torch.zeros(4, 30, 4, dtype=torch.int64), torch.zeros(4, 30, 4)
@@ -329,7 +329,7 @@ def test_blended_rows_are_drawn_as_torch_draws_them(batch_params, budgets, head)
         sample_and_verify(texts, batch_params, stops, rows, raw, Head(raw), None, None, kernels=True)
 
 
-@pytest.mark.parametrize("distributions", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("batch_params", LAWS.values(), ids=LAWS)
 def test_nothing_is_read_on_the_host(batch_params):
     texts = make_texts(3, 90, seed=1, width=3)
     texts.top_token_ids, texts.top_logprobs = torch.zeros(4, 30, 4, dtype=torch.int64), torch.zeros(4, 30, 4)
