@@ -222,19 +222,19 @@ def test_a_row_shared_by_programs_gives_what_one_program_gives(monkeypatch):
 def test_what_a_row_keeps_is_exact_up_to_the_rounding_of_a_sum():
     """Every combination of filters; a token may differ where the probability above it is as good as top-p."""
     combinations = itertools.product((0.6, 1.0, 1.7), (0, 1, 5, 80), (0.01, 0.5, 0.95, 1.0), (0.0, 0.02))
-    batch_params = [SamplingParams(*each) for each in combinations]
+    each_params = [SamplingParams(*each) for each in combinations]
     vocab = 700
-    raw = torch.randn(len(batch_params), vocab, generator=generator(9)) * 3
+    raw = torch.randn(len(each_params), vocab, generator=generator(9)) * 3
     raw[::3] = raw[::3].round()  # ties
-    batch_params = BatchSamplingParams.of(batch_params, vocab, CPU)
+    batch_params = BatchSamplingParams.of(each_params, vocab, CPU)
     processed = batch_params.process(raw, None)
-    with_trash = BatchSamplingParams.of([*batch_params, SamplingParams()], vocab, CPU)
+    with_trash = BatchSamplingParams.of([*each_params, SamplingParams()], vocab, CPU)
     floors = find_floors(
-        with_trash, grid(list(range(len(batch_params))), [0] * len(batch_params), 1), raw, None, None, None
+        with_trash, grid(list(range(len(each_params))), [0] * len(each_params), 1), raw, None, None, None
     )
     ours, theirs = raw >= floors[:, None], processed > -torch.inf
     for row in (ours != theirs).any(-1).nonzero()[:, 0].tolist():
-        params = batch_params[row]
+        params = each_params[row]
         scores = (raw[row] / params.temperature).double().sort(descending=True).values
         mass = torch.softmax(scores[: params.top_k or vocab], 0)
         above = mass.cumsum(0) - mass
