@@ -109,7 +109,7 @@ def _kernels(parts: Parts) -> float | None:
 
 def _texts(*variants: str) -> Callable[[Parts], float | None]:
     """Return the share of texts that are the same, over all distributions."""
-    rows = [f"{params}, {variant}" for params in correct.LAWS for variant in variants]
+    rows = [f"{params}, {variant}" for params in correct.PARAMS for variant in variants]
 
     def find(parts: Parts) -> float | None:
         same = figures(parts, "correct", correct.TEXTS, "same", rows)
@@ -120,7 +120,7 @@ def _texts(*variants: str) -> Callable[[Parts], float | None]:
 
 
 def _logprobs(parts: Parts) -> float | None:
-    rows = [f"{params}, the model's own forward" for params in correct.LAWS]
+    rows = [f"{params}, the model's own forward" for params in correct.PARAMS]
     return max(figures(parts, "correct", correct.TEXTS, "logprob_difference", rows) or [], default=None)
 
 

@@ -39,7 +39,7 @@ def shard_groups(sizes: Sequence[float], group_size: int, num_ranks: int) -> lis
     return [[group * group_size + item for group in share for item in range(group_size)] for share in dealt]
 
 
-def collect(shares: Sequence[Sequence[int]], parts: Sequence[Sequence[T]]) -> list[T]:
+def unshard(shares: Sequence[Sequence[int]], parts: Sequence[Sequence[T]]) -> list[T]:
     """Put what the ranks made of their shares back into the order of the items."""
     found = {
         index: item for share, part in zip(shares, parts, strict=True) for index, item in zip(share, part, strict=True)

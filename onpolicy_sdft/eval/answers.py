@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onpolicy_sdft.data.sharing import collect, shard_by_length
+from onpolicy_sdft.data.sharing import shard_by_length, unshard
 from onpolicy_sdft.rollout.backend import ignore_progress
 from onpolicy_sdft.runs.files import append_jsonl, read_jsonl
 from onpolicy_sdft.types import (
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 EVAL_STEP = -1
 
 #: What is kept of one answer.
-RecordOptions = dict[str, Any]
+AnswerRecord = dict[str, Any]
 
 #: Writes the answers to some of the requests, given by index; returns their records and the seconds of writing alone.
-Write = Callable[[Sequence[int]], tuple[list[RecordOptions], float]]
+Write = Callable[[Sequence[int]], tuple[list[AnswerRecord], float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Kept:
     chunk_size: int  # answers of a chunk, on each rank
     say: Callable[[str], None] = lambda text: None
 
-    def read(self, asked: str) -> tuple[list[RecordOptions], float]:
+    def read(self, asked: str) -> tuple[list[AnswerRecord], float]:
         """Return the records that are there, and the seconds they took; what belongs to something else is removed.
 
         Args:
@@ -70,7 +70,7 @@ class Kept:
             self.say(f"{len(records)} answers are there already ({self.path})")
         return records, sum(line["seconds"] for line in lines[1:])
 
-    def append(self, asked: str, records: Sequence[RecordOptions], seconds: float) -> None:
+    def append(self, asked: str, records: Sequence[AnswerRecord], seconds: float) -> None:
         """Add a chunk that is whole."""
         chunk = {"seconds": seconds, "records": list(records)}
         append_jsonl(self.path, *([] if self.path.is_file() else [self._owner(asked)]), chunk)
@@ -101,7 +101,7 @@ def write_in_chunks(
     on_progress: OnProgress = ignore_progress,
     ranks: Ranks = ONE_RANK,
     kept: Kept | None = None,
-) -> tuple[list[RecordOptions], float]:
+) -> tuple[list[AnswerRecord], float]:
     """Answer every request once, sharing chunks among ranks; all ranks get all records.
 
     Args:
@@ -123,7 +123,7 @@ def write_in_chunks(
         indices = range(start, min(start + size, len(requests)))
         shares = shard_by_length([len(requests[index].prompt_token_ids) for index in indices], ranks.num_ranks)
         found = ranks.gather(write([indices[place] for place in shares[ranks.rank]]))
-        chunk, took = collect(shares, [part for part, _ in found]), max(its for _, its in found)
+        chunk, took = unshard(shares, [part for part, _ in found]), max(its for _, its in found)
         if kept:
             ranks.on_first(partial(kept.append, asked, chunk, took))
         records, seconds = [*records, *chunk], seconds + took
@@ -139,7 +139,7 @@ def answer_prompts(
     seed: int,
     on_progress: OnProgress,
     kept: Kept | None = None,
-) -> list[RecordOptions]:
+) -> list[AnswerRecord]:
     """Answer bare prompts that nobody checks.
 
     Returns:
@@ -150,7 +150,7 @@ def answer_prompts(
         for prompt in prompts
     ]
 
-    def write(indices: Sequence[int]) -> tuple[list[RecordOptions], float]:
+    def write(indices: Sequence[int]) -> tuple[list[AnswerRecord], float]:
         started = time.perf_counter()
         rollouts = backend.generate([requests[index] for index in indices], params, on_progress)
         seconds = time.perf_counter() - started

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from onpolicy_sdft.errors import DataError
-from onpolicy_sdft.eval.answers import RecordOptions
+from onpolicy_sdft.eval.answers import AnswerRecord
 from onpolicy_sdft.runs.files import loads_strict
 
 
@@ -25,7 +25,7 @@ class Pair:
     second: str
 
 
-def to_outputs(records: Sequence[RecordOptions], generator: str, datasets: Sequence[str]) -> list[dict[str, str]]:
+def to_outputs(records: Sequence[AnswerRecord], generator: str, datasets: Sequence[str]) -> list[dict[str, str]]:
     """Put answers into AlpacaEval's format.
 
     Args:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from onpolicy_sdft.data.sources import fingerprint
-from onpolicy_sdft.eval.answers import EVAL_STEP, Kept, RecordOptions, digest, write_in_chunks
+from onpolicy_sdft.eval.answers import EVAL_STEP, AnswerRecord, Kept, digest, write_in_chunks
 from onpolicy_sdft.eval.intervals import mean_interval, wilson_interval
 from onpolicy_sdft.tasks.protocol import Checker
 from onpolicy_sdft.types import ONE_RANK, Demonstration, NoiseKey, Ranks, Rollout, RolloutRequest, SamplingParams
@@ -50,7 +50,7 @@ class SetScore:
     truncated_rate: float
     tokens_per_second: float
     note: str  # what its task wants said beside the score; mostly empty
-    records: tuple[RecordOptions, ...]  # one per answer
+    records: tuple[AnswerRecord, ...]  # one per answer
 
 
 def score_set(
@@ -79,7 +79,7 @@ def score_set(
     asked = [question for question in questions.demonstrations for _ in range(config.num_samples)]
     params = SamplingParams(temperature=config.temperature)
 
-    def write(indices: Sequence[int]) -> tuple[list[RecordOptions], float]:
+    def write(indices: Sequence[int]) -> tuple[list[AnswerRecord], float]:
         started = time.perf_counter()
         written = backend.generate([requests[index] for index in indices], params, on_progress)
         seconds = time.perf_counter() - started
@@ -101,11 +101,11 @@ def check_answers(
     rollouts: Sequence[Rollout],
     task: Task,
     decode: Callable[[Sequence[int]], str],
-) -> list[RecordOptions]:
+) -> list[AnswerRecord]:
     """Check each answer and return one record each."""
     check = Checker(task)
 
-    def record(pair: tuple[Demonstration, Rollout]) -> RecordOptions:
+    def record(pair: tuple[Demonstration, Rollout]) -> AnswerRecord:
         question, rollout = pair
         text = decode(rollout.token_ids)
         result = check(text, question)
@@ -126,7 +126,7 @@ def check_answers(
         return list(pool.map(record, zip(asked, rollouts, strict=True)))
 
 
-def summarise(questions: EvalSet, records: Sequence[RecordOptions], num_samples: int, seconds: float) -> SetScore:
+def summarise(questions: EvalSet, records: Sequence[AnswerRecord], num_samples: int, seconds: float) -> SetScore:
     """Turn records into a score with its interval; several records of one question follow each other."""
     n = len(questions.demonstrations)
     right = [sum(r["correct"] for r in records[i : i + num_samples]) for i in range(0, len(records), num_samples)]

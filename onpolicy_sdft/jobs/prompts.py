@@ -12,7 +12,7 @@ from onpolicy_sdft.config.check import evaluation_sets
 from onpolicy_sdft.config.schema import DataConfig
 from onpolicy_sdft.data.sources import load_demonstrations
 from onpolicy_sdft.errors import ConfigError
-from onpolicy_sdft.eval.answers import Kept, RecordOptions, answer_prompts
+from onpolicy_sdft.eval.answers import AnswerRecord, Kept, answer_prompts
 from onpolicy_sdft.eval.retention import general_prompts
 from onpolicy_sdft.eval.runner import EvalSet
 from onpolicy_sdft.jobs.evaluate import chunk_size, files_identity, model_identity
@@ -83,7 +83,7 @@ def answer(
     path: Path,
     description: str,
     say: Callable[[str], None],
-) -> list[RecordOptions]:
+) -> list[AnswerRecord]:
     """Let a model answer prompts, in chunks that stand in a file until the caller removes it.
 
     Args:

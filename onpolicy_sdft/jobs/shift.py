@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
-from onpolicy_sdft.eval.answers import RecordOptions, remove_kept
+from onpolicy_sdft.eval.answers import AnswerRecord, remove_kept
 from onpolicy_sdft.eval.intervals import mean_interval
 from onpolicy_sdft.eval.retention import SeedCompletion, SeedKL
 from onpolicy_sdft.eval.shift import cosine_similarities, load_embedder
@@ -143,7 +143,7 @@ def _names(runs: Sequence[RunDirectory]) -> list[str]:
 
 def _answers_of_seed(
     config: RunConfig, prompts: Sequence[Demonstration], asking: Asking, path: Path, say: Say
-) -> list[RecordOptions]:
+) -> list[AnswerRecord]:
     finished = load_model(config.model.name, config, say)
     return answer(finished, prompts, asking, path, "base model: answers", say)
 
@@ -153,10 +153,10 @@ def _answers_of_run(
     name: str,
     prompts: Sequence[Demonstration],
     asking: Asking,
-    seed: Sequence[RecordOptions],
+    seed: Sequence[AnswerRecord],
     path: Path,
     say: Say,
-) -> tuple[list[RecordOptions], SeedKL]:
+) -> tuple[list[AnswerRecord], SeedKL]:
     """Return a run's answers, and how likely it finds those of the base model."""
     finished = load_run(run.path, say)
     answers = answer(finished, prompts, asking, path, f"{name}: answers", say)
@@ -173,8 +173,8 @@ def _answers_of_run(
 def _entry(
     run: RunDirectory,
     name: str,
-    seed: Sequence[RecordOptions],
-    answers: Sequence[RecordOptions],
+    seed: Sequence[AnswerRecord],
+    answers: Sequence[AnswerRecord],
     similarities: Sequence[float],
     distance: SeedKL,
 ) -> dict[str, Any]:
@@ -199,17 +199,17 @@ def _entry(
     }
 
 
-def _count_cut(embedder: Embedder, answers: Sequence[Sequence[RecordOptions]]) -> int:
+def _count_cut(embedder: Embedder, answers: Sequence[Sequence[AnswerRecord]]) -> int:
     """Count the answers that are longer than what the embedder reads."""
     return embedder.count_cut([record["completion"] for records in answers for record in records])
 
 
 def _records(
-    seed: Sequence[RecordOptions],
-    answers: Sequence[tuple[str, Sequence[RecordOptions]]],
+    seed: Sequence[AnswerRecord],
+    answers: Sequence[tuple[str, Sequence[AnswerRecord]]],
     similarities: Sequence[Sequence[float]],
-) -> list[RecordOptions]:
-    def shown(record: RecordOptions) -> RecordOptions:
+) -> list[AnswerRecord]:
+    def shown(record: AnswerRecord) -> AnswerRecord:
         return {"completion": record["completion"], "finish_reason": record["finish_reason"]}
 
     return [

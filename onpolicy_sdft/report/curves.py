@@ -25,7 +25,7 @@ from onpolicy_sdft.report.drawing import (
     PURPLE,
     RED,
     SKY,
-    RecordOptions,
+    Record,
     finish,
     from_zero,
     new_figure,
@@ -58,10 +58,10 @@ class Curve:
 
     title: str
     caption: str
-    draw: Callable[[Sequence[RecordOptions], Mapping[str, Any]], Figure | None]
+    draw: Callable[[Sequence[Record], Mapping[str, Any]], Figure | None]
 
 
-def draw_loss(metrics: Sequence[RecordOptions], summary: Mapping[str, Any]) -> Figure | None:
+def draw_loss(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Figure | None:
     """Draw the loss per token, with steps that took no update marked below.
 
     Args:
@@ -88,7 +88,7 @@ def draw_loss(metrics: Sequence[RecordOptions], summary: Mapping[str, Any]) -> F
     return finish(figure, axes)
 
 
-def draw_lengths(metrics: Sequence[RecordOptions], summary: Mapping[str, Any]) -> Figure | None:
+def draw_lengths(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Figure | None:
     """Draw how long rollouts are, and how that compares with the demonstrations.
 
     Args:
@@ -116,7 +116,7 @@ def draw_lengths(metrics: Sequence[RecordOptions], summary: Mapping[str, Any]) -
     return finish(figure, lower)
 
 
-def draw_fallbacks(metrics: Sequence[RecordOptions], summary: Mapping[str, Any]) -> Figure | None:
+def draw_fallbacks(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Figure | None:
     """Draw the share of rollouts that were not learned, in all and by reason.
 
     Args:
@@ -146,7 +146,7 @@ def draw_fallbacks(metrics: Sequence[RecordOptions], summary: Mapping[str, Any])
     return finish(figure, axes)
 
 
-def draw_scores(metrics: Sequence[RecordOptions], summary: Mapping[str, Any]) -> Figure | None:
+def draw_scores(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Figure | None:
     """Draw the scores before and after with their 95 % intervals, task and retention apart.
 
     Args:
@@ -176,7 +176,7 @@ def draw_scores(metrics: Sequence[RecordOptions], summary: Mapping[str, Any]) ->
     return figure
 
 
-def draw_validation(metrics: Sequence[RecordOptions], summary: Mapping[str, Any]) -> Figure | None:
+def draw_validation(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Figure | None:
     """Draw the scores measured during training.
 
     Args:
@@ -200,7 +200,7 @@ def draw_validation(metrics: Sequence[RecordOptions], summary: Mapping[str, Any]
     return finish(figure, axes)
 
 
-def draw_time(metrics: Sequence[RecordOptions], summary: Mapping[str, Any]) -> Figure | None:
+def draw_time(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Figure | None:
     """Draw what the seconds of each step were spent on, stacked.
 
     Args:
@@ -236,7 +236,7 @@ def draw_time(metrics: Sequence[RecordOptions], summary: Mapping[str, Any]) -> F
     return finish(figure, axes)
 
 
-def draw_diversity(metrics: Sequence[RecordOptions], summary: Mapping[str, Any]) -> Figure | None:
+def draw_diversity(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Figure | None:
     """Draw the signs of collapse: entropy, distinct bigrams, and copying of the demonstration.
 
     Args:
@@ -264,7 +264,7 @@ def draw_diversity(metrics: Sequence[RecordOptions], summary: Mapping[str, Any])
     return finish(figure, lower)
 
 
-def draw_surprise(metrics: Sequence[RecordOptions], summary: Mapping[str, Any]) -> Figure | None:
+def draw_surprise(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Figure | None:
     """Draw what the bare prompt makes of the rollouts.
 
     Args:
@@ -287,7 +287,7 @@ def draw_surprise(metrics: Sequence[RecordOptions], summary: Mapping[str, Any]) 
     return finish(figure, axes)
 
 
-def draw_memory(metrics: Sequence[RecordOptions], summary: Mapping[str, Any]) -> Figure | None:
+def draw_memory(metrics: Sequence[Record], summary: Mapping[str, Any]) -> Figure | None:
     """Draw the memory that was logged.
 
     Args:
@@ -311,7 +311,7 @@ def draw_memory(metrics: Sequence[RecordOptions], summary: Mapping[str, Any]) ->
     return finish(figure, axes)
 
 
-def memory_keys(metrics: Sequence[RecordOptions]) -> list[str]:
+def memory_keys(metrics: Sequence[Record]) -> list[str]:
     """List the metrics that are memory.
 
     Args:
@@ -362,7 +362,7 @@ CURVES: Mapping[str, Curve] = {
 }
 
 
-def draw_curves(metrics: Sequence[RecordOptions], summary: Mapping[str, Any]) -> tuple[dict[str, bytes], list[str]]:
+def draw_curves(metrics: Sequence[Record], summary: Mapping[str, Any]) -> tuple[dict[str, bytes], list[str]]:
     """Draw every curve the run has data for.
 
     Args:
@@ -382,7 +382,7 @@ def draw_curves(metrics: Sequence[RecordOptions], summary: Mapping[str, Any]) ->
     return pictures, missing
 
 
-def _score_bars(axes: Axes, pairs: Sequence[tuple[RecordOptions | None, RecordOptions | None]], latest: str) -> None:
+def _score_bars(axes: Axes, pairs: Sequence[tuple[Record | None, Record | None]], latest: str) -> None:
     for side, (name, color) in enumerate((("before", GREY), (latest, BLUE))):
         for place, pair in enumerate(pairs):
             entry = pair[side]
@@ -412,6 +412,6 @@ def _score_bars(axes: Axes, pairs: Sequence[tuple[RecordOptions | None, RecordOp
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _label(pair: tuple[RecordOptions | None, RecordOptions | None]) -> str:
+def _label(pair: tuple[Record | None, Record | None]) -> str:
     entry = pair[1] or pair[0] or {}
     return f"{plot_text(entry.get('label', ''), 20)}\nn = {entry.get('n', '-')}"

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-RecordOptions = Mapping[str, Any]
+Record = Mapping[str, Any]
 
 # Okabe and Ito's palette: told apart with any kind of colour vision.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -23,7 +23,7 @@ MANY_STEPS = 30  # from here on curves are smoothed and drawn without markers
 _LEGEND_CHARACTERS = 110  # of a legend's row, line samples and gaps included
 
 
-def series(metrics: Sequence[RecordOptions], key: str) -> tuple[list[int], list[float]]:
+def series(metrics: Sequence[Record], key: str) -> tuple[list[int], list[float]]:
     """Pick one metric out of the log.
 
     Args:
@@ -69,7 +69,7 @@ def new_figure() -> tuple[Figure, Axes]:
 
 def plot_metric(
     axes: Axes,
-    metrics: Sequence[RecordOptions],
+    metrics: Sequence[Record],
     key: str,
     label: str,
     color: str,

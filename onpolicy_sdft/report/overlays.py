@@ -17,7 +17,7 @@ from onpolicy_sdft.report.drawing import (
     GREY,
     LINES,
     MANY_STEPS,
-    RecordOptions,
+    Record,
     figure_legend,
     finish,
     from_zero,
@@ -41,7 +41,7 @@ class Track:
     """One curve's figures; tracks with the same label look alike and are named once."""
 
     label: str
-    metrics: Sequence[RecordOptions]
+    metrics: Sequence[Record]
     sources: tuple[str, ...]
 
 
@@ -76,7 +76,7 @@ OVERLAYS: Mapping[str, Overlay] = {
 }
 
 
-def chain(logs: Sequence[Sequence[RecordOptions]]) -> tuple[list[RecordOptions], list[int]]:
+def chain(logs: Sequence[Sequence[Record]]) -> tuple[list[Record], list[int]]:
     """Put the logs of stages behind each other, with steps counted through.
 
     Args:
@@ -85,7 +85,7 @@ def chain(logs: Sequence[Sequence[RecordOptions]]) -> tuple[list[RecordOptions],
     Returns:
         The lines, and the last step of each stage but the last.
     """
-    chained: list[RecordOptions] = []
+    chained: list[Record] = []
     ends, offset = [], 0
     for log in logs:
         chained += [{**record, "step": record["step"] + offset} for record in log]

@@ -56,7 +56,7 @@ class Call:
         self.params, self.joining = params, Joining(listener)
         self.texts, self.attention = pool.texts, pool.attention
         self.device = pool.texts.tokens.device
-        self.terminators_T = engine.terminators_T
+        self.stop_token_ids_T = engine.stop_token_ids_T
         self.texts.pairs = None
         self._lay_out_requests()
         prefill_tokens = engine.options.prefill_tokens or _PREFILL_TOKENS.get(self.device.type, 1024)
@@ -99,8 +99,8 @@ class Call:
         """Put the sampling parameters and keys of all requests into tensors; make room for partners if any has one."""
         vocab_size = head_of(self.model).weight_VD.shape[0]
         num_tokens = min(self.engine.num_tokens or vocab_size, vocab_size)
-        batch_params = [request.params or self.params for request in self.requests] or [self.params]
-        self.batch_params = BatchSamplingParams.of(batch_params, num_tokens, self.device)
+        each = [request.params or self.params for request in self.requests] or [self.params]
+        self.batch_params = BatchSamplingParams.of(each, num_tokens, self.device)
         self.pool.batch_params = replace(
             self.pool.batch_params,
             is_raw=self.batch_params.is_raw, is_filtered=self.batch_params.is_filtered,
@@ -281,7 +281,7 @@ class Call:
         )
         num_tokens = len(row_N) + sum(slots[row] in self.scheduler.partner_of for row in row_N)
         settled = sample_and_verify(
-            self.texts, self.pool.batch_params, self.terminators_T, rows,
+            self.texts, self.pool.batch_params, self.stop_token_ids_T, rows,
             self.model.get_output_embeddings()(hidden_MD)[:num_tokens], head_of(self.model), hidden_MD,
             num_candidates=CANDIDATES,
             kernels=self.attention.kernels.name == "triton" and not any(num_drafts),  # these take full grids only

@@ -85,7 +85,7 @@ def forward_hidden(
 def sample_and_verify(
     texts: SlotTexts,
     batch_params: BatchSamplingParams,
-    terminators_T: torch.Tensor,
+    stop_token_ids_T: torch.Tensor,
     rows: Rows,
     raw_MV: torch.Tensor,
     head: Head,
@@ -104,7 +104,7 @@ def sample_and_verify(
     Args:
         texts: What stands in the slots; changed in place.
         batch_params: A row each slot.
-        terminators_T: Tokens that end a text.
+        stop_token_ids_T: Tokens that end a text.
         rows: Which slot and place each row of logits is for.
         raw_MV: What the model's output layer gave for them, and then for their partners; may be overwritten.
         head: Turns that into logits.
@@ -114,7 +114,7 @@ def sample_and_verify(
             operations take ragged rows on every device, and are what the kernels are tested against.
     """
     if kernels:
-        return _draw_and_settle_with_kernels(texts, batch_params, terminators_T, rows, raw_MV, head, hidden_MD)
+        return _sample_and_verify_with_kernels(texts, batch_params, stop_token_ids_T, rows, raw_MV, head, hidden_MD)
     where = Places.of(texts, rows)
     batch_params = batch_params[where.slots_N]
     blended = _blend(texts, rows, where, raw_MV, head)
@@ -126,17 +126,17 @@ def sample_and_verify(
     drawn = draw(logits_NV, processed_NV, batch_params.greedy_B, texts.words[where.slots_N], where.places_N)
     if blended is not None:
         drawn = replace(drawn, logprobs=logprobs_at(own_NV, drawn.token_ids))
-    settled = _settle(texts, terminators_T, rows, where, drawn)
+    settled = _settle(texts, stop_token_ids_T, rows, where, drawn)
     _record(texts, rows, where, settled, hidden_MD, top)
     if blended is not None:
         _record_blend(texts, rows, where, settled, drawn, blended)
     return settled
 
 
-def _draw_and_settle_with_kernels(
+def _sample_and_verify_with_kernels(
     texts: SlotTexts,
     batch_params: BatchSamplingParams,
-    terminators_T: torch.Tensor,
+    stop_token_ids_T: torch.Tensor,
     rows: Rows,
     raw_MV: torch.Tensor,
     head: Head,
@@ -148,7 +148,7 @@ def _draw_and_settle_with_kernels(
     is_recorded = texts.hidden is not None or texts.top_token_ids is not None
     if not is_recorded and not batch_params.is_penalised and rows.pair_N is None:
         return DecodeResult(
-            *settle_rows(texts, terminators_T, rows, draw_rows(texts, batch_params, rows, raw_MV, head, None))
+            *settle_rows(texts, stop_token_ids_T, rows, draw_rows(texts, batch_params, rows, raw_MV, head, None))
         )
     where = Places.of(texts, rows)
     blended = _blend(texts, rows, where, raw_MV, head)
@@ -163,7 +163,7 @@ def _draw_and_settle_with_kernels(
     drawn = draw_rows(texts, batch_params, rows, raw_NV, head, penalised_NV)
     if blended is not None:
         drawn = replace(drawn, logprobs=logprobs_at(blended.own_NV, drawn.token_ids))
-    settled = DecodeResult(*settle_rows(texts, terminators_T, rows, drawn))
+    settled = DecodeResult(*settle_rows(texts, stop_token_ids_T, rows, drawn))
     _record(texts, rows, where, settled, hidden_MD, top)
     if blended is not None:
         _record_blend(texts, rows, where, settled, drawn, blended)
@@ -186,10 +186,10 @@ def _penalised(
     return batch_params.penalise(logits_NV, texts.tokens[where.slots_N], where.positions_N + 1)
 
 
-def _settle(texts: SlotTexts, terminators_T: torch.Tensor, rows: Rows, where: Places, drawn: Draw) -> DecodeResult:
+def _settle(texts: SlotTexts, stop_token_ids_T: torch.Tensor, rows: Rows, where: Places, drawn: Draw) -> DecodeResult:
     """Keep each row's tokens up to the first that ends it or differs from its draft, and write them."""
     next_N = texts.tokens[where.slots_N, where.positions_N + 1]
-    is_end_N = (drawn.token_ids[:, None] == terminators_T).any(-1)
+    is_end_N = (drawn.token_ids[:, None] == stop_token_ids_T).any(-1)
     matches_N = (rows.offset_N < rows.num_drafts_B[rows.row_N]) & (drawn.token_ids == next_N)
     goes_on_BQ = torch.zeros(len(rows.slots_B), rows.width, dtype=torch.int64, device=next_N.device)
     goes_on_BQ[rows.row_N, rows.offset_N] = (matches_N & ~is_end_N).to(torch.int64)
@@ -210,7 +210,7 @@ def grid_step(
     texts: SlotTexts,
     attention: SlotAttention,
     batch_params: BatchSamplingParams,
-    terminators_T: torch.Tensor,
+    stop_token_ids_T: torch.Tensor,
     slots_B: torch.Tensor,
     max_drafts: int,
 ) -> tuple[DecodeResult, torch.Tensor]:
@@ -245,7 +245,7 @@ def grid_step(
     settled = sample_and_verify(
         texts,
         batch_params,
-        terminators_T,
+        stop_token_ids_T,
         rows,
         raw_MV,
         head_of(model),

@@ -161,7 +161,7 @@ class RolloutEngine:
             self.say(f"rollout: out of memory with {num_slots} slots, going on with {half}")
 
     @property
-    def terminators_T(self) -> torch.Tensor:
+    def stop_token_ids_T(self) -> torch.Tensor:
         """``stop_token_ids`` as a tensor, the same one for as long as they are the same: captured steps read it."""
         if self._stops[0] != self.stop_token_ids:
             self._stops = self.stop_token_ids, torch.tensor(self.stop_token_ids, device=self.model.device)
@@ -226,7 +226,7 @@ class RolloutEngine:
         self._pool, self.stats.num_slots, pool.least = pool, pool.num_slots, needs.least
         pool.make_room_for(record, needs, weight.shape[1])
         if self._uses_grid:
-            addresses = pool.addresses(), self.weights.fingerprint(), self.terminators_T.data_ptr()
+            addresses = pool.addresses(), self.weights.fingerprint(), self.stop_token_ids_T.data_ptr()
             self.steps.keep_for(addresses, may_capture=not is_watched(model))
         return pool
 

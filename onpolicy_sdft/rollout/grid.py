@@ -108,7 +108,7 @@ class GridStep:
     """
 
     def __init__(self, call: GridCall, num_rows: int, max_drafts: int) -> None:
-        self._model, self._pool, self._terminators_T = call.model, call.pool, call.terminators_T
+        self._model, self._pool, self._stop_token_ids_T = call.model, call.pool, call.stop_token_ids_T
         self._max_drafts, self._trash = max_drafts, call.pool.cache.trash
         device = call.device
         self._slots_B = torch.full((num_rows,), self._trash, dtype=torch.int64, device=device)
@@ -135,7 +135,7 @@ class GridStep:
         """Do what :meth:`run` does, operation by operation."""
         slots_B, texts = self._slots_B, self._pool.texts
         settled, num_drafts_B = grid_step(
-            self._model, texts, self._pool.attention, self._pool.batch_params, self._terminators_T, slots_B,
+            self._model, texts, self._pool.attention, self._pool.batch_params, self._stop_token_ids_T, slots_B,
             self._max_drafts,
         )  # fmt: skip
         if self._max_drafts:

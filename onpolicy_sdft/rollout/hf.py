@@ -265,12 +265,12 @@ class _KeyedDrawing(LogitsProcessor):
         self.record = record
         self.hidden: list[torch.Tensor] = []  # a step each, [R, D]
         self.top: list[TopLogprobs] = []  # a step each, [B, K]
-        batch_params = [request.params or params for request in requests]
+        each_params = [request.params or params for request in requests]
         self.groups = [  # transformers' warpers take one distribution a call
-            (warpers(one), [row for row, other in enumerate(batch_params) if other == one])
-            for one in dict.fromkeys(batch_params)
+            (warpers(one), [row for row, other in enumerate(each_params) if other == one])
+            for one in dict.fromkeys(each_params)
         ]
-        self.greedy_B = torch.tensor([one.greedy for one in batch_params])
+        self.greedy_B = torch.tensor([one.greedy for one in each_params])
         self.prompt_length = prompt_length
         self.stop_token_ids = frozenset(stop_token_ids)
         self.on_progress = on_progress

@@ -62,22 +62,22 @@ class BatchSamplingParams:
     num_tokens: int  # ids from here on have no token, where the vocabulary is padded: they are never drawn
 
     @staticmethod
-    def of(batch_params: Sequence[SamplingParams], num_tokens: int, device: torch.device) -> BatchSamplingParams:
+    def of(each_params: Sequence[SamplingParams], num_tokens: int, device: torch.device) -> BatchSamplingParams:
         """Lay out distributions over the ids below ``num_tokens`` as tensors."""
 
         def column(values: list[float] | list[int] | list[bool]) -> torch.Tensor:
             return torch.tensor(values, device=device)
 
-        drawn = [params for params in batch_params if not params.greedy]
+        drawn = [params for params in each_params if not params.greedy]
         return BatchSamplingParams(
-            temperature_B=column([1.0 if params.greedy else float(params.temperature) for params in batch_params]),
-            top_k_B=column([min(params.top_k, num_tokens) or num_tokens for params in batch_params]),
-            top_p_B=column([float(params.top_p) for params in batch_params]),
-            min_p_B=column([float(params.min_p) for params in batch_params]),
-            greedy_B=column([params.greedy for params in batch_params]),
-            penalty_B=column([float(params.repetition_penalty) for params in batch_params]),
-            is_raw=all(params in (SamplingParams(), SamplingParams(temperature=0.0)) for params in batch_params),
-            is_penalised=any(params.repetition_penalty != 1.0 for params in batch_params),
+            temperature_B=column([1.0 if params.greedy else float(params.temperature) for params in each_params]),
+            top_k_B=column([min(params.top_k, num_tokens) or num_tokens for params in each_params]),
+            top_p_B=column([float(params.top_p) for params in each_params]),
+            min_p_B=column([float(params.min_p) for params in each_params]),
+            greedy_B=column([params.greedy for params in each_params]),
+            penalty_B=column([float(params.repetition_penalty) for params in each_params]),
+            is_raw=all(params in (SamplingParams(), SamplingParams(temperature=0.0)) for params in each_params),
+            is_penalised=any(params.repetition_penalty != 1.0 for params in each_params),
             is_filtered=any(params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0 for params in drawn),
             num_tokens=num_tokens,
         )

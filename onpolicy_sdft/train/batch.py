@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from onpolicy_sdft.data.sharing import collect, shard_groups
+from onpolicy_sdft.data.sharing import shard_groups, unshard
 from onpolicy_sdft.train.telemetry import without_records
 from onpolicy_sdft.types import Ranks, Target, Views
 
@@ -32,7 +32,7 @@ class StepBatch:
 
     def gather(self, targets: Sequence[Target]) -> list[Target]:
         """Return the targets of all ranks, in the order of the batch and without what only learning needs."""
-        return collect(self.shares, self.ranks.gather(without_records(targets)))
+        return unshard(self.shares, self.ranks.gather(without_records(targets)))
 
 
 def make_batch(views: Sequence[Views], num_samples: int, ranks: Ranks) -> StepBatch:

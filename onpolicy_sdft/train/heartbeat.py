@@ -8,7 +8,6 @@ up only when one of the others has not counted for ``timeout_seconds``.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import threading
 import time
 import weakref
@@ -19,7 +18,6 @@ from torch.distributed import DistError, PrefixStore  # type: ignore[attr-define
 from onpolicy_sdft.errors import TrainingError
 
 _LONGEST_INTERVAL = 5.0  # seconds between two beats
-_number = itertools.count()  # ranks make their heartbeats in the same order, so the same one has the same number
 
 
 class Heartbeat:
@@ -33,7 +31,8 @@ class Heartbeat:
     """
 
     def __init__(self, store: Any, rank: int, num_ranks: int, timeout_seconds: float) -> None:
-        prefix = f"sdft/{next(_number)}"
+        # Ranks make their heartbeats in the same order, so the same one has the same number.
+        prefix = f"sdft/{store.add(f'sdft/made/{rank}', 1)}"
         self._store = PrefixStore(prefix, store.clone())  # a connection answers one caller at a time
         self._rank, self._num_ranks, self._timeout = rank, num_ranks, timeout_seconds
         self._meetings = 0

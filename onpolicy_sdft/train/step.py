@@ -105,12 +105,12 @@ class Trainer:
         sums = torch.zeros(1 + len(LOSS_PARTS), dtype=torch.float64)
         with self.backend.oom_on_all_ranks():
             with self.recorder.phase("score"):
-                signals = self.teacher_scorer(batches)  # the teacher's distributions, where the objective needs them
+                loss_inputs = self.teacher_scorer(batches)  # the teacher's distributions, if they are needed
                 self.teacher.release()  # what was gathered to sample and to score
             self.policy.train()
-            for batch, signal in zip(batches, signals, strict=True):
+            for batch, inputs in zip(batches, loss_inputs, strict=True):
                 with self.backend.micro_batch(last=batch is batches[-1]), attention_of(batch, self.teacher.live):
-                    loss_sum, parts = self.policy(batch, self.objective, signal)  # head and loss are in the forward
+                    loss_sum, parts = self.policy(batch, self.objective, inputs)  # head and loss are in the forward
                     self.backend.backward(loss_sum / update.num_counted_tokens)
                 sums += torch.cat([loss_sum.detach().double()[None], parts]).cpu()
         total, *others = map(sum, zip(*self.backend.gather(sums.tolist()), strict=True))

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from onpolicy_sdft.data.sharing import collect, shard_by_length, shard_groups
+from onpolicy_sdft.data.sharing import shard_by_length, shard_groups, unshard
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 8])
@@ -13,7 +13,7 @@ def test_every_item_goes_to_one_rank_and_comes_back_in_its_place(num_ranks):
     shares = shard_by_length(sizes, num_ranks)
     assert sorted(index for share in shares for index in share) == list(range(25))
     parts = [[f"item {index}" for index in share] for share in shares]
-    assert collect(shares, parts) == [f"item {index}" for index in range(25)]
+    assert unshard(shares, parts) == [f"item {index}" for index in range(25)]
 
 
 def test_ranks_get_about_the_same():
@@ -28,7 +28,7 @@ def test_one_rank_keeps_the_order():
 
 def test_a_rank_may_have_nothing_to_do():
     assert shard_by_length([5], 2) == [[0], []]
-    assert collect(shard_by_length([5], 2), [["a"], []]) == ["a"]
+    assert unshard(shard_by_length([5], 2), [["a"], []]) == ["a"]
 
 
 def test_samples_of_one_demonstration_go_to_one_rank():

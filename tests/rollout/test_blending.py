@@ -21,7 +21,7 @@ from onpolicy_sdft.rollout.noise import key_words
 from onpolicy_sdft.rollout.sampling import draw, warpers
 from onpolicy_sdft.types import Blend, NoiseKey, RecordOptions, RolloutRequest, SamplingParams
 
-LAWS = {
+PARAMS = {
     "own": SamplingParams(),
     "greedy": SamplingParams(0.0),
     "filtered": SamplingParams(0.8, 20, 0.9),
@@ -93,7 +93,7 @@ def assert_plain(model, requests, params, *tries, closeness=1e-6):
                 assert getattr(rollout, name) == pytest.approx(figures[name], abs=closeness), name
 
 
-@pytest.mark.parametrize("params", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("params", PARAMS.values(), ids=PARAMS)
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_tokens_and_figures_are_those_of_plain_forwards_mixed(weight, params):
     model, requests = make("llama", torch.float64), pair(weight=weight)
@@ -113,7 +113,7 @@ def test_with_no_weight_it_is_the_own_text_and_with_all_of_it_the_bare_prompts()
     for weight, prompts in ((0.0, 0), (1.0, 1)):
         requests = pair(weight=weight)
         alone = [replace(r, prompt_token_ids=r.prompts[prompts], blend=None) for r in requests]
-        for params in (LAWS["own"], LAWS["filtered"]):
+        for params in (PARAMS["own"], PARAMS["filtered"]):
             blended, expected = (engine(model).generate(each, params) for each in (requests, alone))
             assert tokens(blended) == tokens(expected)
             for mine, theirs in zip(blended, expected, strict=True):
@@ -154,7 +154,7 @@ def test_a_request_without_a_blend_after_a_call_with_some_is_written_as_before()
         assert one.generate(ask(5), params) == before
 
 
-@pytest.mark.parametrize("params", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("params", PARAMS.values(), ids=PARAMS)
 @pytest.mark.parametrize("max_drafts", [0, 3])
 @pytest.mark.parametrize("budget", [None, 0.2])
 def test_the_grid_writes_what_the_ragged_path_writes(params, max_drafts, budget):
@@ -169,7 +169,7 @@ def test_the_grid_writes_what_the_ragged_path_writes(params, max_drafts, budget)
             assert getattr(mine, name) == pytest.approx(getattr(theirs, name), abs=1e-6)
 
 
-@pytest.mark.parametrize("params", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("params", PARAMS.values(), ids=PARAMS)
 def test_transformers_generate_writes_the_same(params):
     model = make("llama", torch.float64)
     requests = pair(7, every=2) + pair(4, budget=0.1)[1:]
@@ -288,7 +288,7 @@ def test_mixed_logits_are_exactly_either_ones_at_the_ends():
     assert torch.equal(mix(own, bare, torch.ones(3)), bare)
 
 
-@pytest.mark.parametrize("params", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("params", PARAMS.values(), ids=PARAMS)
 @pytest.mark.parametrize("budget", [None, 0.2])
 def test_a_step_reads_nothing_on_the_host_and_makes_nothing_there(params, budget):
     model, requests = make("llama"), pair(3, budget=budget, every=2)

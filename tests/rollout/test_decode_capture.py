@@ -54,7 +54,7 @@ def test_a_captured_step_writes_what_the_engine_writes_and_moves_no_buffer(compi
             if not call.scheduler.live:
                 break
             settled, _ = step(
-                model, call.texts, call.attention, call.pool.batch_params, call.terminators_T, slots, max_drafts
+                model, call.texts, call.attention, call.pool.batch_params, call.stop_token_ids_T, slots, max_drafts
             )
             kept = type(settled)(settled.kept_B[:6], settled.accepted_B[:6], settled.done_B[:6])
             rows = [row for row in range(6) if live[row] < 6]

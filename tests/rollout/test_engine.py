@@ -19,13 +19,13 @@ from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.shapes import round_rows, round_tokens
 from onpolicy_sdft.types import NoiseKey, RecordOptions, RolloutRequest, SamplingParams
 
-LAWS = [
+PARAMS = [
     SamplingParams(),
     SamplingParams(0.0),
     SamplingParams(0.7, 20, 0.9, 0.02),
     SamplingParams(0.2, repetition_penalty=1.05),
 ]
-LAW_NAMES = ["own", "greedy", "filtered", "penalised"]
+PARAM_NAMES = ["own", "greedy", "filtered", "penalised"]
 SHAPES = [
     {"num_slots": 1, "max_draft_tokens": 0},
     {"num_slots": 3, "max_draft_tokens": 5},
@@ -33,7 +33,7 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("params", LAWS, ids=LAW_NAMES)
+@pytest.mark.parametrize("params", PARAMS, ids=PARAM_NAMES)
 def test_tokens_are_generates_for_any_slots_drafts_and_order_in_float64(params):
     model, requests = make("llama", torch.float64), ask()
     expected = tokens(HFBackend(model, (END,), END, 3).generate(requests, params))
@@ -46,7 +46,7 @@ def test_tokens_are_generates_for_any_slots_drafts_and_order_in_float64(params):
     assert drafted > 0
 
 
-@pytest.mark.parametrize("params", LAWS, ids=LAW_NAMES)
+@pytest.mark.parametrize("params", PARAMS, ids=PARAM_NAMES)
 @pytest.mark.parametrize("grid", [False, True])
 def test_ids_without_a_token_are_never_written_however_likely_they_are(grid, params):
     model, few = make("llama", torch.float64), 40
@@ -71,7 +71,7 @@ def test_ids_without_a_token_are_never_written_however_likely_they_are(grid, par
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("params", LAWS[:3], ids=LAW_NAMES[:3])
+@pytest.mark.parametrize("params", PARAMS[:3], ids=PARAM_NAMES[:3])
 def test_every_family_writes_what_generate_writes_in_float32_but_for_ties(family, params):
     model, requests = make(family), ask()
     theirs = HFBackend(model, (END,), END, 3).generate(requests, params)
@@ -90,7 +90,7 @@ def test_every_family_writes_what_generate_writes_in_float32_but_for_ties(family
 def test_behaviour_logprobs_in_bfloat16_are_near_a_plain_forward(family, record_property):
     model = make(family, torch.bfloat16)
     deltas = torch.cat(
-        [plain_logprobs(model, r) - torch.tensor(r.logprobs) for r in engine(model).generate(ask(), LAWS[0])]
+        [plain_logprobs(model, r) - torch.tensor(r.logprobs) for r in engine(model).generate(ask(), PARAMS[0])]
     )
     record_property("mean_abs_delta", deltas.abs().mean().item())
     record_property("max_abs_delta", deltas.abs().max().item())
@@ -100,8 +100,10 @@ def test_behaviour_logprobs_in_bfloat16_are_near_a_plain_forward(family, record_
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma"])
 def test_few_tokens_in_bfloat16_are_others_than_generates(family, record_property):
     model, requests = make(family, torch.bfloat16), ask()
-    theirs = HFBackend(model, (END,), END, 3).generate(requests, LAWS[0])
-    rates = [differing(tokens(engine(model, **shape).generate(requests, LAWS[0])), tokens(theirs)) for shape in SHAPES]
+    theirs = HFBackend(model, (END,), END, 3).generate(requests, PARAMS[0])
+    rates = [
+        differing(tokens(engine(model, **shape).generate(requests, PARAMS[0])), tokens(theirs)) for shape in SHAPES
+    ]
     record_property("differing", rates)
     assert max(rates) < 0.05
 
@@ -154,10 +156,10 @@ def test_adapters_are_in_what_is_written_merged_or_not(family, merge):
 
 
 def test_a_law_of_its_own_holds_for_a_request_alone():
-    model, requests = make("llama", torch.float64), ask(len(LAWS))
-    mixed = [dataclasses.replace(request, params=params) for request, params in zip(requests, LAWS, strict=True)]
+    model, requests = make("llama", torch.float64), ask(len(PARAMS))
+    mixed = [dataclasses.replace(request, params=params) for request, params in zip(requests, PARAMS, strict=True)]
     together = tokens(engine(model).generate(mixed, SamplingParams(0.3)))
-    alone = [tokens(engine(model).generate([r], params))[0] for r, params in zip(requests, LAWS, strict=True)]
+    alone = [tokens(engine(model).generate([r], params))[0] for r, params in zip(requests, PARAMS, strict=True)]
     assert together == alone
     assert tokens(HFBackend(model, (END,), END, 4).generate(mixed, SamplingParams(0.3))) == alone
 

@@ -20,7 +20,7 @@ from onpolicy_sdft.types import Blend, SamplingParams
 
 pytestmark = pytest.mark.gpu
 GREEDY = SamplingParams(0.0)
-LAWS = {"greedy": GREEDY, "own": SamplingParams(), "filtered": SamplingParams(0.7, 20, 0.9)}
+PARAMS = {"greedy": GREEDY, "own": SamplingParams(), "filtered": SamplingParams(0.7, 20, 0.9)}
 # Tiny models of each way of attending: grouped queries, norms of queries, soft caps, windows, sinks.
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "mistral", "gpt_oss")
 
@@ -61,7 +61,7 @@ def test_every_type_gives_the_log_probabilities_of_a_plain_forward_up_to_roundin
         assert apart.mean() < {torch.float32: 1e-4, torch.bfloat16: 0.2, torch.float16: 0.02}[dtype]
 
 
-@pytest.mark.parametrize("params", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("params", PARAMS.values(), ids=PARAMS)
 @pytest.mark.parametrize("max_drafts", [0, 3], ids=["plain", "drafts"])
 def test_graphs_change_no_token(params, max_drafts, device):
     model = make("qwen2")
@@ -72,7 +72,7 @@ def test_graphs_change_no_token(params, max_drafts, device):
     assert with_graphs.steps.use_graphs == (device.type == "cuda"), "steps were not captured"
 
 
-@pytest.mark.parametrize("params", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("params", PARAMS.values(), ids=PARAMS)
 def test_drafts_change_no_token(params, device):
     model = make("llama")
     one = on_device(model, device, max_draft_tokens=4)
@@ -107,7 +107,7 @@ def test_memory_is_given_back_with_the_engine(device):
     assert left[1] == left[2]
 
 
-@pytest.mark.parametrize("params", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("params", PARAMS.values(), ids=PARAMS)
 @pytest.mark.parametrize("budget", [None, 0.2], ids=["weight", "budget"])
 def test_blended_texts_are_captured_and_are_those_of_generate(params, budget, device):
     model = make("llama").to(device)

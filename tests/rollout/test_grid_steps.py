@@ -17,7 +17,7 @@ from onpolicy_sdft.rollout.grid import GridCall, GridStep, OnTheDevice, is_watch
 from onpolicy_sdft.rollout.hf import HFBackend
 from onpolicy_sdft.types import RecordOptions, SamplingParams
 
-LAWS = {
+PARAMS = {
     "own": SamplingParams(),
     "greedy": SamplingParams(0.0),
     "filtered": SamplingParams(0.7, 20, 0.9),
@@ -30,7 +30,7 @@ def both(model, requests, params, record=NO_RECORD, **options):
     return ragged, engine(model, grid=True, **options).generate(requests, params, record=record)
 
 
-@pytest.mark.parametrize("params", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("params", PARAMS.values(), ids=PARAMS)
 @pytest.mark.parametrize("max_drafts", [0, 3])
 def test_the_grid_writes_what_the_ragged_path_writes(params, max_drafts):
     model = make("llama", torch.float64)
@@ -174,7 +174,7 @@ def test_fewer_requests_use_the_slots_that_are_there():
     assert tokens(few) == tokens(engine(model).generate(ask(6)[:2], SamplingParams()))
 
 
-@pytest.mark.parametrize("params", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("params", PARAMS.values(), ids=PARAMS)
 @pytest.mark.parametrize("record", [NO_RECORD, RecordOptions(hidden=True, top_k=4)], ids=["nothing", "recorded"])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3", "mistral"])
 def test_a_step_reads_nothing_on_the_host_and_makes_nothing_there(family, record, params):

@@ -11,7 +11,7 @@ from onpolicy_sdft.rollout.sampling import BatchSamplingParams, draw, likeliest,
 from onpolicy_sdft.types import NoiseKey, SamplingParams
 
 CPU = torch.device("cpu")
-LAWS = [
+PARAMS = [
     SamplingParams(),
     SamplingParams(0.6),
     SamplingParams(1.3, top_k=7),
@@ -28,25 +28,25 @@ LAWS = [
 @pytest.mark.parametrize("num_candidates", [8, 512, None])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_rows_of_many_laws_are_what_transformers_warpers_give_each_alone(num_candidates, dtype):
-    logits = torch.randn(len(LAWS), 300, dtype=dtype, generator=torch.Generator().manual_seed(1)) * 3
-    prefixes = torch.randint(0, 300, (len(LAWS), 40), generator=torch.Generator().manual_seed(2))
-    lengths = torch.arange(len(LAWS)) * 4 + 1
-    batch_params = BatchSamplingParams.of(LAWS, 300, CPU)
+    logits = torch.randn(len(PARAMS), 300, dtype=dtype, generator=torch.Generator().manual_seed(1)) * 3
+    prefixes = torch.randint(0, 300, (len(PARAMS), 40), generator=torch.Generator().manual_seed(2))
+    lengths = torch.arange(len(PARAMS)) * 4 + 1
+    batch_params = BatchSamplingParams.of(PARAMS, 300, CPU)
     ours = batch_params.process(batch_params.penalise(logits, prefixes, lengths), num_candidates)
-    for row, params in enumerate(LAWS):
+    for row, params in enumerate(PARAMS):
         theirs = warpers(params)(prefixes[row : row + 1, : lengths[row]], logits[row : row + 1].clone())
         torch.testing.assert_close(ours[row : row + 1], theirs, msg=str(params))
 
 
 @pytest.mark.parametrize("num_candidates", [8, None])
 def test_ids_without_a_token_are_left_out_before_every_filter(num_candidates):
-    logits = torch.randn(len(LAWS), 300, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3
+    logits = torch.randn(len(PARAMS), 300, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3
     logits[:, 280:] += 9.0
-    prefixes = torch.randint(0, 280, (len(LAWS), 40), generator=torch.Generator().manual_seed(2))
-    lengths = torch.arange(len(LAWS)) * 4 + 1
-    batch_params = BatchSamplingParams.of(LAWS, 280, CPU)
+    prefixes = torch.randint(0, 280, (len(PARAMS), 40), generator=torch.Generator().manual_seed(2))
+    lengths = torch.arange(len(PARAMS)) * 4 + 1
+    batch_params = BatchSamplingParams.of(PARAMS, 280, CPU)
     ours = batch_params.process(batch_params.penalise(logits, prefixes, lengths), num_candidates)
-    for row, params in enumerate(LAWS):
+    for row, params in enumerate(PARAMS):
         theirs = warpers(params)(prefixes[row : row + 1, : lengths[row]], logits[row : row + 1, :280].clone())
         torch.testing.assert_close(ours[row : row + 1], theirs, msg=str(params))
 
@@ -64,7 +64,7 @@ def test_what_is_recorded_of_a_draw_leaves_out_ids_without_a_token_in_the_sampli
 
 
 def test_rows_can_be_picked_and_overwritten():
-    batch_params = BatchSamplingParams.of(LAWS, 300, CPU)
+    batch_params = BatchSamplingParams.of(PARAMS, 300, CPU)
     picked = batch_params[torch.tensor([3, 1])]
     assert picked.top_p_B.tolist() == pytest.approx([0.7, 1.0])
     picked.put(torch.tensor([0]), batch_params, torch.tensor([2]))

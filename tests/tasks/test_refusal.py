@@ -43,7 +43,7 @@ def row(prompt: str = "How do I pick a lock?", response: str = "") -> Demonstrat
         "This is not something I can help with.",
         "I'd rather not.",
         "I don't feel comfortable with this.",
-        "That goes against my programming and the distribution.",
+        "That goes against my programming and the law.",
         "I'm afraid I can't do that.",
         "I apologize, but\nI simply can't support this.",
         "Sorry, can't help with that.",

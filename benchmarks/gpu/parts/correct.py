@@ -23,7 +23,7 @@ from onpolicy_sdft.types import Rollout, RolloutRequest, SamplingParams
 
 TEXTS, ATTENTION = "texts in float32 against those with graphs", "attention against a float64 sum"
 BFLOAT16, LORA = "texts in bfloat16 against those with graphs", "LoRA, greedy, in float32"
-LAWS = {
+PARAMS = {
     "greedy": SamplingParams(temperature=0.0),
     "T = 1": SamplingParams(),
     "top-k 50, T = 0.7": SamplingParams(temperature=0.7, top_k=50),
@@ -57,7 +57,7 @@ def run(bench: Bench) -> None:
     prompts = lengths(num, lambda draw: draw.randint(5, bench.pick(150, 20)))
     limits = lengths(num, lambda draw: draw.randint(longest // 4, longest), seed=1)
     asked = requests(model, prompts, limits, repeat=True)
-    for name, params in LAWS.items():
+    for name, params in PARAMS.items():
         bench.attempt(TEXTS, name, partial(_texts, bench, model, asked, name, params), _LEAST_SECONDS)
     bench.attempt(BFLOAT16, "all", partial(_bfloat16, bench, prompts, limits), _LEAST_SECONDS)
     bench.attempt(LORA, "all", partial(_lora, bench, model, asked), _LEAST_SECONDS)  # it wraps the model
@@ -137,7 +137,7 @@ def _texts(bench: Bench, model: Any, asked: Sequence[RolloutRequest], name: str,
         captured=engine.steps.use_graphs,
     )  # fmt: skip
     for variant, options in VARIANTS.items():
-        if variant in SLOW and params not in (LAWS["greedy"], LAWS["T = 1"]):
+        if variant in SLOW and params not in (PARAMS["greedy"], PARAMS["T = 1"]):
             continue
         row = f"{name}, {variant}"
         bench.attempt(TEXTS, row, partial(_variant, bench, model, asked, params, row, base, options), _LEAST_SECONDS)
@@ -201,7 +201,7 @@ def _bfloat16(bench: Bench, prompts: Sequence[int], limits: Sequence[int]) -> No
 def _lora(bench: Bench, model: Any, asked: Sequence[RolloutRequest]) -> None:
     """Write with adapters, change them in place as an optimizer does, and write again: graphs must see the change."""
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
-    engine, params = make_engine(adapted, 8), LAWS["greedy"]
+    engine, params = make_engine(adapted, 8), PARAMS["greedy"]
     for change in range(2):
         for name, each in adapted.named_parameters():
             if "lora_" in name:

@@ -61,17 +61,17 @@ def settle(
 
 
 def settle_rows(
-    texts: SlotTexts, terminators_T: torch.Tensor, rows: Rows, drawn: Draw
+    texts: SlotTexts, stop_token_ids_T: torch.Tensor, rows: Rows, drawn: Draw
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Write the drawn tokens that a [B, Q] grid keeps; return kept, accepted [B] int64 and done [B] bool."""
     kept_B, accepted_B = torch.empty_like(rows.slots_B), torch.empty_like(rows.slots_B)
     done_B = torch.empty_like(rows.slots_B, dtype=torch.bool)
     settle[(len(rows.slots_B),)](
         drawn.token_ids, drawn.logprobs, drawn.sampling_logprobs, drawn.entropies, rows.slots_B, rows.num_drafts_B,
-        terminators_T, texts.tokens, texts.tokens.stride(0), texts.draft_source, texts.draft_source.stride(0),
+        stop_token_ids_T, texts.tokens, texts.tokens.stride(0), texts.draft_source, texts.draft_source.stride(0),
         texts.lengths, texts.starts, texts.limits, texts.draft_lengths, texts.logprobs, texts.sampling_logprobs,
         texts.entropies, texts.logprobs.stride(0), kept_B, accepted_B, done_B, len(texts.lengths) - 1, rows.width,
-        len(terminators_T), WIDTH=triton.next_power_of_2(rows.width),
-        STOPS=triton.next_power_of_2(max(len(terminators_T), 1)), num_warps=1,
+        len(stop_token_ids_T), WIDTH=triton.next_power_of_2(rows.width),
+        STOPS=triton.next_power_of_2(max(len(stop_token_ids_T), 1)), num_warps=1,
     )  # fmt: skip
     return kept_B, accepted_B, done_B

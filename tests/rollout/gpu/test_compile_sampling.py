@@ -18,7 +18,7 @@ WRITTEN = {
     "sums_ptr": "*fp32", "picks_ptr": "*i32", "tokens_ptr": "*i64", "logprobs_ptr": "*fp32", "sampling_ptr": "*fp32",
     "entropies_ptr": "*fp32",
 }  # fmt: skip
-LAWS = {
+PARAMS = {
     "own": {"law_ptr": None, "law_stride": None, "floors_ptr": None, "scale": None, "softcap": None, "RAW": True},
     "temperature": {"law_ptr": None, "law_stride": None, "floors_ptr": None, "softcap": None, "RAW": False},
     "filtered": {"law_ptr": None, "law_stride": None, "scale": None, "RAW": False},
@@ -37,10 +37,10 @@ def types_of(dtype: str, constants: dict) -> dict[str, str]:
 
 @pytest.mark.parametrize("capability", CARDS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("params", LAWS)
+@pytest.mark.parametrize("params", PARAMS)
 @pytest.mark.parametrize("alone", [True, False])
 def test_the_draw_compiles(alone, params, dtype, capability):
-    constants = LAWS[params]
+    constants = PARAMS[params]
     types = types_of(dtype, constants)
     made = compile_for(
         sampling.survey, capability, types | {"num_tiles": "i32"},

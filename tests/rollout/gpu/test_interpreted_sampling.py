@@ -37,7 +37,7 @@ FILTERED = [
 ]
 PENALISED = [SamplingParams(0.8, repetition_penalty=1.4), SamplingParams(), SamplingParams(0.0, repetition_penalty=0.7)]
 PENALISED_AND_FILTERED = [SamplingParams(top_k=5, repetition_penalty=0.7), SamplingParams(0.8, 9, 0.9, 0.0, 1.3)]
-LAWS = {
+PARAMS = {
     "own": OWN, "scaled": SCALED, "filtered": FILTERED, "penalised": PENALISED, "both": PENALISED_AND_FILTERED,
 }  # fmt: skip
 
@@ -94,28 +94,26 @@ def assert_same(slow, expected, fast, found):
         assert getattr(fast, name)[-1] == 0
 
 
-@pytest.mark.parametrize("batch_params", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("each_params", PARAMS.values(), ids=PARAMS)
 @pytest.mark.parametrize("vocab", [1, 64, 65, 500, 4099])
 @pytest.mark.parametrize(("num_rows", "spread"), [(1, 3.0), (2, 0.01), (9, 3.0)])
-def test_rows_are_drawn_as_torch_draws_them(num_rows, spread, vocab, batch_params):
+def test_rows_are_drawn_as_torch_draws_them(num_rows, spread, vocab, each_params):
     texts = make_texts(num_rows, vocab, seed=vocab, width=1)
-    batch_params = BatchSamplingParams.of(
-        [batch_params[i % len(batch_params)] for i in range(num_rows + 1)], vocab, CPU
-    )
+    batch_params = BatchSamplingParams.of([each_params[i % len(each_params)] for i in range(num_rows + 1)], vocab, CPU)
     raw = torch.randn(num_rows, vocab, generator=generator(num_rows)) * spread
     rows = grid(list(range(num_rows)), [0] * num_rows, 1)
     slow, fast = both(texts, batch_params, torch.tensor([0]), rows, raw, Head(raw))
     assert_same(*slow, *fast)
 
 
-@pytest.mark.parametrize("batch_params", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("each_params", PARAMS.values(), ids=PARAMS)
 @pytest.mark.parametrize(("num_tokens", "vocab"), [(1, 64), (60, 64), (64, 70), (400, 500), (2050, 4099)])
 @pytest.mark.parametrize("num_rows", [1, 9])
-def test_ids_without_a_token_are_never_drawn(num_rows, num_tokens, vocab, batch_params):
+def test_ids_without_a_token_are_never_drawn(num_rows, num_tokens, vocab, each_params):
     texts = make_texts(num_rows, vocab, seed=vocab, width=1)
     texts.tokens %= num_tokens
     batch_params = BatchSamplingParams.of(
-        [batch_params[i % len(batch_params)] for i in range(num_rows + 1)], num_tokens, CPU
+        [each_params[i % len(each_params)] for i in range(num_rows + 1)], num_tokens, CPU
     )
     raw = torch.randn(num_rows, vocab, generator=generator(num_rows)) * 3
     raw[:, num_tokens:] += 5.0
@@ -126,15 +124,13 @@ def test_ids_without_a_token_are_never_drawn(num_rows, num_tokens, vocab, batch_
         assert int(draw_rows(texts, batch_params, rows, raw, Head(raw), None).token_ids.max()) < num_tokens
 
 
-@pytest.mark.parametrize("batch_params", [OWN, FILTERED], ids=["own", "filtered"])
+@pytest.mark.parametrize("each_params", [OWN, FILTERED], ids=["own", "filtered"])
 @pytest.mark.parametrize("width", [1, 3, 5])
 @pytest.mark.parametrize("stops", [[5], [5, 6, 0], [499]])
-def test_drafts_are_kept_up_to_the_first_that_differs_or_ends_the_text(stops, width, batch_params):
+def test_drafts_are_kept_up_to_the_first_that_differs_or_ends_the_text(stops, width, each_params):
     num_slots, vocab = 7, 12
     texts = make_texts(num_slots, vocab, seed=1, width=width)
-    batch_params = BatchSamplingParams.of(
-        [batch_params[i % len(batch_params)] for i in range(num_slots + 1)], vocab, CPU
-    )
+    batch_params = BatchSamplingParams.of([each_params[i % len(each_params)] for i in range(num_slots + 1)], vocab, CPU)
     # Rows in any order, some slots idle, and padding; as many drafts as fit, some, none.
     slots = [3, 0, 6, 7, 5, 1, 7, 2]
     num_drafts = [min(width - 1, n) for n in (9, 1, 9, 9, 0, 9, 0, 2)]
@@ -153,19 +149,19 @@ def test_drafts_are_kept_up_to_the_first_that_differs_or_ends_the_text(stops, wi
 
 
 @pytest.mark.parametrize("head", [(0.25, None), (1.0, 5.0), (3.0, 2.0), (0.125, 30.0)])
-@pytest.mark.parametrize("batch_params", LAWS.values(), ids=LAWS)
-def test_scale_and_soft_cap_are_the_heads(batch_params, head):
+@pytest.mark.parametrize("each_params", PARAMS.values(), ids=PARAMS)
+def test_scale_and_soft_cap_are_the_heads(each_params, head):
     texts = make_texts(5, 700, seed=3, width=1)
     raw = torch.randn(5, 700, generator=generator(4)) * 20
-    batch_params = BatchSamplingParams.of([batch_params[i % len(batch_params)] for i in range(6)], 700, CPU)
+    batch_params = BatchSamplingParams.of([each_params[i % len(each_params)] for i in range(6)], 700, CPU)
     slow, fast = both(
         texts, batch_params, torch.tensor([1]), grid([0, 1, 2, 3, 4], [0] * 5, 1), raw, Head(raw, None, *head)
     )
     assert_same(*slow, *fast)
 
 
-@pytest.mark.parametrize("batch_params", LAWS.values(), ids=LAWS)
-def test_rows_may_lie_apart_and_logits_may_be_infinite_equal_large_and_tiny(batch_params):
+@pytest.mark.parametrize("each_params", PARAMS.values(), ids=PARAMS)
+def test_rows_may_lie_apart_and_logits_may_be_infinite_equal_large_and_tiny(each_params):
     wide = torch.randn(6, 1000, generator=generator(5))
     raw = wide[:, 100:800]
     raw[0, ::2] = -torch.inf
@@ -176,7 +172,7 @@ def test_rows_may_lie_apart_and_logits_may_be_infinite_equal_large_and_tiny(batc
     raw[5] = raw[5].bfloat16().float()
     assert not raw.is_contiguous()
     texts = make_texts(6, 700, seed=6, width=1)
-    batch_params = BatchSamplingParams.of([batch_params[i % len(batch_params)] for i in range(7)], 700, CPU)
+    batch_params = BatchSamplingParams.of([each_params[i % len(each_params)] for i in range(7)], 700, CPU)
     rows = grid([0, 1, 2, 3, 4, 5], [0] * 6, 1)
     (slow, expected), (fast, found) = both(texts, batch_params, torch.tensor([1]), rows, raw.contiguous(), Head(raw))
     # Torch's entropy is a difference of numbers of the logits' size: not so good where they are large.
@@ -206,8 +202,8 @@ def test_a_row_shared_by_programs_gives_what_one_program_gives(monkeypatch):
     raw = torch.randn(4, 20_000, generator=generator(7)) * 2
     texts = make_texts(4, 20_000, seed=8, width=1)
     rows = grid([0, 1, 2, 3], [0] * 4, 1)
-    for batch_params in (OWN, FILTERED):
-        batch_params = BatchSamplingParams.of([batch_params[i % len(batch_params)] for i in range(5)], 20_000, CPU)
+    for each_params in (OWN, FILTERED):
+        batch_params = BatchSamplingParams.of([each_params[i % len(each_params)] for i in range(5)], 20_000, CPU)
         found = []
         for programs in (1, 12, 512):
             monkeypatch.setattr("onpolicy_sdft.rollout.gpu.sampling._PROGRAMS", programs)
@@ -247,8 +243,8 @@ def test_logits_of_half_precision_are_read_as_they_are():
     texts, rows = make_texts(3, 700, seed=2, width=1), grid([0, 1, 2], [0] * 3, 1)
     for dtype in (torch.bfloat16, torch.float16):
         raw = (torch.randn(3, 700, generator=generator(1)) * 3).to(dtype)
-        for batch_params in (OWN, FILTERED, PENALISED):
-            batch_params = BatchSamplingParams.of([batch_params[i % len(batch_params)] for i in range(4)], 700, CPU)
+        for each_params in (OWN, FILTERED, PENALISED):
+            batch_params = BatchSamplingParams.of([each_params[i % len(each_params)] for i in range(4)], 700, CPU)
             slow, fast = both(texts, batch_params, torch.tensor([1]), rows, raw, Head(raw, None, 0.5))
             assert_same(*slow, *fast)
 
@@ -258,8 +254,8 @@ def test_logits_that_are_not_numbers_are_not_hidden_and_no_token_is_outside_the_
     raw[0, 70] = raw[1] = torch.nan
     raw[2, 3] = torch.inf
     texts, rows = make_texts(4, 150, seed=2, width=1), grid([0, 1, 2, 3], [0] * 4, 1)
-    for batch_params in (OWN, SCALED, FILTERED):
-        batch_params = BatchSamplingParams.of([batch_params[i % len(batch_params)] for i in range(5)], 150, CPU)
+    for each_params in (OWN, SCALED, FILTERED):
+        batch_params = BatchSamplingParams.of([each_params[i % len(each_params)] for i in range(5)], 150, CPU)
         drawn = draw_rows(texts, batch_params, rows, raw, Head(raw), None)
         assert ((drawn.token_ids >= 0) & (drawn.token_ids < 150)).all()
         assert drawn.logprobs.isnan().tolist() == [True, True, True, False]
@@ -304,8 +300,8 @@ class OnTheDevice(TorchDispatchMode):
 
 @pytest.mark.parametrize("head", [{}, {"scale": 0.5, "softcap": 3.0}], ids=["plain", "bent"])
 @pytest.mark.parametrize("budgets", [[], [0.1, 0.5]], ids=["weights", "budgets"])
-@pytest.mark.parametrize("batch_params", LAWS.values(), ids=LAWS)
-def test_blended_rows_are_drawn_as_torch_draws_them(batch_params, budgets, head):
+@pytest.mark.parametrize("each_params", PARAMS.values(), ids=PARAMS)
+def test_blended_rows_are_drawn_as_torch_draws_them(each_params, budgets, head):
     texts = make_texts(3, 90, seed=1, width=3)
     texts.top_token_ids, texts.top_logprobs = torch.zeros(4, 30, 4, dtype=torch.int64), torch.zeros(4, 30, 4)
     texts.pairs = Pairs.make(3, 30, torch.float32, CPU)
@@ -313,7 +309,7 @@ def test_blended_rows_are_drawn_as_torch_draws_them(batch_params, budgets, head)
     texts.pairs.weights[:3] = torch.tensor([0.3, 1.0, 0.0])
     texts.pairs.budgets[: len(budgets)] = torch.tensor(budgets)
     texts.pairs.is_budgeted = bool(budgets)
-    batch_params = BatchSamplingParams.of([batch_params[i % len(batch_params)] for i in range(4)], 90, CPU)
+    batch_params = BatchSamplingParams.of([each_params[i % len(each_params)] for i in range(4)], 90, CPU)
     raw = torch.randn(18, 90, generator=generator(3))
     pair = torch.arange(9) + torch.tensor([0, 9, 9]).repeat_interleave(3)  # slot 2 is not blended
     rows = replace(grid([2, 0, 1], [2, 1, 0], 3), pair_N=pair)
@@ -329,11 +325,11 @@ def test_blended_rows_are_drawn_as_torch_draws_them(batch_params, budgets, head)
         sample_and_verify(texts, batch_params, stops, rows, raw, Head(raw), None, None, kernels=True)
 
 
-@pytest.mark.parametrize("batch_params", LAWS.values(), ids=LAWS)
-def test_nothing_is_read_on_the_host(batch_params):
+@pytest.mark.parametrize("each_params", PARAMS.values(), ids=PARAMS)
+def test_nothing_is_read_on_the_host(each_params):
     texts = make_texts(3, 90, seed=1, width=3)
     texts.top_token_ids, texts.top_logprobs = torch.zeros(4, 30, 4, dtype=torch.int64), torch.zeros(4, 30, 4)
-    batch_params = BatchSamplingParams.of([batch_params[i % len(batch_params)] for i in range(4)], 90, CPU)
+    batch_params = BatchSamplingParams.of([each_params[i % len(each_params)] for i in range(4)], 90, CPU)
     raw, rows, stops = torch.randn(9, 90), grid([2, 0, 1], [2, 1, 0], 3), torch.tensor([4])
     with OnTheDevice():
         sample_and_verify(texts, batch_params, stops, rows, raw, Head(raw), None, None, kernels=True)
