@@ -313,3 +313,13 @@ def test_text_that_goes_through_another_program_is_tokenised_as_rows_are(name):
 
         found = [token for piece in markup.pieces(markup.render([text], render)) for token in renderer.text_ids(piece)]
         assert tuple(found) == renderer.teacher_ids([Turn("user", text)])
+
+
+def test_taking_out_the_seam_leaves_every_mark_whole():
+    renderer = renderer_of(chat_toys.TOYS["chatml"])
+    spelled = next(iter(renderer.markup.control.values()))
+    text = f"a{spelled}b"
+    for _ in range(300):  # marks are random: one in thirty held the seam
+        markup = OwnMarkup(renderer.markup.control.values())
+        rendered = markup.render([text], lambda contents: spelled + "".join(contents))
+        assert rendered == f"{markup.mark}{spelled}{markup.mark}{text}"
