@@ -14,10 +14,10 @@ from typing import Any
 
 _PUBLIC = {
     "load_config": "onpolicy_sdft.config.load",
-    "fit": "onpolicy_sdft.jobs.train",
-    "evaluate": "onpolicy_sdft.jobs.finished",
-    "load_run": "onpolicy_sdft.jobs.finished",
-    "load_model": "onpolicy_sdft.jobs.finished",
+    "fit": "onpolicy_sdft.fitting.fit",
+    "evaluate": "onpolicy_sdft.eval.evaluate",
+    "load_run": "onpolicy_sdft.build.loaded",
+    "load_model": "onpolicy_sdft.build.loaded",
 }
 __all__ = ["evaluate", "fit", "load_config", "load_model", "load_run"]
 

@@ -7,9 +7,6 @@ To add a category, subclass :class:`SdftError` and the closest standard error.
 
 from __future__ import annotations
 
-#: In the error of a run that trained and then made no update any more: a result of its settings, not an accident.
-NO_UPDATE = "steps in a row made no update"
-
 
 class SdftError(Exception):
     """Base of every error meant for the person who runs the program."""
@@ -37,6 +34,10 @@ class RunDirectoryError(SdftError, RuntimeError):
 
 class TrainingError(SdftError, RuntimeError):
     """Training cannot go on: too many bad steps in a row, or a state that would lose work."""
+
+
+class NoUpdateError(TrainingError):
+    """Steps in a row made no update: a result of a run's settings, not an accident."""
 
 
 class MissingDependencyError(SdftError, ImportError):

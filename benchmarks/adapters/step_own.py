@@ -9,9 +9,10 @@ import json
 import sys
 
 from benchmarks.adapters.steps import Channel, peak_mib
+from onpolicy_sdft.build.bundle import load_chat
+from onpolicy_sdft.build.data import load_rows, make_views
+from onpolicy_sdft.build.trainer import make_trainer
 from onpolicy_sdft.config.load import load_config
-from onpolicy_sdft.jobs.parts import load_chat, load_rows, make_views
-from onpolicy_sdft.jobs.train import make_trainer
 from onpolicy_sdft.models.lora import prepare_trainable
 from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.train.backend import Backend

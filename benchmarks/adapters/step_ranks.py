@@ -19,9 +19,10 @@ import torch
 from torch import distributed, multiprocessing
 
 from benchmarks.adapters.steps import Channel, peak_mib
+from onpolicy_sdft.build.bundle import load_chat
+from onpolicy_sdft.build.data import load_rows, make_views
+from onpolicy_sdft.build.trainer import make_trainer
 from onpolicy_sdft.config.load import load_config
-from onpolicy_sdft.jobs.parts import load_chat, load_rows, make_views
-from onpolicy_sdft.jobs.train import make_trainer
 from onpolicy_sdft.models.lora import prepare_trainable
 from onpolicy_sdft.models.reading import GatheredCopy
 from onpolicy_sdft.rollout.hf import CollectiveDecoding

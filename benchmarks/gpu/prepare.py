@@ -39,7 +39,8 @@ CALLS = (
         f"{_INSTALL} && cp .lease/b/* /tmp/lease/ && cp /tmp/lease/check.json $OUT/ && "
         "python3 -m benchmarks.gpu unpack /tmp/lease; "
         "python3 -m benchmarks.gpu check --parts step --minutes 3 --commit {commit}; "
-        "timeout 300 python3 -m pytest -q -m gpu tests/rollout/test_engine_on_cuda.py tests/jobs/test_train_on_cuda.py "
+        "timeout 300 python3 -m pytest -q -m gpu tests/rollout/test_engine_on_cuda.py "
+        "tests/fitting/test_train_on_cuda.py "
         "2>&1 | tee $OUT/tests.txt",
     ),
 )

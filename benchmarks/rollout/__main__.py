@@ -22,8 +22,9 @@ import yaml
 from scipy import stats
 
 from benchmarks.rollout import contenders as kinds
+from onpolicy_sdft.build.bundle import load_chat
+from onpolicy_sdft.build.data import load_rows, make_views
 from onpolicy_sdft.config.load import load_config
-from onpolicy_sdft.jobs.parts import load_chat, load_rows, make_views
 from onpolicy_sdft.models.load import resolve_source
 from onpolicy_sdft.rollout.weights import pack_linear
 from onpolicy_sdft.runs.files import write_json_atomic, write_text_atomic

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 import yaml
 
+from onpolicy_sdft.build.data import load_rows
 from onpolicy_sdft.config.load import load_config
-from onpolicy_sdft.jobs.parts import load_rows
 from onpolicy_sdft.models.load import resolve_source
 from onpolicy_sdft.runs.files import write_json_atomic, write_text_atomic
 from onpolicy_sdft.runs.manifest import git_state, hardware

@@ -17,7 +17,7 @@ def run(arguments: Sequence[str]) -> int:
     files = [part for file in config.sequence for part in ("--config", file)]
     sequence = load_plan(SequenceConfig, "sdft compare (sequence)", "", files)
     from onpolicy_sdft.cli.tables import comparison_tables, run_and_show
-    from onpolicy_sdft.continual.compare import run_comparison
+    from onpolicy_sdft.experiments.compare import run_comparison
     from onpolicy_sdft.runs.progress import say_to_stderr
 
     return run_and_show(

@@ -17,7 +17,7 @@ def run(arguments: Sequence[str]) -> int:
         arguments,
     )
     from onpolicy_sdft.cli.tables import run_and_show, sequence_tables
-    from onpolicy_sdft.continual.sequence import run_sequence
+    from onpolicy_sdft.experiments.sequence import run_sequence
     from onpolicy_sdft.runs.progress import say_to_stderr
 
     return run_and_show(lambda: run_sequence(config, ["sdft", "continual", *arguments], say_to_stderr), sequence_tables)

@@ -13,7 +13,7 @@ def run(arguments: Sequence[str]) -> int:
         "sdft distill", "Rewrite a data set once with the base model, for --train.targets distilled (offline SDFT)."
     )
     config, _ = parse(parser, arguments)
-    from onpolicy_sdft.jobs.distill import run_distill
+    from onpolicy_sdft.offline.distill import run_distill
     from onpolicy_sdft.runs.progress import print_table, say_to_stderr
 
     outcome = run_distill(config, ["sdft", "distill", *arguments], say_to_stderr)

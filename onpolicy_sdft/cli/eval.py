@@ -20,7 +20,7 @@ def run(arguments: Sequence[str]) -> int:
     if own.is_file() and not any(flag.partition("=")[0] == "--config" for flag in rest):
         rest = ["--config", str(own), *rest]  # a run is scored as its own config says, flags on top
     config, options = parse(parser, rest)
-    from onpolicy_sdft.jobs.finished import evaluate
+    from onpolicy_sdft.eval.evaluate import evaluate
     from onpolicy_sdft.report.tables import kl_sentence, score_notes, scores_table
     from onpolicy_sdft.runs.progress import say_to_stderr
 

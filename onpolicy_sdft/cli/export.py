@@ -20,7 +20,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--push_to_hub", type=str, help="Hub name USER/NAME to push to (off by default).")
     target, rest = split_target(parser, arguments)
     options = parse_options(parser, rest)
-    from onpolicy_sdft.jobs.finished import export
+    from onpolicy_sdft.fitting.export import export
     from onpolicy_sdft.runs.progress import say_to_stderr
 
     export(

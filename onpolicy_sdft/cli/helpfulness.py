@@ -38,8 +38,8 @@ def _export(arguments: Sequence[str]) -> int:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy.")
     parser.add_argument("--seed", type=int, default=0, help="Of sampled answers.")
     options = parse_options(parser, arguments)
-    from onpolicy_sdft.jobs.helpfulness import export_outputs
-    from onpolicy_sdft.jobs.prompts import Asking
+    from onpolicy_sdft.eval.helpfulness import export_outputs
+    from onpolicy_sdft.eval.prompts import Asking
     from onpolicy_sdft.runs.progress import say_to_stderr
 
     asking = Asking(options.max_new_tokens, options.temperature, options.seed)
@@ -75,7 +75,7 @@ def _judge(arguments: Sequence[str]) -> int:
         raise ConfigError(f"judge={options.judge} may serve several models. Fix: --judge_model NAME.")
     if options.num_parallel < 1:
         raise ConfigError(f"num_parallel={options.num_parallel} asks nothing. Fix: 1 or more.")
-    from onpolicy_sdft.jobs.helpfulness import run_judge
+    from onpolicy_sdft.eval.helpfulness import run_judge
     from onpolicy_sdft.runs.progress import say_to_stderr
 
     judge, facts = _local_judge(options) if local else _endpoint_judge(options)
@@ -86,8 +86,8 @@ def _judge(arguments: Sequence[str]) -> int:
 
 
 def _local_judge(options: Namespace) -> tuple[Any, dict[str, Any]]:
-    from onpolicy_sdft.jobs.helpfulness import LocalJudge
-    from onpolicy_sdft.jobs.prompts import Asking
+    from onpolicy_sdft.eval.helpfulness import LocalJudge
+    from onpolicy_sdft.eval.prompts import Asking
     from onpolicy_sdft.runs.progress import say_to_stderr
 
     name = options.judge.removeprefix(LOCAL_PREFIX)

@@ -26,7 +26,7 @@ def run(arguments: Sequence[str]) -> int:
         "--output", type=str, help="Directory (default: eval/lm_eval of the run, or runs/lm_eval-NAME)."
     )
     options = parse_options(parser, arguments)
-    from onpolicy_sdft.jobs.lm_eval import LmEvalOptions, run_lm_eval
+    from onpolicy_sdft.eval.lm_eval import LmEvalOptions, run_lm_eval
     from onpolicy_sdft.runs.progress import print_table, say_to_stderr
 
     tasks = tuple(name.strip() for name in options.tasks.split(",") if name.strip())

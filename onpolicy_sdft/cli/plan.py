@@ -13,7 +13,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--gpus", type=int, default=1, help="GPUs, over all machines: one rank each.")
     parser.add_argument("--gpu_memory", type=float, default=80.0, help="Memory of one GPU, GiB.")
     config, options = parse(parser, arguments)
-    from onpolicy_sdft.jobs.plan import GIB, RESERVE, plan
+    from onpolicy_sdft.fitting.memory_plan import GIB, RESERVE, plan
     from onpolicy_sdft.runs.progress import print_table
 
     outcome = plan(config, options.gpus, options.gpu_memory)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from onpolicy_sdft.config.load import make_parser, parse
 
 if TYPE_CHECKING:
-    from onpolicy_sdft.eval.probe import ProbeRow
+    from onpolicy_sdft.eval.probe_rows import ProbeRow
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -23,7 +23,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--temperatures", type=list[float], default=[1.0], help="Sampling temperatures to try.")
     parser.add_argument("--num_examples", type=int, default=32, help="Demonstrations to try them on.")
     config, options = parse(parser, arguments)
-    from onpolicy_sdft.jobs.probe import run_probe
+    from onpolicy_sdft.eval.probe import run_probe
     from onpolicy_sdft.runs.progress import print_table, say_to_stderr
 
     outcome = run_probe(config, options.templates, options.temperatures, options.num_examples, say_to_stderr)

@@ -29,8 +29,8 @@ def run(arguments: Sequence[str]) -> int:
         help="embedded:NAME, or a name or path that sentence-transformers loads.",
     )
     options = parse_options(parser, arguments)
-    from onpolicy_sdft.jobs.prompts import Asking
-    from onpolicy_sdft.jobs.shift import ShiftOptions, run_shift
+    from onpolicy_sdft.eval.prompts import Asking
+    from onpolicy_sdft.eval.shift import ShiftOptions, run_shift
     from onpolicy_sdft.runs.progress import print_table, say_to_stderr
 
     chosen = ShiftOptions(

@@ -12,8 +12,8 @@ from onpolicy_sdft.config.sweep import load_sweep, make_sweep_parser
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.sweep import SweepConfig
-    from onpolicy_sdft.sweep.plan import Plan
-    from onpolicy_sdft.sweep.runner import SweepOutcome
+    from onpolicy_sdft.experiments.sweep import SweepOutcome
+    from onpolicy_sdft.experiments.sweep_plan import Plan
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -21,10 +21,10 @@ def run(arguments: Sequence[str]) -> int:
     parser = make_sweep_parser()
     parser.add_argument("--dry_run", action="store_true", help="List the runs, or refuse them, and start none.")
     config, options = load_sweep(arguments, parser)
+    from onpolicy_sdft.experiments.sweep import make_start, run_sweep
+    from onpolicy_sdft.experiments.sweep_plan import make_plan
     from onpolicy_sdft.runs.commands import caught_signals
     from onpolicy_sdft.runs.progress import say_to_stderr
-    from onpolicy_sdft.sweep.plan import make_plan
-    from onpolicy_sdft.sweep.runner import make_start, run_sweep
 
     plan = make_plan(config)
     if options.dry_run:
@@ -36,9 +36,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _list_runs(config: SweepConfig, plan: Plan) -> int:
+    from onpolicy_sdft.experiments.sweep import check_startable, look_up
+    from onpolicy_sdft.experiments.sweep_results import plain_text
     from onpolicy_sdft.runs.progress import print_table, say_to_stderr
-    from onpolicy_sdft.sweep.results import plain_text
-    from onpolicy_sdft.sweep.runner import check_startable, look_up
 
     check_startable(config, plan, say_to_stderr)
     directory = Path(config.output_dir)
@@ -58,9 +58,16 @@ def _list_runs(config: SweepConfig, plan: Plan) -> int:
 
 
 def _conclude(config: SweepConfig, plan: Plan, outcome: SweepOutcome) -> int:
+    from onpolicy_sdft.experiments.sweep_results import (
+        SWEEP_FILE,
+        TABLES,
+        cells,
+        notes,
+        seed_model_scores,
+        shown_metrics,
+    )
     from onpolicy_sdft.report.write import write_report
     from onpolicy_sdft.runs.progress import print_table, say_to_stderr
-    from onpolicy_sdft.sweep.results import SWEEP_FILE, TABLES, cells, notes, seed_model_scores, shown_metrics
 
     metrics = shown_metrics(config.metrics, outcome.table)
     print_table(f"sweep {outcome.directory}", *cells(outcome.table, list(config.axes), metrics))

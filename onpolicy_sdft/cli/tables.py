@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from onpolicy_sdft.continual.sequence import Interrupted
+from onpolicy_sdft.experiments.sequence import Interrupted
 from onpolicy_sdft.report.document import estimate, interval
 from onpolicy_sdft.runs.files import read_json
 from onpolicy_sdft.runs.plain_table import format_plain_table

@@ -19,7 +19,7 @@ def run(arguments: Sequence[str]) -> int:
     config, _ = parse(parser, arguments)
     if config.train.deterministic:
         make_repeatable("train.deterministic")
-    from onpolicy_sdft.jobs.train import fit
+    from onpolicy_sdft.fitting.fit import fit
 
     outcome = fit(config, command=["sdft", "train", *arguments])
     if outcome.is_first:

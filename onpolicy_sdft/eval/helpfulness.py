@@ -1,95 +1,203 @@
-"""Answers in AlpacaEval's format: a JSON list of ``{"instruction", "output", "generator", "dataset"}``.
-
-Source: https://github.com/tatsu-lab/alpaca_eval, whose ``--model_outputs`` takes such a file.
-"""
+"""Helpfulness: answers in AlpacaEval's format, and which of two such files a judge prefers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from onpolicy_sdft.errors import DataError
-from onpolicy_sdft.eval.answers import AnswerRecord
-from onpolicy_sdft.runs.files import loads_strict
+from onpolicy_sdft.build.bundle import Say, context_window
+from onpolicy_sdft.build.loaded import is_run, load_model, load_run
+from onpolicy_sdft.config.schema import RunConfig
+from onpolicy_sdft.errors import ModelError, RunDirectoryError
+from onpolicy_sdft.eval.alpaca import generator_of, pair_up, read_outputs, to_outputs
+from onpolicy_sdft.eval.answers import EVAL_STEP, remove_kept
+from onpolicy_sdft.eval.judge import Judge, Question, Reply, Verdict, count_wins, parse_verdict, questions_of
+from onpolicy_sdft.eval.prompts import Asking, answer, load_prompts
+from onpolicy_sdft.runs.files import append_jsonl, read_jsonl, write_json_atomic
+from onpolicy_sdft.runs.progress import Progress
+from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingParams, Turn
+
+if TYPE_CHECKING:
+    from onpolicy_sdft.build.loaded import LoadedRun
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """Two answers to one instruction."""
-
-    index: int  # place in both files
-    instruction: str
-    first: str  # the answer of the first file
-    second: str
+_JUDGEMENTS, _SUMMARY = "judgements.jsonl", "judge.json"
 
 
-def to_outputs(records: Sequence[AnswerRecord], generator: str, datasets: Sequence[str]) -> list[dict[str, str]]:
-    """Put answers into AlpacaEval's format.
+#: Questions a local judge is asked before their verdicts are written down.
+_LOCAL_CHUNK = 64
+
+
+def export_outputs(
+    target: str,
+    prompts_source: str | None,
+    prompt_column: str,
+    num_prompts: int | None,
+    asking: Asking,
+    generator: str | None,
+    output: Path,
+    say: Say,
+) -> int:
+    """Answer instructions and write AlpacaEval's ``model_outputs``.
 
     Args:
-        records: Answers, with ``prompt`` and ``completion``.
-        generator: Name of what wrote them.
-        datasets: Name of the set each instruction is from.
+        target: Run directory, local model, hub id or embedded name.
+        prompts_source: See :func:`~onpolicy_sdft.eval.prompts.load_prompts`.
+        prompt_column: Column of the instruction.
+        num_prompts: Take the first so many; None takes all.
+        asking: How they are answered.
+        generator: Name of the model in the file; None: the target's own.
+        output: The file.
+        say: Told what is going on.
+
+    Returns:
+        Number of answers.
     """
-    return [
-        {"instruction": r["prompt"], "output": r["completion"], "generator": generator, "dataset": dataset}
-        for r, dataset in zip(records, datasets, strict=True)
-    ]
-
-
-def read_outputs(path: Path) -> list[dict[str, Any]]:
-    """Read a file in AlpacaEval's format.
-
-    Raises:
-        DataError: If it is not one, with the entry.
-    """
+    finished = _load(target, say)
+    config = finished.config if finished.run is not None else None
+    prompts = load_prompts(prompts_source, prompt_column, num_prompts, config)
+    partial = output.with_name(f".{output.name}.partial") / "answers.jsonl"
     try:
-        entries = loads_strict(path.read_bytes())
+        partial.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}. Write one with sdft helpfulness export.") from error
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: {error}. Write one with sdft helpfulness export.") from error
-    if not isinstance(entries, list) or not entries:
-        raise DataError(f"{path} is not a list of answers. Write one with sdft helpfulness export.")
-    for number, entry in enumerate(entries, start=1):
-        for field in ("instruction", "output"):
-            if not isinstance(entry, dict) or not isinstance(entry.get(field), str):
-                raise DataError(f"{path}, entry {number}: {field!r} is missing or no text. Mend the entry.")
-    return entries
+        raise RunDirectoryError(f"output={output} cannot be written: {error}.") from error
+    records = answer(finished, prompts, asking, partial, "answers", say)
+    default = Path(prompts_source).stem if prompts_source else "general_prompts"
+    datasets = [str(prompt.fields.get("dataset") or default) for prompt in prompts]
+    write_json_atomic(output, to_outputs(records, generator or _name(target), datasets))
+    remove_kept(partial)
+    return len(records)
 
 
-def generator_of(entries: Sequence[dict[str, Any]], path: Path) -> str:
-    """Return the name of what wrote a file's answers; the file's own where it does not say."""
-    return str(entries[0].get("generator") or path.stem)
+def _load(target: str, say: Say) -> LoadedRun:
+    return load_run(target, say) if is_run(target) else load_model(target, RunConfig(), say)
 
 
-def pair_up(first: Path, second: Path) -> list[Pair]:
-    """Pair the answers of two files, which must be to the same instructions in the same order.
+def _name(target: str) -> str:
+    return Path(target).resolve().name if Path(target).exists() else target
+
+
+class LocalJudge:
+    """A judge that is a model of this machine.
+
+    Args:
+        target: Run directory, local model, hub id or embedded name.
+        asking: How it is asked.
+        say: Told what is going on.
+    """
+
+    def __init__(self, target: str, asking: Asking, say: Say) -> None:
+        self.finished, self.asking = _load(target, say), asking
+
+    def __call__(self, prompts: Sequence[str]) -> Iterator[tuple[int, Reply]]:
+        """Ask; see :data:`~onpolicy_sdft.eval.judge.Judge`."""
+        chat, rollout = self.finished.chat, self.finished.config.rollout
+        backend = chat.backend(self.finished.model, rollout, rollout.batch_size)
+        params, window = SamplingParams(temperature=self.asking.temperature), context_window(chat)
+        ids = [chat.renderer.student_ids([Turn("user", prompt)]) for prompt in prompts]
+        fits = [window is None or len(own) + self.asking.max_new_tokens <= window for own in ids]
+        for index in (place for place, fit in enumerate(fits) if not fit):
+            yield index, Reply("", f"{len(ids[index])} tokens do not fit into the judge's context window of {window}")
+        left = [index for index, fit in enumerate(fits) if fit]
+        for start in range(0, len(left), _LOCAL_CHUNK):
+            chunk = left[start : start + _LOCAL_CHUNK]
+            requests = [
+                RolloutRequest(
+                    ids[index], NoiseKey(self.asking.seed, EVAL_STEP, prompts[index]), self.asking.max_new_tokens
+                )
+                for index in chunk
+            ]
+            for index, written in zip(chunk, backend.generate(requests, params), strict=True):
+                yield index, Reply(chat.renderer.decode(written.token_ids))
+
+
+def run_judge(
+    first: Path, second: Path, judge: Judge, judge_facts: Mapping[str, Any], output: Path, say: Say
+) -> dict[str, Any]:
+    """Let a judge compare two files of answers, each pair in both orders.
+
+    Replies are written down as they come, so an interrupted call goes on with the same command and asks nothing twice.
+
+    Args:
+        first: A file in AlpacaEval's format; the win rate is its.
+        second: The other file, to the same instructions.
+        judge: Asked one prompt a question.
+        judge_facts: What identifies the judge and how it is asked; verdicts of another are not taken for its.
+        output: Directory for ``judgements.jsonl`` and ``judge.json``.
+        say: Told what is going on.
+
+    Returns:
+        What ``judge.json`` holds.
 
     Raises:
-        DataError: Naming the first entry that differs.
+        DataError: If the files do not answer the same instructions.
+        ModelError: If the judge cannot be asked.
     """
-    mine, theirs = read_outputs(first), read_outputs(second)
-    for number, (one, other) in enumerate(zip(mine, theirs, strict=False), start=1):
-        if one["instruction"] != other["instruction"]:
-            raise DataError(
-                f"Entry {number} of {first} answers {_short(one['instruction'])}, that of {second} "
-                f"{_short(other['instruction'])}. Only answers to the same instructions in the same order can be "
-                "compared: export both with the same --prompts."
-            )
-    if len(mine) != len(theirs):
-        shorter, longer = sorted(((len(mine), first), (len(theirs), second)))
-        raise DataError(
-            f"{longer[1]} has {longer[0]} answers, {shorter[1]} {shorter[0]}: entry {shorter[0] + 1} stands in the "
-            "first alone. Export both with the same --prompts."
-        )
-    return [
-        Pair(index, one["instruction"], one["output"], other["output"])
-        for index, (one, other) in enumerate(zip(mine, theirs, strict=True))
-    ]
+    pairs = pair_up(first, second)
+    questions = questions_of(pairs)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunDirectoryError(f"output={output} cannot be made: {error}.") from error
+    identity = repr(sorted(judge_facts.items()))
+    replies, problems = _ask(questions, judge, identity, output / _JUDGEMENTS, say)
+    keys = [question.key(identity) for question in questions]
+    if problems and not any(key in replies for key in keys):
+        raise ModelError(f"The judge replied to none of {len(questions)} questions; to the first: {problems[keys[0]]}")
+    verdicts: list[Verdict | None] = [parse_verdict(replies[key]) if key in replies else None for key in keys]
+    found = count_wins(questions, verdicts, [problems.get(key, "") for key in keys])
+    summary = {
+        "first": _facts(first),
+        "second": _facts(second),
+        "judge": dict(judge_facts),
+        **dataclasses.asdict(found),
+        "num_pairs": len(pairs),
+        "judgements": _JUDGEMENTS,
+    }
+    write_json_atomic(output / _SUMMARY, summary)
+    return summary
 
 
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "...")
+def _ask(
+    questions: Sequence[Question], judge: Judge, identity: str, path: Path, say: Say
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Ask what has no reply yet; return replies and problems by the question's key."""
+    asked = {question.key(identity): question for question in questions}  # a question that stands twice is asked once
+    there = {record["key"]: record["reply"] for record in read_jsonl(path)} if path.is_file() else {}
+    replies = {key: reply for key, reply in there.items() if key in asked}
+    if replies:
+        say(f"{len(replies)} judgements are there already ({path})")
+    if len(there) > len(replies):
+        others = len(there) - len(replies)
+        say(f"{others} judgements in {path} are of other answers or another judge: they do not count")
+    left = [key for key in asked if key not in replies]
+    problems: dict[str, str] = {}
+    with Progress("judge", len(asked), "judgements", start=len(replies)) as progress:
+        for index, reply in judge([asked[key].prompt for key in left]):
+            key, question = left[index], asked[left[index]]
+            progress.update(1)
+            if reply.problem:
+                problems[key] = reply.problem
+                continue
+            replies[key] = reply.text
+            record = {
+                "key": key,
+                "pair": question.pair.index + 1,
+                "order": question.order,
+                "verdict": parse_verdict(reply.text),
+                "instruction": question.pair.instruction,
+                "reply": reply.text,
+            }
+            append_jsonl(path, record)
+    return replies, problems
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    entries = read_outputs(path)
+    return {
+        "path": str(path),
+        "generator": generator_of(entries, path),
+        "mean_characters": sum(len(entry["output"]) for entry in entries) / len(entries),
+    }

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from onpolicy_sdft.errors import MissingDependencyError, ModelError
-from onpolicy_sdft.eval.helpfulness import Pair
+from onpolicy_sdft.eval.alpaca import Pair
 from onpolicy_sdft.eval.intervals import mean_interval
 
 Verdict = Literal["1", "2", "tie"]

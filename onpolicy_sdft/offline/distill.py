@@ -1,126 +1,161 @@
-"""Rewrite a data set once: rollouts of the base model under the teacher's prompt, judged, and written row by row.
-
-Rows are written in batches, each in one append, so a kill loses at most the batch at work; the file says which rows
-are there, and a noise key belongs to its example, so a resumed run writes the same rows an undisturbed one does.
-"""
+"""Distil a training set: let the base model rewrite every demonstration once, screen, keep the file."""
 
 from __future__ import annotations
 
-from collections import Counter
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from onpolicy_sdft.errors import DataError
-from onpolicy_sdft.offline.file import DistilledRow, read_rows
-from onpolicy_sdft.offline.legacy import legacy_reason
-from onpolicy_sdft.runs.files import append_jsonl
-from onpolicy_sdft.screening.review import Review
-from onpolicy_sdft.screening.screen import Screen
-from onpolicy_sdft.types import Rollout, Target, Views
+import torch
 
-#: Writes one completion per example: ``write(views, attempt)``.
-Write = Callable[[Sequence[Views], int], Sequence[Rollout | None]]
+from onpolicy_sdft.build.bundle import load_chat
+from onpolicy_sdft.build.data import load_rows, make_views
+from onpolicy_sdft.build.method import make_pairing, make_review, make_sampling, make_screen, make_teacher
+from onpolicy_sdft.build.preflight import print_preflight
+from onpolicy_sdft.config.check_method import live_options_set
+from onpolicy_sdft.config.load import dump_config
+from onpolicy_sdft.errors import ConfigError, RunDirectoryError
+from onpolicy_sdft.eval.preview import choose_rows, look
+from onpolicy_sdft.offline.file import FILE_NAME
+from onpolicy_sdft.offline.legacy import legacy_agrees
+from onpolicy_sdft.offline.rewrite import Judge, LegacyJudge, ScreenJudge, count_rows, distill
+from onpolicy_sdft.runs.claim import claimed
+from onpolicy_sdft.runs.files import differences, read_json, write_json_atomic, write_text_atomic
+from onpolicy_sdft.runs.manifest import collect_manifest
+from onpolicy_sdft.runs.progress import Progress, show_writing
+from onpolicy_sdft.train.preview import Preview
+from onpolicy_sdft.train.source import PolicySource
+
+if TYPE_CHECKING:
+    from onpolicy_sdft.build.bundle import ModelBundle
+    from onpolicy_sdft.build.data import Data
+    from onpolicy_sdft.config.schema import RunConfig
 
 
-class Judge(Protocol):
-    """Decides between the rewritten and the original response."""
-
-    def __call__(self, views: Sequence[Views], rollouts: Sequence[Rollout | None], write: Write) -> list[DistilledRow]:
-        """Return one row per example, in order."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class ScreenJudge:
-    """The verdicts of online training."""
-
-    screen: Screen
-    reviewer: Review
-
-    def __call__(self, views: Sequence[Views], rollouts: Sequence[Rollout | None], write: Write) -> list[DistilledRow]:
-        """Return one row per example, in order."""
-        return [self._row(target) for target in self.reviewer(self.screen(views, rollouts, write), step=0)]
-
-    def _row(self, target: Target) -> DistilledRow:
-        demonstration, rollout = target.views.demonstration, target.rollout
-        dropped = target.verdict == "drop"
-        return DistilledRow(
-            demonstration.example_id, demonstration.prompt, demonstration.response,
-            rewritten=self.screen.decode(rollout.token_ids) if rollout else "",
-            response="" if dropped else target.text,
-            verdict=target.verdict, reason=target.reason, attempt=target.attempt, token_ids=tuple(target.token_ids),
-        )  # fmt: skip
+_IDENTITY, _SUMMARY = "identity.json", "summary.json"
 
 
 @dataclass(frozen=True, slots=True)
-class LegacyJudge:
-    """The rules of the ACL 2024 program; text counts, not tokens, and a text that was cut off is learned as whole."""
+class DistillOutcome:
+    """What a distilling job left behind."""
 
-    task_name: str
-    decode: Callable[[Sequence[int]], str]
-    response_ids: Callable[[str], tuple[int, ...]]
-
-    def __call__(self, views: Sequence[Views], rollouts: Sequence[Rollout | None], write: Write) -> list[DistilledRow]:
-        """Return one row per example, in order."""
-        return [self._row(view, rollout) for view, rollout in zip(views, rollouts, strict=True)]
-
-    def _row(self, view: Views, rollout: Rollout | None) -> DistilledRow:
-        demonstration = view.demonstration
-        text = self.decode(rollout.token_ids).strip() if rollout else ""
-        reason, token_ids = legacy_reason(text, demonstration, self.task_name), view.response_ids
-        if not reason:
-            try:
-                token_ids = self.response_ids(text)
-            except DataError:  # the chat template would write another text, as where the model wrote control tokens
-                reason = "not_writable"
-        response = demonstration.response if reason else text
-        return DistilledRow(
-            demonstration.example_id, demonstration.prompt, demonstration.response, text, response,
-            verdict="fallback" if reason else "keep", reason=reason, attempt=0,
-            token_ids=token_ids,
-        )  # fmt: skip
+    path: Path  # the distilled file
+    summary: Mapping[str, Any]
 
 
-def distill(
-    views: Sequence[Views], path: Path, write: Write, judge: Judge, batch_size: int, on_rows: Callable[[int], None]
-) -> list[DistilledRow]:
-    """Write the rows of a data set that are not in the file yet.
+def run_distill(config: RunConfig, command: Sequence[str], say: Callable[[str], None]) -> DistillOutcome:
+    """Rewrite the demonstrations of a config with its model.
 
-    Args:
-        views: The data set.
-        path: The file; it may hold rows already.
-        write: Writes completions.
-        judge: Decides between the two responses.
-        batch_size: Rows of one write.
-        on_rows: Told how many more rows are there.
+    Everything that can be wrong with options, data and model is found before the first row is written. An interrupted
+    job goes on with ``distill.resume=auto``: no row is lost or written twice.
 
-    Returns:
-        All rows of the file, in the order of the data set.
+    Raises:
+        ConfigError: If an option of live rollouts is set.
+        RunDirectoryError: If the directory holds rows and may not be gone on with, they are of other settings, or
+            another process is at work in it.
     """
-    done = {row.example_id: row for row in read_rows(path)} if path.is_file() else {}
-    on_rows(len(done))
-    left = [view for view in views if view.demonstration.example_id not in done]
-    for start in range(0, len(left), batch_size):
-        batch = left[start : start + batch_size]
-        rows = judge(batch, write(batch, 0), write)
-        append_jsonl(path, *(row.record() for row in rows))
-        done |= {row.example_id: row for row in rows}
-        on_rows(len(rows))
-    return [done[view.demonstration.example_id] for view in views]
+    _refuse_live_options(config)
+    directory = Path(config.distill.output_dir)
+    task, loaded = load_rows(config)
+    chat = load_chat(config, say)
+    data = make_views(config, chat, task, loaded)
+    print_preflight(data, config, chat, say, screens=config.distill.rules == "default")
+    if config.distill.rules == "legacy":
+        for view in data.prepared.views:  # a row that its rules cannot judge is found before anything is written
+            legacy_agrees(view.demonstration.response, view.demonstration, config.task.name)
+    with claimed(directory, "distill.output_dir", "distillation"):
+        _take_up(directory, config, data, command)
+        backend = chat.backend(chat.loaded.model, config.rollout, config.rollout.batch_size, say)
+        views = data.prepared.views
+        with Progress("distill", len(views), "rows") as progress:
+            source = PolicySource(backend, make_sampling(config, num_steps=1), show_writing(progress))
+            judge = _judge(config, chat, data, source, progress.note)
+            rows = distill(
+                views,
+                directory / FILE_NAME,
+                lambda asked, attempt: source.rollouts(asked, step=0, attempt=attempt),
+                judge,
+                config.distill.batch_size,
+                lambda count: progress.update(count, writing=None),
+            )
+        summary = dict(count_rows(rows))
+        write_json_atomic(directory / _SUMMARY, summary)
+    return DistillOutcome(directory / FILE_NAME, summary)
 
 
-def count_rows(rows: Sequence[DistilledRow]) -> Mapping[str, Any]:
-    """Return how many rows were kept, and why the others were not: counts, and rates of all rows."""
-    verdicts, reasons = Counter(row.verdict for row in rows), Counter(row.reason for row in rows if row.reason)
-    kept = [row for row in rows if row.verdict == "keep"]
+def _refuse_live_options(config: RunConfig) -> None:
+    set_ones = [f"rollout.{name}" for name in live_options_set(config.rollout)]
+    if config.teacher.weights != "live":
+        set_ones.append("teacher.weights")
+    if config.feedback.enabled:
+        set_ones.append("feedback.enabled")
+    if config.screening.weigh_by_failure:
+        set_ones.append("screening.weigh_by_failure")
+    if set_ones:
+        raise ConfigError(
+            f"{set_ones[0]} is an option of training on live rollouts; sdft distill asks the base model once per row, "
+            "under the teacher's prompt. Fix: leave it at its default."
+        )
+
+
+def _judge(config: RunConfig, chat: ModelBundle, data: Data, source: PolicySource, say: Callable[[str], None]) -> Judge:
+    """Return what judges rewrites, after a look at what the base model writes with these settings."""
+    if config.distill.rules == "legacy":
+        return LegacyJudge(config.task.name, chat.renderer.decode, chat.renderer.response_ids)
+    screen = make_screen(config, chat, data)
+    teacher = make_teacher(config, chat.loaded.model, nullcontext)
+    pairing = make_pairing(config, chat.pad_token_id)
+    reviewer = make_review(config, chat, data.task, pairing, teacher, source.answers)
+    if config.probe.num_examples:
+        look(config, Preview(choose_rows(config, data.prepared.views), source, screen, reviewer), say)
+    return ScreenJudge(screen, reviewer)
+
+
+def _take_up(directory: Path, config: RunConfig, data: Data, command: Sequence[str]) -> None:
+    """Write what the rows will be of, or make sure that those there are of these very settings."""
+    identity = _identity(config, data)
+    path = directory / _IDENTITY
+    if (directory / FILE_NAME).exists() and config.distill.resume != "auto":
+        raise RunDirectoryError(
+            f"distill.output_dir={directory} already holds {FILE_NAME}. Choose another, go on with it "
+            "(--distill.resume auto), or delete it."
+        )
+    if (directory / FILE_NAME).exists() and not path.exists():
+        raise RunDirectoryError(
+            f"{directory} holds {FILE_NAME} but no {_IDENTITY}: nothing says which settings wrote its rows. "
+            "Choose another distill.output_dir, or delete it."
+        )
+    if path.exists() and config.distill.resume == "auto":
+        saved = read_json(path)
+        if differing := differences(saved, identity):
+            key = differing[0]
+            raise RunDirectoryError(
+                f"{directory} was distilled with another {key}: {saved.get(key)!r}, now {identity.get(key)!r}. "
+                "Use the same settings, or another distill.output_dir."
+            )
+        return
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    manifest = collect_manifest(
+        command=list(command), seeds={"train.seed": config.train.seed, "data.seed": config.data.seed},
+        data_fingerprint={"train": data.loaded.fingerprint}, gpu_names=gpus,
+    )  # fmt: skip
+    write_text_atomic(directory / "config.yaml", dump_config(config))
+    write_json_atomic(directory / "manifest.json", manifest)
+    write_json_atomic(path, identity)
+
+
+def _identity(config: RunConfig, data: Data) -> dict[str, Any]:
+    """What decides which rows are written."""
+    whole = dataclasses.asdict(config)
+    params = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "decode_copy")
     return {
-        "num_rows": len(rows),
-        "verdicts": dict(verdicts),
-        "reasons": dict(reasons),
-        "keep_rate": len(kept) / max(1, len(rows)),
-        "verbatim_rate": sum(row.rewritten.strip() == row.original.strip() for row in kept) / max(1, len(rows)),
-        "mean_characters_original": sum(len(row.original) for row in rows) / max(1, len(rows)),
-        "mean_characters_learned": sum(len(row.response) for row in rows) / max(1, len(rows)),
+        "data": data.loaded.fingerprint,
+        "model": {**whole["model"], "cache_dir": None},
+        "rollout": {name: whole["rollout"][name] for name in params},
+        "rules": config.distill.rules,
+        "seed": config.train.seed,
+        **{section: whole[section] for section in ("task", "context", "screening", "probe")},
     }

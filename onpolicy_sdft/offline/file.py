@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -63,12 +62,6 @@ def read_rows(path: Path) -> list[DistilledRow]:
             raise DataError(f"{path}, line {number}: example {row.example_id!r} stands there twice. Take one out.")
         rows[row.example_id] = row
     return list(rows.values())
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, which may be larger than the memory."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def take_up(

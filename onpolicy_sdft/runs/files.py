@@ -7,6 +7,7 @@ process was killed while writing it); a broken line anywhere else is an error.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -259,3 +260,9 @@ def _sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, which may be larger than the memory."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

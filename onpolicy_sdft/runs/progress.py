@@ -20,6 +20,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from onpolicy_sdft.runs.plain_table import format_plain_table, numeric_columns
+from onpolicy_sdft.types import RolloutProgress
 
 Field = float | int | str | None
 
@@ -265,3 +266,28 @@ def _format_field(name: str, value: Field) -> str:
 
 def _is_terminal(stream: TextIO) -> bool:
     return bool(getattr(stream, "isatty", lambda: False)())
+
+
+def show_writing(progress: Progress) -> Callable[[RolloutProgress], None]:
+    """Return a rollout callback that shows what is being written beside a bar that counts something else."""
+
+    def on_progress(advance: RolloutProgress) -> None:
+        progress.update(0, writing=advance.num_tokens, slots=advance.slots_in_use, accept_rate=advance.accept_rate)
+
+    return on_progress
+
+
+def tick(progress: Progress) -> Callable[[RolloutProgress], None]:
+    """Return a rollout callback that advances a bar by finished completions and shows speed, slots and drafts."""
+    written, started = 0, time.perf_counter()
+
+    def on_progress(advance: RolloutProgress) -> None:
+        nonlocal written
+        written += advance.num_tokens
+        speed = written / max(1e-9, time.perf_counter() - started)
+        progress.update(
+            advance.num_finished, tokens=written, tokens_per_second=speed, slots=advance.slots_in_use,
+            accept_rate=advance.accept_rate,
+        )  # fmt: skip
+
+    return on_progress

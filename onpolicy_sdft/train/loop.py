@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from onpolicy_sdft.data.order import batch_indices
-from onpolicy_sdft.errors import NO_UPDATE, ConfigError, TrainingError
+from onpolicy_sdft.errors import ConfigError, NoUpdateError
 from onpolicy_sdft.train.batch import StepBatch, make_batch
 from onpolicy_sdft.train.guards import GATE
 from onpolicy_sdft.train.signals import StopRequest, stop_on_signals
@@ -252,7 +252,7 @@ class Loop:
             "all_dropped": "look at rollouts.jsonl and loosen screening.* (fallback instead of drop)",
             "not_finite": "lower optim.lr, or use train.precision fp32",
         }
-        raise TrainingError(
-            f"{state.bad_steps_in_a_row} {NO_UPDATE} (train.max_bad_steps={limit}; the last one: "
+        raise NoUpdateError(
+            f"{state.bad_steps_in_a_row} steps in a row made no update (train.max_bad_steps={limit}; the last one: "
             f"{self._last.skipped}). The state is saved. Fix: {ways_out[self._last.skipped]}."
         )

@@ -26,18 +26,18 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"config", "tasks"},
     "screening": {"config", "tasks"},
     "rollout": {"config", "models"},
-    "continual": {"config", "runs"},
-    "sweep": {"config", "runs"},
-    "report": {"runs", "continual"},
+    "experiments": {"config", "runs"},
+    "report": {"runs", "experiments"},
     "train": PARTS - {"tasks"},
-    "eval": PARTS,
-    "offline": {"tasks", "data", "screening", "rollout", "runs"},
-    "jobs": PARTS | {"train", "eval", "offline"},
-    "cli": PARTS | {"train", "eval", "jobs", "report", "continual", "sweep"},
+    "build": PARTS | {"train"},
+    "eval": PARTS | {"build", "train"},
+    "offline": PARTS | {"build", "eval", "train"},
+    "fitting": PARTS | {"build", "eval", "offline", "train"},
+    "cli": PARTS | {"train", "build", "eval", "offline", "fitting", "report", "experiments"},
     "__main__": {"cli"},
-    "__init__": {"config", "jobs"},
+    "__init__": {"config", "build", "eval", "fitting"},
 }
-TORCH_FREE = BASE | {"config", "runs", "report", "continual", "sweep"}
+TORCH_FREE = BASE | {"config", "runs", "report", "experiments"}
 
 
 def room(path: Path) -> str:

@@ -39,7 +39,7 @@ def test_no_help_text_waits_for_anything_slow():
 
 
 @pytest.mark.parametrize(
-    "modules", [("rollout.engine", "rollout.hf", "rollout.weights"), ("jobs.train", "jobs.finished")]
+    "modules", [("rollout.engine", "rollout.hf", "rollout.weights"), ("fitting.fit", "build.loaded")]
 )
 def test_what_writes_and_learns_imports_what_it_needs_and_no_kernels_before_they_run(modules):
     code = "\n".join(f"import onpolicy_sdft.{module}" for module in modules)

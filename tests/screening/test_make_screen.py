@@ -5,9 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from onpolicy_sdft.build.method import make_screen
 from onpolicy_sdft.config.schema import RunConfig
 from onpolicy_sdft.data.views import Renderer
-from onpolicy_sdft.jobs.method import make_screen
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks.free_form import FreeForm
 from onpolicy_sdft.types import Demonstration, NoiseKey, Rollout, Turn, Views

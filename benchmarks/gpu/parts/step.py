@@ -13,11 +13,12 @@ from typing import Any
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.models import make_model, make_tokenizer
+from onpolicy_sdft.build.bundle import ModelBundle
+from onpolicy_sdft.build.data import load_rows, make_views
+from onpolicy_sdft.build.trainer import make_trainer
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.config.schema import RunConfig, TrainConfig
 from onpolicy_sdft.data.views import Renderer
-from onpolicy_sdft.jobs.parts import ModelBundle, load_rows, make_views
-from onpolicy_sdft.jobs.train import make_trainer
 from onpolicy_sdft.models.embedded import PREFIX, embedded_path
 from onpolicy_sdft.models.load import LoadedModel, load, terminator_ids
 from onpolicy_sdft.models.lora import prepare_trainable

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from onpolicy_sdft.errors import DataError
@@ -70,3 +72,9 @@ def select_indices(generator: str, *, split: str, available: int, limit: int | N
     order = list(range(available))
     keyed_random(generator, split, seed).shuffle(order)
     return order[:limit]
+
+
+def read_catalogue(name: str) -> list[dict[str, Any]]:
+    """Read the rows of ``catalogues/NAME.jsonl``."""
+    text = (Path(__file__).parent / "catalogues" / f"{name}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]

@@ -19,10 +19,12 @@ from onpolicy_sdft.data.generators.common import (
     keyed_random,
     select_indices,
 )
-from onpolicy_sdft.data.generators.function_calls_catalogue import SEEN, Api, Question
-from onpolicy_sdft.data.generators.function_calls_held_out import (
+from onpolicy_sdft.data.generators.function_calls_catalogue import (
     HELD_OUT_TEST,
     HELD_OUT_VALIDATION,
+    SEEN,
+    Api,
+    Question,
 )
 from onpolicy_sdft.errors import DataError
 

@@ -5,6 +5,8 @@ Meant as a retention set: right answers that are lost are facts forgotten. The s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from onpolicy_sdft.data.generators.common import (
@@ -12,14 +14,36 @@ from onpolicy_sdft.data.generators.common import (
     check_choice,
     check_options,
     keyed_random,
+    read_catalogue,
     select_indices,
 )
-from onpolicy_sdft.data.generators.short_facts_lists import KINDS
 
 NAME = "short_facts"
 # Whose the facts of a kind are, in turn: test asks for half of them, the best known one included.
 TURNS = ("test", "train", "test", "validation")
 WORDINGS = {"train": 4, "validation": 2, "test": 1}  # questions about each fact
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Facts that are asked for in the same words, the best known ones first: a row of ``catalogues/short_facts.jsonl``.
+
+    No month's answer is May: as a word of a sentence ("it may be") it would be found by chance.
+
+    Attributes:
+        questions: Wordings; ``{0}`` is the subject, or with ``{1}`` the parts of it around a ``|``.
+        response: The answer as a sentence, with ``{answer}``.
+        facts: Answer by subject; what else is accepted follows it, each after a ``|``.
+    """
+
+    questions: tuple[str, ...]
+    response: str
+    facts: Mapping[str, str]
+
+
+KINDS = {
+    row["kind"]: Kind(tuple(row["questions"]), row["response"], row["facts"]) for row in read_catalogue("short_facts")
+}
 
 
 def generate(*, split: str, limit: int | None, seed: int, **options: Any) -> list[dict[str, Any]]:

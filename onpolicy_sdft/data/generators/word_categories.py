@@ -12,11 +12,13 @@ from onpolicy_sdft.data.generators.common import (
     check_choice,
     check_options,
     keyed_random,
+    read_catalogue,
     select_indices,
 )
-from onpolicy_sdft.data.generators.word_categories_lists import WORDS
 
 NAME = "word_categories"
+#: Words by category, the commonest ones.
+WORDS = {row["category"]: tuple(row["words"]) for row in read_catalogue("word_categories")}
 LABELS = ("A", "B", "C", "D")
 ROUNDS = {"train": 10, "validation": 5, "test": 5}  # questions about each word
 

@@ -9,10 +9,10 @@ import pytest
 
 from onpolicy_sdft.data.generators import generate_rows
 from onpolicy_sdft.data.generators.common import SPLITS
-from onpolicy_sdft.data.generators.function_calls_catalogue import SEEN
-from onpolicy_sdft.data.generators.function_calls_held_out import (
+from onpolicy_sdft.data.generators.function_calls_catalogue import (
     HELD_OUT_TEST,
     HELD_OUT_VALIDATION,
+    SEEN,
 )
 
 APIS = {api.name: api for api in (*SEEN, *HELD_OUT_TEST, *HELD_OUT_VALIDATION)}

@@ -8,7 +8,7 @@ import pytest
 
 from onpolicy_sdft.data.generators import generate_rows
 from onpolicy_sdft.data.generators.common import SPLITS
-from onpolicy_sdft.data.generators.short_facts_lists import KINDS
+from onpolicy_sdft.data.generators.short_facts import KINDS
 from onpolicy_sdft.tasks import load_task
 from onpolicy_sdft.types import Demonstration, Turn
 

@@ -8,7 +8,7 @@ import pytest
 
 from onpolicy_sdft.data.generators import generate_rows
 from onpolicy_sdft.data.generators.common import SPLITS
-from onpolicy_sdft.data.generators.word_categories_lists import WORDS
+from onpolicy_sdft.data.generators.word_categories import WORDS
 
 
 @pytest.mark.parametrize("split", SPLITS)

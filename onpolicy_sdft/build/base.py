@@ -1,0 +1,173 @@
+"""The base model of a run: the adapter switched off, a second copy, or earlier tasks merged in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import GenerationConfig
+
+from onpolicy_sdft.build.bundle import Say
+from onpolicy_sdft.config.load import load_config
+from onpolicy_sdft.errors import ConfigError, RunDirectoryError
+from onpolicy_sdft.models.embedded import PREFIX
+from onpolicy_sdft.models.export import export_model, merge_adapter
+from onpolicy_sdft.models.generation import listed_ids, settle_generation
+from onpolicy_sdft.models.load import is_adapter, load
+from onpolicy_sdft.models.lora import inner_model
+from onpolicy_sdft.runs.directory import RunDirectory
+from onpolicy_sdft.runs.files import file_digest
+from onpolicy_sdft.train.checkpoint import weights_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from onpolicy_sdft.config.schema import ModelConfig, RunConfig
+
+
+@contextmanager
+def adapter_off(model: PeftModel) -> Iterator[PreTrainedModel]:
+    """Give the base model of a LoRA run: the same weights without the adapter."""
+    with model.disable_adapter():
+        yield inner_model(model)
+
+
+def seed_context(
+    config: RunConfig, model: PreTrainedModel | PeftModel, *, untrained: bool = False
+) -> Callable[[], AbstractContextManager[PreTrainedModel]]:
+    """Return a context that gives the base model: the adapter off, or a second copy for full fine-tuning.
+
+    Args:
+        config: Names the base model.
+        model: The model at hand.
+        untrained: Whether it is still the base model itself.
+    """
+    goes_on = config.train.start_from is not None  # what it starts from is no base model any more
+    if isinstance(model, PeftModel) and not (goes_on and config.train.carry == "merge"):
+        return lambda: adapter_off(model)
+    if untrained and not goes_on and not isinstance(model, PeftModel):
+        return lambda: nullcontext(model)
+    seed = load(config.model).model
+    seed.to(model.device)  # type: ignore[arg-type]  # as in load_chat
+
+    @contextmanager
+    def second_copy() -> Iterator[PreTrainedModel]:
+        yield seed
+
+    return second_copy
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The run that this one goes on from."""
+
+    run: RunDirectory
+    checkpoint: Path  # its last one
+    digest: str  # of the weights there
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that run had taken."""
+        return int(self.checkpoint.name.rpartition("-")[2])
+
+
+def has_base(config: RunConfig) -> bool:
+    """Whether a run's adapter stands on a base of its own: a task before, or a model that is an adapter, merged.
+
+    An adapter on a base that is an adapter itself would be loaded without it, by PEFT and whoever uses that.
+    """
+    return config.lora.enabled and (is_merged(config) or _is_on_adapter(config))
+
+
+def is_merged(config: RunConfig) -> bool:
+    """Whether earlier tasks are merged into the base that a run's adapter stands on."""
+    return config.train.start_from is not None and config.train.carry == "merge"
+
+
+def _is_on_adapter(config: RunConfig) -> bool:
+    return not config.model.name.startswith(PREFIX) and is_adapter(config.model.name, config.model.revision)
+
+
+def base_of(run: RunDirectory, config: RunConfig) -> ModelConfig:
+    """Return the model that a run's adapter stands on: its own merged base where it has one, else the base model.
+
+    Raises:
+        RunDirectoryError: If the base is gone.
+    """
+    if not run.base_path.is_dir():
+        if not (config.lora.enabled and is_merged(config)):
+            return config.model  # an adapter is merged when it is loaded
+        raise RunDirectoryError(
+            f"{run.base_path} is not there, and the adapter of that run means nothing without it. Fix: put it "
+            "back, or train that run again."
+        )
+    return dataclasses.replace(config.model, name=str(run.base_path), revision=None)
+
+
+def make_base(config: RunConfig, start: Start | None, say: Say) -> None:
+    """Fold an adapter into its base, as the base of this run; whole or not at all.
+
+    It is the adapter of the run before (``train.carry=merge``), or that of ``model.name``. It is made once for the
+    weights it is made of. The base model stays what ``model.name`` says: distances are measured from it.
+
+    Raises:
+        ConfigError: If it would be folded into weights of 4 bits, which loses what they cannot hold.
+        RunDirectoryError: If that run has no model, or went on after it was written.
+    """
+    if config.model.load_in_4bit:
+        raise ConfigError(
+            "model.load_in_4bit=true cannot hold a base that an adapter was merged into. Fix: --model.load_in_4bit "
+            "false, or merge it first (sdft export --merged) and name that folder as model.name."
+        )
+    run = RunDirectory.create(config.train.output_dir, resume=config.train.resume == "auto")
+    with run.claimed():
+        merges = start is not None and config.train.carry == "merge"
+        digest = start.digest if start is not None and merges else _digest_of(config.model.name)
+        card = run.base_path / "README.md"
+        if card.is_file() and digest in card.read_text(encoding="utf-8"):
+            return
+        facts = {"weights": digest}
+        if start is not None and merges:
+            say(f"merging {start.run.model_path} into {run.base_path}")
+            _refuse_older_model(start)
+            earlier = load_config(start.run.config_path)
+            loaded = load(base_of(start.run, earlier), say)
+            model = merge_adapter(PeftModel.from_pretrained(loaded.model, start.run.model_path))
+            stops = GenerationConfig.from_pretrained(start.run.model_path).eos_token_id
+            settle_generation(model, listed_ids(stops))
+            facts |= {"merged": str(start.run.path), "step": str(start.step)}
+        else:
+            say(f"{config.model.name} is an adapter: merged with its base into {run.base_path}, the base of this run")
+            loaded = load(config.model, say)
+            model = loaded.model
+            settle_generation(model, ())
+            facts |= {"merged": config.model.name}
+        export_model(model, loaded.tokenizer, run.base_path, config.model.name, facts, {})
+
+
+def _digest_of(adapter: str) -> str:
+    """Return what tells an adapter's weights from others: a digest of a folder's, the name of one on the hub."""
+    weights = Path(adapter) / "adapter_model.safetensors"
+    return file_digest(weights) if weights.is_file() else f"of {adapter}"
+
+
+def _refuse_older_model(start: Start) -> None:
+    adapter = start.run.model_path / "adapter_model.safetensors"
+    if not adapter.is_file():
+        raise RunDirectoryError(f"{start.run.path} has no adapter to merge: finish it with --train.resume auto.")
+    trained = {
+        name.replace(".default.", "."): value for name, value in load_file(weights_file(start.checkpoint)).items()
+    }
+    written = load_file(adapter)
+    if any(name not in trained or not torch.equal(value, trained[name]) for name, value in written.items()):
+        raise RunDirectoryError(
+            f"{start.run.path} went on after its model/ was written (its checkpoint is of step {start.step}). Fix: "
+            "finish it with --train.resume auto."
+        )

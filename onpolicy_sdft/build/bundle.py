@@ -1,0 +1,164 @@
+"""A model with its tokenizer, prompts and rollout backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from peft import PeftModel
+
+from onpolicy_sdft.data.views import Renderer
+from onpolicy_sdft.models.generation import settle_generation
+from onpolicy_sdft.models.load import LoadedModel, load, terminator_ids
+from onpolicy_sdft.models.lora import inner_model
+from onpolicy_sdft.models.seam import UnsupportedModel
+from onpolicy_sdft.rollout.engine import EngineOptions, RolloutEngine
+from onpolicy_sdft.rollout.hf import CollectiveDecoding
+from onpolicy_sdft.rollout.hf_trial import hf_backend
+from onpolicy_sdft.rollout.weights import LocalWeights
+from onpolicy_sdft.types import ONE_RANK, Ranks, SamplingParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from onpolicy_sdft.config.schema import RolloutConfig, RunConfig
+    from onpolicy_sdft.rollout.backend import RolloutBackend
+
+
+Say = Callable[[str], None]
+
+
+def say_nothing(text: str) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelBundle:
+    """A model that can be asked: weights, prompts, stop_token_ids."""
+
+    loaded: LoadedModel
+    renderer: Renderer
+    stop_token_ids: tuple[int, ...]
+    say: Say = say_nothing
+    ranks: Ranks = ONE_RANK
+    together: CollectiveDecoding | None = None  # how ranks write with weights that are divided
+    backends: dict[tuple[int, int], RolloutBackend] = field(default_factory=dict, repr=False)
+
+    @property
+    def pad_token_id(self) -> int:
+        """Any valid id for padding; masks tell it from text."""
+        tokenizer = self.loaded.tokenizer  # not given one here: it is exported as it came
+        return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+
+    @property
+    def num_tokens(self) -> int:
+        """Ids from here on have no token: embeddings are often padded to a round size."""
+        return max(*self.loaded.tokenizer.get_vocab().values(), *self.stop_token_ids) + 1
+
+    def backend(
+        self,
+        model: PreTrainedModel | PeftModel,
+        config: RolloutConfig,
+        batch_size: int,
+        say: Say | None = None,
+        learning_bytes: int = 0,
+    ) -> RolloutBackend:
+        """Return the rollout backend over a model that lives as long as this, the same one at every call."""
+        key = (id(inner_model(model)), batch_size if config.backend == "hf" else 0)
+        if key not in self.backends:
+            self.backends[key] = self.new_backend(model, config, batch_size, say, learning_bytes)
+        return self.backends[key]
+
+    def _kv_fraction(self, config: RolloutConfig) -> float:
+        # Ranks on CPUs see the same free memory; those on GPUs have each their own.
+        on_cpu = self.loaded.model.device.type == "cpu"
+        return config.kv_fraction / (self.ranks.num_ranks if on_cpu else 1)
+
+    def new_backend(
+        self,
+        model: PreTrainedModel | PeftModel,
+        config: RolloutConfig,
+        batch_size: int,
+        say: Say | None = None,
+        learning_bytes: int = 0,
+    ) -> RolloutBackend:
+        """Return a rollout backend of its own over a model: the engine, or transformers' generate where it must be.
+
+        Args:
+            model: With or without adapters.
+            config: ``rollout`` of the run.
+            batch_size: Completions at once, of ``hf``.
+            say: Told how large the engine's slots are, or why the engine does not serve this model; this chat's own
+                listener when unset.
+            learning_bytes: What learning will take on a GPU and has not taken yet.
+        """
+        say = say or self.say
+        if self.together is not None:
+            return self._hf_backend(model, batch_size, False, say)
+        if config.backend == "engine":
+            attention = None if config.attention == "auto" else config.attention
+            options = EngineOptions(
+                num_slots=config.num_slots, kv_gib=config.kv_gib, kv_fraction=self._kv_fraction(config),
+                learning_bytes=learning_bytes, prefill_tokens=config.prefill_tokens,
+                max_draft_tokens=config.max_draft_tokens, deterministic=config.deterministic,
+                attention=attention, graphs=config.graphs, sync_steps=config.sync_steps,
+            )  # fmt: skip
+            weights = LocalWeights.on_device(model, config.merge_adapter, config.decode_copy, attention)
+            try:
+                return RolloutEngine(model, self.stop_token_ids, weights, options, say, self.num_tokens)
+            except UnsupportedModel as error:
+                say(f"rollouts go through transformers' generate: {type(inner_model(model)).__name__}: {error}")
+        return self._hf_backend(model, batch_size, config.merge_adapter, say)
+
+    def _hf_backend(
+        self, model: PreTrainedModel | PeftModel, batch_size: int, merge_adapter: bool, say: Say
+    ) -> RolloutBackend:
+        return hf_backend(
+            model,
+            self.stop_token_ids,
+            self.pad_token_id,
+            batch_size,
+            merge_adapter,
+            self.together,
+            say,
+            self.num_tokens,
+        )
+
+
+def load_chat(
+    config: RunConfig,
+    say: Say = say_nothing,
+    ranks: Ranks = ONE_RANK,
+    device: torch.device | None = None,
+    together: CollectiveDecoding | None = None,
+) -> ModelBundle:
+    """Load the model of a config and what is needed to talk to it.
+
+    Args:
+        config: Names the model.
+        say: Told what is going on.
+        ranks: The processes that each load it.
+        device: Where to; None: the GPU, if there is one.
+        together: How ranks write with weights that are divided among them.
+    """
+    say(f"loading {config.model.name}")
+    loaded = load(config.model, say)
+    if not config.model.load_in_4bit:
+        loaded.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]  # transformers wraps .to in a way mypy misreads
+    renderer = Renderer(loaded.tokenizer, config.context)
+    stop_token_ids = tuple(sorted({*terminator_ids(loaded.model, loaded.tokenizer), renderer.terminator_id}))
+    settle_generation(loaded.model, stop_token_ids, say)
+    return ModelBundle(loaded, renderer, stop_token_ids, say, ranks, together)
+
+
+def context_window(chat: ModelBundle) -> int | None:
+    """Positions the model has; None when its config does not say."""
+    window = getattr(chat.loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    return None if window is None else int(window)
+
+
+def sampling_params(config: RolloutConfig) -> SamplingParams:
+    """Return the sampling parameters of a config."""
+    return SamplingParams(config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty)

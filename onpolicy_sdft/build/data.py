@@ -1,0 +1,96 @@
+"""Config -> demonstrations, prompt pairs and evaluation sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from onpolicy_sdft.build.bundle import ModelBundle, context_window
+from onpolicy_sdft.data.eval_sets import EvalSet
+from onpolicy_sdft.data.mixing import mix, replayed_id
+from onpolicy_sdft.data.preflight import refuse_beyond_window
+from onpolicy_sdft.data.prepare import Prepared, prepare
+from onpolicy_sdft.data.sources import DemonstrationSet, load_demonstrations
+from onpolicy_sdft.errors import DataError
+from onpolicy_sdft.tasks import load_task, work_of
+from onpolicy_sdft.tasks.mixed import MixedTask
+
+if TYPE_CHECKING:
+    from onpolicy_sdft.config.schema import RunConfig
+    from onpolicy_sdft.tasks.protocol import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The demonstrations, their check, and both views of each."""
+
+    task: Task
+    loaded: DemonstrationSet
+    prepared: Prepared
+
+
+def load_rows(config: RunConfig) -> tuple[Task, DemonstrationSet]:
+    """Load and check the demonstrations: all that can be done before the model is there."""
+    task = load_task(config.task.name, config.task.options)
+    own = load_demonstrations(config.data, task)
+    tasks: dict[str, Task] = {}
+    others: dict[str, DemonstrationSet] = {}
+    for index, source in enumerate(config.replay.sources):
+        its = load_task(source.task.name, source.task.options)
+        others[source.label] = load_demonstrations(source.data, its, section=f"replay.sources[{index}].data")
+        tasks |= {replayed_id(source.label, row.example_id): its for row in others[source.label].demonstrations}
+    mixed = mix(own, others, config.replay.rate, config.train.seed)
+    bare = [row.example_id for row in mixed.demonstrations if not row.response]
+    if bare:
+        raise DataError(
+            f"{mixed.where}: {len(bare)} rows have no response, the first is {bare[0]!r}: there is nothing to learn. "
+            "Fix: --data.response_column COLUMN, or score these rows under eval.sets."
+        )
+    return MixedTask(task, tasks) if tasks else task, mixed
+
+
+def make_views(
+    config: RunConfig, chat: ModelBundle, task: Task, loaded: DemonstrationSet, *, asks_teacher: bool = True
+) -> Data:
+    """Make both views of every demonstration fit the configured limits and the model's own context window.
+
+    Args:
+        config: Of the run.
+        chat: The model's prompts.
+        task: Says what the work of an answer is.
+        loaded: The demonstrations.
+        asks_teacher: Whether the method has a teacher; without one no row is left out for its prompt.
+    """
+    window, context = context_window(chat), config.context
+    if window is not None:
+        room = max(1, window - config.rollout.max_new_tokens)
+        context = replace(
+            context,
+            max_teacher_tokens=min(context.max_teacher_tokens, room),
+            max_student_tokens=min(context.max_student_tokens, room),
+        )
+    prepared = prepare(
+        loaded.demonstrations, chat.renderer, context, config.train.seed, work_of(task),
+        asks_teacher=asks_teacher, on_bad_row=config.data.on_bad_row,
+    )  # fmt: skip
+    refuse_beyond_window(prepared, config.rollout.max_new_tokens, window)
+    return Data(task, loaded, prepared)
+
+
+def refuse_unaskable(chat: ModelBundle, sets: Sequence[EvalSet]) -> None:
+    """Refuse questions that the chat template cannot render or that do not fit, before any work is done.
+
+    Raises:
+        ConfigError: If the chat template fails.
+        DataError: If a question and its longest answer are more than the model's context window.
+    """
+    window = context_window(chat)
+    for questions in sets:
+        for question in questions.demonstrations:
+            needed = len(chat.renderer.student_ids(question.turns)) + questions.max_new_tokens
+            if window is not None and needed > window:
+                raise DataError(
+                    f"Question {question.example_id} of evaluation set {questions.label!r} needs {needed} positions "
+                    f"with its answer, the model has {window}. Lower its max_new_tokens or leave the row out."
+                )

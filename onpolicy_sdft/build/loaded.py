@@ -1,0 +1,99 @@
+"""A finished run, or any model, ready to be scored, sampled or exported."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peft import PeftModel
+
+from onpolicy_sdft.build.base import base_of
+from onpolicy_sdft.build.bundle import ModelBundle, Say, load_chat
+from onpolicy_sdft.config.load import load_config
+from onpolicy_sdft.errors import RunDirectoryError
+from onpolicy_sdft.runs.directory import RunDirectory
+from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingParams, Turn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from onpolicy_sdft.config.schema import RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRun:
+    """A model with its prompts, and the run it came from if it came from one."""
+
+    config: RunConfig  # of the run; ``model.name`` is the base model
+    chat: ModelBundle
+    model: PreTrainedModel | PeftModel
+    run: RunDirectory | None
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        *,
+        temperature: float = 0.0,
+        max_new_tokens: int = 256,
+        system: str | None = None,
+        seed: int = 0,
+    ) -> list[str]:
+        """Answer prompts; greedy at temperature 0.
+
+        Args:
+            prompts: User turns.
+            temperature: Of the samples.
+            max_new_tokens: Longest answer, in tokens.
+            system: A system message for all of them.
+            seed: Of the samples; the same seed gives the same answers.
+        """
+        before = [Turn("system", system)] if system else []
+        requests = [
+            RolloutRequest(
+                self.chat.renderer.student_ids([*before, Turn("user", prompt)]),
+                NoiseKey(seed, 0, f"sample-{index}"),
+                max_new_tokens,
+            )
+            for index, prompt in enumerate(prompts)
+        ]
+        rollout = self.config.rollout
+        backend = self.chat.backend(self.model, rollout, rollout.batch_size)
+        rollouts = backend.generate(requests, SamplingParams(temperature=temperature))
+        return [self.chat.renderer.decode(rollout.token_ids) for rollout in rollouts]
+
+
+def is_run(target: str | Path) -> bool:
+    """Whether a path is a run directory."""
+    return (Path(target) / "manifest.json").is_file()
+
+
+def load_run(path: str | Path, say: Say = lambda text: None) -> LoadedRun:
+    """Load the trained model of a run directory.
+
+    Raises:
+        RunDirectoryError: If the run has no model yet.
+    """
+    run = RunDirectory.open(path, require=["config.yaml"])
+    if not run.model_path.is_dir():
+        raise RunDirectoryError(
+            f"{run.path} has no model/ yet: its training was not finished. Go on with sdft train --config "
+            f"{run.config_path} --train.resume auto."
+        )
+    config = load_config(run.config_path)
+    if (run.model_path / "adapter_config.json").is_file():
+        chat = load_chat(dataclasses.replace(config, model=base_of(run, config)), say)
+        model = PeftModel.from_pretrained(chat.loaded.model, run.model_path)
+        return LoadedRun(config, chat, model, run)
+    tuned = dataclasses.replace(config, model=dataclasses.replace(config.model, name=str(run.model_path)))
+    chat = load_chat(tuned, say)
+    return LoadedRun(config, chat, chat.loaded.model, run)
+
+
+def load_model(name: str, config: RunConfig, say: Say = lambda text: None) -> LoadedRun:
+    """Load any model by hub id, path or embedded name, with the prompts of a config."""
+    named = dataclasses.replace(config, model=dataclasses.replace(config.model, name=name))
+    chat = load_chat(named, say)
+    return LoadedRun(config, chat, chat.loaded.model, None)

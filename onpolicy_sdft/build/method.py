@@ -1,0 +1,308 @@
+"""Config -> the parts that make a method: objective, teacher, sampling, pairing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from onpolicy_sdft.build.bundle import ModelBundle, Say, context_window, sampling_params
+from onpolicy_sdft.build.data import Data
+from onpolicy_sdft.data.templates import TeacherContext, template_wording
+from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.models.lora import inner_model
+from onpolicy_sdft.models.packing import examine
+from onpolicy_sdft.models.shards import WHOLE, Shards
+from onpolicy_sdft.models.teacher import Teacher
+from onpolicy_sdft.objectives.objective import Objective
+from onpolicy_sdft.rollout.backend import NO_RECORD
+from onpolicy_sdft.screening.mentions import Mentions
+from onpolicy_sdft.screening.review import Prompts, Review
+from onpolicy_sdft.screening.screen import Screen
+from onpolicy_sdft.tasks.protocol import Checker
+from onpolicy_sdft.train.feedback import FeedbackSource, Trying
+from onpolicy_sdft.train.pairing import Pairing
+from onpolicy_sdft.train.scoring import Scorer
+from onpolicy_sdft.train.source import PolicySource, Sampling
+from onpolicy_sdft.types import ONE_RANK, Ranks, RecordOptions, Rollout, RolloutRequest, Turn, Views
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from onpolicy_sdft.build.bundle import ModelBundle
+    from onpolicy_sdft.config.schema import RunConfig
+    from onpolicy_sdft.models.reading import WeightProvider
+    from onpolicy_sdft.rollout.backend import OnProgress, RolloutBackend
+    from onpolicy_sdft.rollout.drafts import DraftStore
+    from onpolicy_sdft.tasks.protocol import Task
+
+#: What a chat template and the wording of a prompt add to its texts, at most.
+_TEMPLATE_TOKENS = 128
+
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+def make_objective(config: RunConfig) -> Objective:
+    """Return the objective of a config."""
+    objective = config.objective
+    return Objective(
+        name=objective.name,
+        beta=objective.beta,
+        support=objective.support,
+        num_kept=objective.num_kept,
+        clip=objective.clip,
+        blend=objective.blend,
+        disagreement=objective.disagreement,
+        anchor_weight=objective.anchor_kl,
+        importance=objective.importance == "token",
+        importance_cap=objective.importance_cap,
+        chunk_tokens=objective.chunk_tokens,
+    )
+
+
+def make_teacher(
+    config: RunConfig,
+    model: PreTrainedModel | PeftModel,
+    autocast: Autocast,
+    shards: Shards = WHOLE,
+    reader: WeightProvider | None = None,
+) -> Teacher:
+    """Return the teacher of a policy that has not been trained yet; see :class:`Teacher`."""
+    return Teacher(
+        model,
+        config.teacher.weights,
+        config.teacher.half_life,
+        anchor=config.objective.anchor if config.objective.anchor_kl else None,
+        device="cpu" if config.teacher.device == "cpu" else None,
+        autocast=autocast,
+        shards=shards,
+        reader=reader,
+        refresh_steps=config.teacher.refresh_steps,
+    )
+
+
+def keeps_gathered(config: RunConfig) -> bool:
+    """Whether weights that were gathered to be read stay while the model learns.
+
+    Frozen weights are the most of a LoRA run's: gathering them in every step would buy no memory worth it.
+    """
+    weights = config.rollout.weights
+    return weights == "replica" or (weights == "auto" and config.lora.enabled)
+
+
+def learns_packed(
+    config: RunConfig, model: PreTrainedModel | PeftModel, device: torch.device, autocast: Autocast, say: Say
+) -> bool:
+    """Decide how rows are laid out, before the model is divided among ranks; see ``train.layout``.
+
+    Args:
+        config: Of the run.
+        model: What learns.
+        device: Where it learns.
+        autocast: Gives the context it learns in.
+        say: Told why rows are padded, where that was not asked for.
+
+    Raises:
+        ConfigError: If packed rows are asked for, and the model cannot learn them.
+    """
+    asked, name = config.train.layout, type(inner_model(model)).__name__
+    if asked == "padded":
+        return False
+    half = "bfloat16" in (config.model.dtype, config.train.precision.replace("bf16", "bfloat16"))
+    found = examine(model, autocast, device, torch.bfloat16 if half else torch.float32)
+    if asked == "packed" and found.refusal:
+        raise ConfigError(
+            f"train.layout=packed, but {name} cannot learn packed rows: {found.refusal}. "
+            "Fix: --train.layout auto, or padded."
+        )
+    reason = found.refusal or (found.drawback if asked == "auto" else "")
+    if reason:
+        say(f"rows are padded to learn them: {name}: {reason}")
+    return not reason
+
+
+def make_pairing(config: RunConfig, pad_token_id: int, *, packed: bool = False) -> Pairing:
+    """Return how a config's targets become micro-batches."""
+    return Pairing(
+        micro_batch_tokens=config.train.micro_batch_tokens,
+        pad_token_id=pad_token_id,
+        has_distributions=config.objective.name != "nll",
+        num_skipped=config.objective.skip_tokens,
+        position_weights=tuple(config.objective.position_weights),
+        demonstration_weight=config.objective.demonstration_weight,
+        packed=packed,
+        fallback_clip=config.screening.fallback_clip,
+    )
+
+
+def make_screen(config: RunConfig, chat: ModelBundle, data: Data, num_workers: int | None = None) -> Screen:
+    """Return what judges rollouts by their own text.
+
+    Args:
+        config: Verdicts, and the template whose wording is not to be talked of.
+        chat: Decodes rollouts.
+        data: Its task checks them.
+        num_workers: Checks run at once; None: as many as there are cores, less one.
+    """
+    template = config.context.template
+    mentions = Mentions(config.screening.banned_phrases, template, template_wording(template))
+    renderer = chat.renderer
+    end_ids = renderer.end_ids
+    if config.objective.name != "nll":  # recorded token by token: none is added
+        end_ids = end_ids[-1:]
+    if config.objective.name == "sampled_reverse_kl":  # what was recorded of a sampled token holds for that one alone
+        end_ids = ()
+    return Screen(config.screening, data.task, renderer.decode, num_workers, mentions, renderer.controls, end_ids)
+
+
+def make_review(
+    config: RunConfig,
+    chat: ModelBundle,
+    task: Task,
+    pairing: Pairing,
+    teacher: Teacher,
+    sample: Callable[[Sequence[RolloutRequest], int], Sequence[Rollout]],
+    ranks: Ranks = ONE_RANK,
+    num_workers: int = 0,
+    num_halvings: Callable[[], int] = lambda: 0,
+) -> Review:
+    """Return what measures rollouts under the bare prompt.
+
+    Args:
+        config: Of the run.
+        chat: The model's prompts.
+        task: Its check.
+        pairing: How rows are laid out for a forward.
+        teacher: Shows the weights that measure.
+        sample: Completes requests at the sampling parameters of a step.
+        ranks: The processes that share a step.
+        num_workers: Checks run at once.
+        num_halvings: Tells how often memory ran out.
+    """
+    screening = config.screening
+    if config.rollout.view == "student":  # its texts are no rewrites
+        screening = replace(screening, support="keep")
+    scorer = Scorer(
+        teacher, replace(pairing, num_skipped=0, position_weights=()), chat.loaded.model.device, num_halvings
+    )
+    return Review(
+        screening, task, chat.renderer.decode, scorer, sample, _measuring_prompts(config, chat),
+        config.rollout.max_new_tokens, config.train.seed,
+        trusts_records=config.rollout.view == "student" or config.teacher.weights == "live",
+        gather=ranks.gather, num_workers=num_workers,
+    )  # fmt: skip
+
+
+def _measuring_prompts(config: RunConfig, chat: ModelBundle) -> Prompts:
+    """Return the prompts that only measures use, cut so that prompt and target fit the model's context window."""
+    renderer, shown = chat.renderer, TeacherContext("reference")
+    window = context_window(chat)
+
+    def cut(text: str, taken: int) -> str:
+        """Return as much of a text as leaves so many tokens, and the template's own, free."""
+        limit = config.context.max_teacher_tokens
+        limit = limit if window is None else min(limit, max(1, window - taken - _TEMPLATE_TOKENS))
+        return text if len(renderer.text_ids(text)) <= limit else renderer.start_of(text, limit)
+
+    def alone(views: Views) -> Sequence[int]:
+        text = cut(views.demonstration.response, config.rollout.max_new_tokens)
+        return renderer.teacher_ids([Turn("user", text)])
+
+    def with_text(views: Views, text: str) -> Sequence[int]:
+        text = cut(text, len(views.student_ids) + len(views.response_ids))
+        return renderer.teacher_ids(shown.turns(views.demonstration, text, []))
+
+    return Prompts(alone, with_text)
+
+
+def make_sampling(config: RunConfig, num_steps: int) -> Sampling:
+    """Return how a config's rollouts are written."""
+    rollout = config.rollout
+    return Sampling(
+        params=sampling_params(rollout),
+        max_new_tokens=rollout.max_new_tokens,
+        seed=config.train.seed,
+        view=rollout.view,
+        demonstration_dropout=rollout.demonstration_dropout,
+        temperature_end=rollout.temperature_end,
+        min_p_end=rollout.min_p_end,
+        blend=rollout.blend,
+        blend_budget=rollout.blend_budget,
+        num_steps=num_steps,
+        record=_record(config),
+        drafts=tuple(rollout.drafts),
+    )
+
+
+def make_policy_source(
+    config: RunConfig,
+    backend: RolloutBackend,
+    num_steps: int,
+    teacher: Teacher,
+    on_progress: OnProgress,
+    trying: Trying | None,
+    store: DraftStore | None = None,
+) -> PolicySource:
+    """Return what samples rollouts as a config says.
+
+    Args:
+        config: Of the run.
+        backend: Writes them.
+        num_steps: Of the run, for what moves over it.
+        teacher: Whose weights write under the teacher's prompt.
+        on_progress: Told how far they have come.
+        trying: How the student tries first, where the teacher is told of it.
+        store: Last rollouts, to draft from; None: none.
+    """
+    source = partial(FeedbackSource, trying=trying) if trying is not None else PolicySource
+    # The student writes its own samples; what the teacher writes, its weights write.
+    writing = teacher.weights if config.rollout.view == "teacher" else partial(teacher.weights, "live")
+    return source(backend, make_sampling(config, num_steps), on_progress, store, writing=writing)
+
+
+def make_trying(config: RunConfig, chat: ModelBundle, data: Data, teacher: Teacher, num_workers: int) -> Trying | None:
+    """Return how the student tries before the teacher writes; None where it does not.
+
+    Args:
+        config: Of the run.
+        chat: Decodes attempts.
+        data: Their check, and what makes the teacher's prompts.
+        teacher: Shows the live weights, with which the student tries.
+        num_workers: Checks run at once, where they take long.
+    """
+    feedback, rollout, task = config.feedback, config.rollout, data.task
+    if not feedback.enabled:
+        return None
+    return Trying(
+        num_samples=rollout.num_samples,
+        num_attempts=rollout.num_samples if rollout.view == "student" else feedback.num_attempts,
+        check=Checker(task, config.screening.max_check_errors),
+        decode=chat.renderer.decode,
+        prompt=partial(data.prepared.prompts.fit, shows_attempt=feedback.show_attempt),
+        writing=partial(teacher.weights, "live"),
+        solved=feedback.solved,
+        reveal=feedback.reveal,
+        num_workers=0 if getattr(task, "check_is_quick", False) else num_workers,
+    )
+
+
+def _record(config: RunConfig) -> RecordOptions:
+    """What rollouts must keep so that the teacher needs no forward of its own.
+
+    Only rollouts under the teacher's prompt are written by the teacher's weights; what a blended one records is the
+    teacher's own distribution at its tokens, not the one they were drawn from. A bfloat16 decode copy, and adapters
+    merged into a bfloat16 base, write under rounded weights: close enough to sample from, not to learn a distribution
+    from.
+    """
+    objective, rollout = config.objective, config.rollout
+    if objective.name == "nll" or rollout.view != "teacher":
+        return NO_RECORD
+    merged = config.lora.enabled and rollout.merge_adapter
+    if rollout.decode_copy == "bfloat16" or (merged and config.model.dtype == "bfloat16"):
+        return NO_RECORD
+    return RecordOptions(top_k=objective.num_kept) if objective.support == "teacher" else RecordOptions(hidden=True)

@@ -1,0 +1,138 @@
+"""Config -> the trainer: policy, teacher, source, screen and optimizer put together over a model."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+from onpolicy_sdft.build.bundle import ModelBundle
+from onpolicy_sdft.build.data import Data
+from onpolicy_sdft.build.method import (
+    keeps_gathered,
+    learns_packed,
+    make_objective,
+    make_pairing,
+    make_policy_source,
+    make_review,
+    make_screen,
+    make_teacher,
+    make_trying,
+)
+from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.models.compiled import compile_layers
+from onpolicy_sdft.models.policy import Policy
+from onpolicy_sdft.models.reading import GatheredCopy, LiveWeights, WeightProvider
+from onpolicy_sdft.models.sizes import sizes_of
+from onpolicy_sdft.rollout.drafts import DraftStore
+from onpolicy_sdft.runs.progress import Progress, show_writing
+from onpolicy_sdft.screening.screen import num_free_cores
+from onpolicy_sdft.train.backend import Backend
+from onpolicy_sdft.train.feedback import Trying
+from onpolicy_sdft.train.loop import Plan
+from onpolicy_sdft.train.memory import memory_to_come
+from onpolicy_sdft.train.optim import make_optimizer, make_schedule
+from onpolicy_sdft.train.source import DemonstrationSource, PolicySource, TargetSource
+from onpolicy_sdft.train.state import TrainState
+from onpolicy_sdft.train.step import Trainer
+from onpolicy_sdft.train.teacher_scorer import TeacherScorer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from onpolicy_sdft.config.schema import RunConfig
+    from onpolicy_sdft.models.teacher import Teacher
+
+
+def _compile(model: PreTrainedModel | PeftModel, backend: str) -> int:
+    if backend != "ddp":
+        raise ConfigError(
+            f"train.compile=true does not go with {backend}, which changes layers while they run. "
+            "Fix: --train.compile false, or the backend ddp."
+        )
+    return compile_layers(model)
+
+
+def make_trainer(
+    config: RunConfig,
+    chat: ModelBundle,
+    data: Data,
+    model: PreTrainedModel | PeftModel,
+    backend: Backend,
+    plan: Plan,
+    progress: Progress,
+) -> Trainer:
+    """Put the parts of a step together over a model that has not been trained yet."""
+    reader, sizes = _make_reader(config, model, backend, progress), sizes_of(model)  # before parameters are divided
+    packed = learns_packed(config, model, backend.device, backend.autocast, progress.note)
+    if config.train.compile:
+        progress.note(f"{_compile(model, backend.name)} layers are compiled when they first learn")
+    policy, optimizer = backend.prepare(Policy(model), make_optimizer(model, config.optim))
+    teacher = make_teacher(config, model, backend.autocast, backend.shards, reader)
+    if teacher.num_bytes:
+        progress.note(f"the teacher's copies take {teacher.num_bytes / 2**20:.1f} MiB ({config.teacher.device})")
+    objective, num_workers = make_objective(config), num_free_cores(_num_local_ranks(backend))
+    to_come = memory_to_come(config, sizes, backend.name, backend.num_ranks)
+    trying = make_trying(config, chat, data, teacher, num_workers)
+    source = _make_source(config, chat, plan, teacher, progress, to_come, trying)
+    pairing = make_pairing(config, chat.pad_token_id, packed=packed)
+    state, reviewer = TrainState(), None
+    if isinstance(source, PolicySource) and config.rollout.weights != "sharded":  # nothing scores divided weights
+        reviewer = make_review(
+            config, chat, data.task, pairing, teacher, source.answers, backend, num_workers, lambda: state.num_halvings
+        )
+    return Trainer(
+        policy=policy,
+        source=source,
+        screen=make_screen(config, chat, data, num_workers),
+        pairing=pairing,
+        teacher_scorer=TeacherScorer(teacher, objective, chat.pad_token_id),
+        objective=objective,
+        teacher=teacher,
+        backend=backend,
+        schedule=make_schedule(optimizer, config.optim, plan.num_steps),
+        max_grad_norm=config.optim.max_grad_norm,
+        state=state,
+        num_samples=config.rollout.num_samples,
+        reviewer=reviewer,
+        picks_best=config.screening.pick == "best",
+    )
+
+
+def _num_local_ranks(backend: Backend) -> int:
+    """Return how many ranks share this machine's cores."""
+    own = socket.gethostname()
+    return backend.gather(own).count(own)
+
+
+def _make_reader(
+    config: RunConfig, model: PreTrainedModel | PeftModel, backend: Backend, progress: Progress
+) -> WeightProvider:
+    if backend.shards.in_place or config.rollout.weights == "sharded":
+        return LiveWeights(model, backend.shards)
+    keeps = keeps_gathered(config)
+    reader = GatheredCopy(model, backend.device, backend.shards, keeps)
+    progress.note(
+        f"weights are gathered into {reader.num_bytes / 2**20:.1f} MiB to be read, which "
+        + ("stay" if keeps else "are given back before learning")
+    )
+    return reader
+
+
+def _make_source(
+    config: RunConfig,
+    chat: ModelBundle,
+    plan: Plan,
+    teacher: Teacher,
+    progress: Progress,
+    learning_bytes: int,
+    trying: Trying | None,
+) -> TargetSource:
+    if config.train.targets != "policy":
+        return DemonstrationSource()
+    rollout = config.rollout
+    with teacher.weights("live"):
+        backend = chat.backend(teacher.model, rollout, rollout.batch_size, progress.note, learning_bytes)
+    return make_policy_source(
+        config, backend, plan.num_steps, teacher, show_writing(progress), trying, DraftStore(rollout.draft_store_tokens)
+    )

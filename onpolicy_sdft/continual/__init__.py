@@ -1,1 +1,0 @@
-"""Task sequences: the runner, and the metrics of what was learned and forgotten. No torch."""

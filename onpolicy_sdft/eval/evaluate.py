@@ -1,0 +1,295 @@
+"""Score a model on its evaluation sets and measure its distance from the base model; keep every record.
+
+What was answered outlives an interruption: chunks of answers stand in ``eval/partial/`` until the records and the
+summary of the whole stage are written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft import PeftModel
+
+from onpolicy_sdft.build.base import seed_context
+from onpolicy_sdft.build.bundle import ModelBundle, Say
+from onpolicy_sdft.build.data import refuse_unaskable
+from onpolicy_sdft.build.loaded import is_run, load_model, load_run
+from onpolicy_sdft.config.check import evaluation_sets
+from onpolicy_sdft.config.load import load_config
+from onpolicy_sdft.data.eval_sets import EvalSet, load_eval_sets
+from onpolicy_sdft.data.sources import fingerprint
+from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.eval.answers import Kept, remove_kept
+from onpolicy_sdft.eval.retention import SeedCompletion, SeedKL, general_prompts, kl_to_seed, write_seed_completions
+from onpolicy_sdft.eval.runner import SetScore, score_set
+from onpolicy_sdft.models.lora import inner_model
+from onpolicy_sdft.runs.directory import RunDirectory
+from onpolicy_sdft.runs.files import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
+from onpolicy_sdft.runs.progress import Progress, tick
+from onpolicy_sdft.types import ONE_RANK, Ranks
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from onpolicy_sdft.config.schema import EvalConfig, ModelConfig, RunConfig
+    from onpolicy_sdft.runs.directory import RunDirectory
+
+
+def evaluate(
+    target: str | Path,
+    config: RunConfig | None = None,
+    output: str | Path | None = None,
+    say: Say = lambda text: None,
+) -> tuple[RunDirectory, dict[str, Any]]:
+    """Score a run or a model on the evaluation sets of a config (of the run's own when none is given).
+
+    Args:
+        target: Run directory, local model, hub id or embedded name.
+        config: Where the sets come from; needed for a model that is not a run.
+        output: Directory for the records; unset means the run itself, or ``runs/eval-NAME``.
+        say: Told what is going on.
+
+    Returns:
+        Where the records are, and the summary of stage ``eval``.
+
+    Raises:
+        ConfigError: If there is no set to score on.
+    """
+    if config is None and not is_run(target):
+        raise ConfigError(f"{target} is not a run directory, so say what to score it on: --config FILE.")
+    if config is None:
+        config = load_config(RunDirectory.open(target, require=["config.yaml"]).config_path)
+    if not evaluation_sets(config):
+        raise ConfigError("There is no set to score on. Fix: --eval.path FILE, or --config FILE with eval.sets.")
+    sets = load_eval_sets(evaluation_sets(config))
+    general_prompts(config.eval.kl_prompts)  # asking for more than there are is refused before any work
+    if is_run(target):
+        finished = load_run(target, say)
+        assert finished.run is not None
+        weights = files_identity(finished.run.model_path)
+        # Whatever the sets: its own seed, and what it started from.
+        config = dataclasses.replace(config, model=finished.config.model, train=finished.config.train)
+    else:
+        finished, weights = load_model(str(target), config, say), "as loaded"
+        config = dataclasses.replace(
+            config, model=dataclasses.replace(config.model, name=str(target)), eval=_without_kl(config, say)
+        )
+    refuse_unaskable(finished.chat, sets)
+    if output is None and finished.run is not None:
+        run = finished.run
+    else:
+        default = "runs/eval-" + "".join(c if c.isalnum() else "-" for c in str(target))
+        run = RunDirectory.create(output or default, resume=True)
+    summary = evaluate_stage(config, finished.chat, finished.model, sets, run, "eval", weights=weights)
+    return run, summary
+
+
+def _without_kl(config: RunConfig, say: Say) -> EvalConfig:
+    if config.eval.kl_prompts:
+        say("KL to a base model is measured for runs only: a model alone does not say what it was tuned from")
+    return dataclasses.replace(config.eval, kl_prompts=0)
+
+
+#: Answers of a chunk on each rank, by device: about eight times the engine's slots, because slots stand empty while
+#: the last answers of a chunk are written. An interruption loses as many answers.
+CHUNK_SIZES = {"cpu": 384, "cuda": 2048}
+
+
+def score_sets(
+    config: RunConfig,
+    chat: ModelBundle,
+    model: PreTrainedModel | PeftModel,
+    sets: Sequence[EvalSet],
+    stage: str,
+    ranks: Ranks = ONE_RANK,
+    keep: Callable[[EvalSet], Kept | None] = lambda questions: None,
+) -> list[SetScore]:
+    """Score a model on each set, with a progress bar a set (of the first rank's share).
+
+    Args:
+        config: Says how questions are asked.
+        chat: The model's prompts.
+        model: What answers.
+        sets: The questions.
+        stage: Shown with the bar.
+        ranks: The processes that share the questions.
+        keep: Where finished chunks of a set's answers go; unset: nowhere.
+    """
+    backend = chat.backend(model, config.rollout, config.eval.batch_size)
+    scores = []
+    for questions in sets:
+        total = math.ceil(len(questions.demonstrations) * config.eval.num_samples / ranks.num_ranks)
+        with Progress(f"{stage}: {questions.label}", total, "answers", enabled=ranks.rank == 0) as progress:
+            score = score_set(questions, backend, chat.renderer, config.eval, tick(progress), ranks, keep(questions))
+            progress.update(0, score=score.score)
+        scores.append(score)
+    return scores
+
+
+def evaluate_stage(
+    config: RunConfig,
+    chat: ModelBundle,
+    model: PreTrainedModel | PeftModel,
+    sets: Sequence[EvalSet],
+    run: RunDirectory,
+    stage: str,
+    ranks: Ranks = ONE_RANK,
+    weights: str | None = None,
+) -> dict[str, Any]:
+    """Score one stage of a run (``before`` or ``after``) and write records and summary.
+
+    The base model's completions of the general prompts are written in stage ``before`` and reused. Ranks share the
+    questions; the distance from the seed is the first one's work.
+
+    Args:
+        config: Says how questions are asked.
+        chat: The model's prompts.
+        model: What answers.
+        sets: The questions.
+        run: Where records and summary go.
+        stage: Part of the records' names.
+        ranks: The processes that share the questions.
+        weights: Tells the model's weights from any others this run may have had, e.g. by the step they were trained
+            to: answers of an interrupted call are taken up where it is the same. None: an interrupted stage starts
+            over.
+
+    Returns:
+        The stage's part of ``eval/summary.json``.
+    """
+
+    def keep(questions: EvalSet) -> Kept | None:
+        if weights is None:
+            return None
+        owner = f"{model_identity(config.model)}, {config.rollout.decode_copy} copy, {weights}"
+        return Kept(_partial_path(run, stage, questions.label), owner, chunk_size(chat), chat.say)
+
+    scores = score_sets(config, chat, model, sets, stage, ranks, keep)
+    entry = {"identity": eval_identity(config, sets), "weights": weights}
+    return ranks.on_first(partial(_write_stage, config, chat, model, run, stage, scores, entry))
+
+
+def chunk_size(chat: ModelBundle) -> int:
+    """Return how many answers a chunk has on each rank, for the device a model is on."""
+    return CHUNK_SIZES.get(chat.loaded.model.device.type, CHUNK_SIZES["cpu"])
+
+
+def _partial_path(run: RunDirectory, stage: str, label: str) -> Path:
+    return run.eval_path / "partial" / run.eval_records_path(stage, label).name
+
+
+def model_identity(config: ModelConfig) -> str:
+    """Tell a model from others: what was asked for, and for a local one, its files."""
+    asked = repr(dataclasses.replace(config, cache_dir=None))
+    return f"{asked} {files_identity(Path(config.name))}" if Path(config.name).is_dir() else asked
+
+
+def files_identity(directory: Path) -> str:
+    """Digest names, sizes and times of a directory's files; weights of many gigabytes are not read for this."""
+    files = sorted(path for path in directory.iterdir() if path.is_file())
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def _write_stage(
+    config: RunConfig,
+    chat: ModelBundle,
+    model: PreTrainedModel | PeftModel,
+    run: RunDirectory,
+    stage: str,
+    scores: Sequence[SetScore],
+    entry: Mapping[str, Any],
+) -> dict[str, Any]:
+    summary = read_json(run.eval_summary_path) if run.eval_summary_path.is_file() else {}
+    run.eval_path.mkdir(exist_ok=True)
+    for score in scores:
+        write_jsonl_atomic(run.eval_records_path(stage, score.label), score.records)
+    kl = None
+    if config.eval.kl_prompts:
+        completions = seed_completions(config, chat, model, run.eval_path, untrained=stage == "before")
+        if stage != "before":
+            kl = measure_kl(config, chat, model, completions)
+    scored = [_without_records(score) for score in scores]
+    summary[stage] = {**entry, "sets": scored, "kl": _kl_entry(kl)}
+    write_json_atomic(run.eval_summary_path, summary)
+    for score in scores:
+        remove_kept(_partial_path(run, stage, score.label))
+    return dict(summary[stage])
+
+
+def eval_identity(config: RunConfig, sets: Sequence[EvalSet]) -> str:
+    """Digest what decides the base model's scores, so that scores of another question are never taken for these."""
+    parts = (
+        [fingerprint(list(questions.demonstrations)) for questions in sets],
+        config.model, config.context.student_template_kwargs, evaluation_sets(config), config.eval.temperature,
+        config.eval.num_samples, config.eval.seed, config.eval.kl_prompts, config.eval.kl_max_new_tokens,
+    )  # fmt: skip
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def has_stage(run: RunDirectory, stage: str, config: RunConfig, sets: Sequence[EvalSet], weights: str) -> bool:
+    """Whether a stage was scored already: these weights on these very questions."""
+    if not run.eval_summary_path.is_file():
+        return False
+    entry = read_json(run.eval_summary_path).get(stage, {})
+    return bool(entry.get("identity") == eval_identity(config, sets) and entry.get("weights") == weights)
+
+
+def seed_completions(
+    config: RunConfig, chat: ModelBundle, model: PreTrainedModel | PeftModel, directory: Path, *, untrained: bool
+) -> list[SeedCompletion]:
+    """Read the base model's completions, or let it write them now; the file's name tells what it belongs to."""
+    asked = (
+        config.model,
+        config.context.student_template_kwargs,
+        config.eval.kl_prompts,
+        config.eval.kl_max_new_tokens,
+    )
+    path = directory / f"seed_completions-{hashlib.sha256(repr(asked).encode()).hexdigest()[:8]}.jsonl"
+    if path.is_file():
+        return [
+            SeedCompletion(
+                row["example_id"], row["prompt"], row["text"], tuple(row["prompt_ids"]), tuple(row["token_ids"])
+            )
+            for row in read_jsonl(path)
+        ]
+    with (
+        Progress("base model: general prompts", config.eval.kl_prompts, "completions") as progress,
+        seed_context(config, model, untrained=untrained)() as seed,
+    ):
+        # The model itself with its adapter off keeps its engine; another copy, and its engine, live this long only.
+        same = inner_model(seed) is inner_model(model)
+        backend = (chat.backend if same else chat.new_backend)(seed, config.rollout, config.eval.batch_size)
+        completions = write_seed_completions(
+            backend, chat.renderer, config.eval.kl_prompts, config.eval.kl_max_new_tokens, tick(progress)
+        )
+    write_jsonl_atomic(path, [dataclasses.asdict(completion) for completion in completions])
+    return completions
+
+
+def measure_kl(
+    config: RunConfig,
+    chat: ModelBundle,
+    model: PreTrainedModel | PeftModel,
+    completions: Sequence[SeedCompletion],
+) -> SeedKL:
+    """Measure KL(base || model) on the seed's completions, with a progress bar."""
+    with Progress("KL to the base model", len(completions), "completions") as progress:
+        return kl_to_seed(
+            inner_model(model), seed_context(config, model), completions, chat.pad_token_id, tick(progress)
+        )
+
+
+def _without_records(score: SetScore) -> dict[str, Any]:
+    entry = {item.name: getattr(score, item.name) for item in dataclasses.fields(score) if item.name != "records"}
+    return {**entry, "pass_at": {str(k): value for k, value in score.pass_at.items()}}  # as JSON gives it back
+
+
+def _kl_entry(kl: SeedKL | None) -> dict[str, Any] | None:
+    return None if kl is None else dataclasses.asdict(kl)

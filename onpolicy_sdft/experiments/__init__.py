@@ -1,0 +1,1 @@
+"""Experiments of many runs: sweeps, sequences of tasks, comparisons of methods."""

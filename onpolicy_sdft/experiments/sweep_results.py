@@ -1,0 +1,255 @@
+"""Run directories to rows, rows to one table: mean, spread and number of runs of each point."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from onpolicy_sdft.config.sweep import canonical, shown_value
+from onpolicy_sdft.runs.directory import RunDirectory
+from onpolicy_sdft.runs.files import read_json, read_jsonl, write_json_atomic, write_text_atomic
+
+if TYPE_CHECKING:
+    from onpolicy_sdft.config.sweep import SweepConfig
+    from onpolicy_sdft.experiments.grid import Excluded
+    from onpolicy_sdft.experiments.sweep_plan import Plan, PlannedRun
+
+
+SWEEP_FILE = "sweep.json"
+TABLES = ("table.csv", "table.md")
+
+State = Literal["done", "failed", "stopped", "pending"]
+
+
+@dataclass(slots=True)
+class Row:
+    """One run and what became of it."""
+
+    name: str
+    run: str  # its directory, from the sweep's
+    point: dict[str, Any]
+    seed: int
+    state: State = "pending"
+    reason: str = ""  # why it failed or stopped
+    seconds: float = 0.0  # wall time, over all attempts
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+def start_rows(plan: Plan, directory: Path) -> list[Row]:
+    """Return a row for each run, with what an earlier call found: failed runs keep their reason."""
+    path = directory / SWEEP_FILE
+    saved = {row["name"]: row for row in read_json(path)["runs"]} if path.is_file() else {}
+    rows = []
+    for run in plan.runs:
+        old = saved.get(run.name, {})
+        row = Row(run.name, f"runs/{run.name}", run.point.values, run.seed, seconds=float(old.get("seconds", 0.0)))
+        if old.get("state") in ("failed", "stopped"):
+            row.state, row.reason = old["state"], old["reason"]
+        rows.append(row)
+    return rows
+
+
+def read_scores(path: Path, metrics: Sequence[str] = ()) -> dict[str, float]:
+    """Read the scores of a finished run.
+
+    Args:
+        path: The run directory.
+        metrics: Names of ``metrics.jsonl`` to average over the steps, besides what every run has.
+
+    Returns:
+        Metric by name; what the run has not is left out.
+    """
+    run = RunDirectory(path)
+    summary = read_json(run.eval_summary_path) if run.eval_summary_path.is_file() else {}
+    after = summary.get("after") or {}
+    scores = {f"eval/{item['label']}/score": item["score"] for item in after.get("sets", [])}
+    kl = after.get("kl") or {}
+    scores |= {name: kl[key] for name, key in (("eval/kl", "mean"), ("eval/nll", "nll_mean")) if key in kl}
+    steps = [record["values"] for record in read_jsonl(run.metrics_path)] if run.metrics_path.is_file() else []
+    scores["train/steps"] = len(steps)
+    if steps:
+        scores["train/total_loss_tokens"] = steps[-1]["train/total_loss_tokens"]
+        scores["train/seconds"] = sum(values["time/step_seconds"] for values in steps)
+    for name in metrics:
+        found = [values[name] for values in steps if values.get(name) is not None]
+        if name not in scores and found:
+            scores[name] = sum(found) / len(found)
+    return {name: float(value) for name, value in scores.items() if value is not None}
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Describe a metric over runs.
+
+    Args:
+        values: One a run, at least one.
+
+    Returns:
+        ``mean``, ``low`` (the smallest), ``high`` (the largest), ``sd`` (of a sample; None for one run), ``n`` and the
+        ``values`` themselves.
+    """
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    mean = statistics.fmean(values)
+    return {"mean": mean, "low": min(values), "high": max(values), "sd": sd, "n": len(values), "values": list(values)}
+
+
+def tabulate(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Put the runs of each point together.
+
+    Returns:
+        ``{"point", "scores": {metric: spread}, "num_failed"}`` a point, in the order of the runs. Runs that failed or
+        are not done yet have no part in the figures.
+    """
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(canonical(row.point), []).append(row)
+    table = []
+    for group in groups.values():
+        done = [row.scores for row in group if row.state == "done"]
+        names = dict.fromkeys(name for scores in done for name in scores)
+        figures = {name: spread([scores[name] for scores in done if name in scores]) for name in names}
+        num_failed = sum(row.state == "failed" for row in group)
+        table.append({"point": group[0].point, "scores": figures, "num_failed": num_failed})
+    return table
+
+
+def seed_model_scores(rows: Sequence[Row], directory: Path) -> dict[str, float]:
+    """Return the scores of the model before training, where all runs that are done agree on them."""
+    found: dict[str, set[float]] = {}
+    for row in rows:
+        path = RunDirectory(directory / row.run).eval_summary_path
+        if row.state == "done" and path.is_file():
+            for item in (read_json(path).get("before") or {}).get("sets", []):
+                found.setdefault(f"eval/{item['label']}/score", set()).add(item["score"])
+    return {name: values.pop() for name, values in found.items() if len(values) == 1}
+
+
+def shown_metrics(wanted: Sequence[str], table: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the columns of the table: those asked for, or all scores, the distance from the seed and the steps."""
+    if wanted:
+        return list(wanted)
+    names = dict.fromkeys(name for row in table for name in row["scores"])
+    return [name for name in names if name.startswith("eval/") and name != "eval/nll"] + ["train/steps"]
+
+
+def write_results(config: SweepConfig, plan: Plan, rows: Sequence[Row], directory: Path) -> list[dict[str, Any]]:
+    """Write ``sweep.json``, ``table.csv`` and ``table.md``; return the table."""
+    table = tabulate(rows)
+    metrics = shown_metrics(config.metrics, table)
+    seed_model = seed_model_scores(rows, directory)
+    record = {
+        "axes": {axis: [shown_value(axis, value) for value in values] for axis, values in config.axes.items()},
+        "seeds": config.seeds,
+        "metrics": metrics,
+        "runs": [asdict(row) for row in rows],
+        "table": table,
+        "seed_model": seed_model,
+        "excluded": [asdict(entry) for entry in plan.excluded],
+    }
+    write_json_atomic(directory / SWEEP_FILE, record)
+    csv_name, markdown_name = TABLES
+    write_text_atomic(directory / csv_name, to_csv(table, list(config.axes), metrics))
+    write_text_atomic(directory / markdown_name, to_markdown(table, list(config.axes), metrics, rows, plan, seed_model))
+    return table
+
+
+def to_csv(table: Sequence[Mapping[str, Any]], axes: Sequence[str], metrics: Sequence[str]) -> str:
+    """Write the table as CSV: a row a point; mean, sd, smallest, largest and number of runs of each metric."""
+    parts = ("mean", "sd", "low", "high", "n")
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*axes, *(f"{name} {part}" for name in metrics for part in parts), "failed"])
+    for row in table:
+        figures = [row["scores"].get(name, {}).get(part) for name in metrics for part in parts]
+        writer.writerow([*(plain_text(row["point"][axis]) for axis in axes), *figures, row["num_failed"]])
+    return out.getvalue()
+
+
+def cells(
+    table: Sequence[Mapping[str, Any]], axes: Sequence[str], metrics: Sequence[str]
+) -> tuple[list[str], list[list[str]]]:
+    """Return headings and cells of the table as text: mean ± standard deviation (smallest to largest)."""
+    columns = [*axes, *(_short(name) for name in metrics), "runs", "failed"]
+    rows = []
+    for row in table:
+        n = max((figure["n"] for figure in row["scores"].values()), default=0)
+        figures = [_figure(name, row["scores"].get(name)) for name in metrics]
+        rows.append([*(plain_text(row["point"][axis]) for axis in axes), *figures, str(n), str(row["num_failed"])])
+    return columns, rows
+
+
+def to_markdown(
+    table: Sequence[Mapping[str, Any]],
+    axes: Sequence[str],
+    metrics: Sequence[str],
+    rows: Sequence[Row],
+    plan: Plan,
+    seed_model: Mapping[str, float],
+) -> str:
+    """Write the table as Markdown, and under it what is not in it: failed and missing runs, what was left out."""
+    columns, body = cells(table, axes, metrics)
+    lines = [_markdown(columns), "|" + "---|" * len(columns), *map(_markdown, body), ""]
+    lines += [*notes(metrics, rows, plan.runs, plan.excluded, seed_model), ""]
+    return "\n".join(lines)
+
+
+def notes(
+    metrics: Sequence[str],
+    rows: Sequence[Row],
+    runs: Sequence[PlannedRun],
+    excluded: Sequence[Excluded],
+    seed_model: Mapping[str, float],
+) -> list[str]:
+    """Return what must be known beside the table, a paragraph each."""
+    found = ["Mean ± standard deviation over runs (smallest to largest); a run is one seed."]
+    known = [f"{_short(name)} {_number(name, seed_model[name])}" for name in metrics if name in seed_model]
+    if known:
+        found.append(f"Before training: {', '.join(known)}.")
+    if any(run.distilled for run in runs):
+        found.append("Runs of all seeds learn the same distilled set: the chance in writing it is not in their spread.")
+    missing = [name for name in metrics if not any(name in row.scores for row in rows if row.state == "done")]
+    if missing and any(row.state == "done" for row in rows):
+        found.append(f"No run has {', '.join(missing)}.")
+    for state in ("failed", "stopped", "pending"):
+        those = [row for row in rows if row.state == state]
+        if those:
+            listed = "; ".join(row.name + (f" ({row.reason})" if row.reason else "") for row in those)
+            found.append(f"{len(those)} {state}: {listed}")
+    for entry in excluded:
+        values = ", ".join(f"{axis} {plain_text(value)}" for axis, value in entry.values.items())
+        found.append(f"Left out: {values}" + (f" ({entry.why})" if entry.why else ""))
+    return [part for paragraph in found for part in ("", paragraph)][1:]
+
+
+def plain_text(value: Any) -> str:
+    """Return an axis value as people write it in YAML."""
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _figure(name: str, figure: Mapping[str, Any] | None) -> str:
+    if figure is None:
+        return "-"
+    if figure["n"] == 1:
+        return _number(name, figure["mean"])
+    mean, sd, low, high = (_number(name, figure[part]) for part in ("mean", "sd", "low", "high"))
+    return f"{mean} ± {sd} ({low} to {high})"
+
+
+def _number(name: str, value: float) -> str:
+    return f"{value:.3f}" if name.endswith("/score") else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _short(name: str) -> str:
+    """Return a metric as a heading: of a score the label of its set."""
+    return name.removeprefix("eval/").removesuffix("/score") if name.endswith("/score") else name
+
+
+def _markdown(row: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for cell in row) + " |"

@@ -1,0 +1,1 @@
+"""The main job: score, train, score again, export."""

@@ -1,0 +1,126 @@
+"""Export a run's model: adapter or merged, to a folder or the hub."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+
+from onpolicy_sdft.build.base import base_of
+from onpolicy_sdft.build.bundle import Say
+from onpolicy_sdft.build.loaded import LoadedRun, load_run
+from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.models.embedded import PREFIX
+from onpolicy_sdft.models.export import export_model, hold_in, merge_adapter, push_folder, refuse_foreign
+from onpolicy_sdft.models.load import is_adapter
+from onpolicy_sdft.runs.directory import RunDirectory
+from onpolicy_sdft.runs.files import read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from onpolicy_sdft.config.schema import RunConfig
+
+
+def export(
+    target: str | Path,
+    output: str | Path | None,
+    *,
+    merged: bool,
+    push_to_hub: str | None,
+    say: Say,
+    dtype: str | None = None,
+) -> Path | None:
+    """Write a run's model elsewhere, merged if asked, and push it to the hub if asked.
+
+    Args:
+        target: The run.
+        output: Directory to write.
+        merged: Fold the adapter into the base.
+        push_to_hub: Hub name to push to.
+        say: Told what was written.
+        dtype: Of a whole model; None: of a merged one that of the base's files, of a trained one as it was trained.
+
+    Returns:
+        Where it was written; None when it was only pushed.
+
+    Raises:
+        ConfigError: If neither an output nor a hub name is given, or the options do not go together.
+    """
+    if output is None and push_to_hub is None:
+        raise ConfigError("Say where to: --output DIR, or --push_to_hub USER/NAME.")
+    if output is not None:
+        refuse_foreign(Path(output).resolve())
+        if Path(target).resolve() in (Path(output).resolve(), *Path(output).resolve().parents):
+            raise ConfigError(f"--output {output} is inside the run itself. Fix: another directory.")
+    finished = load_run(target, say)
+    assert finished.run is not None
+    model = finished.model
+    base = base_of(finished.run, finished.config).name
+    if push_to_hub is not None and not merged and _is_here_only(model, base):
+        raise ConfigError(f"The adapter of {target} stands on {base}, which is on this machine only. Fix: --merged.")
+    if not merged and isinstance(model, PeftModel) and is_adapter(base):
+        raise ConfigError(f"The adapter of {target} stands on {base}, an adapter itself. Fix: --merged.")
+    facts = {**_facts(finished), "merged": str(merged).lower()}
+    if not isinstance(model, PeftModel):
+        if dtype is not None:
+            hold_in(model, getattr(torch, dtype))
+    elif merged:
+        if finished.config.model.load_in_4bit:
+            raise ConfigError("--merged cannot fold an adapter into a 4-bit base. Fix: export the adapter alone.")
+        model = merge_adapter(model, finished.chat.loaded.stored_dtype if dtype is None else getattr(torch, dtype))
+    elif dtype is not None:
+        raise ConfigError(f"--dtype {dtype} is for whole models, not for an adapter. Fix: --merged, or leave it out.")
+    if not isinstance(model, PeftModel):
+        facts["dtype"] = str(model.dtype).removeprefix("torch.") + ("" if dtype is None else ", as asked")
+        say(f"the weights are {facts['dtype']}")
+    summary, tokenizer = _scores(finished.run), finished.chat.loaded.tokenizer
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch) / "model" if output is None else Path(output)
+        export_model(model, tokenizer, directory, base, facts, summary)
+        if output is not None:
+            say(f"written to {output}")
+        if push_to_hub is not None:  # the very files: the libraries' own push leaves the stop tokens and the card out
+            push_folder(directory, push_to_hub)
+            say(f"pushed to {push_to_hub}")
+    return Path(output) if output is not None else None
+
+
+def _is_here_only(model: PreTrainedModel | PeftModel, base: str) -> bool:
+    return isinstance(model, PeftModel) and (base.startswith(PREFIX) or Path(base).is_dir())
+
+
+def _facts(finished: LoadedRun) -> dict[str, str]:
+    assert finished.run is not None
+    config = finished.config
+    manifest = read_json(finished.run.manifest_path) if finished.run.manifest_path.is_file() else {}
+    fingerprint = str((manifest.get("data_fingerprint") or {}).get("train", "unknown"))[:16]
+    facts = model_facts(config, config.data.path or config.data.name or "", fingerprint)
+    result = read_json(finished.run.result_path) if finished.run.result_path.is_file() else {}
+    if verdict := result.get("verdict"):
+        facts["compared with the start"] = verdict["text"]
+    return facts | {"run": finished.run.path.name}
+
+
+def model_facts(config: RunConfig, where: str, fingerprint: str) -> dict[str, str]:
+    """Return the lines of a model card that say how the model was made."""
+    return {
+        "method": {
+            "policy": "sdft" if config.objective.name == "nll" else "sdft_kl",
+            "demonstrations": "sft",
+            "distilled": "offline_sdft",
+        }[config.train.targets],
+        "data": f"{where} (sha256 {fingerprint[:16]})",
+        "objective": config.objective.name,
+        "teacher weights": config.teacher.weights,
+        "context template": config.context.template,
+        "seed": str(config.train.seed),
+    }
+
+
+def _scores(run: RunDirectory) -> Mapping[str, Any]:
+    return read_json(run.eval_summary_path) if run.eval_summary_path.is_file() else {}

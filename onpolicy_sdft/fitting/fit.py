@@ -1,0 +1,279 @@
+"""The main job: score the base model, train, score again, export."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from onpolicy_sdft.build.base import Start, base_of, has_base, make_base
+from onpolicy_sdft.build.bundle import ModelBundle, Say, context_window, load_chat, say_nothing
+from onpolicy_sdft.build.data import Data, load_rows, make_views, refuse_unaskable
+from onpolicy_sdft.build.preflight import print_preflight
+from onpolicy_sdft.build.trainer import make_trainer
+from onpolicy_sdft.config.check import evaluation_sets
+from onpolicy_sdft.data.eval_sets import EvalSet, load_eval_sets
+from onpolicy_sdft.data.preflight import refuse_beyond_window
+from onpolicy_sdft.eval.evaluate import evaluate_stage, has_stage, score_sets
+from onpolicy_sdft.eval.preview import keep_look, look, preview_of, refresh_run, restore_look
+from onpolicy_sdft.eval.retention import general_prompts
+from onpolicy_sdft.eval.turn_end import describe_turn_end, turn_end_probability
+from onpolicy_sdft.fitting.export import model_facts
+from onpolicy_sdft.fitting.gate import gate_sets, hold_back, make_guards
+from onpolicy_sdft.fitting.identity import claim_run, earlier_date, identity_of, see_one_directory, weights_digest
+from onpolicy_sdft.fitting.start import find_start, inherit_scores, take_up_weights, trained_to
+from onpolicy_sdft.fitting.verdict import Verdict, reach_verdict
+from onpolicy_sdft.models.export import export_model
+from onpolicy_sdft.models.lora import inner_model, prepare_trainable
+from onpolicy_sdft.models.randomness import runs_whole
+from onpolicy_sdft.models.ready import make_ready
+from onpolicy_sdft.models.sizes import count_parameters
+from onpolicy_sdft.offline.file import find_file, read_rows, take_up
+from onpolicy_sdft.rollout.hf import CollectiveDecoding
+from onpolicy_sdft.runs.directory import RunDirectory
+from onpolicy_sdft.runs.files import file_digest, write_json_atomic
+from onpolicy_sdft.runs.manifest import git_state
+from onpolicy_sdft.runs.progress import Progress, say_to_stderr
+from onpolicy_sdft.train.backend import Backend
+from onpolicy_sdft.train.checkpoint import Checkpointer
+from onpolicy_sdft.train.launch import make_backend
+from onpolicy_sdft.train.loop import FitResult, Hooks, Loop, make_plan
+from onpolicy_sdft.train.step import Trainer
+from onpolicy_sdft.train.trackers import check_trackers, open_trackers
+from onpolicy_sdft.types import Ranks
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from onpolicy_sdft.config.schema import RunConfig
+    from onpolicy_sdft.models.teacher import Teacher
+
+
+_TURN_END_ROWS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOutcome:
+    """What a training job left behind."""
+
+    run: RunDirectory
+    result: FitResult
+    summary: Mapping[str, Any]  # eval/summary.json; empty when nothing was scored
+    is_first: bool = True  # of several ranks: the one that writes the report
+    verdict: Verdict | None = None  # how the model compares with the start; None where none was left
+
+
+def fit(config: RunConfig, command: Sequence[str] = (), say: Say = say_to_stderr) -> TrainOutcome:
+    """Run the main job of a config.
+
+    Everything that can be wrong with options, data and model is found before the first step; an interrupted run
+    leaves a checkpoint and is taken up with ``train.resume=auto``.
+
+    Args:
+        config: Checked options.
+        command: The command line, for the manifest.
+        say: Told what is going on, a line at a time.
+
+    Raises:
+        SdftError: On anything the user can mend.
+    """
+    with ExitStack() as held:
+        return _fit(config, command, say, held)
+
+
+def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -> TrainOutcome:
+    check_trackers(config.train.trackers)
+    torch.use_deterministic_algorithms(config.train.deterministic, warn_only=True)
+    # A debugging aid of torch's that would cost a pass over every new buffer.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    backend = make_backend(config.train.precision, config.train.rank_timeout_seconds)
+    backend.check(config)
+    say = say if backend.rank == 0 else say_nothing
+    task, rows = load_rows(config)
+    rows, held_back = hold_back(config, task, rows, say)
+    sets = load_eval_sets(evaluation_sets(config))
+    validation = load_eval_sets(config.eval.validation, "eval.validation")
+    general_prompts(config.eval.kl_prompts)  # asking for more than there are is refused here, not after training
+    date = backend.on_first(lambda: earlier_date(config, say))
+    config = dataclasses.replace(config, context=dataclasses.replace(config.context, date=date))
+    with warnings.catch_warnings(action="always", category=UserWarning):
+        # Weights that will be divided go to the device part by part.
+        device = backend.device if backend.shards.in_place else torch.device("cpu")
+        together = CollectiveDecoding(backend, backend.inside) if config.rollout.weights == "sharded" else None
+        start = backend.on_first(lambda: find_start(config, say))
+        chat = load_chat(_with_base(config, start, backend, say), say, backend, device, together)
+    views = make_views(config, chat, task, rows, asks_teacher=config.train.targets == "policy")
+    data = _take_up_distilled(config, chat, views, say)
+    gated = gate_sets(config, task, held_back, sets)
+    refuse_unaskable(chat, [*sets, *validation, *gated])
+    plan = make_plan(config.train, len(data.prepared.views), backend.num_ranks)
+    if backend.rank == 0:
+        print_preflight(data, config, chat, say, screens=config.train.targets == "policy")
+    if backend.rank == 0 and chat.loaded.model.device.type == backend.device.type:
+        with backend.autocast():
+            _say_turn_end(config, chat, data, say)
+    base = weights_digest(chat.loaded.model)
+    model = prepare_trainable(chat.loaded.model, config.lora, config.model, config.train.seed)
+    with backend.autocast():  # as it learns: some attention kernels take no float32
+        make_ready(model, chat.loaded, say)
+    trainable, total = count_parameters(model)
+    say(f"{trainable / 1e6:.2f} M of {total / 1e6:.1f} M parameters are trained on {backend.num_ranks} ranks")
+    identity = identity_of(config, data, start, gated, base, chat.renderer.date)
+    if backend.num_ranks > 1:
+        facts = {**dataclasses.asdict(config), "data fingerprint": data.loaded.fingerprint}
+        facts |= {name: identity[name] for name in ("base weights", "prompts and targets")}
+        facts["model"] = {**facts["model"], "cache_dir": None}
+        backend.refuse_disagreement({**facts, "code": git_state(Path(__file__).parents[2])})
+    run = backend.on_first(partial(claim_run, config, data, identity, command, backend, held, say))
+    if backend.rank == 0:
+        held.push(partial(_write_error, run))
+    see_one_directory(run, backend)
+
+    progress = Progress("train", plan.num_steps, "steps", enabled=backend.rank == 0)
+    trainer = make_trainer(config, chat, data, model, backend, plan, progress)
+    teacher = trainer.teacher
+    model = teacher.model  # from here on weights are read only
+    if start is not None:
+        take_up_weights(config, start, trainer, say)
+    preview = preview_of(config, trainer, data.prepared.views)
+    goes_on = config.train.resume == "auto" and backend.on_first(lambda: bool(run.checkpoint_steps()))
+    if preview is not None and not goes_on:  # before anything that takes long: it may refuse the settings
+        look(config, preview, progress.note)
+        keep_look(trainer)
+    scored = config.eval.before_and_after and bool(sets or config.eval.kl_prompts)
+    origin = f"start {start.digest if start else 'base model'}"
+    if scored and not backend.on_first(
+        lambda: has_stage(run, "before", config, sets, origin) or inherit_scores(config, sets, run, start, origin, say)
+    ):
+        with teacher.weights("live"):
+            evaluate_stage(config, chat, model, sets, run, "before", backend, weights=origin)
+    guards = make_guards(config, chat, data, gated, trainer, run, identity, progress, say)
+    if _resume(config, run, guards.checkpointer, trainer, progress, say):
+        restore_look(trainer)
+    is_first = backend.rank == 0
+    trackers = open_trackers(config.train.trackers, run.path, dataclasses.asdict(config), is_main_process=is_first)
+
+    def export(path: Path, summary: Mapping[str, Any], verdict: Verdict | None = None) -> None:
+        weights = backend.weights() if chat.together is not None else None  # nothing whole is there to be read
+        with teacher.weights("live"):
+            backend.on_first(partial(_export, config, chat, model, data, run, path, summary, weights, verdict))
+
+    loop = Loop(
+        trainer, data.prepared.views, plan, config, run, guards.checkpointer, trackers, progress,
+        hooks=Hooks(
+            validate=partial(_validate, config, chat, teacher, validation, backend) if validation else None,
+            save_best=lambda: export(run.best_path, {}),
+            refresh=partial(refresh_run, trainer, preview) if preview is not None else None,
+        ),
+        guards=guards,
+    )  # fmt: skip
+    try:
+        result = loop.fit()
+    finally:
+        for tracker in trackers:
+            tracker.finish()
+    record = {"reason": result.reason, "best_score": trainer.state.best_score}
+    backend.on_first(lambda: write_json_atomic(run.result_path, record))
+    if result.exit_code:
+        return TrainOutcome(run, result, {}, is_first)
+    summary: dict[str, Any] = {}
+    if scored:
+        with teacher.weights("live"):
+            taught = trained_to(trainer.state.step, trainer.state.total_loss_tokens)
+            summary = {"after": evaluate_stage(config, chat, model, sets, run, "after", backend, weights=taught)}
+    verdict = backend.on_first(lambda: reach_verdict(run, guards.gate, config.gate.max_p_value, summary))
+    export(run.model_path, summary, verdict)
+    backend.on_first(lambda: write_json_atomic(run.result_path, {**record, "verdict": dataclasses.asdict(verdict)}))
+    return TrainOutcome(run, result, summary, is_first, verdict)
+
+
+def _write_error(
+    run: RunDirectory, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+) -> None:
+    """Write down which error ends a run, for whoever started it as one of several."""
+    if kind is not None:
+        write_json_atomic(run.result_path, {"reason": str(error), "error": kind.__name__})
+
+
+def _say_turn_end(config: RunConfig, chat: ModelBundle, data: Data, say: Say) -> None:
+    """Say how likely the model ends its turn where a demonstration ends, where its weights are whole."""
+    model, rows = chat.loaded.model, data.prepared.views[:_TURN_END_ROWS]
+    if not runs_whole(inner_model(model)):
+        return
+    views = [each for each in rows if each.response_ids and each.response_ids[-1] == chat.renderer.terminator_id]
+    if not views:
+        return
+    name = str(chat.loaded.tokenizer.convert_ids_to_tokens(chat.renderer.terminator_id))
+    probability = turn_end_probability(model, views)
+    say(describe_turn_end(probability, name, len(views), adapters=config.lora.enabled))
+
+
+def _with_base(config: RunConfig, start: Start | None, backend: Backend, say: Say) -> RunConfig:
+    """Return the config with the model that is loaded: the base model, or a base that adapters were merged into."""
+    if not backend.on_first(lambda: has_base(config)):
+        return config
+    backend.on_first(lambda: make_base(config, start, say))
+    return dataclasses.replace(config, model=base_of(RunDirectory(Path(config.train.output_dir)), config))
+
+
+def _take_up_distilled(config: RunConfig, chat: ModelBundle, data: Data, say: Say) -> Data:
+    """Put the responses of a distilled file in the place of the demonstrations', where one is the target source."""
+    if config.train.targets != "distilled" or config.train.distilled is None:
+        return data
+    path = find_file(config.train.distilled)
+    views, num_dropped = take_up(data.prepared.views, read_rows(path), path, chat.renderer.decode)
+    say(f"{len(views)} targets from {path}" + (f"; {num_dropped} rows were dropped there" if num_dropped else ""))
+    prepared = dataclasses.replace(data.prepared, views=views)
+    refuse_beyond_window(prepared, config.rollout.max_new_tokens, context_window(chat))
+    loaded = dataclasses.replace(data.loaded, fingerprint=f"{data.loaded.fingerprint}+{file_digest(path)}")
+    return dataclasses.replace(data, loaded=loaded, prepared=prepared)
+
+
+def _validate(
+    config: RunConfig, chat: ModelBundle, teacher: Teacher, sets: Sequence[EvalSet], ranks: Ranks
+) -> dict[str, float]:
+    with teacher.weights("live"):
+        scores = score_sets(config, chat, teacher.model, sets, "validation", ranks)
+    return {f"eval/{score.label}/score": score.score for score in scores}
+
+
+def _export(
+    config: RunConfig,
+    chat: ModelBundle,
+    model: PreTrainedModel | PeftModel,
+    data: Data,
+    run: RunDirectory,
+    directory: Path,
+    summary: Mapping[str, Any],
+    weights: Mapping[str, torch.Tensor] | None,
+    verdict: Verdict | None,
+) -> None:
+    facts = model_facts(config, data.loaded.where, data.loaded.fingerprint)
+    facts["rows"] = str(len(data.prepared.views))
+    if verdict is not None:
+        facts["compared with the start"] = verdict.text
+    base = base_of(run, config).name
+    export_model(model, chat.loaded.tokenizer, directory, base, facts, summary, weights)
+
+
+def _resume(
+    config: RunConfig, run: RunDirectory, checkpointer: Checkpointer, trainer: Trainer, progress: Progress, say: Say
+) -> bool:
+    """Take up the newest checkpoint if there is one and it is asked for; whether it was."""
+    if config.train.resume != "auto":
+        return False
+    source = checkpointer.resume(trainer.state)
+    dropped = trainer.backend.on_first(lambda: run.truncate_after_step(trainer.state.step))
+    if source is not None:
+        progress.begin_at(trainer.state.step)
+        say(f"resuming from {source} (step {trainer.state.step}; {dropped} later log lines dropped)")
+    return source is not None

@@ -1,0 +1,190 @@
+"""What makes a run the run it is, and the record of it: claimed before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from onpolicy_sdft.config.load import dump_config
+from onpolicy_sdft.data.sources import fingerprint
+from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.runs.directory import RunDirectory
+from onpolicy_sdft.runs.files import file_digest, read_json, write_json_atomic, write_text_atomic
+from onpolicy_sdft.runs.manifest import collect_manifest
+from onpolicy_sdft.train.checkpoint import newest_checkpoint, refuse_other_run
+
+if TYPE_CHECKING:
+    from onpolicy_sdft.build.base import Start
+    from onpolicy_sdft.build.data import Data
+    from onpolicy_sdft.config.schema import RunConfig
+    from onpolicy_sdft.data.eval_sets import EvalSet
+    from onpolicy_sdft.train.backend import Backend
+
+_DATE = "date in the chat template (context.date)"
+_MARK_SECONDS = 10
+_DIGEST_PART = 1 << 20  # numbers
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # whole numbers of as many bytes
+Say = Callable[[str], None]
+
+#: Sections that a resumed run must have as the run it goes on with.
+_FROZEN_SECTIONS = ("lora", "context", "feedback", "screening", "probe", "objective", "teacher", "optim", "gate")
+
+
+def claim_run(
+    config: RunConfig,
+    data: Data,
+    identity: Mapping[str, Any],
+    command: Sequence[str],
+    backend: Backend,
+    held: ExitStack,
+    say: Say,
+) -> RunDirectory:
+    """Make the run directory ours, on the first rank: refuse another run's, write what this run is."""
+    run = RunDirectory.create(config.train.output_dir, resume=config.train.resume == "auto")
+    held.enter_context(run.claimed())
+    refuse_other_run(run, identity, say)
+    _write_identity(config, data, run, command, backend)
+    return run
+
+
+def earlier_date(config: RunConfig, say: Say) -> str | None:
+    """Return ``context.date``; of a run that goes on and gives none, the date that its chat template saw before."""
+    path = Path(config.train.output_dir)
+    if config.context.date is not None or config.train.resume != "auto" or not path.is_dir():
+        return config.context.date
+    found = newest_checkpoint(RunDirectory(path), lambda text: None)
+    date = found[1]["identity"].get(_DATE) if found else None
+    if date:
+        say(f"the chat template goes on with the date of the run's start: context.date={date}")
+    return date or None
+
+
+def see_one_directory(run: RunDirectory, backend: Backend) -> None:
+    """Refuse ranks that would read another output directory than the first one writes to; every rank must call it.
+
+    Raises:
+        ConfigError: With each rank's working directory.
+    """
+    if backend.num_ranks == 1:
+        return
+    mark = run.path / ".seen"
+    token = backend.on_first(lambda: _leave_mark(mark))
+    seen = backend.gather((_finds(mark, token), str(Path.cwd())))
+    backend.on_first(lambda: mark.unlink(missing_ok=True))
+    if blind := [rank for rank, (sees, _) in enumerate(seen) if not sees]:
+        raise ConfigError(
+            f"Rank {blind[0]}, in {seen[blind[0]][1]}, does not see what rank 0, in {seen[0][1]}, writes to "
+            f"train.output_dir={str(run.path)!r}. Fix: an absolute path on a file system that all ranks share."
+        )
+
+
+def _leave_mark(mark: Path) -> str:
+    token = secrets.token_hex(8)
+    write_text_atomic(mark, token)
+    return token
+
+
+def _finds(mark: Path, token: str) -> bool:
+    for _ in range(_MARK_SECONDS):  # a network file system shows a new file late
+        if mark.is_file() and mark.read_text(encoding="utf-8") == token:
+            return True
+        time.sleep(1)
+    return False
+
+
+@torch.no_grad()
+def weights_digest(model: torch.nn.Module) -> str:
+    """Digest a model's weights as they were loaded, by the sum of each one's bits; a pass over memory, no more.
+
+    Weights that are divided among ranks while they are loaded have no digest; they are empty here.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        bits = parameter.detach().contiguous().view(_BITS[parameter.element_size()]).flatten()
+        # In parts: a sum in int64 makes a copy of its numbers in int64 first.
+        total = sum((part.sum(dtype=torch.int64) for part in bits.split(_DIGEST_PART)), torch.tensor(0))
+        digest.update(f"{name} {tuple(parameter.shape)} {int(total)}".encode())
+    return digest.hexdigest()
+
+
+def identity_of(
+    config: RunConfig, data: Data, start: Start | None, gated: Sequence[EvalSet], base: str, date: str
+) -> dict[str, Any]:
+    """What must not change between a checkpoint and the run that goes on from it: what was read, not its name alone.
+
+    Args:
+        config: The run's options.
+        data: Its rows and their prompts.
+        start: The weights it began with, where those are another run's.
+        gated: What the gate asks.
+        base: :func:`weights_digest` of the model before adapters.
+        date: What a chat template that reads the clock sees; empty for others.
+    """
+    frozen = dataclasses.asdict(config)
+    same = ("targets", "seed", "batch_size", "precision", "micro_batch_tokens", "layout")
+    train = {key: frozen["train"][key] for key in same}
+    if config.train.max_steps is None:
+        train["num_epochs"] = config.train.num_epochs
+    moving = config.rollout.temperature_end is not None or config.rollout.min_p_end is not None
+    if config.optim.schedule == "cosine" or moving:
+        train["max_steps"] = config.train.max_steps
+    return {
+        "data": data.loaded.fingerprint,
+        _DATE: date,
+        "prompts and targets": data.prepared.digest,  # as tokens: chat template, context template, dates, tokenizer
+        "base weights": base,
+        "task": frozen["task"],
+        "task files": [_task_digest(each["name"]) for each in _tasks(frozen)],
+        "model": {**frozen["model"], "cache_dir": None},
+        **{section: frozen[section] for section in _FROZEN_SECTIONS},
+        "context": {**frozen["context"], "date": None},  # said above, for templates that have one
+        "rollout": {**frozen["rollout"], "weights": None},  # where they are read from changes nothing
+        "replay": [source["task"] for source in frozen["replay"]["sources"]],  # the rest is in the data's fingerprint
+        "start": None if start is None else [start.digest, config.train.carry, config.train.keep_optimizer],
+        "train": train,
+        "questions of the gate": [[each.label, fingerprint(list(each.demonstrations))] for each in gated],
+    }
+
+
+def _tasks(frozen: Mapping[str, Any]) -> list[Any]:
+    return [frozen["task"], *(source["task"] for source in frozen["replay"]["sources"])]
+
+
+def _task_digest(name: str) -> str:
+    """Digest the file of a task of one's own; empty for others."""
+    path = Path(name.rpartition(":")[0]).expanduser()
+    return file_digest(path) if path.suffix == ".py" and path.is_file() else ""
+
+
+def _write_identity(config: RunConfig, data: Data, run: RunDirectory, command: Sequence[str], backend: Backend) -> None:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    manifest = collect_manifest(
+        command=list(command),
+        seeds={"train.seed": config.train.seed, "eval.seed": config.eval.seed, "data.seed": config.data.seed},
+        data_fingerprint={"train": data.loaded.fingerprint},
+        gpu_names=gpus,
+        extra={
+            "num_ranks": backend.num_ranks,
+            "num_demonstrations": len(data.prepared.views),
+            "skipped_rows": len(data.loaded.skipped),
+            "dropped_ids": list(data.prepared.dropped_ids),
+            "trimmed_ids": list(data.prepared.trimmed_ids),
+            "bad_rows": len(data.prepared.bad_rows),
+        },
+    )
+    if run.manifest_path.is_file():  # a resumed run keeps the record of its start
+        manifest = {**read_json(run.manifest_path), "resumed": [*_resumptions(run), manifest]}
+    write_text_atomic(run.config_path, dump_config(config))
+    write_json_atomic(run.manifest_path, manifest)
+
+
+def _resumptions(run: RunDirectory) -> list[Any]:
+    return list(read_json(run.manifest_path).get("resumed", []))

@@ -1,0 +1,126 @@
+"""Where training starts when that is not the base model: the last weights of another run, such as the task before."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onpolicy_sdft.build.base import Start, is_merged
+from onpolicy_sdft.build.bundle import Say
+from onpolicy_sdft.config.load import load_config
+from onpolicy_sdft.errors import ConfigError, RunDirectoryError
+from onpolicy_sdft.eval.evaluate import eval_identity
+from onpolicy_sdft.runs.directory import RunDirectory
+from onpolicy_sdft.runs.files import differences, file_digest, read_json, write_json_atomic
+from onpolicy_sdft.train.checkpoint import load_start, newest_checkpoint, weights_file
+
+if TYPE_CHECKING:
+    from onpolicy_sdft.config.schema import RunConfig
+    from onpolicy_sdft.data.eval_sets import EvalSet
+    from onpolicy_sdft.train.step import Trainer
+
+
+def find_start(config: RunConfig, say: Say) -> Start | None:
+    """Return the run that a config starts from, checked to fit; None for the base model.
+
+    Raises:
+        ConfigError: If it trained another model, or other weights of it.
+        RunDirectoryError: If there is no such run, or it has no whole checkpoint.
+    """
+    train = config.train
+    if train.start_from is None:
+        return None
+    if Path(train.start_from).resolve() == Path(train.output_dir).resolve():
+        raise ConfigError(f"train.start_from={train.start_from} is train.output_dir itself. Fix: name another.")
+    run = RunDirectory.open(train.start_from, require=["config.yaml"])
+    earlier = load_config(run.config_path)
+    if train.carry == "continue" and is_merged(earlier):
+        raise ConfigError(
+            f"The adapter of train.start_from={train.start_from} stands on a base that earlier tasks were merged into "
+            "(its train.carry=merge), so it cannot go on over the base model. Fix: --train.carry merge."
+        )
+    mine, theirs = (_weights_of(each, train.carry) for each in (config, earlier))
+    if differing := differences(theirs, mine):
+        key = differing[0]
+        raise ConfigError(
+            f"train.start_from={train.start_from} has another {key}: {theirs[key]!r}, this run {mine[key]!r}. Fix: "
+            "the same model and adapters" + (", or --train.carry merge." if config.lora.enabled else ".")
+        )
+    found = newest_checkpoint(run, say)
+    if found is None:
+        raise RunDirectoryError(
+            f"train.start_from={train.start_from} has no checkpoint to start from. Fix: finish that run first "
+            "(--train.resume auto)."
+        )
+    return Start(run, found[0], file_digest(weights_file(found[0])))
+
+
+def _weights_of(config: RunConfig, carry: str) -> dict[str, object]:
+    """What must be the same so that one run's weights mean anything in another."""
+    model = {**dataclasses.asdict(config.model), "cache_dir": None}
+    for name in ("dtype", "attn_implementation", "gradient_checkpointing"):  # how they are held, not what they are
+        model.pop(name)
+    if carry == "merge":
+        return {"model": model, "lora.enabled": config.lora.enabled}
+    lora = {name: value for name, value in dataclasses.asdict(config.lora).items() if name != "dropout"}
+    return {"model": model, "lora": lora if config.lora.enabled else None}
+
+
+def trained_to(step: int, num_loss_tokens: int) -> str:
+    """Say how far weights were trained: the mark of their scores."""
+    return f"step {step}, {num_loss_tokens} loss tokens"
+
+
+def take_up_weights(config: RunConfig, start: Start, trainer: Trainer, say: Say) -> None:
+    """Put the weights of the run before into a policy that has not been trained yet; a task starts here.
+
+    Every rank must call it. With ``train.carry=merge`` they are in the base already.
+    """
+    if config.train.carry == "continue":
+        load_start(start.checkpoint, trainer.backend, trainer.schedule, with_optimizer=config.train.keep_optimizer)
+        say(f"starting from {start.checkpoint}")
+    trainer.teacher.start_stage()
+
+
+def inherit_scores(
+    config: RunConfig, sets: Sequence[EvalSet], run: RunDirectory, start: Start | None, origin: str, say: Say
+) -> bool:
+    """Take scores of the weights this run starts from that another run measured already, on the very same questions.
+
+    Args:
+        config: Of this run.
+        sets: Its questions.
+        run: Where the scores go.
+        start: The run that this one goes on from.
+        origin: What tells the weights it starts from.
+        say: Told where they are from, or that there are none.
+
+    Returns:
+        Whether there were any; then they are this run's scores ``before``.
+    """
+    if start is not None:
+        source, stage, mark = start.run, "after", f"step {start.step},"
+    elif config.eval.seed_scores is not None:
+        source, stage, mark = RunDirectory.open(config.eval.seed_scores), "before", "start base model"
+    else:
+        return False
+    found = read_json(source.eval_summary_path) if source.eval_summary_path.is_file() else {}
+    entry = found.get(stage, {})
+    if entry.get("identity") != eval_identity(config, sets) or not str(entry.get("weights")).startswith(mark):
+        say(f"{source.path} has no scores of these weights on these very questions: they are measured")
+        return False
+    run.eval_path.mkdir(exist_ok=True)
+    for scores in entry["sets"]:
+        label = scores["label"]
+        shutil.copyfile(source.eval_records_path(stage, label), run.eval_records_path("before", label))
+    for completions in source.eval_path.glob("seed_completions-*.jsonl"):
+        shutil.copyfile(completions, run.eval_path / completions.name)
+    summary = read_json(run.eval_summary_path) if run.eval_summary_path.is_file() else {}
+    write_json_atomic(
+        run.eval_summary_path, {**summary, "before": {**entry, "weights": origin, "taken_from": str(source.path)}}
+    )
+    say(f"scores before training are those of {source.path}")
+    return True

@@ -1,1 +1,0 @@
-"""The composition root: config in, working objects and whole jobs out. The only room that knows every other."""

@@ -1,0 +1,277 @@
+"""Whoever loads an export with plain transformers or PEFT gets the model that was scored."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    GenerationConfig,
+    LlamaConfig,
+    Qwen2Config,
+    Qwen3MoeConfig,
+)
+
+from onpolicy_sdft import fit, load_config, load_run
+from onpolicy_sdft.cli.main import main
+from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.fitting import export as finished
+from onpolicy_sdft.fitting.export import export
+from onpolicy_sdft.models.load import load
+from onpolicy_sdft.runs.files import read_jsonl
+from tests.conftest import make_tokenizer
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 264, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 1024, "initializer_range": 0.3, "bos_token_id": 256,
+    "eos_token_id": 258, "pad_token_id": None,
+}  # fmt: skip
+MOE = {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+FAMILIES: dict[str, Any] = {
+    "llama": lambda: LlamaConfig(**SIZES, tie_word_embeddings=False),
+    "qwen2 tied": lambda: Qwen2Config(**SIZES, tie_word_embeddings=True),
+    "gemma2": lambda: Gemma2Config(**SIZES, head_dim=8, sliding_window=8, query_pre_attn_scalar=8),
+    "qwen3 moe": lambda: Qwen3MoeConfig(**SIZES, **MOE),
+}
+ATTENTION = {"gemma2": "eager"}  # others: the default of transformers
+END, LEARNED = 258, 257  # <|endoftext|> is what the tokenizer and the generation config name; the template writes 257
+YAML = """
+model: {{name: {model}}}
+lora: {{r: 4, alpha: 8}}
+data: {{path: {data}}}
+task: {{name: exact}}
+rollout: {{max_new_tokens: 8}}
+screening: {{truncated: keep, looping: keep, length: keep, check: keep}}
+optim: {{lr: 0.02, warmup_steps: 0}}
+train: {{batch_size: 3, max_steps: 2, micro_batch_tokens: 400}}
+eval: {{before_and_after: false}}
+"""
+IDS = torch.tensor([[1, 2, 3, 40, 50, 60, 70]])
+PROMPTS = ["say one", "say two and three"]
+
+
+def base(path: Path, family: str, dtype: torch.dtype = torch.float32, **generation: Any) -> Path:
+    """A tiny model whose template ends turns with another token than its tokenizer names; it has no padding token."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(FAMILIES[family]()).to(dtype)
+    model.save_pretrained(path)
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": END, **generation}))
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": "<|endoftext|>", "additional_special_tokens": ["<|im_end|>"]})
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def train(model: Path, name: str, said: list[str] | None = None, **options: Any) -> Path:
+    run = model.parent / name
+    data = model.parent / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"say {w}", "response": w}) + "\n" for w in ("one", "two", "six")))
+    config = model.parent / f"{name}.yaml"
+    config.write_text(YAML.format(model=model, data=data))
+    options = {"train.output_dir": str(run), **{key.replace("__", "."): value for key, value in options.items()}}
+    fit(load_config(config, **options), ["sdft", "train"], [].append if said is None else said.append)
+    return run
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    found: torch.Tensor = model.eval()(input_ids=IDS).logits.float()
+    return found
+
+
+def assert_is(model: Any, run: Path, folder: Path, tolerance: float = 1e-4) -> None:
+    """The model gives the run's own logits, and with the folder's generation config the run's own greedy texts."""
+    own = load_run(run)
+    torch.testing.assert_close(logits(model), logits(own.model), atol=tolerance, rtol=0)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model.generation_config = GenerationConfig.from_pretrained(folder)
+    assert set(model.generation_config.eos_token_id) == {END, LEARNED}
+    for prompt, text in zip(PROMPTS, own.sample(PROMPTS, max_new_tokens=12), strict=True):
+        turns = [{"role": "user", "content": prompt}]
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        written = model.generate(**ids, max_new_tokens=12, do_sample=False, pad_token_id=LEARNED)
+        assert tokenizer.decode(written[0, ids["input_ids"].shape[1] :], skip_special_tokens=True) == text
+
+
+CASES = [
+    ("llama", "all-linear"),
+    ("llama", ["q_proj", "embed_tokens"]),
+    ("qwen2 tied", "all-linear"),
+    ("qwen2 tied", ["v_proj", "down_proj"]),
+    ("gemma2", "all-linear"),
+    ("qwen3 moe", "all-linear"),
+    ("qwen3 moe", ["q_proj", "gate_proj", "up_proj"]),
+]
+
+
+@pytest.mark.parametrize(("family", "targets"), CASES)
+def test_an_adapter_and_its_merged_export_are_the_model_that_was_trained(tmp_path, family, targets):
+    model = base(tmp_path / "base", family)
+    run = train(model, "run", lora__target_modules=targets)
+    asked = {"attn_implementation": ATTENTION.get(family)}
+    assert_is(AutoPeftModelForCausalLM.from_pretrained(run / "model", **asked), run, run / "model")
+    plain = tmp_path / "plain"
+    export(run, plain, merged=True, push_to_hub=None, say=[].append)
+    assert_is(AutoModelForCausalLM.from_pretrained(plain, **asked), run, plain)
+    assert not torch.allclose(
+        logits(load_run(run).model), logits(AutoModelForCausalLM.from_pretrained(model)), atol=0.1
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_full_export_is_the_model_that_was_trained(tmp_path, family):
+    run = train(base(tmp_path / "base", family), "run", lora__enabled=False, optim__lr=1e-3)
+    assert f"* attention: {ATTENTION.get(family, 'sdpa')}\n" in (run / "model" / "README.md").read_text()
+    plain = AutoModelForCausalLM.from_pretrained(run / "model", attn_implementation=ATTENTION.get(family))
+    assert_is(plain, run, run / "model")
+
+
+def test_the_export_has_the_tokenizer_as_it_came(tmp_path):
+    model = base(tmp_path / "base", "llama")
+    run = train(model, "run")
+    first, second = (AutoTokenizer.from_pretrained(path) for path in (model, run / "model"))
+    assert first.pad_token is second.pad_token is None
+    assert (first.chat_template, first.get_vocab(), first.eos_token) == (
+        second.chat_template, second.get_vocab(), second.eos_token,
+    )  # fmt: skip
+
+
+def test_the_best_weights_and_what_is_pushed_stop_where_the_run_stops(tmp_path, monkeypatch):
+    model = base(tmp_path / "base", "llama")
+    words = {"label": "w", "data": {"path": str(tmp_path / "rows.jsonl")}, "task": {"name": "exact"}}
+    run = train(
+        model, "run", eval__validation=[words], eval__every_steps=1, eval__best_metric="eval/w/score",
+        lora__enabled=False,
+    )  # fmt: skip
+    pushed = {}
+
+    def push(folder: Path, name: str) -> None:
+        pushed[name] = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+        assert "stop tokens" in (folder / "README.md").read_text()
+
+    monkeypatch.setattr(finished, "push_folder", push)
+    export(run, None, merged=False, push_to_hub="me/mine", say=[].append)
+    best = next(path.parent for path in run.rglob("generation_config.json") if "best" in path.parts)
+    assert set(GenerationConfig.from_pretrained(best).eos_token_id) == set(pushed["me/mine"]) == {END, LEARNED}
+
+
+def test_an_adapter_on_a_folder_is_not_pushed_alone(tmp_path):
+    run = train(base(tmp_path / "base", "llama"), "run", train__max_steps=1)
+    with pytest.raises(ConfigError, match="--merged"):
+        export(run, None, merged=False, push_to_hub="me/mine", say=[].append)
+
+
+@pytest.mark.parametrize(
+    "idle",
+    [
+        {"do_sample": False, "temperature": 0.6, "top_k": 20},
+        {"do_sample": False, "typical_p": 0.5, "num_beams": 1, "length_penalty": 2.0},
+        {"pad_token_id": -1, "output_scores": True},
+    ],
+)
+@pytest.mark.parametrize("lora", [True, False])
+def test_a_generation_config_that_cannot_be_saved_costs_no_model(tmp_path, idle, lora):
+    said: list[str] = []
+    run = train(base(tmp_path / "base", "llama", **idle), "run", said, train__max_steps=1, lora__enabled=lora)
+    assert set(GenerationConfig.from_pretrained(run / "model").eos_token_id) == {END, LEARNED}
+    assert any("generation config" in line for line in said)
+
+
+def test_what_cannot_be_saved_is_refused_before_the_first_step(tmp_path, monkeypatch):
+    model = base(tmp_path / "base", "llama")
+
+    def explode(self: Any, *_: Any, **__: Any) -> None:
+        raise OSError("no such template")
+
+    monkeypatch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", explode)
+    with pytest.raises(Exception, match="could not be saved after training"):
+        train(model, "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(("asked", "found"), [(None, torch.bfloat16), ("float32", torch.float32)])
+def test_a_merged_export_has_the_dtype_of_the_bases_files_unless_another_is_asked_for(tmp_path, asked, found):
+    run = train(base(tmp_path / "base", "llama", torch.bfloat16), "run")
+    said: list[str] = []
+    plain = tmp_path / "plain"
+    export(run, plain, merged=True, push_to_hub=None, say=said.append, dtype=asked)
+    weights = load_file(plain / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {found} == {AutoConfig.from_pretrained(plain).dtype}
+    assert any(str(found).removeprefix("torch.") in line for line in said)
+    assert_is(AutoModelForCausalLM.from_pretrained(plain).float(), run, plain, 0.5 if asked is None else 1e-4)
+
+
+def test_a_full_run_says_which_dtype_it_is_exported_in_and_another_can_be_asked_for(tmp_path):
+    said: list[str] = []
+    run = train(base(tmp_path / "base", "llama", torch.bfloat16), "run", said, lora__enabled=False, train__max_steps=1)
+    assert AutoConfig.from_pretrained(run / "model").dtype == torch.float32
+    assert any("files are bfloat16; it is trained and exported in float32" in line for line in said)
+    export(run, tmp_path / "half", merged=False, push_to_hub=None, say=[].append, dtype="bfloat16")
+    assert {t.dtype for t in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.bfloat16}
+    assert "dtype: bfloat16, as asked" in (tmp_path / "half" / "README.md").read_text()
+
+
+def test_the_dtype_of_an_adapter_is_not_asked_for(tmp_path, capsys):
+    run = train(base(tmp_path / "base", "llama"), "run", train__max_steps=1)
+    assert main(["export", str(run), "--output", str(tmp_path / "x"), "--dtype", "bfloat16"]) != 0
+    assert "--merged" in capsys.readouterr().err
+
+
+def test_a_run_on_an_exported_adapter_exports_the_same_model_however_it_is_loaded(tmp_path):
+    model = base(tmp_path / "base", "llama")
+    first = train(model, "first")
+    second = train(first / "model", "../second", train__output_dir=str(tmp_path / "second"))
+    third = train(second / "model", "../third", train__output_dir=str(tmp_path / "third"))
+    for run in (second, third):
+        assert_is(AutoPeftModelForCausalLM.from_pretrained(run / "model"), run, run / "model")
+        plain = tmp_path / f"{run.name}-plain"
+        export(run, plain, merged=True, push_to_hub=None, say=[].append)
+        assert_is(AutoModelForCausalLM.from_pretrained(plain), run, plain)
+    own = logits(load_run(third).model)
+    torch.testing.assert_close(logits(load(load_config(**{"model.name": str(third / "model")}).model).model), own)
+    assert not torch.allclose(own, logits(load_run(first).model), atol=0.1)
+
+
+def test_an_adapter_whose_base_is_an_adapter_is_loaded_with_both(tmp_path):
+    """As an earlier version exported it: the second names the first's folder as its base."""
+    model = base(tmp_path / "base", "llama")
+    first = train(model, "first")
+    second = train(first / "model", "../second", train__output_dir=str(tmp_path / "second"))
+    own = logits(load_run(second).model)
+    path = second / "model" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": str(first / "model")}))
+    loaded = load(load_config(**{"model.name": str(second / "model")}).model)
+    torch.testing.assert_close(logits(loaded.model), own, atol=1e-4, rtol=0)
+    shutil.rmtree(second / "base")  # it made no base of its own
+    torch.testing.assert_close(logits(load_run(second).model), own, atol=1e-4, rtol=0)
+    with pytest.raises(ConfigError, match="an adapter itself"):
+        export(second, tmp_path / "alone", merged=False, push_to_hub=None, say=[].append)
+
+
+def test_the_models_own_dropout_is_in_the_export_though_it_is_off_while_it_learns(tmp_path):
+    model = base(tmp_path / "base", "llama")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.25}))
+    run = train(model, "run", lora__enabled=False, train__max_steps=1)
+    assert AutoConfig.from_pretrained(run / "model").attention_dropout == 0.25
+
+
+def test_steps_that_change_nothing_have_the_same_loss_though_the_base_drops_out(tmp_path):
+    model = base(tmp_path / "base", "llama")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.5}))
+    run = train(model, "run", train__targets="demonstrations", optim__lr=1e-12, train__max_steps=3)
+    losses = [row["values"]["loss/total"] for row in read_jsonl(run / "metrics.jsonl")]
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-6)

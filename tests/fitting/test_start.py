@@ -1,0 +1,253 @@
+"""Starting from another run: its weights, its scores, and what the teacher's kinds of weights mean then."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from onpolicy_sdft import fit, load_config, load_run
+from onpolicy_sdft.build.base import make_base
+from onpolicy_sdft.errors import ConfigError, RunDirectoryError
+from onpolicy_sdft.fitting.start import find_start
+from onpolicy_sdft.models.load import load
+from onpolicy_sdft.runs.files import read_json, read_jsonl
+
+YAML = """
+model: {{name: {model}}}
+lora: {{r: 4, alpha: 8}}
+data: {{path: {data}}}
+task: {{name: exact}}
+rollout: {{max_new_tokens: 8}}
+screening: {{truncated: keep, looping: keep, length: keep, check: keep}}
+optim: {{lr: 0.02, warmup_steps: 0}}
+train: {{batch_size: 4, max_steps: 3, micro_batch_tokens: 400}}
+eval:
+  kl_prompts: 3
+  kl_max_new_tokens: 6
+  sets:
+    - {{label: words, data: {{path: {data}, limit: 4}}, task: {{name: exact}}, max_new_tokens: 5}}
+"""
+IDS = torch.tensor([[1, 2, 3, 40, 50, 60, 70]])
+
+
+def quiet(text: str) -> None:
+    """Say nothing."""
+
+
+@pytest.fixture
+def config(tmp_path: Path, model_dir: Path) -> Path:
+    words = ("one", "two", "three", "four", "five", "six", "seven")
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"say {word}", "response": word}) + "\n" for word in words))
+    path = tmp_path / "config.yaml"
+    path.write_text(YAML.format(model=model_dir, data=data))
+    return path
+
+
+def train(config: Path, name: str, **options) -> Path:
+    run = config.parent / name
+    options = {key.replace("__", "."): value for key, value in options.items()}
+    fit(load_config(config, **{"train.output_dir": str(run), **options}), ["sdft", "train"], quiet)
+    return run
+
+
+@torch.no_grad()
+def logits(run: Path) -> torch.Tensor:
+    return load_run(run).model(input_ids=IDS).logits
+
+
+def newest(run: Path, file: str) -> Path:
+    return sorted((run / "checkpoints").glob("step-*"))[-1] / file
+
+
+STILL = {"optim__lr": 1e-12, "train__max_steps": 1}
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_training_goes_on_from_the_weights_the_run_before_left(config, lora):
+    first = train(config, "first", lora__enabled=lora)
+    seed = logits_of_seed(config)
+    second = train(config, "second", lora__enabled=lora, train__start_from=str(first), **STILL)
+    assert not torch.allclose(logits(first), seed, atol=1e-2)
+    torch.testing.assert_close(logits(second), logits(first), atol=1e-5, rtol=0)
+
+
+def logits_of_seed(config: Path) -> torch.Tensor:
+    with torch.no_grad():
+        return load(load_config(config).model).model(input_ids=IDS).logits
+
+
+def test_a_merged_adapter_is_the_base_of_a_new_one_and_a_third_task_stands_on_both(config):
+    first = train(config, "first")
+    merge = {"train__carry": "merge"}
+    second = train(config, "second", train__start_from=str(first), **merge, **STILL)
+    torch.testing.assert_close(logits(second), logits(first), atol=1e-4, rtol=0)
+    moved = train(config, "moved", train__start_from=str(first), **merge)
+    third = train(config, "third", train__start_from=str(moved), **merge, **STILL)
+    assert not torch.allclose(logits(moved), logits(first), atol=1e-2)
+    torch.testing.assert_close(logits(third), logits(moved), atol=1e-4, rtol=0)
+    adapter = json.loads((third / "model" / "adapter_config.json").read_text())
+    assert Path(adapter["base_model_name_or_path"]) == third / "base"
+
+
+@pytest.mark.parametrize("carry", ["continue", "merge"])
+def test_the_seed_model_stays_the_seed_whatever_a_run_starts_from(config, carry):
+    """Distances are from ``model.name``, and the scores of the run before are taken over."""
+    first = train(config, "first")
+    second = train(config, "second", train__start_from=str(first), train__carry=carry, **STILL)
+    before, after = (read_json(second / "eval" / "summary.json")[stage] for stage in ("before", "after"))
+    earlier = read_json(first / "eval" / "summary.json")["after"]
+    assert before["sets"] == earlier["sets"]
+    assert before["taken_from"] == str(first)
+    assert read_jsonl(second / "eval" / "before-words.jsonl") == read_jsonl(first / "eval" / "after-words.jsonl")
+    assert earlier["kl"]["mean"] > 0.01
+    assert after["kl"]["mean"] == pytest.approx(earlier["kl"]["mean"], rel=2e-2)
+
+
+def test_scores_are_measured_where_the_run_before_was_asked_other_questions(config):
+    first = train(config, "first", eval__kl_prompts=0)
+    second = train(config, "second", train__start_from=str(first), **STILL)
+    assert "taken_from" not in read_json(second / "eval" / "summary.json")["before"]
+
+
+def test_scores_of_the_seed_model_are_taken_over_from_another_run(config):
+    first = train(config, "first")
+    second = train(config, "second", eval__seed_scores=str(first), optim__lr=1e-3)
+    before = [read_json(run / "eval" / "summary.json")["before"] for run in (first, second)]
+    assert before[1]["taken_from"] == str(first)
+    assert before[0]["sets"] == before[1]["sets"]
+
+
+def test_the_optimizers_moments_are_kept_if_asked_and_new_otherwise(config):
+    first = train(config, "first")
+    kept = train(config, "kept", train__start_from=str(first), train__keep_optimizer=True, **STILL)
+    new = train(config, "new", train__start_from=str(first), **STILL)
+    steps = []
+    for run in (first, kept, new):
+        state = torch.load(newest(run, "optimizer.pt"), weights_only=True)["optimizer"]
+        steps.append(float(next(iter(state["state"].values()))["step"]))
+        assert state["groups"][0]["lr"] == pytest.approx(0.02 if run == first else 1e-12)
+    assert steps == [3.0, 4.0, 1.0]
+
+
+@pytest.mark.parametrize("carry", ["continue", "merge"])
+def test_a_run_that_started_from_another_resumes_bit_for_bit(config, carry):
+    first = train(config, "first", train__max_steps=2)
+    options = {
+        "train__start_from": str(first), "train__carry": carry, "eval__before_and_after": False,
+        "teacher__weights": "stage",
+    }  # fmt: skip
+    whole = train(config, "whole", train__max_steps=4, **options)
+    train(config, "parts", train__max_steps=2, **options)
+    parts = train(config, "parts", train__max_steps=4, train__resume="auto", **options)
+    weights = [load_file(newest(run, "trainable.safetensors")) for run in (whole, parts)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_stage_teacher_writes_with_what_the_run_before_left(config):
+    """With one more step of any size, what the teacher writes at step 1 is what the last weights write."""
+    first = train(config, "first")
+    options = {
+        "train__start_from": str(first),
+        "train__max_steps": 2,
+        "eval__before_and_after": False,
+        "optim__lr": 0.5,
+    }
+    staged = train(config, "staged", teacher__weights="stage", **options)
+    still = train(config, "still", **{**options, "optim__lr": 1e-12})
+    written = [[row["rollout"] for row in read_jsonl(run / "rollouts.jsonl")] for run in (staged, still)]
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"lora.r": 8}, "another lora"),
+        ({"train.start_from": "nowhere"}, "no such directory"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(config, options, named):
+    first = train(config, "first", train__max_steps=1, eval__before_and_after=False)
+    second = config.parent / "second"
+    asked = {"train.start_from": str(first), "train.output_dir": str(second), **options}
+    with pytest.raises(Exception, match=named):
+        fit(load_config(config, **asked), [], quiet)
+    assert not second.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"train.carry": "merge"}, "start_from is unset"),
+        ({"train.keep_optimizer": True}, "start_from is unset"),
+        ({"train.start_from": "x", "train.carry": "merge", "lora.enabled": False}, "continue"),
+        ({"train.start_from": "x", "train.carry": "merge", "train.keep_optimizer": True}, "moments"),
+        ({"train.start_from": "x", "train.carry": "merge", "teacher.weights": "base"}, "stage"),
+    ],
+)
+def test_options_of_a_start_that_contradict_one_another_are_refused(config, options, named):
+    with pytest.raises(ConfigError, match=named):
+        load_config(config, **options)
+
+
+def test_rehearsed_demonstrations_are_learned_along_each_checked_by_its_own_task(config):
+    rows = [{"prompt": f"letter {n}?\n\nA. x\nB. y", "response": "B", "choices": ["x", "y"]} for n in range(6)]
+    letters = config.parent / "letters.jsonl"
+    letters.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"label": "letters", "data": {"path": str(letters)}, "task": {"name": "multiple_choice"}}
+    run = train(
+        config, "run", replay__sources=[source], replay__rate=0.4, eval__before_and_after=False,
+        train__rollout_samples=8, train__max_steps=6, screening__check="fallback",
+    )  # fmt: skip
+    ids = {row["example_id"] for row in read_jsonl(run / "rollouts.jsonl")}
+    assert sum(example.startswith("letters/") for example in ids) >= 3
+    assert any(not example.startswith("letters/") for example in ids)
+    assert read_json(run / "manifest.json")["num_demonstrations"] == 12
+
+
+def test_training_ends_at_the_score_that_is_enough_and_says_so(config):
+    words = {"label": "words", "data": {"path": str(config.parent / "rows.jsonl")}, "task": {"name": "exact"}}
+    asked = {
+        "eval__validation": [words], "eval__every_steps": 1, "eval__best_metric": "eval/words/score",
+        "eval__before_and_after": False,
+    }  # fmt: skip
+    enough = train(config, "enough", eval__stop_score=0.0, **asked)
+    assert [row["step"] for row in read_jsonl(enough / "metrics.jsonl")] == [1]
+    result = read_json(enough / "result.json")
+    assert (result["reason"], result["best_score"]) == ("stop_score", 0.0)
+    never = train(config, "never", eval__stop_score=1.0, **asked)
+    assert len(read_jsonl(never / "metrics.jsonl")) == 3
+    assert read_json(never / "result.json")["reason"] == "finished"
+
+
+def test_an_adapter_on_a_merged_base_cannot_go_on_over_the_seed_and_means_nothing_without_its_base(config):
+    first = train(config, "first", train__max_steps=1)
+    second = train(config, "second", train__start_from=str(first), train__carry="merge", **STILL)
+    with pytest.raises(ConfigError, match="carry merge"):
+        train(config, "third", train__start_from=str(second))
+    (second / "base").rename(second / "gone")
+    with pytest.raises(RunDirectoryError, match="means nothing without it"):
+        load_run(second)
+
+
+def test_a_merged_base_is_made_anew_for_other_weights(config):
+    first = train(config, "first", train__max_steps=1)
+    asked = load_config(
+        config, **{"train.start_from": str(first), "train.carry": "merge", "train.output_dir": str(config.parent / "x")}
+    )
+    start = find_start(asked, quiet)
+    assert start is not None
+    make_base(asked, start, quiet)
+    card = config.parent / "x" / "base" / "README.md"
+    made = card.stat().st_mtime_ns
+    make_base(asked, start, quiet)
+    assert card.stat().st_mtime_ns == made
+    train(config, "first", train__max_steps=2, train__resume="auto")
+    later = find_start(asked, quiet)
+    assert later is not None
+    make_base(asked, later, quiet)
+    assert later.digest in card.read_text()
