@@ -6,9 +6,10 @@ import dataclasses
 import difflib
 import functools
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
@@ -36,12 +37,59 @@ else:
     register_type(Verbatim, lambda value: value, lambda value: value, type_check=lambda value, kind: True)
 
 
-def make_parser(prog: str, description: str) -> ArgumentParser:
+class Parser(ArgumentParser):
+    """A parser to which a later list of records is a list of its own.
+
+    jsonargparse lets the items of a list inherit what they leave out from an earlier list of the same length, place
+    by place: an evaluation set would take the limit of another one. An empty list between the two keeps them apart.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.record_lists: list[str] = []
+
+    def add_options(self, kind: type[Any], section: str | None = None) -> None:
+        """Add an option for each field of a dataclass, under ``section.`` where one is given."""
+        self.add_class_arguments(kind, section)
+        for name, hint in get_type_hints(kind).items():
+            if get_origin(hint) is list and dataclasses.is_dataclass(get_args(hint)[0]):
+                self.record_lists.append(f"{section}.{name}" if section else name)
+
+    def parse_args(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Any:  # type: ignore[override]
+        """Parse arguments; see the class."""
+        given = sys.argv[1:] if args is None else list(args)
+        return super().parse_args(self._with_empty_lists(given), *others, **options)
+
+    def _with_empty_lists(self, arguments: Sequence[str]) -> list[str]:
+        found: list[str] = []
+        for index, argument in enumerate(arguments):
+            flag, has_value, value = argument.partition("=")
+            if flag == "--config":
+                file = value if has_value else "".join(arguments[index + 1 : index + 2])
+                found += [f"--{name}=[]" for name in self.record_lists if _sets(file, name)]
+            elif flag.removeprefix("--") in self.record_lists:
+                found.append(f"{flag}=[]")
+            found.append(argument)
+        return found
+
+
+def _sets(file: str, option: str) -> bool:
+    """Whether a YAML file gives an option a value; one that cannot be read does not, and is refused elsewhere."""
+    try:
+        node = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    for part in option.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node is not None
+
+
+def make_parser(prog: str, description: str) -> Parser:
     """Return a parser with every option of :class:`RunConfig` as ``--section.field`` and ``--config FILE``."""
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
+    parser = Parser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of options; flags after it win.")
     for name, kind in get_type_hints(RunConfig).items():
-        parser.add_class_arguments(kind, name)
+        parser.add_options(kind, name)
     return parser
 
 
@@ -79,7 +127,7 @@ def load_config(*files: str | Path, **overrides: Any) -> RunConfig:
 
 
 @functools.cache
-def kept_parser(prog: str) -> ArgumentParser:
+def kept_parser(prog: str) -> Parser:
     """Return the parser of runs, made once: it takes longer to make than to use, and plans load many configs."""
     return make_parser(prog, "")
 
@@ -96,9 +144,9 @@ def load_plan(kind: type[Plan], prog: str, description: str, arguments: Sequence
     Raises:
         ConfigError: As :func:`parse`.
     """
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
+    parser = Parser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of options; flags after it win.")
-    parser.add_class_arguments(kind)
+    parser.add_options(kind)
     try:
         namespace = parser.parse_args(list(arguments))
     except (ArgumentError, OSError) as error:
@@ -185,6 +233,7 @@ def _explain_value(message: str, name: str) -> str:
     kinds = re.findall(r"Expected an? (.*?)(?=\.? Got value| - Expected| Given value|$)", text)
     wanted = [kind for kind in dict.fromkeys(kinds) if not kind.startswith("typing.Literal")]
     wanted = ["null" if "NoneType" in kind else re.sub(r"<class '(\w+)'>", r"\1", kind) for kind in wanted]
+    wanted.sort(key="null".__eq__)  # versions of the parser differ in their order
     near = difflib.get_close_matches(value, choices, n=1)
     hint = f" The nearest is {near[0]!r}." if near else ""
     return f"{name}={value!r} is not usable: expected {' or '.join([*map(repr, choices), *wanted])}.{hint}"

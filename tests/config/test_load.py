@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from onpolicy_sdft.config.load import dump_config, field_names, load_config, make_parser, parse
+from onpolicy_sdft.config.load import dump_config, field_names, load_config, load_plan, make_parser, parse
 from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig
+from onpolicy_sdft.config.sequence import SequenceConfig
 from onpolicy_sdft.errors import ConfigError
 
 
@@ -227,3 +230,31 @@ def test_every_field_of_every_section_has_a_text():
     source = (Path(__file__).parents[2] / "onpolicy_sdft/config/schema.py").read_text()
     sections = [type(getattr(RunConfig(), section.name)) for section in dataclasses.fields(RunConfig)]
     assert [kind.__name__ for kind in (*sections, EvalSetConfig, RunConfig) if not documented(kind, source)] == []
+
+
+def test_a_later_list_of_records_inherits_nothing_from_an_earlier_one(tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    data = {"name": "embedded:list_functions", "split": "test", "limit": 12}
+    task = {"name": "python_code", "options": {"allow_execution": True}}
+    item = {"label": "a", "data": data, "task": task, "max_new_tokens": 99, "retention": True}
+    own = {"label": "b", "data": {"path": "x.jsonl"}, "task": {"name": "exact"}}
+    for place, more in (("sets", {}), ("validation", {"every_steps": 1})):
+        first.write_text(yaml.safe_dump({"eval": {place: [item], **more}}))
+        second.write_text(yaml.safe_dump({"eval": {place: [own], **more}}))
+        alone = getattr(load_config(second).eval, place)
+        assert getattr(load_config(first, second).eval, place) == alone
+        assert getattr(load_config(first, **{f"eval.{place}": [own]}).eval, place) == alone
+        given = ["--config", str(first), f"--eval.{place}", json.dumps([own])]
+        assert getattr(parse(make_parser("sdft train", ""), given)[0].eval, place) == alone
+        both = ["--config", str(first), f"--eval.{place}+", json.dumps(own)]
+        assert [each.label for each in getattr(parse(make_parser("sdft train", ""), both)[0].eval, place)] == ["a", "b"]
+
+
+def test_the_stages_of_a_sequence_inherit_nothing_from_those_of_an_earlier_file(tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    rows = {"path": "a.jsonl", "limit": 3}
+    stage = {"label": "a", "data": rows, "test": rows, "max_new_tokens": 6, "options": {"optim.lr": 1.0}}
+    first.write_text(yaml.safe_dump({"stages": [stage]}))
+    second.write_text(yaml.safe_dump({"stages": [{"label": "b", "data": {"path": "b"}, "test": {"path": "b"}}]}))
+    both = load_plan(SequenceConfig, "sdft continual", "", ["--config", str(first), "--config", str(second)])
+    assert both.stages == load_plan(SequenceConfig, "sdft continual", "", ["--config", str(second)]).stages

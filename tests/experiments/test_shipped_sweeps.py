@@ -30,6 +30,8 @@ RUN: dict[str, list[dict[str, object]]] = {
         {"context.template": "prior_turn", "shown": "own and 1 other"},
         {"context.template": "work", "shown": "4 others"},
     ],
+    "forgetting": [{"method": "sft"}],
+    "forgetting_own_words": [{"method": "sdft"}],
     "learning_rate": [{"method": "sft", "optim.lr": 1e-4}],
     "lora_rank": [{"method": "sdft", "rank": "full"}],
     "objective_view": [
