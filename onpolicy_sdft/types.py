@@ -48,8 +48,8 @@ class Demonstration:
 
 
 @dataclass(frozen=True, slots=True)
-class Views:
-    """A demonstration as the model meets it: the two prompt views and the answer, as token ids."""
+class PromptPair:
+    """A demonstration as the model meets it: the student's and the teacher's prompt and the answer, as token ids."""
 
     demonstration: Demonstration
     student_ids: tuple[int, ...]  # bare prompt, generation header included
@@ -200,7 +200,7 @@ class Measures:
 class Target:
     """What the student learns for one demonstration."""
 
-    views: Views
+    pair: PromptPair
     token_ids: tuple[int, ...]  # the loss tokens, terminator included when there is one
     text: str
     verdict: Verdict  # "keep": the rollout is learned; "fallback": the demonstration is; "drop", "spare": nothing is

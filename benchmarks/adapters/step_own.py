@@ -10,7 +10,7 @@ import sys
 
 from benchmarks.adapters.steps import Channel, peak_mib
 from onpolicy_sdft.build.bundle import load_chat
-from onpolicy_sdft.build.data import load_rows, make_views
+from onpolicy_sdft.build.data import load_rows, make_prompt_pairs
 from onpolicy_sdft.build.trainer import make_trainer
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.models.lora import prepare_trainable
@@ -24,17 +24,17 @@ def main() -> None:
     channel, settings = Channel(), json.loads(sys.argv[1])
     config = load_config(*settings["configs"], **settings["overrides"])
     chat = load_chat(config)
-    data = make_views(config, chat, *load_rows(config))
+    data = make_prompt_pairs(config, chat, *load_rows(config))
     model = prepare_trainable(chat.loaded.model, config.lora, config.model, config.train.seed)
     backend, size = Backend(config.train.precision), config.train.batch_size
-    views = data.prepared.views
+    pairs = data.prepared.pairs
     with Progress("step", 1, "steps", enabled=False) as progress:
-        plan = Plan(len(views) // size, None)
+        plan = Plan(len(pairs) // size, None)
         trainer = make_trainer(config, chat, data, model, backend, plan, progress)
         channel.say({"ready": True, "num_parameters": sum(p.numel() for p in model.parameters())})
         while channel.wait():
             start = trainer.state.step * size
-            metrics = trainer.train_step(make_batch(views[start : start + size], trainer.num_samples, trainer.backend))
+            metrics = trainer.train_step(make_batch(pairs[start : start + size], trainer.num_samples, trainer.backend))
             values = metrics.values
             channel.say(
                 {
@@ -43,8 +43,8 @@ def main() -> None:
                     "score": values["time/score_seconds"],
                     "learn": values["time/learn_seconds"],
                     "num_tokens": values["train/num_loss_tokens"],
-                    "num_prompt_tokens": sum(len(target.views.student_ids) for target in metrics.targets),
-                    "num_teacher_tokens": sum(len(target.views.teacher_ids) for target in metrics.targets),
+                    "num_prompt_tokens": sum(len(target.pair.student_ids) for target in metrics.targets),
+                    "num_teacher_tokens": sum(len(target.pair.teacher_ids) for target in metrics.targets),
                     "writes_bare": config.rollout.view == "student",
                     "peak_mib": peak_mib(),
                 }

@@ -20,7 +20,7 @@ from torch import distributed, multiprocessing
 
 from benchmarks.adapters.steps import Channel, peak_mib
 from onpolicy_sdft.build.bundle import load_chat
-from onpolicy_sdft.build.data import load_rows, make_views
+from onpolicy_sdft.build.data import load_rows, make_prompt_pairs
 from onpolicy_sdft.build.trainer import make_trainer
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.models.lora import prepare_trainable
@@ -50,11 +50,11 @@ def work(rank: int, settings: dict[str, Any], port: int, channel: Channel | None
     backend = make_backend(config.train.precision, 3600.0)
     together = CollectiveDecoding(backend, backend.inside) if config.rollout.weights == "sharded" else None
     chat = load_chat(config, ranks=backend, device=backend.device, together=together)
-    data = make_views(config, chat, *load_rows(config))
+    data = make_prompt_pairs(config, chat, *load_rows(config))
     model = prepare_trainable(chat.loaded.model, config.lora, config.model, config.train.seed)
-    views, size = data.prepared.views, config.train.batch_size
+    pairs, size = data.prepared.pairs, config.train.batch_size
     with Progress("step", 1, "steps", enabled=False) as progress:
-        trainer = make_trainer(config, chat, data, model, backend, Plan(len(views) // size, None), progress)
+        trainer = make_trainer(config, chat, data, model, backend, Plan(len(pairs) // size, None), progress)
         reader = trainer.teacher.reader
         moved = _bytes_to_gather(reader) if isinstance(reader, GatheredCopy) else 0
         if channel is not None:
@@ -62,7 +62,7 @@ def work(rank: int, settings: dict[str, Any], port: int, channel: Channel | None
         while _ask(channel):
             start = trainer.state.step * size
             values = trainer.train_step(
-                make_batch(views[start : start + size], trainer.num_samples, trainer.backend)
+                make_batch(pairs[start : start + size], trainer.num_samples, trainer.backend)
             ).values
             peaks = backend.gather(peak_mib())
             if channel is not None:

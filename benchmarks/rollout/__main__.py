@@ -23,7 +23,7 @@ from scipy import stats
 
 from benchmarks.rollout import contenders as kinds
 from onpolicy_sdft.build.bundle import load_chat
-from onpolicy_sdft.build.data import load_rows, make_views
+from onpolicy_sdft.build.data import load_rows, make_prompt_pairs
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.models.load import resolve_source
 from onpolicy_sdft.rollout.weights import pack_linear
@@ -78,9 +78,9 @@ def load(config: dict[str, Any]) -> tuple[Any, list[Any]]:
     run = load_config(ROOT / config["run_config"], **{"model.dtype": config["dtype"], **config.get("overrides", {})})
     chat = load_chat(run)
     task, rows = load_rows(run)
-    views = make_views(run, chat, task, rows).prepared.views[: config["num_requests"]]
+    pairs = make_prompt_pairs(run, chat, task, rows).prepared.pairs[: config["num_requests"]]
     limit = config["max_new_tokens"]
-    return chat, [kinds.request_of(v.teacher_ids, v.response_ids, v.demonstration.example_id, limit) for v in views]
+    return chat, [kinds.request_of(v.teacher_ids, v.response_ids, v.demonstration.example_id, limit) for v in pairs]
 
 
 def rounds(

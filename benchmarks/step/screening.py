@@ -22,7 +22,7 @@ from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks import load_task
 from onpolicy_sdft.train.source import PolicySource, Sampling
-from onpolicy_sdft.types import Demonstration, SamplingParams, Turn, Views
+from onpolicy_sdft.types import Demonstration, PromptPair, SamplingParams, Turn
 
 RIGHT = "def f(x):\n    return sorted(x)\n"
 PROGRAMS = (RIGHT, "import re\n" + RIGHT, "def f(x):\n    return x\n", "import collections\ndef f(x):\n    return y\n")
@@ -43,25 +43,25 @@ def decode(token_ids: Sequence[int]) -> str:
     return f"```python\n{PROGRAMS[sum(token_ids) % len(PROGRAMS)]}```"
 
 
-def make_views(num: int) -> list[Views]:
+def make_prompt_pairs(num: int) -> list[PromptPair]:
     """Demonstrations of one problem, each with a prompt of its own."""
     fields = {"tests": ["assert f([2, 1]) == [1, 2]"]}
     return [
-        Views(Demonstration(str(i), (Turn("user", "Sort."),), RIGHT, fields), (2, i + 2), (2, 3, i + 2), (5,) * 64)
+        PromptPair(Demonstration(str(i), (Turn("user", "Sort."),), RIGHT, fields), (2, i + 2), (2, 3, i + 2), (5,) * 64)
         for i in range(num)
     ]
 
 
-def after(source: PolicySource, screen: Screen, views: Sequence[Views], step: int) -> list[str]:
+def after(source: PolicySource, screen: Screen, pairs: Sequence[PromptPair], step: int) -> list[str]:
     """Judge when all is written."""
-    rollouts = source.rollouts(views, step=step)
-    return [target.reason for target in screen(views, rollouts, lambda v, n: source.rollouts(v, step=step, attempt=n))]
+    rollouts = source.rollouts(pairs, step=step)
+    return [target.reason for target in screen(pairs, rollouts, lambda v, n: source.rollouts(v, step=step, attempt=n))]
 
 
-def beside(source: PolicySource, screen: Screen, views: Sequence[Views], step: int) -> list[str]:
+def beside(source: PolicySource, screen: Screen, pairs: Sequence[PromptPair], step: int) -> list[str]:
     """Judge what has ended while the rest is written, as a step of training does."""
-    with screen.watch(views) as watch:
-        rollouts = source.rollouts(views, step=step, watch=watch)
+    with screen.watch(pairs) as watch:
+        rollouts = source.rollouts(pairs, step=step, watch=watch)
         targets = watch.targets(rollouts, lambda v, n: source.rollouts(v, step=step, attempt=n))
     return [target.reason for target in targets]
 
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=96)
     parser.add_argument("--check", choices=["fallback", "resample"], default="fallback")
     options = parser.parse_args()
-    source, views = make_source(options.max_new_tokens), make_views(options.batch_size)
+    source, pairs = make_source(options.max_new_tokens), make_prompt_pairs(options.batch_size)
     task = load_task("python_code", {"allow_execution": True})
     kept = dict.fromkeys(("empty", "truncated", "looping", "banned", "length"), "keep")
     screen = Screen(ScreeningConfig(**kept, check=options.check), task, decode)  # type: ignore[arg-type]
@@ -83,7 +83,7 @@ def main() -> None:
         reasons = []
         for name, way in ways.items() if step % 2 else reversed(ways.items()):
             started = time.perf_counter()
-            reasons.append(way(source, screen, views, step + 1))
+            reasons.append(way(source, screen, pairs, step + 1))
             if step >= 0:
                 seconds[name].append(time.perf_counter() - started)
         assert reasons[0] == reasons[1]

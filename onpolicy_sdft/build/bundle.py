@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from peft import PeftModel
 
-from onpolicy_sdft.data.views import Renderer
+from onpolicy_sdft.data.renderer import Renderer
 from onpolicy_sdft.models.generation import settle_generation
 from onpolicy_sdft.models.load import LoadedModel, load, terminator_ids
 from onpolicy_sdft.models.lora import inner_model

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """The demonstrations, their check, and both views of each."""
+    """The demonstrations, their check, and both prompts of each."""
 
     task: Task
     loaded: DemonstrationSet
@@ -50,10 +50,10 @@ def load_rows(config: RunConfig) -> tuple[Task, DemonstrationSet]:
     return MixedTask(task, tasks) if tasks else task, mixed
 
 
-def make_views(
+def make_prompt_pairs(
     config: RunConfig, chat: ModelBundle, task: Task, loaded: DemonstrationSet, *, asks_teacher: bool = True
 ) -> Data:
-    """Make both views of every demonstration fit the configured limits and the model's own context window.
+    """Make both prompts of every demonstration fit the configured limits and the model's own context window.
 
     Args:
         config: Of the run.

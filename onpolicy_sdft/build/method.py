@@ -28,7 +28,7 @@ from onpolicy_sdft.train.feedback import FeedbackSource, Trying
 from onpolicy_sdft.train.pairing import Pairing
 from onpolicy_sdft.train.scoring import Scorer
 from onpolicy_sdft.train.source import PolicySource, Sampling
-from onpolicy_sdft.types import ONE_RANK, Ranks, RecordOptions, Rollout, RolloutRequest, Turn, Views
+from onpolicy_sdft.types import ONE_RANK, PromptPair, Ranks, RecordOptions, Rollout, RolloutRequest, Turn
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -209,13 +209,13 @@ def _measuring_prompts(config: RunConfig, chat: ModelBundle) -> Prompts:
         limit = limit if window is None else min(limit, max(1, window - taken - _TEMPLATE_TOKENS))
         return text if len(renderer.text_ids(text)) <= limit else renderer.start_of(text, limit)
 
-    def alone(views: Views) -> Sequence[int]:
-        text = cut(views.demonstration.response, config.rollout.max_new_tokens)
+    def alone(pair: PromptPair) -> Sequence[int]:
+        text = cut(pair.demonstration.response, config.rollout.max_new_tokens)
         return renderer.teacher_ids([Turn("user", text)])
 
-    def with_text(views: Views, text: str) -> Sequence[int]:
-        text = cut(text, len(views.student_ids) + len(views.response_ids))
-        return renderer.teacher_ids(shown.turns(views.demonstration, text, []))
+    def with_text(pair: PromptPair, text: str) -> Sequence[int]:
+        text = cut(text, len(pair.student_ids) + len(pair.response_ids))
+        return renderer.teacher_ids(shown.turns(pair.demonstration, text, []))
 
     return Prompts(alone, with_text)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def print_preflight(data: Data, config: RunConfig, chat: ModelBundle, say: Say, *, screens: bool) -> None:
-    """Show where the data came from, how long both views are, what was cut or left out, and what screening says of it.
+    """Show where the data came from, how long both prompts are, what was cut or left out, and what screening says.
 
     Args:
         data: The demonstrations.
@@ -27,7 +27,7 @@ def print_preflight(data: Data, config: RunConfig, chat: ModelBundle, say: Say, 
         screens: Whether the rules of ``screening`` will judge rollouts.
     """
     loaded, prepared = data.loaded, data.prepared
-    say(f"{len(prepared.views)} demonstrations from {loaded.where}")
+    say(f"{len(prepared.pairs)} demonstrations from {loaded.where}")
     for message in loaded.skipped[:5]:
         say(f"warning: skipped {message}")
     if loaded.skipped:
@@ -46,5 +46,5 @@ def print_preflight(data: Data, config: RunConfig, chat: ModelBundle, say: Say, 
         # On rank 0 alone: an error of a check is counted with the others, it does not end the run here.
         counting = replace(config, screening=replace(config.screening, max_check_errors=1.0))
         screen = make_screen(counting, chat, data)
-        refused = refused_demonstrations(screen, prepared.views, config.rollout.max_new_tokens)
+        refused = refused_demonstrations(screen, prepared.pairs, config.rollout.max_new_tokens)
         say(f"{'warning: ' if refused.by_rule else ''}{refused.line()}")

@@ -97,7 +97,7 @@ class TaskConfig:
 
 @dataclass
 class ContextConfig:
-    """The two prompt views: the student's bare prompt and the teacher's with the demonstration."""
+    """The prompt pair: the student's bare prompt and the teacher's with the demonstration."""
 
     template: str = "prior_turn"
     """reference | example | prior_turn | work | solution_first | explain | acl_gsm8k | acl_openfunctions | acl_alpaca |
@@ -116,9 +116,9 @@ class ContextConfig:
     on_too_long: Literal["error", "drop"] = "error"
     """What to do with rows that cannot fit even after trimming."""
     student_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Chat template arguments of the student's view (tools, thinking mode)."""
+    """Chat template arguments of the student's prompt (tools, thinking mode)."""
     teacher_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Chat template arguments of the teacher's view."""
+    """Chat template arguments of the teacher's prompt."""
     trim_responses: bool = False
     """Take blanks off both ends of responses. Many chat templates do so themselves; rows that have such blanks are
     then refused, for the model would learn another text than the row's."""
@@ -633,7 +633,7 @@ class RunConfig:
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     """Other tasks learned along."""
     context: ContextConfig = field(default_factory=ContextConfig)
-    """The two prompt views."""
+    """The prompt pair: student's and teacher's."""
     feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
     """A teacher that sees the student's attempt."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

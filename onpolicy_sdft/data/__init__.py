@@ -1,1 +1,1 @@
-"""Demonstrations: where they come from, the two prompt views, the order, the micro-batches."""
+"""Demonstrations: where they come from, the prompt pairs, the order, the micro-batches."""

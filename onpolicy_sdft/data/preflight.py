@@ -24,7 +24,7 @@ class LengthRow:
 
 
 def describe_lengths(prepared: Prepared, max_new_tokens: int) -> tuple[list[LengthRow], list[str]]:
-    """Summarise the lengths of both views and of the demonstrations.
+    """Summarise the lengths of both prompts and of the demonstrations.
 
     Args:
         prepared: The data set.
@@ -34,9 +34,9 @@ def describe_lengths(prepared: Prepared, max_new_tokens: int) -> tuple[list[Leng
         Rows of a table, and warnings to show before anything is computed.
     """
     lengths = {
-        "bare prompt (student)": [len(views.student_ids) for views in prepared.views],
-        "prompt + demonstration (teacher)": [len(views.teacher_ids) for views in prepared.views],
-        "demonstration": [len(views.response_ids) for views in prepared.views],
+        "bare prompt (student)": [len(pair.student_ids) for pair in prepared.pairs],
+        "prompt + demonstration (teacher)": [len(pair.teacher_ids) for pair in prepared.pairs],
+        "demonstration": [len(pair.response_ids) for pair in prepared.pairs],
     }
     rows = [_row(name, found) for name, found in lengths.items() if any(found)]  # a method may have no teacher
     warnings = [*prepared.notes]
@@ -57,7 +57,7 @@ def describe_lengths(prepared: Prepared, max_new_tokens: int) -> tuple[list[Leng
             f"{len(prepared.trimmed_ids)} demonstrations are cut to fit context.max_teacher_tokens: "
             f"{_some(prepared.trimmed_ids)}"
         )
-    fewer = [v.demonstration.example_id for v in prepared.views if v.num_dropped_examples]
+    fewer = [v.demonstration.example_id for v in prepared.pairs if v.num_dropped_examples]
     if fewer:
         warnings.append(
             f"{len(fewer)} teacher contexts show fewer than context.num_demonstrations to fit: {_some(fewer)}"
@@ -66,7 +66,7 @@ def describe_lengths(prepared: Prepared, max_new_tokens: int) -> tuple[list[Leng
         warnings.append(
             f"{len(prepared.dropped_ids)} rows are left out, they do not fit: {_some(prepared.dropped_ids)}"
         )
-    longer = [v.demonstration.example_id for v in prepared.views if len(v.response_ids) > max_new_tokens]
+    longer = [v.demonstration.example_id for v in prepared.pairs if len(v.response_ids) > max_new_tokens]
     if longer:
         warnings.append(
             f"{len(longer)} demonstrations are longer than rollout.max_new_tokens={max_new_tokens}, their "
@@ -76,7 +76,7 @@ def describe_lengths(prepared: Prepared, max_new_tokens: int) -> tuple[list[Leng
 
 
 def refuse_beyond_window(prepared: Prepared, max_new_tokens: int, window: int | None) -> None:
-    """Refuse views that do not fit into the model's context window together with what is written after them.
+    """Refuse prompts that do not fit into the model's context window together with what is written after them.
 
     Args:
         prepared: The data set.
@@ -86,14 +86,14 @@ def refuse_beyond_window(prepared: Prepared, max_new_tokens: int, window: int | 
     Raises:
         DataError: With the longest example, the numbers and the way out.
     """
-    for views in prepared.views:
+    for pair in prepared.pairs:
         longest = max(
-            len(views.teacher_ids) + max_new_tokens,
-            len(views.student_ids) + max(max_new_tokens, len(views.response_ids)),
+            len(pair.teacher_ids) + max_new_tokens,
+            len(pair.student_ids) + max(max_new_tokens, len(pair.response_ids)),
         )
         if window is not None and longest > window:
             raise DataError(
-                f"Example {views.demonstration.example_id} needs {longest} positions with its answer, the model has "
+                f"Example {pair.demonstration.example_id} needs {longest} positions with its answer, the model has "
                 f"{window}. Lower context.max_teacher_tokens, context.max_student_tokens or rollout.max_new_tokens, "
                 "and drop the rows that do not fit: --context.on_too_long drop."
             )

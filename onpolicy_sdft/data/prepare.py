@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Literal
 from onpolicy_sdft.data.teacher_prompts import NO_TEACHER, LeftOut, TeacherPrompts
 from onpolicy_sdft.data.tokenising import read_ahead
 from onpolicy_sdft.errors import DataError
-from onpolicy_sdft.types import Demonstration, Views
+from onpolicy_sdft.types import Demonstration, PromptPair
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import ContextConfig
-    from onpolicy_sdft.data.views import Renderer
+    from onpolicy_sdft.data.renderer import Renderer
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A data set ready for training, with what was found when its rows were looked at."""
 
-    views: tuple[Views, ...]
+    pairs: tuple[PromptPair, ...]
     dropped_ids: tuple[str, ...]  # examples that cannot fit, left out as configured
     trimmed_ids: tuple[str, ...]  # examples whose shown demonstration was cut
     prompts: TeacherPrompts  # what made the teacher's prompts, for those that tell of an attempt as well
@@ -35,9 +35,9 @@ class Prepared:
     def digest(self) -> str:
         """Digest of the token ids of all prompts and targets: of what is read, whatever it was made from."""
         found = hashlib.sha256()
-        for views in self.views:
-            found.update(views.demonstration.example_id.encode("utf-8", "backslashreplace"))
-            for ids in (views.student_ids, views.teacher_ids, views.response_ids):
+        for pair in self.pairs:
+            found.update(pair.demonstration.example_id.encode("utf-8", "backslashreplace"))
+            for ids in (pair.student_ids, pair.teacher_ids, pair.response_ids):
                 found.update(len(ids).to_bytes(8) + array("I", ids).tobytes())
         return found.hexdigest()
 
@@ -52,7 +52,7 @@ def prepare(
     asks_teacher: bool = True,
     on_bad_row: Literal["error", "skip"] = "error",
 ) -> Prepared:
-    """Build both views of every demonstration and make them fit, before any step is taken.
+    """Build both prompts of every demonstration and make them fit, before any step is taken.
 
     Args:
         demonstrations: The data set.
@@ -69,7 +69,7 @@ def prepare(
     """
     good, targets, bad_rows = _targets(demonstrations, renderer, config, on_bad_row)
     prompts = TeacherPrompts(good, renderer, config, seed, work)
-    found: list[Views] = []
+    found: list[PromptPair] = []
     too_long: list[tuple[str, str]] = []
     left_out: list[LeftOut] = []
     each_fitted = prompts.fit_all(good) if asks_teacher else repeat((NO_TEACHER, None), len(good))
@@ -81,14 +81,14 @@ def prepare(
             too_long.append((demonstration.example_id, f"teacher's prompt of {length} tokens, uncut"))
         else:
             cut = fitted.num_trimmed_tokens, fitted.num_dropped_examples
-            found.append(Views(demonstration, student_ids, fitted.token_ids, response_ids, *cut))
+            found.append(PromptPair(demonstration, student_ids, fitted.token_ids, response_ids, *cut))
             left_out += [missing] if missing else []
     if too_long and config.on_too_long == "error":
         raise DataError(_do_not_fit(too_long, len(good), config, asks_teacher=asks_teacher))
     if not found:
         raise DataError("No row fits in context.max_student_tokens and context.max_teacher_tokens.")
     return Prepared(
-        views=tuple(found),
+        pairs=tuple(found),
         dropped_ids=tuple(name for name, _ in too_long),
         trimmed_ids=tuple(v.demonstration.example_id for v in found if v.num_trimmed_tokens),
         prompts=prompts,

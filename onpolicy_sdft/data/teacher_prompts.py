@@ -22,7 +22,7 @@ from onpolicy_sdft.types import Demonstration, Feedback, Turn
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import ContextConfig
-    from onpolicy_sdft.data.views import Renderer
+    from onpolicy_sdft.data.renderer import Renderer
 
 
 #: Less of an attempt than this is not worth showing: the demonstration is cut instead.

@@ -29,7 +29,7 @@ from onpolicy_sdft.types import (
 )
 
 if TYPE_CHECKING:
-    from onpolicy_sdft.data.views import Renderer
+    from onpolicy_sdft.data.renderer import Renderer
     from onpolicy_sdft.rollout.backend import OnProgress, RolloutBackend
 
 #: Step of the noise keys of evaluation: no optimizer step has it.

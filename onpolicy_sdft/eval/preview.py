@@ -19,7 +19,7 @@ from onpolicy_sdft.train.source import PolicySource
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.train.step import Trainer
-    from onpolicy_sdft.types import Views
+    from onpolicy_sdft.types import PromptPair
 
 _FIX = (
     "Fix: --context.template work (which asks for the work), another rollout.temperature (`sdft probe` compares them), "
@@ -27,19 +27,19 @@ _FIX = (
 )
 
 
-def preview_of(config: RunConfig, trainer: Trainer, views: Sequence[Views]) -> Preview | None:
+def preview_of(config: RunConfig, trainer: Trainer, pairs: Sequence[PromptPair]) -> Preview | None:
     """Return what looks at a run's rows; None where it samples nothing, or the probe is off."""
     source, reviewer = trainer.source, trainer.reviewer
     if not config.probe.num_examples or not isinstance(source, PolicySource) or reviewer is None:
         return None
     policy = partial(trainer.teacher.weights, "live")
-    return Preview(choose_rows(config, views), source, trainer.screen, reviewer, policy, trainer.backend)
+    return Preview(choose_rows(config, pairs), source, trainer.screen, reviewer, policy, trainer.backend)
 
 
-def choose_rows(config: RunConfig, views: Sequence[Views]) -> list[Views]:
+def choose_rows(config: RunConfig, pairs: Sequence[PromptPair]) -> list[PromptPair]:
     """Return ``probe.num_examples`` rows, chosen by ``train.seed``."""
-    chosen = sorted(permutation(len(views), config.train.seed, 0)[: config.probe.num_examples])
-    return [views[index] for index in chosen]
+    chosen = sorted(permutation(len(pairs), config.train.seed, 0)[: config.probe.num_examples])
+    return [pairs[index] for index in chosen]
 
 
 def look(config: RunConfig, preview: Preview, say: Callable[[str], None]) -> None:
@@ -79,7 +79,7 @@ def look(config: RunConfig, preview: Preview, say: Callable[[str], None]) -> Non
 
 def _warn_of_terse_data(config: RunConfig, preview: Preview, bare: BareAnswers, say: Callable[[str], None]) -> None:
     """Say that the demonstrations themselves are answers without the work, where the policy's right answers have it."""
-    length = median(len(view.response_ids) for view in preview.views)
+    length = median(len(pair.response_ids) for pair in preview.pairs)
     if bare.of_right and length < config.screening.answer_only_ratio * bare.length:
         say(
             f"warning: the demonstrations are answers alone: {length:.0f} tokens (median), where the model's own right "

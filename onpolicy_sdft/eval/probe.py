@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.models.teacher import Teacher
     from onpolicy_sdft.screening.bare import BareAnswers
-    from onpolicy_sdft.types import Views
+    from onpolicy_sdft.types import PromptPair
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,8 @@ def run_probe(
             prepared = prepare(
                 rows, chat.renderer, asked.context, config.train.seed, work_of(task), on_bad_row=config.data.on_bad_row
             )
-            views = tuple(view for view in prepared.views if view.demonstration.example_id in chosen)
-            data = Data(task, loaded, replace(prepared, views=views))
+            pairs = tuple(pair for pair in prepared.pairs if pair.demonstration.example_id in chosen)
+            data = Data(task, loaded, replace(prepared, pairs=pairs))
             with Progress(f"probe at T={temperature:g}", None, "tokens") as progress:
                 preview = _preview(asked, chat, data, teacher, progress)
                 if answers is None:
@@ -119,7 +119,7 @@ def run_probe(
             conditioned.append(row)
             if problem := teaches_shortcuts(row, answers, config):
                 problems.append((row, f"T={temperature:g}: {problem}"))
-    learning = _seconds_per_learning_step(config, chat, views)
+    learning = _seconds_per_learning_step(config, chat, pairs)
     said = recommend(bare, conditioned, [row for row, _ in problems])
     return ProbeOutcome((*bare, *conditioned), said, tuple(text for _, text in problems), learning)
 
@@ -132,7 +132,7 @@ def _preview(config: RunConfig, chat: ModelBundle, data: Data, teacher: Teacher,
     screen = make_screen(config, chat, data)
     pairing = make_pairing(config, chat.pad_token_id)
     reviewer = make_review(config, chat, data.task, pairing, teacher, source.answers)
-    return Preview(data.prepared.views, source, screen, reviewer, partial(teacher.weights, "live"))
+    return Preview(data.prepared.pairs, source, screen, reviewer, partial(teacher.weights, "live"))
 
 
 def _ask_bare(preview: Preview, temperature: float, progress: Progress) -> tuple[ProbeRow, BareAnswers]:
@@ -159,7 +159,7 @@ def _ask_teacher(
     return summarise(ruled, answers, preview.screen, template, temperature, seconds)
 
 
-def _seconds_per_learning_step(config: RunConfig, chat: ModelBundle, views: Sequence[Views]) -> float:
+def _seconds_per_learning_step(config: RunConfig, chat: ModelBundle, pairs: Sequence[PromptPair]) -> float:
     """Time forward and backward of one step's worth of demonstrations; nothing is updated.
 
     Scoring is included where the rollouts would not have recorded the teacher's distributions.
@@ -167,7 +167,7 @@ def _seconds_per_learning_step(config: RunConfig, chat: ModelBundle, views: Sequ
     model = prepare_trainable(chat.loaded.model, config.lora, config.model, config.train.seed)
     policy, objective = Policy(model), make_objective(config)
     rows = [
-        TrainingRow(view.student_ids, view.response_ids, view.teacher_ids) for view in views[: config.train.batch_size]
+        TrainingRow(pair.student_ids, pair.response_ids, pair.teacher_ids) for pair in pairs[: config.train.batch_size]
     ]
     device = next(model.parameters()).device
 

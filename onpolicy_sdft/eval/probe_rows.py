@@ -66,7 +66,7 @@ def bare_answers(targets: Sequence[Target], task: Task, decode: Callable[[Sequen
                 num_tokens=len(target.rollout.token_ids),
                 text=decode(target.rollout.token_ids),
                 surprise=-sum(target.rollout.logprobs) / len(target.rollout.logprobs),
-                correct=bool(target.correct) and checks(task, target.views.demonstration),
+                correct=bool(target.correct) and checks(task, target.pair.demonstration),
             )
             for target in targets
             if target.rollout is not None
@@ -93,8 +93,8 @@ def summarise(
     refused = [target for target, _ in rollouts if target.verdict != "keep"]
     right = sum(bool(target.correct) for target, _ in rollouts)
     pairs = list(zip(texts, rollouts, strict=True))
-    copies = [text.strip() == target.views.demonstration.response.strip() for text, (target, _) in pairs]
-    shorts = [screen.is_answer_only(target.views, rollout, text) for text, (target, rollout) in pairs]
+    copies = [text.strip() == target.pair.demonstration.response.strip() for text, (target, _) in pairs]
+    shorts = [screen.is_answer_only(target.pair, rollout, text) for text, (target, rollout) in pairs]
     num_tokens = sum(len(rollout.token_ids) for _, rollout in rollouts)
     measures = [target.measures for target, _ in rollouts if target.measures is not None]
     leaks = [each.leak for each in measures if each.leak is not None]
@@ -120,7 +120,7 @@ def summarise(
         leak=float(np.mean(leaks)) if leaks else None,
         entropy=sum(sum(rollout.entropies) for _, rollout in rollouts) / num_tokens,
         mean_length=num_tokens / n,
-        length_ratio=num_tokens / sum(len(target.views.response_ids) for target in targets),
+        length_ratio=num_tokens / sum(len(target.pair.response_ids) for target in targets),
         bare_ratio=num_tokens / n / bare.length,
         seconds_per_rollout=seconds / n,
     )

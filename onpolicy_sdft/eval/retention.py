@@ -29,7 +29,7 @@ from onpolicy_sdft.types import NoiseKey, RolloutProgress, RolloutRequest, Sampl
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from onpolicy_sdft.data.views import Renderer
+    from onpolicy_sdft.data.renderer import Renderer
     from onpolicy_sdft.rollout.backend import OnProgress, RolloutBackend
 
 _CHUNK_TOKENS = 256

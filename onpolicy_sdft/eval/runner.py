@@ -19,7 +19,7 @@ from onpolicy_sdft.types import ONE_RANK, Demonstration, NoiseKey, Ranks, Rollou
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import EvalConfig
-    from onpolicy_sdft.data.views import Renderer
+    from onpolicy_sdft.data.renderer import Renderer
     from onpolicy_sdft.rollout.backend import OnProgress, RolloutBackend
     from onpolicy_sdft.tasks.protocol import Task
 

@@ -12,23 +12,23 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from onpolicy_sdft.types import Views
+    from onpolicy_sdft.types import PromptPair
 
 #: Below this probability the token was hardly trained: chat models give 0.01 to 1, base models 1e-7.
 RARELY_ENDS = 1e-4
 
 
 @torch.no_grad()
-def turn_end_probability(model: PreTrainedModel | PeftModel, views: Sequence[Views]) -> float:
+def turn_end_probability(model: PreTrainedModel | PeftModel, pairs: Sequence[PromptPair]) -> float:
     """Return p(what ends the answer | bare prompt, demonstration), as the geometric mean over demonstrations.
 
     Args:
         model: In evaluation mode, on its device; a few forwards of one row each.
-        views: A few demonstrations.
+        pairs: A few demonstrations.
     """
     logprobs = []
-    for view in views:
-        *before, end = (*view.student_ids, *view.response_ids)
+    for pair in pairs:
+        *before, end = (*pair.student_ids, *pair.response_ids)
         logits_V = model(input_ids=torch.tensor([before], device=model.device), logits_to_keep=1).logits[0, -1]
         logprobs.append(float(torch.log_softmax(logits_V.float(), dim=-1)[end]))
     return math.exp(sum(logprobs) / len(logprobs))

@@ -16,7 +16,7 @@ import torch
 
 from onpolicy_sdft.build.base import Start, base_of, has_base, make_base
 from onpolicy_sdft.build.bundle import ModelBundle, Say, context_window, load_chat, say_nothing
-from onpolicy_sdft.build.data import Data, load_rows, make_views, refuse_unaskable
+from onpolicy_sdft.build.data import Data, load_rows, make_prompt_pairs, refuse_unaskable
 from onpolicy_sdft.build.preflight import print_preflight
 from onpolicy_sdft.build.trainer import make_trainer
 from onpolicy_sdft.config.check import evaluation_sets
@@ -111,11 +111,11 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
         together = CollectiveDecoding(backend, backend.inside) if config.rollout.weights == "sharded" else None
         start = backend.on_first(lambda: find_start(config, say))
         chat = load_chat(_with_base(config, start, backend, say), say, backend, device, together)
-    views = make_views(config, chat, task, rows, asks_teacher=config.train.targets == "policy")
-    data = _take_up_distilled(config, chat, views, say)
+    pairs = make_prompt_pairs(config, chat, task, rows, asks_teacher=config.train.targets == "policy")
+    data = _take_up_distilled(config, chat, pairs, say)
     gated = gate_sets(config, task, held_back, sets)
     refuse_unaskable(chat, [*sets, *validation, *gated])
-    plan = make_plan(config.train, len(data.prepared.views), backend.num_ranks)
+    plan = make_plan(config.train, len(data.prepared.pairs), backend.num_ranks)
     if backend.rank == 0:
         print_preflight(data, config, chat, say, screens=config.train.targets == "policy")
     if backend.rank == 0 and chat.loaded.model.device.type == backend.device.type:
@@ -144,7 +144,7 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     model = teacher.model  # from here on weights are read only
     if start is not None:
         take_up_weights(config, start, trainer, say)
-    preview = preview_of(config, trainer, data.prepared.views)
+    preview = preview_of(config, trainer, data.prepared.pairs)
     goes_on = config.train.resume == "auto" and backend.on_first(lambda: bool(run.checkpoint_steps()))
     if preview is not None and not goes_on:  # before anything that takes long: it may refuse the settings
         look(config, preview, progress.note)
@@ -168,7 +168,7 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
             backend.on_first(partial(_export, config, chat, model, data, run, path, summary, weights, verdict))
 
     loop = Loop(
-        trainer, data.prepared.views, plan, config, run, guards.checkpointer, trackers, progress,
+        trainer, data.prepared.pairs, plan, config, run, guards.checkpointer, trackers, progress,
         hooks=Hooks(
             validate=partial(_validate, config, chat, teacher, validation, backend) if validation else None,
             save_best=lambda: export(run.best_path, {}),
@@ -206,15 +206,15 @@ def _write_error(
 
 def _say_turn_end(config: RunConfig, chat: ModelBundle, data: Data, say: Say) -> None:
     """Say how likely the model ends its turn where a demonstration ends, where its weights are whole."""
-    model, rows = chat.loaded.model, data.prepared.views[:_TURN_END_ROWS]
+    model, rows = chat.loaded.model, data.prepared.pairs[:_TURN_END_ROWS]
     if not runs_whole(inner_model(model)):
         return
-    views = [each for each in rows if each.response_ids and each.response_ids[-1] == chat.renderer.terminator_id]
-    if not views:
+    pairs = [each for each in rows if each.response_ids and each.response_ids[-1] == chat.renderer.terminator_id]
+    if not pairs:
         return
     name = str(chat.loaded.tokenizer.convert_ids_to_tokens(chat.renderer.terminator_id))
-    probability = turn_end_probability(model, views)
-    say(describe_turn_end(probability, name, len(views), adapters=config.lora.enabled))
+    probability = turn_end_probability(model, pairs)
+    say(describe_turn_end(probability, name, len(pairs), adapters=config.lora.enabled))
 
 
 def _with_base(config: RunConfig, start: Start | None, backend: Backend, say: Say) -> RunConfig:
@@ -230,9 +230,9 @@ def _take_up_distilled(config: RunConfig, chat: ModelBundle, data: Data, say: Sa
     if config.train.targets != "distilled" or config.train.distilled is None:
         return data
     path = find_file(config.train.distilled)
-    views, num_dropped = take_up(data.prepared.views, read_rows(path), path, chat.renderer.decode)
-    say(f"{len(views)} targets from {path}" + (f"; {num_dropped} rows were dropped there" if num_dropped else ""))
-    prepared = dataclasses.replace(data.prepared, views=views)
+    pairs, num_dropped = take_up(data.prepared.pairs, read_rows(path), path, chat.renderer.decode)
+    say(f"{len(pairs)} targets from {path}" + (f"; {num_dropped} rows were dropped there" if num_dropped else ""))
+    prepared = dataclasses.replace(data.prepared, pairs=pairs)
     refuse_beyond_window(prepared, config.rollout.max_new_tokens, context_window(chat))
     loaded = dataclasses.replace(data.loaded, fingerprint=f"{data.loaded.fingerprint}+{file_digest(path)}")
     return dataclasses.replace(data, loaded=loaded, prepared=prepared)
@@ -258,7 +258,7 @@ def _export(
     verdict: Verdict | None,
 ) -> None:
     facts = model_facts(config, data.loaded.where, data.loaded.fingerprint)
-    facts["rows"] = str(len(data.prepared.views))
+    facts["rows"] = str(len(data.prepared.pairs))
     if verdict is not None:
         facts["compared with the start"] = verdict.text
     base = base_of(run, config).name

@@ -106,8 +106,8 @@ def make_gate(config: RunConfig, data: Data, sets: Sequence[EvalSet]) -> Gate | 
     """Return the gate of a run that has not begun; None without questions."""
     if not sets:
         return None
-    views = data.prepared.views
-    length = sum(len(view.response_ids) for view in views) / len(views)
+    pairs = data.prepared.pairs
+    length = sum(len(pair.response_ids) for pair in pairs) / len(pairs)
     learned = length * config.train.batch_size
     if config.train.targets == "policy":
         learned *= 2 * config.rollout.num_samples  # each is written first

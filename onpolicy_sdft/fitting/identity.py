@@ -173,7 +173,7 @@ def _write_identity(config: RunConfig, data: Data, run: RunDirectory, command: S
         gpu_names=gpus,
         extra={
             "num_ranks": backend.num_ranks,
-            "num_demonstrations": len(data.prepared.views),
+            "num_demonstrations": len(data.prepared.pairs),
             "skipped_rows": len(data.loaded.skipped),
             "dropped_ids": list(data.prepared.dropped_ids),
             "trimmed_ids": list(data.prepared.trimmed_ids),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from onpolicy_sdft.build.bundle import load_chat
-from onpolicy_sdft.build.data import load_rows, make_views
+from onpolicy_sdft.build.data import load_rows, make_prompt_pairs
 from onpolicy_sdft.build.method import make_pairing, make_review, make_sampling, make_screen, make_teacher
 from onpolicy_sdft.build.preflight import print_preflight
 from onpolicy_sdft.config.check_method import live_options_set
@@ -61,20 +61,20 @@ def run_distill(config: RunConfig, command: Sequence[str], say: Callable[[str], 
     directory = Path(config.distill.output_dir)
     task, loaded = load_rows(config)
     chat = load_chat(config, say)
-    data = make_views(config, chat, task, loaded)
+    data = make_prompt_pairs(config, chat, task, loaded)
     print_preflight(data, config, chat, say, screens=config.distill.rules == "default")
     if config.distill.rules == "legacy":
-        for view in data.prepared.views:  # a row that its rules cannot judge is found before anything is written
-            legacy_agrees(view.demonstration.response, view.demonstration, config.task.name)
+        for pair in data.prepared.pairs:  # a row that its rules cannot judge is found before anything is written
+            legacy_agrees(pair.demonstration.response, pair.demonstration, config.task.name)
     with claimed(directory, "distill.output_dir", "distillation"):
         _take_up(directory, config, data, command)
         backend = chat.backend(chat.loaded.model, config.rollout, config.rollout.batch_size, say)
-        views = data.prepared.views
-        with Progress("distill", len(views), "rows") as progress:
+        pairs = data.prepared.pairs
+        with Progress("distill", len(pairs), "rows") as progress:
             source = PolicySource(backend, make_sampling(config, num_steps=1), show_writing(progress))
             judge = _judge(config, chat, data, source, progress.note)
             rows = distill(
-                views,
+                pairs,
                 directory / FILE_NAME,
                 lambda asked, attempt: source.rollouts(asked, step=0, attempt=attempt),
                 judge,
@@ -110,7 +110,7 @@ def _judge(config: RunConfig, chat: ModelBundle, data: Data, source: PolicySourc
     pairing = make_pairing(config, chat.pad_token_id)
     reviewer = make_review(config, chat, data.task, pairing, teacher, source.answers)
     if config.probe.num_examples:
-        look(config, Preview(choose_rows(config, data.prepared.views), source, screen, reviewer), say)
+        look(config, Preview(choose_rows(config, data.prepared.pairs), source, screen, reviewer), say)
     return ScreenJudge(screen, reviewer)
 
 

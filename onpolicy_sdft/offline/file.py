@@ -9,7 +9,7 @@ from typing import Any
 
 from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.runs.files import read_jsonl
-from onpolicy_sdft.types import Views
+from onpolicy_sdft.types import PromptPair
 
 FILE_NAME = "distilled.jsonl"
 
@@ -65,12 +65,12 @@ def read_rows(path: Path) -> list[DistilledRow]:
 
 
 def take_up(
-    views: Sequence[Views], rows: Sequence[DistilledRow], path: Path, decode: Callable[[Sequence[int]], str]
-) -> tuple[tuple[Views, ...], int]:
+    pairs: Sequence[PromptPair], rows: Sequence[DistilledRow], path: Path, decode: Callable[[Sequence[int]], str]
+) -> tuple[tuple[PromptPair, ...], int]:
     """Put the distilled responses in the place of the demonstrations'.
 
     Args:
-        views: The data set of this run.
+        pairs: The data set of this run.
         rows: Of the distilled file.
         path: Where they are from, for messages.
         decode: Token ids to text, of the model that is trained.
@@ -83,15 +83,15 @@ def take_up(
             in another tokenizer's ids.
     """
     known = {row.example_id: row for row in rows}
-    missing = [v.demonstration.example_id for v in views if v.demonstration.example_id not in known]
+    missing = [v.demonstration.example_id for v in pairs if v.demonstration.example_id not in known]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(views)} rows of the data set are not in {path}, the first is {missing[0]!r}. "
+            f"{len(missing)} of {len(pairs)} rows of the data set are not in {path}, the first is {missing[0]!r}. "
             "Fix: finish it (sdft distill ... --distill.resume auto), or give data.* as it was distilled."
         )
     found = []
-    for view in views:
-        demonstration = view.demonstration
+    for pair in pairs:
+        demonstration = pair.demonstration
         row = known[demonstration.example_id]
         if (row.prompt, row.original) != (demonstration.prompt, demonstration.response):
             raise DataError(
@@ -105,9 +105,9 @@ def take_up(
                     "tokenizer. Fix: distil with the model that is trained."
                 )
             taught = replace(demonstration, response=row.response)
-            found.append(replace(view, demonstration=taught, response_ids=row.token_ids))
+            found.append(replace(pair, demonstration=taught, response_ids=row.token_ids))
         elif row.verdict == "fallback":
-            found.append(view)
+            found.append(pair)
     if not found:
         raise DataError(f"Every row of the data set was dropped in {path}: there is nothing to learn.")
-    return tuple(found), len(views) - len(found)
+    return tuple(found), len(pairs) - len(found)

@@ -18,16 +18,18 @@ from onpolicy_sdft.offline.legacy import legacy_reason
 from onpolicy_sdft.runs.files import append_jsonl
 from onpolicy_sdft.screening.review import Review
 from onpolicy_sdft.screening.screen import Screen
-from onpolicy_sdft.types import Rollout, Target, Views
+from onpolicy_sdft.types import PromptPair, Rollout, Target
 
-#: Writes one completion per example: ``write(views, attempt)``.
-Write = Callable[[Sequence[Views], int], Sequence[Rollout | None]]
+#: Writes one completion per example: ``write(pairs, attempt)``.
+Write = Callable[[Sequence[PromptPair], int], Sequence[Rollout | None]]
 
 
 class Judge(Protocol):
     """Decides between the rewritten and the original response."""
 
-    def __call__(self, views: Sequence[Views], rollouts: Sequence[Rollout | None], write: Write) -> list[DistilledRow]:
+    def __call__(
+        self, pairs: Sequence[PromptPair], rollouts: Sequence[Rollout | None], write: Write
+    ) -> list[DistilledRow]:
         """Return one row per example, in order."""
         ...
 
@@ -39,12 +41,14 @@ class ScreenJudge:
     screen: Screen
     reviewer: Review
 
-    def __call__(self, views: Sequence[Views], rollouts: Sequence[Rollout | None], write: Write) -> list[DistilledRow]:
+    def __call__(
+        self, pairs: Sequence[PromptPair], rollouts: Sequence[Rollout | None], write: Write
+    ) -> list[DistilledRow]:
         """Return one row per example, in order."""
-        return [self._row(target) for target in self.reviewer(self.screen(views, rollouts, write), step=0)]
+        return [self._row(target) for target in self.reviewer(self.screen(pairs, rollouts, write), step=0)]
 
     def _row(self, target: Target) -> DistilledRow:
-        demonstration, rollout = target.views.demonstration, target.rollout
+        demonstration, rollout = target.pair.demonstration, target.rollout
         dropped = target.verdict == "drop"
         return DistilledRow(
             demonstration.example_id, demonstration.prompt, demonstration.response,
@@ -62,14 +66,16 @@ class LegacyJudge:
     decode: Callable[[Sequence[int]], str]
     response_ids: Callable[[str], tuple[int, ...]]
 
-    def __call__(self, views: Sequence[Views], rollouts: Sequence[Rollout | None], write: Write) -> list[DistilledRow]:
+    def __call__(
+        self, pairs: Sequence[PromptPair], rollouts: Sequence[Rollout | None], write: Write
+    ) -> list[DistilledRow]:
         """Return one row per example, in order."""
-        return [self._row(view, rollout) for view, rollout in zip(views, rollouts, strict=True)]
+        return [self._row(pair, rollout) for pair, rollout in zip(pairs, rollouts, strict=True)]
 
-    def _row(self, view: Views, rollout: Rollout | None) -> DistilledRow:
-        demonstration = view.demonstration
+    def _row(self, pair: PromptPair, rollout: Rollout | None) -> DistilledRow:
+        demonstration = pair.demonstration
         text = self.decode(rollout.token_ids).strip() if rollout else ""
-        reason, token_ids = legacy_reason(text, demonstration, self.task_name), view.response_ids
+        reason, token_ids = legacy_reason(text, demonstration, self.task_name), pair.response_ids
         if not reason:
             try:
                 token_ids = self.response_ids(text)
@@ -84,12 +90,12 @@ class LegacyJudge:
 
 
 def distill(
-    views: Sequence[Views], path: Path, write: Write, judge: Judge, batch_size: int, on_rows: Callable[[int], None]
+    pairs: Sequence[PromptPair], path: Path, write: Write, judge: Judge, batch_size: int, on_rows: Callable[[int], None]
 ) -> list[DistilledRow]:
     """Write the rows of a data set that are not in the file yet.
 
     Args:
-        views: The data set.
+        pairs: The data set.
         path: The file; it may hold rows already.
         write: Writes completions.
         judge: Decides between the two responses.
@@ -101,14 +107,14 @@ def distill(
     """
     done = {row.example_id: row for row in read_rows(path)} if path.is_file() else {}
     on_rows(len(done))
-    left = [view for view in views if view.demonstration.example_id not in done]
+    left = [pair for pair in pairs if pair.demonstration.example_id not in done]
     for start in range(0, len(left), batch_size):
         batch = left[start : start + batch_size]
         rows = judge(batch, write(batch, 0), write)
         append_jsonl(path, *(row.record() for row in rows))
         done |= {row.example_id: row for row in rows}
         on_rows(len(rows))
-    return [done[view.demonstration.example_id] for view in views]
+    return [done[pair.demonstration.example_id] for pair in pairs]
 
 
 def count_rows(rows: Sequence[DistilledRow]) -> Mapping[str, Any]:

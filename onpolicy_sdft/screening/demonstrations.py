@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from onpolicy_sdft.screening.screen import Screen
-from onpolicy_sdft.types import NoiseKey, Rollout, Views
+from onpolicy_sdft.types import NoiseKey, PromptPair, Rollout
 
 _MOST = 200  # demonstrations that are looked at where a check takes long
 
@@ -35,18 +35,18 @@ class Refused:
         )
 
 
-def refused_demonstrations(screen: Screen, views: Sequence[Views], max_new_tokens: int) -> Refused:
+def refused_demonstrations(screen: Screen, pairs: Sequence[PromptPair], max_new_tokens: int) -> Refused:
     """Judge demonstrations as if they were rollouts, with what the rules compare rollouts with: themselves.
 
     Args:
         screen: Of the run, or one like it.
-        views: All rows; where a check takes long, as many as are worth its time, spread over them.
+        pairs: All rows; where a check takes long, as many as are worth its time, spread over them.
         max_new_tokens: Longest rollout; a longer demonstration is truncated.
     """
     is_quick = bool(getattr(screen.task, "check_is_quick", False))
-    looked_at = views if is_quick else views[:: max(1, -(-len(views) // _MOST))]
+    looked_at = pairs if is_quick else pairs[:: max(1, -(-len(pairs) // _MOST))]
 
-    def reason_of(one: Views) -> str:
+    def reason_of(one: PromptPair) -> str:
         said = one.response_ids[:max_new_tokens]
         zeros = (0.0,) * len(said)
         key = NoiseKey(0, 0, one.demonstration.example_id)

@@ -16,7 +16,7 @@ def remember(learned: LearnedTexts, targets: Sequence[Target]) -> None:
     """Note which rollouts a step learned."""
     for target in targets:
         if target.verdict == "keep" and target.rollout is not None and not _is_known(target, learned):
-            learned.setdefault(target.views.demonstration.example_id, []).append(_digest(target))
+            learned.setdefault(target.pair.demonstration.example_id, []).append(_digest(target))
 
 
 def pick_best(targets: Sequence[Target], num_samples: int, learned: LearnedTexts) -> list[Target]:
@@ -45,7 +45,7 @@ def _rank(target: Target, learned: LearnedTexts) -> tuple[int, bool, float]:
 
 
 def _is_known(target: Target, learned: LearnedTexts) -> bool:
-    return _digest(target) in learned.get(target.views.demonstration.example_id, ())
+    return _digest(target) in learned.get(target.pair.demonstration.example_id, ())
 
 
 def _spare(target: Target) -> Target:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from onpolicy_sdft.screening.reasons import REVIEW_REASONS
 from onpolicy_sdft.screening.screen import refused
 from onpolicy_sdft.tasks.protocol import Checker, checks
-from onpolicy_sdft.types import Measures, NoiseKey, Rollout, RolloutRequest, Target, Verdict, Views
+from onpolicy_sdft.types import Measures, NoiseKey, PromptPair, Rollout, RolloutRequest, Target, Verdict
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import ScreeningConfig
@@ -41,8 +41,8 @@ _NUM_CONTROLS = 3
 class Prompts:
     """Prompts that only measures use."""
 
-    alone: Callable[[Views], Sequence[int]]  # shows the demonstration without the question
-    shown: Callable[[Views, str], Sequence[int]]  # the question with a text in the demonstration's place
+    alone: Callable[[PromptPair], Sequence[int]]  # shows the demonstration without the question
+    shown: Callable[[PromptPair, str], Sequence[int]]  # the question with a text in the demonstration's place
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +144,8 @@ class Review:
         written = [target for target in targets if target.rollout is not None] if self._measures_any() else []
         with_leak = config.measure or self.verdicts["leak"] != "keep"
         judged = [target for target in written if self._is_judged(target)]
-        texts: list[Text] = [(t.views.student_ids, _ids(t)) for t in written if self._known(t) is None]
-        texts += [(self.prompts.alone(t.views), _ids(t)) for t in written] if with_leak else []
+        texts: list[Text] = [(t.pair.student_ids, _ids(t)) for t in written if self._known(t) is None]
+        texts += [(self.prompts.alone(t.pair), _ids(t)) for t in written] if with_leak else []
         shown = self._support_texts(judged)
         texts += [text for each in shown for text in each]
         scores = iter(self.score(texts) if texts else ())
@@ -163,7 +163,7 @@ class Review:
         rollout = target.rollout
         if rollout is None or not self.trusts_records:
             return None
-        if rollout.prompt_token_ids == target.views.student_ids:
+        if rollout.prompt_token_ids == target.pair.student_ids:
             return rollout.logprobs
         return rollout.bare_logprobs or None
 
@@ -185,15 +185,15 @@ class Review:
         """
         if self.verdicts["support"] == "keep":
             return []
-        own = [(t.views.demonstration.example_id, t.views.sample_index, t.text) for t in judged]
+        own = [(t.pair.demonstration.example_id, t.pair.sample_index, t.text) for t in judged]
         rewrites = sorted({each for part in self.gather(own) for each in part})
         found: list[list[Text]] = []
         for target, key in zip(judged, own, strict=True):
-            views, place = target.views, rewrites.index(key)
+            pair, place = target.pair, rewrites.index(key)
             others = [text for name, _, text in (*rewrites[place + 1 :], *rewrites[:place]) if name != key[0]]
-            controls = [self.prompts.shown(views, other) for other in others[:_NUM_CONTROLS]] or [views.student_ids]
-            prompts = (self.prompts.shown(views, target.text), *controls)
-            found.append([(prompt, views.response_ids) for prompt in prompts])
+            controls = [self.prompts.shown(pair, other) for other in others[:_NUM_CONTROLS]] or [pair.student_ids]
+            prompts = (self.prompts.shown(pair, target.text), *controls)
+            found.append([(prompt, pair.response_ids) for prompt in prompts])
         return found
 
     def _count_agreement(self, targets: Sequence[Target]) -> list[Target]:
@@ -205,11 +205,11 @@ class Review:
         return [_with(target, agreement=rates.get(_name(target))) for target in targets]
 
     def _has_check(self, target: Target) -> bool:
-        return checks(self.task, target.views.demonstration)
+        return checks(self.task, target.pair.demonstration)
 
     def _check(self, targets: Sequence[Target], texts: Sequence[str]) -> list[bool]:
         """Check texts as answers to the prompts of targets."""
-        demonstrations = [target.views.demonstration for target in targets]
+        demonstrations = [target.pair.demonstration for target in targets]
         return [result.correct for result in self.check.all(texts, demonstrations, self.num_workers)]
 
     def _test_steps(self, targets: Sequence[Target], step: int) -> list[Target]:
@@ -248,12 +248,12 @@ class Review:
     def _request(
         self, target: Target, step: int, attempt: int, begun: Sequence[int], num_samples: int
     ) -> RolloutRequest:
-        views = target.views
+        pair = target.pair
         # Samples of one demonstration have each their own noise here too.
         key = NoiseKey(
-            self.seed, step, views.demonstration.example_id, views.sample_index, attempt + num_samples * target.attempt
+            self.seed, step, pair.demonstration.example_id, pair.sample_index, attempt + num_samples * target.attempt
         )
-        return RolloutRequest((*views.student_ids, *begun), key, max(1, self.max_new_tokens - len(begun)))
+        return RolloutRequest((*pair.student_ids, *begun), key, max(1, self.max_new_tokens - len(begun)))
 
 
 def _measures(bare: Sequence[float], alone: Sequence[float] | None) -> Measures:
@@ -276,7 +276,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _name(target: Target) -> str:
-    return target.views.demonstration.example_id
+    return target.pair.demonstration.example_id
 
 
 def _rates(keys: Iterable[_Key], rights: Iterable[bool]) -> dict[_Key, float]:

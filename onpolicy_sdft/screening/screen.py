@@ -13,7 +13,7 @@ from onpolicy_sdft.screening.mentions import Mentions
 from onpolicy_sdft.screening.reasons import REASONS, is_answer_only, is_looping, is_too_long, is_too_short
 from onpolicy_sdft.screening.watch import Resample, Watch
 from onpolicy_sdft.tasks.protocol import CHECK_ERROR, Checker, checks
-from onpolicy_sdft.types import CheckResult, Rollout, Target, Verdict, Views
+from onpolicy_sdft.types import CheckResult, PromptPair, Rollout, Target, Verdict
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import ScreeningConfig
@@ -67,70 +67,72 @@ class Screen:
         }
         self.bare: BareAnswers | None = None  # what rollouts are compared with, once it was sampled
 
-    def __call__(self, views: Sequence[Views], rollouts: Sequence[Rollout | None], resample: Resample) -> list[Target]:
+    def __call__(
+        self, pairs: Sequence[PromptPair], rollouts: Sequence[Rollout | None], resample: Resample
+    ) -> list[Target]:
         """Return one target per example, in order.
 
         A ``None`` rollout means the demonstration itself was asked for. Examples whose verdict is ``resample`` are
         drawn again until ``max_attempts`` draws were made; then the demonstration is learned.
         """
-        with self.watch(views) as watch:
+        with self.watch(pairs) as watch:
             return watch.targets(rollouts, resample)
 
-    def watch(self, views: Sequence[Views]) -> Watch:
+    def watch(self, pairs: Sequence[PromptPair]) -> Watch:
         """Return what judges the draws of these examples while others are still written."""
         # Threads of pure Python would only take turns with the one that writes.
         asks = any(self.verdicts[reason] != "keep" for reason in ("check", *_OVERRULED))
         waits = asks and not getattr(self.task, "check_is_quick", False)
         may_resample = "resample" in self.verdicts.values()
         max_attempts = self.config.max_attempts if may_resample else 1
-        return Watch(self.judge, views, max_attempts, self.num_workers if waits else 0)
+        return Watch(self.judge, pairs, max_attempts, self.num_workers if waits else 0)
 
     def figures(self) -> dict[str, float]:
         """Return what a step logs of the bare answers that rollouts are compared with."""
         return self.bare.figures() if self.bare else {}
 
-    def reason(self, views: Views, rollout: Rollout, text: str, result: Callable[[], CheckResult]) -> str:
+    def reason(self, pair: PromptPair, rollout: Rollout, text: str, result: Callable[[], CheckResult]) -> str:
         """Return the first reason against a rollout, cheapest first; empty when there is none.
 
         A reason whose verdict is ``keep`` is none, so that it cannot hide a graver one. A right answer may be as short
         and as repetitive as it likes.
 
         Args:
-            views: Whose rollout it is.
+            pair: Whose rollout it is.
             rollout: The rollout.
             text: Its text.
             result: Asks the task's check.
         """
-        config, num_tokens, num_reference = self.config, len(rollout.token_ids), len(views.response_ids)
+        config, num_tokens, num_reference = self.config, len(rollout.token_ids), len(pair.response_ids)
         holds: dict[str, Callable[[], bool]] = {
             "empty": lambda: not text.strip(),
             "truncated": lambda: rollout.finish_reason == "length",
-            "control": lambda: bool({*self.controls(rollout.token_ids)} - {*self.controls(views.response_ids)}),
+            "control": lambda: bool({*self.controls(rollout.token_ids)} - {*self.controls(pair.response_ids)}),
             "looping": lambda: (
-                is_looping(rollout.token_ids, config.loop_ngram, config.loop_repeats, views.response_ids)
-                and not self._is_right(views, result)
+                is_looping(rollout.token_ids, config.loop_ngram, config.loop_repeats, pair.response_ids)
+                and not self._is_right(pair, result)
             ),
-            "banned": lambda: self.mentions.find(text, views.demonstration) is not None,
+            "banned": lambda: self.mentions.find(text, pair.demonstration) is not None,
             "length": lambda: (
                 is_too_long(num_tokens, num_reference, config.max_length_ratio)
                 or (
                     is_too_short(num_tokens, num_reference, config.min_length_ratio)
-                    and not self._is_right(views, result)
+                    and not self._is_right(pair, result)
                 )
             ),
-            "answer_only": lambda: self.is_answer_only(views, rollout, text),
+            "answer_only": lambda: self.is_answer_only(pair, rollout, text),
             CHECK_ERROR: lambda: result().reason == CHECK_ERROR,
             "check": lambda: not result().correct,
         }
         return next((name for name in REASONS if self.verdicts[name] != "keep" and holds[name]()), "")
 
-    def _is_right(self, views: Views, result: Callable[[], CheckResult]) -> bool:
+    def _is_right(self, pair: PromptPair, result: Callable[[], CheckResult]) -> bool:
         """Whether a check that tells right from wrong accepts a text."""
-        return checks(self.task, views.demonstration) and result().correct
+        return checks(self.task, pair.demonstration) and result().correct
 
-    def is_answer_only(self, views: Views, rollout: Rollout, text: str) -> bool:
+    def is_answer_only(self, pair: PromptPair, rollout: Rollout, text: str) -> bool:
         """Whether a rollout leaves out the work of the policy's bare answers; False where these are not known."""
-        num_tokens, num_reference = len(rollout.token_ids), len(views.response_ids)
+        num_tokens, num_reference = len(rollout.token_ids), len(pair.response_ids)
         share = self.config.answer_only_ratio
         return self.bare is not None and is_answer_only(num_tokens, num_steps(text), num_reference, self.bare, share)
 
@@ -142,17 +144,17 @@ class Screen:
         has_it = said[len(said) - len(before) :] == before
         return (*said, *(self.end_ids[-1:] if has_it else self.end_ids))
 
-    def judge(self, views: Views, rollout: Rollout | None, attempt: int) -> Target:
+    def judge(self, pair: PromptPair, rollout: Rollout | None, attempt: int) -> Target:
         """Return what is learned of one draw, as far as its own text tells."""
         if rollout is None:
-            return Target(views, views.response_ids, views.demonstration.response, "keep", "", None, attempt)
+            return Target(pair, pair.response_ids, pair.demonstration.response, "keep", "", None, attempt)
         text = self.decode(rollout.token_ids)
-        if views.feedback is not None and views.feedback.drop:
-            is_right = not views.feedback.message
-            return Target(views, (), text, "drop", views.feedback.drop, rollout, attempt, correct=is_right)
-        result = cache(lambda: self.check(text, views.demonstration))
-        reason = self.reason(views, rollout, text, result)
-        target = Target(views, self._ended(rollout), text, "keep", "", rollout, attempt)
+        if pair.feedback is not None and pair.feedback.drop:
+            is_right = not pair.feedback.message
+            return Target(pair, (), text, "drop", pair.feedback.drop, rollout, attempt, correct=is_right)
+        result = cache(lambda: self.check(text, pair.demonstration))
+        reason = self.reason(pair, rollout, text, result)
+        target = Target(pair, self._ended(rollout), text, "keep", "", rollout, attempt)
         # The check is worth asking also of a whole text that is refused.
         if self.verdicts["check"] != "keep" and reason not in ("empty", "truncated", "control", "looping"):
             target = replace(target, correct=result().correct)
@@ -166,8 +168,8 @@ class Screen:
 def refused(target: Target, verdict: Verdict, reason: str) -> Target:
     """Return a target whose rollout is not learned, for a reason: its demonstration is, or nothing."""
     if verdict == "fallback":
-        views = target.views
-        response = views.demonstration.response
-        return replace(target, token_ids=views.response_ids, text=response, verdict=verdict, reason=reason)
+        pair = target.pair
+        response = pair.demonstration.response
+        return replace(target, token_ids=pair.response_ids, text=response, verdict=verdict, reason=reason)
     token_ids = () if verdict == "drop" else target.token_ids
     return replace(target, token_ids=token_ids, verdict=verdict, reason=reason)

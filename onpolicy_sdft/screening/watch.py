@@ -12,13 +12,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
-from onpolicy_sdft.types import Rollout, Target, Views
+from onpolicy_sdft.types import PromptPair, Rollout, Target
 
-#: Draws again for these views: ``resample(views, attempt)``.
-Resample = Callable[[Sequence[Views], int], Sequence[Rollout | None]]
+#: Draws again for these examples: ``resample(pairs, attempt)``.
+Resample = Callable[[Sequence[PromptPair], int], Sequence[Rollout | None]]
 
-#: Judges one draw: ``judge(views, rollout, attempt)``.
-Judge = Callable[[Views, Rollout | None, int], Target]
+#: Judges one draw: ``judge(pair, rollout, attempt)``.
+Judge = Callable[[PromptPair, Rollout | None, int], Target]
 
 
 class Watch:
@@ -26,17 +26,17 @@ class Watch:
 
     Args:
         judge: Gives the verdict of one draw.
-        views: The examples; the first draws asked for are theirs, in order.
+        pairs: The examples; the first draws asked for are theirs, in order.
         max_attempts: Draws of one example; 1 where no verdict asks for another.
         num_workers: Verdicts reached at once; 0 judges in the thread that writes.
     """
 
-    def __init__(self, judge: Judge, views: Sequence[Views], max_attempts: int, num_workers: int) -> None:
+    def __init__(self, judge: Judge, pairs: Sequence[PromptPair], max_attempts: int, num_workers: int) -> None:
         self._judge = judge
-        self._views = views
+        self._views = pairs
         self._max_attempts = max_attempts
         self._workers = ThreadPoolExecutor(num_workers, "screen") if num_workers else None
-        self._draws = [(example, 0) for example in range(len(views))]  # example and attempt of each draw asked for
+        self._draws = [(example, 0) for example in range(len(pairs))]  # example and attempt of each draw asked for
         self._verdicts: dict[int, Future[Target]] = {}  # by draw
         self._order: list[int] = []  # draws in the order in which they ended
         self._num_looked_at = 0  # of those
@@ -58,7 +58,7 @@ class Watch:
         self._order.append(draw)
         self._begin(draw, rollout)
 
-    def again(self, num_ended: int) -> list[tuple[Views, int]]:
+    def again(self, num_ended: int) -> list[tuple[PromptPair, int]]:
         """Wait for verdicts on the first so many draws that ended; return what to draw again, and its attempt."""
         if self._max_attempts == 1:
             return []
@@ -110,11 +110,11 @@ class Watch:
 
     def _begin(self, draw: int, rollout: Rollout | None) -> None:
         example, attempt = self._draws[draw]
-        views = self._views[example]
+        pairs = self._views[example]
 
         def judge() -> Target:
             started = time.perf_counter()
-            target = self._judge(views, rollout, attempt)
+            target = self._judge(pairs, rollout, attempt)
             self._seconds.append(time.perf_counter() - started)
             return target
 

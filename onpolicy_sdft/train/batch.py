@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from onpolicy_sdft.data.sharing import shard_groups, unshard
 from onpolicy_sdft.train.telemetry import without_records
-from onpolicy_sdft.types import Ranks, Target, Views
+from onpolicy_sdft.types import PromptPair, Ranks, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,39 +16,39 @@ class StepBatch:
     """What one step learns from, and which rank samples what.
 
     Args:
-        views: One entry for each sample of each demonstration, the same on every rank.
+        pairs: One entry for each sample of each demonstration, the same on every rank.
         shares: Indices of each rank's entries.
         ranks: The processes that share them.
     """
 
-    views: Sequence[Views]
+    pairs: Sequence[PromptPair]
     shares: Sequence[Sequence[int]]
     ranks: Ranks
 
     @property
-    def mine(self) -> list[Views]:
+    def mine(self) -> list[PromptPair]:
         """This rank's entries; samples of one demonstration are never on different ranks."""
-        return [self.views[index] for index in self.shares[self.ranks.rank]]
+        return [self.pairs[index] for index in self.shares[self.ranks.rank]]
 
     def gather(self, targets: Sequence[Target]) -> list[Target]:
         """Return the targets of all ranks, in the order of the batch and without what only learning needs."""
         return unshard(self.shares, self.ranks.gather(without_records(targets)))
 
 
-def make_batch(views: Sequence[Views], num_samples: int, ranks: Ranks) -> StepBatch:
+def make_batch(pairs: Sequence[PromptPair], num_samples: int, ranks: Ranks) -> StepBatch:
     """Repeat a step's demonstrations for their samples and shard them by expected length."""
-    repeated = repeat_samples(views, num_samples)
-    sizes = [len(view.teacher_ids or view.student_ids) + len(view.response_ids) for view in repeated]
+    repeated = repeat_samples(pairs, num_samples)
+    sizes = [len(pair.teacher_ids or pair.student_ids) + len(pair.response_ids) for pair in repeated]
     return StepBatch(repeated, shard_groups(sizes, num_samples, ranks.num_ranks), ranks)
 
 
-def repeat_samples(views: Sequence[Views], num_samples: int) -> list[Views]:
+def repeat_samples(pairs: Sequence[PromptPair], num_samples: int) -> list[PromptPair]:
     """Repeat each example for its samples and number them: one that comes twice in a step must not repeat its noise."""
     seen: Counter[str] = Counter()
     found = []
-    for view in views:
-        name = view.demonstration.example_id
+    for pair in pairs:
+        name = pair.demonstration.example_id
         for _ in range(num_samples):
-            found.append(replace(view, sample_index=seen[name]) if seen[name] else view)
+            found.append(replace(pair, sample_index=seen[name]) if seen[name] else pair)
             seen[name] += 1
     return found

@@ -27,10 +27,10 @@ from onpolicy_sdft.types import (
     Demonstration,
     Feedback,
     NoiseKey,
+    PromptPair,
     Rollout,
     RolloutRequest,
     Target,
-    Views,
 )
 
 #: ``NoiseKey.attempt`` of what is written before the first draw.
@@ -101,35 +101,35 @@ class FeedbackSource(PolicySource):
         self.trying = trying
         self._figures: dict[str, float] = {}
 
-    def begin(self, views: Sequence[Views], step: int) -> list[Views]:
+    def begin(self, pairs: Sequence[PromptPair], step: int) -> list[PromptPair]:
         """Let the student try; return the examples with what the teacher is told of it.
 
         All attempts at an example are made on each rank that has one of its samples, so that what is told does not
         depend on how samples are dealt out.
         """
         started = time.perf_counter()
-        keys = [self._keys(view, step) for view in views]
-        asked = {key: view for view, its in zip(views, keys, strict=True) for key in its}
+        keys = [self._keys(pair, step) for pair in pairs]
+        asked = {key: pair for pair, its in zip(pairs, keys, strict=True) for key in its}
         attempts = self._try(asked, step)
         told = [
-            self._tell(view, [attempts[key] for key in its], view.sample_index % self.trying.num_samples)
-            for view, its in zip(views, keys, strict=True)
+            self._tell(pair, [attempts[key] for key in its], pair.sample_index % self.trying.num_samples)
+            for pair, its in zip(pairs, keys, strict=True)
         ]
         self._figures = {**_figures(told), "time/attempt_seconds": time.perf_counter() - started}
-        return [view for view, _ in told]
+        return [pair for pair, _ in told]
 
     def rollouts(
-        self, views: Sequence[Views], *, step: int, attempt: int = 0, watch: Watching | None = None
+        self, pairs: Sequence[PromptPair], *, step: int, attempt: int = 0, watch: Watching | None = None
     ) -> Sequence[Rollout | None]:
         """Write what no attempt stands for; where one does, return it."""
         found: list[Rollout | None] = [
-            view.feedback.rollout if attempt == 0 and view.feedback is not None and view.feedback.stands else None
-            for view in views
+            pair.feedback.rollout if attempt == 0 and pair.feedback is not None and pair.feedback.stands else None
+            for pair in pairs
         ]
         places = [place for place, rollout in enumerate(found) if rollout is None]
         if places:
-            placed = None if watch is None else _Placed(watch, places, len(views))
-            written = super().rollouts([views[p] for p in places], step=step, attempt=attempt, watch=placed)
+            placed = None if watch is None else _Placed(watch, places, len(pairs))
+            written = super().rollouts([pairs[p] for p in places], step=step, attempt=attempt, watch=placed)
             for place, rollout in zip(places, written, strict=True):
                 found[place] = rollout
         return found
@@ -137,28 +137,28 @@ class FeedbackSource(PolicySource):
     def remember(self, targets: Sequence[Target]) -> None:
         """Keep the attempts as drafts of the next ones; a prompt that tells of an attempt does not come again."""
         for target in targets:
-            if target.views.feedback is not None:
-                tried = target.views.feedback.rollout
-                self.store.put(target.views.demonstration.example_id, tried.prompt_token_ids, tried.token_ids)
+            if target.pair.feedback is not None:
+                tried = target.pair.feedback.rollout
+                self.store.put(target.pair.demonstration.example_id, tried.prompt_token_ids, tried.token_ids)
 
     def figures(self) -> Mapping[str, float]:
         """Return those of the last rollouts, and how the attempts went."""
         return {**super().figures(), **self._figures}
 
-    def _keys(self, views: Views, step: int) -> list[NoiseKey]:
+    def _keys(self, pair: PromptPair, step: int) -> list[NoiseKey]:
         """Return the keys of the attempts at an example; one that comes twice in a step has two sets."""
-        number, seed, name = self.trying.num_attempts, self.sampling.seed, views.demonstration.example_id
-        first = views.sample_index // self.trying.num_samples * number
+        number, seed, name = self.trying.num_attempts, self.sampling.seed, pair.demonstration.example_id
+        first = pair.sample_index // self.trying.num_samples * number
         before = 0 if self.sampling.view == "student" else _BEFORE  # the attempts are the rollouts there
         return [NoiseKey(seed, step, name, first + index, before) for index in range(number)]
 
-    def _try(self, asked: Mapping[NoiseKey, Views], step: int) -> dict[NoiseKey, _Attempt]:
+    def _try(self, asked: Mapping[NoiseKey, PromptPair], step: int) -> dict[NoiseKey, _Attempt]:
         trying = self.trying
-        requests = [self._request_behind(view, key, view.student_ids) for key, view in asked.items()]
+        requests = [self._request_behind(pair, key, pair.student_ids) for key, pair in asked.items()]
         with trying.writing():
             rollouts = self.backend.generate(requests, self.sampling.params_at(step), self.on_progress, NO_RECORD)
         texts = [trying.decode(rollout.token_ids) for rollout in rollouts]
-        demonstrations = [view.demonstration for view in asked.values()]
+        demonstrations = [pair.demonstration for pair in asked.values()]
         if trying.num_workers:
             with ThreadPoolExecutor(trying.num_workers, "attempts") as workers:
                 results = list(workers.map(trying.check, texts, demonstrations))
@@ -166,7 +166,7 @@ class FeedbackSource(PolicySource):
             results = list(map(trying.check, texts, demonstrations))
         return dict(zip(asked, map(_Attempt, rollouts, texts, results), strict=True))
 
-    def _request(self, example: Views, key: NoiseKey) -> RolloutRequest:
+    def _request(self, example: PromptPair, key: NoiseKey) -> RolloutRequest:
         """Draft from the attempt: there is no earlier rollout under a prompt that tells of it."""
         request = super()._request(example, key)
         if example.feedback is None:
@@ -179,19 +179,19 @@ class FeedbackSource(PolicySource):
             expected_new_tokens=len(tried),
         )
 
-    def _tell(self, view: Views, attempts: Sequence[_Attempt], sample: int) -> tuple[Views, int]:
+    def _tell(self, pair: PromptPair, attempts: Sequence[_Attempt], sample: int) -> tuple[PromptPair, int]:
         """Return an example as the teacher is told of one of the attempts at it, and how much of that was cut."""
         own, is_rollout = attempts[sample % len(attempts)], self.sampling.view == "student"
         if own.is_right:
             drop = SOLVED if self.trying.solved == "drop" else ""
-            return replace(view, feedback=Feedback(own.rollout, own.text, "", stands=True, drop=drop)), 0
+            return replace(pair, feedback=Feedback(own.rollout, own.text, "", stands=True, drop=drop)), 0
         sibling = next((attempt.text for attempt in attempts if attempt.is_right), "")
         feedback = Feedback(own.rollout, own.text, self._message(own), sibling, stands=is_rollout)
-        fitted = self.trying.prompt(view.demonstration, feedback)
+        fitted = self.trying.prompt(pair.demonstration, feedback)
         if fitted is None:
-            return replace(view, feedback=replace(feedback, stands=True, drop=NO_ROOM)), 0
+            return replace(pair, feedback=replace(feedback, stands=True, drop=NO_ROOM)), 0
         told = replace(
-            view,
+            pair,
             teacher_ids=fitted.token_ids,
             num_trimmed_tokens=fitted.num_trimmed_tokens,
             num_dropped_examples=fitted.num_dropped_examples,
@@ -224,14 +224,14 @@ class _Placed:
         own = len(self.places)
         self.watch.ended(self.places[draw] if draw < own else draw - own + self.num_places, rollout)
 
-    def again(self, num_ended: int) -> Sequence[tuple[Views, int]]:
+    def again(self, num_ended: int) -> Sequence[tuple[PromptPair, int]]:
         """Return what to draw again."""
         return self.watch.again(num_ended)
 
 
-def _figures(told: Sequence[tuple[Views, int]]) -> dict[str, float]:
+def _figures(told: Sequence[tuple[PromptPair, int]]) -> dict[str, float]:
     """Return how the attempts of this rank's samples went, of which each is told with what was cut of it."""
-    feedback = [view.feedback for view, _ in told if view.feedback is not None]
+    feedback = [pair.feedback for pair, _ in told if pair.feedback is not None]
     counts = {
         "solved_rate": sum(not each.message for each in feedback),
         "sibling_rate": sum(bool(each.sibling) for each in feedback),

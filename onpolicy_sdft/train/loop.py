@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from onpolicy_sdft.train.guards import Guards
     from onpolicy_sdft.train.step import Trainer
     from onpolicy_sdft.train.trackers import Tracker
-    from onpolicy_sdft.types import StepMetrics, Target, Views
+    from onpolicy_sdft.types import PromptPair, StepMetrics, Target
 
 #: What the progress line shows of a step's metrics, those that it has.
 _SHOWN = {"loss": "loss/total", "tokens_per_s": "train/tokens_per_second", "fallback_rate": "screen/fallback_rate"}
@@ -83,7 +83,7 @@ class Loop:
     """Runs a trainer over a plan."""
 
     trainer: Trainer
-    views: Sequence[Views]
+    pairs: Sequence[PromptPair]
     plan: Plan
     config: RunConfig
     run: RunDirectory
@@ -140,12 +140,12 @@ class Loop:
         indices = batch_indices(
             step,
             batch_size=self.config.train.batch_size,
-            num_examples=len(self.views),
+            num_examples=len(self.pairs),
             seed=self.config.train.seed,
             num_presentations=self.plan.num_presentations,
         )
-        views = [self.views[index] for index in indices]
-        return make_batch(views, self.trainer.num_samples, self.trainer.backend)
+        pairs = [self.pairs[index] for index in indices]
+        return make_batch(pairs, self.trainer.num_samples, self.trainer.backend)
 
     def _reason_to_stop(self, stop: StopRequest) -> str:
         stop.signal = max(self.trainer.backend.gather(stop.signal), key=lambda number: number or 0)
@@ -222,8 +222,8 @@ class Loop:
         self.guards.watch(metrics.step, values)
 
     def _sample(self, step: int, target: Target) -> dict[str, Any]:
-        demonstration, rollout = target.views.demonstration, target.rollout
-        logprobs, feedback = rollout.logprobs if rollout else (), target.views.feedback
+        demonstration, rollout = target.pair.demonstration, target.rollout
+        logprobs, feedback = rollout.logprobs if rollout else (), target.pair.feedback
         return {
             "step": step,
             "example_id": demonstration.example_id,

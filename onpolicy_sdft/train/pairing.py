@@ -45,15 +45,15 @@ class Pairing:
         """Return what is learned of a step's targets; dropped ones give nothing."""
         found, has_demonstration = [], False
         for target in targets:
-            views = target.views
-            has_demonstration = has_demonstration and bool(views.sample_index)
+            pair = target.pair
+            has_demonstration = has_demonstration and bool(pair.sample_index)
             if len(target.token_ids) > self.num_skipped:
                 is_text = target.rollout is None or target.verdict == "fallback"
                 found.append(
                     TrainingRow(
-                        views.student_ids,
+                        pair.student_ids,
                         target.token_ids,
-                        views.teacher_ids,
+                        pair.teacher_ids,
                         rollout=None if is_text else target.rollout,
                         plain=is_text and self.has_distributions,
                         weight=target.weight,
@@ -66,8 +66,8 @@ class Pairing:
                 has_demonstration = True
                 found.append(
                     TrainingRow(
-                        views.student_ids,
-                        views.response_ids,
+                        pair.student_ids,
+                        pair.response_ids,
                         plain=True,
                         counted=False,
                         weight=self.demonstration_weight,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from onpolicy_sdft.train.telemetry import without_records
-from onpolicy_sdft.types import ONE_RANK, NoiseKey, Ranks, Rollout, RolloutRequest, Target, Views
+from onpolicy_sdft.types import ONE_RANK, NoiseKey, PromptPair, Ranks, Rollout, RolloutRequest, Target
 
 if TYPE_CHECKING:
     from onpolicy_sdft.screening.review import Review
@@ -24,7 +24,7 @@ class Preview:
     """Looks at the same rows each time; ranks share them, and all get what was written.
 
     Args:
-        views: The rows.
+        pairs: The rows.
         source: Writes.
         screen: Judges the texts.
         reviewer: Measures them.
@@ -32,7 +32,7 @@ class Preview:
         ranks: The processes that share the rows.
     """
 
-    views: Sequence[Views]
+    pairs: Sequence[PromptPair]
     source: PolicySource
     screen: Screen
     reviewer: Review
@@ -44,46 +44,46 @@ class Preview:
         sampling = self.source.sampling
         requests = [
             RolloutRequest(
-                view.student_ids,
-                NoiseKey(sampling.seed, step, view.demonstration.example_id, 0, _BARE_ATTEMPT),
+                pair.student_ids,
+                NoiseKey(sampling.seed, step, pair.demonstration.example_id, 0, _BARE_ATTEMPT),
                 sampling.max_new_tokens,
             )
-            for view in self._share()
+            for pair in self._share()
         ]
         with self.policy():
             written = self.source.answers(requests, step)
-        pairs = zip(self._share(), written, strict=True)
-        return self._gather([self._checked(view, rollout) for view, rollout in pairs])
+        answered = zip(self._share(), written, strict=True)
+        return self._gather([self._checked(pair, rollout) for pair, rollout in answered])
 
     def taught(self, step: int) -> list[Target]:
         """Let the teacher write, without second attempts; the targets hold measures, no rule was applied to them."""
         # Where a step asks no teacher, the student being right, the teacher is asked as if the student had not tried.
-        views = [
-            replace(view, feedback=None) if view.feedback is not None and view.feedback.drop else view
-            for view in self.source.begin(self._share(), step)
+        pairs = [
+            replace(pair, feedback=None) if pair.feedback is not None and pair.feedback.drop else pair
+            for pair in self.source.begin(self._share(), step)
         ]
         with self.source.open():
-            written = self.source.rollouts(views, step=step, attempt=_TAUGHT_ATTEMPT)
-        pairs = zip(views, written, strict=True)
-        screened = [self._screened(view, rollout) for view, rollout in pairs if rollout is not None]
+            written = self.source.rollouts(pairs, step=step, attempt=_TAUGHT_ATTEMPT)
+        rewritten = zip(pairs, written, strict=True)
+        screened = [self._screened(pair, rollout) for pair, rollout in rewritten if rollout is not None]
         with self.policy():
             return self._gather(self.reviewer.measure(screened, step))
 
-    def _checked(self, view: Views, rollout: Rollout) -> Target:
+    def _checked(self, pair: PromptPair, rollout: Rollout) -> Target:
         """Return a text as it was written, with the check's verdict."""
         text = self.screen.decode(rollout.token_ids)
-        correct = self.screen.check(text, view.demonstration).correct
-        return Target(view, rollout.token_ids, text, "keep", "", rollout, correct=correct)
+        correct = self.screen.check(text, pair.demonstration).correct
+        return Target(pair, rollout.token_ids, text, "keep", "", rollout, correct=correct)
 
-    def _screened(self, view: Views, rollout: Rollout) -> Target:
+    def _screened(self, pair: PromptPair, rollout: Rollout) -> Target:
         """Return what the screen makes of a text, checked also where a cheaper reason refuses it."""
-        screened = self.screen.judge(view, rollout, 0)
+        screened = self.screen.judge(pair, rollout, 0)
         if screened.correct is None:
-            screened = replace(screened, correct=self._checked(view, rollout).correct)
+            screened = replace(screened, correct=self._checked(pair, rollout).correct)
         return screened
 
     def _gather(self, mine: Sequence[Target]) -> list[Target]:
         return [target for part in self.ranks.gather(without_records(mine)) for target in part]
 
-    def _share(self) -> Sequence[Views]:
-        return self.views[self.ranks.rank :: self.ranks.num_ranks]
+    def _share(self) -> Sequence[PromptPair]:
+        return self.pairs[self.ranks.rank :: self.ranks.num_ranks]

@@ -17,7 +17,16 @@ from onpolicy_sdft.rollout.backend import (
     ignore_progress,
 )
 from onpolicy_sdft.rollout.drafts import DraftStore
-from onpolicy_sdft.types import Blend, NoiseKey, RecordOptions, Rollout, RolloutRequest, SamplingParams, Target, Views
+from onpolicy_sdft.types import (
+    Blend,
+    NoiseKey,
+    PromptPair,
+    RecordOptions,
+    Rollout,
+    RolloutRequest,
+    SamplingParams,
+    Target,
+)
 
 
 class Watching(Protocol):
@@ -27,7 +36,7 @@ class Watching(Protocol):
         """Hear of a rollout; those drawn again are counted on from the examples."""
         ...
 
-    def again(self, num_ended: int) -> Sequence[tuple[Views, int]]:
+    def again(self, num_ended: int) -> Sequence[tuple[PromptPair, int]]:
         """Return what to draw again of the first so many that ended, with the number of its attempt."""
         ...
 
@@ -36,12 +45,12 @@ class TargetSource(Protocol):
     """Gives each example of a step a rollout, or None where the demonstration is the target."""
 
     def rollouts(
-        self, views: Sequence[Views], *, step: int, attempt: int = 0, watch: Watching | None = None
+        self, pairs: Sequence[PromptPair], *, step: int, attempt: int = 0, watch: Watching | None = None
     ) -> Sequence[Rollout | None]:
         """Return one entry per example, in order; what a watch has drawn again it hears of, and is not returned."""
         ...
 
-    def begin(self, views: Sequence[Views], step: int) -> list[Views]:
+    def begin(self, pairs: Sequence[PromptPair], step: int) -> list[PromptPair]:
         """Return this rank's examples of a step as they are to be asked, before any is; every rank calls it once."""
         ...
 
@@ -101,17 +110,17 @@ class Sampling:
             min_p=moved(params.min_p, self.min_p_end),
         )
 
-    def prompt(self, views: Views, key: NoiseKey) -> tuple[int, ...]:
+    def prompt(self, pair: PromptPair, key: NoiseKey) -> tuple[int, ...]:
         """Return the prompt a rollout is written under: a function of its key, so that a resumed run repeats it."""
         name = f"demonstration dropout {key.seed} {key.step} {key.example_id} {key.sample_index} {key.attempt}"
         bare = self.view == "student" or random.Random(name).random() < self.demonstration_dropout
-        return views.student_ids if bare else views.teacher_ids
+        return pair.student_ids if bare else pair.teacher_ids
 
-    def blend_with(self, views: Views, prompt: tuple[int, ...]) -> Blend | None:
+    def blend_with(self, pair: PromptPair, prompt: tuple[int, ...]) -> Blend | None:
         """Return the bare prompt that a rollout is blended with, unless it is written under that alone."""
-        if (self.blend == 0 and self.blend_budget is None) or prompt == views.student_ids:
+        if (self.blend == 0 and self.blend_budget is None) or prompt == pair.student_ids:
             return None
-        return Blend(views.student_ids, self.blend, self.blend_budget)
+        return Blend(pair.student_ids, self.blend, self.blend_budget)
 
 
 class PolicySource:
@@ -140,30 +149,30 @@ class PolicySource:
         self.writing = writing
 
     def rollouts(
-        self, views: Sequence[Views], *, step: int, attempt: int = 0, watch: Watching | None = None
+        self, pairs: Sequence[PromptPair], *, step: int, attempt: int = 0, watch: Watching | None = None
     ) -> Sequence[Rollout | None]:
         """Write one completion per entry, with the noise of its example and sample."""
 
-        def request(view: Views, attempt: int) -> RolloutRequest:
-            name = view.demonstration.example_id
-            return self._request(view, NoiseKey(self.sampling.seed, step, name, view.sample_index, attempt))
+        def request(pair: PromptPair, attempt: int) -> RolloutRequest:
+            name = pair.demonstration.example_id
+            return self._request(pair, NoiseKey(self.sampling.seed, step, name, pair.sample_index, attempt))
 
         written = self.backend.generate(
-            [request(view, attempt) for view in views],
+            [request(pair, attempt) for pair in pairs],
             self.sampling.params_at(step),
             self.on_progress,
             self.sampling.record,
             NO_LISTENER if watch is None else _Listening(watch, request),
         )
-        return written[: len(views)]
+        return written[: len(pairs)]
 
     def answers(self, requests: Sequence[RolloutRequest], step: int) -> Sequence[Rollout]:
         """Write completions of other prompts, with the sampling parameters of a step and the weights in place."""
         return self.backend.generate(requests, self.sampling.params_at(step))
 
-    def begin(self, views: Sequence[Views], step: int) -> list[Views]:
+    def begin(self, pairs: Sequence[PromptPair], step: int) -> list[PromptPair]:
         """Return the examples as they are."""
-        return list(views)
+        return list(pairs)
 
     def open(self) -> AbstractContextManager[None]:
         """Put the weights that write in place."""
@@ -173,7 +182,7 @@ class PolicySource:
         """Keep the rollouts as drafts for the next epoch."""
         for target in targets:
             if target.rollout is not None:
-                name, prompt = target.views.demonstration.example_id, target.rollout.prompt_token_ids
+                name, prompt = target.pair.demonstration.example_id, target.rollout.prompt_token_ids
                 self.store.put(name, prompt, target.rollout.token_ids)
 
     def release(self) -> bool:
@@ -193,10 +202,10 @@ class PolicySource:
         self.backend.restore(state["own"])
         self.store.restore(state["common"])
 
-    def _request(self, example: Views, key: NoiseKey) -> RolloutRequest:
+    def _request(self, example: PromptPair, key: NoiseKey) -> RolloutRequest:
         return self._request_behind(example, key, self.sampling.prompt(example, key))
 
-    def _request_behind(self, example: Views, key: NoiseKey, prompt: tuple[int, ...]) -> RolloutRequest:
+    def _request_behind(self, example: PromptPair, key: NoiseKey, prompt: tuple[int, ...]) -> RolloutRequest:
         """Return the request of a completion of one of an example's prompts, with what it can be drafted from."""
         last = self.store.get(key.example_id, prompt)
         texts = {"history": last, "demonstration": example.response_ids}
@@ -215,27 +224,27 @@ class _Listening(Listener):
     """Tells a watch of what is written, and words what it wants drawn again as requests."""
 
     watch: Watching
-    request: Callable[[Views, int], RolloutRequest]
+    request: Callable[[PromptPair, int], RolloutRequest]
 
     def ended(self, index: int, rollout: Rollout) -> None:
         self.watch.ended(index, rollout)
 
     def more(self, num_ended: int) -> Sequence[RolloutRequest]:
-        return [self.request(view, attempt) for view, attempt in self.watch.again(num_ended)]
+        return [self.request(pair, attempt) for pair, attempt in self.watch.again(num_ended)]
 
 
 class DemonstrationSource:
     """Plain fine-tuning: nothing is written, the demonstration is the target."""
 
     def rollouts(
-        self, views: Sequence[Views], *, step: int, attempt: int = 0, watch: Watching | None = None
+        self, pairs: Sequence[PromptPair], *, step: int, attempt: int = 0, watch: Watching | None = None
     ) -> Sequence[Rollout | None]:
         """Return None for every example."""
-        return [None] * len(views)
+        return [None] * len(pairs)
 
-    def begin(self, views: Sequence[Views], step: int) -> list[Views]:
+    def begin(self, pairs: Sequence[PromptPair], step: int) -> list[PromptPair]:
         """Return the examples as they are."""
-        return list(views)
+        return list(pairs)
 
     def open(self) -> AbstractContextManager[None]:
         """Nothing writes."""

@@ -55,11 +55,11 @@ def screen_metrics(targets: Sequence[Target]) -> dict[str, float]:
 
 def rollout_metrics(targets: Sequence[Target]) -> dict[str, float]:
     """Return lengths, entropy, diversity and copying of a step's rollouts; empty where there are none."""
-    pairs = [(target.rollout, target.views) for target in targets if target.rollout is not None]
+    pairs = [(target.rollout, target.pair) for target in targets if target.rollout is not None]
     if not pairs:
         return {}
     num_tokens = sum(len(rollout.token_ids) for rollout, _ in pairs)
-    num_reference = sum(len(views.response_ids) for _, views in pairs)
+    num_reference = sum(len(pair.response_ids) for _, pair in pairs)
     return {
         "rollout/mean_length": num_tokens / len(pairs),
         "rollout/length_ratio": num_tokens / num_reference,

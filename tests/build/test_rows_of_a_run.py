@@ -8,7 +8,7 @@ import pytest
 
 from onpolicy_sdft import fit, load_config
 from onpolicy_sdft.build.bundle import load_chat
-from onpolicy_sdft.build.data import load_rows, make_views
+from onpolicy_sdft.build.data import load_rows, make_prompt_pairs
 from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.runs.files import read_json
 
@@ -38,7 +38,7 @@ def config_of(tmp_path, model_dir):
 
 
 def views_of(config):
-    return make_views(config, load_chat(config), *load_rows(config)).prepared
+    return make_prompt_pairs(config, load_chat(config), *load_rows(config)).prepared
 
 
 def test_a_row_that_spells_a_control_token_is_refused_with_its_file_and_number(config_of):
@@ -46,7 +46,7 @@ def test_a_row_that_spells_a_control_token_is_refused_with_its_file_and_number(c
     with pytest.raises(DataError, match=r"rows\.jsonl, row 2: the user's text spells .*--data\.on_bad_row skip"):
         views_of(config_of(*rows))
     found = views_of(config_of(*rows, **{"data.on_bad_row": "skip", "context.max_teacher_tokens": 70}))
-    assert len(found.views) == 1
+    assert len(found.pairs) == 1
     assert [line.partition(": ")[0].rpartition(", ")[2] for line in found.bad_rows] == ["row 2", "row 3"]
 
 

@@ -12,7 +12,7 @@ TESTS = Path(__file__).parents[1]
 #: Trap -> what goes wrong elsewhere, and the tests here as ``file::start of the name``, or why it cannot occur.
 TRAPS: dict[str, tuple[str, list[str] | str]] = {
     "T1": ("a teacher rebuilt from a hub id", ["models/test_teacher.py::test_stage_is_what_the_stage_before_left"]),
-    "T2": ("a teacher's prompt cut on the left", ["data/test_views.py::test_an_over_long_context_cuts_the_end"]),
+    "T2": ("a teacher's prompt cut on the left", ["data/test_renderer.py::test_an_over_long_context_cuts_the_end"]),
     "T3": ("a LoRA average from zeros", ["models/test_teacher.py::test_the_average_has_the_half_life_it_says"]),
     "T4": ("an average in bfloat16", ["models/test_teacher.py::test_the_average_of_bfloat16_weights_is_float32"]),
     "T5": ("bfloat16 weights trained", ["models/test_load_and_policy.py::test_training_bfloat16_weights_is_refused"]),
@@ -38,7 +38,7 @@ TRAPS: dict[str, tuple[str, list[str] | str]] = {
         "prompts tokenised twice and sliced by the other's length",
         ["rollout/test_hf.py::test_greedy_equals_plain", "data/test_collate.py::test_loss_tokens_are_exactly"],
     ),
-    "T13": ("the first token doubled", ["data/test_views.py::test_the_first_token_is_not_doubled"]),
+    "T13": ("the first token doubled", ["data/test_renderer.py::test_the_first_token_is_not_doubled"]),
     "T14": ("means of means", ["invariants/test_methods.py::test_the_gradient_does_not_depend_on_the_micro_batch"]),
     "T15": ("dropout in rollouts and scoring", [
         "invariants/test_rollout_leaves_no_trace.py::test_dropout_is_off_in_rollouts",
@@ -56,16 +56,16 @@ TRAPS: dict[str, tuple[str, list[str] | str]] = {
     ),
     "T19": ("an average moved by micro-batches", ["invariants/test_methods.py::test_the_average_moves_once_a_step"]),
     "T20": ("eight samples of a prompt by default", ["contracts/test_known_traps.py::test_one_sample_is_the_default"]),
-    "T21": ("other prompts in training than in evaluation", ["data/test_views.py::test_views_in_the_same_thinking"]),
+    "T21": ("other prompts in training", ["data/test_renderer.py::test_prompts_in_the_same_thinking"]),
     "T22": ("checks that let wrong answers pass", [
         "tasks/test_math_word_problem.py::test_a_number_is_read_as_it_is_written",
         "tasks/test_math_word_problem.py::test_two_unparseable_answers_are_never_equal",
         "offline/test_legacy.py::test_the_last_number_is_read_as_published",
     ]),
     "T23": ("an average that gathers every shard", "Copies are elementwise on local parameters: no gather."),
-    "T24": ("views that start in other states", ["data/test_views.py::test_views_that_start_the_answer_in_different"]),
+    "T24": ("prompts in other states", ["data/test_renderer.py::test_prompts_that_start_the_answer_in_different"]),
     "T25": ("a sampler with old weights", ["rollout/test_engine.py::test_after_an_optimizer_step_in_place"]),
-    "T26": ("braces of the user's text", ["data/test_views.py::test_braces_and_dollars_of_the_user"]),
+    "T26": ("braces of the user's text", ["data/test_renderer.py::test_braces_and_dollars_of_the_user"]),
     "T27": ("a rank without targets", ["invariants/test_step.py::test_a_rank_without_targets_still_reaches"]),
 }  # fmt: skip
 

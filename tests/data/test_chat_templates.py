@@ -14,7 +14,7 @@ from onpolicy_sdft.config.schema import ContextConfig
 from onpolicy_sdft.data.chat_template import OwnMarkup
 from onpolicy_sdft.data.preflight import describe_lengths
 from onpolicy_sdft.data.prepare import Prepared, prepare
-from onpolicy_sdft.data.views import Renderer
+from onpolicy_sdft.data.renderer import Renderer
 from onpolicy_sdft.errors import ConfigError, DataError, SdftError
 from onpolicy_sdft.types import Demonstration, Turn
 
@@ -112,16 +112,16 @@ def test_blanks_that_a_template_trims_are_refused_or_trimmed_on_request():
     with pytest.raises(DataError, match=r"row 1: .* make 'Blue' of the response 'Blue \\n'.*--context\.trim_responses"):
         prepared(renderer, ("q", "Blue \n"))
     trimming = renderer_of(chat_toys.TOYS["llama-3"], trim_responses=True)
-    (views,) = prepared(trimming, ("q", "Blue \n")).views
-    assert views.demonstration.response == "Blue"
-    assert views.response_ids == renderer.response_ids("Blue")
+    (pair,) = prepared(trimming, ("q", "Blue \n")).pairs
+    assert pair.demonstration.response == "Blue"
+    assert pair.response_ids == renderer.response_ids("Blue")
 
 
 def test_what_a_template_writes_before_an_answer_is_learned_and_said():
     for name, lead in (("gpt-oss", "<|channel|>final<|message|>"), ("qwen3", "<think>\n\n</think>\n\n")):
         found = prepared(renderer_of(chat_toys.TOYS[name]), ("q", "Blue."))
         renderer = found.prompts._renderer
-        target = found.views[0].response_ids
+        target = found.pairs[0].response_ids
         assert renderer.tokenizer.decode(target) == lead + "Blue." + chat_toys.TOYS[name].end
         assert f"the chat template writes {lead!r} between its header and an answer" in found.notes[0]
     assert not prepared(renderer_of(chat_toys.TOYS["qwen3 without thinking"]), ("q", "Blue.")).notes
@@ -153,7 +153,7 @@ def test_a_control_token_in_a_row_is_refused_with_file_and_row_or_left_out(name,
         ):
             prepared(renderer, ("q", "Blue."), pair)
     found = prepared(renderer, bad[0], ("q", "Blue."), *bad[1:], on_bad_row="skip")
-    assert [views.demonstration.example_id for views in found.views] == ["id-1"]
+    assert [pair.demonstration.example_id for pair in found.pairs] == ["id-1"]
     assert len(found.bad_rows) == 3
     assert any("3 rows are left out" in warning for warning in describe_lengths(found, 50)[1])
     with pytest.raises(DataError, match=r"No row is left to learn: 3 are bad"):
@@ -251,7 +251,7 @@ def test_a_method_without_a_teacher_leaves_rows_out_for_the_bare_prompt_alone():
     ):
         prepared(renderer, short)
     found = prepared(renderer, short, asks_teacher=False)
-    assert [views.teacher_ids for views in found.views] == [()]
+    assert [pair.teacher_ids for pair in found.pairs] == [()]
     assert [row.name for row in describe_lengths(found, 50)[0]] == ["bare prompt (student)", "demonstration"]
     with pytest.raises(
         DataError, match=r"1 of 2 rows do not fit in context.max_student_tokens=80: id-1 \(bare prompt of 1"
@@ -279,10 +279,10 @@ def test_a_template_that_reads_the_clock_sees_one_date_which_can_be_given():
 
 def test_the_digest_follows_every_id():
     found = prepared(renderer_of(chat_toys.TOYS["chatml"]), ("q", "a"), ("r", "b"))
-    (first, second), digests = found.views, {found.digest}
+    (first, second), digests = found.pairs, {found.digest}
     for field in ("student_ids", "teacher_ids", "response_ids"):
         other = dataclasses.replace(second, **{field: (*getattr(second, field), 1)})
-        digests.add(dataclasses.replace(found, views=(first, other)).digest)
+        digests.add(dataclasses.replace(found, pairs=(first, other)).digest)
     assert len(digests) == 4
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from onpolicy_sdft.config.schema import ContextConfig
 from onpolicy_sdft.data.prepare import Prepared, prepare
+from onpolicy_sdft.data.renderer import Renderer
 from onpolicy_sdft.data.tokenising import TextIds
-from onpolicy_sdft.data.views import Renderer
 from onpolicy_sdft.types import Demonstration, Turn
 
 TEXTS = ["Blue it is.", "x = [1, 2]\n\nprint(x)", "né 東京 🙂", "a  b", "\n- one\n- two.", "  lead", "tail \n"]
@@ -45,9 +45,9 @@ def prepared(toy: chat_toys.Toy, tokenizer: str, **options: Any) -> Prepared:
 def test_rows_that_are_read_ahead_are_what_each_is_by_itself(name, tokenizer, options, monkeypatch):
     toy = chat_toys.TOYS[name]
     fast = prepared(toy, tokenizer, **options)
-    monkeypatch.setattr("onpolicy_sdft.data.views.TextIds", OneByOne)
+    monkeypatch.setattr("onpolicy_sdft.data.renderer.TextIds", OneByOne)
     slow = prepared(toy, tokenizer, **options)
-    for part in ("views", "dropped_ids", "trimmed_ids", "bad_rows", "left_out", "digest"):
+    for part in ("pairs", "dropped_ids", "trimmed_ids", "bad_rows", "left_out", "digest"):
         assert getattr(fast, part) == getattr(slow, part)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from onpolicy_sdft.config.schema import ContextConfig, EvalConfig
 from onpolicy_sdft.data.eval_sets import EvalSet
-from onpolicy_sdft.data.views import Renderer
+from onpolicy_sdft.data.renderer import Renderer
 from onpolicy_sdft.errors import RunDirectoryError
 from onpolicy_sdft.eval.answers import EVAL_STEP, Kept, answer_prompts, digest, remove_kept, write_in_chunks
 from onpolicy_sdft.eval.runner import score_set

@@ -18,7 +18,7 @@ from onpolicy_sdft.runs.files import read_json, read_jsonl
 from onpolicy_sdft.screening.review import Prompts, Review
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks.math_word_problem import MathWordProblem
-from onpolicy_sdft.types import Demonstration, Measures, NoiseKey, Rollout, Target, Turn, Views
+from onpolicy_sdft.types import Demonstration, Measures, NoiseKey, PromptPair, Rollout, Target, Turn
 
 YAML = """
 model: {{name: {model}}}
@@ -93,10 +93,10 @@ DEMONSTRATION = Demonstration("x", (Turn("user", "q"),), WORK + "The answer is 7
 
 def written(text: str, surprise: float) -> Target:
     ids = tuple(map(ord, text))
-    views = Views(DEMONSTRATION, (1,), (1, 2), tuple(map(ord, DEMONSTRATION.response)))
+    pairs = PromptPair(DEMONSTRATION, (1,), (1, 2), tuple(map(ord, DEMONSTRATION.response)))
     rollout = Rollout(NoiseKey(0, 0, "x"), (1,), ids, (-surprise,) * len(ids), (0.0,) * len(ids), (0.1,) * len(ids),
                       "stop")  # fmt: skip
-    return Target(views, ids, text, "keep", "", rollout, correct="72" in text,
+    return Target(pairs, ids, text, "keep", "", rollout, correct="72" in text,
                   measures=Measures(surprise, surprise, leak=surprise - 0.4))  # fmt: skip
 
 
@@ -109,7 +109,7 @@ class Looking:
         none: Any = None
         self.reviewer = Review(screening, task, self.screen.decode, none, none, Prompts(none, none), 9, 0)
         self._bare, self._taught = bare, taught
-        self.views = [target.views for target in taught]
+        self.pairs = [target.pair for target in taught]
 
     def bare(self, step: int) -> list[Target]:
         return self._bare
@@ -146,11 +146,11 @@ def test_a_teacher_that_works_passes_and_sets_the_bounds():
 def test_data_that_asks_for_answers_alone_is_warned_of():
     terse = Demonstration("x", (Turn("user", "q"),), "#### 72", {"answer": "72"})
     taught = [
-        dataclasses.replace(target, views=dataclasses.replace(target.views, demonstration=terse, response_ids=(1, 2)))
+        dataclasses.replace(target, pair=dataclasses.replace(target.pair, demonstration=terse, response_ids=(1, 2)))
         for target in [written("The answer is 72.", 1.6)] * 16
     ]
     said: list[str] = []
     preview = Looking(BARE, taught)
-    preview.views = [target.views for target in taught]
+    preview.pairs = [target.pair for target in taught]
     look(RunConfig(), preview, said.append)  # type: ignore[arg-type]
     assert said[1].startswith("warning: the demonstrations are answers alone: 2 tokens (median)")

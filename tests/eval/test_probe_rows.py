@@ -8,7 +8,7 @@ import pytest
 
 from onpolicy_sdft.config.schema import ContextConfig, RunConfig, ScreeningConfig
 from onpolicy_sdft.data.prepare import prepare
-from onpolicy_sdft.data.views import Renderer
+from onpolicy_sdft.data.renderer import Renderer
 from onpolicy_sdft.eval.intervals import wilson_interval
 from onpolicy_sdft.eval.probe_rows import ProbeRow, bare_answers, find_limits, recommend, summarise, teaches_shortcuts
 from onpolicy_sdft.screening.bare import BareAnswers
@@ -31,7 +31,7 @@ def renderer(tokenizer):
 @pytest.fixture
 def four(renderer):
     rows = [Demonstration(f"id-{i}", (Turn("user", f"{i}?"),), f"answer {i}") for i in range(4)]
-    return prepare(rows, renderer, ContextConfig(), seed=0).views
+    return prepare(rows, renderer, ContextConfig(), seed=0).pairs
 
 
 def rollout(ids: Sequence[int], reason: Any = "stop", logprob: float = -0.3) -> Rollout:
@@ -48,7 +48,7 @@ def reviewer(screen: Screen, **options: Any) -> Review:
     def never(requests: Any, step: int) -> Any:
         raise AssertionError("nothing is sampled")
 
-    prompts = Prompts(lambda views: (7,), lambda views, text: (8,))
+    prompts = Prompts(lambda pairs: (7,), lambda pairs, text: (8,))
     return Review(ScreeningConfig(**options), screen.task, screen.decode, score, never, prompts, 20, 0)
 
 
@@ -57,10 +57,10 @@ def judged(renderer, four, task, **options):
     rollouts = [rollout(renderer.response_ids(text)) for text in texts]
     rollouts[3] = rollout(rollouts[3].token_ids[:-1], "length")
     screen = Screen(ScreeningConfig(**options), task, renderer.decode)
-    screened = [screen.judge(view, each, 0) for view, each in zip(four, rollouts, strict=True)]
+    screened = [screen.judge(pair, each, 0) for pair, each in zip(four, rollouts, strict=True)]
     measured = reviewer(screen, **options).measure(screened, 0)
-    checked = [task.check(screen.decode(each.token_ids), view.demonstration).correct
-               for view, each in zip(four, rollouts, strict=True)]  # fmt: skip
+    checked = [task.check(screen.decode(each.token_ids), pair.demonstration).correct
+               for pair, each in zip(four, rollouts, strict=True)]  # fmt: skip
     return screen, [dataclasses.replace(t, correct=right) for t, right in zip(measured, checked, strict=True)]
 
 
@@ -69,7 +69,7 @@ def test_a_row_counts_scores_copies_refusals_lengths_and_measures(renderer, four
     screen, targets = judged(renderer, four, task)
     row = summarise(targets, dataclasses.replace(BARE, length=18.5), screen, "prior_turn", 1.0, seconds=8.0)
     right = sum(bool(target.correct) for target in targets)
-    assert right == sum(task.check(screen.decode(t.rollout.token_ids), t.views.demonstration).correct for t in targets)
+    assert right == sum(task.check(screen.decode(t.rollout.token_ids), t.pair.demonstration).correct for t in targets)
     assert (row.template, row.temperature, row.n) == ("prior_turn", 1.0, 4)
     assert row.score == right / 4
     assert (row.low, row.high) == wilson_interval(right, 4)
@@ -91,7 +91,7 @@ def test_texts_without_the_work_are_counted(renderer, four):
     assert summarise(targets, BARE, screen, "x", 1.0, 1.0).answer_only_rate == 0.0  # no bare answers to compare with
     screen.bare = BARE
     assert summarise(targets, BARE, screen, "x", 1.0, 1.0).answer_only_rate == 0.0  # as long as the demonstrations
-    worked = [dataclasses.replace(t, views=dataclasses.replace(t.views, response_ids=(5,) * 80)) for t in targets]
+    worked = [dataclasses.replace(t, pair=dataclasses.replace(t.pair, response_ids=(5,) * 80)) for t in targets]
     assert summarise(worked, BARE, screen, "x", 1.0, 1.0).answer_only_rate == 1.0
 
 

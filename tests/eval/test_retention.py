@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from onpolicy_sdft.config.schema import ContextConfig
-from onpolicy_sdft.data.views import Renderer
+from onpolicy_sdft.data.renderer import Renderer
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.intervals import ratio_interval
 from onpolicy_sdft.eval.retention import SeedCompletion, general_prompts, kl_to_seed, write_seed_completions

@@ -8,7 +8,7 @@ import pytest
 
 from onpolicy_sdft.config.schema import ContextConfig, EvalConfig
 from onpolicy_sdft.data.eval_sets import EvalSet
-from onpolicy_sdft.data.views import Renderer
+from onpolicy_sdft.data.renderer import Renderer
 from onpolicy_sdft.eval.answers import EVAL_STEP
 from onpolicy_sdft.eval.intervals import mean_interval, wilson_interval
 from onpolicy_sdft.eval.runner import pass_at_k, score_set

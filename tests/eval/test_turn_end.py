@@ -7,7 +7,7 @@ import torch
 
 from onpolicy_sdft.config.schema import ContextConfig
 from onpolicy_sdft.data.prepare import prepare
-from onpolicy_sdft.data.views import Renderer
+from onpolicy_sdft.data.renderer import Renderer
 from onpolicy_sdft.eval.turn_end import describe_turn_end, turn_end_probability
 from onpolicy_sdft.types import Demonstration, Turn
 
@@ -15,13 +15,13 @@ from onpolicy_sdft.types import Demonstration, Turn
 def test_the_probability_is_that_of_a_plain_forward_at_the_end_of_each_demonstration(tiny_model, tokenizer):
     model, config = tiny_model().eval(), ContextConfig()
     rows = [Demonstration(str(i), (Turn("user", f"say {i}"),), "abc"[: i + 1]) for i in range(3)]
-    views = prepare(rows, Renderer(tokenizer, config), config, 0).views
+    pairs = prepare(rows, Renderer(tokenizer, config), config, 0).pairs
     logprobs = []
-    for view in views:
-        ids = torch.tensor([[*view.student_ids, *view.response_ids]])
+    for pair in pairs:
+        ids = torch.tensor([[*pair.student_ids, *pair.response_ids]])
         logprobs.append(model(input_ids=ids).logits[0, -2].log_softmax(-1)[tokenizer.eos_token_id].item())
     expected = math.exp(sum(logprobs) / 3)
-    assert turn_end_probability(model, views) == pytest.approx(expected, rel=1e-4)
+    assert turn_end_probability(model, pairs) == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_turn_end_that_was_never_trained_is_warned_of_with_ways_out():

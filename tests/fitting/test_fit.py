@@ -321,7 +321,7 @@ def test_an_exception_in_the_middle_of_a_run_loses_no_whole_step(files, monkeypa
     )
     metrics = files["output"] / "metrics.jsonl"
 
-    def explode(self, views, rollout, text, result):
+    def explode(self, pairs, rollout, text, result):
         if metrics.exists() and len(read_jsonl(metrics)) == 2:
             raise ZeroDivisionError("in a user's own check")
         return ""

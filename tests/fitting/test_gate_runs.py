@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from onpolicy_sdft import fit, load_config
 from onpolicy_sdft.build.bundle import load_chat
-from onpolicy_sdft.build.data import load_rows, make_views
+from onpolicy_sdft.build.data import load_rows, make_prompt_pairs
 from onpolicy_sdft.build.loaded import load_model
 from onpolicy_sdft.cli.main import main
 from onpolicy_sdft.errors import RunDirectoryError
@@ -98,8 +98,8 @@ def test_no_teacher_is_shown_what_is_held_back(files, seed):
     task, rows = load_rows(config)
     left, held = hold_back(config, task, rows, print)
     assert hold_back(config, task, rows, print)[1] == held, "the same seed, the same rows"
-    views = make_views(config, chat, task, left).prepared.views
-    shown = {number for view in views for number in re.findall(r"say (\d+)", chat.renderer.decode(view.teacher_ids))}
+    pairs = make_prompt_pairs(config, chat, task, left).prepared.pairs
+    shown = {number for pair in pairs for number in re.findall(r"say (\d+)", chat.renderer.decode(pair.teacher_ids))}
     assert shown == {row.response for row in left.demonstrations}
     assert shown.isdisjoint(row.response for row in held)
     assert {row.example_id for row in (*left.demonstrations, *held)} == {row.example_id for row in rows.demonstrations}

@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 
 from onpolicy_sdft.config.schema import ContextConfig, OptimConfig, ScreeningConfig
 from onpolicy_sdft.data.prepare import prepare
-from onpolicy_sdft.data.views import Renderer
+from onpolicy_sdft.data.renderer import Renderer
 from onpolicy_sdft.models.policy import Policy
 from onpolicy_sdft.models.teacher import Teacher
 from onpolicy_sdft.objectives.objective import Objective
@@ -33,12 +33,12 @@ from onpolicy_sdft.train.teacher_scorer import TeacherScorer
 from onpolicy_sdft.types import (
     Demonstration,
     MicroBatch,
+    PromptPair,
     RecordOptions,
     SamplingParams,
     StepMetrics,
     Target,
     Turn,
-    Views,
 )
 
 TERMINATOR = 257
@@ -54,13 +54,13 @@ class Bench:
 
     trainer: Trainer
     model: torch.nn.Module
-    views: Sequence[Views]
+    pairs: Sequence[PromptPair]
     rollout_backend: HFBackend | RolloutEngine
     optimizer: torch.optim.Optimizer
 
     def step(self) -> StepMetrics:
         """Take a step over all demonstrations."""
-        return self.trainer.train_step(make_batch(self.views, self.trainer.num_samples, self.trainer.backend))
+        return self.trainer.train_step(make_batch(self.pairs, self.trainer.num_samples, self.trainer.backend))
 
     def micro_batches(self, targets: Sequence[Target]) -> list[MicroBatch]:
         """Return the micro-batches that a step makes of targets."""
@@ -111,7 +111,7 @@ def make_bench(tokenizer: Any, tiny_model: Callable[..., Any]) -> Callable[..., 
                 )
         context = ContextConfig()
         renderer = Renderer(tokenizer, context)
-        views = prepare(DEMONSTRATIONS, renderer, context, seed).views
+        pairs = prepare(DEMONSTRATIONS, renderer, context, seed).pairs
         writes: HFBackend | RolloutEngine
         if rollouts == "hf":
             writes = HFBackend(model, (TERMINATOR,), TERMINATOR, 4, merge_adapter)
@@ -146,6 +146,6 @@ def make_bench(tokenizer: Any, tiny_model: Callable[..., Any]) -> Callable[..., 
             state=TrainState(),
             num_samples=num_samples,
         )
-        return Bench(trainer, model, views, writes, prepared)
+        return Bench(trainer, model, pairs, writes, prepared)
 
     return make

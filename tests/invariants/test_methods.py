@@ -43,12 +43,12 @@ def test_the_gradient_of_a_divergence_step_equals_a_naive_reference_in_float64(m
     )  # fmt: skip
     shake(bench)
     ours = bench.gradients()
-    rollouts = bench.trainer.source.rollouts(bench.views, step=0)
+    rollouts = bench.trainer.source.rollouts(bench.pairs, step=0)
     bench.model.zero_grad()
     total, count = torch.zeros((), dtype=DOUBLE), 0
-    for views, rollout in zip(bench.views, rollouts, strict=True):
+    for pair, rollout in zip(bench.pairs, rollouts, strict=True):
         distributions = []
-        for prompt in (views.teacher_ids, views.student_ids):
+        for prompt in (pair.teacher_ids, pair.student_ids):
             ids = torch.tensor([[*prompt, *rollout.token_ids]])
             distributions.append(bench.model(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1))
         t, s = distributions[0].detach(), distributions[1]
@@ -106,13 +106,13 @@ def test_the_gradient_does_not_depend_on_how_ranks_share_the_batch(make_bench):
     total = 0
     for part in (slice(0, 4), slice(4, 6)):
         bench = make_bench(**options)
-        rollouts = bench.trainer.source.rollouts(bench.views[part], step=0)
+        rollouts = bench.trainer.source.rollouts(bench.pairs[part], step=0)
         total += sum(len(rollout.token_ids) for rollout in rollouts)
     found = None
     for part in (slice(0, 4), slice(4, 6)):
         bench = make_bench(**options)
-        bench.views = bench.views[part]
-        mine = sum(len(rollout.token_ids) for rollout in bench.trainer.source.rollouts(bench.views, step=0))
+        bench.pairs = bench.pairs[part]
+        mine = sum(len(rollout.token_ids) for rollout in bench.trainer.source.rollouts(bench.pairs, step=0))
         bench.trainer.backend.gather = lambda value, mine=mine: (
             [(total, total, *value[2:])] if value[:2] == (mine, mine) else [value]
         )
@@ -129,7 +129,7 @@ def test_a_frozen_teacher_under_the_students_prompt_has_divergence_zero(make_ben
     scored: list[int] = []
     score = bench.trainer.teacher.score
     bench.trainer.teacher.score = lambda *a: scored.append(1) or score(*a)
-    bench.views = [dataclasses.replace(views, teacher_ids=views.student_ids) for views in bench.views]
+    bench.pairs = [dataclasses.replace(pair, teacher_ids=pair.student_ids) for pair in bench.pairs]
     metrics = bench.step()
     assert scored
     assert abs(metrics.values["loss/reverse_kl"]) < 1e-12
@@ -145,7 +145,7 @@ def test_an_anchor_that_the_policy_has_not_left_costs_nothing_and_then_pulls_bac
 
 def written(bench):
     with bench.trainer.source.open():
-        return [rollout.token_ids for rollout in bench.trainer.source.rollouts(bench.views, step=0)]
+        return [rollout.token_ids for rollout in bench.trainer.source.rollouts(bench.pairs, step=0)]
 
 
 @pytest.mark.parametrize("kind", ["ema", "stage", "base"])
@@ -184,11 +184,11 @@ def test_a_fallback_under_a_divergence_is_learned_by_nll_and_so_is_the_added_dem
     assert metrics.values["screen/fallback_rate"] == 1.0
     nll, count = 0.0, 0
     reference = make_bench(dtype=DOUBLE)
-    for views in bench.views:
-        ids = torch.tensor([[*views.student_ids, *views.response_ids]])
-        logits = reference.model(input_ids=ids).logits[0, len(views.student_ids) - 1 : -1]
-        nll += F.cross_entropy(logits, ids[0, len(views.student_ids) :], reduction="sum").item()
-        count += len(views.response_ids)
+    for pair in bench.pairs:
+        ids = torch.tensor([[*pair.student_ids, *pair.response_ids]])
+        logits = reference.model(input_ids=ids).logits[0, len(pair.student_ids) - 1 : -1]
+        nll += F.cross_entropy(logits, ids[0, len(pair.student_ids) :], reduction="sum").item()
+        count += len(pair.response_ids)
     assert metrics.values["loss/reverse_kl"] == 0.0
     assert metrics.values["loss/demonstration_nll"] == pytest.approx(1.5 * nll / count)
     assert metrics.values["train/num_loss_tokens"] == 2 * count
@@ -222,9 +222,9 @@ def test_nll_and_forward_kl_on_teacher_samples_have_the_same_expected_gradient(m
         for name in ("nll", "forward_kl")
     }  # fmt: skip
     bench = benches["nll"]
-    views = repeat_samples(bench.views[:1], 1500)
-    rollouts = bench.trainer.source.rollouts(views, step=0)
-    targets = bench.trainer.screen(views, rollouts, lambda v, n: [])
+    pairs = repeat_samples(bench.pairs[:1], 1500)
+    rollouts = bench.trainer.source.rollouts(pairs, step=0)
+    targets = bench.trainer.screen(pairs, rollouts, lambda v, n: [])
     weight = "model.layers.1.mlp.down_proj.weight"
     differences, values = [], []
     for start in range(0, 1500, 50):

@@ -53,8 +53,8 @@ def test_what_surprises_too_much_is_not_learned(make_bench):
 
 
 def first_targets(bench: Bench) -> list[Any]:
-    rollouts = bench.trainer.source.rollouts(bench.views, step=0)
-    return [bench.trainer.screen.judge(view, each, 0) for view, each in zip(bench.views, rollouts, strict=True)]
+    rollouts = bench.trainer.source.rollouts(bench.pairs, step=0)
+    return [bench.trainer.screen.judge(pair, each, 0) for pair, each in zip(bench.pairs, rollouts, strict=True)]
 
 
 def test_one_of_several_samples_is_learned_and_the_demonstration_at_most_once(make_bench):
@@ -65,7 +65,7 @@ def test_one_of_several_samples_is_learned_and_the_demonstration_at_most_once(ma
         group = metrics.targets[start : start + 3]
         (kept,) = [target for target in group if target.verdict == "keep"]
         assert kept.measures.surprise == min(target.measures.surprise for target in group)
-        assert {target.views.demonstration.example_id for target in group} == {group[0].views.demonstration.example_id}
+        assert {target.pair.demonstration.example_id for target in group} == {group[0].pair.demonstration.example_id}
     assert metrics.values["train/num_loss_tokens"] == sum(len(t.token_ids) for t in metrics.targets)
     assert metrics.values["screen/spare_rate"] == pytest.approx(2 / 3)
     assert metrics.values["screen/keep_rate"] == 1.0  # of what was chosen

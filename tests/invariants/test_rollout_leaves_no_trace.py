@@ -27,7 +27,7 @@ def sha256(model) -> str:
 
 
 def requests(bench, limit=24):
-    return [RolloutRequest(v.teacher_ids, NoiseKey(0, 3, v.demonstration.example_id), limit) for v in bench.views]
+    return [RolloutRequest(v.teacher_ids, NoiseKey(0, 3, v.demonstration.example_id), limit) for v in bench.pairs]
 
 
 def stir(bench):
@@ -143,13 +143,13 @@ def test_a_rollout_that_hit_the_limit_is_truncated_and_falls_back_by_default(mak
         if target.rollout.finish_reason == "length":
             assert len(target.rollout.token_ids) == 2
             assert (target.verdict, target.reason) == ("fallback", "truncated")
-            assert target.token_ids == target.views.response_ids
+            assert target.token_ids == target.pair.response_ids
     assert metrics.values["screen/reason/truncated_rate"] > 0
 
 
 def test_limits_are_each_requests_own(make_bench):
     bench = make_bench()
-    asked = [RolloutRequest(v.teacher_ids, NoiseKey(0, 0, str(i)), i + 1) for i, v in enumerate(bench.views)]
+    asked = [RolloutRequest(v.teacher_ids, NoiseKey(0, 0, str(i)), i + 1) for i, v in enumerate(bench.pairs)]
     alone = [bench.rollout_backend.generate([request], SamplingParams())[0] for request in asked]
     together = bench.rollout_backend.generate(asked, SamplingParams())
     assert [r.token_ids for r in together] == [r.token_ids for r in alone]

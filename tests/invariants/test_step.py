@@ -22,9 +22,9 @@ def naive_loss(bench, targets):
     """Token mean of cross-entropy by plain forwards of one unpadded row each."""
     total, count = torch.zeros((), dtype=torch.float64), 0
     for target in targets:
-        ids = torch.tensor([[*target.views.student_ids, *target.token_ids]])
+        ids = torch.tensor([[*target.pair.student_ids, *target.token_ids]])
         logits = bench.model(input_ids=ids).logits[0]
-        start = len(target.views.student_ids)
+        start = len(target.pair.student_ids)
         total = total + F.cross_entropy(logits[start - 1 : -1], ids[0, start:], reduction="sum")
         count += len(target.token_ids)
     return total / count
@@ -40,8 +40,8 @@ def test_the_gradient_of_a_step_equals_a_naive_reference_in_float64(make_bench, 
                 parameter.data.normal_(generator=torch.Generator().manual_seed(len(name)))
                 parameter.data.mul_(0.05)
     ours = bench.gradients()
-    rollouts = bench.trainer.source.rollouts(bench.views, step=0)
-    learned = bench.trainer.screen(bench.views, rollouts, lambda v, n: [])
+    rollouts = bench.trainer.source.rollouts(bench.pairs, step=0)
+    learned = bench.trainer.screen(bench.pairs, rollouts, lambda v, n: [])
     bench.model.zero_grad()
     naive_loss(bench, learned).backward()
     theirs = {n: p.grad for n, p in bench.model.named_parameters() if p.grad is not None}
@@ -60,8 +60,8 @@ def test_the_gradient_does_not_depend_on_the_micro_batch_split_or_the_chunk(make
 
 def test_the_loss_is_at_temperature_one_even_when_sampling_is_not(make_bench):
     bench = make_bench(dtype=DEVICE_DTYPE, params=SamplingParams(temperature=0.5, top_k=20))
-    rollouts = bench.trainer.source.rollouts(bench.views, step=0)
-    targets = bench.trainer.screen(bench.views, rollouts, lambda v, n: [])
+    rollouts = bench.trainer.source.rollouts(bench.pairs, step=0)
+    targets = bench.trainer.screen(bench.pairs, rollouts, lambda v, n: [])
     expected = naive_loss(bench, targets).item()
     metrics = bench.step()
     assert [t.token_ids for t in metrics.targets] == [t.token_ids for t in targets]
@@ -71,7 +71,7 @@ def test_the_loss_is_at_temperature_one_even_when_sampling_is_not(make_bench):
 def test_plain_fine_tuning_learns_the_demonstration_and_exactly_one_terminator(make_bench):
     bench = make_bench(targets="demonstrations")
     for target in bench.step().targets:
-        assert target.token_ids == target.views.response_ids
+        assert target.token_ids == target.pair.response_ids
         assert target.token_ids.count(257) == 1
         assert target.token_ids[-1] == 257
 
@@ -140,7 +140,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(make_bench, po
 def test_a_rank_without_targets_still_reaches_every_weight_in_its_backward(make_bench):
     bench = make_bench(targets="demonstrations")
     bench.trainer.backend.max_over_ranks = lambda value: value + 1  # another rank has one more
-    *_, empty = bench.micro_batches(bench.trainer.screen(bench.views, [None] * 6, lambda v, n: []))
+    *_, empty = bench.micro_batches(bench.trainer.screen(bench.pairs, [None] * 6, lambda v, n: []))
     assert empty.num_loss_tokens == 0
     loss, _ = bench.trainer.policy(empty, bench.trainer.objective, *bench.trainer.teacher_scorer([empty]))
     assert loss.item() == 0.0
@@ -173,7 +173,7 @@ def test_memory_that_runs_out_while_learning_halves_the_micro_batches_and_repeat
     runs_out.train = policy.train
     short.trainer.policy = runs_out
     found = short.step()
-    assert sizes[0] == len(short.views)
+    assert sizes[0] == len(short.pair)
     assert [t.token_ids for t in found.targets] == [t.token_ids for t in expected.targets]
     assert short.rollout_backend.stats.num_tokens == plain.rollout_backend.stats.num_tokens
     for name in ("loss/total", "train/grad_norm", "train/num_loss_tokens"):

@@ -8,11 +8,11 @@ import pytest
 from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.offline.file import FILE_NAME, DistilledRow, find_file, read_rows, take_up
 from onpolicy_sdft.offline.rewrite import LegacyJudge, count_rows, distill
-from onpolicy_sdft.types import Demonstration, NoiseKey, Rollout, Turn, Views
+from onpolicy_sdft.types import Demonstration, NoiseKey, PromptPair, Rollout, Turn
 
 
-def views(name: str) -> Views:
-    return Views(Demonstration(name, (Turn("user", f"q {name}"),), f"r {name}"), (1,), (1, 2), (7, 8))
+def make_pair(name: str) -> PromptPair:
+    return PromptPair(Demonstration(name, (Turn("user", f"q {name}"),), f"r {name}"), (1,), (1, 2), (7, 8))
 
 
 def row(name: str, verdict: str = "keep", **more) -> DistilledRow:
@@ -31,15 +31,15 @@ class Writer:
     def __call__(self, batch, attempt):
         if self.dies_at is not None and len(self.asked) >= self.dies_at:
             raise KeyboardInterrupt
-        self.asked += [view.demonstration.example_id for view in batch]
+        self.asked += [pair.demonstration.example_id for pair in batch]
         return [None] * len(batch)
 
 
 def judge(batch, rollouts, write):
-    return [row(view.demonstration.example_id) for view in batch]
+    return [row(pair.demonstration.example_id) for pair in batch]
 
 
-ALL = [views(str(index)) for index in range(10)]
+ALL = [make_pair(str(index)) for index in range(10)]
 
 
 def test_an_interrupted_file_is_gone_on_with_and_no_row_is_lost_or_written_twice(tmp_path):

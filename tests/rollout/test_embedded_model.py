@@ -7,7 +7,7 @@ from toys import assert_same_but_for_ties, engine
 
 from onpolicy_sdft import load_config
 from onpolicy_sdft.build.bundle import load_chat
-from onpolicy_sdft.build.data import load_rows, make_views
+from onpolicy_sdft.build.data import load_rows, make_prompt_pairs
 from onpolicy_sdft.rollout.hf import HFBackend
 from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingParams
 
@@ -18,9 +18,9 @@ pytestmark = [pytest.mark.network, pytest.mark.slow]
 def chat_and_requests():
     config = load_config("configs/online/quickstart.yaml", **{"model.dtype": "float32", "data.limit": 24})
     chat = load_chat(config)
-    views = make_views(config, chat, *load_rows(config)).prepared.views
+    pairs = make_prompt_pairs(config, chat, *load_rows(config)).prepared.pairs
     return chat, [
-        RolloutRequest(v.teacher_ids, NoiseKey(0, 0, v.demonstration.example_id), 48, (v.response_ids,)) for v in views
+        RolloutRequest(v.teacher_ids, NoiseKey(0, 0, v.demonstration.example_id), 48, (v.response_ids,)) for v in pairs
     ]
 
 

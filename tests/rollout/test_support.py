@@ -17,7 +17,7 @@ from transformers import (
 
 from onpolicy_sdft.build.bundle import ModelBundle
 from onpolicy_sdft.config.schema import ContextConfig, RolloutConfig
-from onpolicy_sdft.data.views import Renderer
+from onpolicy_sdft.data.renderer import Renderer
 from onpolicy_sdft.models import trial
 from onpolicy_sdft.models.load import LoadedModel
 from onpolicy_sdft.models.seam import UnsupportedModel

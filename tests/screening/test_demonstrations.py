@@ -9,7 +9,7 @@ from onpolicy_sdft.config.schema import ScreeningConfig
 from onpolicy_sdft.screening.demonstrations import refused_demonstrations
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks.free_form import FreeForm
-from onpolicy_sdft.types import CheckResult, Demonstration, Turn, Views
+from onpolicy_sdft.types import CheckResult, Demonstration, PromptPair, Turn
 
 END = 0
 
@@ -32,9 +32,9 @@ def decode(token_ids: Sequence[int]) -> str:
     return "".join(chr(token) for token in token_ids if token != END)
 
 
-def rows(*responses: str) -> list[Views]:
+def rows(*responses: str) -> list[PromptPair]:
     return [
-        Views(Demonstration(f"id-{n}", (Turn("user", "q"),), said), (1,), (1, 2), (*map(ord, said), END))
+        PromptPair(Demonstration(f"id-{n}", (Turn("user", "q"),), said), (1,), (1, 2), (*map(ord, said), END))
         for n, said in enumerate(responses)
     ]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from onpolicy_sdft.build.method import make_screen
 from onpolicy_sdft.config.schema import RunConfig
-from onpolicy_sdft.data.views import Renderer
+from onpolicy_sdft.data.renderer import Renderer
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks.free_form import FreeForm
-from onpolicy_sdft.types import Demonstration, NoiseKey, Rollout, Turn, Views
+from onpolicy_sdft.types import Demonstration, NoiseKey, PromptPair, Rollout, Turn
 
 
 def made(tokenizer: Any, template: str = "reference") -> tuple[Screen, Renderer]:
@@ -23,9 +23,9 @@ def made(tokenizer: Any, template: str = "reference") -> tuple[Screen, Renderer]
     return make_screen(config, chat, data, num_workers=0), renderer
 
 
-def views(renderer: Renderer, response: str) -> Views:
+def make_pair(renderer: Renderer, response: str) -> PromptPair:
     demonstration = Demonstration("id-0", (Turn("user", "Where?"),), response)
-    return Views(demonstration, (1,), (1, 2), renderer.response_ids(response))
+    return PromptPair(demonstration, (1,), (1, 2), renderer.response_ids(response))
 
 
 def rollout(ids: tuple[int, ...]) -> Rollout:
@@ -38,10 +38,10 @@ def test_a_control_token_inside_a_rollout_is_a_reason_and_is_shown(tokenizer: An
     start = tokenizer.convert_tokens_to_ids("<|im_start|>")
     whole = renderer.response_ids("Paris")
     broken = (*whole[:2], start, *whole[2:])
-    target = screen.judge(views(renderer, "Paris"), rollout(broken), 0)
+    target = screen.judge(make_pair(renderer, "Paris"), rollout(broken), 0)
     assert (target.verdict, target.reason) == ("fallback", "control")
     assert "<|im_start|>" in screen.decode(broken)
-    target = screen.judge(views(renderer, "Paris"), rollout(whole), 0)
+    target = screen.judge(make_pair(renderer, "Paris"), rollout(whole), 0)
     assert (target.verdict, target.reason) == ("keep", "")
 
 
@@ -49,12 +49,12 @@ def test_the_wording_of_the_runs_own_template_is_talk_about_the_demonstration(to
     text = "This is how somebody else answered: Paris."
     for template, reason in (("explain", "banned"), ("acl_gsm8k", "")):
         screen, renderer = made(tokenizer, template)
-        target = screen.judge(views(renderer, "It is Paris, I think."), rollout(renderer.response_ids(text)), 0)
+        target = screen.judge(make_pair(renderer, "It is Paris, I think."), rollout(renderer.response_ids(text)), 0)
         assert target.reason == reason
 
 
 def test_a_rollout_that_stopped_at_another_token_is_learned_with_the_templates_own_end(tokenizer: Any) -> None:
     screen, renderer = made(tokenizer)
     whole, other = renderer.response_ids("Paris"), tokenizer.bos_token_id
-    target = screen.judge(views(renderer, "Paris"), rollout((*whole[:-1], other)), 0)
+    target = screen.judge(make_pair(renderer, "Paris"), rollout((*whole[:-1], other)), 0)
     assert (target.verdict, target.token_ids) == ("keep", whole)

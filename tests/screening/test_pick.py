@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from test_screen import rollout, views
+from test_screen import make_pair, rollout
 
 from onpolicy_sdft.screening.pick import LearnedTexts, pick_best, remember
 from onpolicy_sdft.types import Measures, Target
@@ -12,7 +12,7 @@ from onpolicy_sdft.types import Measures, Target
 def sample(text: str, surprise: float, verdict: Any = "keep", name: str = "id-0") -> Target:
     written = rollout(text)
     return Target(
-        views(name), written.token_ids, text, verdict, "" if verdict == "keep" else "check", written,
+        make_pair(name), written.token_ids, text, verdict, "" if verdict == "keep" else "check", written,
         correct=verdict == "keep", measures=Measures(surprise, surprise),
     )  # fmt: skip
 
@@ -50,7 +50,7 @@ def test_a_new_text_goes_before_one_that_was_learned_already():
     remember(learned, second)
     assert learned_of(second) == ["yes, loud"]
     assert learned_of(pick_best(targets, 2, learned)) == ["yes, calm"]  # nothing is new: the least surprising again
-    other = [dataclasses.replace(target, views=views("id-1")) for target in targets]
+    other = [dataclasses.replace(target, pair=make_pair("id-1")) for target in targets]
     assert learned_of(pick_best(other, 2, learned)) == ["yes, calm"]
 
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from test_screen import END, SaysYes, decode, encode, rollout, views
+from test_screen import END, SaysYes, decode, encode, make_pair, rollout
 
 from onpolicy_sdft.config.schema import ScreeningConfig
 from onpolicy_sdft.screening.review import Limits, Prompts, Review
 from onpolicy_sdft.tasks.free_form import FreeForm
-from onpolicy_sdft.types import NoiseKey, Rollout, RolloutRequest, Target, Views
+from onpolicy_sdft.types import NoiseKey, PromptPair, Rollout, RolloutRequest, Target
 
 ALONE = (7, 7)
 
@@ -38,22 +38,22 @@ class Model:
 
 def kept(text: str = "yes, because", name: str = "id-0") -> Target:
     written = rollout(text)
-    return Target(views(name), written.token_ids, text, "keep", "", written, correct=True)
+    return Target(make_pair(name), written.token_ids, text, "keep", "", written, correct=True)
 
 
-def shown(view: Views, text: str) -> tuple[int, ...]:
+def shown(pair: PromptPair, text: str) -> tuple[int, ...]:
     return (5, *encode(text))
 
 
 def review(model: Model, task: Any = None, **options: Any) -> Review:
-    prompts = Prompts(alone=lambda view: ALONE, shown=shown)
+    prompts = Prompts(alone=lambda pair: ALONE, shown=shown)
     return Review(ScreeningConfig(**options), task or SaysYes(), decode, model.score, model.sample, prompts, 40, 0)
 
 
 def test_every_rollout_is_measured_in_one_call_refused_ones_too():
     model = Model(bare=-1.7, alone=-0.5)
-    refused = Target(views(), views().response_ids, "x", "fallback", "check", rollout("no"), correct=False)
-    demonstration = Target(views(), views().response_ids, "x", "keep", "", None)
+    refused = Target(make_pair(), make_pair().response_ids, "x", "fallback", "check", rollout("no"), correct=False)
+    demonstration = Target(make_pair(), make_pair().response_ids, "x", "keep", "", None)
     first, second, third = review(model)([kept(), refused, demonstration], 0)
     assert len(model.scored) == 1
     assert first.measures is not None
@@ -67,7 +67,7 @@ def test_every_rollout_is_measured_in_one_call_refused_ones_too():
 def test_what_was_written_under_the_bare_prompt_is_not_scored_again():
     target = kept()
     assert target.rollout is not None
-    own = dataclasses.replace(target.rollout, prompt_token_ids=target.views.student_ids, logprobs=(-0.3, -0.5) * 6)
+    own = dataclasses.replace(target.rollout, prompt_token_ids=target.pair.student_ids, logprobs=(-0.3, -0.5) * 6)
     model = Model()
     (found,) = review(model)([dataclasses.replace(target, rollout=own)], 0)
     assert found.measures is not None
@@ -106,7 +106,7 @@ def test_what_the_bare_prompt_cannot_explain_is_refused_where_the_rule_says_so(r
     (target,) = judge([kept()], 0)
     assert (target.verdict, target.reason) == (verdict, "" if verdict == "keep" else rule)
     assert target.correct is True  # refused although the check accepts it: that is counted
-    expected = {"fallback": views().response_ids, "drop": (), "keep": kept().token_ids}
+    expected = {"fallback": make_pair().response_ids, "drop": (), "keep": kept().token_ids}
     assert target.token_ids == expected[verdict]
     calm = review(Model(), **{rule: verdict})
     calm.limits = Limits(max_surprise=0.6, max_leak=0.5)
@@ -125,7 +125,7 @@ def test_a_free_text_must_lead_back_to_its_demonstration():
             return [(-0.5 if target[0] in prompt else -1.0,) * len(target) for prompt, target in texts]
 
     def row(text: str, response: str) -> Target:
-        return dataclasses.replace(kept(text), views=views(response, response))
+        return dataclasses.replace(kept(text), pair=make_pair(response, response))
 
     targets = [row("about Apples", "A"), row("nonsense", "B"), row("say Cat", "C")]
     judge = review(Judge(), FreeForm())
@@ -180,7 +180,7 @@ def test_noise_of_a_review_is_that_of_no_draw():
 def test_controls_of_a_free_text_are_those_of_all_ranks():
     def texts(*parts: list[Target]) -> list[Any]:
         found = []
-        named = [[(t.views.demonstration.example_id, t.views.sample_index, t.text) for t in part] for part in parts]
+        named = [[(t.pair.demonstration.example_id, t.pair.sample_index, t.text) for t in part] for part in parts]
         for part in parts:
             model = Model()
             judge = review(model, FreeForm(), measure=False)

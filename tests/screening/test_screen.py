@@ -12,7 +12,7 @@ from onpolicy_sdft.screening.bare import BareAnswers
 from onpolicy_sdft.screening.reasons import REASONS
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks.free_form import FreeForm
-from onpolicy_sdft.types import CheckResult, Demonstration, NoiseKey, Rollout, Turn, Views
+from onpolicy_sdft.types import CheckResult, Demonstration, NoiseKey, PromptPair, Rollout, Turn
 
 END = 0
 MARK = "\x01"  # a control token
@@ -42,9 +42,9 @@ def decode(token_ids: Sequence[int]) -> str:
     return "".join(chr(token) for token in token_ids if token != END)
 
 
-def views(name: str = "id-0", response: str = RESPONSE) -> Views:
+def make_pair(name: str = "id-0", response: str = RESPONSE) -> PromptPair:
     demonstration = Demonstration(name, (Turn("user", "q"),), response)
-    return Views(demonstration, (1, 2), (1, 3, 2), (*encode(response), END))
+    return PromptPair(demonstration, (1, 2), (1, 3, 2), (*encode(response), END))
 
 
 def rollout(text: str, *, truncated: bool = False, attempt: int = 0) -> Rollout:
@@ -69,15 +69,15 @@ def screen(**options: Any) -> Screen:
 @pytest.mark.parametrize("end_ids", [(7,), (ord("!"), 7)])
 def test_a_text_that_stopped_at_another_token_is_learned_with_the_templates_end(end_ids) -> None:
     judge = Screen(ScreeningConfig(), SaysYes(), decode, controls=controls, end_ids=end_ids)
-    kept = judge.judge(views(), rollout("yes, sir"), 0)
+    kept = judge.judge(make_pair(), rollout("yes, sir"), 0)
     assert kept.verdict == "keep"
     assert kept.token_ids == (*encode("yes, sir"), *end_ids)
     assert kept.rollout == rollout("yes, sir"), "what was sampled stays on record"
-    assert judge.judge(views(), rollout("yes, sir!"), 0).token_ids == (*encode("yes, sir!"), 7)
-    assert judge.judge(views(), rollout("yes, sir", truncated=True), 0).token_ids != (*encode("yes, sir"), *end_ids)
+    assert judge.judge(make_pair(), rollout("yes, sir!"), 0).token_ids == (*encode("yes, sir!"), 7)
+    assert judge.judge(make_pair(), rollout("yes, sir", truncated=True), 0).token_ids != (*encode("yes, sir"), *end_ids)
     own = replace(rollout("yes, sir"), token_ids=(*encode("yes, sir"), 7))
-    assert judge.judge(views(), own, 0).token_ids == own.token_ids
-    assert screen().judge(views(), rollout("yes, sir"), 0).token_ids == rollout("yes, sir").token_ids
+    assert judge.judge(make_pair(), own, 0).token_ids == own.token_ids
+    assert screen().judge(make_pair(), rollout("yes, sir"), 0).token_ids == rollout("yes, sir").token_ids
 
 
 def comparing(**options: Any) -> Screen:
@@ -86,7 +86,7 @@ def comparing(**options: Any) -> Screen:
     return made
 
 
-def never(views: Sequence[Views], attempt: int) -> Sequence[Rollout]:
+def never(pairs: Sequence[PromptPair], attempt: int) -> Sequence[Rollout]:
     raise AssertionError("nothing is to be drawn again")
 
 
@@ -105,7 +105,7 @@ REFUSED = {
 
 def test_a_rollout_without_a_reason_is_learned_as_it_was_written():
     written = rollout("yes, this is it")
-    (target,) = screen()([views()], [written], never)
+    (target,) = screen()([make_pair()], [written], never)
     assert (target.verdict, target.reason, target.attempt) == ("keep", "", 0)
     assert target.token_ids == written.token_ids
     assert target.text == "yes, this is it"
@@ -122,7 +122,7 @@ OF_CONFIG = {reason: "check" if reason == "check_error" else reason for reason i
 
 @pytest.mark.parametrize("reason", REASONS)
 def test_by_default_every_reason_falls_back_to_the_demonstration(reason):
-    shown = views()
+    shown = make_pair()
     (target,) = comparing()([shown], [REFUSED[reason]], never)
     assert (target.verdict, target.reason) == ("fallback", reason)
     assert target.token_ids == shown.response_ids
@@ -132,7 +132,7 @@ def test_by_default_every_reason_falls_back_to_the_demonstration(reason):
 
 @pytest.mark.parametrize("reason", REASONS)
 def test_a_dropped_rollout_has_no_tokens_to_learn(reason):
-    (target,) = comparing(**{OF_CONFIG[reason]: "drop"})([views()], [REFUSED[reason]], never)
+    (target,) = comparing(**{OF_CONFIG[reason]: "drop"})([make_pair()], [REFUSED[reason]], never)
     assert (target.verdict, target.reason, target.token_ids) == ("drop", reason, ())
     assert target.rollout is REFUSED[reason]
 
@@ -140,29 +140,29 @@ def test_a_dropped_rollout_has_no_tokens_to_learn(reason):
 @pytest.mark.parametrize("reason", REASONS)
 def test_a_reason_that_is_kept_is_none(reason):
     others = dict.fromkeys(OF_CONFIG.values(), "keep")
-    (target,) = comparing(**others)([views()], [REFUSED[reason]], never)
+    (target,) = comparing(**others)([make_pair()], [REFUSED[reason]], never)
     assert (target.verdict, target.reason) == ("keep", "")
     assert target.token_ids == REFUSED[reason].token_ids
 
 
 def test_a_reason_that_is_kept_does_not_hide_a_graver_one():
     wrong = rollout("no, and then", truncated=True)
-    (target,) = screen(truncated="keep", check="drop")([views()], [wrong], never)
+    (target,) = screen(truncated="keep", check="drop")([make_pair()], [wrong], never)
     assert (target.verdict, target.reason) == ("drop", "check")
 
 
 def test_the_cheapest_reason_is_named_and_the_check_is_not_run_for_nothing():
     judge = screen()
-    (target,) = judge([views()], [rollout("no, said my response, " * 5, truncated=True)], never)
+    (target,) = judge([make_pair()], [rollout("no, said my response, " * 5, truncated=True)], never)
     assert target.reason == "truncated"
     assert judge.task.asked == []
     judge = screen(check="keep")
-    judge([views()], [rollout("no, not so at all")], never)
+    judge([make_pair()], [rollout("no, not so at all")], never)
     assert judge.task.asked == []
 
 
 def test_without_a_rollout_the_demonstration_is_the_target_and_nothing_is_checked():
-    judge, shown = screen(), views()
+    judge, shown = screen(), make_pair()
     (target,) = judge([shown], [None], never)
     assert (target.verdict, target.reason, target.rollout) == ("keep", "", None)
     assert (target.token_ids, target.text) == (shown.response_ids, RESPONSE)
@@ -172,20 +172,20 @@ def test_without_a_rollout_the_demonstration_is_the_target_and_nothing_is_checke
 def test_targets_come_in_the_order_of_the_examples():
     names = [f"id-{i}" for i in range(20)]
     rollouts = [rollout("yes, sir") if i % 3 else None if i % 2 else rollout("no, sir") for i in range(20)]
-    targets = screen()([views(name) for name in names], rollouts, never)
-    assert [target.views.demonstration.example_id for target in targets] == names
+    targets = screen()([make_pair(name) for name in names], rollouts, never)
+    assert [target.pair.demonstration.example_id for target in targets] == names
     assert [target.rollout for target in targets] == rollouts
 
 
 def test_a_refused_rollout_is_drawn_again_and_only_it():
     asked: list[tuple[list[str], int]] = []
 
-    def again(retried: Sequence[Views], attempt: int) -> Sequence[Rollout]:
+    def again(retried: Sequence[PromptPair], attempt: int) -> Sequence[Rollout]:
         asked.append(([v.demonstration.example_id for v in retried], attempt))
         return [rollout("yes, at last", attempt=attempt) for _ in retried]
 
     rollouts = [rollout("yes, sir"), rollout("no, sir"), rollout("no, sir")]
-    targets = screen(check="resample")([views("a"), views("b"), views("c")], rollouts, again)
+    targets = screen(check="resample")([make_pair("a"), make_pair("b"), make_pair("c")], rollouts, again)
     assert asked == [(["b", "c"], 1)]
     assert [target.verdict for target in targets] == ["keep"] * 3
     assert [target.attempt for target in targets] == [0, 1, 1]
@@ -196,11 +196,11 @@ def test_a_refused_rollout_is_drawn_again_and_only_it():
 def test_after_the_last_attempt_the_demonstration_is_learned(max_attempts):
     attempts: list[int] = []
 
-    def again(retried: Sequence[Views], attempt: int) -> Sequence[Rollout]:
+    def again(retried: Sequence[PromptPair], attempt: int) -> Sequence[Rollout]:
         attempts.append(attempt)
         return [rollout("no, sir", attempt=attempt) for _ in retried]
 
-    shown = views()
+    shown = make_pair()
     (target,) = screen(check="resample", max_attempts=max_attempts)([shown], [rollout("no, sir")], again)
     assert attempts == list(range(1, max_attempts))
     assert (target.verdict, target.reason, target.attempt) == ("fallback", "check", max_attempts - 1)
@@ -209,10 +209,10 @@ def test_after_the_last_attempt_the_demonstration_is_learned(max_attempts):
 
 
 def test_a_new_draw_is_judged_by_its_own_reason():
-    def again(retried: Sequence[Views], attempt: int) -> Sequence[Rollout]:
+    def again(retried: Sequence[PromptPair], attempt: int) -> Sequence[Rollout]:
         return [REFUSED["truncated"] for _ in retried]
 
-    (target,) = screen(check="resample", truncated="drop")([views()], [REFUSED["check"]], again)
+    (target,) = screen(check="resample", truncated="drop")([make_pair()], [REFUSED["check"]], again)
     assert (target.verdict, target.reason, target.attempt) == ("drop", "truncated", 1)
 
 
@@ -221,7 +221,7 @@ def test_no_examples_give_no_targets():
 
 
 def test_what_the_check_accepts_is_neither_too_short_nor_repetitive():
-    long = views(response="a long demonstration, " * 20)
+    long = make_pair(response="a long demonstration, " * 20)
     for text in ("yes", "yes, well, " * 5):
         (target,) = screen()([long], [rollout(text)], never)
         assert (target.verdict, target.correct) == ("keep", True), text
@@ -231,32 +231,32 @@ def test_what_the_check_accepts_is_neither_too_short_nor_repetitive():
 
 def test_without_a_check_nothing_overrules_them():
     judge = Screen(ScreeningConfig(), FreeForm(), decode)
-    (target,) = judge([views()], [rollout("yes, well, " * 5)], never)
+    (target,) = judge([make_pair()], [rollout("yes, well, " * 5)], never)
     assert target.reason == "looping"
 
 
 def test_a_demonstration_that_loops_or_has_control_tokens_itself_may_be_followed():
     judge = Screen(ScreeningConfig(), FreeForm(), decode, controls=controls)
     for text in ("0 0 0 0\n" * 12, f"call {MARK} here"):
-        (target,) = judge([views(response=text)], [rollout(text)], never)
+        (target,) = judge([make_pair(response=text)], [rollout(text)], never)
         assert (target.verdict, target.reason) == ("keep", ""), text
 
 
 def test_a_check_that_raises_is_a_verdict_with_its_text_until_too_many_do():
     judge = screen()
-    target = judge.judge(views(), REFUSED["check_error"], 0)
+    target = judge.judge(make_pair(), REFUSED["check_error"], 0)
     assert (target.verdict, target.reason, target.correct) == ("fallback", "check_error", False)
-    result = judge.check("raises", views().demonstration)
+    result = judge.check("raises", make_pair().demonstration)
     assert (result.reason, result.answer) == ("check_error", "RecursionError: too deep")
     with pytest.raises(TaskError, match=r"9 of 9 checks.*RecursionError: too deep.*screening.max_check_errors"):
-        [judge.judge(views(), REFUSED["check_error"], 0) for _ in range(10)]
+        [judge.judge(make_pair(), REFUSED["check_error"], 0) for _ in range(10)]
 
 
 def test_few_checks_that_raise_among_many_do_not_end_the_run():
     judge = screen(max_check_errors=0.5)
     for _ in range(50):
-        judge.judge(views(), REFUSED["check"], 0)
-        judge.judge(views(), REFUSED["check_error"], 0)
+        judge.judge(make_pair(), REFUSED["check"], 0)
+        judge.judge(make_pair(), REFUSED["check_error"], 0)
     assert (judge.check.num_errors, judge.check.num_checks) == (50, 100)
 
 
@@ -266,4 +266,4 @@ def test_an_error_that_says_what_to_do_is_raised():
             raise TaskError("start the server")
 
     with pytest.raises(TaskError, match="start the server"):
-        Screen(ScreeningConfig(), Unready(), decode).judge(views(), rollout("yes, sir"), 0)
+        Screen(ScreeningConfig(), Unready(), decode).judge(make_pair(), rollout("yes, sir"), 0)

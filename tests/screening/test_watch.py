@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from test_screen import SaysYes, decode, rollout, views
+from test_screen import SaysYes, decode, make_pair, rollout
 
 from onpolicy_sdft.config.schema import ScreeningConfig
 from onpolicy_sdft.errors import TaskError
 from onpolicy_sdft.screening.screen import Screen, num_free_cores
-from onpolicy_sdft.types import CheckResult, Demonstration, Views
+from onpolicy_sdft.types import CheckResult, Demonstration, PromptPair
 
 TEXTS = ("yes, sir", "no, sir", "  ", "yes, well, " * 5, "no, as my own response", "yes" + "123 " * 90)
 
@@ -33,18 +33,18 @@ class TakesItsTime(SaysYes):
         return super().check(completion, demonstration)
 
 
-def text_of(view: Views, attempt: int) -> str:
+def text_of(pair: PromptPair, attempt: int) -> str:
     """What is written for an example: a function of its name and attempt, as with keyed noise."""
-    return random.Random(f"{view.demonstration.example_id} {attempt}").choice(TEXTS)
+    return random.Random(f"{pair.demonstration.example_id} {attempt}").choice(TEXTS)
 
 
-def draw(shown: Sequence[Views], attempt: int) -> list[Any]:
-    return [rollout(text_of(view, attempt), attempt=attempt) for view in shown]
+def draw(shown: Sequence[PromptPair], attempt: int) -> list[Any]:
+    return [rollout(text_of(pair, attempt), attempt=attempt) for pair in shown]
 
 
-def write(watch: Any, shown: Sequence[Views], order: random.Random, lag: int) -> tuple[list[Any], list[Any]]:
+def write(watch: Any, shown: Sequence[PromptPair], order: random.Random, lag: int) -> tuple[list[Any], list[Any]]:
     """Write in some order, and ask for more whenever ``lag`` further texts have ended; return what joined as well."""
-    draws: list[tuple[Views, int]] = [(view, 0) for view in shown]
+    draws: list[tuple[PromptPair, int]] = [(pair, 0) for pair in shown]
     waiting, joined, written = list(range(len(draws))), [], {}
     num_ended = 0
     while waiting or (more := watch.again(num_ended)):
@@ -53,8 +53,8 @@ def write(watch: Any, shown: Sequence[Views], order: random.Random, lag: int) ->
             draws += more
             joined += more
         index = waiting.pop(order.randrange(len(waiting)))
-        view, attempt = draws[index]
-        written[index] = rollout(text_of(view, attempt), attempt=attempt)
+        pair, attempt = draws[index]
+        written[index] = rollout(text_of(pair, attempt), attempt=attempt)
         watch.ended(index, written[index])
         num_ended += 1
         more = watch.again(max(0, num_ended - lag))
@@ -69,7 +69,7 @@ def test_judging_beside_the_rollout_gives_the_targets_of_judging_after_it(seed: 
     pick = random.Random(seed)
     verdicts = {reason: pick.choice(["keep", "fallback", "drop", "resample"]) for reason in ("empty", "looping")}
     config = ScreeningConfig(check="resample", max_attempts=pick.choice([1, 2, 4]), **verdicts)  # type: ignore[arg-type]
-    shown = [views(f"id-{i}") for i in range(12)]
+    shown = [make_pair(f"id-{i}") for i in range(12)]
     expected = Screen(config, SaysYes(), decode)(shown, draw(shown, 0), draw)
     task = TakesItsTime(seed)
     joined = []
@@ -79,13 +79,13 @@ def test_judging_beside_the_rollout_gives_the_targets_of_judging_after_it(seed: 
             rollouts, more = write(watch, shown, random.Random(seed), lag=3)
             targets = watch.targets(rollouts, draw)
         assert targets == expected
-        joined.append([(view.demonstration.example_id, attempt) for view, attempt in more])
+        joined.append([(pair.demonstration.example_id, attempt) for pair, attempt in more])
     assert joined[0] == joined[1], "what joins, and when, does not depend on the workers"
     assert all(name.startswith("screen") for name in task.threads)
 
 
 def test_what_is_refused_joins_while_others_are_written_and_is_not_drawn_again_after() -> None:
-    shown = [views("a"), views("b")]
+    shown = [make_pair("a"), make_pair("b")]
     screen = Screen(ScreeningConfig(check="resample", max_attempts=2), TakesItsTime(0), decode, 2)
     with screen.watch(shown) as watch:
         watch.ended(1, rollout("no, sir"))
@@ -103,7 +103,7 @@ def test_what_is_refused_joins_while_others_are_written_and_is_not_drawn_again_a
 
 def test_without_a_rule_that_resamples_no_verdict_is_waited_for() -> None:
     screen = Screen(ScreeningConfig(), TakesItsTime(0), decode, 1)
-    with screen.watch([views()]) as watch:
+    with screen.watch([make_pair()]) as watch:
         assert watch.again(1) == []
 
 
@@ -115,7 +115,7 @@ def test_a_check_that_cannot_run_ends_the_step_with_its_own_message() -> None:
     screen = Screen(ScreeningConfig(), Broken(0), decode, 1)
 
     def step():
-        with screen.watch([views()]) as watch:
+        with screen.watch([make_pair()]) as watch:
             watch.ended(0, rollout("yes, sir"))
             watch.targets([rollout("yes, sir")], draw)
 
@@ -130,7 +130,7 @@ def test_an_interrupted_step_does_not_wait_for_the_checks_that_have_not_begun() 
             return CheckResult(True, "")
 
     started = time.monotonic()
-    shown = [views(str(i)) for i in range(20)]
+    shown = [make_pair(str(i)) for i in range(20)]
 
     def step():
         with Screen(ScreeningConfig(), Slow(0), decode, 1).watch(shown) as watch:
@@ -146,7 +146,7 @@ def test_an_interrupted_step_does_not_wait_for_the_checks_that_have_not_begun() 
 def test_a_quick_check_is_run_at_once_in_the_thread_that_writes() -> None:
     task = TakesItsTime(0)
     task.check_is_quick = True
-    with Screen(ScreeningConfig(), task, decode, 3).watch([views()]) as watch:
+    with Screen(ScreeningConfig(), task, decode, 3).watch([make_pair()]) as watch:
         watch.ended(0, rollout("yes, sir"))
     assert task.threads == {threading.current_thread().name}
 

@@ -11,8 +11,8 @@ import pytest
 
 from onpolicy_sdft.config.schema import ContextConfig, ScreeningConfig
 from onpolicy_sdft.data.prepare import prepare
+from onpolicy_sdft.data.renderer import Renderer
 from onpolicy_sdft.data.templates import PRIOR_TURN, TEMPLATES
-from onpolicy_sdft.data.views import Renderer
 from onpolicy_sdft.rollout.backend import NO_LISTENER, Listener, RolloutStats
 from onpolicy_sdft.rollout.drafts import DraftStore
 from onpolicy_sdft.screening.screen import Screen
@@ -21,7 +21,16 @@ from onpolicy_sdft.train.batch import repeat_samples
 from onpolicy_sdft.train.feedback import FeedbackSource, Trying
 from onpolicy_sdft.train.preview import Preview
 from onpolicy_sdft.train.source import Sampling
-from onpolicy_sdft.types import Demonstration, NoiseKey, Rollout, RolloutRequest, SamplingParams, Target, Turn, Views
+from onpolicy_sdft.types import (
+    Demonstration,
+    NoiseKey,
+    PromptPair,
+    Rollout,
+    RolloutRequest,
+    SamplingParams,
+    Target,
+    Turn,
+)
 
 TASK = load_task("math_word_problem", {})
 ROWS = [
@@ -82,11 +91,11 @@ class Bench:
 
     source: FeedbackSource
     script: Script
-    views: list[Views]
+    pairs: list[PromptPair]
     tokenizer: Any
 
-    def told(self, view: Views) -> str:
-        return str(self.tokenizer.decode(list(view.teacher_ids)))
+    def told(self, pair: PromptPair) -> str:
+        return str(self.tokenizer.decode(list(pair.teacher_ids)))
 
 
 @pytest.fixture
@@ -121,39 +130,39 @@ def make(tokenizer: Any) -> Any:
                 **trying,
             ),
         )
-        return Bench(source, script, repeat_samples(prepared.views, num_samples), tokenizer)
+        return Bench(source, script, repeat_samples(prepared.pairs, num_samples), tokenizer)
 
     return bench
 
 
 def test_the_student_tries_from_its_bare_prompt_with_its_own_weights_and_noise(make):
     bench = make()
-    views = bench.source.begin(bench.views, 5)
+    pairs = bench.source.begin(bench.pairs, 5)
     (asked,) = bench.script.calls
-    assert [r.prompt_token_ids for r in asked] == [v.student_ids for v in bench.views]
+    assert [r.prompt_token_ids for r in asked] == [v.student_ids for v in bench.pairs]
     assert [r.key for r in asked] == [NoiseKey(3, 5, "a", 0, -1), NoiseKey(3, 5, "b", 0, -1)]
     assert bench.script.seen == [["live"]]
-    bench.source.rollouts(views, step=5)
+    bench.source.rollouts(pairs, step=5)
     assert not {r.key for r in bench.script.calls[1]} & {r.key for r in asked}
-    assert [r.prompt_token_ids for r in bench.script.calls[1]] == [v.teacher_ids for v in views]
+    assert [r.prompt_token_ids for r in bench.script.calls[1]] == [v.teacher_ids for v in pairs]
 
 
 @pytest.mark.parametrize("template", [PRIOR_TURN, *TEMPLATES])
 def test_the_teacher_sees_attempt_and_message_and_no_right_answer(make, template):
     bench = make(context={"template": template})
-    view = bench.source.begin(bench.views, 0)[0]
-    shown = bench.told(view)
+    pair = bench.source.begin(bench.pairs, 0)[0]
+    shown = bench.told(pair)
     assert shown.index("How many apples?") < shown.index(WRONG) < shown.index("ends up with 7, which is not right.")
     assert TASK.work_wording in shown
     assert "72" not in shown
-    assert shown.endswith(f"{bench.views[0].demonstration.prompt}<|im_end|>\n<|im_start|>assistant\n")
-    assert view.teacher_ids != view.student_ids
-    assert (view.feedback.attempt, view.feedback.stands, view.feedback.drop) == (WRONG, False, "")
+    assert shown.endswith(f"{bench.pairs[0].demonstration.prompt}<|im_end|>\n<|im_start|>assistant\n")
+    assert pair.teacher_ids != pair.student_ids
+    assert (pair.feedback.attempt, pair.feedback.stands, pair.feedback.drop) == (WRONG, False, "")
 
 
 def test_without_the_attempt_the_message_stands_behind_the_question(make):
     bench = make(show_attempt=False)
-    shown = bench.told(bench.source.begin(bench.views, 0)[0])
+    shown = bench.told(bench.source.begin(bench.pairs, 0)[0])
     assert "I count them" not in shown
     assert shown.count("<|im_start|>user") == 1
     assert (
@@ -163,7 +172,7 @@ def test_without_the_attempt_the_message_stands_behind_the_question(make):
 
 def test_the_right_answer_is_told_on_request(make):
     bench = make(reveal=True)
-    assert "What is right: 72" in bench.told(bench.source.begin(bench.views, 0)[0])
+    assert "What is right: 72" in bench.told(bench.source.begin(bench.pairs, 0)[0])
 
 
 @pytest.mark.parametrize(
@@ -171,14 +180,14 @@ def test_the_right_answer_is_told_on_request(make):
 )
 def test_the_demonstration_is_shown_where_the_context_shows_it(make, show, own, other):
     bench = make(context={"show": show, "num_demonstrations": 2 if show == "both" else 1})
-    shown = bench.told(bench.source.begin(bench.views, 0)[0])
+    shown = bench.told(bench.source.begin(bench.pairs, 0)[0])
     assert ("70 + 2" in shown) is own
     assert ("33" in shown) is other
 
 
 def test_a_right_sibling_is_shown_beside_a_wrong_attempt(make):
     bench = make({("a", 2): RIGHT}, num_attempts=3)
-    first, second = bench.source.begin(bench.views, 0)
+    first, second = bench.source.begin(bench.pairs, 0)
     assert [r.key.sample_index for r in bench.script.calls[0]] == [0, 1, 2] * 2
     assert f"Another answer of yours is right:\n{RIGHT}" in bench.told(first)
     assert "Another answer" not in bench.told(second)
@@ -188,10 +197,10 @@ def test_a_right_sibling_is_shown_beside_a_wrong_attempt(make):
 def test_samples_take_the_attempts_in_turn(make):
     texts = {("a", i): f"Attempt {i}. The answer is {i}." for i in range(4)}
     bench = make(texts, num_samples=3, num_attempts=2, rows=ROWS[:1])
-    told = bench.source.begin(bench.views, 0)
+    told = bench.source.begin(bench.pairs, 0)
     assert [v.feedback.attempt[:9] for v in told] == ["Attempt 0", "Attempt 1", "Attempt 0"]
     assert len(bench.script.calls[0]) == 2
-    twice = repeat_samples([bench.views[0], bench.views[0]], 3)  # the example comes twice in a step: other attempts
+    twice = repeat_samples([bench.pairs[0], bench.pairs[0]], 3)  # the example comes twice in a step: other attempts
     told = bench.source.begin(twice, 0)
     assert [v.feedback.attempt[:9] for v in told[3:]] == ["Attempt 2", "Attempt 3", "Attempt 2"]
 
@@ -200,21 +209,21 @@ def test_samples_take_the_attempts_in_turn(make):
 def test_what_is_told_does_not_depend_on_how_samples_are_dealt_out(make, view):
     texts = {("a", 1): RIGHT}
     whole = make(texts, view=view, num_samples=2, num_attempts=2)
-    together = whole.source.begin(whole.views, 0)
+    together = whole.source.begin(whole.pairs, 0)
     parts = []
-    for index in range(len(whole.views)):
+    for index in range(len(whole.pairs)):
         rank = make(texts, view=view, num_samples=2, num_attempts=2)
-        parts += rank.source.begin([rank.views[index]], 0)
+        parts += rank.source.begin([rank.pairs[index]], 0)
     assert parts == together
     assert make().source.begin([], 0) == []
 
 
 def test_a_right_attempt_is_dropped_as_solved_and_counted(make):
     bench = make({("a", 0): RIGHT})
-    views = bench.source.begin(bench.views, 0)
-    rollouts = bench.source.rollouts(views, step=0)
+    pairs = bench.source.begin(bench.pairs, 0)
+    rollouts = bench.source.rollouts(pairs, step=0)
     assert len(bench.script.calls[1]) == 1  # only the other one is written
-    targets = judge(bench, views, rollouts)
+    targets = judge(bench, pairs, rollouts)
     assert [(t.verdict, t.reason, t.token_ids == ()) for t in targets] == [
         ("drop", "solved", True),
         ("keep", "", False),
@@ -225,63 +234,63 @@ def test_a_right_attempt_is_dropped_as_solved_and_counted(make):
 
 def test_a_right_attempt_is_learned_on_request(make):
     bench = make({("a", 0): RIGHT}, solved="learn")
-    views = bench.source.begin(bench.views, 0)
-    rollouts = bench.source.rollouts(views, step=0)
-    target = judge(bench, views, rollouts)[0]
+    pairs = bench.source.begin(bench.pairs, 0)
+    rollouts = bench.source.rollouts(pairs, step=0)
+    target = judge(bench, pairs, rollouts)[0]
     assert (target.verdict, target.text) == ("keep", RIGHT)
-    assert views[0].teacher_ids == bench.views[0].teacher_ids
-    again = bench.source.rollouts(views, step=0, attempt=1)  # drawn again, it is the teacher's turn
-    assert again[0].prompt_token_ids == views[0].teacher_ids
+    assert pairs[0].teacher_ids == bench.pairs[0].teacher_ids
+    again = bench.source.rollouts(pairs, step=0, attempt=1)  # drawn again, it is the teacher's turn
+    assert again[0].prompt_token_ids == pairs[0].teacher_ids
 
 
-def judge(bench: Bench, views: Sequence[Views], rollouts: Sequence[Rollout | None]) -> list[Target]:
+def judge(bench: Bench, pairs: Sequence[PromptPair], rollouts: Sequence[Rollout | None]) -> list[Target]:
     screen = Screen(ScreeningConfig(check="keep"), TASK, bench.script.renderer.decode, 0)
-    return screen(views, rollouts, lambda again, attempt: bench.source.rollouts(again, step=0, attempt=attempt))
+    return screen(pairs, rollouts, lambda again, attempt: bench.source.rollouts(again, step=0, attempt=attempt))
 
 
 def test_a_right_attempt_that_was_cut_off_is_not_solved(make):
     bench = make({("a", 0): RIGHT})
     bench.script.finish = "length"
-    view = bench.source.begin(bench.views, 0)[0]
-    assert view.feedback.drop == ""
-    assert "cut off after" in view.feedback.message
+    pair = bench.source.begin(bench.pairs, 0)[0]
+    assert pair.feedback.drop == ""
+    assert "cut off after" in pair.feedback.message
 
 
 def test_with_the_students_view_the_attempts_are_the_rollouts(make):
     bench = make({("a", 1): RIGHT}, view="student", num_samples=2)
-    views = bench.source.begin(bench.views, 4)
-    rollouts = bench.source.rollouts(views, step=4)
+    pairs = bench.source.begin(bench.pairs, 4)
+    rollouts = bench.source.rollouts(pairs, step=4)
     assert len(bench.script.calls) == 1
     assert [r.key for r in rollouts] == [NoiseKey(3, 4, n, i, 0) for n in "ab" for i in range(2)]
-    assert [v.feedback.rollout for v in views] == rollouts
-    assert [v.feedback.drop for v in views] == ["", "solved", "", ""]
-    assert RIGHT in bench.told(views[0])
+    assert [v.feedback.rollout for v in pairs] == rollouts
+    assert [v.feedback.drop for v in pairs] == ["", "solved", "", ""]
+    assert RIGHT in bench.told(pairs[0])
 
 
 def test_the_attempt_is_a_draft_of_the_rewrite_and_of_the_next_attempt(make):
     bench = make()
-    views = bench.source.begin(bench.views, 0)
-    rollouts = bench.source.rollouts(views, step=0)
-    tried = views[0].feedback.rollout.token_ids
-    assert bench.script.calls[1][0].draft_token_ids == (tried, views[0].response_ids)
-    bench.source.remember(judge(bench, views, rollouts))
-    bench.source.begin(bench.views, 1)
+    pairs = bench.source.begin(bench.pairs, 0)
+    rollouts = bench.source.rollouts(pairs, step=0)
+    tried = pairs[0].feedback.rollout.token_ids
+    assert bench.script.calls[1][0].draft_token_ids == (tried, pairs[0].response_ids)
+    bench.source.remember(judge(bench, pairs, rollouts))
+    bench.source.begin(bench.pairs, 1)
     assert bench.script.calls[2][0].draft_token_ids[0] == tried
 
 
 def test_a_watch_hears_of_rewrites_in_their_own_places(make):
     bench = make({("a", 0): RIGHT})
-    views = bench.source.begin(bench.views, 0)
+    pairs = bench.source.begin(bench.pairs, 0)
     heard: list[tuple[int, str]] = []
 
     class Ear:
         def ended(self, draw: int, rollout: Rollout) -> None:
             heard.append((draw, rollout.key.example_id))
 
-        def again(self, num_ended: int) -> list[tuple[Views, int]]:
-            return [(views[1], 1)]
+        def again(self, num_ended: int) -> list[tuple[PromptPair, int]]:
+            return [(pairs[1], 1)]
 
-    found = bench.source.rollouts(views, step=0, watch=Ear())
+    found = bench.source.rollouts(pairs, step=0, watch=Ear())
     assert heard == [(1, "b"), (2, "b")]  # the draw behind those of the examples is the one drawn again
     assert [rollout.key.attempt for rollout in found] == [-1, 0]
     assert bench.script.calls[1][1].key.attempt == 1
@@ -294,7 +303,7 @@ def test_the_end_of_the_attempt_is_cut_first_then_the_demonstration(make, show):
     assert len(cut.teacher_ids) == length - 10
     assert cut.num_trimmed_tokens == 0
     bench = make(context={"show": show, "max_teacher_tokens": length - 10})
-    shown = bench.told(bench.source.begin(bench.views, 0)[0])
+    shown = bench.told(bench.source.begin(bench.pairs, 0)[0])
     assert WRONG[:-10] in shown
     assert WRONG[:-9] not in shown
     assert bench.source.figures()["feedback/cut_rate"] >= 0.5
@@ -306,9 +315,9 @@ def test_the_end_of_the_attempt_is_cut_first_then_the_demonstration(make, show):
         assert shorter.feedback.drop == "no_room"
 
 
-def begun(make: Any, show: str, limit: int) -> Views:
+def begun(make: Any, show: str, limit: int) -> PromptPair:
     bench = make(context={"show": show, "max_teacher_tokens": limit})
-    return bench.source.begin(bench.views, 0)[0]
+    return bench.source.begin(bench.pairs, 0)[0]
 
 
 def test_what_a_task_of_ones_own_says_by_its_reason_is_told(make):
@@ -317,7 +326,7 @@ def test_what_a_task_of_ones_own_says_by_its_reason_is_told(make):
             return replace(TASK.check(completion, demonstration), message="", reason="off_by_ten")
 
     bench = make(task=Terse())
-    assert "The check says: off by ten." in bench.told(bench.source.begin(bench.views, 0)[0])
+    assert "The check says: off by ten." in bench.told(bench.source.begin(bench.pairs, 0)[0])
 
 
 def test_a_look_at_the_teacher_tells_it_of_attempts_as_a_step_does(make):
@@ -328,8 +337,8 @@ def test_a_look_at_the_teacher_tells_it_of_attempts_as_a_step_does(make):
         def measure(self, targets: Sequence[Target], step: int) -> Sequence[Target]:
             return targets
 
-    seen = Preview(bench.views, bench.source, screen, Unmeasured()).taught(0)
+    seen = Preview(bench.pairs, bench.source, screen, Unmeasured()).taught(0)
     asked = [request.prompt_token_ids for request in bench.script.calls[1]]
-    assert asked[0] == bench.views[0].teacher_ids  # the student is right: as if it had not tried
+    assert asked[0] == bench.pairs[0].teacher_ids  # the student is right: as if it had not tried
     assert WRONG in str(bench.tokenizer.decode(list(asked[1])))
     assert [(target.verdict, target.text) for target in seen] == [("keep", REWRITE)] * 2

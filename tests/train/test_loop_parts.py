@@ -13,7 +13,7 @@ from onpolicy_sdft.train.loop import Plan, make_plan
 from onpolicy_sdft.train.optim import make_optimizer, make_schedule
 from onpolicy_sdft.train.signals import stop_on_signals
 from onpolicy_sdft.train.source import DemonstrationSource, PolicySource, Sampling
-from onpolicy_sdft.types import Blend, Demonstration, SamplingParams, Turn, Views
+from onpolicy_sdft.types import Blend, Demonstration, PromptPair, SamplingParams, Turn
 
 
 def test_steps_or_epochs_make_the_plan():
@@ -72,8 +72,8 @@ def test_schedules_warm_up_and_then_stay_or_fall(schedule, last):
     assert lr.get_last_lr()[0] == pytest.approx(last, abs=1e-6)
 
 
-def views(name):
-    return Views(Demonstration(name, (Turn("user", "q"),), "r"), (1,), (1, 2, 3), (4, 5))
+def make_pair(name):
+    return PromptPair(Demonstration(name, (Turn("user", "q"),), "r"), (1,), (1, 2, 3), (4, 5))
 
 
 class Recorder:
@@ -87,7 +87,7 @@ class Recorder:
 def test_requests_carry_the_teachers_prompt_the_key_and_the_demonstration_as_a_draft():
     backend = Recorder()
     source = PolicySource(backend, Sampling(SamplingParams(0.7), 9, seed=3))
-    source.rollouts(repeat_samples([views("a"), views("b"), views("a")], 1), step=5, attempt=1)
+    source.rollouts(repeat_samples([make_pair("a"), make_pair("b"), make_pair("a")], 1), step=5, attempt=1)
     first, second, third = backend.requests
     assert first.prompt_token_ids == (1, 2, 3)
     assert first.max_new_tokens == 9
@@ -99,12 +99,12 @@ def test_requests_carry_the_teachers_prompt_the_key_and_the_demonstration_as_a_d
 
 
 def test_plain_fine_tuning_writes_nothing():
-    assert DemonstrationSource().rollouts([views("a")] * 3, step=0) == [None] * 3
+    assert DemonstrationSource().rollouts([make_pair("a")] * 3, step=0) == [None] * 3
 
 
 def test_samples_of_an_example_are_numbered_through_a_step():
-    found = repeat_samples([views("a"), views("b"), views("a")], 2)
-    assert [(view.demonstration.example_id, view.sample_index) for view in found] == [
+    found = repeat_samples([make_pair("a"), make_pair("b"), make_pair("a")], 2)
+    assert [(pair.demonstration.example_id, pair.sample_index) for pair in found] == [
         ("a", 0), ("a", 1), ("b", 0), ("b", 1), ("a", 2), ("a", 3),
     ]  # fmt: skip
 
@@ -112,7 +112,7 @@ def test_samples_of_an_example_are_numbered_through_a_step():
 def test_a_sample_that_is_drawn_again_keeps_its_number():
     backend = Recorder()
     source = PolicySource(backend, Sampling(SamplingParams(), 9, seed=3))
-    source.rollouts(repeat_samples([views("a")], 3)[2:], step=0, attempt=1)
+    source.rollouts(repeat_samples([make_pair("a")], 3)[2:], step=0, attempt=1)
     assert backend.requests[0].key.sample_index == 2
 
 
@@ -120,7 +120,7 @@ def ask(step=0, num=1, **options):
     """What a source asks its backend for."""
     backend = Recorder()
     source = PolicySource(backend, Sampling(SamplingParams(1.0), 9, seed=3, **options))
-    source.rollouts([views(str(i)) for i in range(num)], step=step)
+    source.rollouts([make_pair(str(i)) for i in range(num)], step=step)
     return backend
 
 

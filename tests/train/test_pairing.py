@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 from onpolicy_sdft.train.pairing import Pairing
-from onpolicy_sdft.types import Demonstration, NoiseKey, Rollout, Target, Turn, Views
+from onpolicy_sdft.types import Demonstration, NoiseKey, PromptPair, Rollout, Target, Turn
 
 
 def target(verdict: str, sample_index: int = 0) -> Target:
-    views = Views(Demonstration("a", (Turn("user", "q"),), "r"), (1,), (1, 2), (7, 8), sample_index=sample_index)
+    pairs = PromptPair(Demonstration("a", (Turn("user", "q"),), "r"), (1,), (1, 2), (7, 8), sample_index=sample_index)
     rollout = Rollout(NoiseKey(0, 0, "a", sample_index), (1, 2), (5, 6), (-1.0,) * 2, (-1.0,) * 2, (0.5,) * 2, "stop")
     token_ids = {"keep": (5, 6), "fallback": (7, 8), "drop": ()}[verdict]
-    return Target(views, token_ids, "", verdict, "", rollout)
+    return Target(pairs, token_ids, "", verdict, "", rollout)
 
 
 def test_the_added_demonstration_comes_once_and_goes_with_a_dropped_example():

@@ -11,15 +11,15 @@ from onpolicy_sdft.train.telemetry import (
     rollout_metrics,
     screen_metrics,
 )
-from onpolicy_sdft.types import Demonstration, NoiseKey, Rollout, Target, Turn, Views
+from onpolicy_sdft.types import Demonstration, NoiseKey, PromptPair, Rollout, Target, Turn
 
 
 def target(ids, reference, *, verdict="keep", reason="", finish="stop", attempt=0):
     demonstration = Demonstration("a", (Turn("user", "q"),), "r")
-    views = Views(demonstration, (1,), (1, 2), tuple(reference))
+    pairs = PromptPair(demonstration, (1,), (1, 2), tuple(reference))
     n = len(ids)
     rollout = Rollout(NoiseKey(0, 0, "a"), (1, 2), tuple(ids), (-1.0,) * n, (-1.0,) * n, (0.5,) * n, finish)
-    return Target(views, tuple(ids), "", verdict, reason, rollout, attempt)
+    return Target(pairs, tuple(ids), "", verdict, reason, rollout, attempt)
 
 
 def test_distinct_two_counts_different_pairs_among_all_pairs():
@@ -52,7 +52,7 @@ def test_rates_are_over_what_was_written():
 
 
 def test_a_step_that_wrote_nothing_has_no_rollout_metrics():
-    learned = Target(target([1], [1]).views, (1,), "", "keep", "", None)
+    learned = Target(target([1], [1]).pair, (1,), "", "keep", "", None)
     assert rollout_metrics([learned]) == {}
     assert screen_metrics([learned]) == {}
 

@@ -14,11 +14,11 @@ from typing import Any
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.models import make_model, make_tokenizer
 from onpolicy_sdft.build.bundle import ModelBundle
-from onpolicy_sdft.build.data import load_rows, make_views
+from onpolicy_sdft.build.data import load_rows, make_prompt_pairs
 from onpolicy_sdft.build.trainer import make_trainer
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.config.schema import RunConfig, TrainConfig
-from onpolicy_sdft.data.views import Renderer
+from onpolicy_sdft.data.renderer import Renderer
 from onpolicy_sdft.models.embedded import PREFIX, embedded_path
 from onpolicy_sdft.models.load import LoadedModel, load, terminator_ids
 from onpolicy_sdft.models.lora import prepare_trainable
@@ -53,9 +53,9 @@ class Steps:
     def __init__(self, bench: Bench, name: str, files: Sequence[str], overrides: dict[str, Any]) -> None:
         self.config = load_config(*files, **_shared(bench), **overrides)
         chat, self.is_real = load_model(bench, name, self.config)
-        data = make_views(self.config, chat, *load_rows(self.config))
+        data = make_prompt_pairs(self.config, chat, *load_rows(self.config))
         model = prepare_trainable(chat.loaded.model, self.config.lora, self.config.model, self.config.train.seed)
-        self.views, self._progress = data.prepared.views, Progress("step", 1, "steps", enabled=False)
+        self.pairs, self._progress = data.prepared.pairs, Progress("step", 1, "steps", enabled=False)
         self._progress.__enter__()
         backend = Backend(self.config.train.precision)
         self.trainer: Trainer = make_trainer(self.config, chat, data, model, backend, Plan(1000, None), self._progress)
@@ -63,7 +63,7 @@ class Steps:
     def take(self) -> dict[str, float]:
         """Take one step, and return its figures."""
         size, step = self.config.train.batch_size, self.trainer.state.step
-        rows = [self.views[(step * size + index) % len(self.views)] for index in range(size)]
+        rows = [self.pairs[(step * size + index) % len(self.pairs)] for index in range(size)]
         return dict(self.trainer.train_step(make_batch(rows, self.trainer.num_samples, self.trainer.backend)).values)
 
 

@@ -1,4 +1,4 @@
-"""The two prompt views of a demonstration, as token ids, through the tokenizer's chat template.
+"""The prompt pair of a demonstration, as token ids, through the tokenizer's chat template.
 
 The student sees the bare prompt; the teacher sees it with the demonstration. Both end in the same generation
 header, so the answer starts in the same state. One rule holds for every row: its bare prompt and its target are the
@@ -46,10 +46,10 @@ class Renderer:
 
     Args:
         tokenizer: With a chat template.
-        config: Template arguments of both views, and the date that templates read.
+        config: Template arguments of both prompts, and the date that templates read.
 
     Raises:
-        ConfigError: If the two views would start the answer in different states, or the chat template fails.
+        ConfigError: If the two prompts would start the answer in different states, or the chat template fails.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: ContextConfig) -> None:
@@ -67,7 +67,7 @@ class Renderer:
         teacher = read_markup(tokenizer, self._rendered_by(config.teacher_template_kwargs))
         if self.markup.header != teacher.header:
             raise ConfigError(
-                f"The two views start the answer differently: the student's header is {self.markup.header!r}, the "
+                f"The two prompts start the answer differently: the student's header is {self.markup.header!r}, the "
                 f"teacher's {teacher.header!r}. Give context.student_template_kwargs and "
                 "context.teacher_template_kwargs the same thinking mode."
             )

@@ -7,8 +7,8 @@ import pytest
 
 from onpolicy_sdft.config.schema import ContextConfig, ScreeningConfig
 from onpolicy_sdft.data.prepare import Prepared, prepare
+from onpolicy_sdft.data.renderer import Renderer
 from onpolicy_sdft.data.templates import TEMPLATES, TeacherContext
-from onpolicy_sdft.data.views import Renderer
 from onpolicy_sdft.errors import ConfigError, DataError
 from onpolicy_sdft.tasks import TASKS, load_task, work_of
 from onpolicy_sdft.types import Demonstration, Turn
@@ -42,12 +42,12 @@ def with_template(tokenizer: Any, template: str) -> Any:
 
 
 def teacher_text(tokenizer: Any, template: str, *rows: Demonstration, **options: Any) -> str:
-    return text(tokenizer, make(tokenizer, *rows, template=template, **options).views[0].teacher_ids)
+    return text(tokenizer, make(tokenizer, *rows, template=template, **options).pairs[0].teacher_ids)
 
 
 def test_the_student_sees_the_bare_prompt_and_the_generation_header(tokenizer):
-    (views,) = make(tokenizer, row()).views
-    assert text(tokenizer, views.student_ids) == turns(("user", "Name a colour.")) + HEADER
+    (pair,) = make(tokenizer, row()).pairs
+    assert text(tokenizer, pair.student_ids) == turns(("user", "Name a colour.")) + HEADER
 
 
 def test_prior_turn_shows_the_demonstration_as_an_answer_and_asks_again(tokenizer):
@@ -85,11 +85,11 @@ def test_reference_and_example_say_what_the_demonstration_is(tokenizer):
 def test_templates_that_ask_for_the_work_word_it_as_the_task_does(tokenizer, template, task):
     config, loaded = ContextConfig(template=template), load_task(task, {})
     renderer = Renderer(tokenizer, config)
-    (views,) = prepare([row()], renderer, config, 0, work_of(loaded)).views
-    shown = text(tokenizer, views.teacher_ids)
+    (pair,) = prepare([row()], renderer, config, 0, work_of(loaded)).pairs
+    shown = text(tokenizer, pair.teacher_ids)
     assert loaded.work_wording in shown
     assert "  " not in shown
-    (silent,) = prepare([row()], renderer, config, 0).views
+    (silent,) = prepare([row()], renderer, config, 0).pairs
     assert text(tokenizer, silent.teacher_ids) == shown.replace(
         f" {loaded.work_wording}", "", bool(loaded.work_wording)
     )
@@ -153,34 +153,34 @@ def test_a_jinja_file_that_cannot_serve_is_refused(tokenizer, tmp_path, source, 
 @pytest.mark.parametrize("template", [*TEMPLATES, "prior_turn"])
 def test_braces_and_dollars_of_the_user_are_left_alone(tokenizer, template):
     prompt, response = "Cost of {{ 7 * 7 }} in ${x} & <b>%s</b>?", "{% set x = 1 %}{'a': $5, \"b\": \\n}"
-    (views,) = make(tokenizer, row(prompt, response), template=template).views
-    assert prompt in text(tokenizer, views.student_ids)
-    shown = text(tokenizer, views.teacher_ids)
+    (pair,) = make(tokenizer, row(prompt, response), template=template).pairs
+    assert prompt in text(tokenizer, pair.student_ids)
+    shown = text(tokenizer, pair.teacher_ids)
     assert prompt in shown
     assert response in shown
-    assert text(tokenizer, views.response_ids) == response + TERMINATOR
+    assert text(tokenizer, pair.response_ids) == response + TERMINATOR
 
 
 @pytest.mark.parametrize("template", [*TEMPLATES, "prior_turn"])
 def test_an_over_long_context_cuts_the_end_of_the_demonstration_and_nothing_else(tokenizer, template):
     response = "".join(f"<{i}>" for i in range(100))
-    (whole,) = make(tokenizer, row(response=response), template=template).views
+    (whole,) = make(tokenizer, row(response=response), template=template).pairs
     limit = len(whole.teacher_ids) - 50
     prepared = make(tokenizer, row(response=response), template=template, max_teacher_tokens=limit)
-    (views,) = prepared.views
-    shown = text(tokenizer, views.teacher_ids)
-    assert len(views.teacher_ids) == limit
+    (pair,) = prepared.pairs
+    shown = text(tokenizer, pair.teacher_ids)
+    assert len(pair.teacher_ids) == limit
     assert shown == text(tokenizer, whole.teacher_ids).replace(response, response[:-50])
-    assert views.num_trimmed_tokens == 50
+    assert pair.num_trimmed_tokens == 50
     assert prepared.trimmed_ids == ("id-0",)
-    assert views.response_ids == whole.response_ids
+    assert pair.response_ids == whole.response_ids
 
 
 def test_a_demonstration_is_never_cut_in_the_middle_of_a_character(tokenizer):
     response = "é" * 50  # two tokens each
-    whole = len(make(tokenizer, row(response=response)).views[0].teacher_ids)
-    (views,) = make(tokenizer, row(response=response), max_teacher_tokens=whole - 5).views
-    shown = text(tokenizer, views.teacher_ids)
+    whole = len(make(tokenizer, row(response=response)).pairs[0].teacher_ids)
+    (pair,) = make(tokenizer, row(response=response), max_teacher_tokens=whole - 5).pairs
+    shown = text(tokenizer, pair.teacher_ids)
     assert "\ufffd" not in shown
     assert shown.count("é") == 47
 
@@ -188,17 +188,17 @@ def test_a_demonstration_is_never_cut_in_the_middle_of_a_character(tokenizer):
 def test_examples_are_left_out_before_the_demonstration_is_cut(tokenizer):
     rows = [row(f"Question {i}?", f"Answer {i}. " + "x" * 40, f"id-{i}") for i in range(4)]
     options = {"show": "both", "num_demonstrations": 4, "neighbours": "random"}
-    full = make(tokenizer, *rows, **options).views[0]
+    full = make(tokenizer, *rows, **options).pairs[0]
     order = [f"Question {i}?" for i in range(1, 4)]
     order.sort(key=text(tokenizer, full.teacher_ids).index)
-    fewer = make(tokenizer, *rows, **options, max_teacher_tokens=len(full.teacher_ids) - 1).views[0]
+    fewer = make(tokenizer, *rows, **options, max_teacher_tokens=len(full.teacher_ids) - 1).pairs[0]
     shown = text(tokenizer, fewer.teacher_ids)
     assert (fewer.num_dropped_examples, fewer.num_trimmed_tokens) == (1, 0)
     assert order[0] not in shown  # the farthest goes first
     assert order[1] in shown
     assert order[2] in shown
-    alone = make(tokenizer, rows[0]).views[0]
-    cut = make(tokenizer, *rows, **options, max_teacher_tokens=len(alone.teacher_ids) - 10).views[0]
+    alone = make(tokenizer, rows[0]).pairs[0]
+    cut = make(tokenizer, *rows, **options, max_teacher_tokens=len(alone.teacher_ids) - 10).pairs[0]
     assert (cut.num_dropped_examples, cut.num_trimmed_tokens) == (3, 10)
 
 
@@ -222,12 +222,12 @@ PALETTE = [
 @pytest.mark.parametrize("neighbours", ["random", "nearest"])
 def test_only_others_are_shown_without_the_own_answer_or_that_of_the_same_question(tokenizer, template, neighbours):
     options = {"show": "others", "num_demonstrations": 3, "neighbours": neighbours}
-    for views in make(tokenizer, *PALETTE, template=template, **options).views[:2]:
-        shown = text(tokenizer, views.teacher_ids)
+    for pair in make(tokenizer, *PALETTE, template=template, **options).pairs[:2]:
+        shown = text(tokenizer, pair.teacher_ids)
         assert "Blue" not in shown
         assert "Plum." in shown
         assert "Oak." in shown
-        assert shown.count(views.demonstration.prompt) == 1
+        assert shown.count(pair.demonstration.prompt) == 1
         assert shown.endswith(f"{TERMINATOR}\n{HEADER}")
         assert "solution" not in shown
         assert "reference answer" not in shown
@@ -243,12 +243,12 @@ def test_both_shows_the_own_demonstration_after_others(tokenizer, template):
 def test_others_alone_drop_the_farthest_and_cut_the_last_one_that_stays(tokenizer):
     rows = [row(), row("Name a fruit.", "p" * 40, "id-1"), row("Name a nice colour.", "q" * 40, "id-2")]
     options = {"show": "others", "num_demonstrations": 2, "neighbours": "nearest"}
-    one = len(make(tokenizer, *rows, **{**options, "num_demonstrations": 1}).views[0].teacher_ids)
-    views = make(tokenizer, *rows, **options, max_teacher_tokens=one).views[0]
-    assert (views.num_dropped_examples, views.num_trimmed_tokens) == (1, 0)
-    views = make(tokenizer, *rows, **options, max_teacher_tokens=one - 10).views[0]
-    assert (views.num_dropped_examples, views.num_trimmed_tokens) == (1, 10)
-    assert "q" * 30 + TERMINATOR in text(tokenizer, views.teacher_ids)
+    one = len(make(tokenizer, *rows, **{**options, "num_demonstrations": 1}).pairs[0].teacher_ids)
+    pair = make(tokenizer, *rows, **options, max_teacher_tokens=one).pairs[0]
+    assert (pair.num_dropped_examples, pair.num_trimmed_tokens) == (1, 0)
+    pair = make(tokenizer, *rows, **options, max_teacher_tokens=one - 10).pairs[0]
+    assert (pair.num_dropped_examples, pair.num_trimmed_tokens) == (1, 10)
+    assert "q" * 30 + TERMINATOR in text(tokenizer, pair.teacher_ids)
     with pytest.raises(DataError, match="rows do not fit"):
         make(tokenizer, *rows, **options, max_teacher_tokens=one - 40)
 
@@ -299,7 +299,7 @@ def test_rows_that_cannot_fit_are_dropped_on_request_and_named(tokenizer):
     rows = [row(), row("x" * 300, name="long")]
     prepared = make(tokenizer, *rows, max_student_tokens=200, on_too_long="drop")
     assert prepared.dropped_ids == ("long",)
-    assert [views.demonstration.example_id for views in prepared.views] == ["id-0"]
+    assert [pair.demonstration.example_id for pair in prepared.pairs] == ["id-0"]
 
 
 def test_a_data_set_of_which_nothing_fits_is_refused(tokenizer):
@@ -308,9 +308,9 @@ def test_a_data_set_of_which_nothing_fits_is_refused(tokenizer):
 
 
 def test_the_target_ends_in_the_templates_terminator_and_nothing_after(tokenizer):
-    (views,) = make(tokenizer, row()).views
-    assert text(tokenizer, views.response_ids) == "Blue it is.<|im_end|>"
-    assert views.response_ids.count(tokenizer.eos_token_id) == 1
+    (pair,) = make(tokenizer, row()).pairs
+    assert text(tokenizer, pair.response_ids) == "Blue it is.<|im_end|>"
+    assert pair.response_ids.count(tokenizer.eos_token_id) == 1
 
 
 def test_the_templates_terminator_wins_over_the_end_of_text_token(tokenizer):
@@ -341,11 +341,11 @@ def test_the_first_token_is_not_doubled_by_a_tokenizer_that_adds_it(tokenizer):
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", tokenizer.bos_token_id)]
     )
     assert adding("x")["input_ids"][0] == tokenizer.bos_token_id
-    (views,) = make(adding, row()).views
-    for ids in (views.student_ids, views.teacher_ids):
+    (pair,) = make(adding, row()).pairs
+    for ids in (pair.student_ids, pair.teacher_ids):
         assert ids[0] == tokenizer.bos_token_id
         assert ids[1] != tokenizer.bos_token_id
-    assert tokenizer.bos_token_id not in views.response_ids
+    assert tokenizer.bos_token_id not in pair.response_ids
 
 
 def test_a_template_that_doubles_the_first_token_is_refused(tokenizer):
@@ -363,17 +363,17 @@ THINKING = (
 )
 
 
-def test_views_that_start_the_answer_in_different_states_are_refused(tokenizer):
+def test_prompts_that_start_the_answer_in_different_states_are_refused(tokenizer):
     thinking = with_template(tokenizer, THINKING)
     with pytest.raises(ConfigError, match=r"start the answer differently.*the same thinking mode"):
         make(thinking, row(), student_template_kwargs={"enable_thinking": False})
 
 
-def test_views_in_the_same_thinking_mode_start_the_answer_alike(tokenizer):
+def test_prompts_in_the_same_thinking_mode_start_the_answer_alike(tokenizer):
     thinking = with_template(tokenizer, THINKING)
     off = {"enable_thinking": False}
-    (views,) = make(thinking, row(), student_template_kwargs=off, teacher_template_kwargs=off).views
-    for ids in (views.student_ids, views.teacher_ids):
+    (pair,) = make(thinking, row(), student_template_kwargs=off, teacher_template_kwargs=off).pairs
+    for ids in (pair.student_ids, pair.teacher_ids):
         assert text(tokenizer, ids).endswith(HEADER + "<think>\n\n</think>\n\n")
 
 
@@ -387,7 +387,7 @@ NO_SYSTEM = (
 def test_a_model_without_a_system_role_takes_templates_that_need_none(tokenizer):
     strict = with_template(tokenizer, NO_SYSTEM)
     for template in ("prior_turn", "reference", "example"):
-        assert make(strict, row(), template=template).views
+        assert make(strict, row(), template=template).pairs
 
 
 def test_a_model_without_a_system_role_refuses_a_system_message_with_the_way_out(tokenizer):
