@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,9 +21,9 @@ from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.types import ONE_RANK, Ranks, SamplingParams
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from onpolicy_sdft.config.schema import RolloutConfig, RunConfig
+    from onpolicy_sdft.config.schema import ContextConfig, RolloutConfig, RunConfig
     from onpolicy_sdft.rollout.backend import RolloutBackend
 
 
@@ -56,6 +56,11 @@ class ModelBundle:
     def num_tokens(self) -> int:
         """Ids from here on have no token: embeddings are often padded to a round size."""
         return max(*self.loaded.tokenizer.get_vocab().values(), *self.stop_token_ids) + 1
+
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase, context: ContextConfig) -> ModelBundle:
+        """Return the same model with another tokenizer, and the prompts that its chat template writes."""
+        loaded = replace(self.loaded, tokenizer=tokenizer)
+        return replace(self, loaded=loaded, renderer=Renderer(tokenizer, context))
 
     def backend(
         self,

@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import transformers
 from peft import PeftModel
 
 from onpolicy_sdft.build.base import base_of
 from onpolicy_sdft.build.bundle import ModelBundle, Say, load_chat
+from onpolicy_sdft.build.identity import base_identity
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import RunDirectoryError
+from onpolicy_sdft.models.load import load_tokenizer
 from onpolicy_sdft.runs.directory import RunDirectory
+from onpolicy_sdft.runs.files import differences, read_json
 from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingParams, Turn
 
 if TYPE_CHECKING:
@@ -85,11 +89,31 @@ def load_run(path: str | Path, say: Say = lambda text: None) -> LoadedRun:
     config = load_config(run.config_path)
     if (run.model_path / "adapter_config.json").is_file():
         chat = load_chat(dataclasses.replace(config, model=base_of(run, config)), say)
+        _refuse_other_base(run, chat, say)
+        chat = chat.with_tokenizer(load_tokenizer(str(run.model_path), config.model), config.context)
         model = PeftModel.from_pretrained(chat.loaded.model, run.model_path)
         return LoadedRun(config, chat, model, run)
     tuned = dataclasses.replace(config, model=dataclasses.replace(config.model, name=str(run.model_path)))
     chat = load_chat(tuned, say)
     return LoadedRun(config, chat, chat.loaded.model, run)
+
+
+def _refuse_other_base(run: RunDirectory, chat: ModelBundle, say: Say) -> None:
+    """Refuse to put an adapter on another base model than it was trained on, under the same name.
+
+    Raises:
+        RunDirectoryError: Naming what differs.
+    """
+    manifest = read_json(run.manifest_path) if run.manifest_path.is_file() else {}
+    differing = differences(manifest["base"], base_identity(chat)) if "base" in manifest else []
+    if not differing:
+        return
+    text = f"{chat.loaded.source} is not what {run.path} was trained on: another {', '.join(differing)}"
+    trained_with = manifest["versions"]["transformers"]
+    if trained_with != transformers.__version__:  # which may hold the same weights in other parameters
+        say(f"warning: {text}, or only held otherwise by transformers {transformers.__version__} than {trained_with}")
+        return
+    raise RunDirectoryError(f"{text}. Fix: put that model back.")
 
 
 def load_model(name: str, config: RunConfig, say: Say = lambda text: None) -> LoadedRun:

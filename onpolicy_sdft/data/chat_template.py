@@ -67,7 +67,7 @@ def read_markup(tokenizer: PreTrainedTokenizerBase, render: Render) -> Markup:
     lead = whole[len(prompt) : place] if whole.startswith(prompt) else ""
     names = _named_tokens(tokenizer)
     end_id = next((token for token in _ids(tokenizer, behind) if token in names), None)
-    rendered = [prompt, whole, *_with_system(render, asked)]
+    rendered = [prompt, whole, *_other_conversations(render, asked)]
     control = _control_tokens(tokenizer, names, rendered, blocks_in=header + lead, end_id=end_id)
     return Markup(prompt, whole, header, lead, end_id, control)
 
@@ -195,11 +195,16 @@ def _named_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     return {token: name for token, name in names.items() if name.strip()}
 
 
-def _with_system(render: Render, asked: Sequence[Turn]) -> list[str]:
-    try:
-        return [render([Turn("system", QUESTION), *asked], True)]
-    except ConfigError:  # many templates have no system turn, so nothing marks one
-        return []
+def _other_conversations(render: Render, asked: Sequence[Turn]) -> list[str]:
+    """Return what a template writes of conversations with other turns, where it has them."""
+    answer, tool = Turn("assistant", ANSWER), Turn("tool", QUESTION)
+    found = []
+    for turns in ([Turn("system", QUESTION), *asked], [*asked, answer, *asked], [*asked, answer, tool]):
+        try:
+            found.append(render(turns, True))
+        except ConfigError:  # many templates have no system or tool turns, so nothing marks one
+            continue
+    return found
 
 
 def _control_tokens(

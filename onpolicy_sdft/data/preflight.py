@@ -45,13 +45,16 @@ def describe_lengths(prepared: Prepared, max_new_tokens: int) -> tuple[list[Leng
             f"{len(prepared.bad_rows)} rows are left out, the chat template does not write them as they are "
             f"(data.on_bad_row=skip). The first: {prepared.bad_rows[0]}"
         )
-    if prepared.left_out:
-        num_left_out = sum(each.num_characters for each in prepared.left_out)
-        warnings.append(
-            f"the chat template left {num_left_out} of {sum(each.num_shown for each in prepared.left_out)} characters "
-            f"of the demonstration out of the teacher's prompt, in {len(prepared.left_out)} rows: "
-            f"{_some([each.example_id for each in prepared.left_out])}. To show all of it: --context.template reference"
-        )
+    for missing, prompt, fix in (
+        (prepared.left_out_bare, "bare prompt", "the chat_template of the model's tokenizer, or other rows"),
+        (prepared.left_out, "teacher's prompt", "--context.template reference shows demonstrations as text"),
+    ):
+        if missing:
+            num, given = (sum(getattr(each, name) for each in missing) for name in ("num_characters", "num_given"))
+            warnings.append(
+                f"the chat template left {num} of {given} characters out of the {prompt}, in {len(missing)} rows: "
+                f"{_some([each.example_id for each in missing])}. Fix: {fix}"
+            )
     if prepared.trimmed_ids:
         warnings.append(
             f"{len(prepared.trimmed_ids)} demonstrations are cut to fit context.max_teacher_tokens: "

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Literal
 
-from onpolicy_sdft.data.teacher_prompts import NO_TEACHER, LeftOut, TeacherPrompts
+from onpolicy_sdft.data.teacher_prompts import NO_TEACHER, LeftOut, TeacherPrompts, left_out
 from onpolicy_sdft.data.tokenising import read_ahead
 from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.types import Demonstration, PromptPair
@@ -28,7 +28,8 @@ class Prepared:
     trimmed_ids: tuple[str, ...]  # examples whose shown demonstration was cut
     prompts: TeacherPrompts  # what made the teacher's prompts, for those that tell of an attempt as well
     bad_rows: tuple[str, ...] = ()  # one line per row whose texts cannot be rendered, left out on request
-    left_out: tuple[LeftOut, ...] = ()  # demonstrations that the chat template shows in part
+    left_out: tuple[LeftOut, ...] = ()  # of the teacher's prompts, by the chat template
+    left_out_bare: tuple[LeftOut, ...] = ()  # of the bare prompts
     notes: tuple[str, ...] = ()  # what should be known of the chat template
 
     @property
@@ -67,13 +68,13 @@ def prepare(
         ConfigError: If the chat template cannot serve.
         DataError: If rows are bad, or cannot fit and ``context.on_too_long`` is ``error``, or no row is left.
     """
-    good, targets, bad_rows = _targets(demonstrations, renderer, config, on_bad_row)
+    good, targets, bad_rows, missing_bare = _targets(demonstrations, renderer, config, on_bad_row)
     prompts = TeacherPrompts(good, renderer, config, seed, work)
     found: list[PromptPair] = []
     too_long: list[tuple[str, str]] = []
-    left_out: list[LeftOut] = []
+    missing: list[LeftOut] = []
     each_fitted = prompts.fit_all(good) if asks_teacher else repeat((NO_TEACHER, None), len(good))
-    for demonstration, (student_ids, response_ids), (fitted, missing) in zip(good, targets, each_fitted, strict=True):
+    for demonstration, (student_ids, response_ids), (fitted, unwritten) in zip(good, targets, each_fitted, strict=True):
         if len(student_ids) > config.max_student_tokens:
             too_long.append((demonstration.example_id, f"bare prompt of {len(student_ids)} tokens"))
         elif fitted is None:
@@ -82,7 +83,7 @@ def prepare(
         else:
             cut = fitted.num_trimmed_tokens, fitted.num_dropped_examples
             found.append(PromptPair(demonstration, student_ids, fitted.token_ids, response_ids, *cut))
-            left_out += [missing] if missing else []
+            missing += [unwritten] if unwritten else []
     if too_long and config.on_too_long == "error":
         raise DataError(_do_not_fit(too_long, len(good), config, asks_teacher=asks_teacher))
     if not found:
@@ -93,7 +94,8 @@ def prepare(
         trimmed_ids=tuple(v.demonstration.example_id for v in found if v.num_trimmed_tokens),
         prompts=prompts,
         bad_rows=tuple(bad_rows),
-        left_out=tuple(left_out),
+        left_out=tuple(missing),
+        left_out_bare=tuple(missing_bare),
         notes=tuple(renderer.notes()),
     )
 
@@ -103,9 +105,12 @@ def _targets(
     renderer: Renderer,
     config: ContextConfig,
     on_bad_row: Literal["error", "skip"],
-) -> tuple[list[Demonstration], list[tuple[tuple[int, ...], tuple[int, ...]]], list[str]]:
-    """Return the rows that can be learned as they are, their prompts and targets, and a line about each other row."""
-    good, targets, bad_rows = [], [], []
+) -> tuple[list[Demonstration], list[tuple[tuple[int, ...], tuple[int, ...]]], list[str], list[LeftOut]]:
+    """Return the rows that can be learned as they are, and their prompts and targets.
+
+    Then a line about each other row, and what the chat template leaves out of the prompts.
+    """
+    good, targets, bad_rows, missing = [], [], [], []
     if config.trim_responses:
         demonstrations = [replace(each, response=each.response.strip()) for each in demonstrations]
     for demonstration in read_ahead(
@@ -121,9 +126,10 @@ def _targets(
             continue
         good.append(demonstration)
         targets.append(ids)
+        missing += [unwritten] if (unwritten := left_out(renderer, demonstration)) else []
     if not good:
         raise DataError(f"No row is left to learn: {len(bad_rows)} are bad. The first: {bad_rows[0]}.")
-    return good, targets, bad_rows
+    return good, targets, bad_rows, missing
 
 
 def _do_not_fit(

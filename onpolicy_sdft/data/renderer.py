@@ -102,6 +102,25 @@ class Renderer:
         """Return the prompt with the demonstration as the chat template writes it."""
         return "".join(self._render(turns, self.config.teacher_template_kwargs, generation=True))
 
+    def num_left_out(self, turns: Sequence[Turn], *, teacher: bool) -> int:
+        """Count the characters of turns that the chat template does not write, such as the reasoning of old turns.
+
+        A text that the template writes in another form (escaped, say) is not left out: what the template writes of the
+        turn with a plain text in its place tells how long it would be with nothing left out.
+        """
+        kwargs = self.config.teacher_template_kwargs if teacher else self.config.student_template_kwargs
+        written = "".join(self._render(turns, kwargs, generation=True))
+        num = 0
+        for index, turn in enumerate(turns):
+            said = turn.content.strip()
+            if said in written:
+                continue
+            others = [*turns[:index], Turn(turn.role, ANSWER), *turns[index + 1 :]]
+            marked = "".join(self._render(others, kwargs, generation=True))
+            lost = len(marked) + len(said) - len(ANSWER) - len(written) if ANSWER in marked else len(said)
+            num += max(0, lost)
+        return num
+
     @contextlib.contextmanager
     def ahead(self, rows: Iterable[tuple[Sequence[Turn], str]], *, teacher: bool = False) -> Iterator[None]:
         """Render and tokenise many conversations together; inside, asking for one of them costs little.

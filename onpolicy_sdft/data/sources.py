@@ -6,7 +6,6 @@ guessed about types (a loader that infers them turns the answer "007" into 7).
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections import Counter
@@ -15,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onpolicy_sdft.data.conversations import read_conversation, refuse_unread_columns, require_unicode, unread_parts
+from onpolicy_sdft.data.files import file_rows
 from onpolicy_sdft.data.generators import generate_rows
 from onpolicy_sdft.data.published import published_rows
 from onpolicy_sdft.errors import ConfigError, DataError
@@ -24,26 +25,17 @@ if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import DataConfig
     from onpolicy_sdft.tasks.protocol import Task
 
+
 EMBEDDED_PREFIX = "embedded:"
 PUBLISHED_PREFIX = "published:"
-ROLES = ("system", "user", "assistant", "tool")
-#: What changes the meaning of a message and is not read; a row that has it is bad.
-UNREAD_KEYS = {
-    "tool_calls": "write the call as its content",
-    "function_call": "write the call as its content",
-    "tool_call_id": "leave it out; tool turns are read in their order",
-    "name": "write the speaker into the content",
-    "reasoning_content": "write the reasoning into the content, as the model writes it",
-    "reasoning": "write the reasoning into the content, as the model writes it",
-    "thinking": "write the reasoning into the content, as the model writes it",
-}
+#: Names that ``datasets`` reads files by, instead of a set of the hub.
+_LOADERS = ("json", "csv", "parquet", "text", "arrow")
 #: Columns of a prompt, of a response and of whole conversations as others call them, for messages.
 _ALSO_CALLED = {
     "prompt": ("question", "instruction", "input", "query", "problem", "text"),
     "response": ("completion", "answer", "output", "chosen", "target", "solution"),
     "messages": ("messages", "conversations", "conversation"),
 }
-_LONGEST_CELL = 2**31 - 1  # what csv can be told on every platform
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +94,7 @@ def load_demonstrations(config: DataConfig, task: Task, *, section: str = "data"
         seen[demonstration.example_id] = number
         found.append(demonstration)
         if config.messages_column is not None:
-            unread.update(_unread(row[config.messages_column]))
+            unread.update(unread_parts(row[config.messages_column]))
     if not found:
         tail = f" ({len(skipped)} rows were skipped; the first: {skipped[0]})" if skipped else ""
         raise DataError(f"{where}: no rows to learn from{tail}.")
@@ -132,14 +124,15 @@ def _rows(config: DataConfig) -> Iterator[Mapping[str, Any] | DataError]:
     elif config.name is not None and not Path(config.name).expanduser().is_file():
         yield from _hub_rows(config)
     else:
-        yield from _file_rows(Path(config.path or config.name or "").expanduser())
+        yield from file_rows(Path(config.path or config.name or "").expanduser())
 
 
 def _hub_rows(config: DataConfig) -> Iterator[Mapping[str, Any]]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(config.name, split=config.split, **config.options)
+        options = {"download_mode": "force_redownload", **config.options} if _is_local(config) else config.options
+        rows = datasets.load_dataset(config.name, split=config.split, **options)
     except Exception as error:  # the loader raises many kinds; each means the set cannot be had
         raise DataError(
             f"Cannot load data.name={config.name!r}, split {config.split!r}: {error}. "
@@ -148,127 +141,10 @@ def _hub_rows(config: DataConfig) -> Iterator[Mapping[str, Any]]:
     yield from rows
 
 
-def _file_rows(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
-    if not path.is_file():
-        raise DataError(f"data.path={str(path)!r} is not a file.")
-    suffix = path.suffix.lower()
-    if suffix == ".jsonl":
-        yield from _json_lines(path)
-    elif suffix == ".json":
-        yield from _json_array(path)
-    elif suffix == ".csv":
-        yield from _csv_rows(path)
-    elif suffix == ".parquet":
-        yield from _parquet_rows(path)
-    else:
-        raise DataError(f"{path}: unknown ending {suffix!r}; give .jsonl, .json, .csv or .parquet.")
-
-
-def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    # Read by content: a loader with a cache of its own keys it by name and time, and gives old rows for a new file.
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not readable as Parquet: {error}.") from error
-
-
-def _json_lines(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
-    with path.open("rb") as lines:
-        for line in lines:
-            yield _json_row(line) if line.strip() else DataError("an empty line")
-
-
-def _json_row(line: bytes) -> Mapping[str, Any] | DataError:
-    try:
-        row = _parse(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        return DataError(f"not UTF-8 (byte {error.start} of the line)")
-    except json.JSONDecodeError as error:
-        return DataError(f"not valid JSON ({error.msg} at column {error.colno})")
-    except DataError as error:
-        return error
-    except (ValueError, RecursionError) as error:  # a number of too many digits, or too deep
-        return DataError(f"not readable as JSON ({error})")
-    return row if isinstance(row, dict) else DataError(f"not an object but {type(row).__name__}")
-
-
-def _parse(text: str) -> Any:
-    """Read JSON; a key that stands twice is an error, where the standard library keeps the last."""
-    return json.loads(text, object_pairs_hook=_unique_keys)
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(key for key, number in Counter(key for key, _ in pairs).items() if number > 1)
-        raise DataError(f"key {twice!r} stands twice in one object")
-    return found
-
-
-def _json_array(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
-    try:
-        rows = _parse(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
-    except json.JSONDecodeError as error:
-        hint = " A file with one object a line must be called .jsonl." if error.msg == "Extra data" else ""
-        raise DataError(
-            f"{path}: not valid JSON ({error.msg} at line {error.lineno}, column {error.colno}).{hint}"
-        ) from error
-    except (DataError, ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path}: not readable as JSON ({error}). In a .jsonl file, one object a line, bad rows can be left out."
-        ) from error
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: expected an array of objects, found {type(rows).__name__}.")
-    for row in rows:
-        yield row if isinstance(row, dict) else DataError(f"not an object but {type(row).__name__}")
-
-
-def _csv_rows(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
-    csv.field_size_limit(_LONGEST_CELL)  # 131,072 characters otherwise: less than a long document
-    # Bytes that are no UTF-8 come as half characters, so that one bad row does not cost the file.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        rows = csv.reader(lines, strict=True)
-        try:
-            header = next(rows, [])
-            header = [_utf8(name) for name in header]
-        except (csv.Error, DataError) as error:
-            raise DataError(f"{path}: its first line is not readable as CSV in UTF-8: {error}.") from error
-        twice = [name for name, number in Counter(header).items() if number > 1]
-        if twice:
-            raise DataError(f"{path}: column {twice[0]!r} stands twice in its first line. Rename one of them.")
-        while True:
-            try:
-                row = next(rows, None)
-                if row is None:
-                    return
-                yield _csv_row([_utf8(cell) for cell in row], header)
-            except (csv.Error, DataError) as error:
-                yield DataError(f"{error} (line {rows.line_num} of the file)")
-
-
-def _csv_row(row: list[str], header: list[str]) -> Mapping[str, Any]:
-    if len(row) != len(header):
-        raise DataError(f"{len(row)} cells under {len(header)} columns" if row else "an empty line")
-    return dict(zip(header, row, strict=True))
-
-
-def _utf8(cell: str) -> str:
-    try:
-        cell.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"not UTF-8 (byte {ord(cell[error.start]) - 0xDC00:#04x})") from error
-    return cell
-
-
 def _demonstration(row: Mapping[str, Any], number: int, config: DataConfig, task: Task) -> Demonstration:
     if config.messages_column is not None:
-        turns, response = _conversation(_column(row, config.messages_column))
+        refuse_unread_columns(row, config.messages_column)
+        turns, response = read_conversation(_column(row, config.messages_column))
         used = {config.messages_column}
     else:
         prompt = _text(row, config.prompt_column)
@@ -276,6 +152,8 @@ def _demonstration(row: Mapping[str, Any], number: int, config: DataConfig, task
         turns = [Turn("user", prompt)]
         used = {config.prompt_column, config.response_column}
     system = _system(row, config)
+    if system is not None and turns[0].role == "system" and system != turns[0].content and config.system_column in row:
+        raise DataError(f"column {config.system_column!r} and the messages have different system texts: keep one")
     if system is not None and turns[0].role != "system":
         turns = [Turn("system", system), *turns]
     question = turns[-1].content
@@ -344,60 +222,20 @@ def _column_hint(row: Mapping[str, Any], column: str) -> str:
     return ""
 
 
+def _is_local(config: DataConfig) -> bool:
+    """Whether the rows are files of this machine: the loader's cache knows those by name and time alone."""
+    files = config.options.get("data_files", [])
+    named = files.values() if isinstance(files, Mapping) else [files] if isinstance(files, str) else files
+    return Path(config.name or "").expanduser().is_dir() or (
+        config.name in _LOADERS and not any("://" in str(each) for each in named)
+    )
+
+
 def _text(row: Mapping[str, Any], column: str) -> str:
     value = _column(row, column)
     if not isinstance(value, str):
         raise DataError(f"column {column!r} is not a string but {type(value).__name__}: {value!r:.60}")
     if not value.strip():
         raise DataError(f"column {column!r} is empty")
-    _require_unicode(value, f"column {column!r}")
+    require_unicode(value, f"column {column!r}")
     return value
-
-
-def _require_unicode(text: str, what: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # half of a surrogate pair: JSON can spell it, no tokenizer takes it
-        raise DataError(f"{what} holds half a character at position {error.start}") from error
-
-
-def _conversation(messages: Any) -> tuple[list[Turn], str]:
-    if not isinstance(messages, list) or not messages:
-        raise DataError("the messages column is not a list of messages")
-    turns = []
-    for index, message in enumerate(messages):
-        role = message.get("role") if isinstance(message, Mapping) else None
-        content = message.get("content") if isinstance(message, Mapping) else None
-        if isinstance(message, Mapping):
-            _refuse_unread(message, index)
-        if role not in ROLES or not isinstance(content, str):
-            raise DataError(f"message {index} needs a role out of {ROLES} and a string content")
-        _require_unicode(content, f"message {index}")
-        turns.append(Turn(role, content))
-    if messages[len(turns) - 1].get("weight") == 0 and turns[-1].role == "assistant":
-        raise DataError("the last answer has weight 0: it is not to be learned")
-    while turns and turns[-1].role != "assistant":
-        turns.pop()  # what follows the last answer is no part of the demonstration
-    if len(turns) < 2 or turns[-2].role not in ("user", "tool"):
-        raise DataError("the messages hold no assistant turn that answers a user turn")
-    if not turns[-2].content.strip():
-        raise DataError("the last user turn is empty")
-    if not turns[-1].content.strip():
-        raise DataError("the last assistant turn is empty")
-    return turns[:-1], turns[-1].content
-
-
-def _refuse_unread(message: Mapping[str, Any], index: int) -> None:
-    for key, fix in UNREAD_KEYS.items():
-        if message.get(key):
-            raise DataError(f"message {index} has {key}, which is not read: {fix}")
-
-
-def _unread(messages: list[Mapping[str, Any]]) -> set[str]:
-    """Return what of a conversation is not read and changes nothing of what is."""
-    found = {f"the key {key!r} of messages" for message in messages for key in message if message[key] is not None}
-    found -= {f"the key {key!r} of messages" for key in ("role", "content", *UNREAD_KEYS)}
-    roles = [message["role"] for message in messages]
-    if roles[-1] != "assistant":
-        found.add("turns after the last answer")
-    return found

@@ -45,11 +45,25 @@ NO_TEACHER = Fitted((), 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """What a chat template leaves out of the demonstrations it is to show, such as the reasoning of old turns."""
+    """What a chat template leaves out of a prompt, such as the reasoning of old turns or a whole system message."""
 
     example_id: str
     num_characters: int  # left out
-    num_shown: int  # characters of the demonstrations that were to be shown
+    num_given: int  # characters of all turns
+
+
+def left_out(renderer: Renderer, demonstration: Demonstration, turns: Sequence[Turn] | None = None) -> LeftOut | None:
+    """Compare a prompt with its turns; None where the chat template writes them all.
+
+    Args:
+        renderer: Writes the prompt.
+        demonstration: Whose prompt it is.
+        turns: Of the teacher's prompt; None: the bare one is meant.
+    """
+    said = demonstration.turns if turns is None else turns
+    num = renderer.num_left_out(said, teacher=turns is not None)
+    given = sum(len(turn.content.strip()) for turn in said)
+    return LeftOut(demonstration.example_id, num, given) if num else None
 
 
 class TeacherPrompts:
@@ -149,21 +163,9 @@ class TeacherPrompts:
         return len(self._ids(demonstration, False, own, self._examples[demonstration.example_id], None))
 
     def left_out(self, demonstration: Demonstration, fitted: Fitted) -> LeftOut | None:
-        """Compare a prompt with the demonstrations it shows; None where the chat template writes them as they are."""
+        """Compare a prompt with the turns it is made of; None where the chat template writes them all."""
         others = self._examples[demonstration.example_id][fitted.num_dropped_examples :]
-        own = self._own(demonstration)
-        turns = self._turns(demonstration, own, others)
-        text = self._renderer.teacher_text(turns)
-        given = "".join(turn.content for turn in turns)
-        # What a context template of one's own writes otherwise is meant to be so.
-        shown = [response for response in [own, *(o.response for o in others)] if response and response in given]
-        if all(response.strip() in text for response in shown):
-            return None
-        # The same prompt with texts that no template takes apart tells how long it would be with nothing left out.
-        plain = [replace(other, response=ANSWER) for other in others]
-        other_text = self._renderer.teacher_text(self._turns(demonstration, own and ANSWER, plain))
-        expected = len(other_text) + sum(len(response) - len(ANSWER) for response in shown)
-        return LeftOut(demonstration.example_id, max(1, expected - len(text)), sum(map(len, shown)))
+        return left_out(self._renderer, demonstration, self._turns(demonstration, self._own(demonstration), others))
 
     def _own(self, demonstration: Demonstration) -> str:
         return demonstration.response if self._shows_own else ""

@@ -227,8 +227,9 @@ def eval_identity(config: RunConfig, sets: Sequence[EvalSet]) -> str:
     """Digest what decides the base model's scores, so that scores of another question are never taken for these."""
     parts = (
         [fingerprint(list(questions.demonstrations)) for questions in sets],
-        config.model, config.context.student_template_kwargs, evaluation_sets(config), config.eval.temperature,
-        config.eval.num_samples, config.eval.seed, config.eval.kl_prompts, config.eval.kl_max_new_tokens,
+        model_identity(config.model), config.context.student_template_kwargs, evaluation_sets(config),
+        config.eval.temperature, config.eval.num_samples, config.eval.seed, config.eval.kl_prompts,
+        config.eval.kl_max_new_tokens,
     )  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -246,7 +247,7 @@ def seed_completions(
 ) -> list[SeedCompletion]:
     """Read the base model's completions, or let it write them now; the file's name tells what it belongs to."""
     asked = (
-        config.model,
+        model_identity(config.model),
         config.context.student_template_kwargs,
         config.eval.kl_prompts,
         config.eval.kl_max_new_tokens,

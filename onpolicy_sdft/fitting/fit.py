@@ -17,6 +17,7 @@ import torch
 from onpolicy_sdft.build.base import Start, base_of, has_base, make_base
 from onpolicy_sdft.build.bundle import ModelBundle, Say, context_window, load_chat, say_nothing
 from onpolicy_sdft.build.data import Data, load_rows, make_prompt_pairs, refuse_unaskable
+from onpolicy_sdft.build.identity import base_identity
 from onpolicy_sdft.build.preflight import print_preflight
 from onpolicy_sdft.build.trainer import make_trainer
 from onpolicy_sdft.config.check import evaluation_sets
@@ -28,7 +29,7 @@ from onpolicy_sdft.eval.retention import general_prompts
 from onpolicy_sdft.eval.turn_end import describe_turn_end, turn_end_probability
 from onpolicy_sdft.fitting.export import model_facts
 from onpolicy_sdft.fitting.gate import gate_sets, hold_back, make_guards
-from onpolicy_sdft.fitting.identity import claim_run, earlier_date, identity_of, see_one_directory, weights_digest
+from onpolicy_sdft.fitting.identity import claim_run, earlier_date, identity_of, see_one_directory
 from onpolicy_sdft.fitting.start import find_start, inherit_scores, take_up_weights, trained_to
 from onpolicy_sdft.fitting.verdict import Verdict, reach_verdict
 from onpolicy_sdft.models.export import export_model
@@ -121,7 +122,7 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     if backend.rank == 0 and chat.loaded.model.device.type == backend.device.type:
         with backend.autocast():
             _say_turn_end(config, chat, data, say)
-    base = weights_digest(chat.loaded.model)
+    base = base_identity(chat)
     model = prepare_trainable(chat.loaded.model, config.lora, config.model, config.train.seed)
     with backend.autocast():  # as it learns: some attention kernels take no float32
         make_ready(model, chat.loaded, say)
@@ -130,7 +131,7 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     identity = identity_of(config, data, start, gated, base, chat.renderer.date)
     if backend.num_ranks > 1:
         facts = {**dataclasses.asdict(config), "data fingerprint": data.loaded.fingerprint}
-        facts |= {name: identity[name] for name in ("base weights", "prompts and targets")}
+        facts |= {name: identity[name] for name in (*base, "prompts and targets")}
         facts["model"] = {**facts["model"], "cache_dir": None}
         backend.refuse_disagreement({**facts, "code": git_state(Path(__file__).parents[2])})
     run = backend.on_first(partial(claim_run, config, data, identity, command, backend, held, say))

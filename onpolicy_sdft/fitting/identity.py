@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import file_digest, read_json, write_json_atomic, write_text_atomic
 from onpolicy_sdft.runs.manifest import collect_manifest
+from onpolicy_sdft.tasks.own_files import own_files
 from onpolicy_sdft.train.checkpoint import newest_checkpoint, refuse_other_run
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 _DATE = "date in the chat template (context.date)"
 _MARK_SECONDS = 10
-_DIGEST_PART = 1 << 20  # numbers
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # whole numbers of as many bytes
 Say = Callable[[str], None]
 
 #: Sections that a resumed run must have as the run it goes on with.
@@ -51,7 +49,7 @@ def claim_run(
     run = RunDirectory.create(config.train.output_dir, resume=config.train.resume == "auto")
     held.enter_context(run.claimed())
     refuse_other_run(run, identity, say)
-    _write_identity(config, data, run, command, backend)
+    _write_identity(config, data, identity, run, command, backend)
     return run
 
 
@@ -100,23 +98,8 @@ def _finds(mark: Path, token: str) -> bool:
     return False
 
 
-@torch.no_grad()
-def weights_digest(model: torch.nn.Module) -> str:
-    """Digest a model's weights as they were loaded, by the sum of each one's bits; a pass over memory, no more.
-
-    Weights that are divided among ranks while they are loaded have no digest; they are empty here.
-    """
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        bits = parameter.detach().contiguous().view(_BITS[parameter.element_size()]).flatten()
-        # In parts: a sum in int64 makes a copy of its numbers in int64 first.
-        total = sum((part.sum(dtype=torch.int64) for part in bits.split(_DIGEST_PART)), torch.tensor(0))
-        digest.update(f"{name} {tuple(parameter.shape)} {int(total)}".encode())
-    return digest.hexdigest()
-
-
 def identity_of(
-    config: RunConfig, data: Data, start: Start | None, gated: Sequence[EvalSet], base: str, date: str
+    config: RunConfig, data: Data, start: Start | None, gated: Sequence[EvalSet], base: Mapping[str, Any], date: str
 ) -> dict[str, Any]:
     """What must not change between a checkpoint and the run that goes on from it: what was read, not its name alone.
 
@@ -125,7 +108,7 @@ def identity_of(
         data: Its rows and their prompts.
         start: The weights it began with, where those are another run's.
         gated: What the gate asks.
-        base: :func:`weights_digest` of the model before adapters.
+        base: :func:`~onpolicy_sdft.build.identity.base_identity` of the model before adapters.
         date: What a chat template that reads the clock sees; empty for others.
     """
     frozen = dataclasses.asdict(config)
@@ -140,7 +123,7 @@ def identity_of(
         "data": data.loaded.fingerprint,
         _DATE: date,
         "prompts and targets": data.prepared.digest,  # as tokens: chat template, context template, dates, tokenizer
-        "base weights": base,
+        **base,
         "task": frozen["task"],
         "task files": [_task_digest(each["name"]) for each in _tasks(frozen)],
         "model": {**frozen["model"], "cache_dir": None},
@@ -159,12 +142,18 @@ def _tasks(frozen: Mapping[str, Any]) -> list[Any]:
 
 
 def _task_digest(name: str) -> str:
-    """Digest the file of a task of one's own; empty for others."""
-    path = Path(name.rpartition(":")[0]).expanduser()
-    return file_digest(path) if path.suffix == ".py" and path.is_file() else ""
+    """Digest the files of a task of one's own; empty for others."""
+    return " ".join(file_digest(path) for path in own_files(name))
 
 
-def _write_identity(config: RunConfig, data: Data, run: RunDirectory, command: Sequence[str], backend: Backend) -> None:
+def _write_identity(
+    config: RunConfig,
+    data: Data,
+    identity: Mapping[str, Any],
+    run: RunDirectory,
+    command: Sequence[str],
+    backend: Backend,
+) -> None:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     manifest = collect_manifest(
         command=list(command),
@@ -173,6 +162,7 @@ def _write_identity(config: RunConfig, data: Data, run: RunDirectory, command: S
         gpu_names=gpus,
         extra={
             "num_ranks": backend.num_ranks,
+            "base": {name: value for name, value in identity.items() if name.startswith("base ")},
             "num_demonstrations": len(data.prepared.pairs),
             "skipped_rows": len(data.loaded.skipped),
             "dropped_ids": list(data.prepared.dropped_ids),

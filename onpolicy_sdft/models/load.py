@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from onpolicy_sdft.errors import MissingDependencyError, ModelError
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
 
     from onpolicy_sdft.config.schema import ModelConfig
 
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # The newline is written as an expression: a bare one after a block tag would be trimmed. The blank before an answer
@@ -32,6 +38,9 @@ PLAIN_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
+
+
+_SAFETENSORS_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +134,25 @@ def _load_weights(
             f"{', '.join(embedded.PREFIX + name for name in embedded.EMBEDDED_MODELS)}."
         ) from error
     settle_attention(model, config.attn_implementation)
-    return model, own if isinstance(own, torch.dtype) else model.dtype
+    return model, own if isinstance(own, torch.dtype) else _dtype_in_files(source, config.revision) or model.dtype
+
+
+def _dtype_in_files(source: str, revision: str | None) -> torch.dtype | None:
+    """Return the dtype of most weights in a model's files, where its config does not say; None for other files."""
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        found = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        if found is None:
+            continue
+        path = Path(found)
+        if path.suffix == ".json":
+            path = path.with_name(next(iter(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())))
+        with safe_open(path, framework="pt") as file:
+            sizes = Counter[str]()
+            for key in file.keys():  # noqa: SIM118  # no mapping
+                part = file.get_slice(key)
+                sizes[part.get_dtype()] += math.prod(part.get_shape())
+        return _SAFETENSORS_DTYPES.get(sizes.most_common(1)[0][0])
+    return None
 
 
 def settle_attention(model: PreTrainedModel, asked: str | None = None) -> None:

@@ -104,7 +104,7 @@ class RolloutStats:
             "rollout/num_slots": self.num_slots,
             "rollout/slot_occupancy": self.num_decode_rows / forwards / self.num_slots,
             "rollout/tokens_per_forward": self.num_tokens / forwards,
-            "rollout/accept_rate": self.accept_rate or 0.0,
+            **({} if self.accept_rate is None else {"rollout/accept_rate": self.accept_rate}),
             "rollout/drafted_rate": self.num_drafted_tokens / max(1, self.num_tokens),
             "rollout/padding_rate": self.num_padding_tokens / max(1, self.num_forward_tokens + self.num_padding_tokens),
             "rollout/num_out_of_memory": self.num_out_of_memory,

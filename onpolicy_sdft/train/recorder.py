@@ -83,7 +83,7 @@ class Recorder:
             "train/num_loss_tokens": update.num_loss_tokens,
             "train/total_loss_tokens": state.total_loss_tokens,
             "train/num_micro_batches": update.num_micro_batches,
-            "train/padding_rate": update.padding_rate,
+            **({"train/padding_rate": update.padding_rate} if update.num_micro_batches else {}),
             "train/num_halvings": state.num_halvings,
             "train/num_releases": state.num_releases,
             **mean_of_each([values for values, _ in found]),
@@ -106,6 +106,9 @@ def _rates(values: Mapping[str, float], num_targets: int) -> dict[str, float]:
 
 
 def mean_of_each(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of each value over the ranks; a rank that has none counts as 0."""
-    names = sorted({name for each in values for name in each})
-    return {name: sum(each.get(name, 0.0) for each in values) / len(values) for name in names}
+    """Return the mean of each value over the ranks: a rate's over those that have one; else one without counts as 0."""
+    found = {}
+    for name in sorted({name for each in values for name in each}):
+        known = [each[name] for each in values if name in each]
+        found[name] = sum(known) / (len(known) if name.endswith("_rate") else len(values))
+    return found

@@ -228,12 +228,35 @@ def test_what_a_template_drops_of_the_demonstration_is_counted_and_said():
     renderer = renderer_of(chat_toys.TOYS["qwen3"], template="prior_turn")
     found = prepared(renderer, ("2 + 2?", thought + "4"), ("3 + 3?", "6"))
     (missing,) = found.left_out
-    assert (missing.example_id, missing.num_characters, missing.num_shown) == ("id-0", len(thought), len(thought) + 1)
+    assert (missing.example_id, missing.num_characters) == ("id-0", len(thought))
+    assert missing.num_given == len("2 + 2?" + thought + "4" + "2 + 2?")
     (warning,) = [text for text in describe_lengths(found, 50)[1] if "out of the teacher's prompt" in text]
-    assert f"left {len(thought)} of {len(thought) + 1} characters of the demonstration" in warning
+    assert f"left {len(thought)} of {missing.num_given} characters out of the teacher's prompt" in warning
     assert "in 1 rows: id-0" in warning
     assert "--context.template reference" in warning
     assert not prepared(renderer_of(chat_toys.TOYS["qwen3"], template="reference"), ("2 + 2?", thought + "4")).left_out
+
+
+@pytest.mark.parametrize(
+    ("written", "num_lost"),
+    [
+        ("{% if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}", 10),
+        ("<|im_start|>{{ m.role }}\n{{ m.content[:22] if m.role == 'user' else m.content }}<|im_end|>\n", 18),
+        ("<|im_start|>{{ m.role }}\n{{ m.content | e }}<|im_end|>\n", 0),
+        ("<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n", 0),
+    ],
+)
+def test_turns_that_a_template_drops_or_cuts_are_counted_in_both_prompts(written, num_lost):
+    header = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    template = "{% for m in messages %}" + written + "{% endfor %}" + header
+    toy = dataclasses.replace(chat_toys.TOYS["chatml"], template=template)
+    turns = (Turn("system", "Be < brief"), Turn("user", "q" * 40))
+    config = ContextConfig(template="reference")
+    found = prepare([Demonstration("id-0", turns, "a")], renderer_of(toy), config, 0)
+    assert [each.num_characters for each in found.left_out_bare] == ([num_lost] if num_lost else [])
+    assert bool(found.left_out) == bool(num_lost)
+    said = [line for line in describe_lengths(found, 50)[1] if "out of the bare prompt" in line]
+    assert len(said) == bool(num_lost)
 
 
 def test_what_is_left_out_of_other_examples_counts_too():
@@ -323,3 +346,19 @@ def test_taking_out_the_seam_leaves_every_mark_whole():
         markup = OwnMarkup(renderer.markup.control.values())
         rendered = markup.render([text], lambda contents: spelled + "".join(contents))
         assert rendered == f"{markup.mark}{spelled}{markup.mark}{text}"
+
+
+def test_tokens_that_mark_tool_turns_alone_are_the_templates_own():
+    written = (
+        "{% for m in messages %}{% if m.role == 'tool' %}<|tool|>{{ m.content }}<|/tool|>{% else %}"
+        "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    toy = dataclasses.replace(chat_toys.TOYS["chatml"], template=written, plain=("<|tool|>", "<|/tool|>"))
+    renderer = renderer_of(toy)
+    with pytest.raises(DataError, match=r"<\|tool\|>"):
+        renderer.target((Turn("user", "x<|tool|>ignore<|/tool|>"),), "a")
+    with pytest.raises(DataError, match=r"<\|tool\|>"):
+        renderer.target((Turn("user", "x"),), "a<|tool|>b")
+    token = renderer.tokenizer.convert_tokens_to_ids("<|tool|>")
+    assert renderer.controls((token, *renderer.response_ids("a"))) == ("<|tool|>",)

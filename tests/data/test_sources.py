@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,61 @@ def test_a_parquet_file_replaced_under_its_name_and_time_is_read_anew(tmp_path):
     datasets.Dataset.from_list([{"prompt": "q", "response": "new"}]).to_parquet(str(path))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert load(path).demonstrations[0].response == "new"
+
+
+def test_a_file_read_by_a_loader_of_datasets_is_read_anew_too(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "q", "response": "old"}])
+    before = path.stat()
+
+    def responses(**source: Any) -> list[str]:
+        found = load_demonstrations(DataConfig(**source), FreeForm())
+        return [each.response for each in found.demonstrations]
+
+    sources = [{"name": "json", "options": {"data_files": str(path)}}, {"name": str(tmp_path)}]
+    assert [responses(**source) for source in sources] == [["old"]] * 2
+    write_jsonl(path, [{"prompt": "q", "response": "new"}])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert [responses(**source) for source in sources] == [["new"]] * 2
+
+
+def test_a_column_or_field_that_stands_twice_in_parquet_is_refused(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "rows.parquet"
+    text = pyarrow.array(["a"])
+    for names in (["prompt", "response", "response"], ["prompt", "response", "messages"]):
+        twice = pyarrow.StructArray.from_arrays([text, text], names=["role", "role"])
+        columns = [text, text, text if names[-1] == "response" else twice]
+        pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, names=names), path)
+        with pytest.raises(DataError, match=r"rows\.parquet: .*'(response|role)' stands twice"):
+            load(path)
+
+
+TALK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ({"messages": [*TALK, {"role": "user", "content": "more"}]}, "weight 0"),
+        ({"messages": [TALK[0], {**TALK[1], "weight": "0"}]}, "weight 0"),
+        ({"messages": [TALK[0], {**TALK[1], "weight": "none"}]}, "no number"),
+        ({"messages": [TALK[0], {**TALK[1], "weight": 1}], "tools": [{"name": "f"}]}, "'tools' beside messages"),
+        ({"messages": [TALK[0], {**TALK[1], "weight": 1}], "chat_template_kwargs": {"a": 1}}, "template_kwargs"),
+    ],
+)
+def test_what_changes_a_conversation_and_is_not_read_is_refused(tmp_path, row, what):
+    with pytest.raises(DataError, match=what):
+        load_rows(tmp_path, [row], messages_column="messages")
+
+
+def test_a_system_column_beside_another_system_message_is_refused(tmp_path):
+    row = {"messages": [{"role": "system", "content": "S"}, TALK[0], {**TALK[1], "weight": 1}], "rules": "R"}
+    with pytest.raises(DataError, match="different system texts"):
+        load_rows(tmp_path, [row], messages_column="messages", system_column="rules")
+    found = load_rows(tmp_path, [{**row, "rules": "S"}], messages_column="messages", system_column="rules")
+    assert [turn.content for turn in found.demonstrations[0].turns] == ["S", "q"]
 
 
 def test_parquet_is_read_with_its_lists_of_messages(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from onpolicy_sdft import fit, load_config
+from onpolicy_sdft import fit, load_config, load_run
 from onpolicy_sdft.errors import RunDirectoryError
 from onpolicy_sdft.models.teacher import Teacher
 from onpolicy_sdft.runs.files import read_jsonl
@@ -18,8 +18,10 @@ from onpolicy_sdft.train.backend import Backend
 from onpolicy_sdft.train.pairing import Pairing
 from onpolicy_sdft.train.source import PolicySource
 from onpolicy_sdft.train.step import Trainer
+from onpolicy_sdft.types import Turn
 
 TASK = """
+import helper
 from onpolicy_sdft.tasks.exact import Exact
 
 class Mine(Exact):
@@ -28,11 +30,13 @@ class Mine(Exact):
 
 
 @pytest.fixture
-def config(tmp_path: Path, model_dir: Path) -> Path:
+def config(tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model = shutil.copytree(model_dir, tmp_path / "model")
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"say {i}", "response": f"{i}" * 3}) + "\n" for i in range(6)))
     (tmp_path / "mine.py").write_text(TASK)
+    (tmp_path / "helper.py").write_text("ANSWER = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "teacher.j2").write_text("{{ question }} Shown: {{ demonstration }}")
     path = tmp_path / "config.yaml"
     path.write_text(
@@ -112,7 +116,41 @@ def edit_weights(tmp_path: Path) -> str:
     return "base weights"
 
 
-@pytest.mark.parametrize("edit", [edit_chat_template, edit_teacher_template, edit_task, edit_weights])
+def edit_helper_of_the_task(tmp_path: Path) -> str:
+    (tmp_path / "helper.py").write_text("ANSWER = 2\n")
+    return "task files"
+
+
+def edit_order_of_weights(tmp_path: Path) -> str:
+    from safetensors.torch import save_file
+
+    path = next((tmp_path / "model").glob("*.safetensors"))
+    weights = load_file(path)
+    name = next(name for name, weight in weights.items() if weight.ndim == 2)
+    save_file({**weights, name: weights[name].flip(0).contiguous()}, path, metadata={"format": "pt"})
+    return "base weights"
+
+
+def edit_config(tmp_path: Path) -> str:
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rms_norm_eps": 0.1}))
+    return "base config rms_norm_eps"
+
+
+def edit_stop_tokens(tmp_path: Path) -> str:
+    path = tmp_path / "model" / "generation_config.json"
+    settings = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({**settings, "eos_token_id": [5, 6, 257]}))
+    return "base stop tokens"
+
+
+EDITS = [
+    edit_chat_template, edit_teacher_template, edit_task, edit_helper_of_the_task, edit_weights, edit_order_of_weights,
+    edit_config, edit_stop_tokens,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("edit", EDITS)
 def test_a_resumed_run_refuses_to_read_other_things_than_it_began_with(config, tmp_path, edit):
     options = {"train.output_dir": str(tmp_path / "run"), "train.max_steps": 2}
     fit(load_config(config, **options), say=lambda text: None)
@@ -133,3 +171,18 @@ def test_a_run_with_a_date_in_its_prompts_goes_on_with_that_date_on_another_day(
     other = load_config(config, **{**options, "train.resume": "auto", "context.date": "2026-11-02"})
     with pytest.raises(RunDirectoryError, match=r"another date in the chat template \(context\.date\).*'2026-11-01'"):
         fit(other, say=lambda text: None)
+
+
+@pytest.mark.parametrize("edit", [edit_weights, edit_order_of_weights, edit_config])
+def test_an_adapter_is_not_put_on_another_base_of_the_same_name(config, tmp_path, edit):
+    run = fit(load_config(config, **{"train.max_steps": 1}), say=lambda text: None).run.path
+    what = edit(tmp_path)
+    with pytest.raises(RunDirectoryError, match=f"is not what .* was trained on: another {what}"):
+        load_run(run)
+
+
+def test_an_adapter_is_asked_by_the_template_it_was_trained_with(config, tmp_path):
+    run = fit(load_config(config, **{"train.max_steps": 1}), say=lambda text: None).run.path
+    asked = load_run(run).chat.renderer.student_ids([Turn("user", "say 1")])
+    edit_chat_template(tmp_path)
+    assert load_run(run).chat.renderer.student_ids([Turn("user", "say 1")]) == asked

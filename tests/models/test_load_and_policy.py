@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -232,3 +233,17 @@ def test_padding_asks_for_no_position_that_a_model_does_not_have():
     hidden = hidden_at_loss_tokens(model, batch)
     alone = model.transformer(torch.tensor([[4, 6, 7]])).last_hidden_state[0, :2]
     torch.testing.assert_close(hidden[-2:], alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("limit", ["10GB", "20KB"], ids=["one file", "several files"])
+def test_the_dtype_of_the_files_is_read_from_them_where_the_config_does_not_say(model_dir, tmp_path, limit):
+    AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16).save_pretrained(
+        tmp_path, max_shard_size=limit
+    )
+    AutoTokenizer.from_pretrained(model_dir).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    silent = {name: value for name, value in config.items() if name not in ("dtype", "torch_dtype")}
+    (tmp_path / "config.json").write_text(json.dumps(silent))
+    loaded = load(ModelConfig(name=str(tmp_path), dtype="float32"))
+    assert loaded.model.dtype == torch.float32
+    assert loaded.stored_dtype == torch.bfloat16
