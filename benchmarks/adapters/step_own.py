@@ -45,7 +45,7 @@ def main() -> None:
                     "num_tokens": values["train/num_loss_tokens"],
                     "num_prompt_tokens": sum(len(target.pair.student_ids) for target in metrics.targets),
                     "num_teacher_tokens": sum(len(target.pair.teacher_ids) for target in metrics.targets),
-                    "writes_bare": config.rollout.view == "student",
+                    "writes_bare": config.rollout.prompt == "student",
                     "peak_mib": peak_mib(),
                 }
             )

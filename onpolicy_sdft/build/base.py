@@ -49,8 +49,8 @@ def seed_context(
         model: The model at hand.
         untrained: Whether it is still the base model itself.
     """
-    goes_on = config.train.start_from is not None  # what it starts from is no base model any more
-    if isinstance(model, PeftModel) and not (goes_on and config.train.carry == "merge"):
+    goes_on = config.train.init_from is not None  # what it starts from is no base model any more
+    if isinstance(model, PeftModel) and not (goes_on and config.train.adapter_handoff == "merge"):
         return lambda: adapter_off(model)
     if untrained and not goes_on and not isinstance(model, PeftModel):
         return lambda: nullcontext(model)
@@ -88,7 +88,7 @@ def has_base(config: RunConfig) -> bool:
 
 def is_merged(config: RunConfig) -> bool:
     """Whether earlier tasks are merged into the base that a run's adapter stands on."""
-    return config.train.start_from is not None and config.train.carry == "merge"
+    return config.train.init_from is not None and config.train.adapter_handoff == "merge"
 
 
 def _is_on_adapter(config: RunConfig) -> bool:
@@ -114,8 +114,8 @@ def base_of(run: RunDirectory, config: RunConfig) -> ModelConfig:
 def make_base(config: RunConfig, start: Start | None, say: Say) -> None:
     """Fold an adapter into its base, as the base of this run; whole or not at all.
 
-    It is the adapter of the run before (``train.carry=merge``), or that of ``model.name``. It is made once for the
-    weights it is made of. The base model stays what ``model.name`` says: distances are measured from it.
+    It is the adapter of the run before (``train.adapter_handoff=merge``), or that of ``model.name``. It is made once
+    for the weights it is made of. The base model stays what ``model.name`` says: distances are measured from it.
 
     Raises:
         ConfigError: If it would be folded into weights of 4 bits, which loses what they cannot hold.
@@ -128,7 +128,7 @@ def make_base(config: RunConfig, start: Start | None, say: Say) -> None:
         )
     run = RunDirectory.create(config.train.output_dir, resume=config.train.resume == "auto")
     with run.claimed():
-        merges = start is not None and config.train.carry == "merge"
+        merges = start is not None and config.train.adapter_handoff == "merge"
         digest = start.digest if start is not None and merges else _digest_of(config.model.name)
         card = run.base_path / "README.md"
         if card.is_file() and digest in card.read_text(encoding="utf-8"):

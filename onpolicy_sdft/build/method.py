@@ -185,7 +185,7 @@ def make_review(
         num_halvings: Tells how often memory ran out.
     """
     screening = config.screening
-    if config.rollout.view == "student":  # its texts are no rewrites
+    if config.rollout.prompt == "student":  # its texts are no rewrites
         screening = replace(screening, support="keep")
     scorer = Scorer(
         teacher, replace(pairing, num_skipped=0, position_weights=()), chat.loaded.model.device, num_halvings
@@ -193,7 +193,7 @@ def make_review(
     return Review(
         screening, task, chat.renderer.decode, scorer, sample, _measuring_prompts(config, chat),
         config.rollout.max_new_tokens, config.train.seed,
-        trusts_records=config.rollout.view == "student" or config.teacher.weights == "live",
+        trusts_records=config.rollout.prompt == "student" or config.teacher.weights == "live",
         gather=ranks.gather, num_workers=num_workers,
     )  # fmt: skip
 
@@ -227,7 +227,7 @@ def make_sampling(config: RunConfig, num_steps: int) -> Sampling:
         params=sampling_params(rollout),
         max_new_tokens=rollout.max_new_tokens,
         seed=config.train.seed,
-        view=rollout.view,
+        prompt=rollout.prompt,
         demonstration_dropout=rollout.demonstration_dropout,
         temperature_end=rollout.temperature_end,
         min_p_end=rollout.min_p_end,
@@ -261,7 +261,7 @@ def make_policy_source(
     """
     source = partial(FeedbackSource, trying=trying) if trying is not None else PolicySource
     # The student writes its own samples; what the teacher writes, its weights write.
-    writing = teacher.weights if config.rollout.view == "teacher" else partial(teacher.weights, "live")
+    writing = teacher.weights if config.rollout.prompt == "teacher" else partial(teacher.weights, "live")
     return source(backend, make_sampling(config, num_steps), on_progress, store, writing=writing)
 
 
@@ -280,7 +280,7 @@ def make_trying(config: RunConfig, chat: ModelBundle, data: Data, teacher: Teach
         return None
     return Trying(
         num_samples=rollout.num_samples,
-        num_attempts=rollout.num_samples if rollout.view == "student" else feedback.num_attempts,
+        num_attempts=rollout.num_samples if rollout.prompt == "student" else feedback.num_attempts,
         check=Checker(task, config.screening.max_check_errors),
         decode=chat.renderer.decode,
         prompt=partial(data.prepared.prompts.fit, shows_attempt=feedback.show_attempt),
@@ -300,7 +300,7 @@ def _record(config: RunConfig) -> RecordOptions:
     from.
     """
     objective, rollout = config.objective, config.rollout
-    if objective.name == "nll" or rollout.view != "teacher":
+    if objective.name == "nll" or rollout.prompt != "teacher":
         return NO_RECORD
     merged = config.lora.enabled and rollout.merge_adapter
     if rollout.decode_copy == "bfloat16" or (merged and config.model.dtype == "bfloat16"):

@@ -37,7 +37,7 @@ def print_preflight(data: Data, config: RunConfig, chat: ModelBundle, say: Say, 
     rows, warnings = describe_lengths(prepared, config.rollout.max_new_tokens)
     print_table(
         "lengths in tokens",
-        ["view", "min", "median", "p95", "max", "histogram"],
+        ["tokens of", "min", "median", "p95", "max", "histogram"],
         [(r.name, str(r.smallest), str(r.median), str(r.p95), str(r.largest), r.histogram) for r in rows],
     )
     for warning in warnings:

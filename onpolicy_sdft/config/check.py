@@ -249,33 +249,36 @@ def _check_replay(config: RunConfig) -> None:
 
 def _check_start(config: RunConfig) -> None:
     train, teacher = config.train, config.teacher
-    if train.start_from is None:
-        for name in ("carry", "keep_optimizer"):
+    if train.init_from is None:
+        for name in ("adapter_handoff", "keep_optimizer"):
             if getattr(train, name) != getattr(RunConfig().train, name):
                 raise ConfigError(
-                    f"train.{name}={getattr(train, name)!r} says how to go on from another run, but train.start_from "
+                    f"train.{name}={getattr(train, name)!r} says how to go on from another run, but train.init_from "
                     "is unset. Fix: set it, or leave this option out."
                 )
         return
-    if train.carry == "continue":
+    if train.adapter_handoff == "continue":
         return
     if not config.lora.enabled:
         raise ConfigError(
-            "train.carry=merge folds an adapter into the base, but lora.enabled=false trains the base itself. "
-            "Fix: --train.carry continue."
+            "train.adapter_handoff=merge folds an adapter into the base, but lora.enabled=false trains the base "
+            "itself. Fix: --train.adapter_handoff continue."
         )
     if train.keep_optimizer:
         raise ConfigError(
-            "train.keep_optimizer=true goes on with the moments of an adapter that train.carry=merge replaces by a new "
-            "one. Fix: --train.carry continue, or --train.keep_optimizer false."
+            "train.keep_optimizer=true goes on with the moments of an adapter that train.adapter_handoff=merge "
+            "replaces by a new one. Fix: --train.adapter_handoff continue, or --train.keep_optimizer false."
         )
     if config.model.load_in_4bit:
-        raise ConfigError("train.carry=merge cannot fold into a 4-bit base. Fix: --train.carry continue.")
+        raise ConfigError(
+            "train.adapter_handoff=merge cannot fold into a 4-bit base. Fix: --train.adapter_handoff continue."
+        )
     anchored = config.objective.anchor_kl > 0 and config.objective.anchor == "base"
     if teacher.weights == "base" or anchored:
         raise ConfigError(
-            "With train.carry=merge the base of this run is what the run before left, not the base model that "
-            "teacher.weights=base or objective.anchor=base asks for. Fix: --train.carry continue, or stage."
+            "With train.adapter_handoff=merge the base of this run is what the run before left, not the base model "
+            "that teacher.weights=base or objective.anchor=base asks for. Fix: --train.adapter_handoff "
+            "continue, or stage."
         )
 
 

@@ -41,7 +41,7 @@ def check_feedback(config: RunConfig) -> None:
             f"feedback.num_attempts={feedback.num_attempts} greedy attempts would all be the same. "
             "Fix: a temperature above 0, or --feedback.num_attempts 1."
         )
-    if config.rollout.view == "student":
+    if config.rollout.prompt == "student":
         _check_student_view(config)
 
 
@@ -65,19 +65,19 @@ def _check_student_view(config: RunConfig) -> None:
     feedback, screening = config.feedback, config.screening
     if feedback.num_attempts > 1:
         raise ConfigError(
-            f"feedback.num_attempts={feedback.num_attempts}, but with rollout.view=student the attempts are the "
+            f"feedback.num_attempts={feedback.num_attempts}, but with rollout.prompt=student the attempts are the "
             "rollouts. Fix: --rollout.num_samples to have more of them, and --feedback.num_attempts 1."
         )
     if screening.check != "keep":
         raise ConfigError(
-            f"feedback.enabled=true with rollout.view=student learns at wrong attempts, which screening.check="
-            f"{screening.check} takes out. Fix: --screening.check keep, or --rollout.view teacher."
+            f"feedback.enabled=true with rollout.prompt=student learns at wrong attempts, which screening.check="
+            f"{screening.check} takes out. Fix: --screening.check keep, or --rollout.prompt teacher."
         )
     for name in ("banned", "empty", "truncated", "looping", "length", "answer_only", "control"):
         if getattr(screening, name) == "resample":
             raise ConfigError(
-                f"screening.{name}=resample draws another text, but with feedback.enabled=true and rollout.view="
-                "student the teacher was told of the first one. Fix: another verdict, or --rollout.view teacher."
+                f"screening.{name}=resample draws another text, but with feedback.enabled=true and rollout.prompt="
+                "student the teacher was told of the first one. Fix: another verdict, or --rollout.prompt teacher."
             )
     if config.objective.name == "sampled_reverse_kl" and feedback.solved == "drop":
         raise ConfigError(

@@ -116,7 +116,7 @@ def live_options_set(rollout: RolloutConfig) -> list[str]:
     """Return the options of rollouts that a step learns from which are not at their defaults."""
     default = RolloutConfig()
     live = (
-        "view", "num_samples", "demonstration_dropout", "temperature_end", "min_p_end", "blend", "blend_budget"
+        "prompt", "num_samples", "demonstration_dropout", "temperature_end", "min_p_end", "blend", "blend_budget"
     )  # fmt: skip
     return [name for name in live if getattr(rollout, name) != getattr(default, name)]
 
@@ -153,17 +153,17 @@ def _check_unsampled(config: RunConfig) -> None:
 
 def _check_sampled(config: RunConfig) -> None:
     rollout, objective = config.rollout, config.objective
-    student_view = rollout.view == "student"
+    student_view = rollout.prompt == "student"
     if student_view and objective.name == "nll":
         raise ConfigError(
-            "rollout.view=student with objective.name=nll trains the policy on its own samples from the bare prompt: "
-            "nothing in it knows the demonstration. Fix: --rollout.view teacher, or an objective that compares "
+            "rollout.prompt=student with objective.name=nll trains the policy on its own samples from the bare prompt: "
+            "nothing in it knows the demonstration. Fix: --rollout.prompt teacher, or an objective that compares "
             "with the teacher (--objective.name reverse_kl)."
         )
     if student_view and rollout.demonstration_dropout:
         raise ConfigError(
             f"rollout.demonstration_dropout={rollout.demonstration_dropout} leaves demonstrations out of the teacher's "
-            "prompt, but rollout.view=student shows none. Fix: set it to 0."
+            "prompt, but rollout.prompt=student shows none. Fix: set it to 0."
         )
     if rollout.demonstration_dropout and config.teacher.weights != "live":
         raise ConfigError(
@@ -186,11 +186,11 @@ def _check_blend(config: RunConfig) -> None:
     """The blend of rollouts is one of two prompts, and something of the first must be left."""
     rollout = config.rollout
     is_blended = rollout.blend > 0 or rollout.blend_budget is not None
-    if is_blended and rollout.view == "student":
+    if is_blended and rollout.prompt == "student":
         option = "blend" if rollout.blend > 0 else "blend_budget"
         raise ConfigError(
             f"rollout.{option}={getattr(rollout, option):g} mixes the teacher's prompt with the bare one, but "
-            "rollout.view=student writes under the bare prompt alone. Fix: --rollout.view teacher, or leave it at "
+            "rollout.prompt=student writes under the bare prompt alone. Fix: --rollout.prompt teacher, or leave it at "
             f"{getattr(RolloutConfig(), option)!r}."
         )
     if is_blended and rollout.num_slots == 1:
@@ -225,10 +225,10 @@ def _check_schedules(config: RunConfig) -> None:
 
 def _check_score_function(config: RunConfig) -> None:
     """Its gradient is that of a divergence only at samples of the student's own distribution, all of them."""
-    if config.rollout.view != "student":
+    if config.rollout.prompt != "student":
         raise ConfigError(
-            "objective.name=sampled_reverse_kl is an expectation over the student's own samples, but rollout.view="
-            f"{config.rollout.view}. Fix: --rollout.view student, or --objective.name reverse_kl."
+            "objective.name=sampled_reverse_kl is an expectation over the student's own samples, but rollout.prompt="
+            f"{config.rollout.prompt}. Fix: --rollout.prompt student, or --objective.name reverse_kl."
         )
     choosing = [
         name

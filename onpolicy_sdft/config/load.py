@@ -24,6 +24,16 @@ if TYPE_CHECKING:
 
 Plan = TypeVar("Plan", bound="DataclassInstance")
 
+#: Options that had another name, and the one they have.
+RENAMED = {
+    "train.start_from": "train.init_from",
+    "train.carry": "train.adapter_handoff",
+    "carry": "adapter_handoff",
+    "eval.seed_scores": "eval.base_scores",
+    "seed_scores": "base_scores",
+    "rollout.view": "rollout.prompt",
+}
+
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
@@ -218,6 +228,8 @@ def explain(message: str, parser: ArgumentParser) -> str:
     if unknown is None:
         return f"{text} See {parser.prog} --help."
     name = ".".join(part for part in (place, group and group[1], unknown[1] or unknown[2]) if part)
+    if name in RENAMED:
+        return f"The option {name} is called {RENAMED[name]} now. Fix: write {RENAMED[name]}."
     names = field_names(EvalSetConfig, place + ".") if place else [key for key, _ in parser.get_defaults().items()]
     near, section = _nearest_option(name, names), name.partition(".")[0]
     there = [known.partition(".")[2] for known in names if known.startswith(f"{section}.")]

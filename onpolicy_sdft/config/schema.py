@@ -133,14 +133,14 @@ class FeedbackConfig:
     enabled: bool = False
     """Show the teacher the student's attempt and what the task's check says of it, behind what ``context`` shows."""
     num_attempts: int = 1
-    """Attempts at each demonstration and step. A right one is shown beside a wrong one. With ``rollout.view student``
+    """Attempts at each demonstration and step. A right one is shown beside a wrong one. With ``rollout.prompt student``
     the attempts are the rollouts, so ``rollout.num_samples`` says how many."""
     solved: Literal["drop", "learn"] = "drop"
     """An attempt that is right: nothing is learned (reason ``solved``), or it is the rollout."""
     show_attempt: bool = True
     """Show the attempt itself; false shows only what the check says. A teacher whose distribution is learned at the
     attempt
-    (``rollout.view student``) may copy it when it sees it."""
+    (``rollout.prompt student``) may copy it when it sees it."""
     reveal: bool = False
     """Tell what is right as well, where the check has a short form of it (a number, a letter, a call)."""
 
@@ -206,12 +206,12 @@ class RolloutConfig:
     """The temperature moves from ``temperature`` to this over the steps of the run, linearly. Unset: it stays."""
     min_p_end: float | None = None
     """The same for ``min_p``: a floor that falls lets later rollouts stray further. Unset: it stays."""
-    view: Literal["teacher", "student"] = "teacher"
+    prompt: Literal["teacher", "student"] = "teacher"
     """Prompt that rollouts are written under: ``teacher``: with the demonstration; ``student``: the bare one."""
     num_samples: int = 1
     """Rollouts per demonstration and step; their prompt is read once."""
     demonstration_dropout: float = 0.0
-    """Share of rollouts that are written under the bare prompt although ``view`` is ``teacher``."""
+    """Share of rollouts that are written under the bare prompt although ``prompt`` is ``teacher``."""
     blend: float = 0.0
     """Sample from the normalised p(. | teacher's prompt)^(1 - blend) p(. | bare prompt)^blend, so that texts stay such
     as the bare prompt could have produced. Both prompts are decoded side by side, with the weights that write: twice
@@ -421,12 +421,12 @@ class TrainConfig:
     """That file, or its directory."""
     output_dir: str = "runs/run"
     """The run directory."""
-    start_from: str | None = None
+    init_from: str | None = None
     """A run whose last weights training starts from, such as the task before. ``model.name`` stays the base model."""
-    carry: Literal["continue", "merge"] = "continue"
-    """With ``start_from`` and adapters: ``continue`` that run's, or ``merge`` it into the base and train a new one."""
+    adapter_handoff: Literal["continue", "merge"] = "continue"
+    """With ``init_from`` and adapters: ``continue`` that run's, or ``merge`` it into the base and train a new one."""
     keep_optimizer: bool = False
-    """With ``start_from``: go on with that run's AdamW moments rather than with none."""
+    """With ``init_from``: go on with that run's AdamW moments rather than with none."""
     seed: int = 0
     """Seed of the order, the noise keys and the adapters."""
     batch_size: int = 16
@@ -588,7 +588,7 @@ class EvalConfig:
     """Stop once ``best_metric`` has reached this: methods compared at the same acquisition."""
     before_and_after: bool = True
     """Score the base model before training and the trained one after."""
-    seed_scores: str | None = None
+    base_scores: str | None = None
     """A run whose scores of the same base model on the same sets are taken over rather than measured again."""
     temperature: float = 0.0
     """0 is greedy; above 0 samples."""

@@ -47,7 +47,7 @@ class SequenceConfig:
     """The tasks, in order."""
     seed: int = 0
     """``train.seed`` of every stage."""
-    carry: Literal["continue", "merge"] = "continue"
+    adapter_handoff: Literal["continue", "merge"] = "continue"
     """Adapters of a stage: the one before goes on learning, or it is merged into the base and a new one starts."""
     keep_optimizer: bool = False
     """Go on with AdamW's moments of the stage before."""
@@ -59,7 +59,7 @@ class SequenceConfig:
     """The sequence's directory; every stage is a run in it."""
     distilled_dir: str | None = None
     """Where distilled sets are kept, for the offline method. Unset: in ``output_dir``."""
-    seed_scores: str | None = None
+    base_scores: str | None = None
     """A run whose scores of the same base model are taken over."""
     launch: list[str] = field(default_factory=list)
     """Command that starts each run, e.g. [accelerate, launch, --config_file, launch/accelerate/zero2.yaml]."""

@@ -45,7 +45,7 @@ class SweepConfig:
     The axis ``method`` takes names of ``configs/methods`` or YAML files. An axis of any other name takes bundles, such
     as {label: on-policy, train.targets: policy}: options that belong together, as one value."""
     exclude: list[dict[str, Verbatim]] = field(default_factory=list)
-    """Combinations that are left out, such as {objective.name: nll, rollout.view: student}; a list stands for any of
+    """Combinations that are left out, such as {objective.name: nll, rollout.prompt: student}; a list stands for any of
     its values. ``why`` is shown."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """``train.seed`` of the runs of each combination."""

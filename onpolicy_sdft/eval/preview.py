@@ -57,7 +57,7 @@ def look(config: RunConfig, preview: Preview, say: Callable[[str], None]) -> Non
         f"{bare.num_steps:.0f} steps ({right}); surprise {bare.surprise:.2f} nats a token"
     )
     _warn_of_terse_data(config, preview, bare, say)
-    if config.rollout.view == "student":
+    if config.rollout.prompt == "student":
         preview.reviewer.limits = find_limits(bare, (), preview.reviewer.given)
         return
     taught = preview.taught(0)

@@ -48,7 +48,7 @@ def scored_alike(config: RunConfig, others: Iterable[tuple[Path, RunConfig]]) ->
         config: Of the run that is to take them over.
         others: Directories and configs of runs, finished or not.
     """
-    if config.eval.seed_scores is not None or not config.eval.before_and_after:
+    if config.eval.base_scores is not None or not config.eval.before_and_after:
         return None
     asked = _asked_of_the_base_model(config)
     alike = ((path, other) for path, other in others if _asked_of_the_base_model(other) == asked)
@@ -56,6 +56,6 @@ def scored_alike(config: RunConfig, others: Iterable[tuple[Path, RunConfig]]) ->
 
 
 def _asked_of_the_base_model(config: RunConfig) -> tuple[object, ...]:
-    evaluation = replace(config.eval, seed_scores=None)
+    evaluation = replace(config.eval, base_scores=None)
     rollout = (config.rollout.backend, config.rollout.decode_copy, config.train.precision)
     return config.model, evaluation, evaluation_sets(config), config.context.student_template_kwargs, rollout

@@ -197,7 +197,7 @@ def _order(config: CompareConfig) -> list[tuple[int, str, bool]]:
 def _run_unless_stopped(own: SequenceConfig, stages: list[Stage], command: list[str], say: Say) -> str:
     """Run a sequence; return why training stopped in it, or nothing. That is kept: it would stop there again."""
     mark = Path(own.output_dir) / _STOPPED
-    options = dump_config(dataclasses.replace(own, seed_scores=None))
+    options = dump_config(dataclasses.replace(own, base_scores=None))
     if mark.is_file() and (found := read_json(mark))["options"] == options:
         say(f"stopped before ({mark}): {found['why']}")
         return str(found["why"])
@@ -218,7 +218,7 @@ def _with_base_scores(
     donor = scored_alike(stages[0].config, others)
     if donor is None:
         return own, stages
-    own = dataclasses.replace(own, seed_scores=str(donor))
+    own = dataclasses.replace(own, base_scores=str(donor))
     return own, plan_sequence(own)
 
 

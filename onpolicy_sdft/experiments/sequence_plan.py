@@ -18,7 +18,7 @@ from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.experiments.children import is_done
 
 _DECIDE_NOTHING = (
-    "train.resume", "train.checkpoint_steps", "train.keep_checkpoints", "train.trackers", "eval.seed_scores",
+    "train.resume", "train.checkpoint_steps", "train.keep_checkpoints", "train.trackers", "eval.base_scores",
     "model.cache_dir",
 )  # fmt: skip
 
@@ -92,7 +92,14 @@ def _check(config: SequenceConfig) -> None:
         raise ConfigError(f"replay_rate={config.replay_rate} is not usable: it must be in [0, 1).")
     if config.joint and config.replay_rate:
         raise ConfigError("joint=true trains on all tasks at once: nothing is rehearsed. Fix: --replay_rate 0.")
-    own = ("train.output_dir", "train.start_from", "train.resume", "train.seed", "train.carry", "train.keep_optimizer")
+    own = (
+        "train.output_dir",
+        "train.init_from",
+        "train.resume",
+        "train.seed",
+        "train.adapter_handoff",
+        "train.keep_optimizer",
+    )
     for where, options in (("options", config.options), *((f"{s.label}.options", s.options) for s in config.stages)):
         for name in options:
             if name in own or name.partition(".")[0] in ("replay", "data", "task"):
@@ -120,11 +127,11 @@ def _plan_stage(
         options["replay.sources"] = [_source(stage) for stage in earlier]
         options["replay.rate"] = None if config.joint else config.replay_rate
     files: list[str | Path] = [*config.base, shared]
-    start: Options = {"eval.seed_scores": config.seed_scores} if config.seed_scores else {}
+    start: Options = {"eval.base_scores": config.base_scores} if config.base_scores else {}
     if done:
         start = {
-            "train.start_from": str(done[-1].path),
-            "train.carry": config.carry,
+            "train.init_from": str(done[-1].path),
+            "train.adapter_handoff": config.adapter_handoff,
             "train.keep_optimizer": config.keep_optimizer,
         }
     run = load_config(*files, *config.method, **options, **start)

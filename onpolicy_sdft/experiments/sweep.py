@@ -210,7 +210,7 @@ class _Work:
         donor = scored_alike(run.config, ((other.path, other.config) for other in self.plan.runs))
         forget_result(run.path)
         if donor is not None:
-            arguments += ["--eval.seed_scores", donor]
+            arguments += ["--eval.base_scores", donor]
         return self.start(sdft_command("train", *arguments, launch=self.config.launch), self._log(run.name))
 
     def _log(self, name: str) -> Path:

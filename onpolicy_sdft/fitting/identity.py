@@ -131,7 +131,7 @@ def identity_of(
         "context": {**frozen["context"], "date": None},  # said above, for templates that have one
         "rollout": {**frozen["rollout"], "weights": None},  # where they are read from changes nothing
         "replay": [source["task"] for source in frozen["replay"]["sources"]],  # the rest is in the data's fingerprint
-        "start": None if start is None else [start.digest, config.train.carry, config.train.keep_optimizer],
+        "start": None if start is None else [start.digest, config.train.adapter_handoff, config.train.keep_optimizer],
         "train": train,
         "questions of the gate": [[each.label, fingerprint(list(each.demonstrations))] for each in gated],
     }

@@ -31,39 +31,40 @@ def find_start(config: RunConfig, say: Say) -> Start | None:
         RunDirectoryError: If there is no such run, or it has no whole checkpoint.
     """
     train = config.train
-    if train.start_from is None:
+    if train.init_from is None:
         return None
-    if Path(train.start_from).resolve() == Path(train.output_dir).resolve():
-        raise ConfigError(f"train.start_from={train.start_from} is train.output_dir itself. Fix: name another.")
-    run = RunDirectory.open(train.start_from, require=["config.yaml"])
+    if Path(train.init_from).resolve() == Path(train.output_dir).resolve():
+        raise ConfigError(f"train.init_from={train.init_from} is train.output_dir itself. Fix: name another.")
+    run = RunDirectory.open(train.init_from, require=["config.yaml"])
     earlier = load_config(run.config_path)
-    if train.carry == "continue" and is_merged(earlier):
+    if train.adapter_handoff == "continue" and is_merged(earlier):
         raise ConfigError(
-            f"The adapter of train.start_from={train.start_from} stands on a base that earlier tasks were merged into "
-            "(its train.carry=merge), so it cannot go on over the base model. Fix: --train.carry merge."
+            f"The adapter of train.init_from={train.init_from} stands on a base that earlier tasks were merged into "
+            "(its train.adapter_handoff=merge), so it cannot go on over the base model. Fix: "
+            "--train.adapter_handoff merge."
         )
-    mine, theirs = (_weights_of(each, train.carry) for each in (config, earlier))
+    mine, theirs = (_weights_of(each, train.adapter_handoff) for each in (config, earlier))
     if differing := differences(theirs, mine):
         key = differing[0]
         raise ConfigError(
-            f"train.start_from={train.start_from} has another {key}: {theirs[key]!r}, this run {mine[key]!r}. Fix: "
-            "the same model and adapters" + (", or --train.carry merge." if config.lora.enabled else ".")
+            f"train.init_from={train.init_from} has another {key}: {theirs[key]!r}, this run {mine[key]!r}. Fix: "
+            "the same model and adapters" + (", or --train.adapter_handoff merge." if config.lora.enabled else ".")
         )
     found = newest_checkpoint(run, say)
     if found is None:
         raise RunDirectoryError(
-            f"train.start_from={train.start_from} has no checkpoint to start from. Fix: finish that run first "
+            f"train.init_from={train.init_from} has no checkpoint to start from. Fix: finish that run first "
             "(--train.resume auto)."
         )
     return Start(run, found[0], file_digest(weights_file(found[0])))
 
 
-def _weights_of(config: RunConfig, carry: str) -> dict[str, object]:
+def _weights_of(config: RunConfig, handoff: str) -> dict[str, object]:
     """What must be the same so that one run's weights mean anything in another."""
     model = {**dataclasses.asdict(config.model), "cache_dir": None}
     for name in ("dtype", "attn_implementation", "gradient_checkpointing"):  # how they are held, not what they are
         model.pop(name)
-    if carry == "merge":
+    if handoff == "merge":
         return {"model": model, "lora.enabled": config.lora.enabled}
     lora = {name: value for name, value in dataclasses.asdict(config.lora).items() if name != "dropout"}
     return {"model": model, "lora": lora if config.lora.enabled else None}
@@ -77,9 +78,9 @@ def trained_to(step: int, num_loss_tokens: int) -> str:
 def take_up_weights(config: RunConfig, start: Start, trainer: Trainer, say: Say) -> None:
     """Put the weights of the run before into a policy that has not been trained yet; a task starts here.
 
-    Every rank must call it. With ``train.carry=merge`` they are in the base already.
+    Every rank must call it. With ``train.adapter_handoff=merge`` they are in the base already.
     """
-    if config.train.carry == "continue":
+    if config.train.adapter_handoff == "continue":
         load_start(start.checkpoint, trainer.backend, trainer.schedule, with_optimizer=config.train.keep_optimizer)
         say(f"starting from {start.checkpoint}")
     trainer.teacher.start_stage()
@@ -103,8 +104,8 @@ def inherit_scores(
     """
     if start is not None:
         source, stage, mark = start.run, "after", f"step {start.step},"
-    elif config.eval.seed_scores is not None:
-        source, stage, mark = RunDirectory.open(config.eval.seed_scores), "before", "start base model"
+    elif config.eval.base_scores is not None:
+        source, stage, mark = RunDirectory.open(config.eval.base_scores), "before", "start base model"
     else:
         return False
     found = read_json(source.eval_summary_path) if source.eval_summary_path.is_file() else {}

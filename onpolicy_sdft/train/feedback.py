@@ -2,9 +2,9 @@
 
 Before a step's rollouts the student tries each prompt as it will be asked: the bare prompt, its own weights, noise of
 its own. The teacher's prompt then goes on with that attempt, what the task's check says of it, and another attempt that
-is right if there is one. What it writes is learned (``rollout.view teacher``), or its distribution at the attempt
+is right if there is one. What it writes is learned (``rollout.prompt teacher``), or its distribution at the attempt
 itself
-(``rollout.view student``: the attempt is the rollout, and is not drawn twice). A right attempt needs no teacher.
+(``rollout.prompt student``: the attempt is the rollout, and is not drawn twice). A right attempt needs no teacher.
 
 Source: SDPO (arXiv:2601.20802) learns the distribution of such a teacher at the attempt.
 """
@@ -149,7 +149,7 @@ class FeedbackSource(PolicySource):
         """Return the keys of the attempts at an example; one that comes twice in a step has two sets."""
         number, seed, name = self.trying.num_attempts, self.sampling.seed, pair.demonstration.example_id
         first = pair.sample_index // self.trying.num_samples * number
-        before = 0 if self.sampling.view == "student" else _BEFORE  # the attempts are the rollouts there
+        before = 0 if self.sampling.prompt == "student" else _BEFORE  # the attempts are the rollouts there
         return [NoiseKey(seed, step, name, first + index, before) for index in range(number)]
 
     def _try(self, asked: Mapping[NoiseKey, PromptPair], step: int) -> dict[NoiseKey, _Attempt]:
@@ -181,7 +181,7 @@ class FeedbackSource(PolicySource):
 
     def _tell(self, pair: PromptPair, attempts: Sequence[_Attempt], sample: int) -> tuple[PromptPair, int]:
         """Return an example as the teacher is told of one of the attempts at it, and how much of that was cut."""
-        own, is_rollout = attempts[sample % len(attempts)], self.sampling.view == "student"
+        own, is_rollout = attempts[sample % len(attempts)], self.sampling.prompt == "student"
         if own.is_right:
             drop = SOLVED if self.trying.solved == "drop" else ""
             return replace(pair, feedback=Feedback(own.rollout, own.text, "", stands=True, drop=drop)), 0

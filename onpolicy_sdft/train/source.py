@@ -86,7 +86,7 @@ class Sampling:
     params: SamplingParams
     max_new_tokens: int
     seed: int
-    view: Literal["teacher", "student"] = "teacher"  # the prompt with the demonstration, or the bare one
+    prompt: Literal["teacher", "student"] = "teacher"  # the prompt with the demonstration, or the bare one
     demonstration_dropout: float = 0.0  # share of rollouts that are written under the bare prompt nevertheless
     temperature_end: float | None = None  # the temperature moves there linearly over the steps of the run
     min_p_end: float | None = None  # min_p does
@@ -110,10 +110,10 @@ class Sampling:
             min_p=moved(params.min_p, self.min_p_end),
         )
 
-    def prompt(self, pair: PromptPair, key: NoiseKey) -> tuple[int, ...]:
+    def prompt_of(self, pair: PromptPair, key: NoiseKey) -> tuple[int, ...]:
         """Return the prompt a rollout is written under: a function of its key, so that a resumed run repeats it."""
         name = f"demonstration dropout {key.seed} {key.step} {key.example_id} {key.sample_index} {key.attempt}"
-        bare = self.view == "student" or random.Random(name).random() < self.demonstration_dropout
+        bare = self.prompt == "student" or random.Random(name).random() < self.demonstration_dropout
         return pair.student_ids if bare else pair.teacher_ids
 
     def blend_with(self, pair: PromptPair, prompt: tuple[int, ...]) -> Blend | None:
@@ -203,7 +203,7 @@ class PolicySource:
         self.store.restore(state["common"])
 
     def _request(self, example: PromptPair, key: NoiseKey) -> RolloutRequest:
-        return self._request_behind(example, key, self.sampling.prompt(example, key))
+        return self._request_behind(example, key, self.sampling.prompt_of(example, key))
 
     def _request_behind(self, example: PromptPair, key: NoiseKey, prompt: tuple[int, ...]) -> RolloutRequest:
         """Return the request of a completion of one of an example's prompts, with what it can be drafted from."""

@@ -16,7 +16,7 @@ TOP = {**KL, "objective.support": "teacher", "objective.num_kept": 8}
         ({}, RecordOptions()),
         (KL, RecordOptions(hidden=True)),
         (TOP, RecordOptions(top_k=8)),
-        ({**KL, "rollout.view": "student"}, RecordOptions()),  # not written by the distribution that is learned
+        ({**KL, "rollout.prompt": "student"}, RecordOptions()),  # not written by the distribution that is learned
         ({**KL, "rollout.decode_copy": "bfloat16"}, RecordOptions()),  # written under rounded weights
         ({**KL, "model.dtype": "bfloat16"}, RecordOptions()),  # adapters merged into bfloat16
         ({**KL, "model.dtype": "bfloat16", "rollout.merge_adapter": False}, RecordOptions(hidden=True)),

@@ -15,7 +15,7 @@ KEEP = {
     for name in ("banned", "empty", "truncated", "looping", "length", "answer_only", "control", "check")
 }
 FEEDBACK = {"feedback.enabled": True, "task.name": "exact"}
-LAW_AT_ATTEMPT = {"rollout.view": "student", "objective.name": "reverse_kl", **KEEP}
+LAW_AT_ATTEMPT = {"rollout.prompt": "student", "objective.name": "reverse_kl", **KEEP}
 
 
 @pytest.mark.parametrize(
@@ -36,22 +36,25 @@ LAW_AT_ATTEMPT = {"rollout.view": "student", "objective.name": "reverse_kl", **K
         ({"teacher.device": "cpu"}, "that is copied"),
         ({"rollout.demonstration_dropout": 0.2, "teacher.weights": "ema"}, "it is the teacher that writes"),
         ({"teacher.half_life": -1.0, "teacher.weights": "ema"}, "0 or more"),
-        ({"rollout.view": "student"}, "nothing in it knows the demonstration"),
+        ({"rollout.prompt": "student"}, "nothing in it knows the demonstration"),
         ({"rollout.num_samples": 0}, "at least 1"),
         ({"rollout.num_samples": 2, "rollout.temperature": 0.0}, "would all be the same"),
         ({"rollout.demonstration_dropout": 1.5}, "in [0, 1]"),
         (
-            {"rollout.view": "student", "objective.name": "jsd", "rollout.demonstration_dropout": 0.1},
-            "rollout.view=student shows none",
+            {"rollout.prompt": "student", "objective.name": "jsd", "rollout.demonstration_dropout": 0.1},
+            "rollout.prompt=student shows none",
         ),
         ({"rollout.blend": 1.5}, "in [0, 1]"),
         ({"rollout.blend_budget": -0.1}, "0 or more, or null"),
         ({"rollout.blend": 1.0}, "nothing in it knows the demonstration"),
         (
-            {"rollout.blend": 0.5, "rollout.view": "student", "objective.name": "jsd"},
+            {"rollout.blend": 0.5, "rollout.prompt": "student", "objective.name": "jsd"},
             "writes under the bare prompt alone",
         ),
-        ({"rollout.blend_budget": 0.5, "rollout.view": "student", "objective.name": "jsd"}, "rollout.blend_budget=0.5"),
+        (
+            {"rollout.blend_budget": 0.5, "rollout.prompt": "student", "objective.name": "jsd"},
+            "rollout.blend_budget=0.5",
+        ),
         ({"rollout.blend": 0.5, "train.targets": "demonstrations"}, "learns none"),
         ({"rollout.blend": 0.5, "rollout.num_slots": 1}, "takes two"),
         ({"rollout.min_p_end": 1.0}, "in [0, 1), or null"),
@@ -63,10 +66,10 @@ LAW_AT_ATTEMPT = {"rollout.view": "student", "objective.name": "reverse_kl", **K
         ({"objective.disagreement": 0.0, "objective.name": "jsd"}, "above 0, or null"),
         ({"rollout.temperature_end": 0.0}, "temperatures above 0"),
         ({"rollout.temperature_end": 0.5, "train.max_loss_tokens": 9}, "drop one of them"),
-        ({"objective.name": "sampled_reverse_kl", **KEEP}, "--rollout.view student"),
-        ({"objective.name": "sampled_reverse_kl", "rollout.view": "student"}, "screening.banned=fallback"),
+        ({"objective.name": "sampled_reverse_kl", **KEEP}, "--rollout.prompt student"),
+        ({"objective.name": "sampled_reverse_kl", "rollout.prompt": "student"}, "screening.banned=fallback"),
         (
-            {"objective.name": "sampled_reverse_kl", "rollout.view": "student", "rollout.temperature": 0.6, **KEEP},
+            {"objective.name": "sampled_reverse_kl", "rollout.prompt": "student", "rollout.temperature": 0.6, **KEEP},
             "the student's own samples",
         ),
         ({"screening.surprise": "resample"}, "--screening.surprise fallback (or drop)"),
@@ -81,7 +84,7 @@ LAW_AT_ATTEMPT = {"rollout.view": "student", "objective.name": "reverse_kl", **K
         (
             {
                 "objective.name": "sampled_reverse_kl",
-                "rollout.view": "student",
+                "rollout.prompt": "student",
                 **KEEP,
                 "screening.pick": "best",
                 "rollout.num_samples": 2,
@@ -128,7 +131,10 @@ LAW_AT_ATTEMPT = {"rollout.view": "student", "objective.name": "reverse_kl", **K
         ),
         ({"train.targets": "demonstrations", "teacher.weights": "ema"}, "needs none"),
         ({"train.targets": "demonstrations", "rollout.num_samples": 2}, "rollout.num_samples=2"),
-        ({"train.targets": "distilled", "train.distilled": "x", "rollout.view": "student"}, "rollout.view='student'"),
+        (
+            {"train.targets": "distilled", "train.distilled": "x", "rollout.prompt": "student"},
+            "rollout.prompt='student'",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_the_way_out(values, said):
@@ -141,7 +147,7 @@ def test_what_cannot_be_meant_is_refused_with_the_way_out(values, said):
     "values",
     [
         {"objective.name": "jsd", "objective.beta": 0.3, "objective.support": "student", "objective.num_kept": 8},
-        {"objective.name": "sampled_reverse_kl", "rollout.view": "student", **KEEP},
+        {"objective.name": "sampled_reverse_kl", "rollout.prompt": "student", **KEEP},
         {"objective.anchor_kl": 0.1, "objective.anchor": "stage"},
         {"context.show": "both", "context.num_demonstrations": 2, "context.neighbours": "nearest"},
         {"context.show": "others", "context.num_demonstrations": 1},

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from onpolicy_sdft.config.load import dump_config, field_names, load_config, load_plan, make_parser, parse
+from onpolicy_sdft.config.load import RENAMED, dump_config, field_names, load_config, load_plan, make_parser, parse
 from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig
 from onpolicy_sdft.config.sequence import SequenceConfig
 from onpolicy_sdft.errors import ConfigError
@@ -258,3 +258,14 @@ def test_the_stages_of_a_sequence_inherit_nothing_from_those_of_an_earlier_file(
     second.write_text(yaml.safe_dump({"stages": [{"label": "b", "data": {"path": "b"}, "test": {"path": "b"}}]}))
     both = load_plan(SequenceConfig, "sdft continual", "", ["--config", str(first), "--config", str(second)])
     assert both.stages == load_plan(SequenceConfig, "sdft continual", "", ["--config", str(second)]).stages
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_an_option_of_an_old_name_is_refused_with_the_new_one(tmp_path, old, new):
+    section, _, name = old.rpartition(".")
+    path = tmp_path / "old.yaml"
+    path.write_text(yaml.safe_dump({section: {name: "x"}} if section else {name: "x"}))
+    expected = f"The option {old} is called {new} now"
+    for given in (["--config", str(path)], [f"--{old}", "x"], [f"--{old}=x"]):
+        with pytest.raises(ConfigError, match=expected):
+            parse(make_parser("sdft train", ""), given) if section else load_plan(SequenceConfig, "x", "", given)

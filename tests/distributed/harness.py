@@ -33,7 +33,7 @@ eval:
     - {{label: task, data: {{path: {data}}}, task: {{name: exact}}, max_new_tokens: 5}}
 """
 AVERAGED = {
-    "rollout.view": "student", "objective.name": "reverse_kl", "teacher.weights": "ema", "teacher.half_life": 2.0,
+    "rollout.prompt": "student", "objective.name": "reverse_kl", "teacher.weights": "ema", "teacher.half_life": 2.0,
     "rollout.num_samples": 2, "objective.anchor_kl": 0.1,
 }  # fmt: skip
 

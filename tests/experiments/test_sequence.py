@@ -106,12 +106,12 @@ def test_a_stage_that_the_gate_gave_back_as_its_start_counts_as_done(tiny, in_pr
     assert [stage["label"] for stage in read_json(run_sequence(tiny(), [], quiet))["stages"]] == ["red", "blue"]
 
 
-@pytest.mark.parametrize("carry", ["continue", "merge"])
-def test_each_stage_starts_from_the_one_before_as_asked(tiny, carry):
-    first, second = plan_sequence(tiny(carry=carry, seed=3))
-    assert first.config.train.start_from is None
-    assert second.config.train.start_from == str(first.path)
-    assert second.config.train.carry == carry
+@pytest.mark.parametrize("handoff", ["continue", "merge"])
+def test_each_stage_starts_from_the_one_before_as_asked(tiny, handoff):
+    first, second = plan_sequence(tiny(adapter_handoff=handoff, seed=3))
+    assert first.config.train.init_from is None
+    assert second.config.train.init_from == str(first.path)
+    assert second.config.train.adapter_handoff == handoff
     assert first.config.train.seed == second.config.train.seed == 3
     assert [item.label for item in second.config.eval.sets] == ["red", "blue", "held"]
     assert [item.retention for item in second.config.eval.sets] == [False, False, True]
@@ -149,7 +149,7 @@ def test_the_offline_method_learns_a_set_that_the_seed_model_wrote_once_for_all_
     assert [command[0] for command in in_process.commands] == ["distill", "train"] * 2 + ["train"] * 2
     written = load_config(tmp_path / "s0" / "distill-red.yaml")
     assert written.train.targets == "policy"
-    assert written.train.start_from is None
+    assert written.train.init_from is None
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,8 @@ RUN: dict[str, list[dict[str, object]]] = {
     "learning_rate": [{"method": "sft", "optim.lr": 1e-4}],
     "lora_rank": [{"method": "sdft", "rank": "full"}],
     "objective_view": [
-        {"objective.name": "jsd", "rollout.view": "teacher"},
-        {"objective.name": "sampled_reverse_kl", "rollout.view": "student"},
+        {"objective.name": "jsd", "rollout.prompt": "teacher"},
+        {"objective.name": "sampled_reverse_kl", "rollout.prompt": "student"},
     ],
     "on_policy": [{"written_by": "every 4 steps"}, {"written_by": "once"}],
     "screening": [{"verdict": "resample"}],

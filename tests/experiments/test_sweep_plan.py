@@ -71,7 +71,7 @@ def test_methods_are_layers_over_the_base(sweep):
 
 
 def test_all_points_that_cannot_run_are_listed_and_none_is_planned(sweep):
-    axes = {"objective.name": ["nll", "jsd", "sampled_reverse_kl"], "rollout.view": ["teacher", "student"]}
+    axes = {"objective.name": ["nll", "jsd", "sampled_reverse_kl"], "rollout.prompt": ["teacher", "student"]}
     message = refuse(sweep(axes=axes, seeds=[0, 1]))
     first, *points = message.splitlines()
     assert first.startswith("3 of 6 points cannot run, so none was started.")

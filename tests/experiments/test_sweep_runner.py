@@ -206,12 +206,12 @@ def test_the_seed_model_is_scored_once_for_all_runs_that_ask_it_the_same(sweep, 
     axes = {"optim.lr": [0.1, 0.2], "eval.kl_prompts": [3, 4]}
     runs = machine()
     go(sweep(axes=axes), runs)
-    donors = [dict(pairwise(command)).get("--eval.seed_scores") for command in runs.commands]
+    donors = [dict(pairwise(command)).get("--eval.base_scores") for command in runs.commands]
     place = Path("sweep") / "runs"
     assert donors == [None, None, str(place / "lr-0.1_kl_prompts-3_seed-0"), str(place / "lr-0.1_kl_prompts-4_seed-0")]
     mine = machine()
-    go(sweep(options={"eval.seed_scores": "mine"}, output_dir="other"), mine)
-    assert not any("--eval.seed_scores" in command for command in mine.commands)
+    go(sweep(options={"eval.base_scores": "mine"}, output_dir="other"), mine)
+    assert not any("--eval.base_scores" in command for command in mine.commands)
 
 
 def test_a_failure_of_the_machine_itself_lets_no_other_run_begin(sweep, machine):

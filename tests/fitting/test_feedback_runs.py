@@ -52,7 +52,7 @@ eval: {{kl_prompts: 0}}
 METHODS: dict[str, dict[str, Any]] = {
     "its text": {"feedback.num_attempts": 2},
     "its distribution": {
-        "rollout.view": "student", "objective.name": "reverse_kl", "teacher.weights": "ema", "teacher.half_life": 2.0,
+        "rollout.prompt": "student", "objective.name": "reverse_kl", "teacher.weights": "ema", "teacher.half_life": 2.0,
         "context.show": "none", "feedback.show_attempt": False,
     },
 }  # fmt: skip
@@ -89,7 +89,7 @@ def test_a_run_with_feedback_counts_what_is_solved_and_resumes_bit_for_bit(confi
         is_solved = row["reason"] == "solved"
         assert row["verdict"] == ("drop" if is_solved else "keep")
         assert (row["message"] == "") is is_solved
-        stands = is_solved or common.get("rollout.view") == "student"
+        stands = is_solved or common.get("rollout.prompt") == "student"
         assert (row["rollout"] == row["first_attempt"]) is stands
 
 

@@ -95,7 +95,7 @@ def test_a_run_leaves_everything_a_person_needs(files):
 
 
 AVERAGED = {
-    "rollout.view": "student", "objective.name": "reverse_kl", "teacher.weights": "ema", "teacher.half_life": 2.0,
+    "rollout.prompt": "student", "objective.name": "reverse_kl", "teacher.weights": "ema", "teacher.half_life": 2.0,
     "rollout.temperature_end": 0.5, "rollout.num_samples": 2, "objective.anchor_kl": 0.1,
 }  # fmt: skip
 

@@ -71,7 +71,7 @@ STILL = {"optim__lr": 1e-12, "train__max_steps": 1}
 def test_training_goes_on_from_the_weights_the_run_before_left(config, lora):
     first = train(config, "first", lora__enabled=lora)
     seed = logits_of_seed(config)
-    second = train(config, "second", lora__enabled=lora, train__start_from=str(first), **STILL)
+    second = train(config, "second", lora__enabled=lora, train__init_from=str(first), **STILL)
     assert not torch.allclose(logits(first), seed, atol=1e-2)
     torch.testing.assert_close(logits(second), logits(first), atol=1e-5, rtol=0)
 
@@ -83,22 +83,22 @@ def logits_of_seed(config: Path) -> torch.Tensor:
 
 def test_a_merged_adapter_is_the_base_of_a_new_one_and_a_third_task_stands_on_both(config):
     first = train(config, "first")
-    merge = {"train__carry": "merge"}
-    second = train(config, "second", train__start_from=str(first), **merge, **STILL)
+    merge = {"train__adapter_handoff": "merge"}
+    second = train(config, "second", train__init_from=str(first), **merge, **STILL)
     torch.testing.assert_close(logits(second), logits(first), atol=1e-4, rtol=0)
-    moved = train(config, "moved", train__start_from=str(first), **merge)
-    third = train(config, "third", train__start_from=str(moved), **merge, **STILL)
+    moved = train(config, "moved", train__init_from=str(first), **merge)
+    third = train(config, "third", train__init_from=str(moved), **merge, **STILL)
     assert not torch.allclose(logits(moved), logits(first), atol=1e-2)
     torch.testing.assert_close(logits(third), logits(moved), atol=1e-4, rtol=0)
     adapter = json.loads((third / "model" / "adapter_config.json").read_text())
     assert Path(adapter["base_model_name_or_path"]) == third / "base"
 
 
-@pytest.mark.parametrize("carry", ["continue", "merge"])
-def test_the_seed_model_stays_the_seed_whatever_a_run_starts_from(config, carry):
+@pytest.mark.parametrize("handoff", ["continue", "merge"])
+def test_the_seed_model_stays_the_seed_whatever_a_run_starts_from(config, handoff):
     """Distances are from ``model.name``, and the scores of the run before are taken over."""
     first = train(config, "first")
-    second = train(config, "second", train__start_from=str(first), train__carry=carry, **STILL)
+    second = train(config, "second", train__init_from=str(first), train__adapter_handoff=handoff, **STILL)
     before, after = (read_json(second / "eval" / "summary.json")[stage] for stage in ("before", "after"))
     earlier = read_json(first / "eval" / "summary.json")["after"]
     assert before["sets"] == earlier["sets"]
@@ -110,13 +110,13 @@ def test_the_seed_model_stays_the_seed_whatever_a_run_starts_from(config, carry)
 
 def test_scores_are_measured_where_the_run_before_was_asked_other_questions(config):
     first = train(config, "first", eval__kl_prompts=0)
-    second = train(config, "second", train__start_from=str(first), **STILL)
+    second = train(config, "second", train__init_from=str(first), **STILL)
     assert "taken_from" not in read_json(second / "eval" / "summary.json")["before"]
 
 
 def test_scores_of_the_seed_model_are_taken_over_from_another_run(config):
     first = train(config, "first")
-    second = train(config, "second", eval__seed_scores=str(first), optim__lr=1e-3)
+    second = train(config, "second", eval__base_scores=str(first), optim__lr=1e-3)
     before = [read_json(run / "eval" / "summary.json")["before"] for run in (first, second)]
     assert before[1]["taken_from"] == str(first)
     assert before[0]["sets"] == before[1]["sets"]
@@ -124,8 +124,8 @@ def test_scores_of_the_seed_model_are_taken_over_from_another_run(config):
 
 def test_the_optimizers_moments_are_kept_if_asked_and_new_otherwise(config):
     first = train(config, "first")
-    kept = train(config, "kept", train__start_from=str(first), train__keep_optimizer=True, **STILL)
-    new = train(config, "new", train__start_from=str(first), **STILL)
+    kept = train(config, "kept", train__init_from=str(first), train__keep_optimizer=True, **STILL)
+    new = train(config, "new", train__init_from=str(first), **STILL)
     steps = []
     for run in (first, kept, new):
         state = torch.load(newest(run, "optimizer.pt"), weights_only=True)["optimizer"]
@@ -134,11 +134,11 @@ def test_the_optimizers_moments_are_kept_if_asked_and_new_otherwise(config):
     assert steps == [3.0, 4.0, 1.0]
 
 
-@pytest.mark.parametrize("carry", ["continue", "merge"])
-def test_a_run_that_started_from_another_resumes_bit_for_bit(config, carry):
+@pytest.mark.parametrize("handoff", ["continue", "merge"])
+def test_a_run_that_started_from_another_resumes_bit_for_bit(config, handoff):
     first = train(config, "first", train__max_steps=2)
     options = {
-        "train__start_from": str(first), "train__carry": carry, "eval__before_and_after": False,
+        "train__init_from": str(first), "train__adapter_handoff": handoff, "eval__before_and_after": False,
         "teacher__weights": "stage",
     }  # fmt: skip
     whole = train(config, "whole", train__max_steps=4, **options)
@@ -152,7 +152,7 @@ def test_a_stage_teacher_writes_with_what_the_run_before_left(config):
     """With one more step of any size, what the teacher writes at step 1 is what the last weights write."""
     first = train(config, "first")
     options = {
-        "train__start_from": str(first),
+        "train__init_from": str(first),
         "train__max_steps": 2,
         "eval__before_and_after": False,
         "optim__lr": 0.5,
@@ -167,13 +167,13 @@ def test_a_stage_teacher_writes_with_what_the_run_before_left(config):
     ("options", "named"),
     [
         ({"lora.r": 8}, "another lora"),
-        ({"train.start_from": "nowhere"}, "no such directory"),
+        ({"train.init_from": "nowhere"}, "no such directory"),
     ],
 )
 def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(config, options, named):
     first = train(config, "first", train__max_steps=1, eval__before_and_after=False)
     second = config.parent / "second"
-    asked = {"train.start_from": str(first), "train.output_dir": str(second), **options}
+    asked = {"train.init_from": str(first), "train.output_dir": str(second), **options}
     with pytest.raises(Exception, match=named):
         fit(load_config(config, **asked), [], quiet)
     assert not second.exists()
@@ -182,11 +182,11 @@ def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(config,
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"train.carry": "merge"}, "start_from is unset"),
-        ({"train.keep_optimizer": True}, "start_from is unset"),
-        ({"train.start_from": "x", "train.carry": "merge", "lora.enabled": False}, "continue"),
-        ({"train.start_from": "x", "train.carry": "merge", "train.keep_optimizer": True}, "moments"),
-        ({"train.start_from": "x", "train.carry": "merge", "teacher.weights": "base"}, "stage"),
+        ({"train.adapter_handoff": "merge"}, "init_from is unset"),
+        ({"train.keep_optimizer": True}, "init_from is unset"),
+        ({"train.init_from": "x", "train.adapter_handoff": "merge", "lora.enabled": False}, "continue"),
+        ({"train.init_from": "x", "train.adapter_handoff": "merge", "train.keep_optimizer": True}, "moments"),
+        ({"train.init_from": "x", "train.adapter_handoff": "merge", "teacher.weights": "base"}, "stage"),
     ],
 )
 def test_options_of_a_start_that_contradict_one_another_are_refused(config, options, named):
@@ -226,9 +226,9 @@ def test_training_ends_at_the_score_that_is_enough_and_says_so(config):
 
 def test_an_adapter_on_a_merged_base_cannot_go_on_over_the_seed_and_means_nothing_without_its_base(config):
     first = train(config, "first", train__max_steps=1)
-    second = train(config, "second", train__start_from=str(first), train__carry="merge", **STILL)
-    with pytest.raises(ConfigError, match="carry merge"):
-        train(config, "third", train__start_from=str(second))
+    second = train(config, "second", train__init_from=str(first), train__adapter_handoff="merge", **STILL)
+    with pytest.raises(ConfigError, match="handoff merge"):
+        train(config, "third", train__init_from=str(second))
     (second / "base").rename(second / "gone")
     with pytest.raises(RunDirectoryError, match="means nothing without it"):
         load_run(second)
@@ -237,7 +237,12 @@ def test_an_adapter_on_a_merged_base_cannot_go_on_over_the_seed_and_means_nothin
 def test_a_merged_base_is_made_anew_for_other_weights(config):
     first = train(config, "first", train__max_steps=1)
     asked = load_config(
-        config, **{"train.start_from": str(first), "train.carry": "merge", "train.output_dir": str(config.parent / "x")}
+        config,
+        **{
+            "train.init_from": str(first),
+            "train.adapter_handoff": "merge",
+            "train.output_dir": str(config.parent / "x"),
+        },
     )
     start = find_start(asked, quiet)
     assert start is not None

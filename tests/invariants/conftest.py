@@ -127,7 +127,7 @@ def make_bench(tokenizer: Any, tiny_model: Callable[..., Any]) -> Callable[..., 
             params or SamplingParams(), max_new_tokens, seed,
             **{"record": RecordOptions(hidden=minimised.needs_teacher), **(sampling or {})},
         )  # fmt: skip
-        writing = teaches.weights if asked.view == "teacher" else contextlib.nullcontext
+        writing = teaches.weights if asked.prompt == "teacher" else contextlib.nullcontext
         source = PolicySource(writes, asked, writing=writing)
         screening = screening or ScreeningConfig(truncated="keep", looping="keep", length="keep", empty="keep")
         trainer = Trainer(

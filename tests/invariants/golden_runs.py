@@ -47,7 +47,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "best of three": {"rollout.num_samples": 3, "screening.pick": "best"},
     "blend": {"rollout.blend": 0.5},
     "reverse_kl": {
-        "rollout.view": "student", "objective.name": "reverse_kl", "teacher.weights": "ema", "teacher.half_life": 2.0,
+        "rollout.prompt": "student", "objective.name": "reverse_kl", "teacher.weights": "ema", "teacher.half_life": 2.0,
     },
     "forward_kl": {"objective.name": "forward_kl", "rollout.num_samples": 2, "objective.anchor_kl": 0.1},
     "padded": {"train.layout": "padded", "rollout.temperature": 0.7},

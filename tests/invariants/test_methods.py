@@ -15,7 +15,7 @@ from onpolicy_sdft.types import RecordOptions, SamplingParams
 
 DOUBLE = torch.float64
 KEEP_ALL = ScreeningConfig(**dict.fromkeys(("banned", "empty", "truncated", "looping", "length", "check"), "keep"))
-STUDENT = {"view": "student"}
+STUDENT = {"prompt": "student"}
 
 
 def shake(bench, size=0.05, seed=0):
@@ -38,7 +38,7 @@ def assert_same(ours, theirs, **tolerance):
 @pytest.mark.parametrize("view", ["teacher", "student"])
 def test_the_gradient_of_a_divergence_step_equals_a_naive_reference_in_float64(make_bench, lora, name, view):
     bench = make_bench(
-        dtype=DOUBLE, lora=lora, objective={"name": name}, sampling={"view": view}, screening=KEEP_ALL,
+        dtype=DOUBLE, lora=lora, objective={"name": name}, sampling={"prompt": view}, screening=KEEP_ALL,
         micro_batch_tokens=300, max_new_tokens=12,
     )  # fmt: skip
     shake(bench)
@@ -124,7 +124,7 @@ def test_the_gradient_does_not_depend_on_how_ranks_share_the_batch(make_bench):
 def test_a_frozen_teacher_under_the_students_prompt_has_divergence_zero(make_bench):
     bench = make_bench(
         dtype=DOUBLE, objective={"name": "reverse_kl"}, teacher={"kind": "base"}, screening=KEEP_ALL,
-        sampling={"view": "student", "record": RecordOptions()},
+        sampling={"prompt": "student", "record": RecordOptions()},
     )  # fmt: skip
     scored: list[int] = []
     score = bench.trainer.teacher.score

@@ -12,7 +12,7 @@ from onpolicy_sdft.build.method import learns_packed
 from onpolicy_sdft.config.schema import RunConfig
 from onpolicy_sdft.errors import ConfigError
 
-STUDENT = {"sampling": {"view": "student"}}
+STUDENT = {"sampling": {"prompt": "student"}}
 METHODS = {
     "nll": {},
     "forward_kl": {"objective": {"name": "forward_kl"}},

@@ -179,7 +179,7 @@ def sequence(name="seq", *, seed=0, lost=0.0, config=None):
         },
         "forgetting_by_task": forgotten,
         "records": {t: ["stage-1-code/eval/before-code.jsonl"] for t in TASKS},
-        "config": config or {"seed": seed, "carry": "merged"},
+        "config": config or {"seed": seed, "adapter_handoff": "merged"},
         "manifest": manifest(seed),
         "command": ["sdft", "continual"],
     }

@@ -118,7 +118,7 @@ def make(tokenizer: Any) -> Any:
         script = Script(renderer, attempts or {}, is_student=view == "student")
         source = FeedbackSource(
             script,
-            Sampling(SamplingParams(), 50, seed=3, view=view),
+            Sampling(SamplingParams(), 50, seed=3, prompt=view),
             store=DraftStore(10_000),
             trying=Trying(
                 num_samples=num_samples,

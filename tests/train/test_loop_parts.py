@@ -125,7 +125,7 @@ def ask(step=0, num=1, **options):
 
 
 def test_the_students_view_is_the_bare_prompt():
-    assert ask(view="student").requests[0].prompt_token_ids == (1,)
+    assert ask(prompt="student").requests[0].prompt_token_ids == (1,)
 
 
 def test_demonstration_dropout_leaves_the_demonstration_out_of_that_share_and_repeats_itself():
