@@ -39,7 +39,7 @@ def adapter_off(model: PeftModel) -> Iterator[PreTrainedModel]:
         yield inner_model(model)
 
 
-def seed_context(
+def base_context(
     config: RunConfig, model: PreTrainedModel | PeftModel, *, untrained: bool = False
 ) -> Callable[[], AbstractContextManager[PreTrainedModel]]:
     """Return a context that gives the base model: the adapter off, or a second copy for full fine-tuning.

@@ -50,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
     ]
     print_table(
         f"answers compared with those of {summary['reference']}, n = {summary['num_prompts']}",
-        ["run", "similarity [95 %]", "identical", "KL(base || tuned) [95 %]", "NLL of the seed's answers [95 %]"],
+        ["run", "similarity [95 %]", "identical", "KL(base || tuned) [95 %]", "NLL of the base model's answers [95 %]"],
         rows,
     )
     if summary["num_cut"]:

@@ -61,9 +61,9 @@ def _conclude(config: SweepConfig, plan: Plan, outcome: SweepOutcome) -> int:
     from onpolicy_sdft.experiments.sweep_results import (
         SWEEP_FILE,
         TABLES,
+        base_model_scores,
         cells,
         notes,
-        seed_model_scores,
         shown_metrics,
     )
     from onpolicy_sdft.report.write import write_report
@@ -71,8 +71,8 @@ def _conclude(config: SweepConfig, plan: Plan, outcome: SweepOutcome) -> int:
 
     metrics = shown_metrics(config.metrics, outcome.table)
     print_table(f"sweep {outcome.directory}", *cells(outcome.table, list(config.axes), metrics))
-    seed_model = seed_model_scores(outcome.rows, outcome.directory)
-    print("\n".join(filter(None, notes(metrics, outcome.rows, plan.runs, plan.excluded, seed_model))))
+    base_model = base_model_scores(outcome.rows, outcome.directory)
+    print("\n".join(filter(None, notes(metrics, outcome.rows, plan.runs, plan.excluded, base_model))))
     for path in (
         *(outcome.directory / name for name in (*TABLES, SWEEP_FILE, "logs")),
         *write_report([outcome.directory]),

@@ -380,8 +380,8 @@ class TeacherConfig:
     """Weights of the teacher: what writes under the teacher's prompt, and what the objective compares with."""
 
     weights: Literal["live", "ema", "stage", "base"] = "live"
-    """``live``: the policy's own; ``ema``: their average; ``stage``: those at the start of the task; ``base``: the seed
-    model's."""
+    """``live``: the policy's own; ``ema``: their average; ``stage``: those at the start of the task; ``base``: the
+    base model's."""
     half_life: float = 50.0
     """Of ``ema``: optimizer steps in which the weight of the past halves. 0: as ``live``; .inf: as ``stage``."""
     refresh_steps: int | None = None

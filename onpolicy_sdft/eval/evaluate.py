@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
 
-from onpolicy_sdft.build.base import seed_context
+from onpolicy_sdft.build.base import base_context
 from onpolicy_sdft.build.bundle import ModelBundle, Say
 from onpolicy_sdft.build.data import refuse_unaskable
 from onpolicy_sdft.build.loaded import is_run, load_model, load_run
@@ -26,7 +26,7 @@ from onpolicy_sdft.data.eval_sets import EvalSet, load_eval_sets
 from onpolicy_sdft.data.sources import fingerprint
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.answers import Kept, remove_kept
-from onpolicy_sdft.eval.retention import SeedCompletion, SeedKL, general_prompts, kl_to_seed, write_seed_completions
+from onpolicy_sdft.eval.retention import BaseCompletion, BaseKL, general_prompts, kl_to_base, write_base_completions
 from onpolicy_sdft.eval.runner import SetScore, score_set
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.runs.directory import RunDirectory
@@ -74,7 +74,7 @@ def evaluate(
         finished = load_run(target, say)
         assert finished.run is not None
         weights = files_identity(finished.run.model_path)
-        # Whatever the sets: its own seed, and what it started from.
+        # Whatever the sets: its own base model, and what it started from.
         config = dataclasses.replace(config, model=finished.config.model, train=finished.config.train)
     else:
         finished, weights = load_model(str(target), config, say), "as loaded"
@@ -146,7 +146,7 @@ def evaluate_stage(
     """Score one stage of a run (``before`` or ``after``) and write records and summary.
 
     The base model's completions of the general prompts are written in stage ``before`` and reused. Ranks share the
-    questions; the distance from the seed is the first one's work.
+    questions; the distance from the base model is the first one's work.
 
     Args:
         config: Says how questions are asked.
@@ -212,7 +212,7 @@ def _write_stage(
         write_jsonl_atomic(run.eval_records_path(stage, score.label), score.records)
     kl = None
     if config.eval.kl_prompts:
-        completions = seed_completions(config, chat, model, run.eval_path, untrained=stage == "before")
+        completions = base_completions(config, chat, model, run.eval_path, untrained=stage == "before")
         if stage != "before":
             kl = measure_kl(config, chat, model, completions)
     scored = [_without_records(score) for score in scores]
@@ -242,9 +242,9 @@ def has_stage(run: RunDirectory, stage: str, config: RunConfig, sets: Sequence[E
     return bool(entry.get("identity") == eval_identity(config, sets) and entry.get("weights") == weights)
 
 
-def seed_completions(
+def base_completions(
     config: RunConfig, chat: ModelBundle, model: PreTrainedModel | PeftModel, directory: Path, *, untrained: bool
-) -> list[SeedCompletion]:
+) -> list[BaseCompletion]:
     """Read the base model's completions, or let it write them now; the file's name tells what it belongs to."""
     asked = (
         model_identity(config.model),
@@ -252,22 +252,22 @@ def seed_completions(
         config.eval.kl_prompts,
         config.eval.kl_max_new_tokens,
     )
-    path = directory / f"seed_completions-{hashlib.sha256(repr(asked).encode()).hexdigest()[:8]}.jsonl"
+    path = directory / f"base_completions-{hashlib.sha256(repr(asked).encode()).hexdigest()[:8]}.jsonl"
     if path.is_file():
         return [
-            SeedCompletion(
+            BaseCompletion(
                 row["example_id"], row["prompt"], row["text"], tuple(row["prompt_ids"]), tuple(row["token_ids"])
             )
             for row in read_jsonl(path)
         ]
     with (
         Progress("base model: general prompts", config.eval.kl_prompts, "completions") as progress,
-        seed_context(config, model, untrained=untrained)() as seed,
+        base_context(config, model, untrained=untrained)() as base,
     ):
         # The model itself with its adapter off keeps its engine; another copy, and its engine, live this long only.
-        same = inner_model(seed) is inner_model(model)
-        backend = (chat.backend if same else chat.new_backend)(seed, config.rollout, config.eval.batch_size)
-        completions = write_seed_completions(
+        same = inner_model(base) is inner_model(model)
+        backend = (chat.backend if same else chat.new_backend)(base, config.rollout, config.eval.batch_size)
+        completions = write_base_completions(
             backend, chat.renderer, config.eval.kl_prompts, config.eval.kl_max_new_tokens, tick(progress)
         )
     write_jsonl_atomic(path, [dataclasses.asdict(completion) for completion in completions])
@@ -278,12 +278,12 @@ def measure_kl(
     config: RunConfig,
     chat: ModelBundle,
     model: PreTrainedModel | PeftModel,
-    completions: Sequence[SeedCompletion],
-) -> SeedKL:
-    """Measure KL(base || model) on the seed's completions, with a progress bar."""
+    completions: Sequence[BaseCompletion],
+) -> BaseKL:
+    """Measure KL(base || model) on the base model's completions, with a progress bar."""
     with Progress("KL to the base model", len(completions), "completions") as progress:
-        return kl_to_seed(
-            inner_model(model), seed_context(config, model), completions, chat.pad_token_id, tick(progress)
+        return kl_to_base(
+            inner_model(model), base_context(config, model), completions, chat.pad_token_id, tick(progress)
         )
 
 
@@ -292,5 +292,5 @@ def _without_records(score: SetScore) -> dict[str, Any]:
     return {**entry, "pass_at": {str(k): value for k, value in score.pass_at.items()}}  # as JSON gives it back
 
 
-def _kl_entry(kl: SeedKL | None) -> dict[str, Any] | None:
+def _kl_entry(kl: BaseKL | None) -> dict[str, Any] | None:
     return None if kl is None else dataclasses.asdict(kl)

@@ -1,4 +1,4 @@
-"""How far a tuned model has moved from its seed on general prompts.
+"""How far a tuned model has moved from its base model on general prompts.
 
 The base model writes one completion per general prompt, once. KL(base || tuned) over the full vocabulary, and the
 tuned model's negative log-likelihood, are then measured at every token of those completions, so every method is
@@ -37,7 +37,7 @@ _MICRO_BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class SeedCompletion:
+class BaseCompletion:
     """What the base model said to one general prompt."""
 
     example_id: str
@@ -48,7 +48,7 @@ class SeedCompletion:
 
 
 @dataclass(frozen=True, slots=True)
-class SeedKL:
+class BaseKL:
     """Mean per-token KL(base || tuned) and NLL in nats, with 95 % bootstrap intervals over completions."""
 
     mean: float
@@ -57,7 +57,7 @@ class SeedKL:
     num_completions: int
     num_tokens: int
     sums: tuple[float, ...]  # per completion, in the order of the completions
-    nll_mean: float  # -log of the tuned model's probability of the seed's tokens
+    nll_mean: float  # -log of the tuned model's probability of the base model's tokens
     nll_low: float
     nll_high: float
     nll_sums: tuple[float, ...]  # as ``sums``
@@ -76,13 +76,13 @@ def general_prompts(limit: int | None = None) -> list[tuple[str, str]]:
     return [(row["id"], row["prompt"]) for row in rows][:limit]
 
 
-def write_seed_completions(
+def write_base_completions(
     backend: RolloutBackend,
     renderer: Renderer,
     num_prompts: int,
     max_new_tokens: int,
     on_progress: OnProgress,
-) -> list[SeedCompletion]:
+) -> list[BaseCompletion]:
     """Let the base model answer general prompts, sampled from its own distribution with fixed noise keys."""
     prompts = general_prompts(num_prompts)
     requests = [
@@ -91,23 +91,23 @@ def write_seed_completions(
     ]
     rollouts = backend.generate(requests, SamplingParams(), on_progress)
     return [
-        SeedCompletion(name, prompt, renderer.decode(r.token_ids), r.prompt_token_ids, r.token_ids)
+        BaseCompletion(name, prompt, renderer.decode(r.token_ids), r.prompt_token_ids, r.token_ids)
         for (name, prompt), r in zip(prompts, rollouts, strict=True)
     ]
 
 
-def kl_to_seed(
+def kl_to_base(
     tuned: PreTrainedModel,
-    as_seed: Callable[[], AbstractContextManager[PreTrainedModel]],
-    completions: Sequence[SeedCompletion],
+    as_base: Callable[[], AbstractContextManager[PreTrainedModel]],
+    completions: Sequence[BaseCompletion],
     pad_token_id: int,
     on_progress: OnProgress,
-) -> SeedKL:
-    """Measure mean per-token KL(base || tuned), and the tuned model's NLL, over the seed's completions.
+) -> BaseKL:
+    """Measure mean per-token KL(base || tuned), and the tuned model's NLL, over the base model's completions.
 
     Args:
         tuned: The tuned model.
-        as_seed: Context that gives the base model (the same weights with the adapter off, or another copy).
+        as_base: Context that gives the base model (the same weights with the adapter off, or another copy).
         completions: What the base model wrote.
         pad_token_id: Any valid id.
         on_progress: Told of finished completions and tokens.
@@ -121,13 +121,13 @@ def kl_to_seed(
         with no_trace(tuned):
             tuned_ND = hidden_at_loss_tokens(tuned, batch)
             tuned_head = head_of(tuned)
-            with as_seed() as seed, no_trace(seed):
-                seed_ND = hidden_at_loss_tokens(seed, batch)
-                seed_head = head_of(seed)
+            with as_base() as base, no_trace(base):
+                base_ND = hidden_at_loss_tokens(base, batch)
+                base_head = head_of(base)
             parts = [
-                _kl_and_nll(seed_head.logits(p_CD), tuned_head.logits(q_CD), labels_C)
+                _kl_and_nll(base_head.logits(p_CD), tuned_head.logits(q_CD), labels_C)
                 for p_CD, q_CD, labels_C in zip(
-                    seed_ND.split(_CHUNK_TOKENS), tuned_ND.split(_CHUNK_TOKENS), batch.labels.split(_CHUNK_TOKENS),
+                    base_ND.split(_CHUNK_TOKENS), tuned_ND.split(_CHUNK_TOKENS), batch.labels.split(_CHUNK_TOKENS),
                     strict=True,
                 )
             ]  # fmt: skip
@@ -141,7 +141,7 @@ def kl_to_seed(
     total = sum(counts)
     low, high = ratio_interval(sums, counts)
     nll_low, nll_high = ratio_interval(nll_sums, counts)
-    return SeedKL(
+    return BaseKL(
         sum(sums) / total, low, high, len(completions), total, tuple(sums),
         sum(nll_sums) / total, nll_low, nll_high, tuple(nll_sums),
     )  # fmt: skip

@@ -17,7 +17,7 @@ from onpolicy_sdft.eval.embedders import cosine_similarities, load_embedder
 from onpolicy_sdft.eval.evaluate import measure_kl
 from onpolicy_sdft.eval.intervals import mean_interval
 from onpolicy_sdft.eval.prompts import Asking, answer, load_prompts
-from onpolicy_sdft.eval.retention import SeedCompletion, SeedKL
+from onpolicy_sdft.eval.retention import BaseCompletion, BaseKL
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import differences, write_json_atomic, write_jsonl_atomic
 from onpolicy_sdft.runs.manifest import collect_manifest
@@ -67,46 +67,46 @@ def run_shift(
     """
     opened = [RunDirectory.open(path, require=["config.yaml", "model"]) for path in runs]
     configs = [load_config(run.config_path) for run in opened]
-    _refuse_other_seeds(opened, configs)
+    _refuse_other_bases(opened, configs)
     names = _names(opened)
     prompts = load_prompts(options.prompts, options.prompt_column, options.num_prompts, configs[0])
     embedder = load_embedder(options.embedder, configs[0].model.cache_dir, say)
     directory = _make_directory(Path(output))
     partial = directory / "partial"
-    seed = _answers_of_seed(configs[0], prompts, options.asking, partial / "seed.jsonl", say)
+    base = _answers_of_base(configs[0], prompts, options.asking, partial / "base.jsonl", say)
     found = []
     for index, name in enumerate(names):
         path = partial / f"run-{index}.jsonl"
-        answers, distance = _answers_of_run(opened[index], name, prompts, options.asking, seed, path, say)
+        answers, distance = _answers_of_run(opened[index], name, prompts, options.asking, base, path, say)
         found.append((name, answers, distance))
         gc.collect()  # a model and the engine over it refer to each other
     say(f"comparing answers with {embedder.name}")
-    seed_ND = embedder([record["completion"] for record in seed])
-    compared = [cosine_similarities(seed_ND, embedder([r["completion"] for r in answers])) for _, answers, _ in found]
+    base_ND = embedder([record["completion"] for record in base])
+    compared = [cosine_similarities(base_ND, embedder([r["completion"] for r in answers])) for _, answers, _ in found]
     summary = {
         "reference": configs[0].model.name,
         "runs": [
-            _entry(run, name, seed, answers, similarities, distance)
+            _entry(run, name, base, answers, similarities, distance)
             for run, (name, answers, distance), similarities in zip(opened, found, compared, strict=True)
         ],
         "num_prompts": len(prompts),
         "embedder": embedder.name,
-        "num_cut": _count_cut(embedder, [seed, *(answers for _, answers, _ in found)]),
+        "num_cut": _count_cut(embedder, [base, *(answers for _, answers, _ in found)]),
         "prompts": _RECORDS,
         **dataclasses.asdict(options.asking),
         "manifest": collect_manifest(command=command, seeds={"seed": options.asking.seed}),
     }
-    write_jsonl_atomic(directory / _RECORDS, _records(seed, [(name, a) for name, a, _ in found], compared))
+    write_jsonl_atomic(directory / _RECORDS, _records(base, [(name, a) for name, a, _ in found], compared))
     write_json_atomic(directory / _SUMMARY, summary)
-    for path in (partial / "seed.jsonl", *(partial / f"run-{index}.jsonl" for index in range(len(opened)))):
+    for path in (partial / "base.jsonl", *(partial / f"run-{index}.jsonl" for index in range(len(opened)))):
         remove_kept(path)
     return summary
 
 
-def _refuse_other_seeds(runs: Sequence[RunDirectory], configs: Sequence[RunConfig]) -> None:
-    first = _seed_facts(configs[0])
+def _refuse_other_bases(runs: Sequence[RunDirectory], configs: Sequence[RunConfig]) -> None:
+    first = _base_facts(configs[0])
     for run, config in zip(runs[1:], configs[1:], strict=True):
-        theirs = _seed_facts(config)
+        theirs = _base_facts(config)
         if differing := differences(first, theirs):
             key = differing[0]
             raise ConfigError(
@@ -115,7 +115,7 @@ def _refuse_other_seeds(runs: Sequence[RunDirectory], configs: Sequence[RunConfi
             )
 
 
-def _seed_facts(config: RunConfig) -> dict[str, Any]:
+def _base_facts(config: RunConfig) -> dict[str, Any]:
     """What decides the base model's answers."""
     model = dataclasses.asdict(config.model)
     named = {f"model.{name}": model[name] for name in ("name", "revision", "dtype", "load_in_4bit")}
@@ -141,7 +141,7 @@ def _names(runs: Sequence[RunDirectory]) -> list[str]:
     return whole
 
 
-def _answers_of_seed(
+def _answers_of_base(
     config: RunConfig, prompts: Sequence[Demonstration], asking: Asking, path: Path, say: Say
 ) -> list[AnswerRecord]:
     finished = load_model(config.model.name, config, say)
@@ -153,19 +153,19 @@ def _answers_of_run(
     name: str,
     prompts: Sequence[Demonstration],
     asking: Asking,
-    seed: Sequence[AnswerRecord],
+    base: Sequence[AnswerRecord],
     path: Path,
     say: Say,
-) -> tuple[list[AnswerRecord], SeedKL]:
+) -> tuple[list[AnswerRecord], BaseKL]:
     """Return a run's answers, and how likely it finds those of the base model."""
     finished = load_run(run.path, say)
     answers = answer(finished, prompts, asking, path, f"{name}: answers", say)
     completions = [
-        SeedCompletion(
+        BaseCompletion(
             record["example_id"], record["prompt"], record["completion"], tuple(record["prompt_ids"]),
             tuple(record["token_ids"]),
         )
-        for record in seed
+        for record in base
     ]  # fmt: skip
     return answers, measure_kl(finished.config, finished.chat, finished.model, completions)
 
@@ -173,14 +173,14 @@ def _answers_of_run(
 def _entry(
     run: RunDirectory,
     name: str,
-    seed: Sequence[AnswerRecord],
+    base: Sequence[AnswerRecord],
     answers: Sequence[AnswerRecord],
     similarities: Sequence[float],
-    distance: SeedKL,
+    distance: BaseKL,
 ) -> dict[str, Any]:
     low, high = mean_interval(similarities)
     n = len(similarities)
-    same = sum(a["completion"] == s["completion"] for a, s in zip(answers, seed, strict=True))
+    same = sum(a["completion"] == s["completion"] for a, s in zip(answers, base, strict=True))
     return {
         "name": name,
         "path": str(run.path),
@@ -205,7 +205,7 @@ def _count_cut(embedder: Embedder, answers: Sequence[Sequence[AnswerRecord]]) ->
 
 
 def _records(
-    seed: Sequence[AnswerRecord],
+    base: Sequence[AnswerRecord],
     answers: Sequence[tuple[str, Sequence[AnswerRecord]]],
     similarities: Sequence[Sequence[float]],
 ) -> list[AnswerRecord]:
@@ -222,5 +222,5 @@ def _records(
                 for (name, records), values in zip(answers, similarities, strict=True)
             },
         }
-        for index, reference in enumerate(seed)
+        for index, reference in enumerate(base)
     ]

@@ -118,7 +118,7 @@ def tabulate(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return table
 
 
-def seed_model_scores(rows: Sequence[Row], directory: Path) -> dict[str, float]:
+def base_model_scores(rows: Sequence[Row], directory: Path) -> dict[str, float]:
     """Return the scores of the model before training, where all runs that are done agree on them."""
     found: dict[str, set[float]] = {}
     for row in rows:
@@ -130,7 +130,7 @@ def seed_model_scores(rows: Sequence[Row], directory: Path) -> dict[str, float]:
 
 
 def shown_metrics(wanted: Sequence[str], table: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the columns of the table: those asked for, or all scores, the distance from the seed and the steps."""
+    """Return the columns of the table: those asked for, or all scores, the KL and the steps."""
     if wanted:
         return list(wanted)
     names = dict.fromkeys(name for row in table for name in row["scores"])
@@ -141,20 +141,20 @@ def write_results(config: SweepConfig, plan: Plan, rows: Sequence[Row], director
     """Write ``sweep.json``, ``table.csv`` and ``table.md``; return the table."""
     table = tabulate(rows)
     metrics = shown_metrics(config.metrics, table)
-    seed_model = seed_model_scores(rows, directory)
+    base_model = base_model_scores(rows, directory)
     record = {
         "axes": {axis: [shown_value(axis, value) for value in values] for axis, values in config.axes.items()},
         "seeds": config.seeds,
         "metrics": metrics,
         "runs": [asdict(row) for row in rows],
         "table": table,
-        "seed_model": seed_model,
+        "base_model": base_model,
         "excluded": [asdict(entry) for entry in plan.excluded],
     }
     write_json_atomic(directory / SWEEP_FILE, record)
     csv_name, markdown_name = TABLES
     write_text_atomic(directory / csv_name, to_csv(table, list(config.axes), metrics))
-    write_text_atomic(directory / markdown_name, to_markdown(table, list(config.axes), metrics, rows, plan, seed_model))
+    write_text_atomic(directory / markdown_name, to_markdown(table, list(config.axes), metrics, rows, plan, base_model))
     return table
 
 
@@ -189,12 +189,12 @@ def to_markdown(
     metrics: Sequence[str],
     rows: Sequence[Row],
     plan: Plan,
-    seed_model: Mapping[str, float],
+    base_model: Mapping[str, float],
 ) -> str:
     """Write the table as Markdown, and under it what is not in it: failed and missing runs, what was left out."""
     columns, body = cells(table, axes, metrics)
     lines = [_markdown(columns), "|" + "---|" * len(columns), *map(_markdown, body), ""]
-    lines += [*notes(metrics, rows, plan.runs, plan.excluded, seed_model), ""]
+    lines += [*notes(metrics, rows, plan.runs, plan.excluded, base_model), ""]
     return "\n".join(lines)
 
 
@@ -203,11 +203,11 @@ def notes(
     rows: Sequence[Row],
     runs: Sequence[PlannedRun],
     excluded: Sequence[Excluded],
-    seed_model: Mapping[str, float],
+    base_model: Mapping[str, float],
 ) -> list[str]:
     """Return what must be known beside the table, a paragraph each."""
     found = ["Mean ± standard deviation over runs (smallest to largest); a run is one seed."]
-    known = [f"{_short(name)} {_number(name, seed_model[name])}" for name in metrics if name in seed_model]
+    known = [f"{_short(name)} {_number(name, base_model[name])}" for name in metrics if name in base_model]
     if known:
         found.append(f"Before training: {', '.join(known)}.")
     if any(run.distilled for run in runs):

@@ -117,7 +117,7 @@ def inherit_scores(
     for scores in entry["sets"]:
         label = scores["label"]
         shutil.copyfile(source.eval_records_path(stage, label), run.eval_records_path("before", label))
-    for completions in source.eval_path.glob("seed_completions-*.jsonl"):
+    for completions in source.eval_path.glob("base_completions-*.jsonl"):
         shutil.copyfile(completions, run.eval_path / completions.name)
     summary = read_json(run.eval_summary_path) if run.eval_summary_path.is_file() else {}
     write_json_atomic(

@@ -92,7 +92,7 @@ def _blocks(shift: Mapping[str, Any], sources: tuple[str, ...]) -> list[Block | 
         Column("identical_rate", "identical answers", share),
         Column("truncated_rate", "truncated", share),
         Column("kl_interval", "KL(base || tuned), nats a token", partial(_figure, digits=4)),
-        Column("nll_interval", "NLL of the seed's answers", partial(_figure, digits=4)),
+        Column("nll_interval", "NLL of the base model's answers", partial(_figure, digits=4)),
         Column("path", "path", plain),
     ]
     reference, embedder = shift.get("reference", "the base model"), shift.get("embedder", "an embedder")

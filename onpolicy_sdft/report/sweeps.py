@@ -94,7 +94,7 @@ def _results(sweep: Mapping[str, Any], source: str) -> list[Block | None]:
     columns = [Column(f"point/{axis}", axis, value_text) for axis in sweep["axes"]]
     columns += [Column(f"score/{name}", _short(name), _spread) for name in metrics]
     columns.append(Column("num_failed", "failed", count))
-    before = sweep.get("seed_model") or {}
+    before = sweep.get("base_model") or {}
     known = [f"{_short(name)} {_number(before[name])}" for name in metrics if name in before]
     notes = [f"Before training: {', '.join(known)}."] if known else []
     caption = "Mean ± standard deviation over seeds (range), n of runs done."

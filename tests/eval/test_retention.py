@@ -12,7 +12,7 @@ from onpolicy_sdft.config.schema import ContextConfig
 from onpolicy_sdft.data.renderer import Renderer
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.intervals import ratio_interval
-from onpolicy_sdft.eval.retention import SeedCompletion, general_prompts, kl_to_seed, write_seed_completions
+from onpolicy_sdft.eval.retention import BaseCompletion, general_prompts, kl_to_base, write_base_completions
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.rollout.backend import ignore_progress
 from onpolicy_sdft.rollout.hf import HFBackend
@@ -25,17 +25,17 @@ def given(model) -> Callable[[], contextlib.AbstractContextManager]:
     return lambda: contextlib.nullcontext(model)
 
 
-def completions(num: int = 5) -> list[SeedCompletion]:
+def completions(num: int = 5) -> list[BaseCompletion]:
     generator = torch.Generator().manual_seed(0)
     found = []
     for i in range(num):
         prompt = torch.randint(0, 256, (3 + i,), generator=generator).tolist()
         answer = [*torch.randint(0, 256, (7 - i,), generator=generator).tolist(), PAD]
-        found.append(SeedCompletion(f"g{i}", "?", "?", tuple(prompt), tuple(answer)))
+        found.append(BaseCompletion(f"g{i}", "?", "?", tuple(prompt), tuple(answer)))
     return found
 
 
-def naive_kl(seed, tuned, completion: SeedCompletion) -> float:
+def naive_kl(seed, tuned, completion: BaseCompletion) -> float:
     ids = torch.tensor([[*completion.prompt_ids, *completion.token_ids]])
     with torch.no_grad():
         p, q = (model(ids).logits.double().softmax(-1)[0] for model in (seed, tuned))
@@ -60,7 +60,7 @@ def test_more_general_prompts_than_there_are_is_an_error():
 
 def test_a_model_is_at_distance_zero_from_itself(tiny_model):
     model = tiny_model()
-    found = kl_to_seed(model, given(model), completions(), PAD, ignore_progress)
+    found = kl_to_base(model, given(model), completions(), PAD, ignore_progress)
     assert (found.mean, found.low, found.high) == (0.0, 0.0, 0.0)
     assert set(found.sums) == {0.0}
 
@@ -68,7 +68,7 @@ def test_a_model_is_at_distance_zero_from_itself(tiny_model):
 def test_the_distance_equals_a_naive_computation_in_float64(tiny_model):
     seed, tuned = tiny_model(torch.float64, seed=0), tiny_model(torch.float64, seed=1)
     asked = completions()
-    found = kl_to_seed(tuned, given(seed), asked, PAD, ignore_progress)
+    found = kl_to_base(tuned, given(seed), asked, PAD, ignore_progress)
     expected = [naive_kl(seed, tuned, completion) for completion in asked]
     num_tokens = sum(len(completion.token_ids) for completion in asked)
     assert found.sums == pytest.approx(expected, abs=1e-10)
@@ -78,7 +78,7 @@ def test_the_distance_equals_a_naive_computation_in_float64(tiny_model):
     assert min(expected) > 0.1
 
 
-def naive_nll(tuned, completion: SeedCompletion) -> float:
+def naive_nll(tuned, completion: BaseCompletion) -> float:
     ids = torch.tensor([[*completion.prompt_ids, *completion.token_ids]])
     with torch.no_grad():
         q = tuned(ids).logits.double().softmax(-1)[0]
@@ -89,14 +89,14 @@ def naive_nll(tuned, completion: SeedCompletion) -> float:
 def test_the_likelihood_of_the_seeds_tokens_equals_a_naive_computation_in_float64(tiny_model):
     seed, tuned = tiny_model(torch.float64, seed=0), tiny_model(torch.float64, seed=1)
     asked = completions()
-    found = kl_to_seed(tuned, given(seed), asked, PAD, ignore_progress)
+    found = kl_to_base(tuned, given(seed), asked, PAD, ignore_progress)
     expected = [naive_nll(tuned, completion) for completion in asked]
     counts = [len(completion.token_ids) for completion in asked]
     assert found.nll_sums == pytest.approx(expected, abs=1e-10)
     assert found.nll_mean == pytest.approx(sum(expected) / sum(counts), abs=1e-12)
     assert (found.nll_low, found.nll_high) == ratio_interval(found.nll_sums, counts)
     assert found.nll_low < found.nll_mean < found.nll_high
-    of_itself = kl_to_seed(seed, given(seed), asked, PAD, ignore_progress)
+    of_itself = kl_to_base(seed, given(seed), asked, PAD, ignore_progress)
     assert of_itself.mean == 0.0
     assert of_itself.nll_sums == pytest.approx([naive_nll(seed, completion) for completion in asked], abs=1e-10)
 
@@ -104,15 +104,15 @@ def test_the_likelihood_of_the_seeds_tokens_equals_a_naive_computation_in_float6
 def test_two_completions_alike_are_both_counted(tiny_model):
     seed, tuned = tiny_model(torch.float64, seed=0), tiny_model(torch.float64, seed=1)
     one, other, *_ = completions()
-    found = kl_to_seed(tuned, given(seed), [one, other, one], PAD, ignore_progress)
+    found = kl_to_base(tuned, given(seed), [one, other, one], PAD, ignore_progress)
     assert found.sums == pytest.approx([naive_kl(seed, tuned, c) for c in (one, other, one)], abs=1e-10)
     assert found.nll_sums == pytest.approx([naive_nll(tuned, c) for c in (one, other, one)], abs=1e-10)
 
 
 def test_the_direction_is_from_seed_to_tuned(tiny_model):
     one, other = tiny_model(torch.float64, seed=0), tiny_model(torch.float64, seed=1)
-    there = kl_to_seed(other, given(one), completions(), PAD, ignore_progress)
-    back = kl_to_seed(one, given(other), completions(), PAD, ignore_progress)
+    there = kl_to_base(other, given(one), completions(), PAD, ignore_progress)
+    back = kl_to_base(one, given(other), completions(), PAD, ignore_progress)
     assert there.mean != pytest.approx(back.mean, rel=1e-3)
 
 
@@ -130,8 +130,8 @@ def test_the_adapter_switched_off_is_the_seed_as_well_as_a_second_copy(tiny_mode
             yield inner_model(tuned)
 
     tuned.train()
-    switched = kl_to_seed(inner_model(tuned), adapter_off, completions(), PAD, ignore_progress)
-    copied = kl_to_seed(inner_model(tuned), given(seed), completions(), PAD, ignore_progress)
+    switched = kl_to_base(inner_model(tuned), adapter_off, completions(), PAD, ignore_progress)
+    copied = kl_to_base(inner_model(tuned), given(seed), completions(), PAD, ignore_progress)
     assert switched.sums == pytest.approx(copied.sums, abs=1e-5)
     assert switched.mean > 1e-3
     assert tuned.training
@@ -140,7 +140,7 @@ def test_the_adapter_switched_off_is_the_seed_as_well_as_a_second_copy(tiny_mode
 def test_progress_is_told_of_every_completion_and_token(tiny_model):
     told: list[tuple[int, int]] = []
     model, asked = tiny_model(), completions()
-    kl_to_seed(model, given(model), asked, PAD, lambda advance: told.append((advance.num_finished, advance.num_tokens)))
+    kl_to_base(model, given(model), asked, PAD, lambda advance: told.append((advance.num_finished, advance.num_tokens)))
     assert sum(num for num, _ in told) == 5
     assert sum(tokens for _, tokens in told) == sum(len(completion.token_ids) for completion in asked)
 
@@ -148,7 +148,7 @@ def test_progress_is_told_of_every_completion_and_token(tiny_model):
 def test_the_seed_writes_the_same_completions_every_time(tiny_model, tokenizer):
     renderer = Renderer(tokenizer, ContextConfig())
     written = [
-        write_seed_completions(HFBackend(tiny_model(), (PAD,), PAD, size), renderer, 4, 5, ignore_progress)
+        write_base_completions(HFBackend(tiny_model(), (PAD,), PAD, size), renderer, 4, 5, ignore_progress)
         for size in (3, 4)
     ]
     assert [c.example_id for c in written[0]] == [name for name, _ in general_prompts(4)]

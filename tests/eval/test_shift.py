@@ -104,7 +104,7 @@ def test_answers_of_runs_are_compared_with_those_of_their_seed_prompt_by_prompt(
     assert not (tmp_path / "out" / "partial").exists()
     shown = capsys.readouterr().out
     assert "sft" in shown
-    assert "NLL of the seed's answers" in shown
+    assert "NLL of the base model's answers" in shown
 
 
 def test_an_interrupted_call_goes_on_and_gives_the_same(runs, tmp_path, monkeypatch):
@@ -121,7 +121,7 @@ def test_an_interrupted_call_goes_on_and_gives_the_same(runs, tmp_path, monkeypa
     monkeypatch.setattr(job, "answer", dies)
     command = ["shift", str(runs["sft"]), "--output", str(tmp_path / "parts"), "--max_new_tokens", "5", *options]
     assert main(command) == 130
-    kept = tmp_path / "parts" / "partial" / "seed.jsonl"
+    kept = tmp_path / "parts" / "partial" / "base.jsonl"
     assert len(read_jsonl(kept)[1]["records"]) == 4
     lines = read_jsonl(kept)
     lines[1]["records"][0]["completion"] = "kept as it is"

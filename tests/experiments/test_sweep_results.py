@@ -147,7 +147,7 @@ def test_the_files_of_a_sweep_say_everything(tmp_path, finished_run):
     record = json.loads((tmp_path / "sweep.json").read_text())
     assert record["axes"] == {"optim.lr": [0.1, 0.2], "by": ["x"]}
     assert (record["seeds"], record["table"], record["metrics"]) == ([0, 1], table, config.metrics)
-    assert record["seed_model"] == {"eval/task/score": 0.25}
+    assert record["base_model"] == {"eval/task/score": 0.25}
     assert record["excluded"] == [{"values": {"optim.lr": 0.3, "by": "x"}, "why": "too hot"}]
     assert record["runs"][2] == {
         "name": "lr-0.1_by-x_seed-1", "run": "runs/lr-0.1_by-x_seed-1", "point": {"optim.lr": 0.1, "by": "x"},
@@ -182,7 +182,7 @@ def test_the_seed_models_scores_are_shown_only_where_all_runs_agree(tmp_path, fi
         finished_run(tmp_path / row.run, before=before)
         row.state, row.scores = "done", read_scores(tmp_path / row.run)
     write_results(config, plan, found, tmp_path)
-    assert read_json(tmp_path / "sweep.json")["seed_model"] == {}
+    assert read_json(tmp_path / "sweep.json")["base_model"] == {}
     assert "Before training" not in (tmp_path / "table.md").read_text()
     found[1].state = "pending"
     write_results(config, plan, found, tmp_path)

@@ -265,7 +265,7 @@ def make_sweep(path: Path) -> Path:
             table.append({"point": point, "scores": figures, "num_failed": 2 - len(scores)})
     record = {
         "axes": axes, "seeds": [0, 1], "metrics": ["eval/code/score", "eval/kl"], "runs": runs, "table": table,
-        "seed_model": {"eval/code/score": 0.3}, "excluded": [],
+        "base_model": {"eval/code/score": 0.3}, "excluded": [],
     }  # fmt: skip
     write(path / "sweep.json", record)
     return path

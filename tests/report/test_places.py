@@ -142,7 +142,7 @@ def test_a_shift_shows_similarities_kl_and_likelihood(documents):
     assert first["similarity [95 %]"] == "0.650 [0.500, 0.800]"
     assert second["similarity [95 %]"].startswith("0.950 ")
     assert first["KL(base || tuned), nats a token"] == "0.4000 [0.3500, 0.4500]"
-    assert first["NLL of the seed's answers"] == "1.5000 [1.4000, 1.6000]"
+    assert first["NLL of the base model's answers"] == "1.5000 [1.4000, 1.6000]"
     assert "similarities" in blocks(documents["shf"], Picture)
     assert "similarities" not in tables["shift"].data[0]
 
