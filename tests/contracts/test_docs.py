@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from onpolicy_sdft.cli.reference import PAGES
 
@@ -41,6 +42,12 @@ def test_every_page_is_reached_from_the_readme():
     linked = set(LINK.findall((ROOT / "README.md").read_text(encoding="utf-8")))
     missing = [path.name for path in (ROOT / "docs").glob("*.md") if f"docs/{path.name}" not in linked]
     assert not missing
+
+
+def test_every_page_has_its_place_in_the_site():
+    site = yaml.safe_load((ROOT / "launch" / "mkdocs.yml").read_text(encoding="utf-8"))
+    named = re.findall(r"[\w-]+\.md", str(site["nav"]))
+    assert sorted(named) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 
 
 def test_the_readme_is_read_in_a_few_minutes():
