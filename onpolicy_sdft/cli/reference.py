@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 from onpolicy_sdft.cli.main import VERBS
 from onpolicy_sdft.config.load import make_parser
 from onpolicy_sdft.config.schema import RunConfig
+from onpolicy_sdft.runs.metrics import METRICS
 
 _MADE = "<!-- Made by `python -m onpolicy_sdft.cli.reference docs`; do not edit. -->\n"
 
@@ -56,7 +57,28 @@ def commands_page() -> str:
     return "\n".join(["# Commands\n", _MADE, "| command | what it does |\n|---|---|", *rows, "", note + "\n", codes])
 
 
-PAGES = {"options.md": options_page, "commands.md": commands_page}
+def metrics_page() -> str:
+    """Return what a run leaves, and every metric of its steps with unit and meaning."""
+    rows = [" | ".join(("", f"`{m.name}`", m.unit, m.meaning.replace("|", "\\|"), "")).strip() for m in METRICS]
+    return "\n".join(["# What a run leaves, and its metrics\n", _MADE, _FILES, _TABLE, *rows, "", _RETENTION])
+
+
+_FILES = """`config.yaml` (resolved), `manifest.json` (versions, commit, hardware, seeds, data fingerprint, base
+model), `metrics.jsonl`, `rollouts.jsonl` (prompt, demonstration, rollout, target, verdict, surprise, leak),
+`alarms.jsonl`, `gate.jsonl`, `result.json` (how it ended), `eval/` (a record per answer, the base model's completions,
+summary), `checkpoints/`, `best/`, `model/` (adapter or model, tokenizer, card), `plots/*.png`, `report.html`.
+
+A line of `metrics.jsonl` is a step; a metric that means nothing for a step or method is left out. `*` stands for names
+of a kind.
+"""
+_TABLE = "| metric | unit | meaning |\n|---|---|---|"
+_RETENTION = """Retention is measured two ways: scores on sets the base model was not trained on (`retention: true`), and
+the mean per-token KL(base || tuned) over completions that the base model wrote once for 60 general prompts that ship
+with the project (the same tokens for every method). Intervals are 95 %: Wilson for scores, bootstrap over completions
+for KL.
+"""
+
+PAGES = {"options.md": options_page, "commands.md": commands_page, "metrics.md": metrics_page}
 
 
 def _shown(value: Any) -> str:

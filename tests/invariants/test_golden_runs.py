@@ -8,6 +8,9 @@ import golden_runs
 import pytest
 import torch
 
+from onpolicy_sdft.runs.files import read_jsonl
+from onpolicy_sdft.runs.metrics import metric_of
+
 RECORDS = json.loads(golden_runs.RECORDS.read_text(encoding="utf-8"))
 
 
@@ -27,3 +30,6 @@ def test_a_small_run_gives_what_is_on_record(name, model_dir, tmp_path):
     for ours, theirs in zip(made["steps"], expected["steps"], strict=True):
         assert ours == pytest.approx(theirs, rel=close)
     assert (made["kl"], made["mean_length"]) == pytest.approx((expected["kl"], expected["mean_length"]), rel=close)
+    logged = {key for path in tmp_path.rglob("metrics.jsonl") for row in read_jsonl(path) for key in row["values"]}
+    assert logged
+    assert not [key for key in logged if metric_of(key) is None], "runs/metrics.py names every metric"

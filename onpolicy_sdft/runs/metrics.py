@@ -1,0 +1,93 @@
+"""Every metric of a training step: what it is called, what it counts in, what it means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric of ``metrics.jsonl``, or several of one kind."""
+
+    name: str  # ``area/quantity``; a ``*`` stands for the names of a kind
+    unit: str
+    meaning: str
+
+
+_SHARE, _NATS, _SECONDS, _TOKENS, _COUNT = "share", "nats a token", "seconds", "tokens", "count"
+
+METRICS = (
+    Metric("loss/total", _NATS, "what was minimised, a loss token; for `nll` the mean of -log p(target | bare prompt)"),
+    Metric("loss/demonstration_nll", _NATS, "its part of demonstrations that are added or stand in, by `nll`"),
+    Metric("loss/anchor", _NATS, "its part of the anchor's divergence (`objective.anchor_kl`)"),
+    Metric("loss/clipped_rate", _SHARE, "loss tokens at which `objective.clip` took effect"),
+    Metric("loss/fallback_clipped_rate", _SHARE, "loss tokens at which `screening.fallback_clip` took effect"),
+    Metric("loss/mean_importance", "ratio", "mean weight of `objective.importance`"),
+    Metric("loss/importance_capped_rate", _SHARE, "loss tokens whose weight was capped (`objective.importance_cap`)"),
+    Metric("loss/*", _NATS, "the objective's own part, under its name"),
+    Metric("train/lr", "", "learning rate of the step"),
+    Metric("train/grad_norm", "", "norm of the gradient before it is clipped (`optim.max_grad_norm`)"),
+    Metric("train/num_loss_tokens", _TOKENS, "learned in the step, by all ranks"),
+    Metric("train/total_loss_tokens", _TOKENS, "learned since the run began"),
+    Metric("train/num_micro_batches", _COUNT, "forwards and backwards of the step, of this rank"),
+    Metric("train/padding_rate", _SHARE, "padding among the tokens of the micro-batches"),
+    Metric("train/tokens_per_second", "tokens a second", "learned tokens over the whole step's time"),
+    Metric("train/num_halvings", _COUNT, "times that micro-batches were halved since memory ran out"),
+    Metric("train/num_releases", _COUNT, "times that slots were given back since memory ran out in learning"),
+    Metric("train/too_short_rate", _SHARE, "targets that `objective.skip_tokens` leaves nothing of"),
+    Metric("rollout/mean_length", _TOKENS, "mean length of the rollouts"),
+    Metric("rollout/length_ratio", "ratio", "tokens of the rollouts over those of their demonstrations"),
+    Metric("rollout/truncated_rate", _SHARE, "rollouts that reached `rollout.max_new_tokens`"),
+    Metric("rollout/entropy", _NATS, "mean entropy of what was sampled from: falls when diversity collapses"),
+    Metric("rollout/logprob", _NATS, "mean log-probability of the sampled tokens"),
+    Metric("rollout/distinct_2", _SHARE, "different token pairs among all pairs of the step"),
+    Metric("rollout/demonstration_overlap", _SHARE, "4-grams of a rollout that stand in its demonstration as well"),
+    Metric("rollout/verbatim_rate", _SHARE, "rollouts that are the demonstration word for word"),
+    Metric("rollout/surprise", _NATS, "mean -log p of a rollout under the bare prompt"),
+    Metric("rollout/surprise_max", "nats", "the largest of a rollout's tokens, a mean over rollouts"),
+    Metric("rollout/leak", _NATS, "how much likelier the demonstration alone makes a rollout than the bare prompt"),
+    Metric("rollout/support", _NATS, "how much likelier the demonstration becomes given the rewrite, against others"),
+    Metric("rollout/step_rate", _SHARE, "bare continuations of a rollout's first half that the check accepts"),
+    Metric("rollout/agreement", _SHARE, "rollouts of a demonstration in a step that the check accepts"),
+    Metric("rollout/solved_rate", _SHARE, "bare samples of a row that are right (`screening.bare_samples`)"),
+    Metric("rollout/num_slots", _COUNT, "completions that are written at once"),
+    Metric("rollout/slot_occupancy", _SHARE, "how busy the slots were"),
+    Metric("rollout/tokens_per_forward", _TOKENS, "written a decode forward, over all slots"),
+    Metric("rollout/tokens_per_second", "tokens a second", "written while rollouts were sampled"),
+    Metric("rollout/accept_rate", _SHARE, "drafted tokens that were kept; absent where none was drafted"),
+    Metric("rollout/drafted_rate", "ratio", "drafted tokens over written ones"),
+    Metric("rollout/padding_rate", _SHARE, "padding among the tokens of the rollout's forwards"),
+    Metric("rollout/blend", "weight", "mean weight of the bare prompt in what was sampled from"),
+    Metric("rollout/num_out_of_memory", _COUNT, "times that a rollout had to go on with fewer slots"),
+    Metric("screen/keep_rate", _SHARE, "rollouts that are learned"),
+    Metric("screen/fallback_rate", _SHARE, "rollouts in whose place the demonstration is learned"),
+    Metric("screen/drop_rate", _SHARE, "rollouts that are left out"),
+    Metric("screen/spare_rate", _SHARE, "rollouts left out for a better one of the same demonstration"),
+    Metric("screen/mean_attempts", _COUNT, "draws a rollout (`resample`)"),
+    Metric("screen/reason/*_rate", _SHARE, "rollouts refused for a reason"),
+    Metric("screen/refused_right/*_rate", _SHARE, "rollouts that a rule refused although the check accepts them"),
+    Metric("bare/length", _TOKENS, "median length of the policy's own bare answers, which rollouts are compared with"),
+    Metric("bare/surprise", _NATS, "mean -log p of the bare answers"),
+    Metric("bare/score", _SHARE, "bare answers that are right"),
+    Metric("bare/of_right", "0 or 1", "whether length and steps are of the right bare answers alone"),
+    Metric("feedback/*", _SHARE, "what became of the student's attempts (`feedback.enabled`)"),
+    Metric("time/step_seconds", _SECONDS, "the whole step"),
+    Metric("time/rollout_seconds", _SECONDS, "sampling rollouts"),
+    Metric("time/rollout_prefill_seconds", _SECONDS, "of it, the prompts"),
+    Metric("time/rollout_decode_seconds", _SECONDS, "of it, the tokens"),
+    Metric("time/attempt_seconds", _SECONDS, "of it, the student's attempts"),
+    Metric("time/rollout_wait_seconds", _SECONDS, "waiting for the rollouts of other ranks"),
+    Metric("time/screen_seconds", _SECONDS, "waiting for verdicts that were not there when the rollout ended"),
+    Metric("time/judging_seconds", _SECONDS, "reaching all verdicts, in workers"),
+    Metric("time/judging_beside_seconds", _SECONDS, "of it, during the rollout"),
+    Metric("time/score_seconds", _SECONDS, "the teacher's own forwards"),
+    Metric("time/learn_seconds", _SECONDS, "forwards, backwards and the update"),
+    Metric("memory/rollout_mib", "MiB", "largest of the ranks: the peak on a GPU, elsewhere what is resident after it"),
+    Metric("memory/learn_mib", "MiB", "the same of learning"),
+)
+
+
+def metric_of(name: str) -> Metric | None:
+    """Return what is known of a metric by its name in ``metrics.jsonl``; None: nothing."""
+    return next((metric for metric in METRICS if fnmatchcase(name, metric.name)), None)
