@@ -38,18 +38,18 @@ _OPENING = re.compile(r"[{\[]")
 _MAX_OBJECTS = 200  # JSON objects, or tags, of a text that are looked at
 _BEFORE_ARGUMENTS = re.compile(
     r"(?:to=|<function=|name=|call:)?[\"'`]?(?P<name>[A-Za-z_][\w.]*)[\"'`]?(?::\d+)?[>:\s]*"
-    r"(?:(?:code|json|tool_sep|\[ARGS\]|\[CALL_ID\]\w*|<[^<>\n]{1,40}>|commentary|```(?:json)?"
-    r"|(?:Action )?(?:Input|Arguments|Parameters|Args):)[\s>]*)*$"
+    r"(?:(?>code|json|tool_sep|\[ARGS\]|\[CALL_ID\]\w*|<[^<>\n]{1,40}>|commentary|```(?:json)?"
+    r"|(?:Action )?(?:Input|Arguments|Parameters|Args):)[\s>]*+)*+$"
 )
 _TAGGED_NAME = re.compile(
     r"<function=([\w.]+)>|<tool_call>\s*([A-Za-z_][\w.]*)\s*(?=<arg_key>|</tool_call>|\n)"
     r"|<invoke name=\"([\w.]+)\">"
 )
 #: Gemma: ``call:get{city:<escape>Paris<escape>,days:3}``, with its quotes as a token of their own.
-_UNQUOTED = re.compile(r"call:([A-Za-z_][\w.]*)\{((?:[^{}<]+|<(?:escape|\|\"\|)>[^<]*<(?:escape|\|\"\|)>){0,100})\}")
+_UNQUOTED = re.compile(r"call:([A-Za-z_][\w.]*)\{((?:[^{}<]++|<(?:escape|\|\"\|)>[^<]*+<(?:escape|\|\"\|)>){0,100}+)\}")
 _UNQUOTED_ARGUMENT = re.compile(r"\s*(\w+):(?:<(?:escape|\|\"\|)>([^<]*)<(?:escape|\|\"\|)>|([^,<]*))\s*(?:,|$)")
 _IN_TAGS = re.compile(r"<tool_call>([^<]*)</tool_call>")
-_TEXT = r"[^<]*(?:<(?!/?(?:parameter|arg_))[^<]*)*"
+_TEXT = r"[^<]*+(?:<(?!/?(?:parameter|arg_))[^<]*+)*+"
 _TAGGED_ARGUMENT = re.compile(
     rf"<parameter=([\w.]+)>({_TEXT})</parameter>|<arg_key>([^<]*)</arg_key>\s*<arg_value>({_TEXT})</arg_value>"
     rf"|<parameter name=\"([\w.]+)\"[^<>]*>({_TEXT})</parameter>"

@@ -43,7 +43,10 @@ NEW = _words(
     "then thus therefore hence not while during using via has have had was were will would can that it this there we",
     "i he she they",
 )
-NOT = _words(r"not never neither nor isn't isn’t aren't wasn't cannot without except ≠ \neq \ne")
+NOT = _words(r"not never neither nor isn't isn’t aren't wasn't cannot without except hardly scarcely ≠ \neq \ne")
+NOT_IN_TWO = frozenset(
+    [("rather", "than"), ("instead", "of"), ("other", "than"), ("anything", "but"), ("no", "longer"), ("far", "from")]
+)
 #: A number behind them, or before them, is a bound.
 COMPARED = _words("< > ≤ ≥ ≠ <= >=")
 MORE = COMPARED | {"or", "+"}
