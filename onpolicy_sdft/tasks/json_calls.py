@@ -15,10 +15,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from onpolicy_sdft.tasks.python_calls import MAX_DEPTH, is_flat
+from onpolicy_sdft.tasks.python_calls import MAX_DEPTH, is_flat, is_spoken_against
 from onpolicy_sdft.tasks.syntax import parse_expression
 
-_NAMES = ("name", "function", "tool_name", "function_name", "tool", "action", "recipient_name")
+_NAMES = ("name", "function", "tool_name", "function_name", "tool", "action", "recipient_name", "method")
 _ARGUMENTS = (
     "arguments",
     "parameters",
@@ -29,11 +29,18 @@ _ARGUMENTS = (
     "tool_input",
     "tool_args",
     "tool_arguments",
+    "params",
 )
 #: Name spaces that templates put before the names of functions.
 NAME_SPACES = ("functions", "tools", "default_api")
 #: Keys of objects that hold calls.
-_WRAPPERS = ("function", "tool_call", "function_call", "tool_calls", "calls")
+_WRAPPERS = (
+    *("function", "tool_call", "function_call", "tool_calls", "calls", "function_calls", "functionCall", "toolCalls"),
+    *("action", "actions", "tool", "tools", "tool_use", "call"),
+)
+#: What is no JSON and yet written: a comma behind the last item, arguments in single quotes (Glaive).
+_LAST_COMMA = re.compile(r'("(?:\\.|[^"\\])*+(?:"|\Z))|,(?=\s*[}\]])', re.DOTALL)
+_SINGLE_QUOTED = re.compile(r":\s*'(\{(?:[^'\\]|\\.)*+)'", re.DOTALL)
 _OPENING = re.compile(r"[{\[]")
 _MAX_OBJECTS = 200  # JSON objects, or tags, of a text that are looked at
 _BEFORE_ARGUMENTS = re.compile(
@@ -69,8 +76,17 @@ def json_calls(text: str, names: Collection[str]) -> list[ast.Call]:
         text: A completion.
         names: Known names; one that stands before an object of arguments has to be among them.
     """
+    return _json_calls(text, names) or _json_calls(_mended(text), names)
+
+
+def _mended(text: str) -> str:
+    text = _SINGLE_QUOTED.sub(lambda found: f": {found[1]}", text)
+    return _LAST_COMMA.sub(lambda found: found[1] or "", text)
+
+
+def _json_calls(text: str, names: Collection[str]) -> list[ast.Call]:
     found: list[ast.Call] = []
-    for value, start in [*_values(text), *_literals(text)]:
+    for value, start, end in [*_values(text), *_literals(text)]:
         calls = list(_calls_of(value))
         if not calls and isinstance(value, dict) and len(value) == 1:  # {"get": {"a": 1}}
             calls = [(name, inside) for name, inside in value.items() if name in names and isinstance(inside, dict)]
@@ -78,7 +94,8 @@ def json_calls(text: str, names: Collection[str]) -> list[ast.Call]:
         if not calls and isinstance(value, dict) and before:
             ahead = {without_name_space(before["name"]), before["name"].removeprefix("function")} & set(names)
             calls = [(name, value) for name in ahead]
-        found += [_call(name, arguments) for name, arguments in calls if _is_name(name)]
+        if calls and not is_spoken_against(text, start, end):
+            found += [_call(name, arguments) for name, arguments in calls if _is_name(name)]
     return found
 
 
@@ -118,8 +135,8 @@ def unquoted_calls(text: str) -> list[ast.Call]:
     return found
 
 
-def _values(text: str) -> Iterator[tuple[Any, int]]:
-    """Yield the outermost JSON objects and lists of a text, and where each begins."""
+def _values(text: str) -> Iterator[tuple[Any, int, int]]:
+    """Yield the outermost JSON objects and lists of a text, and where each begins and ends."""
     decoder = json.JSONDecoder(object_pairs_hook=_without_repetition)
     position, unread = 0, 2 * len(text) + 1000
     for _ in range(_MAX_OBJECTS):
@@ -137,10 +154,10 @@ def _values(text: str) -> Iterator[tuple[Any, int]]:
             continue
         position = end
         if _is_flat(value):
-            yield value, found.start()
+            yield value, found.start(), end
 
 
-def _literals(text: str) -> Iterator[tuple[Any, int]]:
+def _literals(text: str) -> Iterator[tuple[Any, int, int]]:
     """Yield the dict that a text, or what stands in its tags, is in Python's spelling."""
     tagged = _IN_TAGS.search(text)
     inside = (tagged[1] if tagged else text).strip()
@@ -150,7 +167,7 @@ def _literals(text: str) -> Iterator[tuple[Any, int]]:
     except (ValueError, TypeError, MemoryError, RecursionError):
         return
     if _is_flat(value) and _is_json(value):
-        yield value, 0
+        yield value, 0, 0
 
 
 def _is_json(value: object) -> bool:
