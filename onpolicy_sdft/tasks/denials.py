@@ -8,7 +8,7 @@ import re
 _AFFIRMED = re.compile(
     r"\b(?:(?:no|without(?: a| any)?|beyond(?: a| any| all)?)(?: shadow of a)? (?:doubt|question)|not? (?:other|one) but"
     r"|(?:none|no(?:thing|body)?|no one)(?: other| else)? (?:than|but)|(?:not|isn['’]t) (?:only|just|merely|simply)"
-    r"|(?:not|never|cannot|n['’]t) be any(?:thing|one|where)?(?: other| else)? (?:than|but)"
+    r"|(?:not|never|cannot|\w+n['’]t) be any(?:thing|one|where)?(?: other| else)? (?:than|but)"
     r"|(?:not|never|cannot|can['’]t|don['’]t|no one can) (?:doubt|deny|dispute)|not (?:wrong|incorrect|unlikely))\b",
     re.IGNORECASE,
 )
@@ -16,7 +16,7 @@ _NEGATION = re.compile(
     r"(?:\b(?:not|never|neither|nor|isn['’]t|aren['’]t|wasn['’]t|wouldn['’]t|won['’]t|don['’]t|doesn['’]t|didn['’]t"
     r"|can['’]?t|cannot|couldn['’]t|shouldn['’]t|except|excluding|without|eliminate[sd]?|exclude[sd]?"
     r"|reject(?:ed|s)?|avoid|doubt(?:s|ed|ful)?|hardly|scarcely|unlikely|impossible|disagree[sd]?|den(?:y|ies|ied)"
-    r"|dismiss(?:ed)?|discard(?:ed)?|against|false that|wrong that|incorrect that|no circumstances)\b"
+    r"|dismiss(?:ed)?|discard(?:ed)?|false that|wrong that|incorrect that|no circumstances)\b"
     r"|\brul(?:e|ed|es|ing) out\b|\b(?:rather than|instead of|other than|no longer|anything but|all but|far from)\b)"
     r"(?:\s+[\w'’]+){0,4}\W*$|\bno\s+(?:option\s+|choice\s+)?[(\"']*$|(?:不是|不选|不為|不为|并非|不會是|不会是|排除|错误的是)\s*$",
     re.IGNORECASE,

@@ -60,6 +60,7 @@ _NTHS = MappingProxyType(
 _NTH = re.compile(rf"[ -]({'|'.join(_NTHS)})(s)?\b", re.IGNORECASE)
 #: Letters right behind a number that make it a term (3x), an hour or a place in a row.
 _NO_UNITS = frozenset({"x", "y", "z", "n", "i", "q", "r", "u", "π", "am", "pm", "a.m", "p.m"})
+_VARIABLES = frozenset("ab")  # "A" is a unit
 _HOURS = re.compile(r"[ ]?(?:[ap]\.?m\b|o'?clock\b|Uhr\b)", re.IGNORECASE)
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b|(?<=\d{3}0)['’]?s\b", re.IGNORECASE)  # 5th, 1990s
 _MONTHS = frozenset(name.lower() for name in (*calendar.month_name, *calendar.month_abbr) if name)
@@ -251,7 +252,7 @@ def _behind(text: str, value: Fraction | None, end: int) -> tuple[Fraction | Non
     if part := _NTH.match(text, end):
         return (_times(value, Fraction(1, _NTHS[part[1].lower()])) if part[2] else None), part.end()
     glued = _BEHIND.match(text, end)
-    if (glued and glued.group().lower() in _NO_UNITS) or _HOURS.match(text, end):
+    if (glued and (glued.group() in _VARIABLES or glued.group().lower() in _NO_UNITS)) or _HOURS.match(text, end):
         return None, glued.end() if glued else end
     if glued and (text[glued.end() : glued.end() + 1].isdigit() or glued.group().startswith("x")):
         return None, glued.end()  # 0xFF, 5e: letters with digits behind them
