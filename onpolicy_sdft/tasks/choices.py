@@ -43,7 +43,8 @@ _LEADS_ON = re.compile(r"\s*(?:so|thus|and|the|my|final|correct|right|,|\s)*", r
 #: What a line says of the option it begins with.
 _VERDICT = re.compile(
     r"\W{0,8}(?:(?:this|it) (?:is|option is)|is|option)?\W{0,4}"
-    r"(?:(?P<right>[✅✓✔☑]|(?:correct|right|yes|true)\b)|[❌✗✘✖☒]|(?:incorrect|wrong|no|false|not (?:correct|right|true))\b)",
+    r"(?:(?P<right>[✅✓✔☑]|(?:correct|right|yes|true)\b)"
+    r"|[❌✗✘✖☒]|(?:incorrect|wrong|no|false|not (?:correct|right|true))\b)",
     re.IGNORECASE,
 )
 #: What is named before "but" is not picked where its clause has one of these: "A seems right, but it is B".

@@ -15,9 +15,11 @@ _PYTHON = frozenset({"", "python", "py", "python3", "ipython", "tool_code"})
 _PRE = re.compile(r"<pre><code(?: class=\"(?:language-)?python\")?>([^<]*)</code></pre>")
 #: A whole line that says of a block that it is not the answer: "Don't do this:", "A common mistake:".
 _DENIED = re.compile(
-    r"\W*(?:(?:so )?(?:please )?(?:do not|don['’]t|never|avoid)(?: (?:do|doing|use|using|write|writing))?(?: (?:this|it|that))?"
+    r"\W*(?:(?:so )?(?:please )?(?:do not|don['’]t|never|avoid)"
+    r"(?: (?:do|doing|use|using|write|writing))?(?: (?:this|it|that))?"
     r"|(?:(?:this|that|here|it) is )?(?:an? |the )?(?:(?:common|usual|typical|first) )?"
-    r"(?:wrong|incorrect|mistaken?|bug|buggy|broken|bad|not this)(?: (?:too|way|version|code|program|answer|solution|one))?"
+    r"(?:wrong|incorrect|mistaken?|bug|buggy|broken|bad|not this)"
+    r"(?: (?:too|way|version|code|program|answer|solution|one))?"
     r"|instead of(?: this| that)?|rather than(?: this| that)?)\W*",
     re.IGNORECASE,
 )

@@ -6,7 +6,7 @@ import re
 
 #: What has the words of a negation and is none: "there is no doubt that it is B", "none other than B".
 _AFFIRMED = re.compile(
-    r"\b(?:(?:no|without(?: a| any)?|beyond(?: a| any| all)?)(?: shadow of a)? (?:doubt|question)|not? (?:other|one) but"
+    r"\b(?:(?:no|without(?: a| any)?|beyond(?: a| any| all)?)(?: shadow of a)? (?:doubt|question)"
     r"|(?:none|no(?:thing|body)?|no one)(?: other| else)? (?:than|but)|(?:not|isn['’]t) (?:only|just|merely|simply)"
     r"|(?:not|never|cannot|\w+n['’]t) be any(?:thing|one|where)?(?: other| else)? (?:than|but)"
     r"|(?:not|never|cannot|can['’]t|don['’]t|no one can) (?:doubt|deny|dispute)|not (?:wrong|incorrect|unlikely))\b",
@@ -18,7 +18,8 @@ _NEGATION = re.compile(
     r"|reject(?:ed|s)?|avoid|doubt(?:s|ed|ful)?|hardly|scarcely|unlikely|impossible|disagree[sd]?|den(?:y|ies|ied)"
     r"|dismiss(?:ed)?|discard(?:ed)?|false that|wrong that|incorrect that|no circumstances)\b"
     r"|\brul(?:e|ed|es|ing) out\b|\b(?:rather than|instead of|other than|no longer|anything but|all but|far from)\b)"
-    r"(?:\s+[\w'’]+){0,4}\W*$|\bno\s+(?:option\s+|choice\s+)?[(\"']*$|(?:不是|不选|不為|不为|并非|不會是|不会是|排除|错误的是)\s*$",
+    r"(?:\s+[\w'’]+){0,4}\W*$|\bno\s+(?:option\s+|choice\s+)?[(\"']*$"
+    r"|(?:不是|不选|不為|不为|并非|不會是|不会是|排除|错误的是)\s*$",
     re.IGNORECASE,
 )
 #: What is the wrong one is not picked: "the least likely answer is A", "Wrong: A".
@@ -30,13 +31,15 @@ _WRONG = re.compile(
 _TURN = re.compile(r"\b(?:but|instead)\b|[,.:;]", re.IGNORECASE)
 _ALL_BUT = re.compile(r"\b(?:anything|everything|all|any) but\W*$", re.IGNORECASE)
 _BAD = (
-    r"(?:(?:the |an? )?(?:wrong|incorrect|false|invalid|impossible|unlikely|doubtful|mistaken|absurd|nonsense|mistake)\b"
+    r"(?:(?:the |an? )?"
+    r"(?:wrong|incorrect|false|invalid|impossible|unlikely|doubtful|mistaken|absurd|nonsense|mistake)\b"
     r"|out\b|ruled out|eliminated|excluded|rejected|dismissed|discarded)"
 )
 _AUXILIARY = r"(?:is|are|was|were|seems?|looks?|can|could|would|should|does|do|did|must|may|might|has|have|sounds?)"
 _ADVERBS = r"(?:(?:both|also|clearly|definitely|probably|certainly|obviously|just|simply|almost|most) )?"
 _DENIED_AFTER = re.compile(
-    rf"[)\]\"'.:*]*\s*(?:\?|[✗✘❌✖]|(?:{_AUXILIARY}\s*(?:to\s+)?(?:be\s+|been\s+)?{_ADVERBS}(?:not\b|n['’]t\b|never\b|{_BAD})"
+    r"[)\]\"'.:*]*\s*(?:\?|[✗✘❌✖]"
+    rf"|(?:{_AUXILIARY}\s*(?:to\s+)?(?:be\s+|been\s+)?{_ADVERBS}(?:not\b|n['’]t\b|never\b|{_BAD})"
     r"|(?:isn|aren|wasn|can|couldn|doesn|don|won|wouldn|shouldn)['’]t\b|cannot\b|makes? (?:no|little) sense)"
     r"|(?:是|为)?(?:错|不对|不正确|不是)|では(?:ありません|ない)|じゃない|[은는이가] (?:아니|아닙|틀))",
     re.IGNORECASE,
@@ -51,13 +54,15 @@ _NOT_IT = (
 )
 _NUMBER_DENIED_AFTER = re.compile(
     rf"(?:[ ][^\W\d_]+){{0,2}}?[)\]\"'*]*(?:[.,;!]|\s-)?\s*(?:(?:but|yet|which|and)\s+)?(?:(?:that|it|this)\s?)?"
-    rf"(?:(?:['’]s|\b(?:{_ONE_IS}))\s*(?:be\s+)?{_ADVERBS}{_NOT_IT}|\bcannot be {_RESULT}(?:answer|result|right|correct)"
+    rf"(?:(?:['’]s|\b(?:{_ONE_IS}))\s*(?:be\s+)?{_ADVERBS}{_NOT_IT}|\bcannot be {_RESULT}"
+    r"(?:answer|result|right|correct)"
     r"|makes? (?:no|little) sense)",
     re.IGNORECASE,
 )
 #: What denies a statement: "I don't think that the answer is", "it is false that the answer is".
 _DENIES_STATEMENT = re.compile(
-    r"(?:(?:\bnot|\bnever|n['’]t)\s+(?:\w+\s+)?(?:think|believe|say|claim|agree|mean|true|correct|right|likely|possible|sure|certain)"
+    r"(?:(?:\bnot|\bnever|n['’]t)\s+(?:\w+\s+)?"
+    r"(?:think|believe|say|claim|agree|mean|true|correct|right|likely|possible|sure|certain)"
     r"|\b(?:doubt|disagree|deny|false|wrong|incorrect|untrue|unlikely|impossible|a mistake)\b)"
     r"(?:\s+(?:that|to|with|say|think|claim|if|whether|the|my|your|this|final|correct|right)){0,6}\s*$",
     re.IGNORECASE,

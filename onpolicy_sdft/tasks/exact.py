@@ -35,7 +35,8 @@ _MORE_BEFORE = re.compile(
     re.IGNORECASE,
 )
 _MORE_AFTER = re.compile(
-    r"\s?[-+*/×÷·x]\s?\d|\s(?:[^\W\d_]+\s)?(?:to|or|till|until|times|plus|minus|divided by|multiplied by|over|x)\s(?:about\s)?\d"
+    r"\s?[-+*/×÷·x]\s?\d"
+    r"|\s(?:[^\W\d_]+\s)?(?:to|or|till|until|times|plus|minus|divided by|multiplied by|over|x)\s(?:about\s)?\d"
     r"|\s(?:[^\W\d_]+\s)?or\s(?:more|less|fewer)\b|\s(?:more|less|fewer)\sthan\b|\s?(?:\+(?!\w)|squared\b|cubed\b)",
     re.IGNORECASE,
 )
@@ -149,7 +150,11 @@ def _value(words: str) -> Fraction | None:
 
 
 def _holds_number(text: str, wanted: Collection[Fraction]) -> bool:
-    return any(_stands(text, each.start, each.end, True) for each in islice(quantities(text), _MAX_PLACES) if each.value in wanted)
+    return any(
+        _stands(text, each.start, each.end, True)
+        for each in islice(quantities(text), _MAX_PLACES)
+        if each.value in wanted
+    )
 
 
 def _holds_words(text: str, words: str) -> bool:

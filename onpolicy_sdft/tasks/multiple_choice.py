@@ -74,7 +74,7 @@ class MultipleChoice(Task):
         return response if chosen_label(response, choices) == right else right
 
     def check_demonstration(self, demonstration: Demonstration) -> None:
-        """Refuse missing options, an answer that is none of them or not the response's, and options the prompt hides."""
+        """Refuse missing or hidden options, and an answer that is none of them or not the response's."""
         choices = self._choices(demonstration)
         right = self._right(demonstration, choices)
         stated = chosen_label(demonstration.response, choices) if states_choice(demonstration.response) else None

@@ -38,15 +38,17 @@ _NEGATION = re.compile(
 _CLAUSE_END = re.compile(r"[.!?;:,\n](?=\s|`|$)|\b(?:but|so|then|therefore|thus|hence)\b", re.IGNORECASE)
 #: Right before a call: "Wrong: f()".
 _CALLED_WRONG = re.compile(
-    r"(?:\b(?:wrong|incorrect|bad|invalid|mistake|not this|don['’]t|do not|avoid|never)\b[^\w\n:]*:|[❌✗✘✖])\s*[`'\"*]*$",
+    r"(?:\b(?:wrong|incorrect|bad|invalid|mistake|not this|don['’]t|do not|avoid|never)\b[^\w\n:]*:|[❌✗✘✖])"
+    r"\s*[`'\"*]*$",
     re.IGNORECASE,
 )
 #: Of a sentence around a call: it would be made if things were different.
 _UNREAL = r"\bif (?:only )?(?:I|we) (?:only )?(?:had|could|were|was able)\b"
 _SENTENCE_BEFORE = re.compile(rf"{_UNREAL}[^.!?\n]*$", re.IGNORECASE)
 _DENIED_AFTER = re.compile(
-    r"[`'\"*]*\s*(?:fail(?:s|ed)\b|\?\s*(?:no|nope|never|not)\b|[❌✗✘✖]|(?:would|will|might|may|could|can)\s+(?:fail|break|crash|raise"
-    r"|error|go wrong)\b|,?\s*(?:but|which)\s+(?:(?:I|is|would|will|do|does|it|that)\s*)+(?:cannot\b|not\b|n['’]t\b|can['’]t\b"
+    r"[`'\"*]*\s*(?:fail(?:s|ed)\b|\?\s*(?:no|nope|never|not)\b|[❌✗✘✖]"
+    r"|(?:would|will|might|may|could|can)\s+(?:fail|break|crash|raise|error|go wrong)\b"
+    r"|,?\s*(?:but|which)\s+(?:(?:I|is|would|will|do|does|it|that)\s*)++(?:cannot\b|not\b|n['’]t\b|can['’]t\b"
     r"|won['’]t\b|don['’]t\b)|(?:is|was|would be|will be|would|does|isn['’]t|wouldn['’]t|won['’]t)\s*"
     r"(?:(?:be\s+)?(?:not|wrong|incorrect|never|a mistake|invalid|impossible|pointless)\b|(?<=n['’]t\s)|(?<=n['’]t))"
     rf"|[^.!?\n]{{0,20}}{_UNREAL})",
@@ -198,7 +200,7 @@ def _is_in_definition(text: str, start: int) -> bool:
         if not line.strip() or (number and len(line) - len(line.lstrip()) >= indent):
             continue
         if found := _DEFINITION_LINE.match(line):
-            return re.search(rf"(?<!def )\b{found[2]}\(", text[start:]) is None
+            return text.count(f"{found[2]}(") == text.count(f"def {found[2]}(")
         indent = len(line) - len(line.lstrip())
         if not indent:
             return False

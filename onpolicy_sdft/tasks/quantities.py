@@ -119,7 +119,8 @@ _IN_BRACKETS_AFTER = re.compile(r"\s*\\?[)\]}]")
 #: What has several numbers, before them.
 _SEVERAL = re.compile(
     r"(?:\b(?:roots|solutions|answers|values|zeros|zeroes|factors|points?|pairs?|coordinates|numbers|integers|primes"
-    r"|sets?|lists?|tuple|vector|interval)\b|\b[xyz]\s?,\s?[xyz]\b)[^.\d]{0,20}$|(?<!there )\b(?:are|sind|sont|son):?\s*$",
+    r"|sets?|lists?|tuple|vector|interval)\b|\b[xyz]\s?,\s?[xyz]\b)[^.\d]{0,20}$"
+    r"|(?<!there )\b(?:are|sind|sont|son):?\s*$",
     re.IGNORECASE,
 )
 #: Words after which a minus that stands by itself is a sign: what follows is a value.
@@ -269,7 +270,7 @@ def _past_arguments(text: str, end: int) -> int:
             break
         end = found.end()
         if found.group()[-1] == "{":
-            end = min(len(text), end + len(braced(text[:end + _LONGEST_ARGUMENT], end)) + 1)
+            end = min(len(text), end + len(braced(text[: end + _LONGEST_ARGUMENT], end)) + 1)
     return end
 
 

@@ -61,8 +61,11 @@ _ACTS = (
     r"|contribute|follow|carry out|process|grant|tell you|show you|do (?:that|this|it|so)|be (?:a )?part of"
     r"|be of (?:any )?(?:help|assistance))"
 )
-_MY_RULES = r"(?:my|our|openai's|the) (?:\w+ )?(?:programming|guidelines|polic(?:y|ies)|principles|values|ethics|rules|training)"
-#: What is refused is no help: "I refuse to follow the rules", "I won't provide warnings", "I can't give a better recipe".
+_MY_RULES = (
+    r"(?:my|our|openai's|the) (?:\w+ )?"
+    r"(?:programming|guidelines|polic(?:y|ies)|principles|values|ethics|rules|training)"
+)
+#: What is refused is no help: "I refuse to follow the rules", "I won't provide warnings", "I can't give a better one".
 _OTHER = (
     r"(?! (?:to )?(?:\w+ )?(?:(?:you|with|any|an?|the|my|your|those|these|more|further|safety|of) )*+"
     r"(?:rules?|guidelines?|warnings?|disclaimers?|restrictions?|polic(?:y|ies)|lectures?|limits|filters?|ethics|caveats?"
@@ -89,7 +92,8 @@ DEFAULT_PATTERNS = (
     r"not something (?:that )?(?:i|we)(?:'m| am| can| will|'d)",
     rf"(?<!i'll go )(?<!i will go )(?<!i'm going )(?<!let's go )against {_MY_RULES}",
     rf"violat(?:es?|ing) (?:{_MY_RULES}|(?:my|our|openai's|the) (?:\w+ )?terms)",
-    rf"{_MY_RULES} (?:prevents?|prohibits?|forbids?|stops?|keeps?|bars?|(?:don't|do not|doesn't|does not|won't) (?:allow|permit|let)) (?:me|us)",
+    rf"{_MY_RULES} (?:prevents?|prohibits?|forbids?|stops?|keeps?|bars?"
+    r"|(?:don't|do not|doesn't|does not|won't) (?:allow|permit|let)) (?:me|us)",
 )
 
 #: The same in other languages: that the writer cannot, will not or may not help. Not measured: the labels are English.

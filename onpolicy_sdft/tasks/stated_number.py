@@ -39,8 +39,9 @@ _UNKNOWN = re.compile(r"[^\W\d_]\Z|^\\[dtc]?frac.*(?<![\\a-z])[a-z]\b", re.IGNOR
 _ASIDE = re.compile(r"\s\($")  # "5 (3 + 2)"
 #: What numbers a line. "18. That is all" is none where nothing has the numbers up to 17, nor is "Step 7" alone.
 _LABEL = re.compile(
-    r"[ \t>*#_-]{0,8}(?:\(?(\d{1,2})[.)]\)?[*_]{0,2}[ ]+(?=\S)|(?:Step|Note|Part|Case|Point|Item|Remark|Method|Check|Stage|Phase"
-    r"|Rule|Example|Hint|Option|Footnote)[ ](\d{1,3})[*_]{0,3}\s?[.:)-][*_]{0,3}(?=\s+\S))",
+    r"[ \t>*#_-]{0,8}(?:\(?(\d{1,2})[.)]\)?[*_]{0,2}[ ]+(?=\S)"
+    r"|(?:Step|Note|Part|Case|Point|Item|Remark|Method|Check|Stage|Phase|Rule|Example|Hint|Option|Footnote)"
+    r"[ ](\d{1,3})[*_]{0,3}\s?[.:)-][*_]{0,3}(?=\s+\S))",
     re.IGNORECASE,
 )
 _READ_FOR_MARKERS = 16_000  # characters at the end of a text
@@ -249,7 +250,7 @@ def _statement(text: str, before: int, numbers: Sequence[Quantity], links: Seque
         or (len(numbers) == 1 and _is_bound(ahead))
     )
     # 7x = 14 says nothing of x yet.
-    has_unknown = any(each.value is None and _UNKNOWN.search(text, each.start, each.end) for each in numbers)
+    has_unknown = any(each.value is None and _UNKNOWN.search(text[each.start : each.end]) for each in numbers)
     value = None if is_open or has_unknown else _value(numbers, links)
     is_equation = "equals" in links or (bool(ahead) and ahead[-1] in known.EQUALS)
     is_result = ahead[-2:] in (["total", "of"], ["sum", "of"]) or _RESULT.match(behind_it) is not None
