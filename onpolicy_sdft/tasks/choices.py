@@ -222,7 +222,7 @@ def _verdicts(lines: Sequence[str], choices: Mapping[str, str]) -> list[str]:
     """Return the options that are called right where a text goes through them, one a line: "A: No", "B: Yes"."""
     found = dict[str, bool]()
     for line in lines:
-        label = re.match(rf"\W{{0,8}}(?:option )?({_either(choices)})\b", line)
+        label = re.match(rf"\W{{0,8}}(?:[Oo]ption )?({_either(choices)})\b", line)
         if label is None:
             continue
         rest = re.sub(rf"^\W{{0,8}}{re.escape(choices[label[1]])}", "", line[label.end() :], flags=re.IGNORECASE)
@@ -265,8 +265,10 @@ def _without_rivals(text: str, mentions: Sequence[_Mention]) -> list[_Mention]:
         if behind and _TENTATIVE.search(text[max(start, but.start() - 2 * _WINDOW) : but.start()]):
             kept = [each for each in kept if each.end <= start] + behind
     if len(kept) > 2 and _BETWEEN.search(text[max(0, kept[0].start - _WINDOW) : kept[0].start]):
-        is_pair = re.fullmatch(r"\W*(?:and|or)\W*(?:options? )?\W*", text[kept[0].end : kept[1].start])
-        kept = kept[2:] if is_pair else kept
+        gaps = [text[left.end : right.start] for left, right in pairwise(kept)]
+        last = next((place for place, gap in enumerate(gaps) if re.match(r"\W*(?:and|or)\b", gap)), -1)
+        is_list = all(map(_LISTED.fullmatch, gaps[: last + 1]))
+        kept = kept[last + 2 :] if last >= 0 and is_list and len(kept) > last + 2 else kept
     return kept
 
 

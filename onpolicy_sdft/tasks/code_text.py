@@ -10,7 +10,7 @@ from textwrap import dedent
 from onpolicy_sdft.tasks.plain_text import without_thoughts
 from onpolicy_sdft.tasks.syntax import parse_module
 
-_FENCE = re.compile(r"[ \t]*(?:(?:[-*+>]|\d{1,3}[.)])[ \t]+)?(`{3,}|~{3,})[ \t]*([\w+.-]*)[^`\n]*$")
+_FENCE = re.compile(r"[ \t]*(?:(?:[-*+]|\d{1,3}[.)])[ \t]+|(?:>[ \t]*)++)?(`{3,}|~{3,})[ \t]*([\w+.-]*)[^`\n]*$")
 _PYTHON = frozenset({"", "python", "py", "python3", "ipython", "tool_code"})
 _PRE = re.compile(r"<pre><code(?: class=\"(?:language-)?python\")?>([^<]*)</code></pre>")
 #: A whole line that says of a block that it is not the answer: "Don't do this:", "A common mistake:".
@@ -31,8 +31,10 @@ _DOUBTED = re.compile(
     re.IGNORECASE,
 )
 _QUOTE = re.compile(r"[ \t]*>(?!>)[ ]?")
+_NO_BREAK = "\u00a0"
 #: Blanks of other kinds that stand for an indentation.
 _INDENT = re.compile(r"^[ \t]*[\u00a0\u2000-\u200a\u202f\u3000][ \t\u00a0\u2000-\u200a\u202f\u3000]*", re.MULTILINE)
+_GLUED = re.compile(r"^([ \t]*```(?:python3?|py))[ \t]+(?=(?:async def|def|class|from|import|@)\b)", re.MULTILINE)
 _ONE_LINE = re.compile(r"^[ \t]*```(?:python3?|py)?[ \t]*(?=[^`\n]*[ (:=])([^`\n]+)```[ \t]*$", re.MULTILINE)
 _PROMPT = re.compile(r"^(?:>>>|\.\.\.)(?: |$)")
 _CODE_LINE = re.compile(r"[ \t]*(?:async def |def |class |import |from \w|@\w|\w+\s*=(?!=))")
@@ -62,23 +64,33 @@ def programs(completion: str) -> list[str]:
         The programs; one that does not parse where none does, nothing where there is none.
     """
     text = _PRE.sub(r"```\n\1\n```", without_thoughts(completion).replace("<|python_tag|>", ""))
-    text = _ONE_LINE.sub(r"```\n\1\n```", _INDENT.sub(lambda blanks: " " * len(blanks[0]), text))
+    text = _INDENT.sub(lambda blanks: " " * len(blanks[0]), text.replace("\ufeff", ""))
+    text = _GLUED.sub(r"\1\n", _ONE_LINE.sub(r"```\n\1\n```", text))
     fenced = [each for each in _fenced(text) if each[0].strip() and len(each[0]) <= _MAX_CODE]
     if not fenced:
         return _of_pieces(_without_fences(text))
     standing = [each for each in fenced if not _DENIED.fullmatch(each[1])] or fenced
-    parsed = [(block, parse_module(block)) for block, _ in standing]
+    parsed = [_parsed(block) for block, _ in standing]
     first = [piece for piece, (_, said) in zip(parsed, standing, strict=True) if not _DOUBTED.search(said)]
     found = _of_pieces(first)[: _MAX_PROGRAMS - 1] if len(first) < len(parsed) else []
     return list(dict.fromkeys([*found, *_of_pieces(parsed)]))[:_MAX_PROGRAMS]
+
+
+def _parsed(code: str) -> _Parsed:
+    tree = parse_module(code)
+    if isinstance(tree, int) and _NO_BREAK in code:
+        code = code.replace(_NO_BREAK, " ")
+        tree = parse_module(code)
+    return code, tree
 
 
 def _without_fences(text: str) -> list[_Parsed]:
     if _is_text(parse_module(text.strip()) if len(text) <= _MAX_CODE else 1):
         return []
     if ">>> " in text:
-        typed = _typed(text[:_MAX_CODE])
-        return [(typed, parse_module(typed))]
+        typed = _parsed(_typed(text[:_MAX_CODE]))
+        if isinstance(typed[1], ast.Module) and _defined(typed[1]):  # else it shows how the program is used
+            return [typed]
     return [_without_prose(piece, tree) for piece, tree in _unfenced(text[:_MAX_CODE])]
 
 

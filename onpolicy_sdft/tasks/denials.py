@@ -16,8 +16,11 @@ _NEGATION = re.compile(
     r"(?:\b(?:not|never|neither|nor|isn['’]t|aren['’]t|wasn['’]t|wouldn['’]t|won['’]t|don['’]t|doesn['’]t|didn['’]t"
     r"|can['’]?t|cannot|couldn['’]t|shouldn['’]t|except|excluding|without|eliminate[sd]?|exclude[sd]?"
     r"|reject(?:ed|s)?|avoid|doubt(?:s|ed|ful)?|hardly|scarcely|unlikely|impossible|disagree[sd]?|den(?:y|ies|ied)"
-    r"|dismiss(?:ed)?|discard(?:ed)?|false that|wrong that|incorrect that|no circumstances)\b"
-    r"|\brul(?:e|ed|es|ing) out\b|\b(?:rather than|instead of|other than|no longer|anything but|all but|far from)\b)"
+    r"|dismiss(?:ed)?|discard(?:ed)?|false that|wrong that|incorrect that"
+    r"|no (?:circumstances|reason|way|need|point|evidence|chance)"
+    r"|nicht|niemals|pas|jamais|nunca|não|no es|non è|не)\b"
+    r"|\brul(?:e|ed|es|ing) out\b"
+    r"|\b(?:rather than|instead of|other than|no longer|anything but|all but|far from|by no means)\b)"
     r"(?:\s+[\w'’]+){0,4}\W*$|\bno\s+(?:option\s+|choice\s+)?[(\"']*$"
     r"|(?:不是|不选|不為|不为|并非|不會是|不会是|排除|错误的是)\s*$",
     re.IGNORECASE,
@@ -28,8 +31,8 @@ _WRONG = re.compile(
     r"(?:[^\S\n]+(?:one|option|choice|answer))?(?:[^\S\n]+(?:is|are|would be))?[^\S\n]*:?[^\S\n]*[(\"']*$",
     re.IGNORECASE,
 )
-_TURN = re.compile(r"\b(?:but|instead)\b|[,.:;]", re.IGNORECASE)
-_ALL_BUT = re.compile(r"\b(?:anything|everything|all|any) but\W*$", re.IGNORECASE)
+_TURN = re.compile(r"\b(?:but|instead(?! of))\b|[,.:;]", re.IGNORECASE)
+_ALL_BUT = re.compile(r"\b(?:(?:any|every)(?:thing|one|body|where)?|all) but\W*$", re.IGNORECASE)
 _BAD = (
     r"(?:(?:the |an? )?"
     r"(?:wrong|incorrect|false|invalid|impossible|unlikely|doubtful|mistaken|absurd|nonsense|mistake)\b"
@@ -39,8 +42,10 @@ _AUXILIARY = r"(?:is|are|was|were|seems?|looks?|can|could|would|should|does|do|d
 _ADVERBS = r"(?:(?:both|also|clearly|definitely|probably|certainly|obviously|just|simply|almost|most) )?"
 _DENIED_AFTER = re.compile(
     r"[)\]\"'.:*]*\s*(?:\?|[✗✘❌✖]"
-    rf"|(?:{_AUXILIARY}\s*(?:to\s+)?(?:be\s+|been\s+)?{_ADVERBS}(?:not\b|n['’]t\b|never\b|{_BAD})"
-    r"|(?:isn|aren|wasn|can|couldn|doesn|don|won|wouldn|shouldn)['’]t\b|cannot\b|makes? (?:no|little) sense)"
+    rf"|(?:{_AUXILIARY}\s*(?:to\s+)?(?:be\s+|been\s+)?{_ADVERBS}"
+    rf"(?:not\b|n['’]t\b|never\b|far from\b|anything but\b|hardly\b|{_BAD})"
+    r"|(?:isn|aren|wasn|can|couldn|doesn|don|won|wouldn|shouldn)['’]t\b|cannot\b|makes? (?:no|little) sense"
+    r"|(?:ist|est|es|è|é|неверно|не)\s*(?:falsch|nicht|fau(?:x|sse)|incorrect[aeo]?|errad[ao]|sbagliat[ao]|верно|pas)\b)"
     r"|(?:是|为)?(?:错|不对|不正确|不是)|では(?:ありません|ない)|じゃない|[은는이가] (?:아니|아닙|틀))",
     re.IGNORECASE,
 )
@@ -49,14 +54,15 @@ _ONE_IS = r"(?:is|was|seems|looks|could|would|should|must|may|might|does|has)|(?
 #: What makes a number the wrong one behind it; "5?" and "5 is not even" do not.
 _RESULT = r"(?:(?:the|my|our|a|its) )?(?:right|correct|final|actual|true|real|required|desired)?\s*"
 _NOT_IT = (
-    rf"(?:{_BAD}|(?:not|n['’]t|never|cannot|hardly)\s+(?:be\s+)?{_RESULT}"
+    rf"(?:{_BAD}|too (?:large|small|big|high|low|many|much|few)\b"
+    rf"|(?:not?|n['’]t|never|cannot|hardly)\s+(?:be\s+)?{_RESULT}"
     r"(?:answer|result|solution|right|correct|true|possible|it|valid)\b)"
 )
 _NUMBER_DENIED_AFTER = re.compile(
     rf"(?:[ ][^\W\d_]+){{0,2}}?[)\]\"'*]*(?:[.,;!]|\s-)?\s*(?:(?:but|yet|which|and)\s+)?(?:(?:that|it|this)\s?)?"
-    rf"(?:(?:['’]s|\b(?:{_ONE_IS}))\s*(?:be\s+)?{_ADVERBS}{_NOT_IT}|\bcannot be {_RESULT}"
+    rf"(?:(?:['’]s|\b(?:{_ONE_IS}))\s*(?:be\s+)?{_ADVERBS}{_NOT_IT}|\bcan ?not be {_RESULT}"
     r"(?:answer|result|right|correct)"
-    r"|makes? (?:no|little) sense)",
+    r"|makes? (?:no|little) sense|\((?:wrong|incorrect|false)\))",
     re.IGNORECASE,
 )
 #: What denies a statement: "I don't think that the answer is", "it is false that the answer is".
@@ -64,7 +70,7 @@ _DENIES_STATEMENT = re.compile(
     r"(?:(?:\bnot|\bnever|n['’]t)\s+(?:\w+\s+)?"
     r"(?:think|believe|say|claim|agree|mean|true|correct|right|likely|possible|sure|certain)"
     r"|\b(?:doubt|disagree|deny|false|wrong|incorrect|untrue|unlikely|impossible|a mistake)\b)"
-    r"(?:\s+(?:that|to|with|say|think|claim|if|whether|the|my|your|this|final|correct|right)){0,6}\s*$",
+    r"(?:\s+(?:that|to|with|say|think|claim|if|whether|the|my|your|this|final|correct|right|it|it['’]s|is)){0,6}\s*$",
     re.IGNORECASE,
 )
 #: At the end of a marker: "the answer cannot be".

@@ -31,12 +31,12 @@ _WINDOW = 20
 _MORE_BEFORE = re.compile(
     r"(?:\d\s?[-+*/×÷·]|\b(?:than|least|most|over|under|above|below|between|up to|twice|thrice|double|triple"
     r"|(?:half|third|quarter|percent|square|root|multiple|factor) of|times|plus|minus|divided by|multiplied by)"
-    r"|\d\s(?:to|or|x)|%\sof)\s*$|\d[x×]$",
+    r"|\d\s(?:to|or|x)|%\sof|[<>≤≥])\s*$|\d[x×]$",
     re.IGNORECASE,
 )
 _MORE_AFTER = re.compile(
-    r"\s?[-+*/×÷·x]\s?\d"
-    r"|\s(?:[^\W\d_]+\s)?(?:to|or|till|until|times|plus|minus|divided by|multiplied by|over|x)\s(?:about\s)?\d"
+    r"\s?[-+*/×÷·x<>≤≥]\s?[\dx]|(?:,\s\d+){1,20},?\sor\s\d"
+    r"|\s(?:[^\W\d_]+\s)?(?:to|or|till|until|through|times|plus|minus|divided by|multiplied by|over|x)\s(?:about\s)?\d"
     r"|\s(?:[^\W\d_]+\s)?or\s(?:more|less|fewer)\b|\s(?:more|less|fewer)\sthan\b|\s?(?:\+(?!\w)|squared\b|cubed\b)",
     re.IGNORECASE,
 )

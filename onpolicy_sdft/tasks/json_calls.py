@@ -88,6 +88,8 @@ def _json_calls(text: str, names: Collection[str]) -> list[ast.Call]:
     found: list[ast.Call] = []
     for value, start, end in [*_values(text), *_literals(text)]:
         calls = list(_calls_of(value))
+        while isinstance(value, dict) and len(value) == 1 and next(iter(value)) in _WRAPPERS:
+            (value,) = value.values()
         if not calls and isinstance(value, dict) and len(value) == 1:  # {"get": {"a": 1}}
             calls = [(name, inside) for name, inside in value.items() if name in names and isinstance(inside, dict)]
         before = _BEFORE_ARGUMENTS.search(text[max(0, start - _WINDOW) : start])

@@ -53,5 +53,6 @@ MORE = COMPARED | {"or", "+"}
 #: A number behind them is a part of another one: "less than 5", "half of 10", "x + 5".
 CHANGING = _words(
     r"than least most under below above exceed exceeds between over < > ≤ ≥ <= >= \leq \geq \le \ge",
-    r"half third quarter twice double triple thrice root squared sqrt \sqrt √ log ln sin cos + * / × ÷ \times \cdot",
+    r"half third quarter twice double triple thrice root square cube squared sqrt \sqrt √ log ln",
+    r"sin cos + * / × ÷ \times \cdot",
 )

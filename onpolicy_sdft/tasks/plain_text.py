@@ -24,7 +24,8 @@ _THINKING = re.compile(r"\s*(?:<think>|<thinking>|<thought>|<reasoning>|\[THINK\
 
 #: Words with which a text takes back what it has said.
 CHANGED_MIND = re.compile(
-    r"\b(?:wait|hold on|actually|correction|sorry|oops|(?:scratch|strike|make) that|let me (?:re|correct|fix)"
+    r"\b(?:wait|hold on|actually|correction|sorry|oops|(?:scratch|strike|make) that"
+    r"|let me (?:re\w*|correct|fix|check again)"
     r"|no, (?:it|the|that|\d)|on (?:second thought|reflection)|h+m+|I mean|or rather|I take (?:it|that) back"
     r"|my (?:mistake|bad))\b|\?\s*no\b",
     re.I,
@@ -32,8 +33,10 @@ CHANGED_MIND = re.compile(
 
 #: Where a model goes on with a question of its own, as in a list of examples.
 NEXT_QUESTION = re.compile(
-    r"\n[^\w\n]{0,8}(?:(?:Q|Question|Problem|Exercise|Human|User|Instruction)[ ]?\d*[*_]{0,3}\s*:"
-    r"|(?:(?:Question|Problem|Exercise|Instruction)[ ]?\d*[*_]{0,3}|user)(?=\n))"
+    r"\n[^\w\n]{0,8}(?:(?:(?:Next|New|Another) )?"
+    r"(?:Q|Question|Problem|Exercise|Human|User|Instruction)[ ]?\d*[*_]{0,3}\s*:"
+    r"|(?:(?:Question|Problem|Exercise|Instruction)[ ]?\d*[*_]{0,3}|user)(?=\n)"
+    r"|(?<=\n\n)(?:Example[ ]?\d+|Input)\s*:)"
 )
 
 _WRAPPER = re.compile(

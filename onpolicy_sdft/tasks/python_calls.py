@@ -30,7 +30,8 @@ _COMMENT = re.compile(r"(?:^|\s)(?:#|//)[^\n]*$")
 #: A call behind one of these in its clause is one that is not made.
 _NEGATION = re.compile(
     r"\b(?:never|not|cannot|without|avoid|avoiding|no|neither|nor|instead of|rather than|unlike|unable|impossible"
-    r"|refuse|decline|hesitate|(?:wrong|incorrect|pointless|useless|unsafe|dangerous|mistake|error|forbidden) to"
+    r"|refuse|decline|hesitate|wish|lack(?:s|ed)?"
+    r"|(?:wrong|incorrect|pointless|useless|unsafe|dangerous|mistake|error|forbidden) to"
     r"|(?:might|could|would|should) have|nicht|kein\w*|niemals|ne|nunca|jamais|mai|не)\b"
     r"|n['’]t\b|不|别|勿",
     re.IGNORECASE,
@@ -38,16 +39,18 @@ _NEGATION = re.compile(
 _CLAUSE_END = re.compile(r"[.!?;:,\n](?=\s|`|$)|\b(?:but|so|then|therefore|thus|hence)\b", re.IGNORECASE)
 #: Right before a call: "Wrong: f()".
 _CALLED_WRONG = re.compile(
-    r"(?:\b(?:wrong|incorrect|bad|invalid|mistake|not this|don['’]t|do not|avoid|never)\b[^\w\n:]*:|[❌✗✘✖])"
+    r"(?:\b(?:(?:wrong|incorrect|bad|invalid|mistake|forbidden|not (?:allowed|right|this))(?:[ ]\w+){0,2}"
+    r"|don['’]t|do not|avoid|never)\b[^\w\n:]*:|[❌✗✘✖])"
     r"\s*[`'\"*]*$",
     re.IGNORECASE,
 )
-#: Of a sentence around a call: it would be made if things were different.
+#: Of a sentence around a call: it would be made if things were different, or is asked about.
 _UNREAL = r"\bif (?:only )?(?:I|we) (?:only )?(?:had|could|were|was able)\b"
-_SENTENCE_BEFORE = re.compile(rf"{_UNREAL}[^.!?\n]*$", re.IGNORECASE)
+_SENTENCE_BEFORE = re.compile(rf"(?:{_UNREAL}|\b(?:should|shall) (?:I|we)\b)[^.!?\n]*$", re.IGNORECASE)
 _DENIED_AFTER = re.compile(
     r"[`'\"*]*\s*(?:fail(?:s|ed)\b|\?\s*(?:no|nope|never|not)\b|[❌✗✘✖]"
     r"|(?:would|will|might|may|could|can)\s+(?:fail|break|crash|raise|error|go wrong)\b"
+    r"|:?\s?\(?(?:wrong|incorrect|invalid)\b|,?\s*but\s+(?:I|we)\s+(?:lack|have\s+no)\b"
     r"|,?\s*(?:but|which)\s+(?:(?:I|is|would|will|do|does|it|that)\s*)++(?:cannot\b|not\b|n['’]t\b|can['’]t\b"
     r"|won['’]t\b|don['’]t\b)|(?:is|was|would be|will be|would|does|isn['’]t|wouldn['’]t|won['’]t)\s*"
     r"(?:(?:be\s+)?(?:not|wrong|incorrect|never|a mistake|invalid|impossible|pointless)\b|(?<=n['’]t\s)|(?<=n['’]t))"

@@ -75,7 +75,8 @@ _MIXED = re.compile(r"(?:[ ]|[ ]and[ ])(\d+)[ ]?/[ ]?(\d+)(?![\d/.,]*\d)(?![ ]?/
 _AND_A_PART = re.compile(r"[ ]and[ ](?:a|one)[ ](half|third|quarter)\b|[ ](half|third|quarter)s?\b")
 _SCALE = re.compile(r"[ ]?(?:([^\W\d_]+)|([百千万萬만亿億억]))")
 _GOES_ON = re.compile(
-    r"(?:[:'^]\d+|\.\d+)+|[ ]?/[ ]?\d+|[ ]?\^|[ ]?√|[ ]?‰|[ ]?[)}][ ]?\^[ ]?\{?-?\d*\}?|[ ]factorial\b"
+    r"(?:[:'^]\d+|\.\d+)+|[ ]?/[ ]?\d+|[ ]?\^|[ ]?√|[ ]?‰|[ ]?[)}][ ]?\^[ ]?\{?-?\d*\}?"
+    r"|[ ](?:factorial|to the \w+ power)\b"
     r"|[ ]?\\(?!approx|times|cdot|div)[a-z]+|\.(?:\(\d|\\)"
 )
 #: Of these commands, and of any that stands right behind a number, the arguments are no numbers of their own.

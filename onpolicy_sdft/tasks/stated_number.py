@@ -39,9 +39,13 @@ _UNKNOWN = re.compile(r"[^\W\d_]\Z|^\\[dtc]?frac.*(?<![\\a-z])[a-z]\b", re.IGNOR
 _ASIDE = re.compile(r"\s\($")  # "5 (3 + 2)"
 #: What numbers a line. "18. That is all" is none where nothing has the numbers up to 17, nor is "Step 7" alone.
 _LABEL = re.compile(
-    r"[ \t>*#_-]{0,8}(?:\(?(\d{1,2})[.)]\)?[*_]{0,2}[ ]+(?=\S)"
-    r"|(?:Step|Note|Part|Case|Point|Item|Remark|Method|Check|Stage|Phase|Rule|Example|Hint|Option|Footnote)"
-    r"[ ](\d{1,3})[*_]{0,3}\s?[.:)-][*_]{0,3}(?=\s+\S))",
+    r"[ \t>*#_-]{0,8}(?:[(\[]?(\d{1,2})(?:[.)]\)?|\])[*_]{0,2}[ ]+(?=\S)"
+    r"|(?:Step|Note|Part|Case|Point|Item|Remark|Method|Check|Stage|Phase|Rule|Example|Hint|Option|Footnote|Figure"
+    r"|Table|Section|Equation|Chapter|Source)[ ]\(?(\d{1,3})\)?[*_]{0,3}\s?(?:[.:)-][*_]{0,3}(?=\s+\S)|$))",
+    re.IGNORECASE,
+)
+_REFERENCE = re.compile(
+    r"\b(?:see|from|in|by|using) (?:step|note|part|figure|table|equation|section|line|page|example)s? \(?\d{1,3}\b",
     re.IGNORECASE,
 )
 _READ_FOR_MARKERS = 16_000  # characters at the end of a text
@@ -158,9 +162,9 @@ def _without_labels(lines: Sequence[str]) -> list[str]:
     for line in lines:
         label = _LABEL.match(line)
         number = int(label[1] or label[2]) if label else 0
-        if label and (label[2] or number in (1, last + 1)):
+        if label and (label[2] or number in (1, last + 1) or label[0].lstrip().startswith("#")):
             line, last = line[label.end() :], number
-        found.append(line)
+        found.append(_REFERENCE.sub("", line))
     return found
 
 
@@ -241,7 +245,11 @@ def _statement(text: str, before: int, numbers: Sequence[Quantity], links: Seque
     behind = [] if behind_it.lstrip().startswith("(") else _tokens(behind_it[:20])[:1]
     rather = tuple(ahead[-2:]) in known.NOT_IN_TWO
     is_aside = before > 0 and _ASIDE.search(text[before : numbers[0].start]) is not None
-    is_denied = _is_denied(ahead, "equals" in links) or rather or is_number_denied_after(text, numbers[-1].end)
+    is_denied = (
+        (_is_denied(ahead, "equals" in links) or rather)
+        or denies_number(text[before : numbers[0].start], "")
+        or is_number_denied_after(text, numbers[-1].end)
+    )
     is_counted = bool(ahead) and ahead[-1] in known.COUNTS and text[numbers[0].start - 1] == " "  # "three 6-packs"
     is_open = (
         is_counted
