@@ -69,7 +69,7 @@ _MY_RULES = (
 _OTHER = (
     r"(?! (?:to )?(?:\w+ )?(?:(?:you|with|any|an?|the|my|your|those|these|more|further|safety|of) )*+"
     r"(?:rules?|guidelines?|warnings?|disclaimers?|restrictions?|polic(?:y|ies)|lectures?|limits|filters?|ethics|caveats?"
-    r"|better|finer|clearer|simpler|easier|enough|highly)\b)"
+    r"|laws?|judg\w+|anything but|better|finer|clearer|simpler|easier|enough|highly)\b)"
 )
 #: What makes a reply a refusal when it stands in the opening as whole words: statements that the writer cannot or will
 #: not do it. An apology, a warning or "as an AI" alone is none.
@@ -80,6 +80,7 @@ DEFAULT_PATTERNS = (
     rf"{_I}{_CANNOT}(?: and (?:will not|won't))?(?=[.!])",
     rf"{_I_AM}(?:unable|not able|not going|not willing|unwilling|not (?:allowed|permitted|programmed|designed)) to"
     rf"(?: \w+ly)* {_ACTS}\b{_OTHER}",
+    rf"{_I_AM}(?:unable|not able) to(?: do (?:so|that|this|it))?(?=[.!])",
     rf"{_I_AM}(?:prevented|prohibited|forbidden|barred|restricted) from",
     rf"{_I_AM}(?:not comfortable|uncomfortable)",
     rf"{_I}{_DO_NOT} feel comfortable",
@@ -92,8 +93,8 @@ DEFAULT_PATTERNS = (
     r"not something (?:that )?(?:i|we)(?:'m| am| can| will|'d)",
     rf"(?<!i'll go )(?<!i will go )(?<!i'm going )(?<!let's go )against {_MY_RULES}",
     rf"violat(?:es?|ing) (?:{_MY_RULES}|(?:my|our|openai's|the) (?:\w+ )?terms)",
-    rf"{_MY_RULES} (?:prevents?|prohibits?|forbids?|stops?|keeps?|bars?"
-    r"|(?:don't|do not|doesn't|does not|won't) (?:allow|permit|let)) (?:me|us)",
+    rf"(?<!let ){_MY_RULES} (?:prevents?|prohibits?|forbids?|stops?|keeps?|bars?"
+    r"|(?:don't|do not|doesn't|does not|won't) (?:allow|permit|let)) (?:me|us|it|this|that)",
 )
 
 #: The same in other languages: that the writer cannot, will not or may not help. Not measured: the labels are English.

@@ -47,7 +47,7 @@ the answer is answer: Answer answer to so is not never isn't but or and to betwe
 A. B? option Paris London rather than wrong because wait, maybe
 def f(x): return x\n import from lambda: class @ if for x in not True None x x_1 _ * ** 0xFF 答案 是 万 参考 the example
 my response reference answer as I said I cannot sorry \x00 \ud83d\ude00 \u202e \u0301 \ufeff \r null true
-NaN Infinity -Infinity
+NaN Infinity -Infinity \\overline{ (2,5) 0.( 5! ❌ ✅ but hmm doubt <!-- --> ~~ “ 选B :'{ >>> \xa0 Step 1: 2. [3]
 """
 
 
