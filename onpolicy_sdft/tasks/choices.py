@@ -10,14 +10,14 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise, takewhile
 
 from onpolicy_sdft.tasks.denials import is_denied_after, is_denied_before, speaks_against
 from onpolicy_sdft.tasks.plain_text import (
     CHANGED_MIND,
-    NEXT_QUESTION,
     braced,
     plain_characters,
+    without_next_question,
     without_thoughts,
     without_wrappers,
 )
@@ -38,6 +38,23 @@ _EXPLAINS = re.compile(
     r"|;(?!\s*(?:maybe|perhaps|possibly|or|and|also)\b|\s*\(?[A-Z]\b)|—",
     re.IGNORECASE,
 )
+#: What may stand between the end of a sentence and the marker of the next: "The answer is A. The answer is B."
+_LEADS_ON = re.compile(r"\s*(?:so|thus|and|the|my|final|correct|right|,|\s)*", re.IGNORECASE)
+#: What a line says of the option it begins with.
+_VERDICT = re.compile(
+    r"\W{0,8}(?:(?:this|it) (?:is|option is)|is|option)?\W{0,4}"
+    r"(?:(?P<right>[✅✓✔☑]|(?:correct|right|yes|true)\b)"
+    r"|[❌✗✘✖☒]|(?:incorrect|wrong|no|false|not (?:correct|right|true))\b)",
+    re.IGNORECASE,
+)
+#: What is named before "but" is not picked where its clause has one of these: "A seems right, but it is B".
+_TENTATIVE = re.compile(
+    r"\b(?:thought|seem(?:s|ed)?|look(?:s|ed)?|appear(?:s|ed)?|might|may|could|tempt\w+|considered|guess(?:ed)?|first"
+    r"|initially|plausible|close|almost|common|many|some|people|says?|said)\b",
+    re.IGNORECASE,
+)
+_BUT = re.compile(r"\b(?:but|however|yet)\b", re.IGNORECASE)
+_BETWEEN = re.compile(r"\b(?:between|of|out of|from) (?:options? )?\W*$", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)|\n+")
 _OPTION_WORD = re.compile(
     r"(?:\b(?:options?|choices?|answers?|letters?|pick|choose|chose|select|selected|say|with|for|is|be|was|it|to)"
@@ -46,11 +63,12 @@ _OPTION_WORD = re.compile(
 )
 #: Behind a lone capital that is a word as well ("A", "I"): then it is a letter.
 _AFTER_LETTER = re.compile(
-    r"\s*(?:$|[().,:;\]\"'!?*/&+]|(?:is|and|or|because|since|as|for|with|but|not|would|seems|looks|,)\b|[A-Z]\b)"
+    r"\s*(?:$|[\u2e80-\uffff]|[().,:;\]\"'!?*/&+]|(?:is|and|or|because|since|as|for|with|but|not|would|seems|looks|,)\b|[A-Z]\b)"
 )
 _NAMED_BY_LETTER = re.compile(
     r"\b(?:vitamin|plan|type|hepatitis|grade|class|group|team|point|line|angle|figure|part) $", re.IGNORECASE
 )
+_LATIN = r"0-9A-Za-z_\u00aa-\u2e7f"  # in scripts without blanks a letter may stand beside words: 选B
 _LISTED = re.compile(r"[)\]\"']*\s*(?:,|/|&|,?\s*(?:and|or|nor))?\s*(?:options?\s+)?[(\[\"']*", re.IGNORECASE)
 _WINDOW = 60
 _LETTER_AND_POINT = 5
@@ -80,9 +98,19 @@ def chosen_label(text: str, choices: Mapping[str, str]) -> str | None:
     Returns:
         The label, or None.
     """
-    text = _readable(without_thoughts(text))
-    if (other := NEXT_QUESTION.search(text)) and _MARKER.search(text, 0, other.start()):
-        text = text[: other.start()]
+    text = without_next_question(
+        _readable(without_thoughts(text)), lambda before: _MARKER.search(before) or _chosen(before, choices)
+    )
+    return _chosen(text, choices)
+
+
+def states_choice(text: str) -> bool:
+    """Whether a text marks its pick as one, or is little more than it."""
+    text = without_thoughts(text).strip()
+    return len(text) <= _WINDOW or _MARKER.search(text) is not None
+
+
+def _chosen(text: str, choices: Mapping[str, str]) -> str | None:
     markers = list(_MARKER.finditer(text, max(0, len(text) - _READ_FOR_MARKERS)))
     if not markers:
         return _picked_in_all(text, choices)
@@ -98,11 +126,12 @@ def chosen_label(text: str, choices: Mapping[str, str]) -> str | None:
 
 
 def _contradicts(text: str, markers: Sequence[re.Match[str]], choices: Mapping[str, str]) -> bool:
-    """Whether two answers stand right below each other: "Answer: A", "Answer: B"."""
+    """Whether two answers stand right behind each other: "Answer: A", "Answer: B"."""
     if len(markers) < 2 or not text[markers[-1].end() :].strip():
         return False
     between = text[markers[-2].end() : markers[-1].start()]
-    if len(between) > _LETTER_AND_POINT + max(map(len, choices.values())) or not between.endswith("\n"):
+    said_first, _, rest = between.rstrip(" ").rpartition("\n" if between.endswith("\n") else ".")
+    if len(said_first) > _LETTER_AND_POINT + max(map(len, choices.values())) or not _LEADS_ON.fullmatch(rest):
         return False
     said, other = _picked(between, choices, is_stated=True)[0], _behind_marker(text, markers[-1:], choices)[0]
     return None not in (said, other) and said != other
@@ -178,6 +207,8 @@ def _picked_in_all(text: str, choices: Mapping[str, str]) -> str | None:
     listed = [_restated(line, choices) for line in lines[: len(choices)]]
     if listed == list(choices) and len(lines) > len(choices):  # the question's list, and then the pick
         return _picked_in_all("\n".join(lines[len(choices) :]), choices)
+    if verdicts := _verdicts(lines, choices):
+        return verdicts[0] if len(verdicts) == 1 else None
     leading = [line for line in lines if _leads(line, choices)]
     if leading and leading[0] == lines[0]:
         if len(leading) > 1:  # it lists the options again
@@ -185,6 +216,19 @@ def _picked_in_all(text: str, choices: Mapping[str, str]) -> str | None:
             return labels.pop() if len(labels) == 1 else None
         return _picked(lines[0], choices, is_stated=True)[0]
     return _picked(text, choices, is_stated=False)[0]
+
+
+def _verdicts(lines: Sequence[str], choices: Mapping[str, str]) -> list[str]:
+    """Return the options that are called right where a text goes through them, one a line: "A: No", "B: Yes"."""
+    found = dict[str, bool]()
+    for line in lines:
+        label = re.match(rf"\W{{0,8}}(?:[Oo]ption )?({_either(choices)})\b", line)
+        if label is None:
+            continue
+        rest = re.sub(rf"^\W{{0,8}}{re.escape(choices[label[1]])}", "", line[label.end() :], flags=re.IGNORECASE)
+        if verdict := _VERDICT.match(rest):
+            found[label[1]] = found.get(label[1], False) or verdict["right"] is not None
+    return [label for label, is_right in found.items() if is_right] if len(found) > 1 else []
 
 
 def _restated(line: str, choices: Mapping[str, str]) -> str | None:
@@ -204,12 +248,28 @@ def _picked(text: str, choices: Mapping[str, str], is_stated: bool) -> tuple[str
     if len(mentions) > _MAX_MENTIONS:
         return None, True
     denied = _taken_back(text, mentions)
-    stands = [each for each in mentions if each not in denied]
+    stands = _without_rivals(text, [each for each in mentions if each not in denied])
     if stands and (explains := _EXPLAINS.search(text, stands[0].end)):
         stands = [each for each in stands if each.start < explains.start()]
         denied = [each for each in denied if each.start < explains.start()]
     picked = {each.label for each in stands} - {each.label for each in denied}
     return (picked.pop() if len(picked) == 1 else None), bool(mentions)
+
+
+def _without_rivals(text: str, mentions: Sequence[_Mention]) -> list[_Mention]:
+    """Leave out what is weighed first: "A seems right, but it is B", "between A and B, B is better"."""
+    kept = list(mentions)
+    for but in islice(_BUT.finditer(text), _MAX_MENTIONS):
+        start = max(text.rfind(mark, 0, but.start()) for mark in ".!?\n") + 1
+        behind = [each for each in kept if each.start >= but.end()]
+        if behind and _TENTATIVE.search(text[max(start, but.start() - 2 * _WINDOW) : but.start()]):
+            kept = [each for each in kept if each.end <= start] + behind
+    if len(kept) > 2 and _BETWEEN.search(text[max(0, kept[0].start - _WINDOW) : kept[0].start]):
+        gaps = [text[left.end : right.start] for left, right in pairwise(kept)]
+        last = next((place for place, gap in enumerate(gaps) if re.match(r"\W*(?:and|or)\b", gap)), -1)
+        is_list = all(map(_LISTED.fullmatch, gaps[: last + 1]))
+        kept = kept[last + 2 :] if last >= 0 and is_list and len(kept) > last + 2 else kept
+    return kept
 
 
 def _taken_back(text: str, mentions: Sequence[_Mention]) -> list[_Mention]:
@@ -218,12 +278,18 @@ def _taken_back(text: str, mentions: Sequence[_Mention]) -> list[_Mention]:
     gaps = [text[left.end : right.start] for left, right in pairwise(mentions)]
     joined = [_LISTED.fullmatch(gap) is not None for gap in gaps]
     for place in range(len(gaps)):
-        if joined[place] and denied[place][0] and not denied[place][1]:
+        if joined[place] and denied[place][0] and not denied[place][1] and _is_listed(gaps[place:], joined[place:]):
             denied[place + 1] = (True, denied[place + 1][1])
     for place in reversed(range(len(gaps))):
         if joined[place] and denied[place + 1][1]:
             denied[place] = (denied[place][0], True)
     return [each for each, (before, after) in zip(mentions, denied, strict=True) if before or after]
+
+
+def _is_listed(gaps: Sequence[str], joined: Sequence[bool]) -> bool:
+    """Whether mentions are a list: "not A, B or C", but not "not A, B"."""
+    together = takewhile(lambda pair: pair[1], zip(gaps, joined, strict=True))
+    return any(re.search(r"[/&\w]", gap) for gap, _ in together)
 
 
 def _mentions(text: str, choices: Mapping[str, str], is_stated: bool) -> list[_Mention]:
@@ -263,7 +329,7 @@ def _letters(text: str, choices: Mapping[str, str], is_stated: bool) -> list[_Me
         found[each.start(group)] = _Mention(by_folded[each[group].casefold()], each.start(group), each.end(group))
         if len(found) > _MAX_MENTIONS:
             return list(found.values())
-    for each in re.finditer(rf"(?<![\w'’.°-])(?:{either})(?![\w'’°]|-\w)", text):
+    for each in re.finditer(rf"(?<![{_LATIN}'’.°-])(?:{either})(?![{_LATIN}'’°]|-\w)", text):
         if each.start() not in found and _is_letter(text, each, is_stated):
             found[each.start()] = _Mention(each.group(), each.start(), each.end())
         if len(found) > _MAX_MENTIONS:

@@ -10,16 +10,32 @@ from textwrap import dedent
 from onpolicy_sdft.tasks.plain_text import without_thoughts
 from onpolicy_sdft.tasks.syntax import parse_module
 
-_FENCE = re.compile(r"[ \t]*(?:(?:[-*+>]|\d{1,3}[.)])[ \t]+)?(`{3,}|~{3,})[ \t]*([\w+.-]*)[^`\n]*$")
+_FENCE = re.compile(r"[ \t]*(?:(?:[-*+]|\d{1,3}[.)])[ \t]+|(?:>[ \t]*)++)?(`{3,}|~{3,})[ \t]*([\w+.-]*)[^`\n]*$")
 _PYTHON = frozenset({"", "python", "py", "python3", "ipython", "tool_code"})
 _PRE = re.compile(r"<pre><code(?: class=\"(?:language-)?python\")?>([^<]*)</code></pre>")
-#: What a text says of a block that is not its answer: "Don't do this:", "A common mistake:", "instead of".
+#: A whole line that says of a block that it is not the answer: "Don't do this:", "A common mistake:".
 _DENIED = re.compile(
+    r"\W*(?:(?:so )?(?:please )?(?:do not|don['’]t|never|avoid)"
+    r"(?: (?:do|doing|use|using|write|writing))?(?: (?:this|it|that))?"
+    r"|(?:(?:this|that|here|it) is )?(?:an? |the )?(?:(?:common|usual|typical|first) )?"
+    r"(?:wrong|incorrect|mistaken?|bug|buggy|broken|bad|not this)"
+    r"(?: (?:too|way|version|code|program|answer|solution|one))?"
+    r"|instead of(?: this| that)?|rather than(?: this| that)?)\W*",
+    re.IGNORECASE,
+)
+#: One that may say so, or something else: "To avoid overflow, use this:".
+_DOUBTED = re.compile(
     r"^(?!.*\b(?:fix|correct|solv|repair|without))[^\n]*\b"
     r"(?:do not|don['’]t|never|avoid|wrong|incorrect|mistake|bug|buggy|broken|instead of|rather than|not this)\b"
     r"[^.!?]*:?\s*$",
     re.IGNORECASE,
 )
+_QUOTE = re.compile(r"[ \t]*>(?!>)[ ]?")
+_NO_BREAK = "\u00a0"
+#: Blanks of other kinds that stand for an indentation.
+_INDENT = re.compile(r"^[ \t]*[\u00a0\u2000-\u200a\u202f\u3000][ \t\u00a0\u2000-\u200a\u202f\u3000]*", re.MULTILINE)
+_GLUED = re.compile(r"^([ \t]*```(?:python3?|py))[ \t]+(?=(?:async def|def|class|from|import|@)\b)", re.MULTILINE)
+_ONE_LINE = re.compile(r"^[ \t]*```(?:python3?|py)?[ \t]*(?=[^`\n]*[ (:=])([^`\n]+)```[ \t]*$", re.MULTILINE)
 _PROMPT = re.compile(r"^(?:>>>|\.\.\.)(?: |$)")
 _CODE_LINE = re.compile(r"[ \t]*(?:async def |def |class |import |from \w|@\w|\w+\s*=(?!=))")
 _SAID = 200  # characters at the end of a line before a block that are read
@@ -38,7 +54,8 @@ def programs(completion: str) -> list[str]:
 
     A program may come in several ``` blocks marked as Python or not marked; all are joined, but those that only use
     what others define. Where a block defines a function anew (a common mistake, or its correction) the blocks up to it
-    are a program, and those with it are another. Without fences the pieces are the runs of lines that parse.
+    are a program, and those with it are another. Without fences the pieces are what is typed into a session, or the
+    runs of lines that parse. Blocks of which the text may say that they are wrong are tried last.
 
     Args:
         completion: Text the model wrote.
@@ -47,13 +64,38 @@ def programs(completion: str) -> list[str]:
         The programs; one that does not parse where none does, nothing where there is none.
     """
     text = _PRE.sub(r"```\n\1\n```", without_thoughts(completion).replace("<|python_tag|>", ""))
+    text = _INDENT.sub(lambda blanks: " " * len(blanks[0]), text.replace("\ufeff", ""))
+    text = _GLUED.sub(r"\1\n", _ONE_LINE.sub(r"```\n\1\n```", text))
     fenced = [each for each in _fenced(text) if each[0].strip() and len(each[0]) <= _MAX_CODE]
-    blocks = [block for block, is_denied in fenced if not is_denied] or [block for block, _ in fenced]
-    if not blocks and _is_text(parse_module(text.strip()) if len(text) <= _MAX_CODE else 1):
+    if not fenced:
+        return _of_pieces(_without_fences(text))
+    standing = [each for each in fenced if not _DENIED.fullmatch(each[1])] or fenced
+    parsed = [_parsed(block) for block, _ in standing]
+    first = [piece for piece, (_, said) in zip(parsed, standing, strict=True) if not _DOUBTED.search(said)]
+    found = _of_pieces(first)[: _MAX_PROGRAMS - 1] if len(first) < len(parsed) else []
+    return list(dict.fromkeys([*found, *_of_pieces(parsed)]))[:_MAX_PROGRAMS]
+
+
+def _parsed(code: str) -> _Parsed:
+    tree = parse_module(code)
+    if isinstance(tree, int) and _NO_BREAK in code:
+        code = code.replace(_NO_BREAK, " ")
+        tree = parse_module(code)
+    return code, tree
+
+
+def _without_fences(text: str) -> list[_Parsed]:
+    if _is_text(parse_module(text.strip()) if len(text) <= _MAX_CODE else 1):
         return []
-    pieces = [(block, parse_module(block)) for block in blocks] or [
-        _without_prose(piece, tree) for piece, tree in _unfenced(text[:_MAX_CODE])
-    ]
+    if ">>> " in text:
+        typed = _parsed(_typed(text[:_MAX_CODE]))
+        if isinstance(typed[1], ast.Module) and _defined(typed[1]):  # else it shows how the program is used
+            return [typed]
+    return [_without_prose(piece, tree) for piece, tree in _unfenced(text[:_MAX_CODE])]
+
+
+def _of_pieces(pieces: Sequence[_Parsed]) -> list[str]:
+    """Return the programs that pieces of code may be together."""
     trees = [(piece, tree) for piece, tree in pieces if isinstance(tree, ast.Module)]
     if not trees:
         return [piece for piece, _ in pieces[:1]]
@@ -64,7 +106,17 @@ def programs(completion: str) -> list[str]:
         for (piece, tree), names in zip(trees, defined, strict=True)
         if names or not everything & _loaded(tree)
     ]
-    return _in_order(kept or [(trees[0][0], set())])
+    whole = _in_order(kept or [(trees[0][0], set())])
+    # What stands below a function may fail by itself: unittest.main(), a loop over input().
+    return list(dict.fromkeys([*whole[: _MAX_PROGRAMS - 1], _without_end(whole[0]), *whole]))[:_MAX_PROGRAMS]
+
+
+def _without_end(program: str) -> str:
+    """Leave out what stands below the last function or class of a program."""
+    tree = parse_module(program)
+    ends = [node.end_lineno or 0 for node in getattr(tree, "body", []) if isinstance(node, _Definition)]
+    lines = program.split("\n")
+    return "\n".join(lines[: ends[-1]]) if ends and "".join(lines[ends[-1] :]).strip() else program
 
 
 def _is_text(tree: ast.Module | int) -> bool:
@@ -86,31 +138,29 @@ def _in_order(pieces: Sequence[tuple[str, set[str]]]) -> list[str]:
     return list(dict.fromkeys(found))[:_MAX_PROGRAMS]
 
 
-def _fenced(text: str) -> Iterator[tuple[str, bool]]:
-    """Yield the blocks of Python between fences, and whether the line before says that one is wrong.
-
-    One that is not closed goes to the end.
-    """
-    fence, mark, lines, said = "", "", list[str](), ""
-    is_denied = False
+def _fenced(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the blocks of Python between fences, and the line before each; one that is not closed goes to the end."""
+    fence, mark, lines, said, is_quoted = "", "", list[str](), "", False
     for line in text.split("\n"):
         found = _FENCE.match(line)
+        if fence and is_quoted:
+            line = _QUOTE.sub("", line, count=1) if _QUOTE.match(line) else line
         if not fence and found:
-            fence, mark, lines, is_denied = found[1], found[2].lower(), [], _DENIED.search(said) is not None
+            fence, mark, lines, is_quoted = found[1], found[2].lower(), [], line.lstrip().startswith(">")
         elif fence and line.strip() and set(line.strip()) == {fence[0]} and len(line.strip()) >= len(fence):
             if _is_python(mark):
-                yield _code([*lines, ""]), is_denied
+                yield _code([*lines, ""]), said
             fence, said = "", ""
         elif fence and line.rstrip().endswith(fence) and len(line.split(fence)) == 2 and line.strip(" \t`~"):
             if _is_python(mark):  # "return x```"
-                yield _code([*lines, line.rstrip().removesuffix(fence), ""]), is_denied
+                yield _code([*lines, line.rstrip().removesuffix(fence), ""]), said
             fence, said = "", ""
         elif fence:
             lines.append(line)
         else:
             said = line[-_SAID:] if line.strip() else said
     if fence and _is_python(mark):
-        yield _code(lines), is_denied
+        yield _code(lines), said
 
 
 def _code(lines: Sequence[str]) -> str:
@@ -118,8 +168,12 @@ def _code(lines: Sequence[str]) -> str:
     code = dedent("\n".join(lines))
     if not code.lstrip().startswith(">>>"):
         return code
-    typed = [line for line in code.split("\n") if _PROMPT.match(line)]
-    return "\n".join([*(line[4:] for line in typed), ""])
+    return _typed(code)
+
+
+def _typed(session: str) -> str:
+    lines = [line.strip() for line in session.split("\n") if _PROMPT.match(line.strip())]
+    return "\n".join([*(line[4:] for line in lines), ""])
 
 
 def _is_python(mark: str) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import islice
 from typing import Literal
 
@@ -27,8 +28,21 @@ _MATCHES = ("whole", "contains")
 _ALIASES = "aliases"
 _MAX_PLACES = 1500  # of a number or of words in a text
 _WINDOW = 20
-_MORE_BEFORE = re.compile(r"(?:\d\s?[-+*/×÷·]|\b(?:than|least|most|over|under|above|below|between|up to))\s*$|\d[x×]$")
-_MORE_AFTER = re.compile(r"\s?[-+*/×÷·x]\s?\d")
+_MORE_BEFORE = re.compile(
+    r"(?:\d\s?[-+*/×÷·]|\b(?:than|least|most|over|under|above|below|between|up to|twice|thrice|double|triple"
+    r"|(?:half|third|quarter|percent|square|root|multiple|factor) of|times|plus|minus|divided by|multiplied by)"
+    r"|\d\s(?:to|or|x)|%\sof|[<>≤≥])\s*$|\d[x×]$",
+    re.IGNORECASE,
+)
+_MORE_AFTER = re.compile(
+    r"\s?[-+*/×÷·x<>≤≥]\s?[\dx]|(?:,\s\d+){1,20},?\sor\s\d"
+    r"|\s(?:[^\W\d_]+\s)?(?:to|or|till|until|through|times|plus|minus|divided by|multiplied by|over|x)\s(?:about\s)?\d"
+    r"|\s(?:[^\W\d_]+\s)?or\s(?:more|less|fewer)\b|\s(?:more|less|fewer)\sthan\b|\s?(?:\+(?!\w)|squared\b|cubed\b)",
+    re.IGNORECASE,
+)
+#: What makes another unit of the one before it: 5 km/h and 5 km² are no 5 km.
+_NO_UNIT_AFTER = r"(?!/|\s?(?:\^|[²³]|per\b|(?:squared|cubed)\b))"
+_STRAIGHT = str.maketrans({**dict.fromkeys("‘’ʼ", "'"), **dict.fromkeys("“”", '"')})
 #: What does not stand before and behind words, by whether their script has blanks between words. An underscore is
 #: markup here (_Paris_), so it does not make a word longer; "C++" is not C.
 _FUNCTION_WORDS = "是为為在叫于於和或的了"
@@ -78,10 +92,10 @@ class Exact(Task):
         expected = reference_text(demonstration, self.answer_field)
         if not answer:
             return CheckResult(False, "empty", message="The answer is empty.", expected=expected)
-        found = _stands_in if self.match == "contains" else str.__eq__
+        accepted = self._accepted(demonstration)
         number = number_in_field(demonstration, self.answer_field)
         is_number = number is not None and number_alone(completion) == number
-        if is_number or any(found(text, answer) for text in self._accepted(demonstration)):
+        if is_number or (_holds_any(answer, accepted) if self.match == "contains" else answer in accepted):
             return CheckResult(True, answer=answer)
         lines = (
             ["What the question asks for does not stand in the answer."]
@@ -115,28 +129,52 @@ class Exact(Task):
         return [self._normalise(text) for text in texts]
 
     def _normalise(self, text: str) -> str:
-        text = unicodedata.normalize("NFC", text).strip()
+        text = unicodedata.normalize("NFC", text).translate(_STRAIGHT).strip()
         if self.ignore_whitespace:
             text = " ".join(text.split())
         return text.casefold() if self.ignore_case else text
 
 
-def _stands_in(words: str, text: str) -> bool:
-    """Say whether a text has ``words``, not as a part of a longer word or number, and does not take them back."""
-    number = number_alone(words)
-    if number is not None:
-        text = plain_numbers(text)
-        places = [(each.start, each.end) for each in islice(quantities(text), _MAX_PLACES) if each.value == number]
-        places = [(start, end) for start, end in places if not _is_of_more(text, start, end)]
-    else:
-        before, after = _NO_WORD_BEFORE[_is_spaced(words[0])], _NO_WORD_AFTER[_is_spaced(words[-1])]
-        if words[0].isdigit():
-            before += r"(?<!\d[.,/:'])(?<![-\u2212\u2013])(?<![-\u2212\u2013]\s)(?<!\d\s)"
-        if words[-1].isdigit():
-            after += r"(?![.,/:'^]\d)(?!\s?/\s?\d)(?!\s\d{3}(?!\d))"
-        found = islice(re.finditer(before + re.escape(words) + after, text), _MAX_PLACES)
-        places = [each.span() for each in found]
-    return any(not is_denied_before(text, start) and not is_denied_after(text, end) for start, end in places)
+def _holds_any(text: str, accepted: Sequence[str]) -> bool:
+    """Say whether a text has one of several answers; numbers are looked for all at once."""
+    numbers = {words: _value(words) for words in accepted}
+    if any(value is None and _holds_words(text, words) for words, value in numbers.items()):
+        return True
+    wanted = {value for value in numbers.values() if value is not None}
+    return bool(wanted) and _holds_number(plain_numbers(text), wanted)
+
+
+def _value(words: str) -> Fraction | None:
+    """Return the number that an answer is; 007 is a name."""
+    return None if re.match(r"0\d", words) else number_alone(words)
+
+
+def _holds_number(text: str, wanted: Collection[Fraction]) -> bool:
+    return any(
+        _stands(text, each.start, each.end, True)
+        for each in islice(quantities(text), _MAX_PLACES)
+        if each.value in wanted
+    )
+
+
+def _holds_words(text: str, words: str) -> bool:
+    """Say whether a text has ``words``, not as a part of a longer word or number."""
+    before, after = _NO_WORD_BEFORE[_is_spaced(words[0])], _NO_WORD_AFTER[_is_spaced(words[-1])]
+    is_measure = words[0].isdigit()
+    if is_measure:
+        before += r"(?<!\d[.,/:'])(?<![-\u2212\u2013])(?<![-\u2212\u2013]\s)(?<!\d\s)"
+        after += _NO_UNIT_AFTER
+    if words[-1].isdigit():
+        after += r"(?![.,/:'^]\d)(?!\s?/\s?\d)(?!\s\d{3}(?!\d))"
+    found = islice(re.finditer(before + re.escape(words) + after, text), _MAX_PLACES)
+    return any(_stands(text, *each.span(), is_measure) for each in found)
+
+
+def _stands(text: str, start: int, end: int, is_number: bool) -> bool:
+    """Whether a text does not take back what it has, nor make more of a number."""
+    if is_number and _is_of_more(text, start, end):
+        return False
+    return not is_denied_before(text, start) and not is_denied_after(text, end)
 
 
 def _is_of_more(text: str, start: int, end: int) -> bool:

@@ -27,6 +27,10 @@ _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 FORMS = ("python", "json", "tags")
 # Names that a prompt introduces: before a bracket, quoted, or written as no word of a language is.
 _INTRODUCED = re.compile(r"(?<![\w.])(?:([A-Za-z_][\w.]*)(?=\()|[\"'`]([A-Za-z_][\w.]*)[\"'`]|([A-Za-z]+_\w+))")
+#: What a text does not show: comments of HTML, and what is struck out.
+_STRUCK = re.compile(r"<!--.*?(?:-->|\Z)|(?<!~)~~(?!~)[^~\n]+~~(?!~)|<(del|s|strike)>[^<]*</\1>", re.DOTALL)
+_CURLY = frozenset("“”")
+_STRAIGHT = str.maketrans(dict.fromkeys(_CURLY, '"'))
 _MAX_FENCES = 50
 _SEEN = 4000  # characters of an answer in which a call of another function is looked for: it is wrong in any case
 _LEGACY_REFERENCE = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\((.*)\)", re.ASCII)
@@ -51,20 +55,23 @@ def find_calls(
     Returns:
         The calls as syntax trees.
     """
-    text = without_thoughts(text)
+    # Text in an argument may look so as well; only what holds a call is left out.
+    text = _STRUCK.sub(lambda struck: "" if re.search(r"[({]", struck[0]) else struck[0], without_thoughts(text))
     found = [*json_calls(text, names), *unquoted_calls(text)] if "json" in forms else []
     found += tagged_calls(text, strings) if "tags" in forms else []
     found = [call for call in found if not names or ast.unparse(call.func) in names]
     if "python" in forms:
         fenced = [call for block in _FENCE.findall(text)[:_MAX_FENCES] for call in _python_calls(dedent(block), names)]
         found += fenced or _python_calls(text.strip().strip("`").strip(), names)
-    return found
+    return found if found or not _CURLY & set(text) else find_calls(text.translate(_STRAIGHT), names, forms, strings)
 
 
 def _python_calls(text: str, names: Collection[str]) -> list[ast.Call]:
     # Llama calls its own tools as get.call(a=1).
     spaced = {each for name in names for each in (f"{name}.call", *(f"{space}.{name}" for space in NAME_SPACES))}
-    found = calls_in_code(text, {*names, *spaced}) or list(calls_in_prose(text, {*names, *spaced}))
+    found = calls_in_code(text, {*names, *spaced})
+    if found is None:
+        found = list(calls_in_prose(text, {*names, *spaced}))
     for call in found:
         if spaced and ast.unparse(call.func) in spaced - set(names) and isinstance(call.func, ast.Attribute):
             name = without_name_space(ast.unparse(call.func))

@@ -15,10 +15,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from onpolicy_sdft.tasks.python_calls import MAX_DEPTH, is_flat
+from onpolicy_sdft.tasks.python_calls import MAX_DEPTH, is_flat, is_spoken_against
 from onpolicy_sdft.tasks.syntax import parse_expression
 
-_NAMES = ("name", "function", "tool_name", "function_name", "tool", "action", "recipient_name")
+_NAMES = ("name", "function", "tool_name", "function_name", "tool", "action", "recipient_name", "method")
 _ARGUMENTS = (
     "arguments",
     "parameters",
@@ -29,27 +29,34 @@ _ARGUMENTS = (
     "tool_input",
     "tool_args",
     "tool_arguments",
+    "params",
 )
 #: Name spaces that templates put before the names of functions.
 NAME_SPACES = ("functions", "tools", "default_api")
 #: Keys of objects that hold calls.
-_WRAPPERS = ("function", "tool_call", "function_call", "tool_calls", "calls")
+_WRAPPERS = (
+    *("function", "tool_call", "function_call", "tool_calls", "calls", "function_calls", "functionCall", "toolCalls"),
+    *("action", "actions", "tool", "tools", "tool_use", "call"),
+)
+#: What is no JSON and yet written: a comma behind the last item, arguments in single quotes (Glaive).
+_LAST_COMMA = re.compile(r'("(?:\\.|[^"\\])*+(?:"|\Z))|,(?=\s*[}\]])', re.DOTALL)
+_SINGLE_QUOTED = re.compile(r":\s*'(\{(?:[^'\\]|\\.)*+)'", re.DOTALL)
 _OPENING = re.compile(r"[{\[]")
 _MAX_OBJECTS = 200  # JSON objects, or tags, of a text that are looked at
 _BEFORE_ARGUMENTS = re.compile(
     r"(?:to=|<function=|name=|call:)?[\"'`]?(?P<name>[A-Za-z_][\w.]*)[\"'`]?(?::\d+)?[>:\s]*"
-    r"(?:(?:code|json|tool_sep|\[ARGS\]|\[CALL_ID\]\w*|<[^<>\n]{1,40}>|commentary|```(?:json)?"
-    r"|(?:Action )?(?:Input|Arguments|Parameters|Args):)[\s>]*)*$"
+    r"(?:(?>code|json|tool_sep|\[ARGS\]|\[CALL_ID\]\w*|<[^<>\n]{1,40}>|commentary|```(?:json)?"
+    r"|(?:Action )?(?:Input|Arguments|Parameters|Args):)[\s>]*+)*+$"
 )
 _TAGGED_NAME = re.compile(
     r"<function=([\w.]+)>|<tool_call>\s*([A-Za-z_][\w.]*)\s*(?=<arg_key>|</tool_call>|\n)"
     r"|<invoke name=\"([\w.]+)\">"
 )
 #: Gemma: ``call:get{city:<escape>Paris<escape>,days:3}``, with its quotes as a token of their own.
-_UNQUOTED = re.compile(r"call:([A-Za-z_][\w.]*)\{((?:[^{}<]+|<(?:escape|\|\"\|)>[^<]*<(?:escape|\|\"\|)>){0,100})\}")
+_UNQUOTED = re.compile(r"call:([A-Za-z_][\w.]*)\{((?:[^{}<]++|<(?:escape|\|\"\|)>[^<]*+<(?:escape|\|\"\|)>){0,100}+)\}")
 _UNQUOTED_ARGUMENT = re.compile(r"\s*(\w+):(?:<(?:escape|\|\"\|)>([^<]*)<(?:escape|\|\"\|)>|([^,<]*))\s*(?:,|$)")
 _IN_TAGS = re.compile(r"<tool_call>([^<]*)</tool_call>")
-_TEXT = r"[^<]*(?:<(?!/?(?:parameter|arg_))[^<]*)*"
+_TEXT = r"[^<]*+(?:<(?!/?(?:parameter|arg_))[^<]*+)*+"
 _TAGGED_ARGUMENT = re.compile(
     rf"<parameter=([\w.]+)>({_TEXT})</parameter>|<arg_key>([^<]*)</arg_key>\s*<arg_value>({_TEXT})</arg_value>"
     rf"|<parameter name=\"([\w.]+)\"[^<>]*>({_TEXT})</parameter>"
@@ -69,16 +76,28 @@ def json_calls(text: str, names: Collection[str]) -> list[ast.Call]:
         text: A completion.
         names: Known names; one that stands before an object of arguments has to be among them.
     """
+    return _json_calls(text, names) or _json_calls(_mended(text), names)
+
+
+def _mended(text: str) -> str:
+    text = _SINGLE_QUOTED.sub(lambda found: f": {found[1]}", text)
+    return _LAST_COMMA.sub(lambda found: found[1] or "", text)
+
+
+def _json_calls(text: str, names: Collection[str]) -> list[ast.Call]:
     found: list[ast.Call] = []
-    for value, start in [*_values(text), *_literals(text)]:
+    for value, start, end in [*_values(text), *_literals(text)]:
         calls = list(_calls_of(value))
+        while isinstance(value, dict) and len(value) == 1 and next(iter(value)) in _WRAPPERS:
+            (value,) = value.values()
         if not calls and isinstance(value, dict) and len(value) == 1:  # {"get": {"a": 1}}
             calls = [(name, inside) for name, inside in value.items() if name in names and isinstance(inside, dict)]
         before = _BEFORE_ARGUMENTS.search(text[max(0, start - _WINDOW) : start])
         if not calls and isinstance(value, dict) and before:
             ahead = {without_name_space(before["name"]), before["name"].removeprefix("function")} & set(names)
             calls = [(name, value) for name in ahead]
-        found += [_call(name, arguments) for name, arguments in calls if _is_name(name)]
+        if calls and not is_spoken_against(text, start, end):
+            found += [_call(name, arguments) for name, arguments in calls if _is_name(name)]
     return found
 
 
@@ -118,8 +137,8 @@ def unquoted_calls(text: str) -> list[ast.Call]:
     return found
 
 
-def _values(text: str) -> Iterator[tuple[Any, int]]:
-    """Yield the outermost JSON objects and lists of a text, and where each begins."""
+def _values(text: str) -> Iterator[tuple[Any, int, int]]:
+    """Yield the outermost JSON objects and lists of a text, and where each begins and ends."""
     decoder = json.JSONDecoder(object_pairs_hook=_without_repetition)
     position, unread = 0, 2 * len(text) + 1000
     for _ in range(_MAX_OBJECTS):
@@ -137,10 +156,10 @@ def _values(text: str) -> Iterator[tuple[Any, int]]:
             continue
         position = end
         if _is_flat(value):
-            yield value, found.start()
+            yield value, found.start(), end
 
 
-def _literals(text: str) -> Iterator[tuple[Any, int]]:
+def _literals(text: str) -> Iterator[tuple[Any, int, int]]:
     """Yield the dict that a text, or what stands in its tags, is in Python's spelling."""
     tagged = _IN_TAGS.search(text)
     inside = (tagged[1] if tagged else text).strip()
@@ -150,7 +169,7 @@ def _literals(text: str) -> Iterator[tuple[Any, int]]:
     except (ValueError, TypeError, MemoryError, RecursionError):
         return
     if _is_flat(value) and _is_json(value):
-        yield value, 0
+        yield value, 0, 0
 
 
 def _is_json(value: object) -> bool:

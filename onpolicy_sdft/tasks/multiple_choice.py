@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from onpolicy_sdft.errors import DataError
-from onpolicy_sdft.tasks.choices import chosen_label, plain
+from onpolicy_sdft.tasks.choices import chosen_label, plain, states_choice
 from onpolicy_sdft.tasks.protocol import Task, bad_field, number_in_field, short_message
 from onpolicy_sdft.types import CheckResult, Demonstration
 
@@ -33,8 +33,9 @@ class MultipleChoice(Task):
     """The completion picks the right option, by its letter or its words.
 
     Rows have a field ``choices_field``: a list of options, a mapping from label to option, or
-    ``{"label": [...], "text": [...]}``; and a field ``answer_field``: the label or the option's
-    words as text, or its position counted from 0 (2.0 as well, as a Parquet column with gaps has it). The prompt
+    ``{"label": [...], "text": [...]}``; and a field ``answer_field``: the label, or the option's
+    words as text, or its position counted from 0 (2.0 as well, as a Parquet column with gaps has it), in this order:
+    where the labels are 1, 2 and 3, the answer 1 is the first option. The prompt
     lists the options (:func:`list_choices` writes one).
 
     Attributes:
@@ -73,9 +74,12 @@ class MultipleChoice(Task):
         return response if chosen_label(response, choices) == right else right
 
     def check_demonstration(self, demonstration: Demonstration) -> None:
-        """Refuse missing options, an answer that is none of them, and options the prompt hides."""
+        """Refuse missing or hidden options, and an answer that is none of them or not the response's."""
         choices = self._choices(demonstration)
-        self._right(demonstration, choices)
+        right = self._right(demonstration, choices)
+        stated = chosen_label(demonstration.response, choices) if states_choice(demonstration.response) else None
+        if stated not in (None, right):
+            raise bad_field(demonstration, self.answer_field, f"says {right} but the response states {stated}")
         shown = plain(" ".join(turn.content for turn in demonstration.turns))
         hidden = [option for option in choices.values() if plain(option) not in shown]
         if hidden:
@@ -103,7 +107,10 @@ class MultipleChoice(Task):
             raise bad_field(demonstration, self.choices_field, f"has {len(texts)} usable options")
         if len({plain(text) for text in texts}) != len(texts) or not all(map(plain, texts)):
             raise bad_field(demonstration, self.choices_field, "has empty or repeated options")
-        return dict(zip(map(str, labels), texts, strict=True))
+        names = [str(label).strip() for label in labels]
+        if len({name.casefold() for name in names}) != len(names) or not all(names):
+            raise bad_field(demonstration, self.choices_field, f"has empty or repeated labels: {names}")
+        return dict(zip(names, texts, strict=True))
 
     def _right(self, demonstration: Demonstration, choices: Mapping[str, str]) -> str:
         """Return the label of the right option."""
@@ -118,9 +125,13 @@ class MultipleChoice(Task):
                 )
             return label
         position = number_in_field(demonstration, self.answer_field)
+        said = str(value).strip() if position is None or position.denominator > 1 else str(position.numerator)
+        for label in choices:
+            if said.casefold() == label.casefold():
+                return label
         if position is not None and position.denominator == 1 and 0 <= position < len(choices):
             return list(choices)[int(position)]
         for label, option in choices.items():
-            if str(value).strip().casefold() == label.casefold() or plain(str(value)) == plain(option):
+            if plain(said) == plain(option):
                 return label
         raise bad_field(demonstration, self.answer_field, f"is {value!r}, which is none of {list(choices)}")

@@ -43,12 +43,16 @@ NEW = _words(
     "then thus therefore hence not while during using via has have had was were will would can that it this there we",
     "i he she they",
 )
-NOT = _words(r"not never neither nor isn't isn’t aren't wasn't cannot without except ≠ \neq \ne")
+NOT = _words(r"not never neither nor isn't isn’t aren't wasn't cannot without except hardly scarcely ≠ \neq \ne")
+NOT_IN_TWO = frozenset(
+    [("rather", "than"), ("instead", "of"), ("other", "than"), ("anything", "but"), ("no", "longer"), ("far", "from")]
+)
 #: A number behind them, or before them, is a bound.
 COMPARED = _words("< > ≤ ≥ ≠ <= >=")
 MORE = COMPARED | {"or", "+"}
 #: A number behind them is a part of another one: "less than 5", "half of 10", "x + 5".
 CHANGING = _words(
     r"than least most under below above exceed exceeds between over < > ≤ ≥ <= >= \leq \geq \le \ge",
-    r"half third quarter twice double triple thrice root squared sqrt \sqrt √ log ln sin cos + * / × ÷ \times \cdot",
+    r"half third quarter twice double triple thrice root square cube squared sqrt \sqrt √ log ln",
+    r"sin cos + * / × ÷ \times \cdot",
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 
 #: What stands between a model's thoughts and its answer, in the families that think aloud; special tokens are left out
 #: of a decoded text, so that of gpt-oss only the words are left.
@@ -23,13 +24,20 @@ _THINKING = re.compile(r"\s*(?:<think>|<thinking>|<thought>|<reasoning>|\[THINK\
 
 #: Words with which a text takes back what it has said.
 CHANGED_MIND = re.compile(
-    r"\b(?:wait|hold on|actually|correction|sorry|oops|scratch that|let me re|no, (?:it|the|that)|on second thought)\b"
-    r"|\?\s*no\b",
+    r"\b(?:wait|hold on|actually|correction|sorry|oops|(?:scratch|strike|make) that"
+    r"|let me (?:re\w*|correct|fix|check again)"
+    r"|no, (?:it|the|that|\d)|on (?:second thought|reflection)|h+m+|I mean|or rather|I take (?:it|that) back"
+    r"|my (?:mistake|bad))\b|\?\s*no\b",
     re.I,
 )
 
 #: Where a model goes on with a question of its own, as in a list of examples.
-NEXT_QUESTION = re.compile(r"\n[^\w\n]{0,8}(?:Q|Question|Problem|Human|User|Instruction)[ ]?\d*\s*:")
+NEXT_QUESTION = re.compile(
+    r"\n[^\w\n]{0,8}(?:(?:(?:Next|New|Another) )?"
+    r"(?:Q|Question|Problem|Exercise|Human|User|Instruction)[ ]?\d*[*_]{0,3}\s*:"
+    r"|(?:(?:Question|Problem|Exercise|Instruction)[ ]?\d*[*_]{0,3}|user)(?=\n)"
+    r"|(?<=\n\n)(?:Example[ ]?\d+|Input)\s*:)"
+)
 
 _WRAPPER = re.compile(
     r"\\(?:text(?:bf|it|rm|tt|sf|sc)?|math(?:rm|bf|it|sf|tt|bb|cal)|mbox|fbox|operatorname\*?|bm|boldsymbol|underline"
@@ -52,6 +60,19 @@ def without_thoughts(text: str) -> str:
     if end:
         return text[end:]
     return "" if _THINKING.match(text) else text
+
+
+def without_next_question(text: str, says: Callable[[str], object]) -> str:
+    """Leave out what a model goes on to ask itself, where what stands before says an answer.
+
+    Args:
+        text: Without thoughts.
+        says: Whether a text says an answer.
+    """
+    found = NEXT_QUESTION.search(text)
+    before = text[: found.start()] if found else ""
+    is_answer = before.strip() and not before.rstrip().endswith(":") and says(before)
+    return before if is_answer else text
 
 
 def is_blank(text: str) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from onpolicy_sdft.tasks.syntax import parse_expression, parse_module
 
+_MAX_BITS = 8000  # of a number
 MAX_DEPTH = 40  # of a syntax tree, and of JSON
 _MAX_CODE = 8000  # characters that are parsed as a whole; longer texts are searched for calls
 _MAX_CALLS, _MAX_AGAIN = 200, 8  # of a text that are looked at; of the result of one
@@ -23,33 +24,58 @@ _CALLED_AGAIN = re.compile(r"(?:\.[A-Za-z_]\w*)*\(")
 _BRACKET_OR_STRING = re.compile(
     r"""'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*"|(?P<open>[(\[{])|(?P<close>[)\]}])""", re.DOTALL
 )
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
 _DEFINING = re.compile(r"\b(?:def|class|function|func|fn|sub)\s+$")
 _COMMENT = re.compile(r"(?:^|\s)(?:#|//)[^\n]*$")
 #: A call behind one of these in its clause is one that is not made.
 _NEGATION = re.compile(
-    r"\b(?:never|not|cannot|without|avoid|avoiding|no|neither|nor|instead of|rather than|unlike"
-    r"|refuse|decline|wrong to|(?:might|could|would|should) have|nicht|kein\w*|niemals|ne|nunca|jamais|mai|не)\b"
+    r"\b(?:never|not|cannot|without|avoid|avoiding|no|neither|nor|instead of|rather than|unlike|unable|impossible"
+    r"|refuse|decline|hesitate|wish|lack(?:s|ed)?"
+    r"|(?:wrong|incorrect|pointless|useless|unsafe|dangerous|mistake|error|forbidden) to"
+    r"|(?:might|could|would|should) have|nicht|kein\w*|niemals|ne|nunca|jamais|mai|не)\b"
     r"|n['’]t\b|不|别|勿",
     re.IGNORECASE,
 )
 _CLAUSE_END = re.compile(r"[.!?;:,\n](?=\s|`|$)|\b(?:but|so|then|therefore|thus|hence)\b", re.IGNORECASE)
-_DENIED_AFTER = re.compile(
-    r"[`'\"]*\s*(?:fail(?:s|ed)\b|,?\s*(?:but|which)\s+(?:(?:I|is|would|will|do|does|it|that)\s*)+(?:cannot\b|not\b|n['’]t\b|can['’]t\b"
-    r"|won['’]t\b|don['’]t\b)|(?:is|was|would be|will be|would|does|isn['’]t|wouldn['’]t|won['’]t)\s*"
-    r"(?:(?:be\s+)?(?:not|wrong|incorrect|never|a mistake)\b|(?<=n['’]t\s)|(?<=n['’]t)))",
+#: Right before a call: "Wrong: f()".
+_CALLED_WRONG = re.compile(
+    r"(?:\b(?:(?:wrong|incorrect|bad|invalid|mistake|forbidden|not (?:allowed|right|this))(?:[ ]\w+){0,2}"
+    r"|don['’]t|do not|avoid|never)\b[^\w\n:]*:|[❌✗✘✖])"
+    r"\s*[`'\"*]*$",
     re.IGNORECASE,
 )
+#: Of a sentence around a call: it would be made if things were different, or is asked about.
+_UNREAL = r"\bif (?:only )?(?:I|we) (?:only )?(?:had|could|were|was able)\b"
+_SENTENCE_BEFORE = re.compile(rf"(?:{_UNREAL}|\b(?:should|shall) (?:I|we)\b)[^.!?\n]*$", re.IGNORECASE)
+_DENIED_AFTER = re.compile(
+    r"[`'\"*]*\s*(?:fail(?:s|ed)\b|\?\s*(?:no|nope|never|not)\b|[❌✗✘✖]"
+    r"|(?:would|will|might|may|could|can)\s+(?:fail|break|crash|raise|error|go wrong)\b"
+    r"|:?\s?\(?(?:wrong|incorrect|invalid)\b|,?\s*but\s+(?:I|we)\s+(?:lack|have\s+no)\b"
+    r"|,?\s*(?:but|which)\s+(?:(?:I|is|would|will|do|does|it|that)\s*)++(?:cannot\b|not\b|n['’]t\b|can['’]t\b"
+    r"|won['’]t\b|don['’]t\b)|(?:is|was|would be|will be|would|does|isn['’]t|wouldn['’]t|won['’]t)\s*"
+    r"(?:(?:be\s+)?(?:not|wrong|incorrect|never|a mistake|invalid|impossible|pointless)\b|(?<=n['’]t\s)|(?<=n['’]t))"
+    rf"|[^.!?\n]{{0,20}}{_UNREAL})",
+    re.IGNORECASE,
+)
+_DEFINITION_LINE = re.compile(r"([ \t]*)(?:async[ ]+)?def[ ]+(\w+)")
+_BODY = 2000  # characters of a definition before a call that are read
 _WINDOW = 120  # characters of a clause that are read
 
 
 def is_flat(tree: ast.AST) -> bool:
-    """Whether a tree can be walked by functions that call themselves."""
+    """Whether a tree can be walked by functions that call themselves, and written out: Python writes no huge number."""
     level: list[ast.AST] = [tree]
     for _ in range(MAX_DEPTH):
+        if any(isinstance(node, ast.Constant) and _is_huge(node.value) for node in level):
+            return False
         level = [child for node in level for child in ast.iter_child_nodes(node)]
         if not level:
             return True
     return False
+
+
+def _is_huge(value: object) -> bool:
+    return isinstance(value, int) and value.bit_length() > _MAX_BITS
 
 
 def repeats_keyword(call: ast.Call) -> bool:
@@ -59,22 +85,25 @@ def repeats_keyword(call: ast.Call) -> bool:
 
 
 def calls_in_code(text: str, names: Collection[str]) -> list[ast.Call] | None:
-    """Return the outermost calls of known names that a piece of code makes; None where it is no Python.
+    """Return the outermost calls of known names that a piece of code makes; None where it is no code.
 
-    Definitions are left out, with what stands in them.
+    Definitions are left out, with what stands in them, but for functions that the code calls itself. What parses and
+    neither defines nor calls anything is prose.
 
     Args:
         text: Python.
         names: Whose calls are looked for; empty: any.
     """
     tree = parse_module(text) if len(text) <= _MAX_CODE else 1
-    if isinstance(tree, int) or not is_flat(tree):
+    if isinstance(tree, int) or not is_flat(tree) or any(map(_is_labelled, tree.body)):
         return None
     found: list[ast.Call] = []
     waiting: list[ast.AST] = [tree]
+    bodies = {node.name: node.body for node in tree.body if isinstance(node, _Function)}
+    defines = bool(bodies)
     while waiting:
         node = waiting.pop()
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+        if isinstance(node, _Function | ast.ClassDef | ast.Lambda):
             continue
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):  # prose that parses: "not get()"
             continue
@@ -82,9 +111,16 @@ def calls_in_code(text: str, names: Collection[str]) -> list[ast.Call] | None:
             waiting += reversed(list(ast.iter_child_nodes(node)))
         elif (not names or written(node.func) in names) and not repeats_keyword(node):
             found.append(node)
+        elif isinstance(node.func, ast.Name) and node.func.id in bodies:
+            waiting += reversed([*node.args, *(keyword.value for keyword in node.keywords), *bodies.pop(node.func.id)])
         else:  # what is passed to print, but not what a method of its result is called on
             waiting += reversed([*node.args, *(keyword.value for keyword in node.keywords)])
-    return found
+    return found if found or defines else None
+
+
+def _is_labelled(node: ast.stmt) -> bool:
+    """Whether a statement is prose with a colon: "Wrong: f()"."""
+    return isinstance(node, ast.AnnAssign) and node.value is None
 
 
 def written(function: ast.expr) -> str:
@@ -116,7 +152,7 @@ def calls_in_prose(text: str, names: Collection[str]) -> Iterator[ast.Call]:
         if call is None:
             continue
         start = extent
-        if (not names or written(call.func) in names) and not _is_spoken_against(text, found.start(), extent):
+        if (not names or written(call.func) in names) and not is_spoken_against(text, found.start(), extent):
             yield call
 
 
@@ -143,8 +179,8 @@ def _extent(text: str, end: int, brackets: _Brackets) -> int:
     return end
 
 
-def _is_spoken_against(text: str, start: int, end: int) -> bool:
-    """Whether a call is a definition, a comment, or one that is said not to be made."""
+def is_spoken_against(text: str, start: int, end: int) -> bool:
+    """Whether a call is a definition, a part of one, a comment, or one that is said not to be made."""
     before = text[max(0, start - _WINDOW) : start]
     line = before.rpartition("\n")[2]
     clause = _CLAUSE_END.split(before)[-1]
@@ -152,8 +188,26 @@ def _is_spoken_against(text: str, start: int, end: int) -> bool:
         _DEFINING.search(before)
         or _COMMENT.search(line)
         or _NEGATION.search(clause)
+        or _CALLED_WRONG.search(before)
+        or _SENTENCE_BEFORE.search(before)
         or _DENIED_AFTER.match(text, end, end + _WINDOW)
+        or _is_in_definition(text, start)
     )
+
+
+def _is_in_definition(text: str, start: int) -> bool:
+    """Whether a place is in the body of a function that the text does not call."""
+    lines = text[max(0, start - _BODY) : start].split("\n")
+    indent = len(lines[-1]) - len(lines[-1].lstrip())
+    for number, line in enumerate(reversed(lines)):
+        if not line.strip() or (number and len(line) - len(line.lstrip()) >= indent):
+            continue
+        if found := _DEFINITION_LINE.match(line):
+            return text.count(f"{found[2]}(") == text.count(f"def {found[2]}(")
+        indent = len(line) - len(line.lstrip())
+        if not indent:
+            return False
+    return False
 
 
 @dataclass

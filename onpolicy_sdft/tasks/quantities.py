@@ -14,7 +14,7 @@ from decimal import Decimal
 from fractions import Fraction
 from types import MappingProxyType
 
-from onpolicy_sdft.tasks.plain_text import plain_characters, without_wrappers
+from onpolicy_sdft.tasks.plain_text import braced, plain_characters, without_wrappers
 
 # A longer run of digits is a model that loops, not an answer; it also bounds the arithmetic.
 _MAX_CHARACTERS = 100
@@ -60,6 +60,7 @@ _NTHS = MappingProxyType(
 _NTH = re.compile(rf"[ -]({'|'.join(_NTHS)})(s)?\b", re.IGNORECASE)
 #: Letters right behind a number that make it a term (3x), an hour or a place in a row.
 _NO_UNITS = frozenset({"x", "y", "z", "n", "i", "q", "r", "u", "π", "am", "pm", "a.m", "p.m"})
+_VARIABLES = frozenset("ab")  # "A" is a unit
 _HOURS = re.compile(r"[ ]?(?:[ap]\.?m\b|o'?clock\b|Uhr\b)", re.IGNORECASE)
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b|(?<=\d{3}0)['’]?s\b", re.IGNORECASE)  # 5th, 1990s
 _MONTHS = frozenset(name.lower() for name in (*calendar.month_name, *calendar.month_abbr) if name)
@@ -68,17 +69,32 @@ _DATE = re.compile(r"\d{1,4}-\d{1,2}-\d{1,4}(?!\d)")
 _POWER = re.compile(r"[ ]?\^[ ]?(?:\{\s*(-?\d{1,4})\s*\}|\(\s*(-?\d{1,4})\s*\)|(-?\d{1,4}))(?!\d|\.\d)")
 _EXPONENT = re.compile(r"[eE]([+-]?\d{1,4})(?!\w)")
 _TIMES_TEN = re.compile(r"[ ]?(?:[×x*·⋅]|\\times\b|\\cdot\b)[ ]?10(?=[ ]?\^)")
+_NAMED_POWER = re.compile(r"[ ](?:(squared)|cubed)\b")
 _OVER = re.compile(r"[ ]?/[ ]?")
 _MIXED = re.compile(r"(?:[ ]|[ ]and[ ])(\d+)[ ]?/[ ]?(\d+)(?![\d/.,]*\d)(?![ ]?/)")
 _AND_A_PART = re.compile(r"[ ]and[ ](?:a|one)[ ](half|third|quarter)\b|[ ](half|third|quarter)s?\b")
 _SCALE = re.compile(r"[ ]?(?:([^\W\d_]+)|([百千万萬만亿億억]))")
 _GOES_ON = re.compile(
-    r"(?:[:'^]\d+|\.\d+)+|[ ]?/[ ]?\d+|[ ]?\^|[ ]?√|[ ]?‰|[ ]?\)[ ]?\^[ ]?\{?-?\d*\}?"
-    r"|[ ]?\\(?!approx|times|cdot|div)[a-z]+"
+    r"(?:[:'^]\d+|\.\d+)+|[ ]?/[ ]?\d+|[ ]?\^|[ ]?√|[ ]?‰|[ ]?[)}][ ]?\^[ ]?\{?-?\d*\}?"
+    r"|[ ](?:factorial|to the \w+ power)\b"
+    r"|[ ]?\\(?!approx|times|cdot|div)[a-z]+|\.(?:\(\d|\\)"
 )
+#: Of these commands, and of any that stands right behind a number, the arguments are no numbers of their own.
+_COMMAND = r"\\(?:[dtc]?(?:frac|binom)|over(?:line|set|brace)|under(?:set|brace)|bar|dot|stackrel)(?![a-z])"
+_ARGUMENT = re.compile(r"\s*(?:\{|[\w.])")
+_MAX_ARGUMENTS = 2
+#: 0.\overline{6} and 0.(6): digits, and those that go on for ever.
+_REPEATING = re.compile(
+    r"(\d{1,20})\.(\d{0,20})(?:\\(?:overline|bar|dot)[ ]?(?:\{[ ]?(\d{1,20})[ ]?\}|(\d))|\((\d{1,20})\))"
+)
+#: LaTeX commands glued to a digit ("\times4") would be words with a digit in them.
+_GLUED_COMMAND = re.compile(r"(\\[A-Za-z]+)(?=\d)")
+#: "5!" ends a sentence, but not inside a formula or a box.
+_FACTORIAL = re.compile(r"(?<=[\d)])!+(?=\s*[}$=])")
 _BEHIND = re.compile(r"[^\W\d_]+(?:\.[a-z])?|π|√")
 _LATEX_FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{\s*([-+]?[\d.,]+)\s*\}|(\d))\s*(?:\{\s*([-+]?[\d.,]+)\s*\}|(\d))")
 _EMPHASIS = re.compile(r"(?<![\w*)])(?<!\d )\*(-?[$\d][^*\n]{0,30})\*(?![\d*])")
+_LONGEST_ARGUMENT = 200  # of a command, in characters
 _LONGEST_PART = 20  # of such a fraction: decimals are exact to 28 digits
 _ANNOTATION = re.compile(r"<<[^<>\n]*>>")  # of GSM8K: <<48/2=24>>24
 _BOLD_OR_POWER = re.compile(r"(?<![\d*.,])(\d+(?:\.\d+)?)\*\*(-?\d+)(?![\d*])")
@@ -89,6 +105,7 @@ _CROSS = re.compile(r"(?<=[\d)])(?<!\b0)x(?=[\d(])")  # 4x3, but not 0x3
 _SCANNER = re.compile(
     r"(?P<code>(?:USD|EUR|GBP|JPY|CNY|INR|RMB|CHF|CAD|AUD|Rs)\.?(?=[ ]?-?\d))"
     r"|(?P<word>[^\W\d_\u2e80-\uffff]{2,}-\d[\w.]*|[^\W\d_\u2e80-\uffff](?:[^\W\u2e80-\uffff])*)"
+    rf"|(?P<command>{_COMMAND})"
     r"|(?P<unit>\^\s*\{?\s*-?\d+|(?<=[^\W\d_])_\{?\d+)"
     r"|(?P<number>\.?\d)",
 )
@@ -96,8 +113,17 @@ _BEFORE = re.compile(
     r"(?P<left>[^\s$€£¥₹({\[]?)(?P<gap>[\s$€£¥₹({\[]*)(?P<sign>[-+±]|\b(?:negative|minus)\s)(?P<inner>[\s$€£¥₹({\[]*)$",
     re.IGNORECASE,
 )
-_ROOT_OF = re.compile(r"(?:√|\^|\\?(?:sqrt|log|ln|sin|cos|tan|frac))\s*(?:\[\d+\])?[{(\s]*-?$")
+_ROOT_OF = re.compile(r"(?:√|\^|\\?(?:sqrt|log|ln|sin|cos|tan|frac))\s*(?:_\{?\w+\}?\s*)?(?:\[\d+\])?[{(\s]*-?$")
 _LAST_WORD = re.compile(r"([^\W\d_]+)\W*$")
+_IN_BRACKETS_BEFORE = re.compile(r"(?:[(\[]|(?<![A-Za-z}^_])\{)[\s+-]*$")
+_IN_BRACKETS_AFTER = re.compile(r"\s*\\?[)\]}]")
+#: What has several numbers, before them.
+_SEVERAL = re.compile(
+    r"(?:\b(?:roots|solutions|answers|values|zeros|zeroes|factors|points?|pairs?|coordinates|numbers|integers|primes"
+    r"|sets?|lists?|tuple|vector|interval)\b|\b[xyz]\s?,\s?[xyz]\b)[^.\d]{0,20}$"
+    r"|(?<!there )\b(?:are|sind|sont|son):?\s*$",
+    re.IGNORECASE,
+)
 #: Words after which a minus that stands by itself is a sign: what follows is a value.
 _STATING = frozenset({"is", "are", "be", "was", "equals", "to", "of", "get", "gives", "answer"})
 _WINDOW = 40
@@ -119,7 +145,7 @@ def plain_numbers(text: str) -> str:
     r"""Undo typography around numbers: LaTeX, bold marks, dashes, full-width digits."""
     text = without_wrappers(text.replace("{,}", ",").replace(r"\$", "$").replace(r"\%", "%"))
     text = _ANNOTATION.sub("", re.sub(r"\^\s*\{?\s*\\circ\s*\}?", "°", text.replace(r"\pm", "±")))
-    text = _CROSS.sub("×", text)
+    text = _GLUED_COMMAND.sub(r"\1 ", _FACTORIAL.sub(r"\\factorial{}", _CROSS.sub("×", text)))
     text = _BOLD_OR_POWER.sub(r"\1^\2", plain_characters(text))
     return _LATEX_FRACTION.sub(_written_out, _EMPHASIS.sub(r" \1 ", text.replace("**", " ")))
 
@@ -133,6 +159,9 @@ def quantities(text: str) -> Iterator[Quantity]:
     position = 0
     while found := _SCANNER.search(text, position):
         position = found.end()
+        if found["command"]:
+            position = _past_arguments(text, position)
+            yield Quantity(found.start(), position, None)
         if found["number"] is None:
             continue
         value, end = _read(text, found.start())
@@ -171,10 +200,13 @@ def _read(text: str, start: int) -> tuple[Fraction | None, int]:
     """Return the value of the number that begins at a digit or a point, and where it ends."""
     if date := _DATE.match(text, start):
         return None, date.end()
+    if repeating := _REPEATING.match(text, start):
+        return _behind(text, _repeating(repeating), repeating.end())
     found = _NUMERAL.match(text, start)
     if found is None:
         return None, start + 1
-    value, end = _powered(text, numeral(found.group()), found.end())
+    listed = _DECIMAL_COMMA.fullmatch(found.group()) and _is_list(text, start, found.end())
+    value, end = _powered(text, None if listed else numeral(found.group()), found.end())
     if over := _OVER.match(text, end):
         bottom = _NUMERAL.match(text, over.end())
         if bottom is not None:
@@ -191,6 +223,8 @@ def _powered(text: str, value: Fraction | None, end: int) -> tuple[Fraction | No
         return _raised(value, int(power[1] or power[2] or power[3])), power.end()
     if exponent := _EXPONENT.match(text, end):
         return _times(value, _raised(Fraction(10), int(exponent[1]))), exponent.end()
+    if named := _NAMED_POWER.match(text, end):
+        return _raised(value, 2 if named[1] else 3), named.end()
     if ten := _TIMES_TEN.match(text, end):
         factor, end = _powered(text, Fraction(10), ten.end())
         return _times(value, factor), end
@@ -220,13 +254,39 @@ def _behind(text: str, value: Fraction | None, end: int) -> tuple[Fraction | Non
     if part := _NTH.match(text, end):
         return (_times(value, Fraction(1, _NTHS[part[1].lower()])) if part[2] else None), part.end()
     glued = _BEHIND.match(text, end)
-    if (glued and glued.group().lower() in _NO_UNITS) or _HOURS.match(text, end):
+    if (glued and (glued.group() in _VARIABLES or glued.group().lower() in _NO_UNITS)) or _HOURS.match(text, end):
         return None, glued.end() if glued else end
     if glued and (text[glued.end() : glued.end() + 1].isdigit() or glued.group().startswith("x")):
         return None, glued.end()  # 0xFF, 5e: letters with digits behind them
     if more := _GOES_ON.match(text, end):
-        return None, more.end()
+        return None, _past_arguments(text, more.end()) if "\\" in more.group() else more.end()
     return value, end
+
+
+def _past_arguments(text: str, end: int) -> int:
+    """Return where the arguments of a LaTeX command end."""
+    for _ in range(_MAX_ARGUMENTS):
+        found = _ARGUMENT.match(text, end)
+        if found is None or (found.group()[-1] != "{" and end != found.start()):
+            break
+        end = found.end()
+        if found.group()[-1] == "{":
+            end = min(len(text), end + len(braced(text[: end + _LONGEST_ARGUMENT], end)) + 1)
+    return end
+
+
+def _repeating(found: re.Match[str]) -> Fraction:
+    whole, places, period = found[1], found[2], found[3] or found[4] or found[5]
+    once = 10 ** len(places)
+    return Fraction(int(whole + places + period) - int(whole + places), once * (10 ** len(period) - 1))
+
+
+def _is_list(text: str, start: int, end: int) -> bool:
+    """Whether a comma stands between two numbers: in brackets of their own, or behind the name of several."""
+    before = text[max(0, start - _WINDOW) : start]
+    if _IN_BRACKETS_BEFORE.search(before) and _IN_BRACKETS_AFTER.match(text, end):
+        return True
+    return _SEVERAL.search(before) is not None
 
 
 def _factor(scale: re.Match[str]) -> int | None:

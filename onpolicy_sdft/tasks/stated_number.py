@@ -14,7 +14,8 @@ from itertools import pairwise
 from typing import Literal
 
 from onpolicy_sdft.tasks import number_words as known
-from onpolicy_sdft.tasks.plain_text import CHANGED_MIND, NEXT_QUESTION, braced, without_thoughts
+from onpolicy_sdft.tasks.denials import denies_number, is_number_denied_after
+from onpolicy_sdft.tasks.plain_text import CHANGED_MIND, braced, without_next_question, without_thoughts
 from onpolicy_sdft.tasks.quantities import Quantity, plain_numbers, quantities
 
 #: How two numbers beside each other belong together.
@@ -34,7 +35,19 @@ _SENTENCE_END = re.compile(r"[.!?;:\n](?=\s|$)")
 _FULL_STOP = re.compile(r"[.!?](?=\s+[^a-z\s])(?!\s+(?:That|This) (?:is|was)\b)|;(?!\s+(?:this|that|which|it)\b)|\n")
 _CLAUSE = re.compile(r"[,;:()]")
 _RESULT = re.compile(r"(?:\s+[^\W\d_]+){0,2}\s+(?:left|remaining|remain|remains|in total|altogether|in all|total)\b")
+_UNKNOWN = re.compile(r"[^\W\d_]\Z|^\\[dtc]?frac.*(?<![\\a-z])[a-z]\b", re.IGNORECASE)  # 3x, \frac{x}{2}
 _ASIDE = re.compile(r"\s\($")  # "5 (3 + 2)"
+#: What numbers a line. "18. That is all" is none where nothing has the numbers up to 17, nor is "Step 7" alone.
+_LABEL = re.compile(
+    r"[ \t>*#_-]{0,8}(?:[(\[]?(\d{1,2})(?:[.)]\)?|\])[*_]{0,2}[ ]+(?=\S)"
+    r"|(?:Step|Note|Part|Case|Point|Item|Remark|Method|Check|Stage|Phase|Rule|Example|Hint|Option|Footnote|Figure"
+    r"|Table|Section|Equation|Chapter|Source)[ ]\(?(\d{1,3})\)?[*_]{0,3}\s?(?:[.:)-][*_]{0,3}(?=\s+\S)|$))",
+    re.IGNORECASE,
+)
+_REFERENCE = re.compile(
+    r"\b(?:see|from|in|by|using) (?:step|note|part|figure|table|equation|section|line|page|example)s? \(?\d{1,3}\b",
+    re.IGNORECASE,
+)
 _READ_FOR_MARKERS = 16_000  # characters at the end of a text
 _MAX_GAP = 60
 _MAX_LINE, _MAX_LINES = 1000, 100  # characters of a line, and lines with numbers, that are read
@@ -61,9 +74,11 @@ def final_number(text: str) -> Fraction | None:
         Takes the place of ``find_last_integer`` in the code of Yang et al. (ACL 2024,
         arXiv:2402.13669), which reads "3 4" as 34 and finds two unparseable answers equal.
     """
-    text = plain_numbers(without_thoughts(text))
-    if (other := NEXT_QUESTION.search(text)) and marked_text(text[: other.start()]) is not None:
-        text = text[: other.start()]
+    text = without_next_question(plain_numbers(without_thoughts(text)), lambda before: _stated(before) is not None)
+    return _stated(text)
+
+
+def _stated(text: str) -> Fraction | None:
     marked = marked_text(text)
     if marked is None:
         return _last_stated(text)
@@ -107,7 +122,7 @@ def marked_text(text: str) -> str | None:
     if last["tag"]:
         return behind.partition("</answer>")[0]
     if not last["boxed"]:
-        return behind
+        return f" not {behind}" if denies_number(text[: last.start()], last.group()) else behind
     inside = braced(text, last.end())
     if len(markers) > 1 and markers[-2]["boxed"]:
         other = markers[-2].end() + len(braced(text, markers[-2].end())) + 1
@@ -137,6 +152,23 @@ class _Statement:
 def _last_stated(text: str) -> Fraction | None:
     """Return the number the last line with one ends with."""
     lines = [line for line in text.split("\n") if line.strip()]
+    stated = _last_of(_without_labels(lines))
+    return _last_of(lines) if stated is None else stated
+
+
+def _without_labels(lines: Sequence[str]) -> list[str]:
+    """Leave out the numerals of lists and steps, which are no results: "2. Get 7", "Step 2: check"."""
+    found, last = list[str](), 0
+    for line in lines:
+        label = _LABEL.match(line)
+        number = int(label[1] or label[2]) if label else 0
+        if label and (label[2] or number in (1, last + 1) or label[0].lstrip().startswith("#")):
+            line, last = line[label.end() :], number
+        found.append(_REFERENCE.sub("", line))
+    return found
+
+
+def _last_of(lines: Sequence[str]) -> Fraction | None:
     with_numbers = [number for number, line in enumerate(lines) if _DIGIT.search(line)]
     for number in reversed(with_numbers[-_MAX_LINES:]):
         line = ("\n" if number else "") + lines[number][-_MAX_LINE:]  # "- 3" is an item of a list, unless it is alone
@@ -211,9 +243,13 @@ def _statement(text: str, before: int, numbers: Sequence[Quantity], links: Seque
     ahead = _tokens(_SENTENCE_END.split(text[max(before, numbers[0].start - _MAX_GAP) : numbers[0].start])[-1])[-4:]
     behind_it = text[numbers[-1].end : numbers[-1].end + _MAX_GAP]
     behind = [] if behind_it.lstrip().startswith("(") else _tokens(behind_it[:20])[:1]
-    rather = ahead[-2:] in (["rather", "than"], ["instead", "of"], ["other", "than"])
+    rather = tuple(ahead[-2:]) in known.NOT_IN_TWO
     is_aside = before > 0 and _ASIDE.search(text[before : numbers[0].start]) is not None
-    is_denied = _is_denied(ahead, "equals" in links) or rather
+    is_denied = (
+        (_is_denied(ahead, "equals" in links) or rather)
+        or denies_number(text[before : numbers[0].start], "")
+        or is_number_denied_after(text, numbers[-1].end)
+    )
     is_counted = bool(ahead) and ahead[-1] in known.COUNTS and text[numbers[0].start - 1] == " "  # "three 6-packs"
     is_open = (
         is_counted
@@ -222,7 +258,7 @@ def _statement(text: str, before: int, numbers: Sequence[Quantity], links: Seque
         or (len(numbers) == 1 and _is_bound(ahead))
     )
     # 7x = 14 says nothing of x yet.
-    has_unknown = any(each.value is None and text[each.end - 1].isalpha() for each in numbers)
+    has_unknown = any(each.value is None and _UNKNOWN.search(text[each.start : each.end]) for each in numbers)
     value = None if is_open or has_unknown else _value(numbers, links)
     is_equation = "equals" in links or (bool(ahead) and ahead[-1] in known.EQUALS)
     is_result = ahead[-2:] in (["total", "of"], ["sum", "of"]) or _RESULT.match(behind_it) is not None

@@ -84,6 +84,20 @@ def find(text: str, template: str = "reference", row: Demonstration = ROW) -> st
         "I agree with the solution: 2.",
         "Die Lösung ist richtig: 2.",
         "这个答案是正确的，还剩2个。",
+        "We are told the answer is 2.",
+        "Given the answer of 2, we count.",
+        "As the expert says, 2.",
+        "Your answer of 2 is correct.",
+        "We're told the answer is 2.",
+        "We already know the answer is 2.",
+        "Since the answer is given as 2, we count.",
+        "Based on the solution above, 2.",
+        "Here's another way to say it: 2.",
+        "As in the solution above, 2.",
+        "Como se muestra en el ejemplo, 2.",
+        "Come mostrato nell'esempio, 2.",
+        "Comme le montre l'exemple, 2.",
+        "如上例所示，还剩2个。",
     ],
 )
 def test_a_phrase_of_some_language_is_found(text: str) -> None:
@@ -174,6 +188,11 @@ def test_a_template_of_ones_own_in_another_language_is_known_by_its_words(tmp_pa
         "The correct answer is 2.",
         "It is a right triangle.",
         "The final answer is verified: 2 + 1 = 3.",
+        "The solution above uses addition.",
+        "The above solution works.",
+        "In the solution above, we subtract.",
+        "We are given the answer choices 2 and 3.",
+        "Given the values 2 and 3, we add.",
     ],
 )
 def test_ordinary_answers_are_none(template: str, text: str) -> None:

@@ -47,7 +47,7 @@ the answer is answer: Answer answer to so is not never isn't but or and to betwe
 A. B? option Paris London rather than wrong because wait, maybe
 def f(x): return x\n import from lambda: class @ if for x in not True None x x_1 _ * ** 0xFF 答案 是 万 参考 the example
 my response reference answer as I said I cannot sorry \x00 \ud83d\ude00 \u202e \u0301 \ufeff \r null true
-NaN Infinity -Infinity
+NaN Infinity -Infinity \\overline{ (2,5) 0.( 5! ❌ ✅ but hmm doubt <!-- --> ~~ “ 选B :'{ >>> \xa0 Step 1: 2. [3]
 """
 
 
@@ -146,6 +146,8 @@ def is_quick(name: str, text: str) -> bool:
         "1e999999999",
         "10^9999",
         "((((-" * 8_000,
+        "f(x=0x" + "f" * 5_000 + ")",
+        "call:f{location: Paris in the spring, days" + " and nights" * 3_000,
         "\\boxed{" * 5_000,
     ],
     ids=lambda text: text[:16],
@@ -153,6 +155,22 @@ def is_quick(name: str, text: str) -> bool:
 def test_what_is_nested_or_long_is_no_answer_and_no_error(text: str) -> None:
     slow = {name: seconds for name, seconds in judge(text) if seconds > SECONDS and not is_quick(name, text)}
     assert not slow
+
+
+#: Openings that nothing closes: of calls, tags, quotes, formulas, verdicts, denials.
+OPENINGS = """
+call:f{ call:f{a:1, call:f{<escape> <escape> ```json [CALL_ID]json <arg_key>a</arg_key><arg_value> <!-- ~~f(
+<del> \\overline{ \\frac{a}{ 0.( 1.\\bar :'{ {, "\\"', >~>>~ ```python~x= Not~A,~ A~seems~right~but~
+between~A~and~B,~ Step~1:~ (1)~ no~doubt~ the~answer~can't~be~ n't~be~anything~but~ if~I~had~ wrong:~f(x=1)~
+half~of~ 12~to~ {2,5} roots~are~ as~the~expert~ I~cannot~ a~solution~above~ i'm~an~ai~and~ the~ hmm~
+"""
+
+
+@pytest.mark.parametrize("opening", OPENINGS.split(), ids=repr)
+def test_no_cut_off_opening_over_and_over_takes_a_second(opening: str) -> None:
+    part = opening.replace("~", " ")
+    for text in ((part * 32_000)[:32_000], (part * 3_200)[:3_200].strip() + "\n" + part):
+        assert not {name: seconds for name, seconds in judge(text) if seconds > 1}
 
 
 @pytest.mark.parametrize(

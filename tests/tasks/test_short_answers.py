@@ -238,6 +238,8 @@ def test_options_that_contain_each_other_are_told_apart() -> None:
         {"choices": CITIES, "answer": "London"},
         {"choices": {"1": "Paris", "2": "London"}, "answer": "2"},
         {"choices": {"label": ["A", "B"], "text": ["Paris", "London"]}, "answer": "B"},
+        {"choices": {"1": "Paris", "2": "London"}, "answer": 2},
+        {"choices": {"1": "Paris", "2": "London", "3": "York"}, "answer": 2.0},
     ],
 )
 def test_every_form_of_choices_and_answer_is_read_and_its_reference_passes(
@@ -269,6 +271,8 @@ def test_without_an_answer_field_the_response_says_which() -> None:
         ({"choices": CITIES, "answer": "Rome"}, "'Rome'"),
         ({"choices": CITIES, "answer": 4}, "4"),
         ({"choices": CITIES}, "no field 'answer'"),
+        ({"choices": {"label": ["A", "A"], "text": CITIES[:2]}, "answer": "A"}, "repeated labels"),
+        ({"choices": {"a": "Paris", "A": "London"}, "answer": "A"}, "repeated labels"),
         ({"choices": [*CITIES, "Rome"], "answer": "A"}, "'Rome'.*does not show"),
     ],
 )
@@ -276,6 +280,18 @@ def test_a_question_that_cannot_be_checked_is_named(fields: dict[str, object], p
     row = demonstration("?", list_choices("Which?", CITIES), **fields)
     with pytest.raises(DataError, match=rf"row-1.*{problem}"):
         CHOICE.check_demonstration(row)
+
+
+def test_a_label_comes_before_the_words_of_another_option() -> None:
+    row = demonstration("?", "1. 2\n2. 1", choices={"1": "2", "2": "1"}, answer="2")
+    assert CHOICE.check("Option 2", row).correct
+
+
+def test_a_response_that_picks_another_option_than_the_answer_is_refused() -> None:
+    prompt = list_choices("Which?", CITIES)
+    CHOICE.check_demonstration(demonstration("The answer is B.", prompt, choices=CITIES, answer="B"))
+    with pytest.raises(DataError, match="says B but the response states A"):
+        CHOICE.check_demonstration(demonstration("The answer is A.", prompt, choices=CITIES, answer="B"))
 
 
 def test_free_form_accepts_everything_but_nothing() -> None:
