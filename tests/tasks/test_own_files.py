@@ -33,8 +33,14 @@ def test_a_file_stands_with_what_it_imports_from_beside_it(tmp_path):
 
 
 def test_a_module_stands_with_what_it_imports_of_its_own_package(tmp_path, monkeypatch):
-    package = write(tmp_path / "my_checks/__init__.py", "")
-    task = write(tmp_path / "my_checks/task.py", "from . import rules\nfrom my_checks.words import WORDS\n")
-    rules, words = write(tmp_path / "my_checks/rules.py", ""), write(tmp_path / "my_checks/words.py", "")
+    package = write(tmp_path / "own_checks_of_a_package/__init__.py", "")
+    task = write(
+        tmp_path / "own_checks_of_a_package/task.py",
+        "from . import rules\nfrom own_checks_of_a_package.words import WORDS\n",
+    )
+    rules, words = (
+        write(tmp_path / "own_checks_of_a_package/rules.py", ""),
+        write(tmp_path / "own_checks_of_a_package/words.py", ""),
+    )
     monkeypatch.syspath_prepend(tmp_path)
-    assert own_files("my_checks.task:Mine") == sorted([package, task, rules, words])
+    assert own_files("own_checks_of_a_package.task:Mine") == sorted([package, task, rules, words])
