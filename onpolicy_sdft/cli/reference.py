@@ -72,10 +72,10 @@ A line of `metrics.jsonl` is a step; a metric that means nothing for a step or m
 of a kind.
 """
 _TABLE = "| metric | unit | meaning |\n|---|---|---|"
-_RETENTION = """Retention is measured two ways: scores on sets the base model was not trained on (`retention:
-true`), and the mean per-token KL(base || tuned) over completions that the base model wrote once for 60 general prompts that ship
-with the project (the same tokens for every method). Intervals are 95 %: Wilson for scores, bootstrap over completions
-for KL.
+_RETENTION = """Retention is measured two ways: scores on sets the base model was not trained on (`retention: true`),
+and the mean per-token KL(base || tuned) over completions that the base model wrote once for 60 general prompts that
+ship with the project (the same tokens for every method). Intervals are 95 %: Wilson for scores, bootstrap over
+completions for KL.
 """
 
 PAGES = {"options.md": options_page, "commands.md": commands_page, "metrics.md": metrics_page}

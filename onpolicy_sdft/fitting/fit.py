@@ -46,7 +46,7 @@ from onpolicy_sdft.runs.progress import Progress, say_to_stderr
 from onpolicy_sdft.train.backend import Backend
 from onpolicy_sdft.train.checkpoint import Checkpointer
 from onpolicy_sdft.train.launch import make_backend
-from onpolicy_sdft.train.loop import FitResult, Hooks, Loop, make_plan
+from onpolicy_sdft.train.loop import FitResult, Hooks, Loop, Plan, make_plan
 from onpolicy_sdft.train.step import Trainer
 from onpolicy_sdft.train.trackers import check_trackers, open_trackers
 from onpolicy_sdft.types import Ranks
@@ -91,14 +91,23 @@ def fit(config: RunConfig, command: Sequence[str] = (), say: Say = say_to_stderr
         return _fit(config, command, say, held)
 
 
-def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -> TrainOutcome:
-    check_trackers(config.train.trackers)
-    torch.use_deterministic_algorithms(config.train.deterministic, warn_only=True)
-    # A debugging aid of torch's that would cost a pass over every new buffer.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    backend = make_backend(config.train.precision, config.train.rank_timeout_seconds)
-    backend.check(config)
-    say = say if backend.rank == 0 else say_nothing
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What a run is made of, loaded and checked."""
+
+    config: RunConfig  # with what was settled while it was loaded
+    backend: Backend
+    start: Start | None
+    chat: ModelBundle
+    data: Data
+    sets: Sequence[EvalSet]
+    validation: Sequence[EvalSet]
+    gated: Sequence[EvalSet]
+    plan: Plan
+
+
+def _load(config: RunConfig, backend: Backend, say: Say) -> _Loaded:
+    """Load rows, model and questions, and say what was found; whatever does not fit is refused here."""
     task, rows = load_rows(config)
     rows, held_back = hold_back(config, task, rows, say)
     sets = load_eval_sets(evaluation_sets(config))
@@ -122,13 +131,15 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     if backend.rank == 0 and chat.loaded.model.device.type == backend.device.type:
         with backend.autocast():
             _say_turn_end(config, chat, data, say)
-    base = base_identity(chat)
-    model = prepare_trainable(chat.loaded.model, config.lora, config.model, config.train.seed)
-    with backend.autocast():  # as it learns: some attention kernels take no float32
-        make_ready(model, chat.loaded, say)
-    trainable, total = count_parameters(model)
-    say(f"{trainable / 1e6:.2f} M of {total / 1e6:.1f} M parameters are trained on {backend.num_ranks} ranks")
-    identity = identity_of(config, data, start, gated, base, chat.renderer.date)
+    return _Loaded(config, backend, start, chat, data, sets, validation, gated, plan)
+
+
+def _claim(
+    found: _Loaded, base: Mapping[str, Any], command: Sequence[str], say: Say, held: ExitStack
+) -> tuple[RunDirectory, dict[str, Any]]:
+    """Make the run directory ours, where all ranks read the same; return it with the run's identity."""
+    config, backend, data = found.config, found.backend, found.data
+    identity = identity_of(config, data, found.start, found.gated, base, found.chat.renderer.date)
     if backend.num_ranks > 1:
         facts = {**dataclasses.asdict(config), "data fingerprint": data.loaded.fingerprint}
         facts |= {name: identity[name] for name in (*base, "prompts and targets")}
@@ -138,11 +149,36 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     if backend.rank == 0:
         held.push(partial(_write_error, run))
     see_one_directory(run, backend)
+    return run, identity
+
+
+def _set_determinism(config: RunConfig) -> None:
+    torch.use_deterministic_algorithms(config.train.deterministic, warn_only=True)
+    # A debugging aid of torch's that would cost a pass over every new buffer.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -> TrainOutcome:
+    check_trackers(config.train.trackers)
+    _set_determinism(config)
+    backend = make_backend(config.train.precision, config.train.rank_timeout_seconds)
+    backend.check(config)
+    say = say if backend.rank == 0 else say_nothing
+    found = _load(config, backend, say)
+    config, chat, data, sets, plan = found.config, found.chat, found.data, found.sets, found.plan
+    base = base_identity(chat)
+    model = prepare_trainable(chat.loaded.model, config.lora, config.model, config.train.seed)
+    with backend.autocast():  # as it learns: some attention kernels take no float32
+        make_ready(model, chat.loaded, say)
+    trainable, total = count_parameters(model)
+    say(f"{trainable / 1e6:.2f} M of {total / 1e6:.1f} M parameters are trained on {backend.num_ranks} ranks")
+    run, identity = _claim(found, base, command, say, held)
 
     progress = Progress("train", plan.num_steps, "steps", enabled=backend.rank == 0)
     trainer = make_trainer(config, chat, data, model, backend, plan, progress)
     teacher = trainer.teacher
     model = teacher.model  # from here on weights are read only
+    start = found.start
     if start is not None:
         take_up_weights(config, start, trainer, say)
     preview = preview_of(config, trainer, data.prepared.pairs)
@@ -157,7 +193,7 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     ):
         with teacher.weights("live"):
             evaluate_stage(config, chat, model, sets, run, "before", backend, weights=origin)
-    guards = make_guards(config, chat, data, gated, trainer, run, identity, progress, say)
+    guards = make_guards(config, chat, data, found.gated, trainer, run, identity, progress, say)
     if _resume(config, run, guards.checkpointer, trainer, progress, say):
         restore_look(trainer)
     is_first = backend.rank == 0
@@ -171,7 +207,7 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     loop = Loop(
         trainer, data.prepared.pairs, plan, config, run, guards.checkpointer, trackers, progress,
         hooks=Hooks(
-            validate=partial(_validate, config, chat, teacher, validation, backend) if validation else None,
+            validate=partial(_validate, config, chat, teacher, found.validation, backend) if found.validation else None,
             save_best=lambda: export(run.best_path, {}),
             refresh=partial(refresh_run, trainer, preview) if preview is not None else None,
         ),

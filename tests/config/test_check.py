@@ -122,7 +122,7 @@ def test_two_sets_of_one_label_are_refused(where):
     assert message == "Two evaluation sets are called 'task'. Give each its own label."
 
 
-def test_a_file_of_test_rows_is_one_more_set_with_the_columns_and_the_task_of_the_data():
+def test_a_file_of_test_rows_is_one_more_set_with_columns_and_task_of_the_data():
     config = config_with(
         **{"data.name": "embedded:x", "data.prompt_column": "question", "eval.path": "t.jsonl", "eval.limit": 9,
            "task.name": "exact", "rollout.max_new_tokens": 77, "eval.sets": [EvalSetConfig(label="other")]}

@@ -11,7 +11,16 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
-TOOLS = {"mypy", "ruff", "pandas-stubs", "scipy-stubs", "types-psutil", "types-PyYAML"}  # not in the run on the lowest
+TOOLS = {
+    "mypy",
+    "ruff",
+    "pandas-stubs",
+    "scipy-stubs",
+    "types-psutil",
+    "types-PyYAML",
+    "mkdocs",
+    "mkdocs-material",
+}  # not in the run on the lowest
 NOT_TESTED = {"bitsandbytes", "wandb", "trackio", "sentence-transformers", "lm-eval"}  # extras that "dev" leaves out
 
 

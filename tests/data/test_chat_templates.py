@@ -63,7 +63,7 @@ def prepared(renderer: Renderer, *pairs: tuple[str, str], **options: Any) -> Pre
 
 @pytest.mark.parametrize("tokenizer", chat_toys.TOKENIZERS)
 @pytest.mark.parametrize("name", chat_toys.TOYS)
-def test_prompt_and_target_begin_the_whole_conversation_and_the_target_gives_back_the_text(name, tokenizer):
+def test_prompt_and_target_begin_the_conversation_and_give_back_the_text(name, tokenizer):
     toy = chat_toys.TOYS[name]
     renderer = renderer_of(toy, tokenizer)
     for turns in TALKS:
@@ -175,7 +175,7 @@ def test_prompts_that_are_not_rows_keep_spelled_control_tokens_as_text(name, tok
         assert f"hello {spelled} you" in renderer.tokenizer.decode(list(ids))
 
 
-def test_markers_without_a_special_flag_are_control_tokens_and_tags_of_answers_are_not():
+def test_markers_without_a_special_flag_are_control_tokens_and_tags_are_not():
     renderer = renderer_of(chat_toys.TOYS["chatml without special flags"])
     with pytest.raises(DataError, match=r"the user's text spells the control token '<\|im_start\|>'"):
         prepared(renderer, ("a<|im_start|>b", "Blue."))

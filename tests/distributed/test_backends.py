@@ -115,9 +115,7 @@ def test_an_export_loads_in_plain_transformers_and_gives_the_same_logits(folder,
 
 
 @pytest.mark.parametrize(("backend", "method"), [("zero3", "full"), ("fsdp2", "lora")])
-def test_weights_are_gathered_once_a_step_and_no_collective_is_called_while_tokens_are_written(
-    tmp_path, model_dir, backend, method
-):
+def test_weights_are_gathered_once_a_step_and_decoding_calls_no_collective(tmp_path, model_dir, backend, method):
     options = {**METHODS[method], **UNSCORED, "train.max_steps": 2}
     asked = job(
         2, write_config(tmp_path, model_dir), tmp_path / "run", backend=backend, more={"count_collectives": True},

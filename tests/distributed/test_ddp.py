@@ -115,7 +115,7 @@ def test_gradients_travel_once_a_step_however_many_micro_batches_it_has(config, 
     assert "reduced 0 " not in found[0][0]
 
 
-def test_memory_that_runs_out_on_one_rank_halves_the_micro_batches_of_all_and_the_step_is_repeated(config, tmp_path):
+def test_out_of_memory_on_one_rank_halves_the_micro_batches_of_all(config, tmp_path):
     options = {"eval.before_and_after": False, "train.max_steps": 2, "train.micro_batch_tokens": 10_000}
     succeed(2, config, tmp_path / "plain", **options)
     succeed(2, config, tmp_path / "short", {"short_of_memory": [1]}, **options)
@@ -127,7 +127,7 @@ def test_memory_that_runs_out_on_one_rank_halves_the_micro_batches_of_all_and_th
     assert figures(short, "train/num_halvings").min() > 0
 
 
-def test_memory_that_runs_out_within_a_meeting_of_ranks_ends_the_run_with_the_way_out(config, tmp_path):
+def test_out_of_memory_within_a_collective_ends_the_run_with_the_fix(config, tmp_path):
     more = {"short_of_memory": [1], "late_bytes": 0}
     options = {"eval.before_and_after": False, "train.micro_batch_tokens": 10_000}
     done = run(2, config, tmp_path / "run", more, **options)
@@ -135,7 +135,7 @@ def test_memory_that_runs_out_within_a_meeting_of_ranks_ends_the_run_with_the_wa
     assert "lower train.micro_batch_tokens" in done.stderr
 
 
-def test_two_ranks_are_stopped_by_the_gate_together_and_leave_what_one_process_leaves(config, tmp_path, model_dir):
+def test_the_gate_stops_two_ranks_together_and_they_leave_what_one_leaves(config, tmp_path, model_dir):
     prompts = [f"tell {number}" for number in range(24)]
     found = load_model(str(model_dir), load_config(config)).sample(prompts, max_new_tokens=5)
     rows = [{"prompt": p, "response": text} for p, text in zip(prompts, found, strict=True) if len(text.strip()) > 1]

@@ -123,9 +123,7 @@ STUBS = {
         ({"PYTORCH_CUDA_ALLOC_CONF": "mine:1"}, " 280"),
     ],
 )
-def test_processes_on_gpus_start_with_segments_that_grow_unless_the_user_says_otherwise(
-    tmp_path, name, options, own, expected
-):
+def test_processes_on_gpus_start_with_segments_that_grow_unless_told_otherwise(tmp_path, name, options, own, expected):
     stub = tmp_path / "accelerate"
     stub.write_text('#!/usr/bin/env bash\necho "$PYTORCH_ALLOC_CONF $TORCH_ELASTIC_SHUTDOWN_TIMEOUT"\n')
     stub.chmod(0o755)

@@ -121,7 +121,7 @@ class Looking:
 BARE = [written(WORK + "The answer is 72.", 0.17), written(WORK + "The answer is 5.", 0.2)] * 8
 
 
-def test_a_teacher_that_states_the_answer_without_the_work_is_refused_before_the_first_step():
+def test_a_teacher_that_states_the_answer_without_the_work_is_refused_first():
     taught = [written("The answer is 72.", 1.6), written(WORK + "The answer is 72.", 0.4)] * 8
     with pytest.raises(
         ConfigError, match=r"50% of the rollouts .* without the work.*--context.template work"

@@ -35,9 +35,7 @@ def comparison(tmp_path: Path) -> CompareConfig:
     return CompareConfig(methods=methods, seeds=[0, 1], lrs=[0.01, 0.02], output_dir=str(tmp_path / "compare"))
 
 
-def test_a_comparison_runs_every_method_and_seed_and_its_table_is_that_of_its_sequences(
-    tiny, in_process, comparison, tmp_path
-):
+def test_a_comparison_runs_all_methods_and_seeds_and_tables_their_sequences(tiny, in_process, comparison, tmp_path):
     config = dataclasses.replace(comparison, joint=["sft"])
     found = read_json(run_comparison(config, tiny(), [], quiet))
     output = tmp_path / "compare"

@@ -28,7 +28,7 @@ def test_metrics_of_a_matrix_worked_out_by_hand():
     assert metrics.intransigence(HAND, np.array([0.9, 0.9, 0.9])) == pytest.approx((0.1 + 0.0 + 0.3) / 3)
 
 
-def test_forgetting_counts_a_score_from_before_the_task_was_trained_but_not_the_seed_models():
+def test_forgetting_counts_scores_before_the_own_stage_but_not_the_base_models():
     """As published: the maximum is over all earlier stages (Chaudhry et al. 2018); here the best is one of them."""
     scores = np.array([[0.9, 0.9, 0.0], [0.5, 0.7, 0.0], [0.4, 0.6, 0.0], [0.3, 0.2, 0.5]])
     assert metrics.forgetting_by_task(scores) == pytest.approx([0.5 - 0.3, 0.7 - 0.2])

@@ -89,7 +89,7 @@ def test_a_stage_that_fails_names_its_log_and_one_that_made_no_update_is_told_ap
         run_sequence(tiny(), [], quiet)
 
 
-def test_stages_train_to_their_end_whatever_the_gate_sees_unless_their_files_say_otherwise(tiny):
+def test_stages_train_to_their_end_whatever_the_gate_sees_unless_told_otherwise(tiny):
     assert {stage.config.gate.action for stage in plan_sequence(tiny())} == {"continue"}
     stopping = tiny(run={**tiny().run, "gate": {"action": "stop"}})
     assert {stage.config.gate.action for stage in plan_sequence(stopping)} == {"stop"}
@@ -136,7 +136,7 @@ def test_joint_training_is_one_run_on_all_tasks_for_all_their_steps(tiny, in_pro
     assert any(example.startswith("blue/") for example in ids)
 
 
-def test_the_offline_method_learns_a_set_that_the_seed_model_wrote_once_for_all_seeds(tiny, in_process, tmp_path):
+def test_the_offline_method_learns_one_set_of_the_base_model_for_all_seeds(tiny, in_process, tmp_path):
     method = tmp_path / "offline.yaml"
     method.write_text("train: {targets: distilled, distilled: somewhere}\n")
     shared = str(tmp_path / "distilled")

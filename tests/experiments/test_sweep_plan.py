@@ -119,7 +119,7 @@ def test_offline_points_share_one_distilled_set_of_their_own(sweep, tmp_path):
     assert writes.data == learns[0].config.data
 
 
-def test_another_law_data_or_model_takes_another_distilled_set_and_a_learning_rate_does_not(sweep):
+def test_other_sampling_data_or_model_takes_another_distilled_set(sweep):
     offline = {"label": "offline", "train.targets": "distilled"}
 
     def sets(**axes) -> int:

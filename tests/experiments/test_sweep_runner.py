@@ -74,7 +74,7 @@ def test_what_is_done_is_not_done_again_and_points_and_seeds_may_be_added(sweep,
     assert [entry["point"]["optim.lr"] for entry in outcome.table] == [0.3, 0.2, 0.1]
 
 
-def test_a_failed_run_is_kept_with_its_reason_the_others_go_on_and_it_is_tried_again_when_asked(sweep, machine):
+def test_a_failed_run_keeps_its_reason_and_is_tried_again_when_asked(sweep, machine):
     reason = "sdft train: 5 steps in a row made no update"
     outcome = go(sweep(), machine({"lr-0.1": (2, reason)}))
     assert states(outcome) == {"lr-0.1_seed-0": "failed", "lr-0.2_seed-0": "done"}
@@ -190,7 +190,7 @@ def test_a_distilled_set_is_written_once_before_all_who_learn_from_it(sweep, mac
     assert more.verbs == ["train"] * 4
 
 
-def test_where_distilling_fails_those_who_need_it_fail_with_its_reason_and_the_others_run(sweep, machine):
+def test_where_distilling_fails_only_the_runs_that_need_it_fail(sweep, machine):
     axes = {"method": ["offline_sdft", "sft"]}
     runs = machine({"distilled-": (2, "sdft distill: no rows")})
     outcome = go(sweep(axes=axes), runs)

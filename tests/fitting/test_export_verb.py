@@ -202,7 +202,7 @@ def test_what_cannot_be_saved_is_refused_before_the_first_step(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(("asked", "found"), [(None, torch.bfloat16), ("float32", torch.float32)])
-def test_a_merged_export_has_the_dtype_of_the_bases_files_unless_another_is_asked_for(tmp_path, asked, found):
+def test_a_merged_export_has_the_dtype_of_the_bases_files_unless_asked(tmp_path, asked, found):
     run = train(base(tmp_path / "base", "llama", torch.bfloat16), "run")
     said: list[str] = []
     plain = tmp_path / "plain"

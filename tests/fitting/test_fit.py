@@ -396,7 +396,7 @@ def test_bfloat16_compute_on_float32_weights_trains_and_resumes_bit_for_bit(file
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_the_engine_of_a_run_is_told_what_learning_will_take_and_that_of_an_evaluation_is_not(files, monkeypatch):
+def test_the_engine_of_a_run_leaves_what_learning_takes_that_of_an_evaluation_not(files, monkeypatch):
     told = []
 
     def budget(kv_gib, kv_fraction, device, learning_bytes):
@@ -432,7 +432,7 @@ print("imported:", *sorted(set(sys.modules) - before))
 """
 
 
-def test_a_checkout_that_was_never_installed_trains_and_exports_and_a_second_run_imports_nothing(files):
+def test_a_checkout_that_was_never_installed_trains_and_exports(files):
     second = files["tmp"] / "second"
     command = [sys.executable, "-c", UNINSTALLED, str(files["config"]), str(second)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)

@@ -31,7 +31,7 @@ def test_sizes_are_those_of_the_model_itself(model_dir, tiny_model, lora):
     assert sizes_of(model) == sizes
 
 
-def test_what_learning_will_take_is_what_a_plan_says_less_what_is_there_once_the_policy_was_prepared(model_dir):
+def test_what_learning_will_take_is_what_the_plan_says_less_what_is_there(model_dir):
     asked = config(model_dir, **{"lora.enabled": False})
     sizes = model_sizes(asked.model, asked.lora)
     for backend, there in {"ddp": "buckets", "zero2": "optimizer", "zero3": "optimizer", "fsdp2": "buckets"}.items():

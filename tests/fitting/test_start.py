@@ -224,7 +224,7 @@ def test_training_ends_at_the_score_that_is_enough_and_says_so(config):
     assert read_json(never / "result.json")["reason"] == "finished"
 
 
-def test_an_adapter_on_a_merged_base_cannot_go_on_over_the_seed_and_means_nothing_without_its_base(config):
+def test_an_adapter_on_a_merged_base_means_nothing_without_that_base(config):
     first = train(config, "first", train__max_steps=1)
     second = train(config, "second", train__init_from=str(first), train__adapter_handoff="merge", **STILL)
     with pytest.raises(ConfigError, match="handoff merge"):

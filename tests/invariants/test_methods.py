@@ -149,7 +149,7 @@ def written(bench):
 
 
 @pytest.mark.parametrize("kind", ["ema", "stage", "base"])
-def test_the_teachers_weights_write_under_the_teachers_prompt_and_the_students_write_its_own(make_bench, kind):
+def test_the_teachers_weights_sample_under_its_prompt_and_the_students_their_own(make_bench, kind):
     teacher = {"kind": kind, "half_life": math.inf}
     seed = make_bench(max_new_tokens=12)
     expected = written(seed)
@@ -174,7 +174,7 @@ def test_several_samples_of_a_demonstration_differ_and_read_their_prompt_once(ma
     assert [target.rollout.key.sample_index for target in metrics.targets[:3]] == [0, 1, 2]
 
 
-def test_a_fallback_under_a_divergence_is_learned_by_nll_and_so_is_the_added_demonstration(make_bench):
+def test_under_a_divergence_fallbacks_and_added_demonstrations_are_learned_by_nll(make_bench):
     bench = make_bench(
         dtype=DOUBLE, objective={"name": "reverse_kl"}, sampling=STUDENT, max_new_tokens=3,
         screening=ScreeningConfig(truncated="fallback", looping="keep", length="keep", empty="keep"),

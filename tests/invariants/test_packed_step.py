@@ -73,7 +73,7 @@ def test_a_model_that_can_is_packed_unless_it_is_asked_not_to_be(tiny_model):
     assert decide(tiny_model(), "padded") == SimpleNamespace(packed=False, said=[])
 
 
-def test_a_model_that_cannot_is_padded_and_it_is_said_or_refused_where_it_was_asked_for(tiny_model):
+def test_a_model_that_cannot_pack_is_padded_and_said_or_refused_where_asked(tiny_model):
     model = tiny_model()
     model.config.attention_dropout = 0.1
     found = decide(model, "auto")

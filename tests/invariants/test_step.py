@@ -159,7 +159,7 @@ def test_training_on_its_own_rollouts_makes_them_likelier_from_the_bare_prompt(m
     assert total / sum(b.num_loss_tokens for b in batches) < before
 
 
-def test_memory_that_runs_out_while_learning_halves_the_micro_batches_and_repeats_the_step_from_its_targets(make_bench):
+def test_out_of_memory_in_learning_halves_micro_batches_and_repeats_the_step(make_bench):
     plain, short = make_bench(dtype=torch.float64), make_bench(dtype=torch.float64)
     expected = plain.step()
     policy, sizes = short.trainer.policy, []
@@ -186,7 +186,7 @@ def test_memory_that_runs_out_while_learning_halves_the_micro_batches_and_repeat
         short.step()
 
 
-def test_memory_that_runs_out_while_learning_takes_the_slots_of_rollouts_before_it_halves_micro_batches(make_bench):
+def test_out_of_memory_in_learning_takes_slots_before_it_halves_micro_batches(make_bench):
     plain, short = make_bench(dtype=torch.float64), make_bench(dtype=torch.float64)
     expected = [plain.step() for _ in range(2)]
     policy, engine = short.trainer.policy, short.rollout_backend

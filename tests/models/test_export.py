@@ -45,7 +45,7 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def test_an_adapter_on_an_embedded_model_names_its_folder_and_is_loaded_by_peft_and_by_the_program(cache, tmp_path):
+def test_an_adapter_on_an_embedded_model_is_loaded_by_peft_and_by_the_program(cache, tmp_path):
     config = ModelConfig(name=f"{embedded.PREFIX}{NAME}", cache_dir=str(cache))
     model = adapted(config)
     export_model(model, make_tokenizer(), tmp_path / "out", config.name, {}, {})

@@ -76,7 +76,7 @@ def test_the_legacy_judge_learns_text_as_whole_even_where_it_was_cut_off():
     assert refused.token_ids == ALL[1].response_ids
 
 
-def test_the_legacy_judge_falls_back_where_the_chat_template_would_write_another_text():
+def test_the_legacy_judge_falls_back_where_the_template_would_write_other_text():
     rollout = Rollout(NoiseKey(0, 0, "0"), (1, 2), (9, 9), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0), "stop")
 
     def refuse(text):

@@ -6,8 +6,9 @@ import math
 import pytest
 from PIL import Image
 
-from onpolicy_sdft.report.curves import CURVES, draw_curves, draw_loss, draw_scores, draw_time
+from onpolicy_sdft.report.curves import CURVES, draw_curves, draw_loss, draw_time
 from onpolicy_sdft.report.drawing import series, smooth
+from onpolicy_sdft.report.score_plots import draw_scores
 
 
 def record(step, skipped="", **values):

@@ -49,7 +49,7 @@ def documents(places, unrendered_module):
 
 
 @pytest.mark.parametrize("name", ["seq", "cmp", "swp", "shf"])
-def test_nothing_of_a_whole_directory_is_missing_and_every_block_says_where_it_is_from(documents, places, name):
+def test_nothing_of_a_directory_is_missing_and_every_block_names_its_source(documents, places, name):
     (part,) = documents[name].parts
     assert part.missing == []
     for section in part.sections:

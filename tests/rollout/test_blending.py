@@ -262,7 +262,7 @@ def test_a_budget_bounds_every_token_and_raises_the_weight_no_further_than_it_mu
     assert one.stats.figures()["rollout/blend"] == pytest.approx(sum(blends) / len(blends))
 
 
-def test_the_divergence_falls_as_the_weight_grows_and_the_smallest_weight_that_fits_is_found():
+def test_the_smallest_blend_weight_within_the_budget_is_found():
     generator = torch.Generator().manual_seed(0)
     own, bare = (5 * torch.randn(40, 60, generator=generator, dtype=torch.float64) for _ in range(2))
     own[0, 3] = bare[1, 4] = torch.finfo(torch.float64).min

@@ -91,7 +91,7 @@ def test_transformers_generate_reports_each_completion_and_never_asks():
     assert listener.asked_at == []
 
 
-def test_a_listener_is_asked_a_fixed_number_of_forwards_after_the_end_and_where_the_call_would_stop():
+def test_a_listener_is_asked_a_fixed_number_of_forwards_after_the_end():
     listener = Again(())
     joining = Joining(listener)
     joining.ended(0, None, 5)

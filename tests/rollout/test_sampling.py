@@ -51,7 +51,7 @@ def test_ids_without_a_token_are_left_out_before_every_filter(num_candidates):
         torch.testing.assert_close(ours[row : row + 1], theirs, msg=str(params))
 
 
-def test_what_is_recorded_of_a_draw_leaves_out_ids_without_a_token_in_the_sampling_law_alone():
+def test_records_leave_out_ids_without_a_token_in_the_sampling_distribution_alone():
     logits = torch.randn(64, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     keys = key_words([NoiseKey(0, step, "x") for step in range(64)])
     batch_params = BatchSamplingParams.of([SamplingParams()] * 64, 280, CPU)

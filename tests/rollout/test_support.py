@@ -98,7 +98,7 @@ def test_a_model_whose_slots_would_give_other_numbers_is_refused(monkeypatch):
         examine(make("llama"), "cpu")
 
 
-def test_a_bfloat16_model_that_makes_much_of_rounding_is_served_and_a_wrong_one_still_is_not(monkeypatch):
+def test_a_bfloat16_model_sensitive_to_rounding_is_served_and_a_wrong_one_is_not(monkeypatch):
 
     model = make("llama").to(torch.bfloat16)
     monkeypatch.setitem(trial._TOLERANCE, torch.bfloat16, 1e-4)  # as if rounding grew to far more than is allowed

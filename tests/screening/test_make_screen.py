@@ -53,7 +53,7 @@ def test_the_wording_of_the_runs_own_template_is_talk_about_the_demonstration(to
         assert target.reason == reason
 
 
-def test_a_rollout_that_stopped_at_another_token_is_learned_with_the_templates_own_end(tokenizer: Any) -> None:
+def test_a_rollout_that_stopped_at_another_token_is_learned_with_the_templates(tokenizer: Any) -> None:
     screen, renderer = made(tokenizer)
     whole, other = renderer.response_ids("Paris"), tokenizer.bos_token_id
     target = screen.judge(make_pair(renderer, "Paris"), rollout((*whole[:-1], other)), 0)

@@ -18,7 +18,7 @@ def test_a_text_shorter_than_the_ngram_does_not_loop(ids):
     assert not is_looping(ids, ngram=4, repeats=1)
 
 
-def test_a_text_may_repeat_itself_as_often_as_its_demonstration_does_and_a_little_more():
+def test_a_text_may_repeat_itself_a_little_more_than_its_demonstration_does():
     row = [5, 6, 7, 8]
     assert is_looping(row * 12, ngram=4, repeats=3)
     assert not is_looping(row * 12, ngram=4, repeats=3, reference=row * 12)

@@ -73,7 +73,7 @@ def test_the_server_never_holds_a_program(task: PythonCode) -> None:
     assert not any(secret.encode() in part for part in found)
 
 
-def test_a_program_that_ends_the_server_is_wrong_and_the_next_check_has_another_server(task: PythonCode) -> None:
+def test_a_program_that_ends_the_server_is_wrong_and_the_next_has_another(task: PythonCode) -> None:
     assert task.check(RIGHT, ROW).correct
     before = servers(task)
     result = task.check(f"{UNSEEN}libc.kill(os.getppid(), 9)\n{RIGHT}import time\ntime.sleep(1)", ROW)

@@ -128,7 +128,7 @@ def test_the_students_view_is_the_bare_prompt():
     assert ask(prompt="student").requests[0].prompt_token_ids == (1,)
 
 
-def test_demonstration_dropout_leaves_the_demonstration_out_of_that_share_and_repeats_itself():
+def test_demonstration_dropout_leaves_out_that_share_and_repeats_itself():
     prompts = [request.prompt_token_ids for request in ask(num=2000, demonstration_dropout=0.3).requests]
     assert 0.26 < prompts.count((1,)) / 2000 < 0.34
     assert prompts == [request.prompt_token_ids for request in ask(num=2000, demonstration_dropout=0.3).requests]
@@ -147,7 +147,7 @@ def test_min_p_moves_as_the_temperature_does_and_neither_moves_the_other():
     assert {params.temperature for params in moved} == {1.0}
 
 
-def test_a_blend_carries_the_bare_prompt_unless_a_rollout_is_written_under_that_anyway():
+def test_a_blend_has_the_bare_prompt_unless_the_rollout_is_written_under_it():
     requests = ask(num=200, blend=0.4, blend_budget=0.2, demonstration_dropout=0.3).requests
     assert {request.blend for request in requests if request.prompt_token_ids == (1, 2, 3)} == {Blend((1,), 0.4, 0.2)}
     assert {request.blend for request in requests if request.prompt_token_ids == (1,)} == {None}

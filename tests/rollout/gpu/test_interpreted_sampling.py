@@ -249,7 +249,7 @@ def test_logits_of_half_precision_are_read_as_they_are():
             assert_same(*slow, *fast)
 
 
-def test_logits_that_are_not_numbers_are_not_hidden_and_no_token_is_outside_the_vocabulary():
+def test_logits_that_are_no_numbers_show_and_no_token_is_outside_the_vocabulary():
     raw = torch.randn(4, 150, generator=generator(1))
     raw[0, 70] = raw[1] = torch.nan
     raw[2, 3] = torch.inf
