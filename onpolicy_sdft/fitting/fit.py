@@ -152,6 +152,17 @@ def _claim(
     return run, identity
 
 
+def _prepare(found: _Loaded, say: Say) -> PreTrainedModel | PeftModel:
+    """Return the model as it is trained: adapters in place, tried once before anything depends on it."""
+    config, backend = found.config, found.backend
+    model = prepare_trainable(found.chat.loaded.model, config.lora, config.model, config.train.seed)
+    with backend.autocast():  # as it learns: some attention kernels take no float32
+        make_ready(model, found.chat.loaded, say)
+    trainable, total = count_parameters(model)
+    say(f"{trainable / 1e6:.2f} M of {total / 1e6:.1f} M parameters are trained on {backend.num_ranks} ranks")
+    return model
+
+
 def _set_determinism(config: RunConfig) -> None:
     torch.use_deterministic_algorithms(config.train.deterministic, warn_only=True)
     # A debugging aid of torch's that would cost a pass over every new buffer.
@@ -167,11 +178,7 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     found = _load(config, backend, say)
     config, chat, data, sets, plan = found.config, found.chat, found.data, found.sets, found.plan
     base = base_identity(chat)
-    model = prepare_trainable(chat.loaded.model, config.lora, config.model, config.train.seed)
-    with backend.autocast():  # as it learns: some attention kernels take no float32
-        make_ready(model, chat.loaded, say)
-    trainable, total = count_parameters(model)
-    say(f"{trainable / 1e6:.2f} M of {total / 1e6:.1f} M parameters are trained on {backend.num_ranks} ranks")
+    model = _prepare(found, say)
     run, identity = _claim(found, base, command, say, held)
 
     progress = Progress("train", plan.num_steps, "steps", enabled=backend.rank == 0)
