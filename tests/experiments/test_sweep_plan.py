@@ -76,8 +76,8 @@ def test_all_points_that_cannot_run_are_listed_and_none_is_planned(sweep):
     first, *points = message.splitlines()
     assert first.startswith("3 of 6 points cannot run, so none was started.")
     assert [line.split(":")[0].strip() for line in points] == [
-        "objective-nll_view-student", "objective-sampled_reverse_kl_view-teacher",
-        "objective-sampled_reverse_kl_view-student",
+        "objective-nll_prompt-student", "objective-sampled_reverse_kl_prompt-teacher",
+        "objective-sampled_reverse_kl_prompt-student",
     ]  # fmt: skip
     assert "nothing in it knows the demonstration" in points[0]
     assert "screening" in points[2]
