@@ -173,7 +173,7 @@ def test_out_of_memory_in_learning_halves_micro_batches_and_repeats_the_step(mak
     runs_out.train = policy.train
     short.trainer.policy = runs_out
     found = short.step()
-    assert sizes[0] == len(short.pair)
+    assert sizes[0] == len(short.pairs)
     assert [t.token_ids for t in found.targets] == [t.token_ids for t in expected.targets]
     assert short.rollout_backend.stats.num_tokens == plain.rollout_backend.stats.num_tokens
     for name in ("loss/total", "train/grad_norm", "train/num_loss_tokens"):
