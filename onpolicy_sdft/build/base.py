@@ -49,17 +49,17 @@ def base_context(
         model: The model at hand.
         untrained: Whether it is still the base model itself.
     """
-    goes_on = config.train.init_from is not None  # what it starts from is no base model any more
-    if isinstance(model, PeftModel) and not (goes_on and config.train.adapter_handoff == "merge"):
+    if isinstance(model, PeftModel) and not is_merged(config):
         return lambda: adapter_off(model)
+    goes_on = config.train.init_from is not None  # what it starts from is no base model any more
     if untrained and not goes_on and not isinstance(model, PeftModel):
         return lambda: nullcontext(model)
-    seed = load(config.model).model
-    seed.to(model.device)  # type: ignore[arg-type]  # as in load_chat
+    base = load(config.model).model
+    base.to(model.device)  # type: ignore[arg-type]  # as in load_chat
 
     @contextmanager
     def second_copy() -> Iterator[PreTrainedModel]:
-        yield seed
+        yield base
 
     return second_copy
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +12,7 @@ from peft import PeftModel
 
 from onpolicy_sdft.data.renderer import Renderer
 from onpolicy_sdft.models.generation import settle_generation
-from onpolicy_sdft.models.load import LoadedModel, load, terminator_ids
+from onpolicy_sdft.models.load import LoadedModel, load, load_tokenizer, terminator_ids
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.models.seam import UnsupportedModel
 from onpolicy_sdft.rollout.engine import EngineOptions, RolloutEngine
@@ -21,9 +22,9 @@ from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.types import ONE_RANK, Ranks, SamplingParams
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
-    from onpolicy_sdft.config.schema import ContextConfig, RolloutConfig, RunConfig
+    from onpolicy_sdft.config.schema import RolloutConfig, RunConfig
     from onpolicy_sdft.rollout.backend import RolloutBackend
 
 
@@ -56,11 +57,6 @@ class ModelBundle:
     def num_tokens(self) -> int:
         """Ids from here on have no token: embeddings are often padded to a round size."""
         return max(*self.loaded.tokenizer.get_vocab().values(), *self.stop_token_ids) + 1
-
-    def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase, context: ContextConfig) -> ModelBundle:
-        """Return the same model with another tokenizer, and the prompts that its chat template writes."""
-        loaded = replace(self.loaded, tokenizer=tokenizer)
-        return replace(self, loaded=loaded, renderer=Renderer(tokenizer, context))
 
     def backend(
         self,
@@ -138,6 +134,7 @@ def load_chat(
     ranks: Ranks = ONE_RANK,
     device: torch.device | None = None,
     together: CollectiveDecoding | None = None,
+    tokenizer_from: Path | None = None,
 ) -> ModelBundle:
     """Load the model of a config and what is needed to talk to it.
 
@@ -147,9 +144,12 @@ def load_chat(
         ranks: The processes that each load it.
         device: Where to; None: the GPU, if there is one.
         together: How ranks write with weights that are divided among them.
+        tokenizer_from: Folder of the tokenizer and chat template that an adapter was trained with; None: the model's.
     """
     say(f"loading {config.model.name}")
     loaded = load(config.model, say)
+    if tokenizer_from is not None:
+        loaded = replace(loaded, tokenizer=load_tokenizer(str(tokenizer_from), config.model))
     if not config.model.load_in_4bit:
         loaded.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]  # transformers wraps .to in a way mypy misreads
     renderer = Renderer(loaded.tokenizer, config.context)

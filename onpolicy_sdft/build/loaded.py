@@ -16,7 +16,6 @@ from onpolicy_sdft.build.bundle import ModelBundle, Say, load_chat
 from onpolicy_sdft.build.identity import base_identity
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import RunDirectoryError
-from onpolicy_sdft.models.load import load_tokenizer
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import differences, read_json
 from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingParams, Turn
@@ -88,9 +87,9 @@ def load_run(path: str | Path, say: Say = lambda text: None) -> LoadedRun:
         )
     config = load_config(run.config_path)
     if (run.model_path / "adapter_config.json").is_file():
-        chat = load_chat(dataclasses.replace(config, model=base_of(run, config)), say)
+        on_base = dataclasses.replace(config, model=base_of(run, config))
+        chat = load_chat(on_base, say, tokenizer_from=run.model_path)
         _refuse_other_base(run, chat, say)
-        chat = chat.with_tokenizer(load_tokenizer(str(run.model_path), config.model), config.context)
         model = PeftModel.from_pretrained(chat.loaded.model, run.model_path)
         return LoadedRun(config, chat, model, run)
     tuned = dataclasses.replace(config, model=dataclasses.replace(config.model, name=str(run.model_path)))

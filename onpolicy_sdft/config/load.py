@@ -76,20 +76,26 @@ class Parser(ArgumentParser):
             flag, has_value, value = argument.partition("=")
             if flag == "--config":
                 file = value if has_value else "".join(arguments[index + 1 : index + 2])
-                found += [f"--{name}=[]" for name in self.record_lists if _sets(file, name)]
+                given = _read_options(file)
+                found += [f"--{name}=[]" for name in self.record_lists if _sets(given, name)]
             elif flag.removeprefix("--") in self.record_lists:
                 found.append(f"{flag}=[]")
             found.append(argument)
         return found
 
 
-def _sets(file: str, option: str) -> bool:
-    """Whether a YAML file gives an option a value; one that cannot be read does not, and is refused elsewhere."""
+def _read_options(file: str) -> Any:
+    """Read a YAML file; nothing of one that cannot be read, which is refused elsewhere."""
     try:
-        node = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
-        return False
-    for part in option.split("."):
+        return None
+
+
+def _sets(options: Any, name: str) -> bool:
+    """Whether options as YAML has them give one a value."""
+    node = options
+    for part in name.split("."):
         node = node.get(part) if isinstance(node, dict) else None
     return node is not None
 

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.types import Turn
 
-if TYPE_CHECKING:
-    pass
-
-
 ROLES = ("system", "user", "assistant", "tool")
-
-
 #: What changes the meaning of a message and is not read; a row that has it is bad.
 UNREAD_KEYS = {
     "tool_calls": "write the call as its content",
@@ -25,8 +19,6 @@ UNREAD_KEYS = {
     "reasoning": "write the reasoning into the content, as the model writes it",
     "thinking": "write the reasoning into the content, as the model writes it",
 }
-
-
 #: Columns beside messages that change the prompt; a row that fills one is bad.
 UNREAD_COLUMNS = {
     "tools": "write what the prompt needs of it into a message, and leave the column out",

@@ -5,15 +5,11 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onpolicy_sdft.errors import DataError
-
-if TYPE_CHECKING:
-    pass
-
 
 _LONGEST_CELL = 2**31 - 1  # what csv can be told on every platform
 
@@ -52,9 +48,7 @@ def _refuse_twice(path: Path, fields: Any, kind: str) -> None:
     """Refuse columns, and fields of structures, that stand twice: only one of them would be read."""
     import pyarrow
 
-    names = Counter(field.name for field in fields)
-    twice = [name for name, number in names.items() if number > 1]
-    if twice:
+    if twice := _first_twice(field.name for field in fields):
         raise DataError(f"{path}: {kind} {twice[0]!r} stands twice. Rename one of them.")
     for field in fields:
         nested = field.type
@@ -92,9 +86,13 @@ def _parse(text: str) -> Any:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        twice = next(key for key, number in Counter(key for key, _ in pairs).items() if number > 1)
-        raise DataError(f"key {twice!r} stands twice in one object")
+        raise DataError(f"key {_first_twice(key for key, _ in pairs)[0]!r} stands twice in one object")
     return found
+
+
+def _first_twice(names: Iterable[str]) -> list[str]:
+    """Return the first name that stands twice; empty where none does, since a name may be empty itself."""
+    return [name for name, number in Counter(names).items() if number > 1][:1]
 
 
 def _json_array(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
@@ -127,8 +125,7 @@ def _csv_rows(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
             header = [_utf8(name) for name in header]
         except (csv.Error, DataError) as error:
             raise DataError(f"{path}: its first line is not readable as CSV in UTF-8: {error}.") from error
-        twice = [name for name, number in Counter(header).items() if number > 1]
-        if twice:
+        if twice := _first_twice(header):
             raise DataError(f"{path}: column {twice[0]!r} stands twice in its first line. Rename one of them.")
         while True:
             try:

@@ -8,14 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.eval.answers import AnswerRecord
 from onpolicy_sdft.runs.files import loads_strict
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True)

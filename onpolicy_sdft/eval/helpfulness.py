@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _JUDGEMENTS, _SUMMARY = "judgements.jsonl", "judge.json"
 
-
 #: Questions a local judge is asked before their verdicts are written down.
 _LOCAL_CHUNK = 64
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
 
+from onpolicy_sdft.build.bundle import Say
 from onpolicy_sdft.build.loaded import is_run, load_model, load_run
 from onpolicy_sdft.config.schema import RunConfig
 from onpolicy_sdft.errors import ConfigError
@@ -29,8 +30,6 @@ from onpolicy_sdft.versions import package_versions
 
 if TYPE_CHECKING:
     from onpolicy_sdft.build.loaded import LoadedRun
-
-Say = Callable[[str], None]
 
 _SUMMARY = "summary.json"
 _PACKAGES = ("lm_eval", "onpolicy_sdft", "torch", "transformers", "peft", "datasets")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onpolicy_sdft.build.bundle import Say
 from onpolicy_sdft.build.loaded import load_model, load_run
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.eval.embedders import Embedder
     from onpolicy_sdft.types import Demonstration
-
-Say = Callable[[str], None]
 
 _RECORDS, _SUMMARY = "records.jsonl", "shift.json"
 

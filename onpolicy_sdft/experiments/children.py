@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from onpolicy_sdft.config.check import evaluation_sets
 from onpolicy_sdft.config.schema import RunConfig
@@ -30,15 +31,18 @@ def forget_result(path: Path) -> None:
 
 def error_of(path: Path) -> str:
     """Return the name of the error that ended a run's training; empty where none did, or none was written down."""
-    result = RunDirectory(path).result_path
-    return str(read_json(result).get("error", "")) if result.is_file() else ""
+    return str(_result(path).get("error", ""))
 
 
 def reason_of(path: Path, finish: Finish) -> str:
     """Return why a run failed: what it wrote down itself, else what its command said."""
-    result = RunDirectory(path).result_path
-    found = read_json(result) if result.is_file() else {}
+    found = _result(path)
     return str(found["reason"]) if found.get("error") else finish.reason
+
+
+def _result(path: Path) -> Mapping[str, Any]:
+    result = RunDirectory(path).result_path
+    return read_json(result) if result.is_file() else {}
 
 
 def scored_alike(config: RunConfig, others: Iterable[tuple[Path, RunConfig]]) -> Path | None:

@@ -218,8 +218,10 @@ def _with_base_scores(
     donor = scored_alike(stages[0].config, others)
     if donor is None:
         return own, stages
-    own = dataclasses.replace(own, base_scores=str(donor))
-    return own, plan_sequence(own)
+    first = stages[0].config
+    first = dataclasses.replace(first, eval=dataclasses.replace(first.eval, base_scores=str(donor)))
+    stages[0] = dataclasses.replace(stages[0], config=first)
+    return dataclasses.replace(own, base_scores=str(donor)), stages
 
 
 def choose(config: CompareConfig, method: str, tuning: Sequence[Mapping[str, Any]]) -> float | None:

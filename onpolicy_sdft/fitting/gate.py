@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from onpolicy_sdft.build.bundle import Say
 from onpolicy_sdft.data.eval_sets import EvalSet
 from onpolicy_sdft.data.sources import DemonstrationSet, fingerprint
 from onpolicy_sdft.eval.evaluate import score_sets
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from onpolicy_sdft.tasks.protocol import Task
     from onpolicy_sdft.train.step import Trainer
     from onpolicy_sdft.types import Demonstration, Ranks
-
-Say = Callable[[str], None]
 
 #: Name of the held-back rows. With a blank, which no label of an evaluation set may have.
 HELD_BACK = "held back"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from onpolicy_sdft.build.bundle import Say
 from onpolicy_sdft.config.load import dump_config
 from onpolicy_sdft.data.sources import fingerprint
 from onpolicy_sdft.errors import ConfigError
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 _DATE = "date in the chat template (context.date)"
 _MARK_SECONDS = 10
-Say = Callable[[str], None]
 
 #: Sections that a resumed run must have as the run it goes on with.
 _FROZEN_SECTIONS = ("lora", "context", "feedback", "screening", "probe", "objective", "teacher", "optim", "gate")

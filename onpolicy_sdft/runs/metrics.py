@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +85,3 @@ METRICS = (
     Metric("memory/rollout_mib", "MiB", "largest of the ranks: the peak on a GPU, elsewhere what is resident after it"),
     Metric("memory/learn_mib", "MiB", "the same of learning"),
 )
-
-
-def metric_of(name: str) -> Metric | None:
-    """Return what is known of a metric by its name in ``metrics.jsonl``; None: nothing."""
-    return next((metric for metric in METRICS if fnmatchcase(name, metric.name)), None)

@@ -33,7 +33,7 @@ class Watch:
 
     def __init__(self, judge: Judge, pairs: Sequence[PromptPair], max_attempts: int, num_workers: int) -> None:
         self._judge = judge
-        self._views = pairs
+        self._pairs = pairs
         self._max_attempts = max_attempts
         self._workers = ThreadPoolExecutor(num_workers, "screen") if num_workers else None
         self._draws = [(example, 0) for example in range(len(pairs))]  # example and attempt of each draw asked for
@@ -67,7 +67,7 @@ class Watch:
             example, attempt = self._draws[draw]
             if attempt + 1 < self._max_attempts and self._verdicts[draw].result().verdict == "resample":
                 self._draws.append((example, attempt + 1))
-                found.append((self._views[example], attempt + 1))
+                found.append((self._pairs[example], attempt + 1))
         self._num_looked_at = max(self._num_looked_at, num_ended)
         return found
 
@@ -79,11 +79,11 @@ class Watch:
             resample: Draws again what was refused since.
         """
         self._seconds_beside = sum(self._seconds)
-        for draw, (_, rollout) in enumerate(zip(self._views, rollouts, strict=True)):
+        for draw, (_, rollout) in enumerate(zip(self._pairs, rollouts, strict=True)):
             if draw not in self._verdicts:
                 self._begin(draw, rollout)
         last = {example: draw for draw, (example, _) in enumerate(self._draws)}
-        targets = [self._verdicts[last[example]].result() for example in range(len(self._views))]
+        targets = [self._verdicts[last[example]].result() for example in range(len(self._pairs))]
         for attempt in range(1, self._max_attempts):
             again = [
                 example
@@ -94,7 +94,7 @@ class Watch:
                 continue
             first = len(self._draws)
             self._draws += [(example, attempt) for example in again]
-            drawn = resample([self._views[example] for example in again], attempt)
+            drawn = resample([self._pairs[example] for example in again], attempt)
             for draw, rollout in enumerate(drawn, first):
                 self._begin(draw, rollout)
             for draw, example in enumerate(again, first):
@@ -110,11 +110,11 @@ class Watch:
 
     def _begin(self, draw: int, rollout: Rollout | None) -> None:
         example, attempt = self._draws[draw]
-        pairs = self._views[example]
+        pair = self._pairs[example]
 
         def judge() -> Target:
             started = time.perf_counter()
-            target = self._judge(pairs, rollout, attempt)
+            target = self._judge(pair, rollout, attempt)
             self._seconds.append(time.perf_counter() - started)
             return target
 

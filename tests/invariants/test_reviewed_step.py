@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from conftest import Bench
 
 from onpolicy_sdft.config.schema import ScreeningConfig
 from onpolicy_sdft.screening.review import Limits, Prompts, Review
 from onpolicy_sdft.train.scoring import Scorer
+
+if TYPE_CHECKING:
+    from conftest import Bench
 
 KEPT: dict[str, Any] = dict.fromkeys(("truncated", "looping", "length", "empty", "answer_only", "support"), "keep")
 
