@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,6 +13,8 @@ import torch
 from matplotlib.figure import Figure
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from onpolicy_sdft.log import LineFormatter
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -82,6 +85,28 @@ def _pictures_cost_nothing(request: pytest.FixtureRequest, monkeypatch: pytest.M
             file.write(PIXEL)
 
         monkeypatch.setattr(Figure, "savefig", save)
+
+
+class _Lines(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(LineFormatter())
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """What the package logs, as lines that a terminal would show."""
+    package, handler = logging.getLogger("onpolicy_sdft"), _Lines()
+    level = package.level
+    package.setLevel(logging.INFO)
+    package.addHandler(handler)
+    yield handler.lines
+    package.removeHandler(handler)
+    package.setLevel(level)
 
 
 @pytest.fixture(scope="session")

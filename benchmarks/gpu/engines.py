@@ -32,4 +32,4 @@ def make_engine(
     wanted = {"max_draft_tokens": 0, "deterministic": True, "grid": True, **options}
     weights = LocalWeights.on_device(model, decode_copy="auto" if fuse else "none", attention=wanted.get("attention"))
     weights.triton = weights.triton and fuse
-    return RolloutEngine(model, stop_token_ids, weights, EngineOptions(num_slots=num_slots, **wanted), print)
+    return RolloutEngine(model, stop_token_ids, weights, EngineOptions(num_slots=num_slots, **wanted))

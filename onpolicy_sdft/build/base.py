@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import GenerationConfig
 
-from onpolicy_sdft.build.bundle import Say
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
 from onpolicy_sdft.models.embedded import PREFIX
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from onpolicy_sdft.config.schema import ModelConfig, RunConfig
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -111,7 +113,7 @@ def base_of(run: RunDirectory, config: RunConfig) -> ModelConfig:
     return dataclasses.replace(config.model, name=str(run.base_path), revision=None)
 
 
-def make_base(config: RunConfig, start: Start | None, say: Say) -> None:
+def make_base(config: RunConfig, start: Start | None) -> None:
     """Fold an adapter into its base, as the base of this run; whole or not at all.
 
     It is the adapter of the run before (``train.adapter_handoff=merge``), or that of ``model.name``. It is made once
@@ -135,17 +137,19 @@ def make_base(config: RunConfig, start: Start | None, say: Say) -> None:
             return
         facts = {"weights": digest}
         if start is not None and merges:
-            say(f"merging {start.run.model_path} into {run.base_path}")
+            logger.info(f"merging {start.run.model_path} into {run.base_path}")
             _refuse_older_model(start)
             earlier = load_config(start.run.config_path)
-            loaded = load(base_of(start.run, earlier), say)
+            loaded = load(base_of(start.run, earlier))
             model = merge_adapter(PeftModel.from_pretrained(loaded.model, start.run.model_path))
             stops = GenerationConfig.from_pretrained(start.run.model_path).eos_token_id
             settle_generation(model, listed_ids(stops))
             facts |= {"merged": str(start.run.path), "step": str(start.step)}
         else:
-            say(f"{config.model.name} is an adapter: merged with its base into {run.base_path}, the base of this run")
-            loaded = load(config.model, say)
+            logger.info(
+                f"{config.model.name} is an adapter: merged with its base into {run.base_path}, the base of this run"
+            )
+            loaded = load(config.model)
             model = loaded.model
             settle_generation(model, ())
             facts |= {"merged": config.model.name}

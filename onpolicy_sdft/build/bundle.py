@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,12 +27,7 @@ if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RolloutConfig, RunConfig
     from onpolicy_sdft.rollout.backend import RolloutBackend
 
-
-Say = Callable[[str], None]
-
-
-def say_nothing(text: str) -> None:
-    """Tell nobody."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +37,6 @@ class ModelBundle:
     loaded: LoadedModel
     renderer: Renderer
     stop_token_ids: tuple[int, ...]
-    say: Say = say_nothing
     ranks: Ranks = ONE_RANK
     together: CollectiveDecoding | None = None  # how ranks write with weights that are divided
     backends: dict[tuple[int, int], RolloutBackend] = field(default_factory=dict, repr=False)
@@ -63,13 +57,12 @@ class ModelBundle:
         model: PreTrainedModel | PeftModel,
         config: RolloutConfig,
         batch_size: int,
-        say: Say | None = None,
         learning_bytes: int = 0,
     ) -> RolloutBackend:
         """Return the rollout backend over a model that lives as long as this, the same one at every call."""
         key = (id(inner_model(model)), batch_size if config.backend == "hf" else 0)
         if key not in self.backends:
-            self.backends[key] = self.new_backend(model, config, batch_size, say, learning_bytes)
+            self.backends[key] = self.new_backend(model, config, batch_size, learning_bytes)
         return self.backends[key]
 
     def _kv_fraction(self, config: RolloutConfig) -> float:
@@ -82,7 +75,6 @@ class ModelBundle:
         model: PreTrainedModel | PeftModel,
         config: RolloutConfig,
         batch_size: int,
-        say: Say | None = None,
         learning_bytes: int = 0,
     ) -> RolloutBackend:
         """Return a rollout backend of its own over a model: the engine, or transformers' generate where it must be.
@@ -91,13 +83,10 @@ class ModelBundle:
             model: With or without adapters.
             config: ``rollout`` of the run.
             batch_size: Completions at once, of ``hf``.
-            say: Told how large the engine's slots are, or why the engine does not serve this model; this chat's own
-                listener when unset.
             learning_bytes: What learning will take on a GPU and has not taken yet.
         """
-        say = say or self.say
         if self.together is not None:
-            return self._hf_backend(model, batch_size, False, say)
+            return self._hf_backend(model, batch_size, False)
         if config.backend == "engine":
             attention = None if config.attention == "auto" else config.attention
             options = EngineOptions(
@@ -108,14 +97,12 @@ class ModelBundle:
             )  # fmt: skip
             weights = LocalWeights.on_device(model, config.merge_adapter, config.decode_copy, attention)
             try:
-                return RolloutEngine(model, self.stop_token_ids, weights, options, say, self.num_tokens)
+                return RolloutEngine(model, self.stop_token_ids, weights, options, self.num_tokens)
             except UnsupportedModel as error:
-                say(f"rollouts go through transformers' generate: {type(inner_model(model)).__name__}: {error}")
-        return self._hf_backend(model, batch_size, config.merge_adapter, say)
+                logger.info(f"rollouts go through transformers' generate: {type(inner_model(model)).__name__}: {error}")
+        return self._hf_backend(model, batch_size, config.merge_adapter)
 
-    def _hf_backend(
-        self, model: PreTrainedModel | PeftModel, batch_size: int, merge_adapter: bool, say: Say
-    ) -> RolloutBackend:
+    def _hf_backend(self, model: PreTrainedModel | PeftModel, batch_size: int, merge_adapter: bool) -> RolloutBackend:
         return hf_backend(
             model,
             self.stop_token_ids,
@@ -123,14 +110,12 @@ class ModelBundle:
             batch_size,
             merge_adapter,
             self.together,
-            say,
             self.num_tokens,
         )
 
 
 def load_chat(
     config: RunConfig,
-    say: Say = say_nothing,
     ranks: Ranks = ONE_RANK,
     device: torch.device | None = None,
     together: CollectiveDecoding | None = None,
@@ -140,22 +125,21 @@ def load_chat(
 
     Args:
         config: Names the model.
-        say: Told what is going on.
         ranks: The processes that each load it.
         device: Where to; None: the GPU, if there is one.
         together: How ranks write with weights that are divided among them.
         tokenizer_from: Folder of the tokenizer and chat template that an adapter was trained with; None: the model's.
     """
-    say(f"loading {config.model.name}")
-    loaded = load(config.model, say)
+    logger.info(f"loading {config.model.name}")
+    loaded = load(config.model)
     if tokenizer_from is not None:
         loaded = replace(loaded, tokenizer=load_tokenizer(str(tokenizer_from), config.model))
     if not config.model.load_in_4bit:
         loaded.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]  # transformers wraps .to in a way mypy misreads
     renderer = Renderer(loaded.tokenizer, config.context)
     stop_token_ids = tuple(sorted({*terminator_ids(loaded.model, loaded.tokenizer), renderer.terminator_id}))
-    settle_generation(loaded.model, stop_token_ids, say)
-    return ModelBundle(loaded, renderer, stop_token_ids, say, ranks, together)
+    settle_generation(loaded.model, stop_token_ids)
+    return ModelBundle(loaded, renderer, stop_token_ids, ranks, together)
 
 
 def context_window(chat: ModelBundle) -> int | None:

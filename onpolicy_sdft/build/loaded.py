@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import transformers
 from peft import PeftModel
 
 from onpolicy_sdft.build.base import base_of
-from onpolicy_sdft.build.bundle import ModelBundle, Say, load_chat
+from onpolicy_sdft.build.bundle import ModelBundle, load_chat
 from onpolicy_sdft.build.identity import base_identity
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import RunDirectoryError
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from onpolicy_sdft.config.schema import RunConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ def is_run(target: str | Path) -> bool:
     return (Path(target) / "manifest.json").is_file()
 
 
-def load_run(path: str | Path, say: Say = lambda text: None) -> LoadedRun:
+def load_run(path: str | Path) -> LoadedRun:
     """Load the trained model of a run directory.
 
     Raises:
@@ -88,16 +91,16 @@ def load_run(path: str | Path, say: Say = lambda text: None) -> LoadedRun:
     config = load_config(run.config_path)
     if (run.model_path / "adapter_config.json").is_file():
         on_base = dataclasses.replace(config, model=base_of(run, config))
-        chat = load_chat(on_base, say, tokenizer_from=run.model_path)
-        _refuse_other_base(run, chat, say)
+        chat = load_chat(on_base, tokenizer_from=run.model_path)
+        _refuse_other_base(run, chat)
         model = PeftModel.from_pretrained(chat.loaded.model, run.model_path)
         return LoadedRun(config, chat, model, run)
     tuned = dataclasses.replace(config, model=dataclasses.replace(config.model, name=str(run.model_path)))
-    chat = load_chat(tuned, say)
+    chat = load_chat(tuned)
     return LoadedRun(config, chat, chat.loaded.model, run)
 
 
-def _refuse_other_base(run: RunDirectory, chat: ModelBundle, say: Say) -> None:
+def _refuse_other_base(run: RunDirectory, chat: ModelBundle) -> None:
     """Refuse to put an adapter on another base model than it was trained on, under the same name.
 
     Raises:
@@ -110,13 +113,13 @@ def _refuse_other_base(run: RunDirectory, chat: ModelBundle, say: Say) -> None:
     text = f"{chat.loaded.source} is not what {run.path} was trained on: another {', '.join(differing)}"
     trained_with = manifest["versions"]["transformers"]
     if trained_with != transformers.__version__:  # which may hold the same weights in other parameters
-        say(f"warning: {text}, or only held otherwise by transformers {transformers.__version__} than {trained_with}")
+        logger.warning(f"{text}, or only held otherwise by transformers {transformers.__version__} than {trained_with}")
         return
     raise RunDirectoryError(f"{text}. Fix: put that model back.")
 
 
-def load_model(name: str, config: RunConfig, say: Say = lambda text: None) -> LoadedRun:
+def load_model(name: str, config: RunConfig) -> LoadedRun:
     """Load any model by hub id, path or embedded name, with the prompts of a config."""
     named = dataclasses.replace(config, model=dataclasses.replace(config.model, name=name))
-    chat = load_chat(named, say)
+    chat = load_chat(named)
     return LoadedRun(config, chat, chat.loaded.model, None)

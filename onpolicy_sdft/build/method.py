@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from onpolicy_sdft.build.bundle import ModelBundle, Say, context_window, sampling_params
+from onpolicy_sdft.build.bundle import ModelBundle, context_window, sampling_params
 from onpolicy_sdft.build.data import Data
 from onpolicy_sdft.data.templates import TeacherContext, template_wording
 from onpolicy_sdft.errors import ConfigError
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from onpolicy_sdft.rollout.backend import OnProgress, RolloutBackend
     from onpolicy_sdft.rollout.drafts import DraftStore
     from onpolicy_sdft.tasks.protocol import Task
+
+logger = logging.getLogger(__name__)
 
 #: What a chat template and the wording of a prompt add to its texts, at most.
 _TEMPLATE_TOKENS = 128
@@ -96,7 +99,7 @@ def keeps_gathered(config: RunConfig) -> bool:
 
 
 def learns_packed(
-    config: RunConfig, model: PreTrainedModel | PeftModel, device: torch.device, autocast: Autocast, say: Say
+    config: RunConfig, model: PreTrainedModel | PeftModel, device: torch.device, autocast: Autocast
 ) -> bool:
     """Decide how rows are laid out, before the model is divided among ranks; see ``train.layout``.
 
@@ -105,7 +108,6 @@ def learns_packed(
         model: What learns.
         device: Where it learns.
         autocast: Gives the context it learns in.
-        say: Told why rows are padded, where that was not asked for.
 
     Raises:
         ConfigError: If packed rows are asked for, and the model cannot learn them.
@@ -122,7 +124,7 @@ def learns_packed(
         )
     reason = found.refusal or (found.drawback if asked == "auto" else "")
     if reason:
-        say(f"rows are padded to learn them: {name}: {reason}")
+        logger.info(f"rows are padded to learn them: {name}: {reason}")
     return not reason
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.models.teacher import Teacher
 
+logger = logging.getLogger(__name__)
+
 
 def _compile(model: PreTrainedModel | PeftModel, backend: str) -> int:
     if backend != "ddp":
@@ -64,13 +67,13 @@ def make_trainer(
 ) -> Trainer:
     """Put the parts of a step together over a model that has not been trained yet."""
     reader, sizes = _make_reader(config, model, backend, progress), sizes_of(model)  # before parameters are divided
-    packed = learns_packed(config, model, backend.device, backend.autocast, progress.note)
+    packed = learns_packed(config, model, backend.device, backend.autocast)
     if config.train.compile:
-        progress.note(f"{_compile(model, backend.name)} layers are compiled when they first learn")
+        logger.info(f"{_compile(model, backend.name)} layers are compiled when they first learn")
     policy, optimizer = backend.prepare(Policy(model), make_optimizer(model, config.optim))
     teacher = make_teacher(config, model, backend.autocast, backend.shards, reader)
     if teacher.num_bytes:
-        progress.note(f"the teacher's copies take {teacher.num_bytes / 2**20:.1f} MiB ({config.teacher.device})")
+        logger.info(f"the teacher's copies take {teacher.num_bytes / 2**20:.1f} MiB ({config.teacher.device})")
     objective, num_workers = make_objective(config), num_free_cores(_num_local_ranks(backend))
     to_come = memory_to_come(config, sizes, backend.name, backend.num_ranks)
     trying = make_trying(config, chat, data, teacher, num_workers)
@@ -112,7 +115,7 @@ def _make_reader(
         return LiveWeights(model, backend.shards)
     keeps = keeps_gathered(config)
     reader = GatheredCopy(model, backend.device, backend.shards, keeps)
-    progress.note(
+    logger.info(
         f"weights are gathered into {reader.num_bytes / 2**20:.1f} MiB to be read, which "
         + ("stay" if keeps else "are given back before learning")
     )
@@ -132,7 +135,7 @@ def _make_source(
         return DemonstrationSource()
     rollout = config.rollout
     with teacher.weights("live"):
-        backend = chat.backend(teacher.model, rollout, rollout.batch_size, progress.note, learning_bytes)
+        backend = chat.backend(teacher.model, rollout, rollout.batch_size, learning_bytes)
     return make_policy_source(
         config, backend, plan.num_steps, teacher, show_writing(progress), trying, DraftStore(rollout.draft_store_tokens)
     )

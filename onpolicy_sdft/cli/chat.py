@@ -18,9 +18,8 @@ def run(arguments: Sequence[str]) -> int:
     options = parse_options(parser, rest)
     from onpolicy_sdft.build.loaded import is_run, load_model, load_run
     from onpolicy_sdft.config.schema import RunConfig
-    from onpolicy_sdft.runs.progress import say_to_stderr
 
-    finished = load_run(target, say_to_stderr) if is_run(target) else load_model(target, RunConfig(), say_to_stderr)
+    finished = load_run(target) if is_run(target) else load_model(target, RunConfig())
     interactive = sys.stdin.isatty()
     while True:
         if interactive:

@@ -18,8 +18,5 @@ def run(arguments: Sequence[str]) -> int:
     sequence = load_plan(SequenceConfig, "sdft compare (sequence)", "", files)
     from onpolicy_sdft.cli.tables import comparison_tables, run_and_show
     from onpolicy_sdft.experiments.compare import run_comparison
-    from onpolicy_sdft.runs.progress import say_to_stderr
 
-    return run_and_show(
-        lambda: run_comparison(config, sequence, ["sdft", "compare", *arguments], say_to_stderr), comparison_tables
-    )
+    return run_and_show(lambda: run_comparison(config, sequence, ["sdft", "compare", *arguments]), comparison_tables)

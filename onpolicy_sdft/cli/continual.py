@@ -18,6 +18,5 @@ def run(arguments: Sequence[str]) -> int:
     )
     from onpolicy_sdft.cli.tables import run_and_show, sequence_tables
     from onpolicy_sdft.experiments.sequence import run_sequence
-    from onpolicy_sdft.runs.progress import say_to_stderr
 
-    return run_and_show(lambda: run_sequence(config, ["sdft", "continual", *arguments], say_to_stderr), sequence_tables)
+    return run_and_show(lambda: run_sequence(config, ["sdft", "continual", *arguments]), sequence_tables)

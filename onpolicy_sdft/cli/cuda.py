@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+
+logger = logging.getLogger(__name__)
 
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 _REPEATABLE = (":4096:8", ":16:8")  # buffers and KiB with which cuBLAS adds in one order, as NVIDIA has it
@@ -21,8 +24,7 @@ def make_repeatable(option: str) -> None:
     found = os.environ.get(_CUBLAS)
     if found not in _REPEATABLE:
         was = "CUDA was in use before" if found is None else f"{_CUBLAS}={found} is set"
-        print(
-            f"warning: {option} asks for results that repeat, but {was}: products of matrices on a GPU may differ "
-            f"between runs. Fix: start with {_CUBLAS}={_REPEATABLE[0]}, or set {option}=false.",
-            file=sys.stderr,
+        logger.warning(
+            f"{option} asks for results that repeat, but {was}: products of matrices on a GPU may differ "
+            f"between runs. Fix: start with {_CUBLAS}={_REPEATABLE[0]}, or set {option}=false."
         )

@@ -14,9 +14,9 @@ def run(arguments: Sequence[str]) -> int:
     )
     config, _ = parse(parser, arguments)
     from onpolicy_sdft.offline.distill import run_distill
-    from onpolicy_sdft.runs.progress import print_table, say_to_stderr
+    from onpolicy_sdft.runs.progress import print_table
 
-    outcome = run_distill(config, ["sdft", "distill", *arguments], say_to_stderr)
+    outcome = run_distill(config, ["sdft", "distill", *arguments])
     total, verdicts, reasons = outcome.summary["num_rows"], outcome.summary["verdicts"], outcome.summary["reasons"]
     rows = [(f"verdict: {name}", str(count), f"{count / total:.1%}") for name, count in sorted(verdicts.items())]
     rows += [(f"refused: {name}", str(count), f"{count / total:.1%}") for name, count in sorted(reasons.items())]

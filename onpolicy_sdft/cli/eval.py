@@ -22,9 +22,8 @@ def run(arguments: Sequence[str]) -> int:
     config, options = parse(parser, rest)
     from onpolicy_sdft.eval.evaluate import evaluate
     from onpolicy_sdft.report.tables import kl_sentence, score_notes, scores_table
-    from onpolicy_sdft.runs.progress import say_to_stderr
 
-    directory, summary = evaluate(target, config, options.output, say_to_stderr)
+    directory, summary = evaluate(target, config, options.output)
     print(scores_table(summary).to_text())
     for line in (kl_sentence({"after": summary}), *score_notes({"eval": summary})):
         if line:

@@ -21,10 +21,9 @@ def run(arguments: Sequence[str]) -> int:
     target, rest = split_target(parser, arguments)
     options = parse_options(parser, rest)
     from onpolicy_sdft.fitting.export import export
-    from onpolicy_sdft.runs.progress import say_to_stderr
 
     export(
-        target, options.output, merged=options.merged, push_to_hub=options.push_to_hub, say=say_to_stderr,
+        target, options.output, merged=options.merged, push_to_hub=options.push_to_hub,
         dtype=options.dtype,
     )  # fmt: skip
     return 0

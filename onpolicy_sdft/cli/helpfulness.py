@@ -40,12 +40,11 @@ def _export(arguments: Sequence[str]) -> int:
     options = parse_options(parser, arguments)
     from onpolicy_sdft.eval.helpfulness import export_outputs
     from onpolicy_sdft.eval.prompts import Asking
-    from onpolicy_sdft.runs.progress import say_to_stderr
 
     asking = Asking(options.max_new_tokens, options.temperature, options.seed)
     num_answers = export_outputs(
         options.target, options.prompts, options.prompt_column, options.num_prompts, asking, options.generator,
-        Path(options.output), say_to_stderr,
+        Path(options.output),
     )  # fmt: skip
     print(f"{num_answers} answers        {options.output}")
     return 0
@@ -76,10 +75,9 @@ def _judge(arguments: Sequence[str]) -> int:
     if options.num_parallel < 1:
         raise ConfigError(f"num_parallel={options.num_parallel} asks nothing. Fix: 1 or more.")
     from onpolicy_sdft.eval.helpfulness import run_judge
-    from onpolicy_sdft.runs.progress import say_to_stderr
 
     judge, facts = _local_judge(options) if local else _endpoint_judge(options)
-    summary = run_judge(Path(options.first), Path(options.second), judge, facts, Path(options.output), say_to_stderr)
+    summary = run_judge(Path(options.first), Path(options.second), judge, facts, Path(options.output))
     _show(summary)
     print(f"judgements        {options.output}")
     return 0
@@ -88,12 +86,11 @@ def _judge(arguments: Sequence[str]) -> int:
 def _local_judge(options: Namespace) -> tuple[Any, dict[str, Any]]:
     from onpolicy_sdft.eval.helpfulness import LocalJudge
     from onpolicy_sdft.eval.prompts import Asking
-    from onpolicy_sdft.runs.progress import say_to_stderr
 
     name = options.judge.removeprefix(LOCAL_PREFIX)
     asking = Asking(options.max_new_tokens, options.temperature, 0)
     facts = {"judge": name, "max_new_tokens": asking.max_new_tokens, "temperature": asking.temperature}
-    return LocalJudge(name, asking, say_to_stderr), facts
+    return LocalJudge(name, asking), facts
 
 
 def _endpoint_judge(options: Namespace) -> tuple[Any, dict[str, Any]]:

@@ -27,7 +27,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     options = parse_options(parser, arguments)
     from onpolicy_sdft.eval.lm_eval import LmEvalOptions, run_lm_eval
-    from onpolicy_sdft.runs.progress import print_table, say_to_stderr
+    from onpolicy_sdft.runs.progress import print_table
 
     tasks = tuple(name.strip() for name in options.tasks.split(",") if name.strip())
     chosen = LmEvalOptions(
@@ -35,7 +35,7 @@ def run(arguments: Sequence[str]) -> int:
         options.chat_template, options.seed,
     )  # fmt: skip
     output = Path(options.output) if options.output else None
-    directory, rows = run_lm_eval(options.target, chosen, output, say_to_stderr)
+    directory, rows = run_lm_eval(options.target, chosen, output)
     print_table(
         f"lm-eval on {options.target}" + (f", the first {options.limit} questions" if options.limit else ""),
         ["task", "metric", "value", "stderr", "n", "shots"],

@@ -56,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    from onpolicy_sdft import log  # takes a tenth of a second, which --help need not wait for
+
+    log.show(int(os.environ.get("RANK", "0")))
     try:
         return int(importlib.import_module(f"onpolicy_sdft.cli.{verb}").run(rest))
     except SdftError as error:

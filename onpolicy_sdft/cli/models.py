@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ def run(arguments: Sequence[str]) -> int:
     cache_dir = Path(options.cache_dir).expanduser() if options.cache_dir else None
     if options.action == "fetch":
         name = options.name or next(iter(EMBEDDED_MODELS))
-        print(fetch(name, cache_dir, report=lambda text: print(text, file=sys.stderr, flush=True)))
+        print(fetch(name, cache_dir))
         return 0
     for name, record in EMBEDDED_MODELS.items():
         state = "fetched" if embedded_path(name, cache_dir).is_dir() else "not fetched"

@@ -24,9 +24,9 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--num_examples", type=int, default=32, help="Demonstrations to try them on.")
     config, options = parse(parser, arguments)
     from onpolicy_sdft.eval.probe import run_probe
-    from onpolicy_sdft.runs.progress import print_table, say_to_stderr
+    from onpolicy_sdft.runs.progress import print_table
 
-    outcome = run_probe(config, options.templates, options.temperatures, options.num_examples, say_to_stderr)
+    outcome = run_probe(config, options.templates, options.temperatures, options.num_examples)
     num_rollouts = config.train.batch_size * config.rollout.num_samples
     rows = [
         (

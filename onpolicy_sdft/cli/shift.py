@@ -31,13 +31,13 @@ def run(arguments: Sequence[str]) -> int:
     options = parse_options(parser, arguments)
     from onpolicy_sdft.eval.prompts import Asking
     from onpolicy_sdft.eval.shift import ShiftOptions, run_shift
-    from onpolicy_sdft.runs.progress import print_table, say_to_stderr
+    from onpolicy_sdft.runs.progress import print_table
 
     chosen = ShiftOptions(
         options.prompts, options.prompt_column, options.num_prompts,
         Asking(options.max_new_tokens, options.temperature, options.seed), options.embedder,
     )  # fmt: skip
-    summary = run_shift(options.runs, options.output, chosen, ["sdft", "shift", *arguments], say_to_stderr)
+    summary = run_shift(options.runs, options.output, chosen, ["sdft", "shift", *arguments])
     rows = [
         (
             entry["name"],

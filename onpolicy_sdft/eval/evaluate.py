@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from peft import PeftModel
 
 from onpolicy_sdft.build.base import base_context
-from onpolicy_sdft.build.bundle import ModelBundle, Say
+from onpolicy_sdft.build.bundle import ModelBundle
 from onpolicy_sdft.build.data import refuse_unaskable
 from onpolicy_sdft.build.loaded import is_run, load_model, load_run
 from onpolicy_sdft.config.check import evaluation_sets
@@ -41,12 +42,13 @@ if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import EvalConfig, ModelConfig, RunConfig
     from onpolicy_sdft.runs.directory import RunDirectory
 
+logger = logging.getLogger(__name__)
+
 
 def evaluate(
     target: str | Path,
     config: RunConfig | None = None,
     output: str | Path | None = None,
-    say: Say = lambda text: None,
 ) -> tuple[RunDirectory, dict[str, Any]]:
     """Score a run or a model on the evaluation sets of a config (of the run's own when none is given).
 
@@ -54,7 +56,6 @@ def evaluate(
         target: Run directory, local model, hub id or embedded name.
         config: Where the sets come from; needed for a model that is not a run.
         output: Directory for the records; unset means the run itself, or ``runs/eval-NAME``.
-        say: Told what is going on.
 
     Returns:
         Where the records are, and the summary of stage ``eval``.
@@ -71,15 +72,15 @@ def evaluate(
     sets = load_eval_sets(evaluation_sets(config))
     general_prompts(config.eval.kl_prompts)  # asking for more than there are is refused before any work
     if is_run(target):
-        finished = load_run(target, say)
+        finished = load_run(target)
         assert finished.run is not None
         weights = files_identity(finished.run.model_path)
         # Whatever the sets: its own base model, and what it started from.
         config = dataclasses.replace(config, model=finished.config.model, train=finished.config.train)
     else:
-        finished, weights = load_model(str(target), config, say), "as loaded"
+        finished, weights = load_model(str(target), config), "as loaded"
         config = dataclasses.replace(
-            config, model=dataclasses.replace(config.model, name=str(target)), eval=_without_kl(config, say)
+            config, model=dataclasses.replace(config.model, name=str(target)), eval=_without_kl(config)
         )
     refuse_unaskable(finished.chat, sets)
     if output is None and finished.run is not None:
@@ -91,9 +92,9 @@ def evaluate(
     return run, summary
 
 
-def _without_kl(config: RunConfig, say: Say) -> EvalConfig:
+def _without_kl(config: RunConfig) -> EvalConfig:
     if config.eval.kl_prompts:
-        say("KL to a base model is measured for runs only: a model alone does not say what it was tuned from")
+        logger.info("KL to a base model is measured for runs only: a model alone does not say what it was tuned from")
     return dataclasses.replace(config.eval, kl_prompts=0)
 
 
@@ -168,7 +169,7 @@ def evaluate_stage(
         if weights is None:
             return None
         owner = f"{model_identity(config.model)}, {config.rollout.decode_copy} copy, {weights}"
-        return Kept(_partial_path(run, stage, questions.label), owner, chunk_size(chat), chat.say)
+        return Kept(_partial_path(run, stage, questions.label), owner, chunk_size(chat))
 
     scores = score_sets(config, chat, model, sets, stage, ranks, keep)
     entry = {"identity": eval_identity(config, sets), "weights": weights}

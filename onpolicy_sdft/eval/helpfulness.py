@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onpolicy_sdft.build.bundle import Say, context_window
+from onpolicy_sdft.build.bundle import context_window
 from onpolicy_sdft.build.loaded import is_run, load_model, load_run
 from onpolicy_sdft.config.schema import RunConfig
 from onpolicy_sdft.errors import ModelError, RunDirectoryError
@@ -21,6 +22,8 @@ from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingParams, Turn
 
 if TYPE_CHECKING:
     from onpolicy_sdft.build.loaded import LoadedRun
+
+logger = logging.getLogger(__name__)
 
 
 _JUDGEMENTS, _SUMMARY = "judgements.jsonl", "judge.json"
@@ -37,7 +40,6 @@ def export_outputs(
     asking: Asking,
     generator: str | None,
     output: Path,
-    say: Say,
 ) -> int:
     """Answer instructions and write AlpacaEval's ``model_outputs``.
 
@@ -49,12 +51,11 @@ def export_outputs(
         asking: How they are answered.
         generator: Name of the model in the file; None: the target's own.
         output: The file.
-        say: Told what is going on.
 
     Returns:
         Number of answers.
     """
-    finished = _load(target, say)
+    finished = _load(target)
     config = finished.config if finished.run is not None else None
     prompts = load_prompts(prompts_source, prompt_column, num_prompts, config)
     partial = output.with_name(f".{output.name}.partial") / "answers.jsonl"
@@ -62,7 +63,7 @@ def export_outputs(
         partial.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunDirectoryError(f"output={output} cannot be written: {error}.") from error
-    records = answer(finished, prompts, asking, partial, "answers", say)
+    records = answer(finished, prompts, asking, partial, "answers")
     default = Path(prompts_source).stem if prompts_source else "general_prompts"
     datasets = [str(prompt.fields.get("dataset") or default) for prompt in prompts]
     write_json_atomic(output, to_outputs(records, generator or _name(target), datasets))
@@ -70,8 +71,8 @@ def export_outputs(
     return len(records)
 
 
-def _load(target: str, say: Say) -> LoadedRun:
-    return load_run(target, say) if is_run(target) else load_model(target, RunConfig(), say)
+def _load(target: str) -> LoadedRun:
+    return load_run(target) if is_run(target) else load_model(target, RunConfig())
 
 
 def _name(target: str) -> str:
@@ -84,11 +85,10 @@ class LocalJudge:
     Args:
         target: Run directory, local model, hub id or embedded name.
         asking: How it is asked.
-        say: Told what is going on.
     """
 
-    def __init__(self, target: str, asking: Asking, say: Say) -> None:
-        self.finished, self.asking = _load(target, say), asking
+    def __init__(self, target: str, asking: Asking) -> None:
+        self.finished, self.asking = _load(target), asking
 
     def __call__(self, prompts: Sequence[str]) -> Iterator[tuple[int, Reply]]:
         """Ask; see :data:`~onpolicy_sdft.eval.judge.Judge`."""
@@ -112,9 +112,7 @@ class LocalJudge:
                 yield index, Reply(chat.renderer.decode(written.token_ids))
 
 
-def run_judge(
-    first: Path, second: Path, judge: Judge, judge_facts: Mapping[str, Any], output: Path, say: Say
-) -> dict[str, Any]:
+def run_judge(first: Path, second: Path, judge: Judge, judge_facts: Mapping[str, Any], output: Path) -> dict[str, Any]:
     """Let a judge compare two files of answers, each pair in both orders.
 
     Replies are written down as they come, so an interrupted call goes on with the same command and asks nothing twice.
@@ -125,7 +123,6 @@ def run_judge(
         judge: Asked one prompt a question.
         judge_facts: What identifies the judge and how it is asked; verdicts of another are not taken for its.
         output: Directory for ``judgements.jsonl`` and ``judge.json``.
-        say: Told what is going on.
 
     Returns:
         What ``judge.json`` holds.
@@ -141,7 +138,7 @@ def run_judge(
     except OSError as error:
         raise RunDirectoryError(f"output={output} cannot be made: {error}.") from error
     identity = repr(sorted(judge_facts.items()))
-    replies, problems = _ask(questions, judge, identity, output / _JUDGEMENTS, say)
+    replies, problems = _ask(questions, judge, identity, output / _JUDGEMENTS)
     keys = [question.key(identity) for question in questions]
     if problems and not any(key in replies for key in keys):
         raise ModelError(f"The judge replied to none of {len(questions)} questions; to the first: {problems[keys[0]]}")
@@ -160,17 +157,17 @@ def run_judge(
 
 
 def _ask(
-    questions: Sequence[Question], judge: Judge, identity: str, path: Path, say: Say
+    questions: Sequence[Question], judge: Judge, identity: str, path: Path
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Ask what has no reply yet; return replies and problems by the question's key."""
     asked = {question.key(identity): question for question in questions}  # a question that stands twice is asked once
     there = {record["key"]: record["reply"] for record in read_jsonl(path)} if path.is_file() else {}
     replies = {key: reply for key, reply in there.items() if key in asked}
     if replies:
-        say(f"{len(replies)} judgements are there already ({path})")
+        logger.info(f"{len(replies)} judgements are there already ({path})")
     if len(there) > len(replies):
         others = len(there) - len(replies)
-        say(f"{others} judgements in {path} are of other answers or another judge: they do not count")
+        logger.info(f"{others} judgements in {path} are of other answers or another judge: they do not count")
     left = [key for key in asked if key not in replies]
     problems: dict[str, str] = {}
     with Progress("judge", len(asked), "judgements", start=len(replies)) as progress:

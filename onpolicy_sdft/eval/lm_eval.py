@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
 
-from onpolicy_sdft.build.bundle import Say
 from onpolicy_sdft.build.loaded import is_run, load_model, load_run
 from onpolicy_sdft.config.schema import RunConfig
 from onpolicy_sdft.errors import ConfigError
@@ -30,6 +30,8 @@ from onpolicy_sdft.versions import package_versions
 
 if TYPE_CHECKING:
     from onpolicy_sdft.build.loaded import LoadedRun
+
+logger = logging.getLogger(__name__)
 
 _SUMMARY = "summary.json"
 _PACKAGES = ("lm_eval", "onpolicy_sdft", "torch", "transformers", "peft", "datasets")
@@ -61,7 +63,7 @@ class Row:
     num_fewshot: int | None
 
 
-def run_lm_eval(target: str, options: LmEvalOptions, output: Path | None, say: Say) -> tuple[Path, list[Row]]:
+def run_lm_eval(target: str, options: LmEvalOptions, output: Path | None) -> tuple[Path, list[Row]]:
     """Run tasks of the harness.
 
     Every task leaves ``TASK.json`` and ``TASK.samples.jsonl``; what an interrupted call had finished with the same
@@ -71,7 +73,6 @@ def run_lm_eval(target: str, options: LmEvalOptions, output: Path | None, say: S
         target: Run directory, local model, hub id or embedded name.
         options: What is run.
         output: Directory; None: ``eval/lm_eval`` of the run, or ``runs/lm_eval-NAME``.
-        say: Told what is going on.
 
     Returns:
         The directory, and the lines of the table.
@@ -86,7 +87,7 @@ def run_lm_eval(target: str, options: LmEvalOptions, output: Path | None, say: S
     if not names:
         raise ConfigError("There is no task to run. Fix: --tasks NAME,... or --preset acl2024.")
     require_lm_eval()
-    finished = load_run(target, say) if is_run(target) else load_model(target, RunConfig(), say)
+    finished = load_run(target) if is_run(target) else load_model(target, RunConfig())
     directory = output or _default_directory(finished, target)
     identity = _identity(finished, options, preset)
     chat = finished.chat
@@ -97,11 +98,11 @@ def run_lm_eval(target: str, options: LmEvalOptions, output: Path | None, say: S
     for name in names:
         found = _read(directory, name, identity)
         if found is None:
-            say(f"lm-eval: {name}")
+            logger.info(f"lm-eval: {name}")
             found = harness.run(name, identity["num_fewshot"], options.limit, options.chat_template, options.seed)
             _write(directory, name, found, identity)
         else:
-            say(f"lm-eval: {name} is there already")
+            logger.info(f"lm-eval: {name} is there already")
         results |= {result.name: result for result in found}
     rows = [
         Row(result.name, metric, value, stderr, result.num_samples, result.num_fewshot)

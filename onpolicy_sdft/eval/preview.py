@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from statistics import median
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.train.step import Trainer
     from onpolicy_sdft.types import PromptPair
+
+logger = logging.getLogger(__name__)
 
 _FIX = (
     "Fix: --context.template work (which asks for the work), another rollout.temperature (`sdft probe` compares them), "
@@ -42,7 +45,7 @@ def choose_rows(config: RunConfig, pairs: Sequence[PromptPair]) -> list[PromptPa
     return [pairs[index] for index in chosen]
 
 
-def look(config: RunConfig, preview: Preview, say: Callable[[str], None]) -> None:
+def look(config: RunConfig, preview: Preview) -> None:
     """Sample bare answers and a few of the teacher's rollouts; set by them what rollouts are compared with.
 
     Every rank must call it.
@@ -52,11 +55,11 @@ def look(config: RunConfig, preview: Preview, say: Callable[[str], None]) -> Non
     """
     bare = refresh(preview, 0)
     right = "right" if bare.of_right else "too few right: of all"
-    say(
+    logger.info(
         f"probe: {bare.num} bare answers, {bare.num_right} right; median {bare.length:.0f} tokens and "
         f"{bare.num_steps:.0f} steps ({right}); surprise {bare.surprise:.2f} nats a token"
     )
-    _warn_of_terse_data(config, preview, bare, say)
+    _warn_of_terse_data(config, preview, bare)
     if config.rollout.prompt == "student":
         preview.reviewer.limits = find_limits(bare, (), preview.reviewer.given)
         return
@@ -65,7 +68,7 @@ def look(config: RunConfig, preview: Preview, say: Callable[[str], None]) -> Non
     template, temperature = config.context.template, config.rollout.temperature
     row = summarise(preview.reviewer.rule(taught), bare, preview.screen, template, temperature, 0.0)
     leak = "" if row.leak is None else f", leak {row.leak:.2f}"
-    say(
+    logger.info(
         f"probe: {row.n} rollouts of the teacher, {row.score:.0%} right, {row.keep_rate:.0%} kept, "
         f"{row.answer_only_rate:.0%} only the answer, {row.verbatim_rate:.0%} verbatim; {row.mean_length:.0f} tokens; "
         f"surprise {row.surprise:.2f}{leak} nats a token"
@@ -74,15 +77,15 @@ def look(config: RunConfig, preview: Preview, say: Callable[[str], None]) -> Non
     if problem and config.probe.action == "refuse":
         raise ConfigError(f"This would teach shortcuts: {problem}. {_FIX}")
     if problem:
-        say(f"warning: this may teach shortcuts: {problem}")
+        logger.warning(f"this may teach shortcuts: {problem}")
 
 
-def _warn_of_terse_data(config: RunConfig, preview: Preview, bare: BareAnswers, say: Callable[[str], None]) -> None:
+def _warn_of_terse_data(config: RunConfig, preview: Preview, bare: BareAnswers) -> None:
     """Say that the demonstrations themselves are answers without the work, where the policy's right answers have it."""
     length = median(len(pair.response_ids) for pair in preview.pairs)
     if bare.of_right and length < config.screening.answer_only_ratio * bare.length:
-        say(
-            f"warning: the demonstrations are answers alone: {length:.0f} tokens (median), where the model's own right "
+        logger.warning(
+            f"the demonstrations are answers alone: {length:.0f} tokens (median), where the model's own right "
             f"answers take {bare.length:.0f}. What is learned will be as short, and the model may get worse where it "
             "needs the work. Fix: demonstrations with the work, or --context.show others --context.template work."
         )

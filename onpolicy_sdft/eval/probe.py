@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
     from onpolicy_sdft.screening.bare import BareAnswers
     from onpolicy_sdft.types import PromptPair
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class ProbeOutcome:
@@ -71,7 +74,6 @@ def run_probe(
     templates: Sequence[str],
     temperatures: Sequence[float],
     num_examples: int,
-    say: Callable[[str], None],
 ) -> ProbeOutcome:
     """Probe the model of a config on ``num_examples`` of its demonstrations, chosen by ``train.seed``.
 
@@ -82,7 +84,7 @@ def run_probe(
         raise ConfigError("A probe needs at least one of each: --num_examples, --templates, --temperatures.")
     for name in templates:
         TeacherContext(name, config.context.show)  # an unknown one is refused before anything is written
-    chat = load_chat(config, say)
+    chat = load_chat(config)
     task = load_task(config.task.name, config.task.options)
     loaded = load_demonstrations(config.data, task)
     total = len(loaded.demonstrations)
@@ -126,7 +128,7 @@ def run_probe(
 
 def _preview(config: RunConfig, chat: ModelBundle, data: Data, teacher: Teacher, progress: Progress) -> Preview:
     """Return what asks as a step with these options would."""
-    backend = chat.backend(chat.loaded.model, config.rollout, config.rollout.batch_size, progress.note)
+    backend = chat.backend(chat.loaded.model, config.rollout, config.rollout.batch_size)
     trying = make_trying(config, chat, data, teacher, num_workers=0)
     source = make_policy_source(config, backend, 1, teacher, tick(progress), trying)
     screen = make_screen(config, chat, data)
@@ -137,7 +139,7 @@ def _preview(config: RunConfig, chat: ModelBundle, data: Data, teacher: Teacher,
 
 def _ask_bare(preview: Preview, temperature: float, progress: Progress) -> tuple[ProbeRow, BareAnswers]:
     """Return the row of the bare prompt, and the answers that the others are compared with."""
-    progress.note(f"T={temperature:g}: bare answers")
+    logger.info(f"T={temperature:g}: bare answers")
     started = time.perf_counter()
     targets = preview.bare(0)
     seconds = time.perf_counter() - started
@@ -149,7 +151,7 @@ def _ask_teacher(
     preview: Preview, template: str, temperature: float, answers: BareAnswers, progress: Progress
 ) -> ProbeRow:
     """Return the row of a template; scoring counts in its time, as it does in a step."""
-    progress.note(f"T={temperature:g}: {template}")
+    logger.info(f"T={temperature:g}: {template}")
     preview.screen.bare = answers
     started = time.perf_counter()
     targets = preview.taught(0)
@@ -174,7 +176,7 @@ def _seconds_per_learning_step(config: RunConfig, chat: ModelBundle, pairs: Sequ
     def bf16() -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16")
 
-    packed = learns_packed(config, model, device, bf16, chat.say)
+    packed = learns_packed(config, model, device, bf16)
     pairing = make_pairing(config, chat.pad_token_id, packed=packed)
     policy.train()
     teacher_scorer = TeacherScorer(make_teacher(config, model, bf16), objective, chat.pad_token_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,7 +82,6 @@ def answer(
     asking: Asking,
     path: Path,
     description: str,
-    say: Callable[[str], None],
 ) -> list[AnswerRecord]:
     """Let a model answer prompts, in chunks that stand in a file until the caller removes it.
 
@@ -92,7 +91,6 @@ def answer(
         asking: How.
         path: Where finished chunks go; those of an interrupted call are taken up.
         description: Shown with the bar.
-        say: Told of answers that were there already.
 
     Raises:
         DataError: If a prompt and its longest answer are more than the model's context window.
@@ -100,7 +98,7 @@ def answer(
     refuse_unaskable(finished.chat, [EvalSet("prompts", prompts, FreeForm(), asking.max_new_tokens, False)])
     rollout = finished.config.rollout
     backend = finished.chat.backend(finished.model, rollout, finished.config.eval.batch_size)
-    kept = Kept(path, f"{weights_identity(finished)}, {rollout.decode_copy} copy", chunk_size(finished.chat), say)
+    kept = Kept(path, f"{weights_identity(finished)}, {rollout.decode_copy} copy", chunk_size(finished.chat))
     with Progress(description, len(prompts), "answers") as progress:
         return answer_prompts(
             prompts, backend, finished.chat.renderer, SamplingParams(temperature=asking.temperature),

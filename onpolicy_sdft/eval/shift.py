@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onpolicy_sdft.build.bundle import Say
 from onpolicy_sdft.build.loaded import load_model, load_run
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from onpolicy_sdft.eval.embedders import Embedder
     from onpolicy_sdft.types import Demonstration
 
+logger = logging.getLogger(__name__)
+
 _RECORDS, _SUMMARY = "records.jsonl", "shift.json"
 
 
@@ -42,9 +44,7 @@ class ShiftOptions:
     embedder: str  # see ``load_embedder``
 
 
-def run_shift(
-    runs: Sequence[str], output: str | Path, options: ShiftOptions, command: Sequence[str], say: Say
-) -> dict[str, Any]:
+def run_shift(runs: Sequence[str], output: str | Path, options: ShiftOptions, command: Sequence[str]) -> dict[str, Any]:
     """Compare the answers of runs with those of their base model, prompt by prompt.
 
     Every model answers the same prompts under the same noise. Answers are kept as they come, so an interrupted call
@@ -55,7 +55,6 @@ def run_shift(
         output: Where ``shift.json`` and ``records.jsonl`` go.
         options: What is asked.
         command: The command line, for the record.
-        say: Told what is going on.
 
     Returns:
         What ``shift.json`` holds.
@@ -69,17 +68,17 @@ def run_shift(
     _refuse_other_bases(opened, configs)
     names = _names(opened)
     prompts = load_prompts(options.prompts, options.prompt_column, options.num_prompts, configs[0])
-    embedder = load_embedder(options.embedder, configs[0].model.cache_dir, say)
+    embedder = load_embedder(options.embedder, configs[0].model.cache_dir)
     directory = _make_directory(Path(output))
     partial = directory / "partial"
-    base = _answers_of_base(configs[0], prompts, options.asking, partial / "base.jsonl", say)
+    base = _answers_of_base(configs[0], prompts, options.asking, partial / "base.jsonl")
     found = []
     for index, name in enumerate(names):
         path = partial / f"run-{index}.jsonl"
-        answers, distance = _answers_of_run(opened[index], name, prompts, options.asking, base, path, say)
+        answers, distance = _answers_of_run(opened[index], name, prompts, options.asking, base, path)
         found.append((name, answers, distance))
         gc.collect()  # a model and the engine over it refer to each other
-    say(f"comparing answers with {embedder.name}")
+    logger.info(f"comparing answers with {embedder.name}")
     base_ND = embedder([record["completion"] for record in base])
     compared = [cosine_similarities(base_ND, embedder([r["completion"] for r in answers])) for _, answers, _ in found]
     summary = {
@@ -141,10 +140,10 @@ def _names(runs: Sequence[RunDirectory]) -> list[str]:
 
 
 def _answers_of_base(
-    config: RunConfig, prompts: Sequence[Demonstration], asking: Asking, path: Path, say: Say
+    config: RunConfig, prompts: Sequence[Demonstration], asking: Asking, path: Path
 ) -> list[AnswerRecord]:
-    finished = load_model(config.model.name, config, say)
-    return answer(finished, prompts, asking, path, "base model: answers", say)
+    finished = load_model(config.model.name, config)
+    return answer(finished, prompts, asking, path, "base model: answers")
 
 
 def _answers_of_run(
@@ -154,11 +153,10 @@ def _answers_of_run(
     asking: Asking,
     base: Sequence[AnswerRecord],
     path: Path,
-    say: Say,
 ) -> tuple[list[AnswerRecord], BaseKL]:
     """Return a run's answers, and how likely it finds those of the base model."""
-    finished = load_run(run.path, say)
-    answers = answer(finished, prompts, asking, path, f"{name}: answers", say)
+    finished = load_run(run.path)
+    answers = answer(finished, prompts, asking, path, f"{name}: answers")
     completions = [
         BaseCompletion(
             record["example_id"], record["prompt"], record["completion"], tuple(record["prompt_ids"]),

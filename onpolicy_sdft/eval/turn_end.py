@@ -35,7 +35,7 @@ def turn_end_probability(model: PreTrainedModel | PeftModel, pairs: Sequence[Pro
 
 
 def describe_turn_end(probability: float, name: str, num_rows: int, *, adapters: bool) -> str:
-    """Return a line about it for the preflight: a warning with the way out where the model would not stop.
+    """Return a line about it for the preflight, with the way out where the model would not stop.
 
     Args:
         probability: Of :func:`turn_end_probability`.
@@ -46,7 +46,7 @@ def describe_turn_end(probability: float, name: str, num_rows: int, *, adapters:
     line = f"the model ends its turn ({name}) after {num_rows} demonstrations with probability {probability:.2g}"
     if probability >= RARELY_ENDS:
         return line
-    line = f"warning: {line}: it hardly knows this token, so its rollouts run to rollout.max_new_tokens"
+    line = f"{line}: it hardly knows this token, so its rollouts run to rollout.max_new_tokens"
     if not adapters:
         return f"{line} until it has learned it. Fix: a chat template that ends answers with a token it knows."
     return (

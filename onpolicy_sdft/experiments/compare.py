@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,12 @@ from onpolicy_sdft.config.sequence import CompareConfig, SequenceConfig, StageCo
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.experiments.children import scored_alike
 from onpolicy_sdft.experiments.comparison import summarise
-from onpolicy_sdft.experiments.sequence import SEQUENCE_FILE, Say, Stopped, run_sequence
+from onpolicy_sdft.experiments.sequence import SEQUENCE_FILE, Stopped, run_sequence
 from onpolicy_sdft.experiments.sequence_plan import Stage, plan_sequence
 from onpolicy_sdft.runs.claim import claimed
 from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_atomic
+
+logger = logging.getLogger(__name__)
 
 COMPARISON_FILE = "comparison.json"
 _STOPPED = "stopped.json"
@@ -141,7 +144,7 @@ def _rates(config: CompareConfig, method: str) -> list[float | None]:
     return list(config.methods[method].lrs or config.lrs) or [None]
 
 
-def run_comparison(config: CompareConfig, sequence: SequenceConfig, command: list[str], say: Say) -> Path:
+def run_comparison(config: CompareConfig, sequence: SequenceConfig, command: list[str]) -> Path:
     """Run what is left of a comparison and return its summary, ``comparison.json``, written anew after every sequence.
 
     Raises:
@@ -151,18 +154,18 @@ def run_comparison(config: CompareConfig, sequence: SequenceConfig, command: lis
     """
     check_comparison(config, sequence)
     with claimed(Path(config.output_dir), "output_dir", "comparison"):
-        return _run(config, sequence, command, say)
+        return _run(config, sequence, command)
 
 
-def _run(config: CompareConfig, sequence: SequenceConfig, command: list[str], say: Say) -> Path:
+def _run(config: CompareConfig, sequence: SequenceConfig, command: list[str]) -> Path:
     output = Path(config.output_dir)
     write_text_atomic(output / "compare.yaml", dump_config(config))
     tuning: list[dict[str, Any]] = []
     scored: list[tuple[Path, RunConfig]] = []
     for trial in trials(config, sequence):
-        say(f"tuning: {trial.method} at lr {trial.lr:g}")
+        logger.info(f"tuning: {trial.method} at lr {trial.lr:g}")
         own, stages = _with_base_scores(trial.sequence, scored)
-        stopped = _run_unless_stopped(own, stages, command, say)
+        stopped = _run_unless_stopped(own, stages, command)
         score = None if stopped else read_json(Path(own.output_dir) / SEQUENCE_FILE)["matrix"]["value"][1][0]
         run = str(stages[0].path.relative_to(output))
         tuning.append({"method": trial.method, "lr": trial.lr, "score": score, "stopped": stopped, "run": run})
@@ -175,12 +178,12 @@ def _run(config: CompareConfig, sequence: SequenceConfig, command: list[str], sa
         lr = chosen[method]
         name = f"{method}-joint" if joint else f"{method}-seed{seed}"
         if lr is None and _rates(config, method) != [None]:
-            say(f"{name}: left out, training stopped at every learning rate")
+            logger.info(f"{name}: left out, training stopped at every learning rate")
             continue
         own = method_sequence(config, sequence, method, seed, lr, Path(name), joint=joint)
         own, stages = _with_base_scores(own, scored)
-        say(f"{name}: " + ("all tasks at once" if joint else f"{len(own.stages)} stages"))
-        stopped = _run_unless_stopped(own, stages, command, say)
+        logger.info(f"{name}: " + ("all tasks at once" if joint else f"{len(own.stages)} stages"))
+        stopped = _run_unless_stopped(own, stages, command)
         scored.append((stages[0].path, stages[0].config))
         rows.append({"method": method, "seed": seed, "joint": joint, "sequence": name, "lr": lr, "stopped": stopped})
         found = summarise(output, config.match, config.seeds, list(config.methods), rows, tuning)
@@ -194,18 +197,18 @@ def _order(config: CompareConfig) -> list[tuple[int, str, bool]]:
     return [*each, *((config.seeds[0], method, True) for method in config.joint)]
 
 
-def _run_unless_stopped(own: SequenceConfig, stages: list[Stage], command: list[str], say: Say) -> str:
+def _run_unless_stopped(own: SequenceConfig, stages: list[Stage], command: list[str]) -> str:
     """Run a sequence; return why training stopped in it, or nothing. That is kept: it would stop there again."""
     mark = Path(own.output_dir) / _STOPPED
     options = dump_config(dataclasses.replace(own, base_scores=None))
     if mark.is_file() and (found := read_json(mark))["options"] == options:
-        say(f"stopped before ({mark}): {found['why']}")
+        logger.info(f"stopped before ({mark}): {found['why']}")
         return str(found["why"])
     try:
-        run_sequence(own, command, say, stages)
+        run_sequence(own, command, stages)
     except Stopped as error:
         write_json_atomic(mark, {"why": str(error), "options": options})
-        say(f"stopped: {error}")
+        logger.info(f"stopped: {error}")
         return str(error)
     return ""
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from onpolicy_sdft.runs.commands import STOPPED_CODES, run_logged, sdft_command
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import differences, read_json, write_json_atomic, write_text_atomic
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
 
 SEQUENCE_FILE = "sequence.json"
 
@@ -41,13 +43,12 @@ class Interrupted(Exception):
         self.exit_code = exit_code
 
 
-def run_sequence(config: SequenceConfig, command: list[str], say: Say, stages: list[Stage] | None = None) -> Path:
+def run_sequence(config: SequenceConfig, command: list[str], stages: list[Stage] | None = None) -> Path:
     """Run what is left of a sequence and return its summary, ``sequence.json``.
 
     Args:
         config: The sequence.
         command: The command line, for the record.
-        say: Told what is going on.
         stages: Its plan, if it was made already.
 
     Raises:
@@ -58,17 +59,17 @@ def run_sequence(config: SequenceConfig, command: list[str], say: Say, stages: l
     """
     stages = plan_sequence(config) if stages is None else stages
     with claimed(Path(config.output_dir), "output_dir", "sequence"):
-        return _run_stages(config, command, say, stages)
+        return _run_stages(config, command, stages)
 
 
-def _run_stages(config: SequenceConfig, command: list[str], say: Say, stages: list[Stage]) -> Path:
+def _run_stages(config: SequenceConfig, command: list[str], stages: list[Stage]) -> Path:
     output = Path(config.output_dir)
     for stage in stages:
         _refuse_other(stage)
     _refuse_gap(stages)
     write_text_atomic(output / "sequence.yaml", dump_config(config))
     for number, stage in enumerate(stages, start=1):
-        say(f"stage {number} of {len(stages)}: {stage.label}" + (" (done)" if stage.is_done else ""))
+        logger.info(f"stage {number} of {len(stages)}: {stage.label}" + (" (done)" if stage.is_done else ""))
         if not stage.is_done:
             run_stage(stage, output, config.launch)
         summary = collect(

@@ -6,6 +6,7 @@ starts a run (``accelerate launch``, Slurm) starts these. Nothing that is done i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -25,9 +26,10 @@ from onpolicy_sdft.runs.commands import STOPPED_CODES, Finish, Signals, require_
 from onpolicy_sdft.runs.files import write_text_atomic
 from onpolicy_sdft.runs.progress import Progress, format_seconds
 
+logger = logging.getLogger(__name__)
+
 #: Runs a command, what it prints appended to a log, and waits for it.
 Start = Callable[[Sequence[str], Path], Finish]
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class SweepOutcome:
     signal: int | None  # what ended it before its end
 
 
-def run_sweep(config: SweepConfig, plan: Plan, start: Start, signals: Signals, say: Say) -> SweepOutcome:
+def run_sweep(config: SweepConfig, plan: Plan, start: Start, signals: Signals) -> SweepOutcome:
     """Run what is left of a sweep; after every run its table is written anew.
 
     Args:
@@ -48,14 +50,13 @@ def run_sweep(config: SweepConfig, plan: Plan, start: Start, signals: Signals, s
         plan: Its runs.
         start: Runs a command; it is called in threads.
         signals: Filled by whoever catches them; then running commands are waited for, and no other is started.
-        say: Told what is going on.
 
     Raises:
         SdftError: As :func:`check_startable`.
         RunDirectoryError: Another process is at work in the directory.
     """
     directory = Path(config.output_dir)
-    check_startable(config, plan, say)
+    check_startable(config, plan)
     with claimed(directory, "output_dir", "sweep"):
         for run in plan.runs:
             write_text_atomic(_options_file(directory, run.name), dump_config(run.config))
@@ -65,7 +66,7 @@ def run_sweep(config: SweepConfig, plan: Plan, start: Start, signals: Signals, s
         left = [row for row in rows if row.state != "done" and (row.state != "failed" or config.retry_failed)]
         kept = sum(row.state == "failed" for row in rows) - sum(row.state == "failed" for row in left)
         if kept:
-            say(f"{kept} runs failed before and are kept so; --retry_failed true tries them again")
+            logger.info(f"{kept} runs failed before and are kept so; --retry_failed true tries them again")
         if left:
             table = work.run(left)
     return SweepOutcome(directory, rows, table, signals.numbers[-1] if signals else None)
@@ -86,7 +87,7 @@ def make_start(config: SweepConfig, signals: Signals, environment: Mapping[str, 
     return submitit_start(config, signals)
 
 
-def check_startable(config: SweepConfig, plan: Plan, say: Say) -> None:
+def check_startable(config: SweepConfig, plan: Plan) -> None:
     """Find whatever would keep the sweep from starting; nothing is written.
 
     Raises:
@@ -100,7 +101,7 @@ def check_startable(config: SweepConfig, plan: Plan, say: Say) -> None:
         from onpolicy_sdft.experiments.cluster import check_jobs
 
         check_jobs(config)
-    refuse_other_sweep(plan, Path(config.output_dir), say)
+    refuse_other_sweep(plan, Path(config.output_dir))
 
 
 def look_up(config: SweepConfig, plan: Plan, directory: Path) -> list[Row]:
@@ -112,7 +113,7 @@ def look_up(config: SweepConfig, plan: Plan, directory: Path) -> list[Row]:
     return rows
 
 
-def refuse_other_sweep(plan: Plan, directory: Path, say: Say) -> None:
+def refuse_other_sweep(plan: Plan, directory: Path) -> None:
     """Refuse to go on with a sweep whose runs are others now; runs may only be added.
 
     Raises:
@@ -136,7 +137,7 @@ def refuse_other_sweep(plan: Plan, directory: Path, say: Say) -> None:
             )
     added = [name for name in now if name not in known]
     if known and added:
-        say(f"{len(added)} runs are new in {directory}: {_listed(added)}")
+        logger.info(f"{len(added)} runs are new in {directory}: {_listed(added)}")
 
 
 def _changed(path: Path, config: RunConfig) -> dict[str, tuple[Any, Any]]:
@@ -196,7 +197,7 @@ class _Work:
         needed = {run.distilled.name: run.distilled for run in runs if run.distilled is not None}
         missing = [each for each in needed.values() if not (self.directory / each.name / "summary.json").is_file()]
         if missing:
-            progress.note(f"the base model writes {len(missing)} distilled sets first")
+            logger.info(f"the base model writes {len(missing)} distilled sets first")
         ended = pool.map(self._write_distilled, missing)
         return {each.name: finish for each, finish in zip(missing, ended, strict=True) if finish.returncode}
 
@@ -229,7 +230,7 @@ class _Work:
         else:
             return
         why = f" ({row.reason})" if row.reason else ""
-        progress.note(f"{row.name}: {row.state}{why}, {format_seconds(row.seconds)}")
+        logger.info(f"{row.name}: {row.state}{why}, {format_seconds(row.seconds)}")
         num_failed = sum(each.state == "failed" for each in self.rows)
         progress.update(int(row.state in ("done", "failed")), failed=num_failed or None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,6 @@ import torch
 from peft import PeftModel
 
 from onpolicy_sdft.build.base import base_of
-from onpolicy_sdft.build.bundle import Say
 from onpolicy_sdft.build.loaded import LoadedRun, load_run
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.models.embedded import PREFIX
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from onpolicy_sdft.config.schema import RunConfig
 
+logger = logging.getLogger(__name__)
+
 
 def export(
     target: str | Path,
@@ -32,7 +34,6 @@ def export(
     *,
     merged: bool,
     push_to_hub: str | None,
-    say: Say,
     dtype: str | None = None,
 ) -> Path | None:
     """Write a run's model elsewhere, merged if asked, and push it to the hub if asked.
@@ -42,7 +43,6 @@ def export(
         output: Directory to write.
         merged: Fold the adapter into the base.
         push_to_hub: Hub name to push to.
-        say: Told what was written.
         dtype: Of a whole model; None: of a merged one that of the base's files, of a trained one as it was trained.
 
     Returns:
@@ -57,7 +57,7 @@ def export(
         refuse_foreign(Path(output).resolve())
         if Path(target).resolve() in (Path(output).resolve(), *Path(output).resolve().parents):
             raise ConfigError(f"--output {output} is inside the run itself. Fix: another directory.")
-    finished = load_run(target, say)
+    finished = load_run(target)
     assert finished.run is not None
     model = finished.model
     base = base_of(finished.run, finished.config).name
@@ -77,16 +77,16 @@ def export(
         raise ConfigError(f"--dtype {dtype} is for whole models, not for an adapter. Fix: --merged, or leave it out.")
     if not isinstance(model, PeftModel):
         facts["dtype"] = str(model.dtype).removeprefix("torch.") + ("" if dtype is None else ", as asked")
-        say(f"the weights are {facts['dtype']}")
+        logger.info(f"the weights are {facts['dtype']}")
     summary, tokenizer = _scores(finished.run), finished.chat.loaded.tokenizer
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / "model" if output is None else Path(output)
         export_model(model, tokenizer, directory, base, facts, summary)
         if output is not None:
-            say(f"written to {output}")
+            logger.info(f"written to {output}")
         if push_to_hub is not None:  # the very files: the libraries' own push leaves the stop tokens and the card out
             push_folder(directory, push_to_hub)
-            say(f"pushed to {push_to_hub}")
+            logger.info(f"pushed to {push_to_hub}")
     return Path(output) if output is not None else None
 
 

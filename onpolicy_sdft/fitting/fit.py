@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from onpolicy_sdft.build.base import Start, base_of, has_base, make_base
-from onpolicy_sdft.build.bundle import ModelBundle, Say, context_window, load_chat, say_nothing
+from onpolicy_sdft.build.bundle import ModelBundle, context_window, load_chat
 from onpolicy_sdft.build.data import Data, load_rows, make_prompt_pairs, refuse_unaskable
 from onpolicy_sdft.build.identity import base_identity
 from onpolicy_sdft.build.preflight import print_preflight
@@ -26,7 +27,7 @@ from onpolicy_sdft.data.preflight import refuse_beyond_window
 from onpolicy_sdft.eval.evaluate import evaluate_stage, has_stage, score_sets
 from onpolicy_sdft.eval.preview import keep_look, look, preview_of, refresh_run, restore_look
 from onpolicy_sdft.eval.retention import general_prompts
-from onpolicy_sdft.eval.turn_end import describe_turn_end, turn_end_probability
+from onpolicy_sdft.eval.turn_end import RARELY_ENDS, describe_turn_end, turn_end_probability
 from onpolicy_sdft.fitting.export import model_facts
 from onpolicy_sdft.fitting.gate import gate_sets, hold_back, make_guards
 from onpolicy_sdft.fitting.identity import claim_run, earlier_date, identity_of, see_one_directory
@@ -42,7 +43,7 @@ from onpolicy_sdft.rollout.hf import CollectiveDecoding
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import file_digest, write_json_atomic
 from onpolicy_sdft.runs.manifest import git_state
-from onpolicy_sdft.runs.progress import Progress, say_to_stderr
+from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.train.backend import Backend
 from onpolicy_sdft.train.checkpoint import Checkpointer
 from onpolicy_sdft.train.launch import make_backend
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
 
     from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.models.teacher import Teacher
+
+logger = logging.getLogger(__name__)
 
 
 _TURN_END_ROWS = 8
@@ -73,7 +76,7 @@ class TrainOutcome:
     verdict: Verdict | None = None  # how the model compares with the start; None where none was left
 
 
-def fit(config: RunConfig, command: Sequence[str] = (), say: Say = say_to_stderr) -> TrainOutcome:
+def fit(config: RunConfig, command: Sequence[str] = ()) -> TrainOutcome:
     """Run the main job of a config.
 
     Everything that can be wrong with options, data and model is found before the first step; an interrupted run
@@ -82,13 +85,12 @@ def fit(config: RunConfig, command: Sequence[str] = (), say: Say = say_to_stderr
     Args:
         config: Checked options.
         command: The command line, for the manifest.
-        say: Told what is going on, a line at a time.
 
     Raises:
         SdftError: On anything the user can mend.
     """
     with ExitStack() as held:
-        return _fit(config, command, say, held)
+        return _fit(config, command, held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,36 +108,36 @@ class _Loaded:
     plan: Plan
 
 
-def _load(config: RunConfig, backend: Backend, say: Say) -> _Loaded:
+def _load(config: RunConfig, backend: Backend) -> _Loaded:
     """Load rows, model and questions, and say what was found; whatever does not fit is refused here."""
     task, rows = load_rows(config)
-    rows, held_back = hold_back(config, task, rows, say)
+    rows, held_back = hold_back(config, task, rows)
     sets = load_eval_sets(evaluation_sets(config))
     validation = load_eval_sets(config.eval.validation, "eval.validation")
     general_prompts(config.eval.kl_prompts)  # asking for more than there are is refused here, not after training
-    date = backend.on_first(lambda: earlier_date(config, say))
+    date = backend.on_first(lambda: earlier_date(config))
     config = dataclasses.replace(config, context=dataclasses.replace(config.context, date=date))
     with warnings.catch_warnings(action="always", category=UserWarning):
         # Weights that will be divided go to the device part by part.
         device = backend.device if backend.shards.in_place else torch.device("cpu")
         together = CollectiveDecoding(backend, backend.inside) if config.rollout.weights == "sharded" else None
-        start = backend.on_first(lambda: find_start(config, say))
-        chat = load_chat(_with_base(config, start, backend, say), say, backend, device, together)
+        start = backend.on_first(lambda: find_start(config))
+        chat = load_chat(_with_base(config, start, backend), backend, device, together)
     pairs = make_prompt_pairs(config, chat, task, rows, asks_teacher=config.train.targets == "policy")
-    data = _take_up_distilled(config, chat, pairs, say)
+    data = _take_up_distilled(config, chat, pairs)
     gated = gate_sets(config, task, held_back, sets)
     refuse_unaskable(chat, [*sets, *validation, *gated])
     plan = make_plan(config.train, len(data.prepared.pairs), backend.num_ranks)
     if backend.rank == 0:
-        print_preflight(data, config, chat, say, screens=config.train.targets == "policy")
+        print_preflight(data, config, chat, screens=config.train.targets == "policy")
     if backend.rank == 0 and chat.loaded.model.device.type == backend.device.type:
         with backend.autocast():
-            _say_turn_end(config, chat, data, say)
+            _report_turn_end(config, chat, data)
     return _Loaded(config, backend, start, chat, data, sets, validation, gated, plan)
 
 
 def _claim(
-    found: _Loaded, base: Mapping[str, Any], command: Sequence[str], say: Say, held: ExitStack
+    found: _Loaded, base: Mapping[str, Any], command: Sequence[str], held: ExitStack
 ) -> tuple[RunDirectory, dict[str, Any]]:
     """Make the run directory ours, where all ranks read the same; return it with the run's identity."""
     config, backend, data = found.config, found.backend, found.data
@@ -145,21 +147,21 @@ def _claim(
         facts |= {name: identity[name] for name in (*base, "prompts and targets")}
         facts["model"] = {**facts["model"], "cache_dir": None}
         backend.refuse_disagreement({**facts, "code": git_state(Path(__file__).parents[2])})
-    run = backend.on_first(partial(claim_run, config, data, identity, command, backend, held, say))
+    run = backend.on_first(partial(claim_run, config, data, identity, command, backend, held))
     if backend.rank == 0:
         held.push(partial(_write_error, run))
     see_one_directory(run, backend)
     return run, identity
 
 
-def _prepare(found: _Loaded, say: Say) -> PreTrainedModel | PeftModel:
+def _prepare(found: _Loaded) -> PreTrainedModel | PeftModel:
     """Return the model as it is trained: adapters in place, tried once before anything depends on it."""
     config, backend = found.config, found.backend
     model = prepare_trainable(found.chat.loaded.model, config.lora, config.model, config.train.seed)
     with backend.autocast():  # as it learns: some attention kernels take no float32
-        make_ready(model, found.chat.loaded, say)
+        make_ready(model, found.chat.loaded)
     trainable, total = count_parameters(model)
-    say(f"{trainable / 1e6:.2f} M of {total / 1e6:.1f} M parameters are trained on {backend.num_ranks} ranks")
+    logger.info(f"{trainable / 1e6:.2f} M of {total / 1e6:.1f} M parameters are trained on {backend.num_ranks} ranks")
     return model
 
 
@@ -169,17 +171,16 @@ def _set_determinism(config: RunConfig) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -> TrainOutcome:
+def _fit(config: RunConfig, command: Sequence[str], held: ExitStack) -> TrainOutcome:
     check_trackers(config.train.trackers)
     _set_determinism(config)
     backend = make_backend(config.train.precision, config.train.rank_timeout_seconds)
     backend.check(config)
-    say = say if backend.rank == 0 else say_nothing
-    found = _load(config, backend, say)
+    found = _load(config, backend)
     config, chat, data, sets, plan = found.config, found.chat, found.data, found.sets, found.plan
     base = base_identity(chat)
-    model = _prepare(found, say)
-    run, identity = _claim(found, base, command, say, held)
+    model = _prepare(found)
+    run, identity = _claim(found, base, command, held)
 
     progress = Progress("train", plan.num_steps, "steps", enabled=backend.rank == 0)
     trainer = make_trainer(config, chat, data, model, backend, plan, progress)
@@ -187,21 +188,21 @@ def _fit(config: RunConfig, command: Sequence[str], say: Say, held: ExitStack) -
     model = teacher.model  # from here on weights are read only
     start = found.start
     if start is not None:
-        take_up_weights(config, start, trainer, say)
+        take_up_weights(config, start, trainer)
     preview = preview_of(config, trainer, data.prepared.pairs)
     goes_on = config.train.resume == "auto" and backend.on_first(lambda: bool(run.checkpoint_steps()))
     if preview is not None and not goes_on:  # before anything that takes long: it may refuse the settings
-        look(config, preview, progress.note)
+        look(config, preview)
         keep_look(trainer)
     scored = config.eval.before_and_after and bool(sets or config.eval.kl_prompts)
     origin = f"start {start.digest if start else 'base model'}"
     if scored and not backend.on_first(
-        lambda: has_stage(run, "before", config, sets, origin) or inherit_scores(config, sets, run, start, origin, say)
+        lambda: has_stage(run, "before", config, sets, origin) or inherit_scores(config, sets, run, start, origin)
     ):
         with teacher.weights("live"):
             evaluate_stage(config, chat, model, sets, run, "before", backend, weights=origin)
-    guards = make_guards(config, chat, data, found.gated, trainer, run, identity, progress, say)
-    if _resume(config, run, guards.checkpointer, trainer, progress, say):
+    guards = make_guards(config, chat, data, found.gated, trainer, run, identity, progress)
+    if _resume(config, run, guards.checkpointer, trainer, progress):
         restore_look(trainer)
     is_first = backend.rank == 0
     trackers = open_trackers(config.train.trackers, run.path, dataclasses.asdict(config), is_main_process=is_first)
@@ -248,7 +249,7 @@ def _write_error(
         write_json_atomic(run.result_path, {"reason": str(error), "error": kind.__name__})
 
 
-def _say_turn_end(config: RunConfig, chat: ModelBundle, data: Data, say: Say) -> None:
+def _report_turn_end(config: RunConfig, chat: ModelBundle, data: Data) -> None:
     """Say how likely the model ends its turn where a demonstration ends, where its weights are whole."""
     model, rows = chat.loaded.model, data.prepared.pairs[:_TURN_END_ROWS]
     if not runs_whole(inner_model(model)):
@@ -258,24 +259,27 @@ def _say_turn_end(config: RunConfig, chat: ModelBundle, data: Data, say: Say) ->
         return
     name = str(chat.loaded.tokenizer.convert_ids_to_tokens(chat.renderer.terminator_id))
     probability = turn_end_probability(model, pairs)
-    say(describe_turn_end(probability, name, len(pairs), adapters=config.lora.enabled))
+    level = logging.WARNING if probability < RARELY_ENDS else logging.INFO
+    logger.log(level, describe_turn_end(probability, name, len(pairs), adapters=config.lora.enabled))
 
 
-def _with_base(config: RunConfig, start: Start | None, backend: Backend, say: Say) -> RunConfig:
+def _with_base(config: RunConfig, start: Start | None, backend: Backend) -> RunConfig:
     """Return the config with the model that is loaded: the base model, or a base that adapters were merged into."""
     if not backend.on_first(lambda: has_base(config)):
         return config
-    backend.on_first(lambda: make_base(config, start, say))
+    backend.on_first(lambda: make_base(config, start))
     return dataclasses.replace(config, model=base_of(RunDirectory(Path(config.train.output_dir)), config))
 
 
-def _take_up_distilled(config: RunConfig, chat: ModelBundle, data: Data, say: Say) -> Data:
+def _take_up_distilled(config: RunConfig, chat: ModelBundle, data: Data) -> Data:
     """Put the responses of a distilled file in the place of the demonstrations', where one is the target source."""
     if config.train.targets != "distilled" or config.train.distilled is None:
         return data
     path = find_file(config.train.distilled)
     pairs, num_dropped = take_up(data.prepared.pairs, read_rows(path), path, chat.renderer.decode)
-    say(f"{len(pairs)} targets from {path}" + (f"; {num_dropped} rows were dropped there" if num_dropped else ""))
+    logger.info(
+        f"{len(pairs)} targets from {path}" + (f"; {num_dropped} rows were dropped there" if num_dropped else "")
+    )
     prepared = dataclasses.replace(data.prepared, pairs=pairs)
     refuse_beyond_window(prepared, config.rollout.max_new_tokens, context_window(chat))
     loaded = dataclasses.replace(data.loaded, fingerprint=f"{data.loaded.fingerprint}+{file_digest(path)}")
@@ -310,7 +314,7 @@ def _export(
 
 
 def _resume(
-    config: RunConfig, run: RunDirectory, checkpointer: Checkpointer, trainer: Trainer, progress: Progress, say: Say
+    config: RunConfig, run: RunDirectory, checkpointer: Checkpointer, trainer: Trainer, progress: Progress
 ) -> bool:
     """Take up the newest checkpoint if there is one and it is asked for; whether it was."""
     if config.train.resume != "auto":
@@ -319,5 +323,5 @@ def _resume(
     dropped = trainer.backend.on_first(lambda: run.truncate_after_step(trainer.state.step))
     if source is not None:
         progress.begin_at(trainer.state.step)
-        say(f"resuming from {source} (step {trainer.state.step}; {dropped} later log lines dropped)")
+        logger.info(f"resuming from {source} (step {trainer.state.step}; {dropped} later log lines dropped)")
     return source is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from onpolicy_sdft.build.bundle import Say
 from onpolicy_sdft.data.eval_sets import EvalSet
 from onpolicy_sdft.data.sources import DemonstrationSet, fingerprint
 from onpolicy_sdft.eval.evaluate import score_sets
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from onpolicy_sdft.train.step import Trainer
     from onpolicy_sdft.types import Demonstration, Ranks
 
+logger = logging.getLogger(__name__)
+
 #: Name of the held-back rows. With a blank, which no label of an evaluation set may have.
 HELD_BACK = "held back"
 
@@ -41,7 +43,7 @@ _FEWEST_ROWS = 8
 
 
 def hold_back(
-    config: RunConfig, task: Task, rows: DemonstrationSet, say: Say
+    config: RunConfig, task: Task, rows: DemonstrationSet
 ) -> tuple[DemonstrationSet, tuple[Demonstration, ...]]:
     """Take the gate's rows out of the data, before anything else sees it.
 
@@ -51,7 +53,6 @@ def hold_back(
         config: Of the run; ``train.seed`` chooses the rows.
         task: Their check.
         rows: All rows.
-        say: Told how many are held back, or why none are.
 
     Returns:
         What is left to train on, and the rows held back. The fingerprint is that of both.
@@ -68,12 +69,14 @@ def hold_back(
     elif min(number, len(candidates)) < _FEWEST_ROWS:
         why = f"a tenth of the {len(rows.demonstrations)} rows, each with its own prompt, is fewer than {_FEWEST_ROWS}"
     if why:
-        say(f"no rows are held back for the gate (gate.rows={asked}): {why}")
+        logger.info(f"no rows are held back for the gate (gate.rows={asked}): {why}")
         return rows, ()
     chosen = set(random.Random(f"held back {config.train.seed}").sample(candidates, min(number, len(candidates))))
     held = tuple(row for index, row in enumerate(rows.demonstrations) if index in chosen)
     left = tuple(row for index, row in enumerate(rows.demonstrations) if index not in chosen)
-    say(f"{len(held)} of {len(rows.demonstrations)} rows are held back from training for the gate (gate.rows={asked})")
+    logger.info(
+        f"{len(held)} of {len(rows.demonstrations)} rows are held back from training for the gate (gate.rows={asked})"
+    )
     mark = f"{fingerprint(list(left))}, held back {fingerprint(list(held))}"
     return replace(rows, demonstrations=left, fingerprint=mark), held
 
@@ -122,7 +125,6 @@ def make_guards(
     run: RunDirectory,
     identity: Mapping[str, Any],
     progress: Progress,
-    say: Say,
 ) -> Guards:
     """Return what watches a run, with the checkpointer that keeps it.
 
@@ -135,12 +137,11 @@ def make_guards(
         run: Where alarms, checks and checkpoints go.
         identity: What must be the same for a checkpoint to mean anything.
         progress: Shows what is noticed.
-        say: Told which checkpoints were skipped.
     """
     backend, teacher = trainer.backend, trainer.teacher
     alarms, gate = make_alarms(config), make_gate(config, data, sets)
     checkpointer = Checkpointer(
-        run, backend, trainer.schedule, trainer.source, teacher, identity, config.train.keep_checkpoints, say,
+        run, backend, trainer.schedule, trainer.source, teacher, identity, config.train.keep_checkpoints,
         guards={"alarms": alarms} if gate is None else {"alarms": alarms, "gate": gate},
         pinned=tuple if gate is None else lambda: gate.pinned,
     )  # fmt: skip

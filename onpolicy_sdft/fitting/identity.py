@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from onpolicy_sdft.build.bundle import Say
 from onpolicy_sdft.config.load import dump_config
 from onpolicy_sdft.data.sources import fingerprint
 from onpolicy_sdft.errors import ConfigError
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from onpolicy_sdft.data.eval_sets import EvalSet
     from onpolicy_sdft.train.backend import Backend
 
+logger = logging.getLogger(__name__)
+
 _DATE = "date in the chat template (context.date)"
 _MARK_SECONDS = 10
 
@@ -43,25 +45,24 @@ def claim_run(
     command: Sequence[str],
     backend: Backend,
     held: ExitStack,
-    say: Say,
 ) -> RunDirectory:
     """Make the run directory ours, on the first rank: refuse another run's, write what this run is."""
     run = RunDirectory.create(config.train.output_dir, resume=config.train.resume == "auto")
     held.enter_context(run.claimed())
-    refuse_other_run(run, identity, say)
+    refuse_other_run(run, identity)
     _write_identity(config, data, identity, run, command, backend)
     return run
 
 
-def earlier_date(config: RunConfig, say: Say) -> str | None:
+def earlier_date(config: RunConfig) -> str | None:
     """Return ``context.date``; of a run that goes on and gives none, the date that its chat template saw before."""
     path = Path(config.train.output_dir)
     if config.context.date is not None or config.train.resume != "auto" or not path.is_dir():
         return config.context.date
-    found = newest_checkpoint(RunDirectory(path), lambda text: None)
+    found = newest_checkpoint(RunDirectory(path))
     date = found[1]["identity"].get(_DATE) if found else None
     if date:
-        say(f"the chat template goes on with the date of the run's start: context.date={date}")
+        logger.info(f"the chat template goes on with the date of the run's start: context.date={date}")
     return date or None
 
 

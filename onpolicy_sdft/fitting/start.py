@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onpolicy_sdft.build.base import Start, is_merged
-from onpolicy_sdft.build.bundle import Say
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
 from onpolicy_sdft.eval.evaluate import eval_identity
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from onpolicy_sdft.data.eval_sets import EvalSet
     from onpolicy_sdft.train.step import Trainer
 
+logger = logging.getLogger(__name__)
 
-def find_start(config: RunConfig, say: Say) -> Start | None:
+
+def find_start(config: RunConfig) -> Start | None:
     """Return the run that a config starts from, checked to fit; None for the base model.
 
     Raises:
@@ -50,7 +52,7 @@ def find_start(config: RunConfig, say: Say) -> Start | None:
             f"train.init_from={train.init_from} has another {key}: {theirs[key]!r}, this run {mine[key]!r}. Fix: "
             "the same model and adapters" + (", or --train.adapter_handoff merge." if config.lora.enabled else ".")
         )
-    found = newest_checkpoint(run, say)
+    found = newest_checkpoint(run)
     if found is None:
         raise RunDirectoryError(
             f"train.init_from={train.init_from} has no checkpoint to start from. Fix: finish that run first "
@@ -75,19 +77,19 @@ def trained_to(step: int, num_loss_tokens: int) -> str:
     return f"step {step}, {num_loss_tokens} loss tokens"
 
 
-def take_up_weights(config: RunConfig, start: Start, trainer: Trainer, say: Say) -> None:
+def take_up_weights(config: RunConfig, start: Start, trainer: Trainer) -> None:
     """Put the weights of the run before into a policy that has not been trained yet; a task starts here.
 
     Every rank must call it. With ``train.adapter_handoff=merge`` they are in the base already.
     """
     if config.train.adapter_handoff == "continue":
         load_start(start.checkpoint, trainer.backend, trainer.schedule, with_optimizer=config.train.keep_optimizer)
-        say(f"starting from {start.checkpoint}")
+        logger.info(f"starting from {start.checkpoint}")
     trainer.teacher.start_stage()
 
 
 def inherit_scores(
-    config: RunConfig, sets: Sequence[EvalSet], run: RunDirectory, start: Start | None, origin: str, say: Say
+    config: RunConfig, sets: Sequence[EvalSet], run: RunDirectory, start: Start | None, origin: str
 ) -> bool:
     """Take scores of the weights this run starts from that another run measured already, on the very same questions.
 
@@ -97,7 +99,6 @@ def inherit_scores(
         run: Where the scores go.
         start: The run that this one goes on from.
         origin: What tells the weights it starts from.
-        say: Told where they are from, or that there are none.
 
     Returns:
         Whether there were any; then they are this run's scores ``before``.
@@ -111,7 +112,7 @@ def inherit_scores(
     found = read_json(source.eval_summary_path) if source.eval_summary_path.is_file() else {}
     entry = found.get(stage, {})
     if entry.get("identity") != eval_identity(config, sets) or not str(entry.get("weights")).startswith(mark):
-        say(f"{source.path} has no scores of these weights on these very questions: they are measured")
+        logger.info(f"{source.path} has no scores of these weights on these very questions: they are measured")
         return False
     run.eval_path.mkdir(exist_ok=True)
     for scores in entry["sets"]:
@@ -123,5 +124,5 @@ def inherit_scores(
     write_json_atomic(
         run.eval_summary_path, {**summary, "before": {**entry, "weights": origin, "taken_from": str(source.path)}}
     )
-    say(f"scores before training are those of {source.path}")
+    logger.info(f"scores before training are those of {source.path}")
     return True

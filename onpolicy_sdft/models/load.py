@@ -7,7 +7,6 @@ import json
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,11 +52,11 @@ class LoadedModel:
     stored_dtype: torch.dtype = torch.float32  # of the weights in the model's files, whatever they are held in here
 
 
-def resolve_source(config: ModelConfig, report: Callable[[str], None] = lambda text: None) -> str:
+def resolve_source(config: ModelConfig) -> str:
     """Turn ``model.name`` into something ``from_pretrained`` takes, fetching an embedded model if need be."""
     if config.name.startswith(embedded.PREFIX):
         cache_dir = Path(config.cache_dir).expanduser() if config.cache_dir else None
-        return str(embedded.fetch(config.name.removeprefix(embedded.PREFIX), cache_dir, report))
+        return str(embedded.fetch(config.name.removeprefix(embedded.PREFIX), cache_dir))
     return config.name
 
 
@@ -95,26 +94,24 @@ def plain_template(tokenizer: PreTrainedTokenizerBase) -> str:
     return "{{ bos_token }}" + PLAIN_TEMPLATE if begins else PLAIN_TEMPLATE
 
 
-def load(config: ModelConfig, report: Callable[[str], None] = lambda text: None) -> LoadedModel:
+def load(config: ModelConfig) -> LoadedModel:
     """Load model and tokenizer as the config says; a saved adapter is merged into its base.
 
     Raises:
         ModelError: If the source cannot be loaded, with the value and the way out.
     """
-    source = resolve_source(config, report)
+    source = resolve_source(config)
     tokenizer = load_tokenizer(source, config)
-    model, stored = _load_weights(source, config, report)
+    model, stored = _load_weights(source, config)
     refuse_tokens_beyond(model, tokenizer, config.name)
     return LoadedModel(model=model, tokenizer=tokenizer, source=config.name, stored_dtype=stored)
 
 
-def _load_weights(
-    source: str, config: ModelConfig, report: Callable[[str], None]
-) -> tuple[PreTrainedModel, torch.dtype]:
+def _load_weights(source: str, config: ModelConfig) -> tuple[PreTrainedModel, torch.dtype]:
     """Return a plain model, and the dtype its files hold; adapters that stand on adapters are merged one by one."""
     if is_adapter(source, config.revision):
         base = adapter_base(source, config)
-        model, stored = _load_weights(resolve_source(base, report), base, report)
+        model, stored = _load_weights(resolve_source(base), base)
         return _merged(model, source, config), stored
     try:
         model = AutoModelForCausalLM.from_pretrained(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,16 +23,17 @@ if TYPE_CHECKING:
 
     from onpolicy_sdft.models.load import LoadedModel
 
+logger = logging.getLogger(__name__)
+
 _LENGTHS = (16, 512)  # tokens of the trial; more are taken where few may not be sent to every expert
 
 
-def make_ready(model: PreTrainedModel | PeftModel, loaded: LoadedModel, say: Callable[[str], None]) -> None:
+def make_ready(model: PreTrainedModel | PeftModel, loaded: LoadedModel) -> None:
     """Switch the base's own dropout off, and try what training and its export need; before anything is divided.
 
     Args:
         model: With exactly its trained parameters trainable.
         loaded: What it was made of.
-        say: Told what adapters reach, or in which dtype the whole model will be exported if not the base's.
 
     Raises:
         ModelError: If the model is random while it learns, a trained parameter has no gradient, or saving fails.
@@ -42,10 +43,12 @@ def make_ready(model: PreTrainedModel | PeftModel, loaded: LoadedModel, say: Cal
     refuse_unreached(model)
     try_saving(model, loaded.tokenizer, loaded.source)
     if isinstance(model, PeftModel):
-        say(describe_reach(model))
+        logger.info(describe_reach(model))
     elif model.dtype != loaded.stored_dtype:
         held, stored = (str(dtype).removeprefix("torch.") for dtype in (model.dtype, loaded.stored_dtype))
-        say(f"the base's files are {stored}; it is trained and exported in {held} (sdft export --dtype {stored})")
+        logger.info(
+            f"the base's files are {stored}; it is trained and exported in {held} (sdft export --dtype {stored})"
+        )
 
 
 def refuse_unreached(model: PreTrainedModel | PeftModel) -> None:

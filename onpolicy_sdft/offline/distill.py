@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,7 @@ class DistillOutcome:
     summary: Mapping[str, Any]
 
 
-def run_distill(config: RunConfig, command: Sequence[str], say: Callable[[str], None]) -> DistillOutcome:
+def run_distill(config: RunConfig, command: Sequence[str]) -> DistillOutcome:
     """Rewrite the demonstrations of a config with its model.
 
     Everything that can be wrong with options, data and model is found before the first row is written. An interrupted
@@ -60,19 +60,19 @@ def run_distill(config: RunConfig, command: Sequence[str], say: Callable[[str], 
     _refuse_live_options(config)
     directory = Path(config.distill.output_dir)
     task, loaded = load_rows(config)
-    chat = load_chat(config, say)
+    chat = load_chat(config)
     data = make_prompt_pairs(config, chat, task, loaded)
-    print_preflight(data, config, chat, say, screens=config.distill.rules == "default")
+    print_preflight(data, config, chat, screens=config.distill.rules == "default")
     if config.distill.rules == "legacy":
         for pair in data.prepared.pairs:  # a row that its rules cannot judge is found before anything is written
             legacy_agrees(pair.demonstration.response, pair.demonstration, config.task.name)
     with claimed(directory, "distill.output_dir", "distillation"):
         _take_up(directory, config, data, command)
-        backend = chat.backend(chat.loaded.model, config.rollout, config.rollout.batch_size, say)
+        backend = chat.backend(chat.loaded.model, config.rollout, config.rollout.batch_size)
         pairs = data.prepared.pairs
         with Progress("distill", len(pairs), "rows") as progress:
             source = PolicySource(backend, make_sampling(config, num_steps=1), show_writing(progress))
-            judge = _judge(config, chat, data, source, progress.note)
+            judge = _judge(config, chat, data, source)
             rows = distill(
                 pairs,
                 directory / FILE_NAME,
@@ -101,7 +101,7 @@ def _refuse_live_options(config: RunConfig) -> None:
         )
 
 
-def _judge(config: RunConfig, chat: ModelBundle, data: Data, source: PolicySource, say: Callable[[str], None]) -> Judge:
+def _judge(config: RunConfig, chat: ModelBundle, data: Data, source: PolicySource) -> Judge:
     """Return what judges rewrites, after a look at what the base model writes with these settings."""
     if config.distill.rules == "legacy":
         return LegacyJudge(config.task.name, chat.renderer.decode, chat.renderer.response_ids)
@@ -110,7 +110,7 @@ def _judge(config: RunConfig, chat: ModelBundle, data: Data, source: PolicySourc
     pairing = make_pairing(config, chat.pad_token_id)
     reviewer = make_review(config, chat, data.task, pairing, teacher, source.answers)
     if config.probe.num_examples:
-        look(config, Preview(choose_rows(config, data.prepared.pairs), source, screen, reviewer), say)
+        look(config, Preview(choose_rows(config, data.prepared.pairs), source, screen, reviewer))
     return ScreenJudge(screen, reviewer)
 
 

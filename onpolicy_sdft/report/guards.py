@@ -42,7 +42,7 @@ def _alarms(members: Sequence[Member], reader: Reader) -> Block | None:
         Column("key", "metric", plain),
         Column("before", "from", plain),
         Column("value", "to", plain),
-        Column("text", "what was said", lambda text: str(text).removeprefix("alarm: ")),
+        Column("text", "what was said", str),
     )
     sources = reader.sources(members, "alarms.jsonl")
     return make_table("alarms", "Alarms", used(columns, rows), rows, sources)

@@ -7,8 +7,9 @@ and sampling have their own files; this one holds the loop.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
     from onpolicy_sdft.rollout.weights import WeightsView
 
+logger = logging.getLogger(__name__)
+
 _WORTH_MEASURING = 2048  # tokens a call must be able to write before step times are measured for its drafts
 
 
@@ -70,7 +73,6 @@ class RolloutEngine:
         stop_token_ids: Token ids that end a completion.
         weights: What to decode from.
         options: How to work.
-        say: Told how large the first call's slots are, and when memory for as many cannot be had.
         num_tokens: Ids from here on have no token and are never drawn; None: all have one.
 
     Raises:
@@ -83,20 +85,18 @@ class RolloutEngine:
         stop_token_ids: Sequence[int],
         weights: WeightsView,
         options: EngineOptions,
-        say: Callable[[str], None] = lambda text: None,
         num_tokens: int | None = None,
     ) -> None:
         self.model = model
         self.stop_token_ids = tuple(stop_token_ids)
         self.weights = weights
         self.options = options
-        self.say = say
         self.num_tokens = num_tokens
         self.stats = RolloutStats()
         self.acceptance = Acceptance()
         self.costs: StepCosts | None = None
         self.budget: Budget | None = None
-        self.steps = Steps(options.graphs and model.device.type == "cuda", say)
+        self.steps = Steps(options.graphs and model.device.type == "cuda")
         self._stops: tuple[tuple[int, ...], torch.Tensor] = ((), torch.empty(0))
         self._fallback: KernelName | None = None
         self._uses_grid = model.device.type == "cuda" if options.grid is None else options.grid
@@ -158,7 +158,7 @@ class RolloutEngine:
             self.budget = Budget(num_bytes, "what was left of it")
             self.stats.num_out_of_memory += 1
             self._forget_pool()
-            self.say(f"rollout: out of memory with {num_slots} slots, going on with {half}")
+            logger.info(f"rollout: out of memory with {num_slots} slots, going on with {half}")
 
     @property
     def stop_token_ids_T(self) -> torch.Tensor:
@@ -173,7 +173,7 @@ class RolloutEngine:
             return False
         half = max(self._pool.least, self._pool.num_slots // 2)
         self.budget = Budget(half * self._pool.cache.length * self._pool.bytes_per_position, "half of what was given")
-        self.say(f"rollout: {self._pool.num_slots} slots are given back, going on with {half}")
+        logger.info(f"rollout: {self._pool.num_slots} slots are given back, going on with {half}")
         self._forget_pool()
         self.weights.release()
         if self.model.device.type == "cuda":
@@ -213,12 +213,12 @@ class RolloutEngine:
             self._forget_pool()  # freed before a larger one is made
             kernels = self._kernels(weight.dtype)
             pool, self.budget = make_pool(
-                needs, grown, self.served.shapes, self.options.num_slots, self.budget, kernels, self.say
+                needs, grown, self.served.shapes, self.options.num_slots, self.budget, kernels
             )
             if not self._announced:
                 copied = show_bytes(self.weights.num_bytes)
                 fused = self.weights.fused
-                self.say(
+                logger.info(
                     f"rollout engine: {pool.describe()}, attention: {kernels}, decode copy of the weights {copied}, "
                     f"fused: {fused}"
                 )
@@ -245,7 +245,7 @@ class RolloutEngine:
                 raise
             served = examine(model, "torch")
             self._fallback = "torch"
-            self.say(f"rollout engine: attention runs as the plain sum, which is slow: with triton {error}")
+            logger.info(f"rollout engine: attention runs as the plain sum, which is slow: with triton {error}")
             return served
 
     def _kernels(self, dtype: torch.dtype) -> KernelName:

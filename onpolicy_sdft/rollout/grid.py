@@ -10,6 +10,7 @@ Shape letters: B rows of the bucket.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ from onpolicy_sdft.shapes import round_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+logger = logging.getLogger(__name__)
 
 _AN_OCTAVE = 2  # row counts of steps: fewer than elsewhere, since each is a graph to capture
 
@@ -168,12 +171,10 @@ class Steps:
 
     Args:
         use_graphs: Capture; False runs every step operation by operation.
-        say: Told when a step cannot be captured.
     """
 
-    def __init__(self, use_graphs: bool, say: Callable[[str], None]) -> None:
+    def __init__(self, use_graphs: bool) -> None:
         self.use_graphs = use_graphs
-        self._say = say
         self._steps: dict[object, GridStep] = {}
         self._addresses: object = None
         self._may_capture = True
@@ -231,7 +232,9 @@ class Steps:
             reason = str(error).splitlines()[0]
             _check_device(stream.device, reason)
             self.use_graphs = False
-            self._say(f"rollout: decode steps run operation by operation, they cannot be captured in graphs: {reason}")
+            logger.info(
+                f"rollout: decode steps run operation by operation, they cannot be captured in graphs: {reason}"
+            )
             return
         step.graph = graph
 

@@ -7,7 +7,8 @@ from are compared with those of a plain forward over each text alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from onpolicy_sdft.errors import ModelError
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+logger = logging.getLogger(__name__)
+
 _NUM_TOKENS = 3  # written in the trial: the first is drawn from the prompt's forward, the others through the cache
 
 
@@ -31,7 +34,6 @@ def hf_backend(
     batch_size: int,
     merge_adapter: bool,
     together: CollectiveDecoding | None,
-    say: Callable[[str], None],
     num_tokens: int | None = None,
 ) -> HFBackend:
     """Return the backend over ``generate``, tried: with the batch that is asked for, else of one text at a time.
@@ -43,8 +45,8 @@ def hf_backend(
     backend = HFBackend(model, stop_token_ids, pad_token_id, batch_size, merge_adapter, together, num_tokens)
     off = how_far_generate_is_off(backend)
     if off and batch_size > 1:
-        say(
-            f"warning: transformers' generate is {off:.2g} (relative) off {name}'s own hidden states where texts of "
+        logger.warning(
+            f"transformers' generate is {off:.2g} (relative) off {name}'s own hidden states where texts of "
             "different lengths share a batch: they are written one at a time"
         )
         backend = HFBackend(model, stop_token_ids, pad_token_id, 1, merge_adapter, together, num_tokens)

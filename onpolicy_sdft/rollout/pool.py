@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -15,6 +16,8 @@ from onpolicy_sdft.rollout.sampling import BatchSamplingParams
 from onpolicy_sdft.rollout.slots import LayerShape, SlotCache, SlotTexts, bytes_per_position
 from onpolicy_sdft.rollout.speculation import WIDTHS
 from onpolicy_sdft.types import RecordOptions, RolloutRequest, SamplingParams
+
+logger = logging.getLogger(__name__)
 
 _LENGTH_STEP = 64  # slots are a multiple of this many positions long, so that calls of like lengths share a pool
 
@@ -139,7 +142,6 @@ def make_pool(
     asked: int | None,
     budget: Budget,
     kernels: KernelName,
-    say: Callable[[str], None],
 ) -> tuple[Pool, Budget]:
     """Allocate slots; memory that cannot be had after all halves their number, and is counted on no more.
 
@@ -166,4 +168,4 @@ def make_pool(
                 raise
             half = max(needs.least, num_slots // 2)
             budget = Budget(half * needs.length * a_position, "what could be allocated")
-            say(f"rollout: {num_slots} slots could not be allocated, trying {half}")
+            logger.info(f"rollout: {num_slots} slots could not be allocated, trying {half}")

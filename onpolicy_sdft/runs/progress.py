@@ -19,6 +19,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column, Table
 from rich.text import Text
 
+from onpolicy_sdft import log
 from onpolicy_sdft.runs.plain_table import format_plain_table, numeric_columns
 from onpolicy_sdft.types import RolloutProgress
 
@@ -57,6 +58,8 @@ class Progress:
         self.unit = unit
         self.completed = start
         self._start = start
+        # That of the log lines, which are then written above the bar.
+        self._console = log.console if stream is None else Console(file=stream, force_terminal=True)
         self._stream = sys.stderr if stream is None else stream
         self._every_seconds = every_seconds
         self._enabled = enabled
@@ -110,17 +113,6 @@ class Progress:
         elif self._began is not None and self._clock() - self._last_line_at >= self._every_seconds:
             self._write_line(self._text())
 
-    def note(self, text: str) -> None:
-        """Write a line of its own, such as a warning, without garbling the bar.
-
-        Args:
-            text: The line.
-        """
-        if self._live is not None:
-            self._live.console.print(Text(text), soft_wrap=True)
-        elif self._enabled:
-            self._print(text)
-
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Take the bar off the screen while another job shows its own; that time is not counted.
@@ -144,8 +136,7 @@ class Progress:
     def _start_live(self) -> RichProgress | None:
         if not _is_terminal(self._stream):
             return None
-        console = Console(file=self._stream, force_terminal=True)
-        if console.is_dumb_terminal:
+        if self._console.is_dumb_terminal:
             return None
         live = RichProgress(
             TextColumn("{task.description}", markup=False),
@@ -157,7 +148,7 @@ class Progress:
                 table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
             ),
             TimeElapsedColumn(),
-            console=console,
+            console=self._console,
             expand=True,
         )
         live.add_task(
@@ -204,15 +195,6 @@ class Progress:
     def _print(self, line: str) -> None:
         # Flushed at once: a pipe or a log file is otherwise buffered by the kilobyte.
         print(line, file=self._stream, flush=True)
-
-
-def say_to_stderr(text: str) -> None:
-    """Tell the person at the terminal.
-
-    Args:
-        text: A line.
-    """
-    print(text, file=sys.stderr, flush=True)
 
 
 def print_table(

@@ -181,7 +181,7 @@ class Alarms:
             change = f"{signal.key} {signal.show(before)} ({whose}) -> {signal.show(value)}"
         beyond = "below" if signal.falls else "above"
         return (
-            f"alarm: {signal.what}: {change}, {beyond} {signal.show(limit)} ({signal.option}={signal.limit:g}) since "
+            f"{signal.what}: {change}, {beyond} {signal.show(limit)} ({signal.option}={signal.limit:g}) since "
             f"step {since}. Fix: {signal.fix}."
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from onpolicy_sdft.train.backend import Backend
     from onpolicy_sdft.train.source import TargetSource
     from onpolicy_sdft.train.state import TrainState
+
+logger = logging.getLogger(__name__)
 
 _WEIGHTS, _OPTIMIZER, _STATE = "trainable.safetensors", "optimizer.pt", "state.json"
 _RANKS, _TEACHER = "ranks.pt", "teacher.pt"
@@ -58,7 +61,6 @@ class Checkpointer:
     teacher: Teacher  # its average and the weights it started from
     identity: Mapping[str, Any]  # what must be the same for a resumed run to mean anything
     keep: int
-    note: Callable[[str], None] = lambda text: None  # told which checkpoints were skipped
     guards: Mapping[str, Keeper] = field(default_factory=dict)  # what watches the run, by name
     pinned: Callable[[], Collection[int]] = tuple  # steps whose checkpoint stays
 
@@ -129,7 +131,7 @@ class Checkpointer:
             RunDirectoryError: If it was made by a run with other data or settings, is of another version, or none is
                 whole.
         """
-        found = self.backend.on_first(lambda: refuse_other_run(self.run, self.identity, self.note))
+        found = self.backend.on_first(lambda: refuse_other_run(self.run, self.identity))
         if found is None:
             return None
         source, record = found
@@ -167,9 +169,7 @@ class Checkpointer:
         self.teacher.restore(torch.load(source / _TEACHER, weights_only=True, map_location="cpu", mmap=True))
 
 
-def refuse_other_run(
-    run: RunDirectory, identity: Mapping[str, Any], note: Callable[[str], None]
-) -> tuple[Path, dict[str, Any]] | None:
+def refuse_other_run(run: RunDirectory, identity: Mapping[str, Any]) -> tuple[Path, dict[str, Any]] | None:
     """Refuse to go on from the newest whole checkpoint if another run made it; call it before anything is written.
 
     Returns:
@@ -178,7 +178,7 @@ def refuse_other_run(
     Raises:
         RunDirectoryError: If its identity differs, naming what does, it is of another version, or none is whole.
     """
-    found = newest_checkpoint(run, note)
+    found = newest_checkpoint(run)
     if found is None:
         return None
     source, record = found
@@ -193,7 +193,7 @@ def refuse_other_run(
     return source, record
 
 
-def newest_checkpoint(run: RunDirectory, note: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+def newest_checkpoint(run: RunDirectory) -> tuple[Path, dict[str, Any]] | None:
     """Return the newest whole checkpoint of a run and its record; None when it has none.
 
     Raises:
@@ -203,7 +203,7 @@ def newest_checkpoint(run: RunDirectory, note: Callable[[str], None]) -> tuple[P
     for step in reversed(steps):
         source = run.checkpoint_path(step)
         if why := _what_is_torn(source):
-            note(f"warning: checkpoint {source} is skipped: {why}")
+            logger.warning(f"checkpoint {source} is skipped: {why}")
         else:
             record: dict[str, Any] = read_json(source / _STATE)
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from onpolicy_sdft.train.checkpoint import Checkpointer
     from onpolicy_sdft.train.gate import Answers, Check, Drop, Gate
     from onpolicy_sdft.train.state import TrainState
+
+logger = logging.getLogger(__name__)
 
 #: Why training ended where the gate stopped it.
 GATE = "gate"
@@ -39,7 +42,7 @@ class Guards:
         if self.gate is not None and not self.gate.history:
             with self.progress.paused():
                 self.gate.begin(self.answer())
-            self.progress.note(f"gate: {_scores(self.gate.history[0])} right at the start; {_plan(self.gate)}")
+            logger.info(f"gate: {_scores(self.gate.history[0])} right at the start; {_plan(self.gate)}")
             self.checkpointer.save(state, replace=True)
         self.write()
 
@@ -47,7 +50,7 @@ class Guards:
         """Say what the metrics of a step show."""
         if found := self.alarms.watch(step, values):
             for alarm in found:
-                self.progress.note(alarm.text)
+                logger.warning(alarm.text)
             self.write()
 
     def judge(self, state: TrainState, reason: str) -> str:
@@ -65,7 +68,7 @@ class Guards:
             return reason
         with self.progress.paused():
             check, drops = self.gate.judge(state.step, why, self.answer())
-        self.progress.note(f"gate at step {state.step} ({why}): {self._outcome(check, drops)}")
+        logger.info(f"gate at step {state.step} ({why}): {self._outcome(check, drops)}")
         if check.action in ("stop", "rollback"):
             self.checkpointer.go_back(self.gate.best_step, state)
             self.on_going_back()

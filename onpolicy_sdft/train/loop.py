@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from onpolicy_sdft.train.step import Trainer
     from onpolicy_sdft.train.trackers import Tracker
     from onpolicy_sdft.types import PromptPair, StepMetrics, Target
+
+logger = logging.getLogger(__name__)
 
 #: What the progress line shows of a step's metrics, those that it has.
 _SHOWN = {"loss": "loss/total", "tokens_per_s": "train/tokens_per_second", "fallback_rate": "screen/fallback_rate"}
@@ -214,11 +217,11 @@ class Loop:
             try:
                 tracker.log(values, step)
             except Exception as error:  # a tracker's network is no reason to lose a run; metrics.jsonl has it all
-                self.progress.note(f"warning: step {step}: a tracker failed: {error}")
+                logger.warning(f"step {step}: a tracker failed: {error}")
 
     def _notice(self, metrics: StepMetrics, values: Mapping[str, float]) -> None:
         if metrics.skipped:
-            self.progress.note(f"warning: step {metrics.step} was skipped ({metrics.skipped})")
+            logger.warning(f"step {metrics.step} was skipped ({metrics.skipped})")
         self.guards.watch(metrics.step, values)
 
     def _sample(self, step: int, target: Target) -> dict[str, Any]:

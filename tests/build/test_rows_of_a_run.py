@@ -55,7 +55,7 @@ def test_sft_leaves_no_row_out_for_the_prompt_of_a_teacher(config_of):
     with pytest.raises(DataError, match=r"do not fit .*teacher's prompt of \d+ tokens"):
         views_of(config_of(*rows))
     config = config_of(*rows, **{"train.targets": "demonstrations"})
-    outcome = fit(config, ["sdft", "train"], lambda text: None)
+    outcome = fit(config, ["sdft", "train"])
     assert outcome.result.reason == "finished"
     manifest = read_json(outcome.run.manifest_path)
     assert (manifest["num_demonstrations"], manifest["dropped_ids"], manifest["bad_rows"]) == (2, [], 0)

@@ -20,28 +20,27 @@ def _unset(monkeypatch):
     del os.environ[NAME]
 
 
-def test_cublas_is_asked_for_one_order_of_sums_before_cuda_starts(capsys):
+def test_cublas_is_asked_for_one_order_of_sums_before_cuda_starts(logged):
     make_repeatable("train.deterministic")
     assert os.environ[NAME] == ":4096:8"
     make_repeatable("train.deterministic")
-    assert capsys.readouterr().err == ""
+    assert not logged
 
 
 @pytest.mark.parametrize(("own", "said"), [(":16:8", ""), (":0:0", "CUBLAS_WORKSPACE_CONFIG=:0:0 is set")])
-def test_what_the_user_set_stays_and_is_named_where_it_does_not_do(monkeypatch, capsys, own, said):
+def test_what_the_user_set_stays_and_is_named_where_it_does_not_do(monkeypatch, logged, own, said):
     monkeypatch.setenv(NAME, own)
     make_repeatable("train.deterministic")
     assert os.environ[NAME] == own
-    shown = capsys.readouterr().err
-    assert said in shown
-    assert bool(shown) == bool(said)
+    assert said in "".join(logged)
+    assert bool(logged) == bool(said)
 
 
-def test_where_cuda_runs_already_it_is_said_and_not_set(monkeypatch, capsys):
+def test_where_cuda_runs_already_it_is_said_and_not_set(monkeypatch, logged):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     make_repeatable("train.deterministic")
     assert NAME not in os.environ
-    assert "CUDA was in use before" in capsys.readouterr().err
+    assert "CUDA was in use before" in logged[0]
 
 
 @pytest.mark.parametrize(("asked", "expected"), [("true", ":4096:8"), ("false", "None")])

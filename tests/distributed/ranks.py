@@ -56,7 +56,7 @@ def work(rank: int, num_ranks: int, port: int, job: dict[str, Any]) -> None:
     if job.get("count_collectives"):
         _count_collectives(rank)
     try:
-        outcome = fit(load_config(*job["files"], **overrides), ["test"], lambda text: None)
+        outcome = fit(load_config(*job["files"], **overrides), ["test"])
     except SdftError as error:
         print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
         sys.exit(2)

@@ -41,8 +41,8 @@ class Writer:
         return [{"answer": f"answer {index}"} for index in indices], 1.0
 
 
-def kept(tmp_path: Path, weights: str = "w", size: int = 4, say: Callable[[str], None] = lambda text: None) -> Kept:
-    return Kept(tmp_path / "partial" / "set.jsonl", weights, size, say)
+def kept(tmp_path: Path, weights: str = "w", size: int = 4) -> Kept:
+    return Kept(tmp_path / "partial" / "set.jsonl", weights, size)
 
 
 @pytest.mark.parametrize("dies_at_call", [0, 1, 2])
@@ -82,13 +82,12 @@ def test_a_file_damaged_elsewhere_is_an_error_and_no_answer(tmp_path):
 
 
 @pytest.mark.parametrize(("weights", "asked"), [("others", "what"), ("w", "other questions")])
-def test_answers_of_other_weights_or_to_other_questions_are_never_taken(tmp_path, weights, asked):
-    said: list[str] = []
+def test_answers_of_other_weights_or_to_other_questions_are_never_taken(tmp_path, weights, asked, logged):
     write_in_chunks(requests(8), Writer(), "what", kept=kept(tmp_path))
     writer = Writer()
-    write_in_chunks(requests(8), writer, asked, kept=kept(tmp_path, weights, say=said.append))
+    write_in_chunks(requests(8), writer, asked, kept=kept(tmp_path, weights))
     assert len(writer.calls) == 2
-    assert "written anew" in said[0]
+    assert "written anew" in logged[0]
     assert read_jsonl(kept(tmp_path).path)[0] == {"weights": weights, "asked": asked}
 
 

@@ -41,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Path:
     data.write_text("".join(json.dumps({"prompt": f"say {word}", "response": word}) + "\n" for word in words))
     config = folder / "config.yaml"
     config.write_text(YAML.format(model=model_dir, data=data, output=folder / "run"))
-    return fit(load_config(config), say=lambda text: None).run.path
+    return fit(load_config(config)).run.path
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_the_adapter_of_a_run_is_merged_and_its_results_stand_in_the_run(fake, m
         "train.batch_size": 1, "train.targets": "demonstrations", "optim.lr": 0.1, "optim.warmup_steps": 0,
         "eval.before_and_after": False, "train.output_dir": str(tmp_path / "run"),
     }  # fmt: skip
-    run = fit(load_config(**options), say=lambda text: None).run
+    run = fit(load_config(**options)).run
     assert main(["lm_eval", str(run.path), "--tasks", "hellaswag"]) == 0
     assert read_json(run.eval_path / "lm_eval" / "hellaswag.json")["n"] == 7
     (merged,), tuned = FakeHarness.models, load_run(run.path).model

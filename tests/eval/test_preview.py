@@ -49,21 +49,20 @@ def files(tmp_path: Path, model_dir: Path) -> dict[str, Path]:
     return {"config": config, "run": tmp_path / "run", "resumed": tmp_path / "resumed"}
 
 
-def test_bare_answers_are_refreshed_at_validations_and_resumed_bit_for_bit(files):
-    said: list[str] = []
-    fit(load_config(files["config"]), say=said.append)
+def test_bare_answers_are_refreshed_at_validations_and_resumed_bit_for_bit(files, logged):
+    fit(load_config(files["config"]))
     rows = read_jsonl(files["run"] / "metrics.jsonl")
     assert len({row["values"]["bare/surprise"] for row in rows}) == len(rows)  # a validation follows each step
     assert all("rollout/surprise" in row["values"] and "rollout/leak" in row["values"] for row in rows)
     record = read_jsonl(files["run"] / "rollouts.jsonl")[0]
     assert record["surprise"] > 0
     output = {"train.output_dir": str(files["resumed"])}
-    fit(load_config(files["config"], **output, **{"train.max_steps": 2}), say=lambda text: None)
+    fit(load_config(files["config"], **output, **{"train.max_steps": 2}))
     state = read_json(files["resumed"] / "checkpoints" / "step-000002" / "state.json")["state"]
     assert state["bare"]["num"] == 4
     assert state["limits"]["max_surprise"] == 5.6
     assert state["learned"]
-    fit(load_config(files["config"], **output, **{"train.resume": "auto"}), say=lambda text: None)
+    fit(load_config(files["config"], **output, **{"train.resume": "auto"}))
 
     def figures(run: Path) -> list[dict[str, float]]:
         values = [row["values"] for row in read_jsonl(run / "metrics.jsonl")]
@@ -82,7 +81,7 @@ def test_settings_are_refused_before_the_seed_model_is_scored(files, monkeypatch
 
     monkeypatch.setattr("onpolicy_sdft.eval.preview.teaches_shortcuts", refuse)
     with pytest.raises(ConfigError, match="This would teach shortcuts: 40% of the rollouts"):
-        fit(load_config(files["config"], **{"eval.before_and_after": True}), say=lambda text: None)
+        fit(load_config(files["config"], **{"eval.before_and_after": True}))
     assert not (files["run"] / "eval").exists()
     assert not list((files["run"] / "checkpoints").glob("*"))
 
@@ -121,36 +120,35 @@ class Looking:
 BARE = [written(WORK + "The answer is 72.", 0.17), written(WORK + "The answer is 5.", 0.2)] * 8
 
 
-def test_a_teacher_that_states_the_answer_without_the_work_is_refused_first():
+def test_a_teacher_that_states_the_answer_without_the_work_is_refused_first(logged):
     taught = [written("The answer is 72.", 1.6), written(WORK + "The answer is 72.", 0.4)] * 8
     with pytest.raises(
         ConfigError, match=r"50% of the rollouts .* without the work.*--context.template work"
     ) as caught:
-        look(RunConfig(), Looking(BARE, taught), lambda text: None)  # type: ignore[arg-type]
+        look(RunConfig(), Looking(BARE, taught))  # type: ignore[arg-type]
     assert "--probe.action warn" in str(caught.value)
-    config, said = RunConfig(), []
+    config = RunConfig()
     config.probe.action = "warn"
-    look(config, Looking(BARE, taught), said.append)  # type: ignore[arg-type]
-    assert said[-1].startswith("warning: this may teach shortcuts")
+    look(config, Looking(BARE, taught))  # type: ignore[arg-type]
+    assert logged[-1].startswith("warning: this may teach shortcuts")
 
 
-def test_a_teacher_that_works_passes_and_sets_the_bounds():
-    preview, said = Looking(BARE, [written(WORK + "The answer is 72.", 0.4)] * 16), []
-    look(RunConfig(), preview, said.append)  # type: ignore[arg-type]
-    assert len(said) == 2
-    assert "16 bare answers, 8 right" in said[0]
-    assert "100% right" in said[1]
+def test_a_teacher_that_works_passes_and_sets_the_bounds(logged):
+    preview = Looking(BARE, [written(WORK + "The answer is 72.", 0.4)] * 16)
+    look(RunConfig(), preview)  # type: ignore[arg-type]
+    assert len(logged) == 2
+    assert "16 bare answers, 8 right" in logged[0]
+    assert "100% right" in logged[1]
     assert preview.reviewer.limits.max_surprise == pytest.approx(0.5)
 
 
-def test_data_that_asks_for_answers_alone_is_warned_of():
+def test_data_that_asks_for_answers_alone_is_warned_of(logged):
     terse = Demonstration("x", (Turn("user", "q"),), "#### 72", {"answer": "72"})
     taught = [
         dataclasses.replace(target, pair=dataclasses.replace(target.pair, demonstration=terse, response_ids=(1, 2)))
         for target in [written("The answer is 72.", 1.6)] * 16
     ]
-    said: list[str] = []
     preview = Looking(BARE, taught)
     preview.pairs = [target.pair for target in taught]
-    look(RunConfig(), preview, said.append)  # type: ignore[arg-type]
-    assert said[1].startswith("warning: the demonstrations are answers alone: 2 tokens (median)")
+    look(RunConfig(), preview)  # type: ignore[arg-type]
+    assert logged[1].startswith("warning: the demonstrations are answers alone: 2 tokens (median)")

@@ -45,7 +45,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> dict[str,
         ("full", {"train.targets": "demonstrations", "lora.enabled": False, "optim.lr": 1e-3}),
     ):
         output = str(folder / name)
-        fit(load_config(config, **options, **{"train.output_dir": output}), say=lambda text: None)
+        fit(load_config(config, **options, **{"train.output_dir": output}))
     return {"sft": folder / "sft", "full": folder / "full", "data": data, "config": config}
 
 

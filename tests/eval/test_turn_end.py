@@ -29,8 +29,6 @@ def test_a_turn_end_that_was_never_trained_is_warned_of_with_ways_out():
         "the model ends its turn (<|im_end|>) after 8 demonstrations with probability 0.3"
     )
     warning = describe_turn_end(5e-8, "<|im_end|>", 8, adapters=True)
-    assert warning.startswith(
-        "warning: the model ends its turn (<|im_end|>) after 8 demonstrations with probability 5e-08"
-    )
+    assert warning.startswith("the model ends its turn (<|im_end|>) after 8 demonstrations with probability 5e-08: ")
     assert "--lora.enabled false" in warning
     assert "--lora.enabled" not in describe_turn_end(5e-8, "<|im_end|>", 8, adapters=False)

@@ -23,10 +23,6 @@ COMPARISONS = sorted((ROOT / "configs" / "compare").glob("*.yaml"))
 SEQUENCES = sorted((ROOT / "configs" / "continual").glob("*.yaml"))
 
 
-def quiet(text: str) -> None:
-    """Say nothing."""
-
-
 @pytest.fixture
 def comparison(tmp_path: Path) -> CompareConfig:
     plain = tmp_path / "sft.yaml"
@@ -37,7 +33,7 @@ def comparison(tmp_path: Path) -> CompareConfig:
 
 def test_a_comparison_runs_all_methods_and_seeds_and_tables_their_sequences(tiny, in_process, comparison, tmp_path):
     config = dataclasses.replace(comparison, joint=["sft"])
-    found = read_json(run_comparison(config, tiny(), [], quiet))
+    found = read_json(run_comparison(config, tiny(), []))
     output = tmp_path / "compare"
     assert [(row["method"], row["seed"], row["joint"]) for row in found["rows"]] == [
         ("sft", 0, False), ("sdft", 0, False), ("sft", 1, False), ("sdft", 1, False), ("sft", 0, True),
@@ -64,7 +60,7 @@ def test_a_comparison_runs_all_methods_and_seeds_and_tables_their_sequences(tiny
     measured = [path for path in output.rglob("summary.json") if "taken_from" not in read_json(path).get("before", {})]
     assert len(measured) == 2
     in_process.commands = []
-    assert read_json(run_comparison(config, tiny(), [], quiet)) == found
+    assert read_json(run_comparison(config, tiny(), [])) == found
     assert in_process.commands == []
 
 
@@ -72,9 +68,9 @@ def test_an_interrupted_comparison_goes_on_where_it_was(tiny, in_process, compar
     config = dataclasses.replace(comparison, lrs=[], seeds=[0])
     in_process.before = lambda command: Finish(130, "", 0.0) if "sdft-seed0" in command[-1] else None
     with pytest.raises(Interrupted):
-        run_comparison(config, tiny(), [], quiet)
+        run_comparison(config, tiny(), [])
     in_process.before, in_process.commands = lambda command: None, []
-    found = read_json(run_comparison(config, tiny(), [], quiet))
+    found = read_json(run_comparison(config, tiny(), []))
     assert len(found["rows"]) == 2
     assert all("sdft-seed0" in command[-1] for command in in_process.commands)
 
@@ -82,12 +78,12 @@ def test_an_interrupted_comparison_goes_on_where_it_was(tiny, in_process, compar
 def test_a_method_that_stopped_learning_is_a_result_and_is_not_tried_again(tiny, in_process, comparison):
     in_process.before = lambda command: in_process.end_without_update(command) if "sdft-lr" in command[-1] else None
     config = dataclasses.replace(comparison, seeds=[0])
-    found = read_json(run_comparison(config, tiny(), [], quiet))
+    found = read_json(run_comparison(config, tiny(), []))
     stopped = [row for row in found["tuning"] if row["method"] == "sdft"]
     assert all("made no update" in row["stopped"] and not row["chosen"] for row in stopped)
     assert [row["method"] for row in found["rows"]] == ["sft"]
     in_process.commands = []
-    run_comparison(config, tiny(), [], quiet)
+    run_comparison(config, tiny(), [])
     assert in_process.commands == []
 
 
@@ -169,5 +165,5 @@ def test_a_second_comparison_in_a_directory_is_refused_and_writes_nothing(tiny, 
         claimed(tmp_path / "compare", "output_dir", "comparison"),
         pytest.raises(RunDirectoryError, match="Another comparison is at work in output_dir="),
     ):
-        run_comparison(comparison, tiny(), [], quiet)
+        run_comparison(comparison, tiny(), [])
     assert [path.name for path in (tmp_path / "compare").iterdir()] == [".lock"]

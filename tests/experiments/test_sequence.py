@@ -23,16 +23,12 @@ from onpolicy_sdft.runs.commands import REFUSED_CODE, Finish
 from onpolicy_sdft.runs.files import read_json, read_jsonl, write_json_atomic
 
 
-def quiet(text: str) -> None:
-    """Say nothing."""
-
-
 def last_weights(output: Path) -> dict[str, torch.Tensor]:
     return load_file(sorted(output.glob("stage-2-*/checkpoints/step-*"))[-1] / "trainable.safetensors")
 
 
 def test_the_matrix_of_a_sequence_is_the_share_of_right_answers_in_the_runs_records(tiny, in_process, tmp_path):
-    summary = read_json(run_sequence(tiny(), ["sdft"], quiet))
+    summary = read_json(run_sequence(tiny(), ["sdft"]))
     output = tmp_path / "sequence"
     assert [stage["run"] for stage in summary["stages"]] == ["stage-1-red", "stage-2-blue"]
     assert summary["n"] == {"red": 6, "blue": 5, "held": 2}
@@ -53,40 +49,40 @@ def test_the_matrix_of_a_sequence_is_the_share_of_right_answers_in_the_runs_reco
 
 def test_a_sequence_that_was_stopped_goes_on_and_ends_as_if_it_never_was(tiny, in_process, tmp_path):
     whole = tiny(output_dir=str(tmp_path / "whole"))
-    run_sequence(whole, [], quiet)
+    run_sequence(whole, [])
     parts = tiny(output_dir=str(tmp_path / "parts"))
     in_process.before = lambda command: Finish(143, "stopped", 0.0) if "blue" in command[-1] else None
     with pytest.raises(Interrupted) as stop:
-        run_sequence(parts, [], quiet)
+        run_sequence(parts, [])
     assert stop.value.exit_code == 143
     partial = read_json(tmp_path / "parts" / "sequence.json")
     assert len(partial["matrix"]["value"]) == 2  # the base model and the one stage that is done
     assert partial["metrics"] == {}
     in_process.before, in_process.commands = lambda command: None, []
-    run_sequence(parts, [], quiet)
+    run_sequence(parts, [])
     assert len(in_process.commands) == 1  # the first stage is not run again
     first, second = (read_json(tmp_path / name / "sequence.json") for name in ("whole", "parts"))
     assert first["matrix"] == second["matrix"]
     weights = [last_weights(tmp_path / name) for name in ("whole", "parts")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     in_process.commands = []
-    run_sequence(parts, [], quiet)
+    run_sequence(parts, [])
     assert in_process.commands == []
 
 
 def test_finished_stages_of_other_options_are_refused_by_name(tiny, in_process):
-    run_sequence(tiny(), [], quiet)
+    run_sequence(tiny(), [])
     with pytest.raises(RunDirectoryError, match=r"optim\.lr was 0\.02, now 0\.5"):
-        run_sequence(tiny(options={"optim.lr": 0.5}), [], quiet)
+        run_sequence(tiny(options={"optim.lr": 0.5}), [])
 
 
 def test_a_stage_that_fails_names_its_log_and_one_that_made_no_update_is_told_apart(tiny, in_process):
     in_process.before = lambda command: Finish(1, "ValueError: no", 0.0)
     with pytest.raises(TrainingError, match=r"ValueError: no .*stage-1-red\.log"):
-        run_sequence(tiny(), [], quiet)
+        run_sequence(tiny(), [])
     in_process.before = in_process.end_without_update
     with pytest.raises(Stopped):
-        run_sequence(tiny(), [], quiet)
+        run_sequence(tiny(), [])
 
 
 def test_stages_train_to_their_end_whatever_the_gate_sees_unless_told_otherwise(tiny):
@@ -103,7 +99,7 @@ def test_a_stage_that_the_gate_gave_back_as_its_start_counts_as_done(tiny, in_pr
         return Finish(REFUSED_CODE, "", 0.0)
 
     in_process.before = given_back
-    assert [stage["label"] for stage in read_json(run_sequence(tiny(), [], quiet))["stages"]] == ["red", "blue"]
+    assert [stage["label"] for stage in read_json(run_sequence(tiny(), []))["stages"]] == ["red", "blue"]
 
 
 @pytest.mark.parametrize("handoff", ["continue", "merge"])
@@ -129,7 +125,7 @@ def test_joint_training_is_one_run_on_all_tasks_for_all_their_steps(tiny, in_pro
     (stage,) = plan_sequence(config)
     assert stage.config.train.max_steps == 4
     assert [source.label for source in stage.config.replay.sources] == ["blue"]
-    summary = read_json(run_sequence(config, [], quiet))
+    summary = read_json(run_sequence(config, []))
     assert len(summary["matrix"]["value"]) == 2
     assert set(summary["metrics"]) == {"average_accuracy", "retention_change"}
     ids = {row["example_id"] for row in read_jsonl(tmp_path / "joint" / "stage-1-joint" / "rollouts.jsonl")}
@@ -144,7 +140,6 @@ def test_the_offline_method_learns_one_set_of_the_base_model_for_all_seeds(tiny,
         run_sequence(
             tiny(method=[str(method)], seed=seed, output_dir=str(tmp_path / f"s{seed}"), distilled_dir=shared),
             [],
-            quiet,
         )
     assert [command[0] for command in in_process.commands] == ["distill", "train"] * 2 + ["train"] * 2
     written = load_config(tmp_path / "s0" / "distill-red.yaml")
@@ -165,7 +160,7 @@ def test_the_offline_method_learns_one_set_of_the_base_model_for_all_seeds(tiny,
 )
 def test_options_that_cannot_be_meant_are_refused_before_anything_is_written(tiny, options, named, tmp_path):
     with pytest.raises(ConfigError, match=named):
-        run_sequence(tiny(**options), [], quiet)
+        run_sequence(tiny(**options), [])
     assert not (tmp_path / "sequence").exists()
 
 
@@ -197,5 +192,5 @@ def test_a_second_sequence_in_a_directory_is_refused_and_writes_nothing(tiny, in
         claimed(tmp_path / "sequence", "output_dir", "sequence"),
         pytest.raises(RunDirectoryError, match="Another sequence is at work in output_dir="),
     ):
-        run_sequence(tiny(), [], quiet)
+        run_sequence(tiny(), [])
     assert [path.name for path in (tmp_path / "sequence").iterdir()] == [".lock"]

@@ -74,7 +74,7 @@ def in_this_process(command: Sequence[str], log: Path) -> Finish:
     began, code = time.monotonic(), 0
     try:
         if verb == "train":
-            code = fit(config, say=str).result.exit_code
+            code = fit(config).result.exit_code
         else:
             run_distill(config, [], str)
     except SdftError as error:
@@ -127,7 +127,7 @@ def test_every_point_of_a_shipped_sweep_runs(path, small, tmp_path):
 
 def run_and_compare(config: SweepConfig, plan: Plan) -> None:
     """Run a plan; every run must be done, and every score be that of its run directory."""
-    outcome = run_sweep(config, plan, in_this_process, Signals(), lambda text: None)
+    outcome = run_sweep(config, plan, in_this_process, Signals())
     assert [(row.state, row.reason) for row in outcome.rows] == [("done", "")] * len(plan.runs)
     for metric in config.metrics:
         assert any(metric in row.scores for row in outcome.rows), metric

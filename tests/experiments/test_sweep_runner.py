@@ -37,9 +37,8 @@ def plan_of(config: SweepConfig) -> Plan:
     return PLANS[asked]
 
 
-def go(config: SweepConfig, machine, signals: Signals | None = None, said: list[str] | None = None) -> SweepOutcome:
-    said = [] if said is None else said
-    return run_sweep(config, plan_of(config), machine, Signals() if signals is None else signals, said.append)
+def go(config: SweepConfig, machine, signals: Signals | None = None) -> SweepOutcome:
+    return run_sweep(config, plan_of(config), machine, Signals() if signals is None else signals)
 
 
 def states(outcome: SweepOutcome) -> dict[str, str]:
@@ -62,29 +61,30 @@ def test_every_run_is_a_command_on_its_own_file_and_the_table_has_all_of_them(sw
     assert float(row["eval/task/score mean"]) == pytest.approx(0.15)
 
 
-def test_what_is_done_is_not_done_again_and_points_and_seeds_may_be_added(sweep, machine):
+def test_what_is_done_is_not_done_again_and_points_and_seeds_may_be_added(sweep, machine, logged):
     go(sweep(), machine())
-    again, said = machine(), []
-    go(sweep(), again, said=said)
-    assert (again.names, said) == ([], [])
-    outcome = go(sweep(axes={"optim.lr": [0.3, 0.2, 0.1]}, seeds=[0, 1]), again, said=said)
+    again = machine()
+    logged.clear()
+    go(sweep(), again)
+    assert (again.names, [line for line in logged if " runs are new" in line]) == ([], [])
+    outcome = go(sweep(axes={"optim.lr": [0.3, 0.2, 0.1]}, seeds=[0, 1]), again)
     assert again.names == ["lr-0.3_seed-0", "lr-0.3_seed-1", "lr-0.2_seed-1", "lr-0.1_seed-1"]
-    assert said[0].startswith("4 runs are new in ")
+    assert any(line.startswith("4 runs are new in ") for line in logged)
     assert len(outcome.rows) == 6
     assert [entry["point"]["optim.lr"] for entry in outcome.table] == [0.3, 0.2, 0.1]
 
 
-def test_a_failed_run_keeps_its_reason_and_is_tried_again_when_asked(sweep, machine):
+def test_a_failed_run_keeps_its_reason_and_is_tried_again_when_asked(sweep, machine, logged):
     reason = "sdft train: 5 steps in a row made no update"
     outcome = go(sweep(), machine({"lr-0.1": (2, reason)}))
     assert states(outcome) == {"lr-0.1_seed-0": "failed", "lr-0.2_seed-0": "done"}
     assert (outcome.rows[0].reason, outcome.rows[0].seconds) == (reason, 1.0)
     assert [entry["num_failed"] for entry in outcome.table] == [1, 0]
-    again, said = machine(), []
-    outcome = go(sweep(), again, said=said)
+    again = machine()
+    outcome = go(sweep(), again)
     assert again.names == []
     assert outcome.rows[0].reason == reason
-    assert said == ["1 runs failed before and are kept so; --retry_failed true tries them again"]
+    assert "1 runs failed before and are kept so; --retry_failed true tries them again" in logged
     outcome = go(sweep(retry_failed=True), again)
     assert again.names == ["lr-0.1_seed-0"]
     assert states(outcome) == {"lr-0.1_seed-0": "done", "lr-0.2_seed-0": "done"}

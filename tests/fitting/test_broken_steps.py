@@ -51,7 +51,7 @@ def config(tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def trained(config: Path, output: Path, **options: object) -> dict[str, torch.Tensor]:
-    fit(load_config(config, **{"train.output_dir": str(output), **options}), say=lambda text: None)
+    fit(load_config(config, **{"train.output_dir": str(output), **options}))
     return load_file(output / "checkpoints" / "step-000004" / "trainable.safetensors")
 
 
@@ -153,36 +153,35 @@ EDITS = [
 @pytest.mark.parametrize("edit", EDITS)
 def test_a_resumed_run_refuses_to_read_other_things_than_it_began_with(config, tmp_path, edit):
     options = {"train.output_dir": str(tmp_path / "run"), "train.max_steps": 2}
-    fit(load_config(config, **options), say=lambda text: None)
+    fit(load_config(config, **options))
     what = edit(tmp_path)
     with pytest.raises(RunDirectoryError, match=f"another {what}"):
         trained(config, tmp_path / "run", **{"train.resume": "auto"})
 
 
-def test_a_run_with_a_date_in_its_prompts_goes_on_with_that_date_on_another_day(config, tmp_path):
+def test_a_run_with_a_date_in_its_prompts_goes_on_with_that_date_on_another_day(config, tmp_path, logged):
     path = tmp_path / "model" / "chat_template.jinja"
     path.write_text("{{ strftime_now('%d %b %Y') }}: " + path.read_text())
     options = {"train.output_dir": str(tmp_path / "run"), "train.max_steps": 2}
-    fit(load_config(config, **options, **{"context.date": "2026-11-01"}), say=lambda text: None)
-    said: list[str] = []
+    fit(load_config(config, **options, **{"context.date": "2026-11-01"}))
     again = load_config(config, **{**options, "train.max_steps": 3, "train.resume": "auto"})
-    assert fit(again, say=said.append).result.reason == "finished"
-    assert "the chat template goes on with the date of the run's start: context.date=2026-11-01" in said
+    assert fit(again).result.reason == "finished"
+    assert "the chat template goes on with the date of the run's start: context.date=2026-11-01" in logged
     other = load_config(config, **{**options, "train.resume": "auto", "context.date": "2026-11-02"})
     with pytest.raises(RunDirectoryError, match=r"another date in the chat template \(context\.date\).*'2026-11-01'"):
-        fit(other, say=lambda text: None)
+        fit(other)
 
 
 @pytest.mark.parametrize("edit", [edit_weights, edit_order_of_weights, edit_config])
 def test_an_adapter_is_not_put_on_another_base_of_the_same_name(config, tmp_path, edit):
-    run = fit(load_config(config, **{"train.max_steps": 1}), say=lambda text: None).run.path
+    run = fit(load_config(config, **{"train.max_steps": 1})).run.path
     what = edit(tmp_path)
     with pytest.raises(RunDirectoryError, match=f"is not what .* was trained on: another {what}"):
         load_run(run)
 
 
 def test_an_adapter_is_asked_by_the_template_it_was_trained_with(config, tmp_path):
-    run = fit(load_config(config, **{"train.max_steps": 1}), say=lambda text: None).run.path
+    run = fit(load_config(config, **{"train.max_steps": 1})).run.path
     asked = load_run(run).chat.renderer.student_ids([Turn("user", "say 1")])
     edit_chat_template(tmp_path)
     assert load_run(run).chat.renderer.student_ids([Turn("user", "say 1")]) == asked

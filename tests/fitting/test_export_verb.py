@@ -74,14 +74,14 @@ def base(path: Path, family: str, dtype: torch.dtype = torch.float32, **generati
     return path
 
 
-def train(model: Path, name: str, said: list[str] | None = None, **options: Any) -> Path:
+def train(model: Path, name: str, **options: Any) -> Path:
     run = model.parent / name
     data = model.parent / "rows.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"say {w}", "response": w}) + "\n" for w in ("one", "two", "six")))
     config = model.parent / f"{name}.yaml"
     config.write_text(YAML.format(model=model, data=data))
     options = {"train.output_dir": str(run), **{key.replace("__", "."): value for key, value in options.items()}}
-    fit(load_config(config, **options), ["sdft", "train"], [].append if said is None else said.append)
+    fit(load_config(config, **options), ["sdft", "train"])
     return run
 
 
@@ -123,7 +123,7 @@ def test_an_adapter_and_its_merged_export_are_the_model_that_was_trained(tmp_pat
     asked = {"attn_implementation": ATTENTION.get(family)}
     assert_is(AutoPeftModelForCausalLM.from_pretrained(run / "model", **asked), run, run / "model")
     plain = tmp_path / "plain"
-    export(run, plain, merged=True, push_to_hub=None, say=[].append)
+    export(run, plain, merged=True, push_to_hub=None)
     assert_is(AutoModelForCausalLM.from_pretrained(plain, **asked), run, plain)
     assert not torch.allclose(
         logits(load_run(run).model), logits(AutoModelForCausalLM.from_pretrained(model)), atol=0.1
@@ -162,7 +162,7 @@ def test_the_best_weights_and_what_is_pushed_stop_where_the_run_stops(tmp_path, 
         assert "stop tokens" in (folder / "README.md").read_text()
 
     monkeypatch.setattr(finished, "push_folder", push)
-    export(run, None, merged=False, push_to_hub="me/mine", say=[].append)
+    export(run, None, merged=False, push_to_hub="me/mine")
     best = next(path.parent for path in run.rglob("generation_config.json") if "best" in path.parts)
     assert set(GenerationConfig.from_pretrained(best).eos_token_id) == set(pushed["me/mine"]) == {END, LEARNED}
 
@@ -170,7 +170,7 @@ def test_the_best_weights_and_what_is_pushed_stop_where_the_run_stops(tmp_path, 
 def test_an_adapter_on_a_folder_is_not_pushed_alone(tmp_path):
     run = train(base(tmp_path / "base", "llama"), "run", train__max_steps=1)
     with pytest.raises(ConfigError, match="--merged"):
-        export(run, None, merged=False, push_to_hub="me/mine", say=[].append)
+        export(run, None, merged=False, push_to_hub="me/mine")
 
 
 @pytest.mark.parametrize(
@@ -182,11 +182,10 @@ def test_an_adapter_on_a_folder_is_not_pushed_alone(tmp_path):
     ],
 )
 @pytest.mark.parametrize("lora", [True, False])
-def test_a_generation_config_that_cannot_be_saved_costs_no_model(tmp_path, idle, lora):
-    said: list[str] = []
-    run = train(base(tmp_path / "base", "llama", **idle), "run", said, train__max_steps=1, lora__enabled=lora)
+def test_a_generation_config_that_cannot_be_saved_costs_no_model(tmp_path, idle, lora, logged):
+    run = train(base(tmp_path / "base", "llama", **idle), "run", train__max_steps=1, lora__enabled=lora)
     assert set(GenerationConfig.from_pretrained(run / "model").eos_token_id) == {END, LEARNED}
-    assert any("generation config" in line for line in said)
+    assert any("generation config" in line for line in logged)
 
 
 def test_what_cannot_be_saved_is_refused_before_the_first_step(tmp_path, monkeypatch):
@@ -202,23 +201,22 @@ def test_what_cannot_be_saved_is_refused_before_the_first_step(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(("asked", "found"), [(None, torch.bfloat16), ("float32", torch.float32)])
-def test_a_merged_export_has_the_dtype_of_the_bases_files_unless_asked(tmp_path, asked, found):
+def test_a_merged_export_has_the_dtype_of_the_bases_files_unless_asked(tmp_path, asked, found, logged):
     run = train(base(tmp_path / "base", "llama", torch.bfloat16), "run")
-    said: list[str] = []
+    logged.clear()
     plain = tmp_path / "plain"
-    export(run, plain, merged=True, push_to_hub=None, say=said.append, dtype=asked)
+    export(run, plain, merged=True, push_to_hub=None, dtype=asked)
     weights = load_file(plain / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {found} == {AutoConfig.from_pretrained(plain).dtype}
-    assert any(str(found).removeprefix("torch.") in line for line in said)
+    assert any(str(found).removeprefix("torch.") in line for line in logged)
     assert_is(AutoModelForCausalLM.from_pretrained(plain).float(), run, plain, 0.5 if asked is None else 1e-4)
 
 
-def test_a_full_run_says_which_dtype_it_is_exported_in_and_another_can_be_asked_for(tmp_path):
-    said: list[str] = []
-    run = train(base(tmp_path / "base", "llama", torch.bfloat16), "run", said, lora__enabled=False, train__max_steps=1)
+def test_a_full_run_says_which_dtype_it_is_exported_in_and_another_can_be_asked_for(tmp_path, logged):
+    run = train(base(tmp_path / "base", "llama", torch.bfloat16), "run", lora__enabled=False, train__max_steps=1)
     assert AutoConfig.from_pretrained(run / "model").dtype == torch.float32
-    assert any("files are bfloat16; it is trained and exported in float32" in line for line in said)
-    export(run, tmp_path / "half", merged=False, push_to_hub=None, say=[].append, dtype="bfloat16")
+    assert any("files are bfloat16; it is trained and exported in float32" in line for line in logged)
+    export(run, tmp_path / "half", merged=False, push_to_hub=None, dtype="bfloat16")
     assert {t.dtype for t in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.bfloat16}
     assert "dtype: bfloat16, as asked" in (tmp_path / "half" / "README.md").read_text()
 
@@ -237,7 +235,7 @@ def test_a_run_on_an_exported_adapter_exports_the_same_model_however_it_is_loade
     for run in (second, third):
         assert_is(AutoPeftModelForCausalLM.from_pretrained(run / "model"), run, run / "model")
         plain = tmp_path / f"{run.name}-plain"
-        export(run, plain, merged=True, push_to_hub=None, say=[].append)
+        export(run, plain, merged=True, push_to_hub=None)
         assert_is(AutoModelForCausalLM.from_pretrained(plain), run, plain)
     own = logits(load_run(third).model)
     torch.testing.assert_close(logits(load(load_config(**{"model.name": str(third / "model")}).model).model), own)
@@ -257,7 +255,7 @@ def test_an_adapter_whose_base_is_an_adapter_is_loaded_with_both(tmp_path):
     shutil.rmtree(second / "base")  # it made no base of its own
     torch.testing.assert_close(logits(load_run(second).model), own, atol=1e-4, rtol=0)
     with pytest.raises(ConfigError, match="an adapter itself"):
-        export(second, tmp_path / "alone", merged=False, push_to_hub=None, say=[].append)
+        export(second, tmp_path / "alone", merged=False, push_to_hub=None)
 
 
 def test_the_models_own_dropout_is_in_the_export_though_it_is_off_while_it_learns(tmp_path):

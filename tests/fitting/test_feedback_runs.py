@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_fit import final_weights, losses, quiet, stop_after
+from test_fit import final_weights, losses, stop_after
 
 from onpolicy_sdft import fit, load_config
 from onpolicy_sdft.errors import ConfigError
@@ -72,9 +72,9 @@ def config_file(tmp_path: Path, model_dir: Path) -> Path:
 def test_a_run_with_feedback_counts_what_is_solved_and_resumes_bit_for_bit(config_file, method):
     whole, parts = (str(config_file.parent / name) for name in ("whole", "parts"))
     common = METHODS[method]
-    fit(load_config(config_file, **common, **{"train.output_dir": whole}), say=quiet)
+    fit(load_config(config_file, **common, **{"train.output_dir": whole}))
     stop_after(load_config(config_file, **common, **{"train.output_dir": parts}), 2)
-    fit(load_config(config_file, **common, **{"train.output_dir": parts, "train.resume": "auto"}), say=quiet)
+    fit(load_config(config_file, **common, **{"train.output_dir": parts, "train.resume": "auto"}))
     assert losses(Path(whole)) == losses(Path(parts))
     first, second = final_weights(Path(whole)), final_weights(Path(parts))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -96,10 +96,10 @@ def test_a_run_with_feedback_counts_what_is_solved_and_resumes_bit_for_bit(confi
 def test_without_feedback_records_say_nothing_of_an_attempt(config_file):
     out = str(config_file.parent / "run")
     options = {"feedback.enabled": False, "train.max_steps": 1, "train.output_dir": out}
-    fit(load_config(config_file, **options), say=quiet)
+    fit(load_config(config_file, **options))
     assert all("first_attempt" not in row for row in read_jsonl(Path(out) / "rollouts.jsonl"))
 
 
 def test_distilling_with_feedback_is_refused(config_file):
     with pytest.raises(ConfigError, match="feedback.enabled is an option of training on live rollouts"):
-        run_distill(load_config(config_file, **{"rollout.num_samples": 1}), [], quiet)
+        run_distill(load_config(config_file, **{"rollout.num_samples": 1}), [])

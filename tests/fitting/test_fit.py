@@ -51,10 +51,6 @@ def files(tmp_path: Path, model_dir: Path) -> dict[str, Path]:
     return {"config": config, "data": data, "output": tmp_path / "run", "tmp": tmp_path}
 
 
-def quiet(text: str) -> None:
-    """Say nothing."""
-
-
 def losses(run: Path) -> list[tuple[Any, ...]]:
     keys = ("loss/total", "train/grad_norm", "rollout/mean_length", "train/lr")
     return [(r["step"], *(r["values"].get(k) for k in keys)) for r in read_jsonl(run / "metrics.jsonl")]
@@ -66,11 +62,10 @@ def final_weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.draws
-def test_a_run_leaves_everything_a_person_needs(files):
-    said: list[str] = []
-    outcome = fit(load_config(files["config"]), ["sdft", "train"], said.append)
+def test_a_run_leaves_everything_a_person_needs(files, logged):
+    outcome = fit(load_config(files["config"]), ["sdft", "train"])
     run = outcome.run.path
-    assert [line for line in said if "the rules of screening would refuse" in line] == [
+    assert [line for line in logged if "the rules of screening would refuse" in line] == [
         "the rules of screening would refuse 0 of 7 demonstrations"
     ]
     assert outcome.result.reason == "finished"
@@ -117,13 +112,13 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(files, method, 
         "optim.schedule": "cosine",
     }
     whole, parts = str(files["tmp"] / "whole"), str(files["tmp"] / "parts")
-    fit(load_config(files["config"], **common, **{"train.output_dir": whole}), say=quiet)
+    fit(load_config(files["config"], **common, **{"train.output_dir": whole}))
 
     interrupted = load_config(files["config"], **common, **{"train.output_dir": parts})
     stop_after(interrupted, 4)
     torch.manual_seed(12345)  # another process, another state of every generator
     torch.rand(7)
-    fit(load_config(files["config"], **common, **{"train.output_dir": parts, "train.resume": "auto"}), say=quiet)
+    fit(load_config(files["config"], **common, **{"train.output_dir": parts, "train.resume": "auto"}))
 
     assert losses(Path(whole)) == losses(Path(parts))
     first, second = final_weights(Path(whole)), final_weights(Path(parts))
@@ -138,7 +133,7 @@ def test_a_blended_run_logs_the_blend_that_a_budget_chose(files, backend):
         "objective.support": "teacher", "objective.blend": 0.3, "objective.disagreement": 1.0,
         "eval.before_and_after": False, "train.max_steps": 3,
     }  # fmt: skip
-    run = fit(load_config(files["config"], **options), say=quiet).run.path
+    run = fit(load_config(files["config"], **options)).run.path
     rows = [row["values"] for row in read_jsonl(run / "metrics.jsonl")]
     assert len(rows) == 3
     assert all(0.2 <= row["rollout/blend"] <= 1 and row["loss/total"] >= 0 for row in rows)
@@ -156,13 +151,13 @@ def test_a_resumed_run_drafts_from_the_same_texts_in_the_same_shapes(files, monk
         "rollout.temperature": 0.3, "rollout.drafts": ["history"], "optim.lr": 1e-4,
     }  # fmt: skip
     whole, parts = str(files["tmp"] / "whole"), str(files["tmp"] / "parts")
-    fit(load_config(files["config"], **common, **{"train.output_dir": whole}), say=quiet)
+    fit(load_config(files["config"], **common, **{"train.output_dir": whole}))
     stop_after(load_config(files["config"], **common, **{"train.output_dir": parts}), 4)
     if forgets:
         from onpolicy_sdft.rollout.drafts import DraftStore
 
         monkeypatch.setattr(DraftStore, "restore", lambda self, state: None)
-    fit(load_config(files["config"], **common, **{"train.output_dir": parts, "train.resume": "auto"}), say=quiet)
+    fit(load_config(files["config"], **common, **{"train.output_dir": parts, "train.resume": "auto"}))
 
     def figures(run: str) -> list[tuple[Any, ...]]:
         return [
@@ -191,7 +186,7 @@ def stop_after(config: Any, step: int) -> None:
 
     RunDirectory.append_metrics = spy  # type: ignore[method-assign]
     try:
-        outcome = fit(config, say=quiet)
+        outcome = fit(config)
     finally:
         RunDirectory.append_metrics = original  # type: ignore[method-assign]
     assert outcome.result.reason == "SIGTERM"
@@ -203,23 +198,23 @@ def test_log_lines_behind_the_checkpoint_are_dropped_on_resume(files):
     stop_after(config, 3)
     run = files["output"]
     (run / "checkpoints" / "step-000003").rename(run / "gone")  # killed before it could save: step 2 is the newest
-    fit(load_config(files["config"], **{"eval.before_and_after": False, "train.resume": "auto"}), say=quiet)
+    fit(load_config(files["config"], **{"eval.before_and_after": False, "train.resume": "auto"}))
     assert [row["step"] for row in read_jsonl(run / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_second_run_in_the_same_directory_is_refused_with_the_way_out(files):
     config = load_config(files["config"], **{"eval.before_and_after": False, "train.max_steps": 1})
-    fit(config, say=quiet)
+    fit(config)
     with pytest.raises(RunDirectoryError, match="resume"):
-        fit(config, say=quiet)
+        fit(config)
 
 
 def test_resuming_with_other_settings_is_refused_and_names_them(files):
     base = {"eval.before_and_after": False, "train.max_steps": 2}
-    fit(load_config(files["config"], **base), say=quiet)
+    fit(load_config(files["config"], **base))
     other = load_config(files["config"], **base, **{"train.resume": "auto", "optim.lr": 0.5})
     with pytest.raises(RunDirectoryError, match="optim"):
-        fit(other, say=quiet)
+        fit(other)
 
 
 def test_bad_steps_in_a_row_stop_the_run_with_its_state_saved(files):
@@ -232,13 +227,13 @@ def test_bad_steps_in_a_row_stop_the_run_with_its_state_saved(files):
         },
     )  # fmt: skip
     with pytest.raises(TrainingError, match=r"max_bad_steps=2.*loosen screening"):
-        fit(config, say=quiet)
+        fit(config)
     assert (files["output"] / "checkpoints" / "step-000002").is_dir()
 
 
 def test_a_budget_of_loss_tokens_ends_the_run(files):
     config = load_config(files["config"], **{"eval.before_and_after": False, "train.max_loss_tokens": 50})
-    outcome = fit(config, say=quiet)
+    outcome = fit(config)
     assert outcome.result.reason == "loss_token_budget"
     totals = [r["values"]["train/total_loss_tokens"] for r in read_jsonl(outcome.run.path / "metrics.jsonl")]
     assert totals[-1] >= 50
@@ -252,7 +247,7 @@ def test_validation_keeps_the_best_weights_and_stops_early(files):
         f"  validation:\n    - {{label: held_out, data: {{path: {files['data']}, limit: 2}}, task: {{name: exact}},"
         " max_new_tokens: 4}\n"
     )
-    outcome = fit(load_config(files["config"], extra), say=quiet)
+    outcome = fit(load_config(files["config"], extra))
     assert outcome.result.reason == "early_stop"
     assert (outcome.run.path / "best" / "adapter_model.safetensors").is_file()
     metrics = read_jsonl(outcome.run.path / "metrics.jsonl")
@@ -264,14 +259,14 @@ def test_epochs_present_every_example_equally_often(files):
         files["config"],
         **{"eval.before_and_after": False, "train.max_steps": None, "train.num_epochs": 2, "train.rollout_samples": 4},
     )
-    outcome = fit(config, say=quiet)
+    outcome = fit(config)
     seen = [row["example_id"] for row in read_jsonl(outcome.run.path / "rollouts.jsonl")]
     assert len(seen) == 14
     assert {seen.count(name) for name in seen} == {2}
 
 
 def test_exporting_merged_gives_a_plain_model_with_the_adapters_logits(files):
-    outcome = fit(load_config(files["config"], **{"eval.before_and_after": False}), say=quiet)
+    outcome = fit(load_config(files["config"], **{"eval.before_and_after": False}))
     merged = files["tmp"] / "merged"
     assert main(["export", str(outcome.run.path), "--output", str(merged), "--merged"]) == 0
     from transformers import AutoModelForCausalLM
@@ -304,7 +299,7 @@ def test_a_killed_process_goes_on_where_it_was(files):
 
 
 def test_an_export_never_replaces_what_is_not_an_export(files):
-    outcome = fit(load_config(files["config"], **{"eval.before_and_after": False, "train.max_steps": 1}), say=quiet)
+    outcome = fit(load_config(files["config"], **{"eval.before_and_after": False, "train.max_steps": 1}))
     precious = files["tmp"] / "precious"
     precious.mkdir()
     (precious / "thesis.txt").write_text("years of work")
@@ -331,41 +326,40 @@ def test_an_exception_in_the_middle_of_a_run_loses_no_whole_step(files, monkeypa
 
     monkeypatch.setattr("onpolicy_sdft.screening.screen.Screen.reason", explode)
     with pytest.raises(ZeroDivisionError):
-        fit(config, say=quiet)
+        fit(config)
     assert [p.name for p in (files["output"] / "checkpoints").iterdir()] == ["step-000002"]
 
 
 def test_a_refused_resume_leaves_the_record_of_the_run_as_it_was(files):
     base = {"eval.before_and_after": False, "train.max_steps": 1}
-    outcome = fit(load_config(files["config"], **base), say=quiet)
+    outcome = fit(load_config(files["config"], **base))
     before = outcome.run.manifest_path.read_text(), outcome.run.config_path.read_text()
     with pytest.raises(RunDirectoryError):
-        fit(load_config(files["config"], **base, **{"train.resume": "auto", "train.seed": 9}), say=quiet)
+        fit(load_config(files["config"], **base, **{"train.resume": "auto", "train.seed": 9}))
     assert (outcome.run.manifest_path.read_text(), outcome.run.config_path.read_text()) == before
 
 
 def test_scores_of_the_seed_model_are_not_reused_for_other_questions(files):
     base = {"train.max_steps": 1, "eval.kl_prompts": 0}
-    fit(load_config(files["config"], **base), say=quiet)
+    fit(load_config(files["config"], **base))
     longer = load_config(files["config"], **base, **{"train.resume": "auto", "eval.seed": 5})
-    fit(longer, say=quiet)
+    fit(longer)
     summary = read_json(files["output"] / "eval" / "summary.json")
     assert summary["before"]["identity"] == summary["after"]["identity"]
 
 
-def test_a_model_that_is_no_run_is_scored_without_a_kl(files, model_dir):
+def test_a_model_that_is_no_run_is_scored_without_a_kl(files, model_dir, logged):
     config = load_config(files["config"])
-    said = []
-    _, summary = evaluate(str(model_dir), config, files["tmp"] / "scores", said.append)
+    _, summary = evaluate(str(model_dir), config, files["tmp"] / "scores")
     assert summary["kl"] is None
-    assert any("runs only" in text for text in said)
+    assert any("runs only" in text for text in logged)
 
 
 def test_the_probe_and_the_chat_work_through_the_command_line(files, capsys, monkeypatch):
     arguments = ["probe", "--config", str(files["config"]), "--num_examples", "3", "--templates", "[prior_turn]"]
     assert main(arguments) == 0
     assert "expected seconds per step" in capsys.readouterr().out
-    outcome = fit(load_config(files["config"], **{"eval.before_and_after": False, "train.max_steps": 1}), say=quiet)
+    outcome = fit(load_config(files["config"], **{"eval.before_and_after": False, "train.max_steps": 1}))
     capsys.readouterr()
     monkeypatch.setattr("sys.stdin", io.StringIO("say one\n\nsay two\n"))
     assert main(["chat", str(outcome.run.path), "--max_new_tokens", "3"]) == 0
@@ -378,7 +372,7 @@ def test_bfloat16_compute_on_float32_weights_trains_and_resumes_bit_for_bit(file
         "import sys, torch\n"
         "from onpolicy_sdft import fit, load_config\n"
         "args = dict(a.split('=', 1) for a in sys.argv[2:])\n"
-        "fit(load_config(sys.argv[1], **args), say=lambda text: None)\n"
+        "fit(load_config(sys.argv[1], **args))\n"
     )
 
     def run(**options: Any) -> None:
@@ -405,7 +399,7 @@ def test_the_engine_of_a_run_leaves_what_learning_takes_that_of_an_evaluation_no
 
     monkeypatch.setattr("onpolicy_sdft.rollout.engine.kv_budget", budget)
     config = load_config(files["config"], **{"train.max_steps": 1, "lora.enabled": "false"})
-    run = fit(config, say=quiet).run.path
+    run = fit(config).run.path
     assert told == [memory_to_come(config, model_sizes(config.model, config.lora), "ddp", 1)]
     told.clear()
     load_run(run).sample(["say one"], max_new_tokens=4)
@@ -425,9 +419,9 @@ def hidden(cls, name):
 importlib.metadata.Distribution.from_name = classmethod(hidden)
 from onpolicy_sdft import fit, load_config
 options = {"eval.before_and_after": False, "train.max_steps": 1}
-fit(load_config(sys.argv[1], **options), say=lambda text: None)
+fit(load_config(sys.argv[1], **options))
 before = set(sys.modules)
-fit(load_config(sys.argv[1], **options, **{"train.output_dir": sys.argv[2]}), say=lambda text: None)
+fit(load_config(sys.argv[1], **options, **{"train.output_dir": sys.argv[2]}))
 print("imported:", *sorted(set(sys.modules) - before))
 """
 

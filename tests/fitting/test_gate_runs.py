@@ -70,19 +70,17 @@ def files(tmp_path: Path, model_dir: Path, known: Path) -> dict[str, Path]:
 
 
 def run(files: dict[str, Path], **options: Any) -> Any:
-    said: list[str] = []
-    outcome = fit(load_config(files["config"], **options), say=said.append)
-    return outcome, "\n".join(said)
+    return fit(load_config(files["config"], **options))
 
 
 def checks(run: Path) -> list[tuple[Any, ...]]:
     return [(row["step"], row["why"], row["passed"], row["action"]) for row in read_jsonl(run / "gate.jsonl")]
 
 
-def test_rows_are_held_back_and_not_learned(files):
+def test_rows_are_held_back_and_not_learned(files, logged):
     options = {**QUIETLY, "train.num_epochs": 1, "train.max_steps": None, "train.rollout_samples": 4}
-    outcome, said = run(files, **options)
-    assert "10 of 100 rows are held back from training for the gate (gate.rows=16)" in said
+    outcome = run(files, **options)
+    assert "10 of 100 rows are held back from training for the gate (gate.rows=16)" in "\n".join(logged)
     held = read_jsonl(outcome.run.gate_path)[0]["correct"]["held back"]
     assert len(held) == 10
     seen = {row["prompt"] for row in read_jsonl(outcome.run.rollouts_path)}
@@ -96,8 +94,8 @@ def test_no_teacher_is_shown_what_is_held_back(files, seed):
     )
     chat = load_chat(config)
     task, rows = load_rows(config)
-    left, held = hold_back(config, task, rows, print)
-    assert hold_back(config, task, rows, print)[1] == held, "the same seed, the same rows"
+    left, held = hold_back(config, task, rows)
+    assert hold_back(config, task, rows)[1] == held, "the same seed, the same rows"
     pairs = make_prompt_pairs(config, chat, task, left).prepared.pairs
     shown = {number for pair in pairs for number in re.findall(r"say (\d+)", chat.renderer.decode(pair.teacher_ids))}
     assert shown == {row.response for row in left.demonstrations}
@@ -109,13 +107,13 @@ def test_a_row_whose_prompt_stands_there_twice_is_not_held_back(files):
     config = load_config(files["config"])
     task, rows = load_rows(config)
     twice = replace(rows, demonstrations=(*rows.demonstrations, *rows.demonstrations[:90]))
-    left, held = hold_back(config, task, twice, print)
+    left, held = hold_back(config, task, twice)
     assert {row.prompt for row in held} == {row.prompt for row in rows.demonstrations[90:]}
     assert len(left.demonstrations) == 180
 
 
 def test_a_run_that_harms_nothing_is_asked_at_the_start_now_and_then_and_at_the_end(files):
-    outcome, _ = run(files, **QUIETLY)
+    outcome = run(files, **QUIETLY)
     assert outcome.result.reason == "finished"
     assert checks(files["run"]) == [
         (0, "start", True, ""), (2, "planned", True, ""), (4, "planned", True, ""), (6, "end", True, ""),
@@ -145,7 +143,7 @@ def test_a_run_that_destroys_its_model_is_stopped_and_leaves_the_start(files, ta
 
 def test_the_best_state_is_kept_and_exported(files, monkeypatch):
     answers_by_step(monkeypatch, {0: 8, 2: 9, 4: 0})
-    outcome, _ = run(files)
+    outcome = run(files)
     assert checks(files["run"])[-1] == (4, "planned", False, "stop")
     assert "the model is that of step 2" in outcome.verdict.text
     assert not outcome.verdict.is_start
@@ -159,7 +157,7 @@ def test_the_best_state_is_kept_and_exported(files, monkeypatch):
 
 def test_going_back_takes_the_best_state_with_its_moments_and_halves_the_rate(files, monkeypatch):
     answers_by_step(monkeypatch, {0: 8, 2: 9, 4: 0, 6: 9})
-    outcome, _ = run(files, **{"gate.action": "rollback"})
+    outcome = run(files, **{"gate.action": "rollback"})
     assert outcome.result.reason == "finished"
     assert checks(files["run"])[2:] == [(4, "planned", False, "rollback"), (6, "end", True, "")]
     rates = [row["values"]["train/lr"] for row in read_jsonl(files["run"] / "metrics.jsonl")]
@@ -182,13 +180,13 @@ def test_what_is_gone_back_to_is_the_checkpoint_of_the_best_state(files, monkeyp
 
 def test_after_so_many_times_of_going_back_it_stops(files, monkeypatch):
     answers_by_step(monkeypatch, {0: 8, 2: 0, 4: 0})
-    outcome, _ = run(files, **{"gate.action": "rollback", "gate.max_rollbacks": 1})
+    outcome = run(files, **{"gate.action": "rollback", "gate.max_rollbacks": 1})
     assert [row[3] for row in checks(files["run"])] == ["", "rollback", "stop"]
     assert outcome.result.reason == "gate"
 
 
 def test_to_go_on_regardless_is_said_in_the_last_line_and_in_the_card(files):
-    outcome, _ = run(files, **{"gate.action": "continue"})
+    outcome = run(files, **{"gate.action": "continue"})
     assert outcome.result.reason == "finished"
     assert [row[3] for row in checks(files["run"])] == ["", "continue", "continue", "continue"]
     assert outcome.verdict.is_worse
@@ -214,10 +212,10 @@ def test_a_resumed_run_is_asked_the_rest_and_repeats_the_uninterrupted_one(files
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_what_was_answered_is_not_asked_again(files):
+def test_what_was_answered_is_not_asked_again(files, logged):
     stop_after(3, files, **QUIETLY)
-    _, said = run(files, **QUIETLY, **{"train.resume": "auto"})
-    assert "resuming from" in said
+    run(files, **QUIETLY, **{"train.resume": "auto"})
+    assert "resuming from" in "\n".join(logged)
     assert [row[:2] for row in checks(files["run"])] == [(0, "start"), (2, "planned"), (4, "planned"), (6, "end")]
 
 
@@ -232,7 +230,7 @@ def stop_after(step: int, files: dict[str, Path], **options: Any) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunDirectory, "append_metrics", append)
-        outcome, _ = run(files, **options)
+        outcome = run(files, **options)
     assert outcome.result.reason == "SIGTERM"
 
 
@@ -243,16 +241,16 @@ def test_other_limits_or_rows_are_another_run(files):
             run(files, **QUIETLY, **other, **{"train.resume": "auto", "train.max_steps": 2})
 
 
-def test_without_rows_there_is_no_gate(files):
-    outcome, said = run(files, **QUIETLY, **{"gate.rows": 0, "train.max_steps": 1})
+def test_without_rows_there_is_no_gate(files, logged):
+    outcome = run(files, **QUIETLY, **{"gate.rows": 0, "train.max_steps": 1})
     assert not outcome.run.gate_path.exists()
-    assert "held back" not in said
+    assert "held back" not in "\n".join(logged)
     assert outcome.verdict.text.startswith("not compared with the start")
 
 
-def test_few_rows_are_all_learned_and_that_is_said(files):
-    outcome, said = run(files, **QUIETLY, **{"data.limit": 79, "train.max_steps": 1})
-    assert "no rows are held back for the gate (gate.rows=16): a tenth of the 79 rows" in said
+def test_few_rows_are_all_learned_and_that_is_said(files, logged):
+    outcome = run(files, **QUIETLY, **{"data.limit": 79, "train.max_steps": 1})
+    assert "no rows are held back for the gate (gate.rows=16): a tenth of the 79 rows" in "\n".join(logged)
     assert set(read_jsonl(outcome.run.gate_path)[0]["correct"]) == {"known"}
 
 

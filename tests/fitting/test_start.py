@@ -34,10 +34,6 @@ eval:
 IDS = torch.tensor([[1, 2, 3, 40, 50, 60, 70]])
 
 
-def quiet(text: str) -> None:
-    """Say nothing."""
-
-
 @pytest.fixture
 def config(tmp_path: Path, model_dir: Path) -> Path:
     words = ("one", "two", "three", "four", "five", "six", "seven")
@@ -51,7 +47,7 @@ def config(tmp_path: Path, model_dir: Path) -> Path:
 def train(config: Path, name: str, **options) -> Path:
     run = config.parent / name
     options = {key.replace("__", "."): value for key, value in options.items()}
-    fit(load_config(config, **{"train.output_dir": str(run), **options}), ["sdft", "train"], quiet)
+    fit(load_config(config, **{"train.output_dir": str(run), **options}), ["sdft", "train"])
     return run
 
 
@@ -175,7 +171,7 @@ def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(config,
     second = config.parent / "second"
     asked = {"train.init_from": str(first), "train.output_dir": str(second), **options}
     with pytest.raises(Exception, match=named):
-        fit(load_config(config, **asked), [], quiet)
+        fit(load_config(config, **asked), [])
     assert not second.exists()
 
 
@@ -244,15 +240,15 @@ def test_a_merged_base_is_made_anew_for_other_weights(config):
             "train.output_dir": str(config.parent / "x"),
         },
     )
-    start = find_start(asked, quiet)
+    start = find_start(asked)
     assert start is not None
-    make_base(asked, start, quiet)
+    make_base(asked, start)
     card = config.parent / "x" / "base" / "README.md"
     made = card.stat().st_mtime_ns
-    make_base(asked, start, quiet)
+    make_base(asked, start)
     assert card.stat().st_mtime_ns == made
     train(config, "first", train__max_steps=2, train__resume="auto")
-    later = find_start(asked, quiet)
+    later = find_start(asked)
     assert later is not None
-    make_base(asked, later, quiet)
+    make_base(asked, later)
     assert later.digest in card.read_text()

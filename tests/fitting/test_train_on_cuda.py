@@ -25,10 +25,6 @@ pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def quiet(text: str) -> None:
-    """Say nothing."""
-
-
 def options(model_dir: Path, folder: Path) -> dict[str, Any]:
     words = ("one", "two", "three", "four", "five", "six", "seven")
     rows = "".join(json.dumps({"prompt": f"say {word}", "response": word}) + "\n" for word in words)
@@ -53,7 +49,7 @@ def test_two_steps_and_two_more_are_four(lora, device, model_dir, tmp_path, monk
 
     def run(folder: str, **more: Any) -> str:
         config = load_config(tmp_path / "run.yaml", **given, **{"train.output_dir": str(tmp_path / folder)}, **more)
-        return fit(config, say=quiet).result.reason
+        return fit(config).result.reason
 
     assert run("whole") == "finished"
     with monkeypatch.context() as patch:

@@ -73,7 +73,7 @@ def make(name: str, model: Path, folder: Path) -> dict[str, Any]:
     rows = [{"prompt": f"say {word} " + "x" * 3 * i, "response": word * (1 + i % 2)} for i, word in enumerate(WORDS)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config.write_text(YAML.format(model=model, data=data))
-    outcome = fit(load_config(config, **RUNS[name], **{"train.output_dir": str(output)}), say=lambda text: None)
+    outcome = fit(load_config(config, **RUNS[name], **{"train.output_dir": str(output)}))
     steps = [row["values"] for row in read_jsonl(output / "metrics.jsonl")]
     texts = [[row["step"], row["example_id"], row["target"]] for row in read_jsonl(output / "rollouts.jsonl")]
     after = outcome.summary["after"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,23 +60,22 @@ def test_memory_that_runs_out_halves_packed_micro_batches_too(make_bench):
 
 
 def decide(model, layout):
-    config, said = RunConfig(), []
+    config = RunConfig()
     config.train.layout = layout
-    packed = learns_packed(config, model, torch.device("cpu"), contextlib.nullcontext, said.append)
-    return SimpleNamespace(packed=packed, said=said)
+    return learns_packed(config, model, torch.device("cpu"), contextlib.nullcontext)
 
 
-def test_a_model_that_can_is_packed_unless_it_is_asked_not_to_be(tiny_model):
-    assert decide(tiny_model(), "auto") == SimpleNamespace(packed=True, said=[])
-    assert decide(tiny_model(), "packed").packed
-    assert decide(tiny_model(), "padded") == SimpleNamespace(packed=False, said=[])
+def test_a_model_that_can_is_packed_unless_it_is_asked_not_to_be(tiny_model, logged):
+    assert decide(tiny_model(), "auto")
+    assert decide(tiny_model(), "packed")
+    assert not decide(tiny_model(), "padded")
+    assert not logged
 
 
-def test_a_model_that_cannot_pack_is_padded_and_said_or_refused_where_asked(tiny_model):
+def test_a_model_that_cannot_pack_is_padded_and_said_or_refused_where_asked(tiny_model, logged):
     model = tiny_model()
     model.config.attention_dropout = 0.1
-    found = decide(model, "auto")
-    assert not found.packed
-    assert found.said == ["rows are padded to learn them: LlamaForCausalLM: its attention drops out while it learns"]
+    assert not decide(model, "auto")
+    assert logged == ["rows are padded to learn them: LlamaForCausalLM: its attention drops out while it learns"]
     with pytest.raises(ConfigError, match="--train.layout auto"):
         decide(model, "packed")

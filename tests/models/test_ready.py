@@ -119,14 +119,13 @@ def test_a_parameter_that_no_forward_uses_is_refused_by_name(tiny_model):
         refuse_unreached(model)
 
 
-def test_what_adapters_do_not_reach_is_said_in_one_line(tokenizer):
+def test_what_adapters_do_not_reach_is_said_in_one_line(tokenizer, logged):
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
     model = make(Qwen3MoeConfig(**{**NARROW, "vocab_size": 264}, **experts))
     frozen = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
     share = 100 * frozen / sum(p.numel() for p in model.parameters())
     model = prepare_trainable(model, LoraConfig(target_modules=["q_proj", "v_proj"]), ModelConfig(), 0)
-    said: list[str] = []
-    make_ready(model, LoadedModel(model.get_base_model(), tokenizer, "tiny"), said.append)
-    assert len(said) == 1
-    assert "adapters on q_proj, v_proj" in said[0]
-    assert f"{share:.2g} % of the weights are frozen experts" in said[0]
+    make_ready(model, LoadedModel(model.get_base_model(), tokenizer, "tiny"))
+    assert len(logged) == 1
+    assert "adapters on q_proj, v_proj" in logged[0]
+    assert f"{share:.2g} % of the weights are frozen experts" in logged[0]

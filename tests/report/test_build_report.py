@@ -254,7 +254,7 @@ def test_alarms_and_the_gate_stand_near_the_top_with_their_steps(run):
         "key": "rollout/mean_length",
         "before": 171.0,
         "value": 8.0,
-        "text": "alarm: <short>",
+        "text": "<short>",
     }
     write_jsonl_atomic(run.alarms_path, [alarm])
     checks = [

@@ -45,19 +45,19 @@ def test_too_little_memory_for_all_defers_requests_and_loses_none():
     assert one.stats.num_slots == 2
 
 
-def test_slots_grow_to_what_was_ever_needed_and_are_announced_once():
-    model, said = make("llama"), []
-    one = RolloutEngine(model, (END,), LocalWeights(model), EngineOptions(num_slots=4, deterministic=True), said.append)
+def test_slots_grow_to_what_was_ever_needed_and_are_announced_once(logged):
+    model = make("llama")
+    one = RolloutEngine(model, (END,), LocalWeights(model), EngineOptions(num_slots=4, deterministic=True))
     short, long = ask(4, limit=9), ask(4, limit=90)
     for requests in (short, long, short, long):
         one.generate(requests, SamplingParams())
     kept = one._pool
     one.generate(short, SamplingParams())
     assert one._pool is kept
-    assert len(said) == 1
+    assert len(logged) == 1
 
 
-def test_memory_that_cannot_be_had_halves_the_slots_and_says_so(monkeypatch):
+def test_memory_that_cannot_be_had_halves_the_slots_and_says_so(monkeypatch, logged):
     import onpolicy_sdft.rollout.pool as module
 
     real = module.SlotCache
@@ -68,21 +68,20 @@ def test_memory_that_cannot_be_had_halves_the_slots_and_says_so(monkeypatch):
         return real(shapes, num_slots, *rest)
 
     monkeypatch.setattr(module, "SlotCache", small)
-    said = []
     model = make("llama", torch.float64)
     options = EngineOptions(num_slots=8, deterministic=True)
-    one = RolloutEngine(model, (END,), LocalWeights(model), options, said.append)
+    one = RolloutEngine(model, (END,), LocalWeights(model), options)
     assert tokens(one.generate(ask(), SamplingParams())) == tokens(engine(model).generate(ask(), SamplingParams()))
     assert one.stats.num_slots == 2
-    assert "8 slots could not be allocated, trying 4" in said[0]
+    assert "8 slots could not be allocated, trying 4" in logged[0]
 
 
-def test_memory_that_runs_out_on_the_way_halves_the_slots_and_loses_nothing(monkeypatch):
+def test_memory_that_runs_out_on_the_way_halves_the_slots_and_loses_nothing(monkeypatch, logged):
     import onpolicy_sdft.rollout.engine as module
 
-    model, said = make("llama", torch.float64), []
+    model = make("llama", torch.float64)
     expected = tokens(engine(model).generate(ask(9), SamplingParams()))
-    one = RolloutEngine(model, (END,), LocalWeights(model), EngineOptions(num_slots=8, deterministic=True), said.append)
+    one = RolloutEngine(model, (END,), LocalWeights(model), EngineOptions(num_slots=8, deterministic=True))
     decode, calls = module.Call._decode, []
 
     def runs_out(self):
@@ -94,8 +93,8 @@ def test_memory_that_runs_out_on_the_way_halves_the_slots_and_loses_nothing(monk
     monkeypatch.setattr(module.Call, "_decode", runs_out)
     assert tokens(one.generate(ask(9), SamplingParams())) == expected
     assert one.stats.num_out_of_memory == 2
-    assert "going on with 4" in said[-2]
-    assert "going on with 2" in said[-1]
+    assert "going on with 4" in logged[-2]
+    assert "going on with 2" in logged[-1]
     monkeypatch.setattr(module.Call, "_decode", lambda self: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     with pytest.raises(torch.OutOfMemoryError):
         engine(model, num_slots=1).generate(ask(2), SamplingParams())
@@ -131,14 +130,14 @@ def test_a_gpu_writes_up_to_1024_at_once(num_requests, expected):
     assert choose_num_slots(None, num_requests, 100, 10, Budget(10**9, "here"), GPU) == expected
 
 
-def test_slots_that_are_given_back_are_made_again_half_as_many_and_write_the_same():
-    model, said = make("llama", torch.float64), []
-    one = RolloutEngine(model, (END,), LocalWeights(model), EngineOptions(num_slots=8, deterministic=True), said.append)
+def test_slots_that_are_given_back_are_made_again_half_as_many_and_write_the_same(logged):
+    model = make("llama", torch.float64)
+    one = RolloutEngine(model, (END,), LocalWeights(model), EngineOptions(num_slots=8, deterministic=True))
     assert not one.release()
     first = tokens(one.generate(ask(9), SamplingParams()))
     assert one.stats.num_slots == 8
     assert one.release()
-    assert "8 slots are given back, going on with 4" in said[-1]
+    assert "8 slots are given back, going on with 4" in logged[-1]
     assert not one.release()
     assert tokens(one.generate(ask(9), SamplingParams())) == first
     assert one.stats.num_slots == 4

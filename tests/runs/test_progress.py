@@ -116,18 +116,10 @@ def test_fields_stay_until_given_again_and_none_takes_one_away(clock):
     ]
 
 
-def test_notes_are_lines_of_their_own(clock):
-    stream = Stream()
-    with Progress("job", stream=stream, clock=clock) as progress:
-        progress.note("[bold]rollouts are long[/bold]")
-    assert "\n[bold]rollouts are long[/bold]\n" in stream.getvalue()
-
-
 def test_a_display_that_is_off_shows_nothing(clock, terminal):
     for stream in (Stream(), terminal):
         with Progress("job", 2, stream=stream, enabled=False, clock=clock) as progress:
             progress.update(loss=1.0)
-            progress.note("hidden")
             with progress.paused():
                 pass
         assert stream.getvalue() == ""
@@ -136,11 +128,9 @@ def test_a_display_that_is_off_shows_nothing(clock, terminal):
 def test_a_terminal_gets_a_bar_with_the_same_text(terminal):
     with Progress("train", 4, "steps", stream=terminal) as progress:
         progress.update(loss=1.5, fallback_rate=0.25)
-        progress.note("[warning] rollouts are long")
     text = visible(terminal.getvalue())
     assert "1/4 steps" in text
     assert "loss 1.5, fallback rate 25%" in text
-    assert "[warning] rollouts are long" in text
     assert "\x1b[" in terminal.getvalue()
 
 

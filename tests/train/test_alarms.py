@@ -50,7 +50,7 @@ def test_the_shortcut_is_noticed_as_its_lengths_fall_within_three_steps():
         ("rollout/mean_length", 5, 3), ("train/num_loss_tokens", 5, 3),
     ]  # fmt: skip
     assert found[0].text == (
-        "alarm: rollouts became short: rollout/mean_length 116 (that of the first steps) -> 8, below 38.1 "
+        "rollouts became short: rollout/mean_length 116 (that of the first steps) -> 8, below 38.1 "
         "(alarms.length_fall=0.33) since step 3. Fix: look at rollouts.jsonl; then another context.template, or a "
         "higher screening.min_length_ratio."
     )

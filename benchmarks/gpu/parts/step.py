@@ -102,7 +102,7 @@ def load_model(bench: Bench, name: str, config: RunConfig) -> tuple[ModelBundle,
         loaded = LoadedModel(model, tokenizer, f"random {name}")
     renderer = Renderer(loaded.tokenizer, config.context)
     stops = {*terminator_ids(loaded.model, loaded.tokenizer), renderer.terminator_id}
-    return ModelBundle(loaded, renderer, tuple(sorted(stops)), print), is_real
+    return ModelBundle(loaded, renderer, tuple(sorted(stops))), is_real
 
 
 def _method(bench: Bench, name: str, method: str) -> None:

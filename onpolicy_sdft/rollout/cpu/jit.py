@@ -9,7 +9,7 @@ from typing import Any
 
 from numba import njit
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -19,15 +19,15 @@ def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
         try:
             return njit(cache=True, **options)(function)
         except RuntimeError:  # numba found no locator: a user without a home and a package that is read-only
-            _say_once()
+            _warn_once()
             return njit(**options)(function)
 
     return compiled
 
 
 @cache
-def _say_once() -> None:
-    _log.warning(
+def _warn_once() -> None:
+    logger.warning(
         "compiled kernels cannot be kept on disk, so each start compiles them anew. "
         "Set NUMBA_CACHE_DIR to a directory that can be written to."
     )
