@@ -9,7 +9,7 @@ import json
 import sys
 
 from benchmarks.adapters.steps import Channel, peak_mib
-from onpolicy_sdft.build.bundle import load_chat
+from onpolicy_sdft.build.bundle import load_bundle
 from onpolicy_sdft.build.data import load_rows, make_prompt_pairs
 from onpolicy_sdft.build.trainer import make_trainer
 from onpolicy_sdft.config.load import load_config
@@ -23,14 +23,14 @@ from onpolicy_sdft.train.loop import Plan
 def main() -> None:
     channel, settings = Channel(), json.loads(sys.argv[1])
     config = load_config(*settings["configs"], **settings["overrides"])
-    chat = load_chat(config)
-    data = make_prompt_pairs(config, chat, *load_rows(config))
-    model = prepare_trainable(chat.loaded.model, config.lora, config.model, config.train.seed)
+    bundle = load_bundle(config)
+    data = make_prompt_pairs(config, bundle, *load_rows(config))
+    model = prepare_trainable(bundle.loaded.model, config.lora, config.model, config.train.seed)
     backend, size = Backend(config.train.precision), config.train.batch_size
     pairs = data.prepared.pairs
     with Progress("step", 1, "steps", enabled=False) as progress:
         plan = Plan(len(pairs) // size, None)
-        trainer = make_trainer(config, chat, data, model, backend, plan, progress)
+        trainer = make_trainer(config, bundle, data, model, backend, plan, progress)
         channel.say({"ready": True, "num_parameters": sum(p.numel() for p in model.parameters())})
         while channel.wait():
             start = trainer.state.step * size

@@ -19,7 +19,7 @@ import torch
 from torch import distributed, multiprocessing
 
 from benchmarks.adapters.steps import Channel, peak_mib
-from onpolicy_sdft.build.bundle import load_chat
+from onpolicy_sdft.build.bundle import load_bundle
 from onpolicy_sdft.build.data import load_rows, make_prompt_pairs
 from onpolicy_sdft.build.trainer import make_trainer
 from onpolicy_sdft.config.load import load_config
@@ -49,12 +49,12 @@ def work(rank: int, settings: dict[str, Any], port: int, channel: Channel | None
     config = load_config(*settings["configs"], **settings["overrides"])
     backend = make_backend(config.train.precision, 3600.0)
     together = CollectiveDecoding(backend, backend.inside) if config.rollout.weights == "sharded" else None
-    chat = load_chat(config, ranks=backend, device=backend.device, together=together)
-    data = make_prompt_pairs(config, chat, *load_rows(config))
-    model = prepare_trainable(chat.loaded.model, config.lora, config.model, config.train.seed)
+    bundle = load_bundle(config, ranks=backend, device=backend.device, together=together)
+    data = make_prompt_pairs(config, bundle, *load_rows(config))
+    model = prepare_trainable(bundle.loaded.model, config.lora, config.model, config.train.seed)
     pairs, size = data.prepared.pairs, config.train.batch_size
     with Progress("step", 1, "steps", enabled=False) as progress:
-        trainer = make_trainer(config, chat, data, model, backend, Plan(len(pairs) // size, None), progress)
+        trainer = make_trainer(config, bundle, data, model, backend, Plan(len(pairs) // size, None), progress)
         reader = trainer.teacher.reader
         moved = _bytes_to_gather(reader) if isinstance(reader, GatheredCopy) else 0
         if channel is not None:

@@ -22,7 +22,7 @@ import yaml
 from scipy import stats
 
 from benchmarks.rollout import contenders as kinds
-from onpolicy_sdft.build.bundle import load_chat
+from onpolicy_sdft.build.bundle import load_bundle
 from onpolicy_sdft.build.data import load_rows, make_prompt_pairs
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.models.load import resolve_source
@@ -48,8 +48,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="Contenders by name; all by default.")
     options = parser.parse_args()
     config = yaml.safe_load(options.config.read_text())
-    chat, requests = load(config)
-    model = chat.loaded.model.eval()
+    bundle, requests = load(config)
+    model = bundle.loaded.model.eval()
     found: dict[str, list[kinds.Pass]] = {}
     machine = rates(model)
     facts = {
@@ -65,7 +65,7 @@ def main() -> None:
             write_text_atomic(target.with_suffix(".md"), text + "\n")
 
     for temperature in config["temperatures"]:
-        for passes in rounds(config, options, chat, model, requests, temperature):
+        for passes in rounds(config, options, bundle, model, requests, temperature):
             found |= {f"{name}, T={temperature:g}": each for name, each in passes.items()}
             rows = [row(name, each, found, config, machine, requests) for name, each in found.items()]
             text = table(rows, config, len(requests))
@@ -76,15 +76,15 @@ def main() -> None:
 def load(config: dict[str, Any]) -> tuple[Any, list[Any]]:
     """Load the model in the config's dtype and make the teacher's prompts."""
     run = load_config(ROOT / config["run_config"], **{"model.dtype": config["dtype"], **config.get("overrides", {})})
-    chat = load_chat(run)
+    bundle = load_bundle(run)
     task, rows = load_rows(run)
-    pairs = make_prompt_pairs(run, chat, task, rows).prepared.pairs[: config["num_requests"]]
+    pairs = make_prompt_pairs(run, bundle, task, rows).prepared.pairs[: config["num_requests"]]
     limit = config["max_new_tokens"]
-    return chat, [kinds.request_of(v.teacher_ids, v.response_ids, v.demonstration.example_id, limit) for v in pairs]
+    return bundle, [kinds.request_of(v.teacher_ids, v.response_ids, v.demonstration.example_id, limit) for v in pairs]
 
 
 def rounds(
-    config: Any, options: Any, chat: Any, model: Any, requests: Any, temperature: float
+    config: Any, options: Any, bundle: Any, model: Any, requests: Any, temperature: float
 ) -> Iterator[dict[str, list[kinds.Pass]]]:
     """Run all contenders in turn, several times; yield the passes so far after every round."""
     made, wanted = {}, config["contenders"]
@@ -103,7 +103,7 @@ def rounds(
             if not Path(settings["python"]).is_file():
                 print(f"{name}: {settings['python']} is not there, left out", flush=True)
                 continue
-        made[name] = (KINDS[kind](model, chat.stop_token_ids, **settings), limit)
+        made[name] = (KINDS[kind](model, bundle.stop_token_ids, **settings), limit)
     asked = requests
     histories = [c for c, _ in made.values() if isinstance(c, kinds.Engine) and "history" in c.drafts]
     if histories:

@@ -57,7 +57,7 @@ def base_context(
     if untrained and not goes_on and not isinstance(model, PeftModel):
         return lambda: nullcontext(model)
     base = load(config.model).model
-    base.to(model.device)  # type: ignore[arg-type]  # as in load_chat
+    base.to(model.device)  # type: ignore[arg-type]  # as in load_bundle
 
     @contextmanager
     def second_copy() -> Iterator[PreTrainedModel]:

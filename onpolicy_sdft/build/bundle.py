@@ -114,7 +114,7 @@ class ModelBundle:
         )
 
 
-def load_chat(
+def load_bundle(
     config: RunConfig,
     ranks: Ranks = ONE_RANK,
     device: torch.device | None = None,
@@ -142,9 +142,9 @@ def load_chat(
     return ModelBundle(loaded, renderer, stop_token_ids, ranks, together)
 
 
-def context_window(chat: ModelBundle) -> int | None:
+def context_window(bundle: ModelBundle) -> int | None:
     """Positions the model has; None when its config does not say."""
-    window = getattr(chat.loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    window = getattr(bundle.loaded.model.config.get_text_config(), "max_position_embeddings", None)
     return None if window is None else int(window)
 
 

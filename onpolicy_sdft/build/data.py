@@ -51,18 +51,18 @@ def load_rows(config: RunConfig) -> tuple[Task, DemonstrationSet]:
 
 
 def make_prompt_pairs(
-    config: RunConfig, chat: ModelBundle, task: Task, loaded: DemonstrationSet, *, asks_teacher: bool = True
+    config: RunConfig, bundle: ModelBundle, task: Task, loaded: DemonstrationSet, *, asks_teacher: bool = True
 ) -> Data:
     """Make both prompts of every demonstration fit the configured limits and the model's own context window.
 
     Args:
         config: Of the run.
-        chat: The model's prompts.
+        bundle: The model's prompts.
         task: Says what the work of an answer is.
         loaded: The demonstrations.
         asks_teacher: Whether the method has a teacher; without one no row is left out for its prompt.
     """
-    window, context = context_window(chat), config.context
+    window, context = context_window(bundle), config.context
     if window is not None:
         room = max(1, window - config.rollout.max_new_tokens)
         context = replace(
@@ -71,24 +71,24 @@ def make_prompt_pairs(
             max_student_tokens=min(context.max_student_tokens, room),
         )
     prepared = prepare(
-        loaded.demonstrations, chat.renderer, context, config.train.seed, work_of(task),
+        loaded.demonstrations, bundle.renderer, context, config.train.seed, work_of(task),
         asks_teacher=asks_teacher, on_bad_row=config.data.on_bad_row,
     )  # fmt: skip
     refuse_beyond_window(prepared, config.rollout.max_new_tokens, window)
     return Data(task, loaded, prepared)
 
 
-def refuse_unaskable(chat: ModelBundle, sets: Sequence[EvalSet]) -> None:
+def refuse_unaskable(bundle: ModelBundle, sets: Sequence[EvalSet]) -> None:
     """Refuse questions that the chat template cannot render or that do not fit, before any work is done.
 
     Raises:
         ConfigError: If the chat template fails.
         DataError: If a question and its longest answer are more than the model's context window.
     """
-    window = context_window(chat)
+    window = context_window(bundle)
     for questions in sets:
         for question in questions.demonstrations:
-            needed = len(chat.renderer.student_ids(question.turns)) + questions.max_new_tokens
+            needed = len(bundle.renderer.student_ids(question.turns)) + questions.max_new_tokens
             if window is not None and needed > window:
                 raise DataError(
                     f"Question {question.example_id} of evaluation set {questions.label!r} needs {needed} positions "

@@ -17,15 +17,19 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # whol
 _NOT_THE_MODEL = ("transformers_version", "dtype", "torch_dtype", "architectures", "use_cache")
 
 
-def base_identity(chat: ModelBundle) -> dict[str, Any]:
+def base_identity(bundle: ModelBundle) -> dict[str, Any]:
     """Return what must be the same wherever a run's adapter or checkpoint is put on the base model again.
 
     Args:
-        chat: As it was loaded, before adapters and training.
+        bundle: As it was loaded, before adapters and training.
     """
-    config = json.loads(json.dumps(chat.loaded.model.config.to_diff_dict(), default=str))
+    config = json.loads(json.dumps(bundle.loaded.model.config.to_diff_dict(), default=str))
     facts = {f"base config {name}": config[name] for name in sorted(config) if _is_of_the_model(name)}
-    return {"base weights": weights_digest(chat.loaded.model), "base stop tokens": list(chat.stop_token_ids), **facts}
+    return {
+        "base weights": weights_digest(bundle.loaded.model),
+        "base stop tokens": list(bundle.stop_token_ids),
+        **facts,
+    }
 
 
 def _is_of_the_model(name: str) -> bool:

@@ -13,7 +13,7 @@ import transformers
 from peft import PeftModel
 
 from onpolicy_sdft.build.base import base_of
-from onpolicy_sdft.build.bundle import ModelBundle, load_chat
+from onpolicy_sdft.build.bundle import ModelBundle, load_bundle
 from onpolicy_sdft.build.identity import base_identity
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import RunDirectoryError
@@ -34,7 +34,7 @@ class LoadedRun:
     """A model with its prompts, and the run it came from if it came from one."""
 
     config: RunConfig  # of the run; ``model.name`` is the base model
-    chat: ModelBundle
+    bundle: ModelBundle
     model: PreTrainedModel | PeftModel
     run: RunDirectory | None
 
@@ -59,16 +59,16 @@ class LoadedRun:
         before = [Turn("system", system)] if system else []
         requests = [
             RolloutRequest(
-                self.chat.renderer.student_ids([*before, Turn("user", prompt)]),
+                self.bundle.renderer.student_ids([*before, Turn("user", prompt)]),
                 NoiseKey(seed, 0, f"sample-{index}"),
                 max_new_tokens,
             )
             for index, prompt in enumerate(prompts)
         ]
         rollout = self.config.rollout
-        backend = self.chat.backend(self.model, rollout, rollout.batch_size)
+        backend = self.bundle.backend(self.model, rollout, rollout.batch_size)
         rollouts = backend.generate(requests, SamplingParams(temperature=temperature))
-        return [self.chat.renderer.decode(rollout.token_ids) for rollout in rollouts]
+        return [self.bundle.renderer.decode(rollout.token_ids) for rollout in rollouts]
 
 
 def is_run(target: str | Path) -> bool:
@@ -91,26 +91,26 @@ def load_run(path: str | Path) -> LoadedRun:
     config = load_config(run.config_path)
     if (run.model_path / "adapter_config.json").is_file():
         on_base = dataclasses.replace(config, model=base_of(run, config))
-        chat = load_chat(on_base, tokenizer_from=run.model_path)
-        _refuse_other_base(run, chat)
-        model = PeftModel.from_pretrained(chat.loaded.model, run.model_path)
-        return LoadedRun(config, chat, model, run)
+        bundle = load_bundle(on_base, tokenizer_from=run.model_path)
+        _refuse_other_base(run, bundle)
+        model = PeftModel.from_pretrained(bundle.loaded.model, run.model_path)
+        return LoadedRun(config, bundle, model, run)
     tuned = dataclasses.replace(config, model=dataclasses.replace(config.model, name=str(run.model_path)))
-    chat = load_chat(tuned)
-    return LoadedRun(config, chat, chat.loaded.model, run)
+    bundle = load_bundle(tuned)
+    return LoadedRun(config, bundle, bundle.loaded.model, run)
 
 
-def _refuse_other_base(run: RunDirectory, chat: ModelBundle) -> None:
+def _refuse_other_base(run: RunDirectory, bundle: ModelBundle) -> None:
     """Refuse to put an adapter on another base model than it was trained on, under the same name.
 
     Raises:
         RunDirectoryError: Naming what differs.
     """
     manifest = read_json(run.manifest_path) if run.manifest_path.is_file() else {}
-    differing = differences(manifest["base"], base_identity(chat)) if "base" in manifest else []
+    differing = differences(manifest["base"], base_identity(bundle)) if "base" in manifest else []
     if not differing:
         return
-    text = f"{chat.loaded.source} is not what {run.path} was trained on: another {', '.join(differing)}"
+    text = f"{bundle.loaded.source} is not what {run.path} was trained on: another {', '.join(differing)}"
     trained_with = manifest["versions"]["transformers"]
     if trained_with != transformers.__version__:  # which may hold the same weights in other parameters
         logger.warning(f"{text}, or only held otherwise by transformers {transformers.__version__} than {trained_with}")
@@ -121,5 +121,5 @@ def _refuse_other_base(run: RunDirectory, chat: ModelBundle) -> None:
 def load_model(name: str, config: RunConfig) -> LoadedRun:
     """Load any model by hub id, path or embedded name, with the prompts of a config."""
     named = dataclasses.replace(config, model=dataclasses.replace(config.model, name=name))
-    chat = load_chat(named)
-    return LoadedRun(config, chat, chat.loaded.model, None)
+    bundle = load_bundle(named)
+    return LoadedRun(config, bundle, bundle.loaded.model, None)

@@ -142,18 +142,18 @@ def make_pairing(config: RunConfig, pad_token_id: int, *, packed: bool = False) 
     )
 
 
-def make_screen(config: RunConfig, chat: ModelBundle, data: Data, num_workers: int | None = None) -> Screen:
+def make_screen(config: RunConfig, bundle: ModelBundle, data: Data, num_workers: int | None = None) -> Screen:
     """Return what judges rollouts by their own text.
 
     Args:
         config: Verdicts, and the template whose wording is not to be talked of.
-        chat: Decodes rollouts.
+        bundle: Decodes rollouts.
         data: Its task checks them.
         num_workers: Checks run at once; None: as many as there are cores, less one.
     """
     template = config.context.template
     mentions = Mentions(config.screening.banned_phrases, template, template_wording(template))
-    renderer = chat.renderer
+    renderer = bundle.renderer
     end_ids = renderer.end_ids
     if config.objective.name != "nll":  # recorded token by token: none is added
         end_ids = end_ids[-1:]
@@ -164,7 +164,7 @@ def make_screen(config: RunConfig, chat: ModelBundle, data: Data, num_workers: i
 
 def make_review(
     config: RunConfig,
-    chat: ModelBundle,
+    bundle: ModelBundle,
     task: Task,
     pairing: Pairing,
     teacher: Teacher,
@@ -177,7 +177,7 @@ def make_review(
 
     Args:
         config: Of the run.
-        chat: The model's prompts.
+        bundle: The model's prompts.
         task: Its check.
         pairing: How rows are laid out for a forward.
         teacher: Shows the weights that measure.
@@ -190,20 +190,20 @@ def make_review(
     if config.rollout.prompt == "student":  # its texts are no rewrites
         screening = replace(screening, support="keep")
     scorer = Scorer(
-        teacher, replace(pairing, num_skipped=0, position_weights=()), chat.loaded.model.device, num_halvings
+        teacher, replace(pairing, num_skipped=0, position_weights=()), bundle.loaded.model.device, num_halvings
     )
     return Review(
-        screening, task, chat.renderer.decode, scorer, sample, _measuring_prompts(config, chat),
+        screening, task, bundle.renderer.decode, scorer, sample, _measuring_prompts(config, bundle),
         config.rollout.max_new_tokens, config.train.seed,
         trusts_records=config.rollout.prompt == "student" or config.teacher.weights == "live",
         gather=ranks.gather, num_workers=num_workers,
     )  # fmt: skip
 
 
-def _measuring_prompts(config: RunConfig, chat: ModelBundle) -> Prompts:
+def _measuring_prompts(config: RunConfig, bundle: ModelBundle) -> Prompts:
     """Return the prompts that only measures use, cut so that prompt and target fit the model's context window."""
-    renderer, shown = chat.renderer, TeacherContext("reference")
-    window = context_window(chat)
+    renderer, shown = bundle.renderer, TeacherContext("reference")
+    window = context_window(bundle)
 
     def cut(text: str, taken: int) -> str:
         """Return as much of a text as leaves so many tokens, and the template's own, free."""
@@ -267,12 +267,14 @@ def make_policy_source(
     return source(backend, make_sampling(config, num_steps), on_progress, store, writing=writing)
 
 
-def make_trying(config: RunConfig, chat: ModelBundle, data: Data, teacher: Teacher, num_workers: int) -> Trying | None:
+def make_trying(
+    config: RunConfig, bundle: ModelBundle, data: Data, teacher: Teacher, num_workers: int
+) -> Trying | None:
     """Return how the student tries before the teacher writes; None where it does not.
 
     Args:
         config: Of the run.
-        chat: Decodes attempts.
+        bundle: Decodes attempts.
         data: Their check, and what makes the teacher's prompts.
         teacher: Shows the live weights, with which the student tries.
         num_workers: Checks run at once, where they take long.
@@ -284,7 +286,7 @@ def make_trying(config: RunConfig, chat: ModelBundle, data: Data, teacher: Teach
         num_samples=rollout.num_samples,
         num_attempts=rollout.num_samples if rollout.prompt == "student" else feedback.num_attempts,
         check=Checker(task, config.screening.max_check_errors),
-        decode=chat.renderer.decode,
+        decode=bundle.renderer.decode,
         prompt=partial(data.prepared.prompts.fit, shows_attempt=feedback.show_attempt),
         writing=partial(teacher.weights, "live"),
         solved=feedback.solved,

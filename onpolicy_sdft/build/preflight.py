@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def print_preflight(data: Data, config: RunConfig, chat: ModelBundle, *, screens: bool) -> None:
+def print_preflight(data: Data, config: RunConfig, bundle: ModelBundle, *, screens: bool) -> None:
     """Show where the data came from, how long both prompts are, what was cut or left out, and what screening says.
 
     Args:
         data: The demonstrations.
         config: Of the run.
-        chat: Decodes rollouts.
+        bundle: Decodes rollouts.
         screens: Whether the rules of ``screening`` will judge rollouts.
     """
     loaded, prepared = data.loaded, data.prepared
@@ -47,6 +47,6 @@ def print_preflight(data: Data, config: RunConfig, chat: ModelBundle, *, screens
     if screens:
         # On rank 0 alone: an error of a check is counted with the others, it does not end the run here.
         counting = replace(config, screening=replace(config.screening, max_check_errors=1.0))
-        screen = make_screen(counting, chat, data)
+        screen = make_screen(counting, bundle, data)
         refused = refused_demonstrations(screen, prepared.pairs, config.rollout.max_new_tokens)
         logger.log(logging.WARNING if refused.by_rule else logging.INFO, refused.line())

@@ -58,7 +58,7 @@ def _compile(model: PreTrainedModel | PeftModel, backend: str) -> int:
 
 def make_trainer(
     config: RunConfig,
-    chat: ModelBundle,
+    bundle: ModelBundle,
     data: Data,
     model: PreTrainedModel | PeftModel,
     backend: Backend,
@@ -76,20 +76,28 @@ def make_trainer(
         logger.info(f"the teacher's copies take {teacher.num_bytes / 2**20:.1f} MiB ({config.teacher.device})")
     objective, num_workers = make_objective(config), num_free_cores(_num_local_ranks(backend))
     to_come = memory_to_come(config, sizes, backend.name, backend.num_ranks)
-    trying = make_trying(config, chat, data, teacher, num_workers)
-    source = _make_source(config, chat, plan, teacher, progress, to_come, trying)
-    pairing = make_pairing(config, chat.pad_token_id, packed=packed)
+    trying = make_trying(config, bundle, data, teacher, num_workers)
+    source = _make_source(config, bundle, plan, teacher, progress, to_come, trying)
+    pairing = make_pairing(config, bundle.pad_token_id, packed=packed)
     state, reviewer = TrainState(), None
     if isinstance(source, PolicySource) and config.rollout.weights != "sharded":  # nothing scores divided weights
         reviewer = make_review(
-            config, chat, data.task, pairing, teacher, source.answers, backend, num_workers, lambda: state.num_halvings
+            config,
+            bundle,
+            data.task,
+            pairing,
+            teacher,
+            source.answers,
+            backend,
+            num_workers,
+            lambda: state.num_halvings,
         )
     return Trainer(
         policy=policy,
         source=source,
-        screen=make_screen(config, chat, data, num_workers),
+        screen=make_screen(config, bundle, data, num_workers),
         pairing=pairing,
-        teacher_scorer=TeacherScorer(teacher, objective, chat.pad_token_id),
+        teacher_scorer=TeacherScorer(teacher, objective, bundle.pad_token_id),
         objective=objective,
         teacher=teacher,
         backend=backend,
@@ -124,7 +132,7 @@ def _make_reader(
 
 def _make_source(
     config: RunConfig,
-    chat: ModelBundle,
+    bundle: ModelBundle,
     plan: Plan,
     teacher: Teacher,
     progress: Progress,
@@ -135,7 +143,7 @@ def _make_source(
         return DemonstrationSource()
     rollout = config.rollout
     with teacher.weights("live"):
-        backend = chat.backend(teacher.model, rollout, rollout.batch_size, learning_bytes)
+        backend = bundle.backend(teacher.model, rollout, rollout.batch_size, learning_bytes)
     return make_policy_source(
         config, backend, plan.num_steps, teacher, show_writing(progress), trying, DraftStore(rollout.draft_store_tokens)
     )

@@ -82,13 +82,13 @@ def evaluate(
         config = dataclasses.replace(
             config, model=dataclasses.replace(config.model, name=str(target)), eval=_without_kl(config)
         )
-    refuse_unaskable(finished.chat, sets)
+    refuse_unaskable(finished.bundle, sets)
     if output is None and finished.run is not None:
         run = finished.run
     else:
         default = "runs/eval-" + "".join(c if c.isalnum() else "-" for c in str(target))
         run = RunDirectory.create(output or default, resume=True)
-    summary = evaluate_stage(config, finished.chat, finished.model, sets, run, "eval", weights=weights)
+    summary = evaluate_stage(config, finished.bundle, finished.model, sets, run, "eval", weights=weights)
     return run, summary
 
 
@@ -105,7 +105,7 @@ CHUNK_SIZES = {"cpu": 384, "cuda": 2048}
 
 def score_sets(
     config: RunConfig,
-    chat: ModelBundle,
+    bundle: ModelBundle,
     model: PreTrainedModel | PeftModel,
     sets: Sequence[EvalSet],
     stage: str,
@@ -116,19 +116,19 @@ def score_sets(
 
     Args:
         config: Says how questions are asked.
-        chat: The model's prompts.
+        bundle: The model's prompts.
         model: What answers.
         sets: The questions.
         stage: Shown with the bar.
         ranks: The processes that share the questions.
         keep: Where finished chunks of a set's answers go; unset: nowhere.
     """
-    backend = chat.backend(model, config.rollout, config.eval.batch_size)
+    backend = bundle.backend(model, config.rollout, config.eval.batch_size)
     scores = []
     for questions in sets:
         total = math.ceil(len(questions.demonstrations) * config.eval.num_samples / ranks.num_ranks)
         with Progress(f"{stage}: {questions.label}", total, "answers", enabled=ranks.rank == 0) as progress:
-            score = score_set(questions, backend, chat.renderer, config.eval, tick(progress), ranks, keep(questions))
+            score = score_set(questions, backend, bundle.renderer, config.eval, tick(progress), ranks, keep(questions))
             progress.update(0, score=score.score)
         scores.append(score)
     return scores
@@ -136,7 +136,7 @@ def score_sets(
 
 def evaluate_stage(
     config: RunConfig,
-    chat: ModelBundle,
+    bundle: ModelBundle,
     model: PreTrainedModel | PeftModel,
     sets: Sequence[EvalSet],
     run: RunDirectory,
@@ -151,7 +151,7 @@ def evaluate_stage(
 
     Args:
         config: Says how questions are asked.
-        chat: The model's prompts.
+        bundle: The model's prompts.
         model: What answers.
         sets: The questions.
         run: Where records and summary go.
@@ -169,16 +169,16 @@ def evaluate_stage(
         if weights is None:
             return None
         owner = f"{model_identity(config.model)}, {config.rollout.decode_copy} copy, {weights}"
-        return Kept(_partial_path(run, stage, questions.label), owner, chunk_size(chat))
+        return Kept(_partial_path(run, stage, questions.label), owner, chunk_size(bundle))
 
-    scores = score_sets(config, chat, model, sets, stage, ranks, keep)
+    scores = score_sets(config, bundle, model, sets, stage, ranks, keep)
     entry = {"identity": eval_identity(config, sets), "weights": weights}
-    return ranks.on_first(partial(_write_stage, config, chat, model, run, stage, scores, entry))
+    return ranks.on_first(partial(_write_stage, config, bundle, model, run, stage, scores, entry))
 
 
-def chunk_size(chat: ModelBundle) -> int:
+def chunk_size(bundle: ModelBundle) -> int:
     """Return how many answers a chunk has on each rank, for the device a model is on."""
-    return CHUNK_SIZES.get(chat.loaded.model.device.type, CHUNK_SIZES["cpu"])
+    return CHUNK_SIZES.get(bundle.loaded.model.device.type, CHUNK_SIZES["cpu"])
 
 
 def _partial_path(run: RunDirectory, stage: str, label: str) -> Path:
@@ -200,7 +200,7 @@ def files_identity(directory: Path) -> str:
 
 def _write_stage(
     config: RunConfig,
-    chat: ModelBundle,
+    bundle: ModelBundle,
     model: PreTrainedModel | PeftModel,
     run: RunDirectory,
     stage: str,
@@ -213,9 +213,9 @@ def _write_stage(
         write_jsonl_atomic(run.eval_records_path(stage, score.label), score.records)
     kl = None
     if config.eval.kl_prompts:
-        completions = base_completions(config, chat, model, run.eval_path, untrained=stage == "before")
+        completions = base_completions(config, bundle, model, run.eval_path, untrained=stage == "before")
         if stage != "before":
-            kl = measure_kl(config, chat, model, completions)
+            kl = measure_kl(config, bundle, model, completions)
     scored = [_without_records(score) for score in scores]
     summary[stage] = {**entry, "sets": scored, "kl": _kl_entry(kl)}
     write_json_atomic(run.eval_summary_path, summary)
@@ -244,7 +244,7 @@ def has_stage(run: RunDirectory, stage: str, config: RunConfig, sets: Sequence[E
 
 
 def base_completions(
-    config: RunConfig, chat: ModelBundle, model: PreTrainedModel | PeftModel, directory: Path, *, untrained: bool
+    config: RunConfig, bundle: ModelBundle, model: PreTrainedModel | PeftModel, directory: Path, *, untrained: bool
 ) -> list[BaseCompletion]:
     """Read the base model's completions, or let it write them now; the file's name tells what it belongs to."""
     asked = (
@@ -267,9 +267,9 @@ def base_completions(
     ):
         # The model itself with its adapter off keeps its engine; another copy, and its engine, live this long only.
         same = inner_model(base) is inner_model(model)
-        backend = (chat.backend if same else chat.new_backend)(base, config.rollout, config.eval.batch_size)
+        backend = (bundle.backend if same else bundle.new_backend)(base, config.rollout, config.eval.batch_size)
         completions = write_base_completions(
-            backend, chat.renderer, config.eval.kl_prompts, config.eval.kl_max_new_tokens, tick(progress)
+            backend, bundle.renderer, config.eval.kl_prompts, config.eval.kl_max_new_tokens, tick(progress)
         )
     write_jsonl_atomic(path, [dataclasses.asdict(completion) for completion in completions])
     return completions
@@ -277,14 +277,14 @@ def base_completions(
 
 def measure_kl(
     config: RunConfig,
-    chat: ModelBundle,
+    bundle: ModelBundle,
     model: PreTrainedModel | PeftModel,
     completions: Sequence[BaseCompletion],
 ) -> BaseKL:
     """Measure KL(base || model) on the base model's completions, with a progress bar."""
     with Progress("KL to the base model", len(completions), "completions") as progress:
         return kl_to_base(
-            inner_model(model), base_context(config, model), completions, chat.pad_token_id, tick(progress)
+            inner_model(model), base_context(config, model), completions, bundle.pad_token_id, tick(progress)
         )
 
 

@@ -92,10 +92,10 @@ class LocalJudge:
 
     def __call__(self, prompts: Sequence[str]) -> Iterator[tuple[int, Reply]]:
         """Ask; see :data:`~onpolicy_sdft.eval.judge.Judge`."""
-        chat, rollout = self.finished.chat, self.finished.config.rollout
-        backend = chat.backend(self.finished.model, rollout, rollout.batch_size)
-        params, window = SamplingParams(temperature=self.asking.temperature), context_window(chat)
-        ids = [chat.renderer.student_ids([Turn("user", prompt)]) for prompt in prompts]
+        bundle, rollout = self.finished.bundle, self.finished.config.rollout
+        backend = bundle.backend(self.finished.model, rollout, rollout.batch_size)
+        params, window = SamplingParams(temperature=self.asking.temperature), context_window(bundle)
+        ids = [bundle.renderer.student_ids([Turn("user", prompt)]) for prompt in prompts]
         fits = [window is None or len(own) + self.asking.max_new_tokens <= window for own in ids]
         for index in (place for place, fit in enumerate(fits) if not fit):
             yield index, Reply("", f"{len(ids[index])} tokens do not fit into the judge's context window of {window}")
@@ -109,7 +109,7 @@ class LocalJudge:
                 for index in chunk
             ]
             for index, written in zip(chunk, backend.generate(requests, params), strict=True):
-                yield index, Reply(chat.renderer.decode(written.token_ids))
+                yield index, Reply(bundle.renderer.decode(written.token_ids))
 
 
 def run_judge(first: Path, second: Path, judge: Judge, judge_facts: Mapping[str, Any], output: Path) -> dict[str, Any]:

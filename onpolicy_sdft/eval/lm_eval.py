@@ -90,9 +90,9 @@ def run_lm_eval(target: str, options: LmEvalOptions, output: Path | None) -> tup
     finished = load_run(target) if is_run(target) else load_model(target, RunConfig())
     directory = output or _default_directory(finished, target)
     identity = _identity(finished, options, preset)
-    chat = finished.chat
-    control = chat.renderer.markup.control.values()
-    harness = Harness(_whole(finished), chat.loaded.tokenizer, options.include_path, options.batch_size, control)
+    bundle = finished.bundle
+    control = bundle.renderer.markup.control.values()
+    harness = Harness(_whole(finished), bundle.loaded.tokenizer, options.include_path, options.batch_size, control)
     harness.check(names)
     results: dict[str, TaskResult] = {}
     for name in names:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from onpolicy_sdft.build.bundle import ModelBundle, load_chat
+from onpolicy_sdft.build.bundle import ModelBundle, load_bundle
 from onpolicy_sdft.build.data import Data
 from onpolicy_sdft.build.method import (
     learns_packed,
@@ -84,7 +84,7 @@ def run_probe(
         raise ConfigError("A probe needs at least one of each: --num_examples, --templates, --temperatures.")
     for name in templates:
         TeacherContext(name, config.context.show)  # an unknown one is refused before anything is written
-    chat = load_chat(config)
+    bundle = load_bundle(config)
     task = load_task(config.task.name, config.task.options)
     loaded = load_demonstrations(config.data, task)
     total = len(loaded.demonstrations)
@@ -95,7 +95,7 @@ def run_probe(
     rows = loaded.demonstrations if config.context.show in ("others", "both") else [
         demonstration for demonstration in loaded.demonstrations if demonstration.example_id in chosen
     ]  # fmt: skip
-    teacher = make_teacher(config, chat.loaded.model, nullcontext)
+    teacher = make_teacher(config, bundle.loaded.model, nullcontext)
     bare: list[ProbeRow] = []
     conditioned: list[ProbeRow] = []
     problems: list[tuple[ProbeRow, str]] = []
@@ -108,12 +108,17 @@ def run_probe(
                 rollout=replace(config.rollout, temperature=temperature, temperature_end=None),
             )
             prepared = prepare(
-                rows, chat.renderer, asked.context, config.train.seed, work_of(task), on_bad_row=config.data.on_bad_row
+                rows,
+                bundle.renderer,
+                asked.context,
+                config.train.seed,
+                work_of(task),
+                on_bad_row=config.data.on_bad_row,
             )
             pairs = tuple(pair for pair in prepared.pairs if pair.demonstration.example_id in chosen)
             data = Data(task, loaded, replace(prepared, pairs=pairs))
             with Progress(f"probe at T={temperature:g}", None, "tokens") as progress:
-                preview = _preview(asked, chat, data, teacher, progress)
+                preview = _preview(asked, bundle, data, teacher, progress)
                 if answers is None:
                     row, answers = _ask_bare(preview, temperature, progress)
                     bare.append(row)
@@ -121,19 +126,19 @@ def run_probe(
             conditioned.append(row)
             if problem := teaches_shortcuts(row, answers, config):
                 problems.append((row, f"T={temperature:g}: {problem}"))
-    learning = _seconds_per_learning_step(config, chat, pairs)
+    learning = _seconds_per_learning_step(config, bundle, pairs)
     said = recommend(bare, conditioned, [row for row, _ in problems])
     return ProbeOutcome((*bare, *conditioned), said, tuple(text for _, text in problems), learning)
 
 
-def _preview(config: RunConfig, chat: ModelBundle, data: Data, teacher: Teacher, progress: Progress) -> Preview:
+def _preview(config: RunConfig, bundle: ModelBundle, data: Data, teacher: Teacher, progress: Progress) -> Preview:
     """Return what asks as a step with these options would."""
-    backend = chat.backend(chat.loaded.model, config.rollout, config.rollout.batch_size)
-    trying = make_trying(config, chat, data, teacher, num_workers=0)
+    backend = bundle.backend(bundle.loaded.model, config.rollout, config.rollout.batch_size)
+    trying = make_trying(config, bundle, data, teacher, num_workers=0)
     source = make_policy_source(config, backend, 1, teacher, tick(progress), trying)
-    screen = make_screen(config, chat, data)
-    pairing = make_pairing(config, chat.pad_token_id)
-    reviewer = make_review(config, chat, data.task, pairing, teacher, source.answers)
+    screen = make_screen(config, bundle, data)
+    pairing = make_pairing(config, bundle.pad_token_id)
+    reviewer = make_review(config, bundle, data.task, pairing, teacher, source.answers)
     return Preview(data.prepared.pairs, source, screen, reviewer, partial(teacher.weights, "live"))
 
 
@@ -161,12 +166,12 @@ def _ask_teacher(
     return summarise(ruled, answers, preview.screen, template, temperature, seconds)
 
 
-def _seconds_per_learning_step(config: RunConfig, chat: ModelBundle, pairs: Sequence[PromptPair]) -> float:
+def _seconds_per_learning_step(config: RunConfig, bundle: ModelBundle, pairs: Sequence[PromptPair]) -> float:
     """Time forward and backward of one step's worth of demonstrations; nothing is updated.
 
     Scoring is included where the rollouts would not have recorded the teacher's distributions.
     """
-    model = prepare_trainable(chat.loaded.model, config.lora, config.model, config.train.seed)
+    model = prepare_trainable(bundle.loaded.model, config.lora, config.model, config.train.seed)
     policy, objective = Policy(model), make_objective(config)
     rows = [
         TrainingRow(pair.student_ids, pair.response_ids, pair.teacher_ids) for pair in pairs[: config.train.batch_size]
@@ -177,9 +182,9 @@ def _seconds_per_learning_step(config: RunConfig, chat: ModelBundle, pairs: Sequ
         return torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16")
 
     packed = learns_packed(config, model, device, bf16)
-    pairing = make_pairing(config, chat.pad_token_id, packed=packed)
+    pairing = make_pairing(config, bundle.pad_token_id, packed=packed)
     policy.train()
-    teacher_scorer = TeacherScorer(make_teacher(config, model, bf16), objective, chat.pad_token_id)
+    teacher_scorer = TeacherScorer(make_teacher(config, model, bf16), objective, bundle.pad_token_id)
     is_recorded = make_sampling(config, num_steps=1).record != NO_RECORD
     seconds = 0.0
     with Progress("probe: learning", len(rows), "targets") as progress:

@@ -95,13 +95,13 @@ def answer(
     Raises:
         DataError: If a prompt and its longest answer are more than the model's context window.
     """
-    refuse_unaskable(finished.chat, [EvalSet("prompts", prompts, FreeForm(), asking.max_new_tokens, False)])
+    refuse_unaskable(finished.bundle, [EvalSet("prompts", prompts, FreeForm(), asking.max_new_tokens, False)])
     rollout = finished.config.rollout
-    backend = finished.chat.backend(finished.model, rollout, finished.config.eval.batch_size)
-    kept = Kept(path, f"{weights_identity(finished)}, {rollout.decode_copy} copy", chunk_size(finished.chat))
+    backend = finished.bundle.backend(finished.model, rollout, finished.config.eval.batch_size)
+    kept = Kept(path, f"{weights_identity(finished)}, {rollout.decode_copy} copy", chunk_size(finished.bundle))
     with Progress(description, len(prompts), "answers") as progress:
         return answer_prompts(
-            prompts, backend, finished.chat.renderer, SamplingParams(temperature=asking.temperature),
+            prompts, backend, finished.bundle.renderer, SamplingParams(temperature=asking.temperature),
             asking.max_new_tokens, asking.seed, tick(progress), kept,
         )  # fmt: skip
 
@@ -110,4 +110,4 @@ def weights_identity(finished: LoadedRun) -> str:
     """Tell a model's weights from those of others."""
     if finished.run is not None:
         return f"{model_identity(finished.config.model)}, {files_identity(finished.run.model_path)}"
-    return model_identity(dataclasses.replace(finished.config.model, name=finished.chat.loaded.source))
+    return model_identity(dataclasses.replace(finished.config.model, name=finished.bundle.loaded.source))

@@ -72,13 +72,13 @@ def export(
     elif merged:
         if finished.config.model.load_in_4bit:
             raise ConfigError("--merged cannot fold an adapter into a 4-bit base. Fix: export the adapter alone.")
-        model = merge_adapter(model, finished.chat.loaded.stored_dtype if dtype is None else getattr(torch, dtype))
+        model = merge_adapter(model, finished.bundle.loaded.stored_dtype if dtype is None else getattr(torch, dtype))
     elif dtype is not None:
         raise ConfigError(f"--dtype {dtype} is for whole models, not for an adapter. Fix: --merged, or leave it out.")
     if not isinstance(model, PeftModel):
         facts["dtype"] = str(model.dtype).removeprefix("torch.") + ("" if dtype is None else ", as asked")
         logger.info(f"the weights are {facts['dtype']}")
-    summary, tokenizer = _scores(finished.run), finished.chat.loaded.tokenizer
+    summary, tokenizer = _scores(finished.run), finished.bundle.loaded.tokenizer
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / "model" if output is None else Path(output)
         export_model(model, tokenizer, directory, base, facts, summary)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from onpolicy_sdft.build.base import Start, base_of, has_base, make_base
-from onpolicy_sdft.build.bundle import ModelBundle, context_window, load_chat
+from onpolicy_sdft.build.bundle import ModelBundle, context_window, load_bundle
 from onpolicy_sdft.build.data import Data, load_rows, make_prompt_pairs, refuse_unaskable
 from onpolicy_sdft.build.identity import base_identity
 from onpolicy_sdft.build.preflight import print_preflight
@@ -100,7 +100,7 @@ class _Loaded:
     config: RunConfig  # with what was settled while it was loaded
     backend: Backend
     start: Start | None
-    chat: ModelBundle
+    bundle: ModelBundle
     data: Data
     sets: Sequence[EvalSet]
     validation: Sequence[EvalSet]
@@ -122,18 +122,18 @@ def _load(config: RunConfig, backend: Backend) -> _Loaded:
         device = backend.device if backend.shards.in_place else torch.device("cpu")
         together = CollectiveDecoding(backend, backend.inside) if config.rollout.weights == "sharded" else None
         start = backend.on_first(lambda: find_start(config))
-        chat = load_chat(_with_base(config, start, backend), backend, device, together)
-    pairs = make_prompt_pairs(config, chat, task, rows, asks_teacher=config.train.targets == "policy")
-    data = _take_up_distilled(config, chat, pairs)
+        bundle = load_bundle(_with_base(config, start, backend), backend, device, together)
+    pairs = make_prompt_pairs(config, bundle, task, rows, asks_teacher=config.train.targets == "policy")
+    data = _take_up_distilled(config, bundle, pairs)
     gated = gate_sets(config, task, held_back, sets)
-    refuse_unaskable(chat, [*sets, *validation, *gated])
+    refuse_unaskable(bundle, [*sets, *validation, *gated])
     plan = make_plan(config.train, len(data.prepared.pairs), backend.num_ranks)
     if backend.rank == 0:
-        print_preflight(data, config, chat, screens=config.train.targets == "policy")
-    if backend.rank == 0 and chat.loaded.model.device.type == backend.device.type:
+        print_preflight(data, config, bundle, screens=config.train.targets == "policy")
+    if backend.rank == 0 and bundle.loaded.model.device.type == backend.device.type:
         with backend.autocast():
-            _report_turn_end(config, chat, data)
-    return _Loaded(config, backend, start, chat, data, sets, validation, gated, plan)
+            _report_turn_end(config, bundle, data)
+    return _Loaded(config, backend, start, bundle, data, sets, validation, gated, plan)
 
 
 def _claim(
@@ -141,7 +141,7 @@ def _claim(
 ) -> tuple[RunDirectory, dict[str, Any]]:
     """Make the run directory ours, where all ranks read the same; return it with the run's identity."""
     config, backend, data = found.config, found.backend, found.data
-    identity = identity_of(config, data, found.start, found.gated, base, found.chat.renderer.date)
+    identity = identity_of(config, data, found.start, found.gated, base, found.bundle.renderer.date)
     if backend.num_ranks > 1:
         facts = {**dataclasses.asdict(config), "data fingerprint": data.loaded.fingerprint}
         facts |= {name: identity[name] for name in (*base, "prompts and targets")}
@@ -157,9 +157,9 @@ def _claim(
 def _prepare(found: _Loaded) -> PreTrainedModel | PeftModel:
     """Return the model as it is trained: adapters in place, tried once before anything depends on it."""
     config, backend = found.config, found.backend
-    model = prepare_trainable(found.chat.loaded.model, config.lora, config.model, config.train.seed)
+    model = prepare_trainable(found.bundle.loaded.model, config.lora, config.model, config.train.seed)
     with backend.autocast():  # as it learns: some attention kernels take no float32
-        make_ready(model, found.chat.loaded)
+        make_ready(model, found.bundle.loaded)
     trainable, total = count_parameters(model)
     logger.info(f"{trainable / 1e6:.2f} M of {total / 1e6:.1f} M parameters are trained on {backend.num_ranks} ranks")
     return model
@@ -177,13 +177,13 @@ def _fit(config: RunConfig, command: Sequence[str], held: ExitStack) -> TrainOut
     backend = make_backend(config.train.precision, config.train.rank_timeout_seconds)
     backend.check(config)
     found = _load(config, backend)
-    config, chat, data, sets, plan = found.config, found.chat, found.data, found.sets, found.plan
-    base = base_identity(chat)
+    config, bundle, data, sets, plan = found.config, found.bundle, found.data, found.sets, found.plan
+    base = base_identity(bundle)
     model = _prepare(found)
     run, identity = _claim(found, base, command, held)
 
     progress = Progress("train", plan.num_steps, "steps", enabled=backend.rank == 0)
-    trainer = make_trainer(config, chat, data, model, backend, plan, progress)
+    trainer = make_trainer(config, bundle, data, model, backend, plan, progress)
     teacher = trainer.teacher
     model = teacher.model  # from here on weights are read only
     start = found.start
@@ -200,22 +200,23 @@ def _fit(config: RunConfig, command: Sequence[str], held: ExitStack) -> TrainOut
         lambda: has_stage(run, "before", config, sets, origin) or inherit_scores(config, sets, run, start, origin)
     ):
         with teacher.weights("live"):
-            evaluate_stage(config, chat, model, sets, run, "before", backend, weights=origin)
-    guards = make_guards(config, chat, data, found.gated, trainer, run, identity, progress)
+            evaluate_stage(config, bundle, model, sets, run, "before", backend, weights=origin)
+    guards = make_guards(config, bundle, data, found.gated, trainer, run, identity, progress)
     if _resume(config, run, guards.checkpointer, trainer, progress):
         restore_look(trainer)
     is_first = backend.rank == 0
     trackers = open_trackers(config.train.trackers, run.path, dataclasses.asdict(config), is_main_process=is_first)
 
     def export(path: Path, summary: Mapping[str, Any], verdict: Verdict | None = None) -> None:
-        weights = backend.weights() if chat.together is not None else None  # nothing whole is there to be read
+        weights = backend.weights() if bundle.together is not None else None  # nothing whole is there to be read
         with teacher.weights("live"):
-            backend.on_first(partial(_export, config, chat, model, data, run, path, summary, weights, verdict))
+            backend.on_first(partial(_export, config, bundle, model, data, run, path, summary, weights, verdict))
 
+    validate = partial(_validate, config, bundle, teacher, found.validation, backend) if found.validation else None
     loop = Loop(
         trainer, data.prepared.pairs, plan, config, run, guards.checkpointer, trackers, progress,
         hooks=Hooks(
-            validate=partial(_validate, config, chat, teacher, found.validation, backend) if found.validation else None,
+            validate=validate,
             save_best=lambda: export(run.best_path, {}),
             refresh=partial(refresh_run, trainer, preview) if preview is not None else None,
         ),
@@ -234,7 +235,7 @@ def _fit(config: RunConfig, command: Sequence[str], held: ExitStack) -> TrainOut
     if scored:
         with teacher.weights("live"):
             taught = trained_to(trainer.state.step, trainer.state.total_loss_tokens)
-            summary = {"after": evaluate_stage(config, chat, model, sets, run, "after", backend, weights=taught)}
+            summary = {"after": evaluate_stage(config, bundle, model, sets, run, "after", backend, weights=taught)}
     verdict = backend.on_first(lambda: reach_verdict(run, guards.gate, config.gate.max_p_value, summary))
     export(run.model_path, summary, verdict)
     backend.on_first(lambda: write_json_atomic(run.result_path, {**record, "verdict": dataclasses.asdict(verdict)}))
@@ -249,15 +250,15 @@ def _write_error(
         write_json_atomic(run.result_path, {"reason": str(error), "error": kind.__name__})
 
 
-def _report_turn_end(config: RunConfig, chat: ModelBundle, data: Data) -> None:
+def _report_turn_end(config: RunConfig, bundle: ModelBundle, data: Data) -> None:
     """Say how likely the model ends its turn where a demonstration ends, where its weights are whole."""
-    model, rows = chat.loaded.model, data.prepared.pairs[:_TURN_END_ROWS]
+    model, rows = bundle.loaded.model, data.prepared.pairs[:_TURN_END_ROWS]
     if not runs_whole(inner_model(model)):
         return
-    pairs = [each for each in rows if each.response_ids and each.response_ids[-1] == chat.renderer.terminator_id]
+    pairs = [each for each in rows if each.response_ids and each.response_ids[-1] == bundle.renderer.terminator_id]
     if not pairs:
         return
-    name = str(chat.loaded.tokenizer.convert_ids_to_tokens(chat.renderer.terminator_id))
+    name = str(bundle.loaded.tokenizer.convert_ids_to_tokens(bundle.renderer.terminator_id))
     probability = turn_end_probability(model, pairs)
     level = logging.WARNING if probability < RARELY_ENDS else logging.INFO
     logger.log(level, describe_turn_end(probability, name, len(pairs), adapters=config.lora.enabled))
@@ -271,32 +272,32 @@ def _with_base(config: RunConfig, start: Start | None, backend: Backend) -> RunC
     return dataclasses.replace(config, model=base_of(RunDirectory(Path(config.train.output_dir)), config))
 
 
-def _take_up_distilled(config: RunConfig, chat: ModelBundle, data: Data) -> Data:
+def _take_up_distilled(config: RunConfig, bundle: ModelBundle, data: Data) -> Data:
     """Put the responses of a distilled file in the place of the demonstrations', where one is the target source."""
     if config.train.targets != "distilled" or config.train.distilled is None:
         return data
     path = find_file(config.train.distilled)
-    pairs, num_dropped = take_up(data.prepared.pairs, read_rows(path), path, chat.renderer.decode)
+    pairs, num_dropped = take_up(data.prepared.pairs, read_rows(path), path, bundle.renderer.decode)
     logger.info(
         f"{len(pairs)} targets from {path}" + (f"; {num_dropped} rows were dropped there" if num_dropped else "")
     )
     prepared = dataclasses.replace(data.prepared, pairs=pairs)
-    refuse_beyond_window(prepared, config.rollout.max_new_tokens, context_window(chat))
+    refuse_beyond_window(prepared, config.rollout.max_new_tokens, context_window(bundle))
     loaded = dataclasses.replace(data.loaded, fingerprint=f"{data.loaded.fingerprint}+{file_digest(path)}")
     return dataclasses.replace(data, loaded=loaded, prepared=prepared)
 
 
 def _validate(
-    config: RunConfig, chat: ModelBundle, teacher: Teacher, sets: Sequence[EvalSet], ranks: Ranks
+    config: RunConfig, bundle: ModelBundle, teacher: Teacher, sets: Sequence[EvalSet], ranks: Ranks
 ) -> dict[str, float]:
     with teacher.weights("live"):
-        scores = score_sets(config, chat, teacher.model, sets, "validation", ranks)
+        scores = score_sets(config, bundle, teacher.model, sets, "validation", ranks)
     return {f"eval/{score.label}/score": score.score for score in scores}
 
 
 def _export(
     config: RunConfig,
-    chat: ModelBundle,
+    bundle: ModelBundle,
     model: PreTrainedModel | PeftModel,
     data: Data,
     run: RunDirectory,
@@ -310,7 +311,7 @@ def _export(
     if verdict is not None:
         facts["compared with the start"] = verdict.text
     base = base_of(run, config).name
-    export_model(model, chat.loaded.tokenizer, directory, base, facts, summary, weights)
+    export_model(model, bundle.loaded.tokenizer, directory, base, facts, summary, weights)
 
 
 def _resume(

@@ -118,7 +118,7 @@ def make_gate(config: RunConfig, data: Data, sets: Sequence[EvalSet]) -> Gate | 
 
 def make_guards(
     config: RunConfig,
-    chat: ModelBundle,
+    bundle: ModelBundle,
     data: Data,
     sets: Sequence[EvalSet],
     trainer: Trainer,
@@ -130,7 +130,7 @@ def make_guards(
 
     Args:
         config: Of the run.
-        chat: Its model's prompts.
+        bundle: Its model's prompts.
         data: What it is trained on.
         sets: What the gate asks, see :func:`gate_sets`.
         trainer: What is watched.
@@ -145,7 +145,7 @@ def make_guards(
         guards={"alarms": alarms} if gate is None else {"alarms": alarms, "gate": gate},
         pinned=tuple if gate is None else lambda: gate.pinned,
     )  # fmt: skip
-    answer = partial(answer_greedily, config, chat, teacher, sets, backend)
+    answer = partial(answer_greedily, config, bundle, teacher, sets, backend)
     return Guards(
         alarms, gate, answer, checkpointer, run, progress, is_first=backend.rank == 0,
         on_going_back=partial(restore_look, trainer),
@@ -153,11 +153,11 @@ def make_guards(
 
 
 def answer_greedily(
-    config: RunConfig, chat: ModelBundle, teacher: Teacher, sets: Sequence[EvalSet], ranks: Ranks
+    config: RunConfig, bundle: ModelBundle, teacher: Teacher, sets: Sequence[EvalSet], ranks: Ranks
 ) -> Answers:
     """Answer the gate's questions greedily: one answer each, whatever ``eval`` asks for."""
     greedy = replace(config, eval=replace(config.eval, temperature=0.0, num_samples=1))
     with teacher.weights("live"):
-        scores = score_sets(greedy, chat, teacher.model, sets, "gate", ranks)
+        scores = score_sets(greedy, bundle, teacher.model, sets, "gate", ranks)
     correct = {score.label: tuple(bool(record["correct"]) for record in score.records) for score in scores}
     return Answers(correct, round(sum(score.mean_length * score.n for score in scores)))

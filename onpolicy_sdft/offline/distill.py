@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from onpolicy_sdft.build.bundle import load_chat
+from onpolicy_sdft.build.bundle import load_bundle
 from onpolicy_sdft.build.data import load_rows, make_prompt_pairs
 from onpolicy_sdft.build.method import make_pairing, make_review, make_sampling, make_screen, make_teacher
 from onpolicy_sdft.build.preflight import print_preflight
@@ -60,19 +60,19 @@ def run_distill(config: RunConfig, command: Sequence[str]) -> DistillOutcome:
     _refuse_live_options(config)
     directory = Path(config.distill.output_dir)
     task, loaded = load_rows(config)
-    chat = load_chat(config)
-    data = make_prompt_pairs(config, chat, task, loaded)
-    print_preflight(data, config, chat, screens=config.distill.rules == "default")
+    bundle = load_bundle(config)
+    data = make_prompt_pairs(config, bundle, task, loaded)
+    print_preflight(data, config, bundle, screens=config.distill.rules == "default")
     if config.distill.rules == "legacy":
         for pair in data.prepared.pairs:  # a row that its rules cannot judge is found before anything is written
             legacy_agrees(pair.demonstration.response, pair.demonstration, config.task.name)
     with claimed(directory, "distill.output_dir", "distillation"):
         _take_up(directory, config, data, command)
-        backend = chat.backend(chat.loaded.model, config.rollout, config.rollout.batch_size)
+        backend = bundle.backend(bundle.loaded.model, config.rollout, config.rollout.batch_size)
         pairs = data.prepared.pairs
         with Progress("distill", len(pairs), "rows") as progress:
             source = PolicySource(backend, make_sampling(config, num_steps=1), show_writing(progress))
-            judge = _judge(config, chat, data, source)
+            judge = _judge(config, bundle, data, source)
             rows = distill(
                 pairs,
                 directory / FILE_NAME,
@@ -101,14 +101,14 @@ def _refuse_live_options(config: RunConfig) -> None:
         )
 
 
-def _judge(config: RunConfig, chat: ModelBundle, data: Data, source: PolicySource) -> Judge:
+def _judge(config: RunConfig, bundle: ModelBundle, data: Data, source: PolicySource) -> Judge:
     """Return what judges rewrites, after a look at what the base model writes with these settings."""
     if config.distill.rules == "legacy":
-        return LegacyJudge(config.task.name, chat.renderer.decode, chat.renderer.response_ids)
-    screen = make_screen(config, chat, data)
-    teacher = make_teacher(config, chat.loaded.model, nullcontext)
-    pairing = make_pairing(config, chat.pad_token_id)
-    reviewer = make_review(config, chat, data.task, pairing, teacher, source.answers)
+        return LegacyJudge(config.task.name, bundle.renderer.decode, bundle.renderer.response_ids)
+    screen = make_screen(config, bundle, data)
+    teacher = make_teacher(config, bundle.loaded.model, nullcontext)
+    pairing = make_pairing(config, bundle.pad_token_id)
+    reviewer = make_review(config, bundle, data.task, pairing, teacher, source.answers)
     if config.probe.num_examples:
         look(config, Preview(choose_rows(config, data.prepared.pairs), source, screen, reviewer))
     return ScreenJudge(screen, reviewer)

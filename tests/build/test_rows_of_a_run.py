@@ -7,7 +7,7 @@ import json
 import pytest
 
 from onpolicy_sdft import fit, load_config
-from onpolicy_sdft.build.bundle import load_chat
+from onpolicy_sdft.build.bundle import load_bundle
 from onpolicy_sdft.build.data import load_rows, make_prompt_pairs
 from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.runs.files import read_json
@@ -38,7 +38,7 @@ def config_of(tmp_path, model_dir):
 
 
 def views_of(config):
-    return make_prompt_pairs(config, load_chat(config), *load_rows(config)).prepared
+    return make_prompt_pairs(config, load_bundle(config), *load_rows(config)).prepared
 
 
 def test_a_row_that_spells_a_control_token_is_refused_with_its_file_and_number(config_of):
@@ -64,7 +64,7 @@ def test_sft_leaves_no_row_out_for_the_prompt_of_a_teacher(config_of):
 @pytest.mark.parametrize("backend", ["engine", "hf"])
 def test_what_writes_in_a_run_knows_which_ids_have_no_token(config_of, backend):
     config = config_of(("a", "b"), **{"rollout.backend": backend})
-    chat = load_chat(config)
-    num_tokens = max(chat.loaded.tokenizer.get_vocab().values()) + 1
-    assert num_tokens < chat.loaded.model.config.vocab_size
-    assert chat.backend(chat.loaded.model, config.rollout, 2).num_tokens == num_tokens
+    bundle = load_bundle(config)
+    num_tokens = max(bundle.loaded.tokenizer.get_vocab().values()) + 1
+    assert num_tokens < bundle.loaded.model.config.vocab_size
+    assert bundle.backend(bundle.loaded.model, config.rollout, 2).num_tokens == num_tokens

@@ -182,6 +182,6 @@ def test_an_adapter_is_not_put_on_another_base_of_the_same_name(config, tmp_path
 
 def test_an_adapter_is_asked_by_the_template_it_was_trained_with(config, tmp_path):
     run = fit(load_config(config, **{"train.max_steps": 1})).run.path
-    asked = load_run(run).chat.renderer.student_ids([Turn("user", "say 1")])
+    asked = load_run(run).bundle.renderer.student_ids([Turn("user", "say 1")])
     edit_chat_template(tmp_path)
-    assert load_run(run).chat.renderer.student_ids([Turn("user", "say 1")]) == asked
+    assert load_run(run).bundle.renderer.student_ids([Turn("user", "say 1")]) == asked

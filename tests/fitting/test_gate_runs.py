@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from onpolicy_sdft import fit, load_config
-from onpolicy_sdft.build.bundle import load_chat
+from onpolicy_sdft.build.bundle import load_bundle
 from onpolicy_sdft.build.data import load_rows, make_prompt_pairs
 from onpolicy_sdft.build.loaded import load_model
 from onpolicy_sdft.cli.main import main
@@ -92,12 +92,12 @@ def test_no_teacher_is_shown_what_is_held_back(files, seed):
     config = load_config(
         files["config"], **{"context.show": "both", "context.num_demonstrations": 4, "train.seed": seed}
     )
-    chat = load_chat(config)
+    bundle = load_bundle(config)
     task, rows = load_rows(config)
     left, held = hold_back(config, task, rows)
     assert hold_back(config, task, rows)[1] == held, "the same seed, the same rows"
-    pairs = make_prompt_pairs(config, chat, task, left).prepared.pairs
-    shown = {number for pair in pairs for number in re.findall(r"say (\d+)", chat.renderer.decode(pair.teacher_ids))}
+    pairs = make_prompt_pairs(config, bundle, task, left).prepared.pairs
+    shown = {number for pair in pairs for number in re.findall(r"say (\d+)", bundle.renderer.decode(pair.teacher_ids))}
     assert shown == {row.response for row in left.demonstrations}
     assert shown.isdisjoint(row.response for row in held)
     assert {row.example_id for row in (*left.demonstrations, *held)} == {row.example_id for row in rows.demonstrations}

@@ -65,14 +65,14 @@ def test_a_model_the_engine_cannot_serve_is_refused_with_the_reason(name):
 
 def test_such_a_model_goes_to_generate_with_one_line_that_says_why(tokenizer, logged):
     model = build(REFUSED["dynamic rope"][0]())
-    chat = ModelBundle(LoadedModel(model, tokenizer, "toy"), Renderer(tokenizer, ContextConfig()), (END,))
-    backend = chat.backend(model, RolloutConfig(), 4)
+    bundle = ModelBundle(LoadedModel(model, tokenizer, "toy"), Renderer(tokenizer, ContextConfig()), (END,))
+    backend = bundle.backend(model, RolloutConfig(), 4)
     assert isinstance(backend, HFBackend)
     (line,) = logged
     assert line.startswith("rollouts go through transformers' generate: LlamaForCausalLM: its rope type dynamic")
-    served = chat.new_backend(make("llama"), RolloutConfig(), 4)
+    served = bundle.new_backend(make("llama"), RolloutConfig(), 4)
     assert isinstance(served, RolloutEngine)
-    assert chat.backend(model, RolloutConfig(), 4) is backend
+    assert bundle.backend(model, RolloutConfig(), 4) is backend
 
 
 @pytest.mark.parametrize("family", FAMILIES)

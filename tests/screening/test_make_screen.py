@@ -18,9 +18,9 @@ def made(tokenizer: Any, template: str = "reference") -> tuple[Screen, Renderer]
     config.context.template = template
     renderer = Renderer(tokenizer, config.context)
     none: Any = None
-    chat: Any = SimpleNamespace(renderer=renderer)
+    bundle: Any = SimpleNamespace(renderer=renderer)
     data: Any = SimpleNamespace(task=FreeForm(), prepared=none)
-    return make_screen(config, chat, data, num_workers=0), renderer
+    return make_screen(config, bundle, data, num_workers=0), renderer
 
 
 def make_pair(renderer: Renderer, response: str) -> PromptPair:

@@ -52,13 +52,15 @@ class Steps:
 
     def __init__(self, bench: Bench, name: str, files: Sequence[str], overrides: dict[str, Any]) -> None:
         self.config = load_config(*files, **_shared(bench), **overrides)
-        chat, self.is_real = load_model(bench, name, self.config)
-        data = make_prompt_pairs(self.config, chat, *load_rows(self.config))
-        model = prepare_trainable(chat.loaded.model, self.config.lora, self.config.model, self.config.train.seed)
+        bundle, self.is_real = load_model(bench, name, self.config)
+        data = make_prompt_pairs(self.config, bundle, *load_rows(self.config))
+        model = prepare_trainable(bundle.loaded.model, self.config.lora, self.config.model, self.config.train.seed)
         self.pairs, self._progress = data.prepared.pairs, Progress("step", 1, "steps", enabled=False)
         self._progress.__enter__()
         backend = Backend(self.config.train.precision)
-        self.trainer: Trainer = make_trainer(self.config, chat, data, model, backend, Plan(1000, None), self._progress)
+        self.trainer: Trainer = make_trainer(
+            self.config, bundle, data, model, backend, Plan(1000, None), self._progress
+        )
 
     def take(self) -> dict[str, float]:
         """Take one step, and return its figures."""
