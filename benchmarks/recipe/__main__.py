@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from onpolicy_sdft.eval.intervals import mean_interval
+from onpolicy_sdft.report.compose import compose
+from onpolicy_sdft.report.document import Table
 from onpolicy_sdft.runs.files import read_json, read_jsonl, write_json_atomic, write_text_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +36,13 @@ def show_difference(pairs: list[tuple[np.ndarray, np.ndarray]]) -> str:
     by_question = np.mean([after - before for after, before in pairs], axis=0)
     low, high = mean_interval(list(by_question))
     return f"{by_question.mean():+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def results_table(sweep: Path) -> str:
+    """Return the table of a sweep's report, as Markdown."""
+    blocks = (block for part in compose([sweep], sweep).parts for section in part.sections for block in section.blocks)
+    table = next(block for block in blocks if isinstance(block, Table) and block.name == "points")
+    return "\n\n".join([table.text.to_markdown(), table.caption, *table.notes])
 
 
 def differences(sweep: Path, against: Sequence[str]) -> str:
@@ -72,7 +81,7 @@ def main() -> None:
     runs = sorted(path.parent for path in options.sweep.glob("runs/*/model"))  # those that came to their end
     manifests = [read_json(run / "manifest.json") for run in runs]
     commits = Counter(manifest["git"]["commit"] for manifest in manifests)
-    table = (options.sweep / "table.md").read_text(encoding="utf-8")
+    table = results_table(options.sweep)
     name = options.sweep.name.replace("-", "_")
     facts = {
         "commits": dict(commits),
@@ -86,7 +95,7 @@ def main() -> None:
         f"`{name}`: {len(manifests)} runs, commit {', '.join(commit[:7] for commit in commits)}; hardware and versions "
         f"in {name}.json. A mean over the seeds that are there; a dash is a run that has not been made.\n\n"
     )
-    page = heading + table.rstrip("\n") + "\n\n" + differences(options.sweep, options.against)
+    page = heading + table + "\n\n" + differences(options.sweep, options.against)
     write_text_atomic(options.results / f"{name}.md", page)
 
 

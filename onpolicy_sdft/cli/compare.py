@@ -16,7 +16,7 @@ def run(arguments: Sequence[str]) -> int:
     )  # fmt: skip
     files = [part for file in config.sequence for part in ("--config", file)]
     sequence = load_plan(SequenceConfig, "sdft compare (sequence)", "", files)
-    from onpolicy_sdft.cli.tables import comparison_tables, run_and_show
+    from onpolicy_sdft.cli.results import run_and_show
     from onpolicy_sdft.experiments.compare import run_comparison
 
-    return run_and_show(lambda: run_comparison(config, sequence, ["sdft", "compare", *arguments]), comparison_tables)
+    return run_and_show(lambda: run_comparison(config, sequence, ["sdft", "compare", *arguments]))

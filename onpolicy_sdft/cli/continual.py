@@ -16,7 +16,7 @@ def run(arguments: Sequence[str]) -> int:
         "Train on tasks one after the other, scoring all of them each time.",
         arguments,
     )
-    from onpolicy_sdft.cli.tables import run_and_show, sequence_tables
+    from onpolicy_sdft.cli.results import run_and_show
     from onpolicy_sdft.experiments.sequence import run_sequence
 
-    return run_and_show(lambda: run_sequence(config, ["sdft", "continual", *arguments]), sequence_tables)
+    return run_and_show(lambda: run_sequence(config, ["sdft", "continual", *arguments]))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from onpolicy_sdft.config.sweep import SweepConfig
     from onpolicy_sdft.experiments.sweep import SweepOutcome
     from onpolicy_sdft.experiments.sweep_plan import Plan
-
-logger = logging.getLogger(__name__)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -34,7 +32,7 @@ def run(arguments: Sequence[str]) -> int:
     with caught_signals() as signals:
         start = make_start(config, signals, _threads(config))
         outcome = run_sweep(config, plan, start, signals)
-    return _conclude(config, plan, outcome)
+    return _conclude(outcome)
 
 
 def _list_runs(config: SweepConfig, plan: Plan) -> int:
@@ -59,32 +57,19 @@ def _list_runs(config: SweepConfig, plan: Plan) -> int:
     return 0
 
 
-def _conclude(config: SweepConfig, plan: Plan, outcome: SweepOutcome) -> int:
-    from onpolicy_sdft.experiments.sweep_results import (
-        SWEEP_FILE,
-        TABLES,
-        base_model_scores,
-        cells,
-        notes,
-        shown_metrics,
-    )
-    from onpolicy_sdft.report.write import write_report
-    from onpolicy_sdft.runs.progress import print_table
+def _conclude(outcome: SweepOutcome) -> int:
+    from onpolicy_sdft.cli.results import show_results
+    from onpolicy_sdft.experiments.sweep_results import SWEEP_FILE, TABLE_FILE
 
-    metrics = shown_metrics(config.metrics, outcome.table)
-    print_table(f"sweep {outcome.directory}", *cells(outcome.table, list(config.axes), metrics))
-    base_model = base_model_scores(outcome.rows, outcome.directory)
-    print("\n".join(filter(None, notes(metrics, outcome.rows, plan.runs, plan.excluded, base_model))))
-    for path in (
-        *(outcome.directory / name for name in (*TABLES, SWEEP_FILE, "logs")),
-        *write_report([outcome.directory]),
-    ):
-        print(path)
+    show_results(outcome.directory)
+    for name in (TABLE_FILE, SWEEP_FILE, "logs"):
+        print(outcome.directory / name)
     num_done = sum(row.state == "done" for row in outcome.rows)
     if outcome.signal is not None:
-        logger.info(
+        print(
             f"stopped by {signal.Signals(outcome.signal).name}: {num_done} of {len(outcome.rows)} runs are done, what "
-            "was at work has saved its state. Go on with the same command."
+            "was at work has saved its state. Go on with the same command.",
+            file=sys.stderr,
         )
         return 128 + outcome.signal
     return 0 if num_done == len(outcome.rows) else 1

@@ -17,12 +17,11 @@ from onpolicy_sdft.runs.files import read_json, read_jsonl, write_json_atomic, w
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.sweep import SweepConfig
-    from onpolicy_sdft.experiments.grid import Excluded
-    from onpolicy_sdft.experiments.sweep_plan import Plan, PlannedRun
+    from onpolicy_sdft.experiments.sweep_plan import Plan
 
 
 SWEEP_FILE = "sweep.json"
-TABLES = ("table.csv", "table.md")
+TABLE_FILE = "table.csv"
 
 State = Literal["done", "failed", "stopped", "pending"]
 
@@ -138,23 +137,21 @@ def shown_metrics(wanted: Sequence[str], table: Sequence[Mapping[str, Any]]) -> 
 
 
 def write_results(config: SweepConfig, plan: Plan, rows: Sequence[Row], directory: Path) -> list[dict[str, Any]]:
-    """Write ``sweep.json``, ``table.csv`` and ``table.md``; return the table."""
+    """Write ``sweep.json`` and ``table.csv``; return the table."""
     table = tabulate(rows)
     metrics = shown_metrics(config.metrics, table)
-    base_model = base_model_scores(rows, directory)
     record = {
         "axes": {axis: [shown_value(axis, value) for value in values] for axis, values in config.axes.items()},
         "seeds": config.seeds,
         "metrics": metrics,
         "runs": [asdict(row) for row in rows],
         "table": table,
-        "base_model": base_model,
+        "base_model": base_model_scores(rows, directory),
+        "one_distilled_set": any(run.distilled for run in plan.runs),
         "excluded": [asdict(entry) for entry in plan.excluded],
     }
     write_json_atomic(directory / SWEEP_FILE, record)
-    csv_name, markdown_name = TABLES
-    write_text_atomic(directory / csv_name, to_csv(table, list(config.axes), metrics))
-    write_text_atomic(directory / markdown_name, to_markdown(table, list(config.axes), metrics, rows, plan, base_model))
+    write_text_atomic(directory / TABLE_FILE, to_csv(table, list(config.axes), metrics))
     return table
 
 
@@ -170,62 +167,6 @@ def to_csv(table: Sequence[Mapping[str, Any]], axes: Sequence[str], metrics: Seq
     return out.getvalue()
 
 
-def cells(
-    table: Sequence[Mapping[str, Any]], axes: Sequence[str], metrics: Sequence[str]
-) -> tuple[list[str], list[list[str]]]:
-    """Return headings and cells of the table as text: mean ± standard deviation (smallest to largest)."""
-    columns = [*axes, *(_short(name) for name in metrics), "runs", "failed"]
-    rows = []
-    for row in table:
-        n = max((figure["n"] for figure in row["scores"].values()), default=0)
-        figures = [_figure(name, row["scores"].get(name)) for name in metrics]
-        rows.append([*(plain_text(row["point"][axis]) for axis in axes), *figures, str(n), str(row["num_failed"])])
-    return columns, rows
-
-
-def to_markdown(
-    table: Sequence[Mapping[str, Any]],
-    axes: Sequence[str],
-    metrics: Sequence[str],
-    rows: Sequence[Row],
-    plan: Plan,
-    base_model: Mapping[str, float],
-) -> str:
-    """Write the table as Markdown, and under it what is not in it: failed and missing runs, what was left out."""
-    columns, body = cells(table, axes, metrics)
-    lines = [_markdown(columns), "|" + "---|" * len(columns), *map(_markdown, body), ""]
-    lines += [*notes(metrics, rows, plan.runs, plan.excluded, base_model), ""]
-    return "\n".join(lines)
-
-
-def notes(
-    metrics: Sequence[str],
-    rows: Sequence[Row],
-    runs: Sequence[PlannedRun],
-    excluded: Sequence[Excluded],
-    base_model: Mapping[str, float],
-) -> list[str]:
-    """Return what must be known beside the table, a paragraph each."""
-    found = ["Mean ± standard deviation over runs (smallest to largest); a run is one seed."]
-    known = [f"{_short(name)} {_number(name, base_model[name])}" for name in metrics if name in base_model]
-    if known:
-        found.append(f"Before training: {', '.join(known)}.")
-    if any(run.distilled for run in runs):
-        found.append("Runs of all seeds learn the same distilled set: the chance in writing it is not in their spread.")
-    missing = [name for name in metrics if not any(name in row.scores for row in rows if row.state == "done")]
-    if missing and any(row.state == "done" for row in rows):
-        found.append(f"No run has {', '.join(missing)}.")
-    for state in ("failed", "stopped", "pending"):
-        those = [row for row in rows if row.state == state]
-        if those:
-            listed = "; ".join(row.name + (f" ({row.reason})" if row.reason else "") for row in those)
-            found.append(f"{len(those)} {state}: {listed}")
-    for entry in excluded:
-        values = ", ".join(f"{axis} {plain_text(value)}" for axis, value in entry.values.items())
-        found.append(f"Left out: {values}" + (f" ({entry.why})" if entry.why else ""))
-    return [part for paragraph in found for part in ("", paragraph)][1:]
-
-
 def plain_text(value: Any) -> str:
     """Return an axis value as people write it in YAML."""
     if isinstance(value, float):
@@ -233,23 +174,6 @@ def plain_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _figure(name: str, figure: Mapping[str, Any] | None) -> str:
-    if figure is None:
-        return "-"
-    if figure["n"] == 1:
-        return _number(name, figure["mean"])
-    mean, sd, low, high = (_number(name, figure[part]) for part in ("mean", "sd", "low", "high"))
-    return f"{mean} ± {sd} ({low} to {high})"
-
-
-def _number(name: str, value: float) -> str:
-    return f"{value:.3f}" if name.endswith("/score") else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def _short(name: str) -> str:
+def short_name(metric: str) -> str:
     """Return a metric as a heading: of a score the label of its set."""
-    return name.removeprefix("eval/").removesuffix("/score") if name.endswith("/score") else name
-
-
-def _markdown(row: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
+    return metric.removeprefix("eval/").removesuffix("/score") if metric.endswith("/score") else metric

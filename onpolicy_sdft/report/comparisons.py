@@ -76,7 +76,7 @@ def comparison_part(path: Path, name: str, reader: Reader) -> Part:
         ("Methods against each other", "tests", partial(_tests, comparison, source)),
         ("Tuning", "tuning", partial(_tuning, comparison, source)),
     ):
-        part.add(title, part.attempt(source, what, make))
+        part.add(title, part.attempt(source, what, make), is_summary=True)
     matrices = []
     for entry in entries:
         file = reader.name(entry.path / "sequence.json")
@@ -188,7 +188,13 @@ def _rows(comparison: Mapping[str, Any], source: str) -> list[Block | None]:
         Column("sequence", "sequence", plain),
     ]
     caption = "Each metric with its 95 % interval over questions."
-    table = make_table("sequences", "Sequences", used(columns, rows), rows, [source], caption=caption)
+    short = [
+        f"{row['sequence']}: stage {number} ended by {why}, not at its target score."
+        for row in comparison["rows"]
+        for number, why in enumerate(row.get("ended_by") or [], start=1)
+        if comparison.get("match") == "acquisition" and why != "stop_score"
+    ]
+    table = make_table("sequences", "Sequences", used(columns, rows), rows, [source], caption=caption, notes=short)
     behind = [{"method": method, **each} for method, each in (comparison.get("intransigence") or {}).items()]
     columns = [
         Column("method", "method", plain),

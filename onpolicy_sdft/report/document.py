@@ -92,6 +92,7 @@ class Section:
 
     title: str
     blocks: tuple[Block, ...]
+    is_summary: bool = False  # also printed by the command that made the results
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +115,11 @@ class Part:
     sections: list[Section] = field(default_factory=list)
     logs: list[RolloutLog] = field(default_factory=list)
 
-    def add(self, title: str, *blocks: Iterable[Block | None]) -> None:
+    def add(self, title: str, *blocks: Iterable[Block | None], is_summary: bool = False) -> None:
         """Add a section; nothing where there are no blocks."""
         there = tuple(block for group in blocks for block in group if block is not None)
         if there:
-            self.sections.append(Section(title, there))
+            self.sections.append(Section(title, there, is_summary))
 
     def attempt(self, source: str, what: str, make: Callable[[], Iterable[Block | None]]) -> list[Block]:
         """Return the blocks made from a file; one of another shape than expected is named as missing.

@@ -56,7 +56,7 @@ def sequence_part(path: Path, name: str, reader: Reader) -> Part:
     what = part.attempt(source, "what was run", partial(origin_blocks, [origin]))
     part.add("What was run", part.attempt(source, "the stages", partial(_stages, sequence, source)), what)
     for title, make in (("Accuracy", matrix_blocks), ("Learning and forgetting", _figures)):
-        part.add(title, part.attempt(source, title.lower(), partial(make, sequence, source)))
+        part.add(title, part.attempt(source, title.lower(), partial(make, sequence, source)), is_summary=True)
     members = stage_members(path, sequence, reader, part)
     tracks = [Track(m.name, m.records.metrics, reader.sources([m], "metrics.jsonl")) for m in members]
     add_overlays(part, tracks)

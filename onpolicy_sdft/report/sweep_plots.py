@@ -9,21 +9,14 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from onpolicy_sdft.experiments.sweep_results import plain_text
 from onpolicy_sdft.report.drawing import CYCLE, LINES, figure_legend, panels, plot_text
-from onpolicy_sdft.runs.files import dumps_strict
 
 Rows = Sequence[Mapping[str, Any]]
 
 MAX_GROUPS = len(CYCLE)  # combinations of the other axes that are told apart
 _MANY_TIMES = 50.0  # a numeric axis whose largest value is so many times its smallest is drawn in logarithms
 _CLOSE = 0.06  # of the axis: ticks nearer than this would overlap
-
-
-def value_text(value: Any) -> str:
-    """Show the value of an axis."""
-    if isinstance(value, str):
-        return value
-    return f"{value:g}" if isinstance(value, float) else dumps_strict(value)
 
 
 def is_numeric(values: Sequence[Any]) -> bool:
@@ -54,7 +47,7 @@ def draw_axis(field: str, axes_of_sweep: Mapping[str, Sequence[Any]], table: Row
     others = [other for other in axes_of_sweep if other != field]
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in table:
-        name = ", ".join(f"{_last(other)} {value_text(row['point'].get(other))}" for other in others)
+        name = ", ".join(f"{_last(other)} {plain_text(row['point'].get(other))}" for other in others)
         groups.setdefault(name, []).append(row)
     if len(groups) > MAX_GROUPS:
         groups = {"": list(table)}
@@ -68,7 +61,7 @@ def draw_axis(field: str, axes_of_sweep: Mapping[str, Sequence[Any]], table: Row
             if is_numeric(values):
                 _line(axes, points, color, line, label)
             else:
-                _dots(axes, points, [value_text(value) for value in values], offset, color, label)
+                _dots(axes, points, [plain_text(value) for value in values], offset, color, label)
         _ticks(axes, field, values)
         axes.set_title(plot_text(metric.removeprefix("eval/").removesuffix("/score"), 40), fontsize=9)
         axes.set_xlabel(plot_text(field, 40), fontsize=8)
@@ -114,7 +107,7 @@ def _dots(
     """Draw every run as a dot, with a bar at the mean and a line over the range."""
     by_place: dict[int, list[float]] = {}
     for value, score in points:
-        by_place.setdefault(names.index(value_text(value)), []).extend(_values(score))
+        by_place.setdefault(names.index(plain_text(value)), []).extend(_values(score))
     for place, values in by_place.items():
         x, middle = place + offset, sum(values) / len(values)
         axes.plot([x] * len(values), values, "o", color=color, markersize=3.5, alpha=0.8, label=label)
@@ -125,7 +118,7 @@ def _dots(
 
 def _ticks(axes: Axes, field: str, values: Sequence[Any]) -> None:
     if not is_numeric(values):
-        names = [plot_text(value_text(value), 16) for value in values]
+        names = [plot_text(plain_text(value), 16) for value in values]
         turn = 25 if sum(map(len, names)) > 32 else 0
         axes.set_xticks(range(len(values)), names, fontsize=8, rotation=turn, ha="right" if turn else "center")
         axes.set_xlim(-0.6, len(values) - 0.4)
@@ -138,7 +131,7 @@ def _ticks(axes: Axes, field: str, values: Sequence[Any]) -> None:
         widest = max(places) - min(places)
         if min(b - a for a, b in pairwise(places)) < _CLOSE * widest:
             return
-    axes.set_xticks(places, [value_text(float(place)) for place in places], fontsize=8)
+    axes.set_xticks(places, [plain_text(float(place)) for place in places], fontsize=8)
 
 
 def _values(score: Mapping[str, Any]) -> list[float]:

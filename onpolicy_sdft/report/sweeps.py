@@ -7,12 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from onpolicy_sdft.experiments.sweep_results import plain_text, short_name
 from onpolicy_sdft.report.document import Block, Column, Part, Picture, Sentence, count, make_table, plain, used
 from onpolicy_sdft.report.drawing import png_bytes
 from onpolicy_sdft.report.overlays import MAX_TRACKS, Track
 from onpolicy_sdft.report.reading import Member, Reader
 from onpolicy_sdft.report.runs import add_origins, add_overlays, add_training
-from onpolicy_sdft.report.sweep_plots import MAX_GROUPS, draw_axis, value_text
+from onpolicy_sdft.report.sweep_plots import MAX_GROUPS, draw_axis
 
 _NUM_PANELS = 6  # plots in one picture
 
@@ -33,9 +34,9 @@ def sweep_part(path: Path, name: str, reader: Reader) -> Part:
     sweep = reader.object_or_name(path / "sweep.json", "the sweep", part.missing)
     members = part_members(path, sweep, reader, part, source)
     part.add("What was tried", part.attempt(source, "what was tried", partial(_design, sweep, source)))
-    part.add("Results", part.attempt(source, "the results", partial(_results, sweep, source)))
+    part.add("Results", part.attempt(source, "the results", partial(_results, sweep, source)), is_summary=True)
     part.add("Along each axis", part.attempt(source, "plots", partial(_pictures, sweep, source)))
-    part.add("Runs not done", part.attempt(source, "runs not done", partial(_not_done, sweep, source)))
+    part.add("Not done", part.attempt(source, "what was not done", partial(_not_done, sweep, source)), is_summary=True)
     part.add("Runs", part.attempt(source, "the runs", partial(_runs, sweep, source)))
     if members:
         add_origins(part, [member for member, _ in members], reader)
@@ -79,25 +80,30 @@ def _design(sweep: Mapping[str, Any], source: str) -> list[Block | None]:
     seeds = sweep.get("seeds") or []
     counts = ", ".join(f"{number} {state}" for state, number in states.items())
     text = f"{sum(states.values())} runs ({counts}), seeds {', '.join(map(str, seeds))}."
-    excluded = [{"point": entry.get("values") or {}, "why": entry.get("why")} for entry in sweep.get("excluded") or []]
-    out = [Column("point", "left out", _point_text), Column("why", "why", plain)]
     return [
         make_table("axes", "Axes", columns, rows, [source]),
         Sentence("runs", text, {"states": states, "seeds": seeds}, (source,)),
-        make_table("excluded", "Points left out", out, excluded, [source]),
     ]
 
 
 def _results(sweep: Mapping[str, Any], source: str) -> list[Block | None]:
     metrics = _metrics(sweep)
-    rows = [{**row, **{f"point/{f}": v for f, v in row["point"].items()}, **_scores(row)} for row in sweep["table"]]
-    columns = [Column(f"point/{axis}", axis, value_text) for axis in sweep["axes"]]
-    columns += [Column(f"score/{name}", _short(name), _spread) for name in metrics]
-    columns.append(Column("num_failed", "failed", count))
+    rows = [
+        {**row, **{f"point/{f}": v for f, v in row["point"].items()}, **_figures(row), "num_runs": _num_runs(row)}
+        for row in sweep["table"]
+    ]
+    columns = [Column(f"point/{axis}", axis, plain_text) for axis in sweep["axes"]]
+    columns += [Column(f"figure/{name}", short_name(name), plain) for name in metrics]
+    columns += [Column("num_runs", "runs", count), Column("num_failed", "failed", count)]
     before = sweep.get("base_model") or {}
-    known = [f"{_short(name)} {_number(before[name])}" for name in metrics if name in before]
+    known = [f"{short_name(name)} {_number(name, before[name])}" for name in metrics if name in before]
     notes = [f"Before training: {', '.join(known)}."] if known else []
-    caption = "Mean ± standard deviation over seeds (range), n of runs done."
+    if sweep.get("one_distilled_set"):
+        notes.append("Runs of all seeds learn the same distilled set: the chance in writing it is not in their spread.")
+    lacking = [name for name in sweep.get("metrics") or () if name not in metrics]
+    if lacking and metrics:
+        notes.append(f"No run has {', '.join(lacking)}.")
+    caption = "Mean ± standard deviation over runs (smallest to largest); a run is one seed."
     return [make_table("points", "Points", columns, rows, [source], caption=caption, notes=notes)]
 
 
@@ -137,7 +143,12 @@ def _not_done(sweep: Mapping[str, Any], source: str) -> list[Block | None]:
         Column("seconds", "seconds", count),
         Column("run", "directory", plain),
     ]
-    return [make_table("runs_not_done", "Failed, stopped and pending runs", columns, rows, [source])]
+    excluded = [{"point": entry.get("values") or {}, "why": entry.get("why")} for entry in sweep.get("excluded") or []]
+    out = [Column("point", "left out", _point_text), Column("why", "why", plain)]
+    return [
+        make_table("runs_not_done", "Failed, stopped and pending runs", columns, rows, [source]),
+        make_table("excluded", "Points left out", out, excluded, [source]),
+    ]
 
 
 def _runs(sweep: Mapping[str, Any], source: str) -> list[Block | None]:
@@ -148,7 +159,7 @@ def _runs(sweep: Mapping[str, Any], source: str) -> list[Block | None]:
         Column("state", "state", plain),
         Column("seed", "seed", plain),
         Column("seconds", "seconds", count),
-        *(Column(f"score/{name}", _short(name), _number) for name in metrics),
+        *(Column(f"score/{name}", short_name(name), partial(_number, name)) for name in metrics),
     ]
     return [make_table("runs", "Runs", used(columns, rows), rows, [source])]
 
@@ -159,32 +170,29 @@ def _metrics(sweep: Mapping[str, Any]) -> list[str]:
     return [name for name in sweep.get("metrics") or every if name in every] or every
 
 
-def _scores(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"score/{name}": score for name, score in row["scores"].items()}
+def _figures(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return a point's metrics as text: mean, spread and range, and how many runs have it where not all do."""
+    most, found = _num_runs(row), {}
+    for name, score in row["scores"].items():
+        text = _number(name, score["mean"])
+        if score["n"] > 1:
+            sd, low, high = (_number(name, score[part]) for part in ("sd", "low", "high"))
+            text += f" ± {sd} ({low} to {high})"
+        found[f"figure/{name}"] = text if score["n"] == most else f"{text}, n = {score['n']}"
+    return found
 
 
-def _spread(score: Mapping[str, Any]) -> str:
-    if score.get("mean") is None:
-        return "-"
-    parts = [_number(score["mean"])]
-    if score.get("sd") is not None:
-        parts.append(f"± {_number(score['sd'])}")
-    if score.get("n", 1) > 1 and score.get("low") is not None:
-        parts.append(f"({_number(score['low'])} to {_number(score['high'])})")
-    return f"{' '.join(parts)}, n = {score.get('n', '?')}"
+def _num_runs(row: Mapping[str, Any]) -> int:
+    return max((score["n"] for score in row["scores"].values()), default=0)
 
 
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+def _number(name: str, value: float) -> str:
+    return f"{value:.3f}" if name.endswith("/score") else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _point_text(point: Mapping[str, Any]) -> str:
-    return ", ".join(f"{field.rpartition('.')[2]} {value_text(value)}" for field, value in point.items())
+    return ", ".join(f"{field.rpartition('.')[2]} {plain_text(value)}" for field, value in point.items())
 
 
 def _listed(values: Sequence[Any]) -> str:
-    return ", ".join(value_text(value) for value in values)
-
-
-def _short(name: str) -> str:
-    return name.removeprefix("eval/").removesuffix("/score") if name.endswith("/score") else name
+    return ", ".join(plain_text(value) for value in values)

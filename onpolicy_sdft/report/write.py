@@ -51,9 +51,15 @@ def write_report(
         write_json_atomic(target, document_data(document))
         return [target]
     if form == "html":
-        write_text_atomic(target, render_page(document))
-        return [target]
+        return [write_page(document, target)]
     return _write_markdown(document, target)
+
+
+def write_page(document: Document, target: Path) -> Path:
+    """Write a report's page to a file, or as ``report.html`` to a directory; return its path."""
+    page = target / f"{_OWN_NAME}.html" if target.is_dir() else target
+    write_text_atomic(page, render_page(document))
+    return page
 
 
 def _form_of(output: Path | str | None) -> Format:

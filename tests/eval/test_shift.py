@@ -67,7 +67,7 @@ class Letters:
 
 @pytest.fixture(autouse=True)
 def letters(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "load_embedder", lambda name, cache_dir, say: Letters())
+    monkeypatch.setattr(job, "load_embedder", lambda name, cache_dir: Letters())
 
 
 def cosine(first: str, second: str) -> float:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from onpolicy_sdft.experiments.grid import Excluded
 from onpolicy_sdft.experiments.sweep_plan import Plan, make_plan
 from onpolicy_sdft.experiments.sweep_results import (
     Row,
-    cells,
     plain_text,
     read_scores,
     shown_metrics,
@@ -67,24 +65,9 @@ def test_a_point_whose_runs_all_failed_stays_in_the_table():
     assert only == {"point": {"x": 1}, "scores": {}, "num_failed": 1}
 
 
-def test_the_table_shows_mean_deviation_range_and_number_of_runs():
+def test_the_table_shows_scores_distance_and_steps_unless_asked_for_others():
     table = tabulate(rows())
-    metrics = shown_metrics([], table)
-    assert metrics == ["eval/task/score", "eval/kl", "train/steps"]
-    columns, body = cells(table, ["optim.lr", "by"], metrics)
-    assert columns == ["optim.lr", "by", "task", "eval/kl", "train/steps", "runs", "failed"]
-    assert body == [
-        [
-            "0.1",
-            "a|b",
-            "0.500 ± 0.250 (0.250 to 0.750)",
-            "1 ± 0.7071 (0.5 to 1.5)",
-            "414 ± 710.1 (4 to 1,234)",
-            "3",
-            "0",
-        ],
-        ["0.1", "null", "1.000", "-", "3", "1", "1"],
-    ]
+    assert shown_metrics([], table) == ["eval/task/score", "eval/kl", "train/steps"]
     assert shown_metrics(["train/steps"], table) == ["train/steps"]
 
 
@@ -153,13 +136,6 @@ def test_the_files_of_a_sweep_say_everything(tmp_path, finished_run):
         "name": "lr-0.1_by-x_seed-1", "run": "runs/lr-0.1_by-x_seed-1", "point": {"optim.lr": 0.1, "by": "x"},
         "seed": 1, "state": "failed", "reason": "sdft train: no | luck", "seconds": 12.5, "scores": {},
     }  # fmt: skip
-    text = (tmp_path / "table.md").read_text()
-    assert "| optim.lr | by | eval/kl | screen/keep_rate | runs | failed |" in text
-    assert "| 0.1 | x | 0.1 | - | 1 | 1 |" in text
-    assert "No run has screen/keep_rate." in text
-    assert "1 failed: lr-0.1_by-x_seed-1 (sdft train: no | luck)" in text
-    assert "1 pending: lr-0.2_by-x_seed-1" in text
-    assert "Left out: optim.lr 0.3, by x (too hot)" in text
     assert (tmp_path / "table.csv").read_text().startswith("optim.lr,by,eval/kl mean,")
 
 
@@ -183,14 +159,6 @@ def test_the_seed_models_scores_are_shown_only_where_all_runs_agree(tmp_path, fi
         row.state, row.scores = "done", read_scores(tmp_path / row.run)
     write_results(config, plan, found, tmp_path)
     assert read_json(tmp_path / "sweep.json")["base_model"] == {}
-    assert "Before training" not in (tmp_path / "table.md").read_text()
     found[1].state = "pending"
     write_results(config, plan, found, tmp_path)
-    assert "Before training: task 0.250." in (tmp_path / "table.md").read_text()
-
-
-def test_the_table_of_no_finished_run_has_no_figures(tmp_path):
-    config = SweepConfig(axes={"optim.lr": [0.1]}, output_dir=str(tmp_path))
-    plan = make_plan(config)
-    write_results(config, plan, start_rows(plan, tmp_path), Path(tmp_path))
-    assert "| 0.1 | - | 0 | 0 |" in (tmp_path / "table.md").read_text()
+    assert read_json(tmp_path / "sweep.json")["base_model"] == {"eval/task/score": 0.25}

@@ -264,8 +264,9 @@ def make_sweep(path: Path) -> Path:
             figures = {key: spread([s[key] for s in scores]) for key in scores[0]} if scores else {}
             table.append({"point": point, "scores": figures, "num_failed": 2 - len(scores)})
     record = {
-        "axes": axes, "seeds": [0, 1], "metrics": ["eval/code/score", "eval/kl"], "runs": runs, "table": table,
-        "base_model": {"eval/code/score": 0.3}, "excluded": [],
+        "axes": axes, "seeds": [0, 1], "runs": runs, "table": table,
+        "metrics": ["eval/code/score", "eval/kl", "screen/keep_rate"], "base_model": {"eval/code/score": 0.3},
+        "excluded": [{"values": {"optim.lr": 1.0, "train.targets": "policy"}, "why": "too hot"}],
     }  # fmt: skip
     write(path / "sweep.json", record)
     return path

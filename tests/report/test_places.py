@@ -16,6 +16,7 @@ from places import (
 
 from onpolicy_sdft.report.compose import compose
 from onpolicy_sdft.report.document import Column, Picture, Table, used
+from onpolicy_sdft.report.text import print_text
 from onpolicy_sdft.runs.files import read_json, write_json_atomic
 
 pytestmark = pytest.mark.usefixtures("unrendered_module")
@@ -124,12 +125,14 @@ def test_a_sweep_shows_points_over_seeds_and_lists_what_failed_with_its_reason(d
     tables = blocks(documents["swp"])
     rows = cells(tables["points"])
     assert len(rows) == 6
-    assert rows[2]["code"] == "0.425 ± 0.01 (0.42 to 0.43), n = 2"  # 0.4 + 20 * 0.001 + 0.01 * seed
-    assert (rows[4]["code"], rows[4]["failed"]) == ("-", "2")
-    assert tables["points"].notes == ("Before training: code 0.3.",)
+    assert rows[2]["code"] == "0.425 ± 0.010 (0.420 to 0.430)"  # 0.4 + 20 * 0.001 + 0.01 * seed
+    assert (rows[2]["runs"], rows[2]["failed"]) == ("2", "0")
+    assert (rows[4]["code"], rows[4]["runs"], rows[4]["failed"]) == ("-", "0", "2")
+    assert tables["points"].notes == ("Before training: code 0.300.", "No run has screen/keep_rate.")
     failed = cells(tables["runs_not_done"])
     assert [row["reason"] for row in failed] == ["steps in a row made no update"] * 2
     assert [row["seed"] for row in failed] == ["0", "1"]
+    assert cells(tables["excluded"]) == [{"left out": "lr 1, targets policy", "why": "too hot"}]
     pictures = blocks(documents["swp"], Picture)
     assert {"axis-optim.lr", "axis-train.targets"} <= set(pictures)
     differing = {row["option"] for row in cells(tables["config_differences"])}
@@ -180,6 +183,26 @@ def test_time_memory_collapse_and_verdicts_are_tabulated(places):
     assert collapse["entropy, nats"] == "0.775 -> 0.415"
     (verdicts,) = cells(tables["verdicts"])
     assert verdicts == {"run": "run-b", "keep": "75.0%", "fallback": "25.0%", "check": "25.0%"}
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("seq", ["Accuracy matrix", "base model", "Forgetting by task"]),
+        ("cmp", ["Methods over seeds", "Learning rates tried", "McNemar's tests"]),
+        ("swp", ["Points", "No run has screen/keep_rate.", "lr 1, targets policy  too hot"]),
+    ],
+)
+def test_the_terminal_shows_the_tables_of_the_page_that_sum_it_up(documents, capsys, name, lines):
+    print_text(documents[name])
+    shown = capsys.readouterr().out
+    assert all(f"\n{line}" in f"\n{shown}" for line in lines)
+    tables = [b for s in documents[name].parts[0].sections if s.is_summary for b in s.blocks if isinstance(b, Table)]
+    assert len(tables) > 1
+    for table in tables:
+        for row in table.text.rows:
+            assert all(" ".join(cell.split()) in shown for cell in row)
+    assert "not here" not in shown
 
 
 def test_runs_and_other_directories_share_a_document(places):

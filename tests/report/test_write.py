@@ -66,7 +66,7 @@ def test_markdown_has_the_tables_and_its_pictures_beside_it(tmp_path):
     place = make_sweep(tmp_path / "swp")
     written = write_report([place], output=tmp_path / "out" / "sweep.md")
     text = written[0].read_text()
-    assert "| 0.001 | policy | 0.425 ± 0.01 (0.42 to 0.43), n = 2 |" in text
+    assert "| 0.001 | policy | 0.425 ± 0.010 (0.420 to 0.430) |" in text
     assert "steps in a row made no update" in text
     links = re.findall(r"!\[.*?\]\((.*?)\)", text)
     assert links
