@@ -59,7 +59,9 @@ def commands_page() -> str:
 
 def metrics_page() -> str:
     """Return what a run leaves, and every metric of its steps with unit and meaning."""
-    rows = [" | ".join(("", f"`{m.name}`", m.unit, m.meaning.replace("|", "\\|"), "")).strip() for m in METRICS]
+    rows = [
+        " | ".join(("", f"`{m.name}`", m.unit, m.meaning.replace("|", "\\|"), m.chart, "")).strip() for m in METRICS
+    ]
     return "\n".join(["# What a run leaves, and its metrics\n", _MADE, _FILES, _TABLE, *rows, "", _RETENTION])
 
 
@@ -69,9 +71,9 @@ model), `metrics.jsonl`, `rollouts.jsonl` (prompt, demonstration, rollout, targe
 summary), `checkpoints/`, `best/`, `model/` (adapter or model, tokenizer, card), `plots/*.png`, `report.html`.
 
 A line of `metrics.jsonl` is a step; a metric that means nothing for a step or method is left out. `*` stands for names
-of a kind.
+of a kind. The last column is the chart of `report.html`, and of `plots/`, that shows it.
 """
-_TABLE = "| metric | unit | meaning |\n|---|---|---|"
+_TABLE = "| metric | unit | meaning | chart |\n|---|---|---|---|"
 _RETENTION = """Retention is measured two ways: scores on sets the base model was not trained on (`retention: true`),
 and the mean per-token KL(base || tuned) over completions that the base model wrote once for 60 general prompts that
 ship with the project (the same tokens for every method). Intervals are 95 %: Wilson for scores, bootstrap over

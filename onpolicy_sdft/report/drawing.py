@@ -67,40 +67,35 @@ def new_figure() -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def plot_metric(
+def plot_line(
     axes: Axes,
-    metrics: Sequence[Record],
-    key: str,
-    label: str,
+    steps: Sequence[int],
+    values: Sequence[float],
+    label: str | None,
     color: str,
+    line: str = "-",
     *,
-    linestyle: str = "-",
-    skip_zero: bool = False,
-) -> bool:
-    """Draw one metric over the steps: points while they are few, else a smoothed curve.
+    size: float = 4,
+    faint: bool = True,
+) -> None:
+    """Draw a metric over the steps: points while they are few, else a smoothed curve.
 
     Args:
         axes: Where to.
-        metrics: Lines of ``metrics.jsonl``.
-        key: Metric, ``area/quantity``.
-        label: Name in the legend.
-        color: Colour of the curve.
-        linestyle: Style of the curve, as matplotlib names it.
-        skip_zero: Leave a metric out that is zero at every step.
-
-    Returns:
-        Whether there was anything to draw.
+        steps: Where it was logged.
+        values: What was logged; NaN is a gap.
+        label: Name in the legend; None: not named.
+        color: Of the curve.
+        line: Its style, as matplotlib names it.
+        size: Of the points.
+        faint: Whether what was smoothed is drawn faintly, too.
     """
-    steps, values = series(metrics, key)
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite or (skip_zero and not any(finite)):
-        return False
-    if len(finite) < MANY_STEPS:
-        axes.plot(steps, values, linestyle, marker="o", markersize=4, color=color, label=label)
-    else:
+    if len(values) < MANY_STEPS:
+        axes.plot(steps, values, line, marker="o", markersize=size, color=color, label=label)
+        return
+    if faint:
         axes.plot(steps, values, "-", color=color, alpha=0.25, linewidth=0.8)
-        axes.plot(steps, smooth(values), linestyle, color=color, linewidth=1.8, label=label)
-    return True
+    axes.plot(steps, smooth(values), line, color=color, linewidth=1.8, label=label)
 
 
 def smooth(values: Sequence[float]) -> list[float]:

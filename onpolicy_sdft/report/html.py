@@ -13,10 +13,11 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from onpolicy_sdft.report.browser import SCRIPT, Packed, pack
+from onpolicy_sdft.report.charts import CHARTS
 from onpolicy_sdft.report.compose import run_document
-from onpolicy_sdft.report.curves import CURVES
 from onpolicy_sdft.report.document import Block, Document
 from onpolicy_sdft.report.page import PAGE, STYLE
+from onpolicy_sdft.report.runs import SCORES
 from onpolicy_sdft.report.tables import TextTable
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import write_bytes_atomic, write_text_atomic
@@ -49,7 +50,7 @@ def build_report(run_directory: RunDirectory | Path | str) -> list[Path]:
     for name, png in pictures.items():
         written.append(run.plots_path / f"{name}.png")
         write_bytes_atomic(written[-1], png)
-    for name in CURVES.keys() - pictures.keys():  # an earlier report's, of data now gone
+    for name in {SCORES, *CHARTS} - pictures.keys():  # an earlier report's, of data now gone
         (run.plots_path / f"{name}.png").unlink(missing_ok=True)
     write_text_atomic(run.report_path, render_page(document))
     return written

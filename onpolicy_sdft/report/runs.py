@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from onpolicy_sdft.report.curves import CURVES, Curve
+from matplotlib.figure import Figure
+
+from onpolicy_sdft.report.charts import CHARTS, MAX_TRACKS, Track, chain, chart_pictures, draw_chart
 from onpolicy_sdft.report.document import (
     Block,
     Column,
@@ -25,8 +27,8 @@ from onpolicy_sdft.report.document import (
 from onpolicy_sdft.report.drawing import png_bytes
 from onpolicy_sdft.report.guards import guard_blocks
 from onpolicy_sdft.report.origins import origin_blocks, origins_of, start_of
-from onpolicy_sdft.report.overlays import MAX_TRACKS, Track, chain, overlay_pictures, scores_picture
-from onpolicy_sdft.report.reading import Member, Reader, RunRecords
+from onpolicy_sdft.report.reading import Member, Reader
+from onpolicy_sdft.report.score_plots import draw_scores, scores_picture
 from onpolicy_sdft.report.tables import (
     before_after_table,
     kl_sentence,
@@ -36,6 +38,12 @@ from onpolicy_sdft.report.tables import (
     scores_table,
 )
 from onpolicy_sdft.report.training import collapse_blocks, rollout_table, tiles, time_blocks
+
+SCORES = "scores"  # the picture of scores before and after
+_SCORES_TEXT = (
+    "Score before and after",
+    "Retention sets hold what the base model could do before: they should not fall.",
+)
 
 
 def one_run(member: Member, reader: Reader) -> Part:
@@ -105,7 +113,7 @@ def add_overlays(part: Part, tracks: Sequence[Track], ends: Sequence[int] = ()) 
             f"curves over the steps: {num_looks} runs are more than {MAX_TRACKS} looks; name fewer: sdft report RUN RUN"
         )
         return
-    part.add("Curves", part.attempt("metrics.jsonl", "the curves", lambda: overlay_pictures(there, ends)))
+    part.add("Curves", part.attempt("metrics.jsonl", "the curves", lambda: chart_pictures(there, ends)))
 
 
 def add_training(part: Part, members: Sequence[Member], reader: Reader) -> None:
@@ -223,22 +231,21 @@ def _bounds(kl: dict[str, Any], prefix: str) -> dict[str, Any] | None:
 
 
 def _curves(part: Part, member: Member, reader: Reader) -> list[Block]:
-    blocks: list[Block] = []
-    undrawn = []
-    for name, curve in CURVES.items():
-        source = reader.name(member.path / ("eval/summary.json" if name == "scores" else "metrics.jsonl"))
-        num_missing = len(part.missing)
-        drawn = part.attempt(source, curve.title.lower(), partial(_curve, name, curve, member.records, source))
+    records, blocks, undrawn = member.records, list[Block](), []
+    pictures = {SCORES: ("eval/summary.json", *_SCORES_TEXT, partial(draw_scores, records.summary))}
+    for name, (title, caption) in CHARTS.items():
+        pictures[name] = ("metrics.jsonl", title, caption, partial(draw_chart, name, records.metrics))
+    for name, (file, title, caption, draw) in pictures.items():
+        source, num_missing = reader.name(member.path / file), len(part.missing)
+        drawn = part.attempt(source, title.lower(), partial(_curve, name, title, caption, draw, source))
         if not drawn and len(part.missing) == num_missing:
-            undrawn.append(curve.title.lower())
+            undrawn.append(title.lower())
         blocks += drawn
     if undrawn:
         part.missing.append(f"curves without data: {', '.join(undrawn)}")
     return blocks
 
 
-def _curve(name: str, curve: Curve, records: RunRecords, source: str) -> list[Block | None]:
-    figure = curve.draw(records.metrics, records.summary)
-    if figure is None:
-        return []
-    return [Picture(name, curve.title, curve.caption, png_bytes(figure), (source,))]
+def _curve(name: str, title: str, caption: str, draw: Callable[[], Figure | None], source: str) -> list[Block | None]:
+    figure = draw()
+    return [Picture(name, title, caption, png_bytes(figure), (source,))] if figure is not None else []

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from onpolicy_sdft.report.charts import Track
 from onpolicy_sdft.report.document import (
     Block,
     Column,
@@ -21,7 +22,6 @@ from onpolicy_sdft.report.document import (
 )
 from onpolicy_sdft.report.drawing import png_bytes
 from onpolicy_sdft.report.origins import origin_blocks, origin_of_object, start_of
-from onpolicy_sdft.report.overlays import Track
 from onpolicy_sdft.report.reading import Member, Reader
 from onpolicy_sdft.report.runs import add_overlays, add_training
 from onpolicy_sdft.report.sequence_plots import cell, draw_forgetting, draw_matrix, draw_stages, stage_names

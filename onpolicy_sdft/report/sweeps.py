@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from onpolicy_sdft.experiments.sweep_results import plain_text, short_name
+from onpolicy_sdft.report.charts import MAX_TRACKS, Track
 from onpolicy_sdft.report.document import Block, Column, Part, Picture, Sentence, count, make_table, plain, used
 from onpolicy_sdft.report.drawing import png_bytes
-from onpolicy_sdft.report.overlays import MAX_TRACKS, Track
 from onpolicy_sdft.report.reading import Member, Reader
 from onpolicy_sdft.report.runs import add_origins, add_overlays, add_training
 from onpolicy_sdft.report.sweep_plots import MAX_GROUPS, draw_axis

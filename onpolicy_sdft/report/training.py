@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from onpolicy_sdft.report.curves import MEMORY_CAPTION, MIB_PER_GIB, PART_COLORS, PARTS, memory_keys, memory_part
+from onpolicy_sdft.report.charts import CHARTS, MIB_PER_GIB, PART_COLORS, PARTS, memory_names
 from onpolicy_sdft.report.document import Block, Column, Picture, Table, Tile, Tiles, count, make_table, plain, share
 from onpolicy_sdft.report.drawing import new_figure, plot_text, png_bytes, series, style
 from onpolicy_sdft.report.reading import Member, Reader
@@ -73,10 +73,10 @@ def time_blocks(members: Sequence[Member], reader: Reader) -> list[Block | None]
         Column("written_per_second", "rollout tokens/s", count),
     ]
     notes = []
-    keys = dict.fromkeys(key for member in members for key in memory_keys(member.records.metrics))
-    columns += [Column(key, f"{memory_part(key)} memory", _gib) for key in keys]
-    if keys:
-        notes.append(f"Memory: the most of all steps. {MEMORY_CAPTION}")
+    names = memory_names([record for member in members for record in member.records.metrics])
+    columns += [Column(key, f"{name} memory", _gib) for key, name in names.items()]
+    if names:
+        notes.append(f"Memory: the most of all steps. {CHARTS['memory'][1]}")
     elif rows:
         notes.append("metrics.jsonl holds no memory (memory/*_mib).")
     sources = reader.sources(members, "metrics.jsonl")
@@ -119,7 +119,7 @@ def _time_row(member: Member) -> dict[str, Any] | None:
     total = sum(finite(metrics, "time/step_seconds"))
     if not total:
         return None
-    seconds = {name: sum(finite(metrics, key)) for name, key in PARTS.items()}
+    seconds = {name: sum(finite(metrics, key)) for name, (key, _) in PARTS.items()}
     seconds["other"] = max(0.0, total - sum(seconds.values()))
     row: dict[str, Any] = {"run": member.name, "steps": len(metrics), "total_seconds": total}
     row["step_seconds"] = total / len(finite(metrics, "time/step_seconds"))
@@ -127,7 +127,7 @@ def _time_row(member: Member) -> dict[str, Any] | None:
     row |= {f"{name}_share": value / total for name, value in seconds.items()}
     row["learned_per_second"] = sum(finite(metrics, "train/num_loss_tokens")) / total
     row["written_per_second"] = mean(finite(metrics, "rollout/tokens_per_second"))
-    row |= {key: max(finite(metrics, key), default=None) for key in memory_keys(metrics)}
+    row |= {key: max(finite(metrics, key), default=None) for key in memory_names(metrics)}
     return row
 
 

@@ -3,9 +3,10 @@
 import pytest
 from places import METHODS, make_comparison, make_sweep, metrics, sequence
 
+from onpolicy_sdft.report.charts import Track, chain, chart_pictures
 from onpolicy_sdft.report.comparison_plots import draw_metrics, draw_trade, draw_tuning
 from onpolicy_sdft.report.drawing import BLUE, plot_text
-from onpolicy_sdft.report.overlays import Track, chain, draw_scores_of_runs, overlay_pictures
+from onpolicy_sdft.report.score_plots import draw_scores_of_runs
 from onpolicy_sdft.report.sequence_plots import draw_forgetting, draw_matrix, draw_stages, draw_stages_of_methods
 from onpolicy_sdft.report.shifts import draw_similarities
 from onpolicy_sdft.report.sweep_plots import draw_axis, is_logarithmic, is_numeric
@@ -156,7 +157,7 @@ def test_stages_behind_each_other_count_their_steps_through():
 def test_an_overlay_leaves_out_metrics_that_nobody_has_and_zeros():
     zero = {"step": 1, "values": {"rollout/verbatim_rate": 0.0, "train/grad_norm": 2.0, "eval/validation/score": 0.5}}
     tracks = [Track("a", [zero], ("a.jsonl",)), Track("b", [{"step": 1, "values": {}}], ("b.jsonl",))]
-    pictures = [picture for picture in overlay_pictures(tracks) if picture]
+    pictures = [picture for picture in chart_pictures(tracks) if picture]
     assert [picture.name for picture in pictures] == ["train-grad_norm", "eval-validation-score"]
     assert pictures[0].sources == ("a.jsonl",)
 
