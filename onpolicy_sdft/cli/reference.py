@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from onpolicy_sdft.cli.main import VERBS
+from onpolicy_sdft.config.bounds import bounds_of
 from onpolicy_sdft.config.load import make_parser
 from onpolicy_sdft.config.schema import RunConfig
 from onpolicy_sdft.runs.metrics import METRICS
@@ -35,7 +36,7 @@ def options_page() -> str:
             action = actions[f"{section}.{field.name}"]
             cells = (
                 f"`{section}.{field.name}`",
-                f"`{field.type}`",
+                f"`{field.type}`" + (f", {bounds}" if (bounds := bounds_of(field)) else ""),
                 f"`{_shown(action.default)}`",
                 " ".join((action.help or "").split()).replace("``", "`"),
             )

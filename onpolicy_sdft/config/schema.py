@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from onpolicy_sdft.config.bounds import number
+
 VerdictName = Literal["keep", "fallback", "drop", "resample"]
 
 
@@ -40,11 +42,11 @@ class LoraConfig:
 
     enabled: bool = True
     """Train adapters (true) or every weight (false)."""
-    r: int = 16
+    r: int = number(16, at_least=1)
     """Rank."""
-    alpha: int = 32
+    alpha: int = number(32, at_least=1)
     """Scale: the update is multiplied by alpha / r."""
-    dropout: float = 0.0
+    dropout: float = number(0.0, at_least=0, below=1)
     """Dropout on the adapter input while learning; never in rollouts."""
     target_modules: str | list[str] = "all-linear"
     """Module names, or ``all-linear`` for every linear layer but the head."""
@@ -60,9 +62,9 @@ class DataConfig:
     """Local .json, .jsonl, .csv or .parquet file."""
     split: str = "train"
     """Split of a hub, embedded or published set (published sets have ``test`` only)."""
-    limit: int | None = None
+    limit: int | None = number(None, at_least=1)
     """Use the first rows only."""
-    seed: int = 0
+    seed: int = number(0, at_least=0)
     """Seed of an embedded generator."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of an embedded generator, or keyword arguments for the hub loader (e.g. ``name: main``)."""
@@ -105,13 +107,13 @@ class ContextConfig:
     show: Literal["own", "others", "both", "none"] = "own"
     """What the teacher is shown: the question's own demonstration, those of other questions only (arXiv:2608.09228),
     both, or (with ``feedback.enabled``) none: only how the student's own attempt went."""
-    num_demonstrations: int = 1
+    num_demonstrations: int = number(1, at_least=1)
     """Demonstrations shown to the teacher in all: 1 with ``own``, 1 or more ``others``, 2 or more for ``both``."""
     neighbours: Literal["random", "nearest"] = "random"
     """How the other examples are chosen: by seed, or by word overlap with the prompt."""
-    max_teacher_tokens: int = 1024
+    max_teacher_tokens: int = number(1024, at_least=1)
     """Longest teacher prompt; for a longer one examples go, then the demonstration is trimmed, never the question."""
-    max_student_tokens: int = 1024
+    max_student_tokens: int = number(1024, at_least=1)
     """Longest bare prompt."""
     on_too_long: Literal["error", "drop"] = "error"
     """What to do with rows that cannot fit even after trimming."""
@@ -132,7 +134,7 @@ class FeedbackConfig:
 
     enabled: bool = False
     """Show the teacher the student's attempt and what the task's check says of it, behind what ``context`` shows."""
-    num_attempts: int = 1
+    num_attempts: int = number(1, at_least=1)
     """Attempts at each demonstration and step. A right one is shown beside a wrong one. With ``rollout.prompt student``
     the attempts are the rollouts, so ``rollout.num_samples`` says how many."""
     solved: Literal["drop", "learn"] = "drop"
@@ -152,30 +154,30 @@ class RolloutConfig:
     backend: Literal["engine", "hf"] = "engine"
     """``engine``: slots that are refilled as texts end; ``hf``: transformers' generate, slow and simple. A model the
     engine cannot serve goes to ``hf``, with a line that says why."""
-    max_new_tokens: int = 256
+    max_new_tokens: int = number(256, at_least=1)
     """Longest completion, terminator included."""
-    num_slots: int | None = None
+    num_slots: int | None = number(None, at_least=1)
     """Completions the engine writes at once. Unset: what pays on the device, as far as memory goes."""
-    kv_gib: float | None = None
+    kv_gib: float | None = number(None, above=0)
     """Memory for the engine's keys and values, in GiB. Unset: ``kv_fraction`` of what is free at the first rollout."""
-    kv_fraction: float = 0.4
+    kv_fraction: float = number(0.4, above=0, below=1)
     """See ``kv_gib``. On a GPU what learning will take beside them is left out of what is free; slots that turn out to
     be in its way are given back, and half as many are made for the next step."""
-    prefill_tokens: int | None = None
+    prefill_tokens: int | None = number(None, at_least=1)
     """Prompt tokens the engine runs in one forward. Unset: 1024 on a CPU, 8192 on a GPU."""
     attention: Literal["auto", "triton", "cpu", "torch"] = "auto"
     """The engine's attention. ``triton``: kernels for a GPU; ``cpu``: kernels for a CPU; ``torch``: plain operations,
     slow, for models and cards on which the others fail; ``auto``: the kernels of the device."""
     graphs: bool = True
     """Capture decode steps in CUDA graphs. What cannot be captured runs without, and a line says so."""
-    sync_steps: int = 8
+    sync_steps: int = number(8, at_least=1)
     """Decode steps a GPU takes between two looks of the host: fewer free slots sooner, more let the host wait less."""
-    max_draft_tokens: int = 8
+    max_draft_tokens: int = number(8, at_least=0)
     """Longest draft the engine verifies in one forward, 0: none. How much of it pays follows from measured step
     times. Drafts never change which tokens are written."""
     drafts: list[Literal["history", "demonstration"]] = field(default_factory=lambda: ["history", "demonstration"])
     """Where drafts are looked up besides the completion itself: the last rollout of the example, the demonstration."""
-    draft_store_tokens: int = 4_000_000
+    draft_store_tokens: int = number(4_000_000, at_least=0)
     """Tokens of last rollouts kept for drafts (4 bytes each in a checkpoint); the longest unused go first."""
     decode_copy: Literal["auto", "none", "packed", "bfloat16"] = "auto"
     """Copy of the weights the engine decodes from: ``packed`` for the CPU's kernels, ``bfloat16`` of float32 weights,
@@ -190,33 +192,33 @@ class RolloutConfig:
     """Decode from a merged copy of the LoRA layers (faster); false decodes with the adapters beside them."""
     deterministic: bool = False
     """Take the engine's shapes from these options alone (``num_slots``, ``max_draft_tokens``): nothing is measured."""
-    batch_size: int = 32
+    batch_size: int = number(32, at_least=1)
     """Completions the ``hf`` backend writes at once."""
-    temperature: float = 1.0
+    temperature: float = number(1.0, at_least=0)
     """1 samples the policy's own distribution; 0 is greedy."""
-    top_k: int = 0
+    top_k: int = number(0, at_least=0)
     """Keep the k likeliest tokens; 0 keeps all."""
-    top_p: float = 1.0
+    top_p: float = number(1.0, above=0, at_most=1)
     """Keep the smallest set of tokens with this much mass; 1 keeps all."""
-    min_p: float = 0.0
+    min_p: float = number(0.0, at_least=0, below=1)
     """Drop tokens below this fraction of the likeliest one; 0 drops none."""
-    repetition_penalty: float = 1.0
+    repetition_penalty: float = number(1.0, above=0)
     """Above 1 lowers the logits of tokens that stand in the prompt or the completion already (arXiv:1909.05858)."""
-    temperature_end: float | None = None
+    temperature_end: float | None = number(None, above=0)
     """The temperature moves from ``temperature`` to this over the steps of the run, linearly. Unset: it stays."""
-    min_p_end: float | None = None
+    min_p_end: float | None = number(None, at_least=0, below=1)
     """The same for ``min_p``: a floor that falls lets later rollouts stray further. Unset: it stays."""
     prompt: Literal["teacher", "student"] = "teacher"
     """Prompt that rollouts are written under: ``teacher``: with the demonstration; ``student``: the bare one."""
-    num_samples: int = 1
+    num_samples: int = number(1, at_least=1)
     """Rollouts per demonstration and step; their prompt is read once."""
-    demonstration_dropout: float = 0.0
+    demonstration_dropout: float = number(0.0, at_least=0, at_most=1)
     """Share of rollouts that are written under the bare prompt although ``prompt`` is ``teacher``."""
-    blend: float = 0.0
+    blend: float = number(0.0, at_least=0, at_most=1)
     """Sample from the normalised p(. | teacher's prompt)^(1 - blend) p(. | bare prompt)^blend, so that texts stay such
     as the bare prompt could have produced. Both prompts are decoded side by side, with the weights that write: twice
     the slots. 0: the teacher's prompt alone; 1: what the bare prompt would have written."""
-    blend_budget: float | None = None
+    blend_budget: float | None = number(None, at_least=0)
     """Choose the blend of each token: the smallest, ``blend`` or more, with KL(blended || bare prompt) at most so many
     nats (arXiv:2609.24646). Unset: ``blend`` for all."""
 
@@ -241,7 +243,7 @@ class ScreeningConfig:
     """Verdict on a rollout much shorter or longer than the demonstration. What the check accepts is not too short."""
     check: VerdictName = "fallback"
     """Verdict on a rollout that fails the task's check, or whose check fails (reason ``check_error``)."""
-    max_check_errors: float = 0.1
+    max_check_errors: float = number(0.1, at_least=0, at_most=1)
     """Largest share of checks that may fail with an error of their own before the run stops; 8 may in any case."""
     answer_only: VerdictName = "fallback"
     """Verdict on a rollout that leaves out the work which the policy's own bare answers do (``answer_only_ratio``)."""
@@ -257,7 +259,7 @@ class ScreeningConfig:
     """Verdict on the rollouts of a demonstration of which the check accepts too few (``min_agreement``)."""
     solved: VerdictName = "keep"
     """Verdict on a rollout of a row that the bare policy solves by itself (``bare_samples``, ``max_solved_rate``)."""
-    max_attempts: int = 3
+    max_attempts: int = number(3, at_least=1)
     """Draws per demonstration where a verdict is ``resample``; then the demonstration is learned."""
     banned_phrases: list[str] = field(
         default_factory=lambda: [
@@ -272,45 +274,45 @@ class ScreeningConfig:
     )
     """Further phrases (any case) that give the teacher's prompt away. One that the prompt or the demonstration has
     itself is fine."""
-    min_length_ratio: float = 0.2
+    min_length_ratio: float = number(0.2, at_least=0)
     """Shortest rollout, as a fraction of the demonstration's tokens."""
-    max_length_ratio: float = 5.0
+    max_length_ratio: float = number(5.0, above=0)
     """Longest rollout, as a multiple of the demonstration's tokens (and at least 32 tokens longer)."""
-    loop_ngram: int = 8
+    loop_ngram: int = number(8, at_least=1)
     """A rollout loops when one n-gram of this many tokens stands more than ``loop_repeats`` times as often in it as the
     most frequent one does in its demonstration (once, where that does not repeat itself)."""
-    loop_repeats: int = 3
+    loop_repeats: int = number(3, at_least=1)
     """See ``loop_ngram``."""
-    answer_only_ratio: float = 0.25
+    answer_only_ratio: float = number(0.25, at_least=0)
     """A rollout is only an answer if it has less than this share of the tokens, and at most this share of the steps
     (sentences, lines), of the policy's own right answers to bare prompts, and less than half the tokens of its
     demonstration. Bare answers are sampled before the first step
     (``probe.num_examples``) and again at each validation."""
-    max_surprise: float | None = None
+    max_surprise: float | None = number(None, above=0)
     """Largest mean of -log p(token | bare prompt), in nats. Unset: from the probe before the first step."""
-    max_leak: float | None = None
+    max_leak: float | None = number(None, above=0)
     """Largest mean of log p(token | demonstration alone) - log p(token | bare prompt), in nats. Unset: from the
     probe."""
     min_support: float | None = None
     """Least gain of the demonstration's mean log-probability, in nats, from showing this rollout rather than those of
     other rows. Unset: from the probe."""
-    step_samples: int = 2
+    step_samples: int = number(2, at_least=1)
     """Continuations of a rollout's first half, written under the bare prompt, where ``steps`` is a rule."""
-    min_step_rate: float = 0.5
+    min_step_rate: float = number(0.5, at_least=0, at_most=1)
     """Least share of them that the check accepts."""
-    min_agreement: float = 0.5
+    min_agreement: float = number(0.5, at_least=0, at_most=1)
     """Least share of a demonstration's ``rollout.num_samples`` rollouts that the check accepts, where ``agreement`` is
     a rule."""
-    bare_samples: int = 0
+    bare_samples: int = number(0, at_least=0)
     """Bare answers to each prompt of a step, which tell how often the policy solves it by itself; 0: none."""
-    max_solved_rate: float = 0.75
+    max_solved_rate: float = number(0.75, at_least=0, at_most=1)
     """Largest share of them that the check accepts, where ``solved`` is a rule."""
     weigh_by_failure: bool = False
     """Weigh a rollout's tokens by the share of the bare answers that failed (``bare_samples``)."""
     pick: Literal["all", "best"] = "all"
     """Which of several rollouts of a demonstration (``rollout.num_samples``) are learned. ``best``: one, of those that
     are kept a new one before one that was learned already, then the least surprising."""
-    fallback_clip: float | None = None
+    fallback_clip: float | None = number(None, above=0)
     """Tokens of a demonstration that stands in for a refused rollout, and whose loss is above this many nats, give no
     gradient. Unset: all do."""
     measure: bool = True
@@ -321,13 +323,13 @@ class ScreeningConfig:
 class ProbeConfig:
     """What a run looks at before its first step: a few bare answers and a few rollouts of the teacher."""
 
-    num_examples: int = 16
+    num_examples: int = number(16, at_least=0)
     """Rows it looks at; 0: none, and rollouts are not compared with bare answers."""
     action: Literal["refuse", "warn"] = "refuse"
     """What to do where the settings would teach shortcuts."""
-    max_answer_only: float = 0.25
+    max_answer_only: float = number(0.25, at_least=0, at_most=1)
     """Largest share of the teacher's rollouts that state an answer without the work (``screening.answer_only``)."""
-    max_surprise_ratio: float = 4.0
+    max_surprise_ratio: float = number(4.0, above=1)
     """Largest surprise of the teacher's rollouts under the bare prompt, as a multiple of what nine of ten bare answers
     stay below. Read only where the policy solves some of the rows by itself: new knowledge is surprising."""
 
@@ -340,38 +342,38 @@ class ObjectiveConfig:
     """``nll``: -log p(target); ``forward_kl``: KL(teacher || student); ``reverse_kl``: KL(student || teacher); ``jsd``:
     beta KL(teacher || m) + (1 - beta) KL(student || m), m = beta teacher + (1 - beta) student;
     ``sampled_reverse_kl``: the score-function gradient of KL(student || teacher) at the student's own samples."""
-    beta: float = 0.5
+    beta: float = number(0.5, above=0, below=1)
     """Of ``jsd``, between 0 and 1."""
     support: Literal["full", "teacher", "student"] = "full"
     """Compare distributions over the whole vocabulary, or over the ``num_kept`` likeliest tokens of the teacher or the
     student
     and one bucket for all others."""
-    num_kept: int = 64
+    num_kept: int = number(64, at_least=1)
     """See ``support``."""
-    skip_tokens: int = 0
+    skip_tokens: int = number(0, at_least=0)
     """First tokens of each target that are not learned (and not counted)."""
-    clip: float | None = None
+    clip: float | None = number(None, above=0)
     """Largest loss of a token in nats; a token above it gives no gradient. Unset: none."""
     position_weights: list[float] = field(default_factory=list)
     """Weights of the first, second, ... token of a target; later ones weigh as the last. Empty: all weigh 1."""
-    demonstration_weight: float = 0.0
+    demonstration_weight: float = number(0.0, at_least=0)
     """Add the demonstration's nll with this weight per token; its tokens are not in the loss's denominator."""
-    anchor_kl: float = 0.0
+    anchor_kl: float = number(0.0, at_least=0)
     """Add KL(student || anchor) on the student's prompt with this weight."""
     anchor: Literal["base", "stage"] = "base"
     """The anchor's weights: ``base``: the base model's; ``stage``: those at the start of the task."""
-    blend: float = 0.0
+    blend: float = number(0.0, at_least=0, below=1)
     """Compare with the normalised teacher^(1 - blend) student^blend instead of the teacher, for ``forward_kl``,
     ``reverse_kl`` and ``jsd``: a target the student can reach. No gradient goes through it."""
-    disagreement: float | None = None
+    disagreement: float | None = number(None, above=0)
     """Weigh each token by min(1, |log teacher(token) - log student(token)| / disagreement), in nats: what both agree on
     teaches nothing, what is this far apart counts whole. For the same objectives. Unset: all weigh 1."""
     importance: Literal["none", "token"] = "none"
     """``token``: weigh each token by p(token) / p(token when it was drawn), for samples of a distribution other than
     the student's (a temperature, top_p, ...). No gradient goes through the weight."""
-    importance_cap: float = 2.0
+    importance_cap: float = number(2.0, above=0)
     """Largest of those weights."""
-    chunk_tokens: int | None = None
+    chunk_tokens: int | None = number(None, at_least=1)
     """Loss tokens whose logits are alive at once. Unset: 128 on a CPU, as many as 512 MiB hold on a GPU."""
 
 
@@ -382,9 +384,9 @@ class TeacherConfig:
     weights: Literal["live", "ema", "stage", "base"] = "live"
     """``live``: the policy's own; ``ema``: their average; ``stage``: those at the start of the task; ``base``: the
     base model's."""
-    half_life: float = 50.0
+    half_life: float = number(50.0, at_least=0)
     """Of ``ema``: optimizer steps in which the weight of the past halves. 0: as ``live``; .inf: as ``stage``."""
-    refresh_steps: int | None = None
+    refresh_steps: int | None = number(None, at_least=1)
     """Retake the ``stage`` weights every so many optimizer steps: as old may what they write be. Unset: once a task."""
     device: Literal["auto", "cpu"] = "auto"
     """Where copies are kept (float32; of LoRA only the adapter): beside the weights, or in the CPU's memory."""
@@ -394,19 +396,19 @@ class TeacherConfig:
 class OptimConfig:
     """AdamW and its schedule."""
 
-    lr: float = 2e-4
+    lr: float = number(2e-4, above=0)
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = number((0.9, 0.95), at_least=0, below=1)
     """AdamW betas."""
-    eps: float = 1e-8
+    eps: float = number(1e-8, above=0)
     """AdamW epsilon."""
-    weight_decay: float = 0.0
+    weight_decay: float = number(0.0, at_least=0)
     """Decoupled weight decay on matrices (never on norms and biases)."""
     schedule: Literal["constant", "cosine"] = "constant"
     """After the warm-up: stay, or fall to zero on a cosine."""
-    warmup_steps: int = 2
+    warmup_steps: int = number(2, at_least=0)
     """Linear warm-up from 0: as in transformers, the first step of a warm-up changes nothing."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = number(1.0, at_least=0)
     """Clip the global gradient norm; 0 turns clipping off."""
 
 
@@ -427,17 +429,17 @@ class TrainConfig:
     """With ``init_from`` and adapters: ``continue`` that run's, or ``merge`` it into the base and train a new one."""
     keep_optimizer: bool = False
     """With ``init_from``: go on with that run's AdamW moments rather than with none."""
-    seed: int = 0
+    seed: int = number(0, at_least=0)
     """Seed of the order, the noise keys and the adapters."""
-    batch_size: int = 16
+    batch_size: int = number(16, at_least=1)
     """Demonstrations per optimizer step, over all ranks."""
-    max_steps: int | None = None
+    max_steps: int | None = number(None, at_least=1)
     """Optimizer steps. Unset: as ``num_epochs`` says."""
-    num_epochs: int = 1
+    num_epochs: int = number(1, at_least=1)
     """Passes over the data, when ``max_steps`` is unset."""
-    max_loss_tokens: int | None = None
+    max_loss_tokens: int | None = number(None, at_least=1)
     """Stop once this many loss tokens were learned: a fair budget between methods."""
-    micro_batch_tokens: int = 4096
+    micro_batch_tokens: int = number(4096, at_least=1)
     """Tokens of a forward and backward pass, padding included."""
     layout: Literal["auto", "packed", "padded"] = "auto"
     """How rows of a micro-batch lie: ``packed``: one behind the other, each attending to itself, padding only at the
@@ -448,24 +450,24 @@ class TrainConfig:
     longer; needs a C++ compiler on a CPU."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Compute dtype of the learning pass; weights that are trained stay float32."""
-    rank_timeout_seconds: float = 1800.0
+    rank_timeout_seconds: float = number(1800.0, above=0)
     """Longest silence of a rank that others wait for; then the run ends, and the last checkpoint stands. A rank that
     is at work is waited for however long it takes."""
-    max_bad_steps: int = 5
+    max_bad_steps: int = number(5, at_least=1)
     """Stop after this many steps in a row without an update (all dropped, or not finite)."""
     resume: Literal["never", "auto"] = "never"
     """``auto`` goes on from the last checkpoint of ``output_dir``, if there is one."""
-    checkpoint_steps: int | None = 50
+    checkpoint_steps: int | None = number(50, at_least=1)
     """Save every so many steps, and always at the end. Unset: only at the end."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = number(2, at_least=1)
     """Newest checkpoints kept."""
     trackers: list[str] = field(default_factory=list)
     """Experiment trackers by name: tensorboard, wandb, trackio."""
-    rollout_samples: int = 4
+    rollout_samples: int = number(4, at_least=0)
     """Rollouts written to ``rollouts.jsonl`` each step."""
-    warn_length_ratio: float = 2.0
+    warn_length_ratio: float = number(2.0, above=0)
     """Alarm when rollouts are on average this many times longer than the demonstrations (see ``alarms``)."""
-    warn_truncated_rate: float = 0.3
+    warn_truncated_rate: float = number(0.3, at_least=0, at_most=1)
     """Alarm when more than this share of the rollouts hits the length limit (see ``alarms``)."""
     deterministic: bool = True
     """Ask torch for deterministic kernels, so that a resumed run repeats the uninterrupted one. On a GPU they need
@@ -479,23 +481,23 @@ class AlarmConfig:
     What falls or rises is compared with the policy's own bare answers where they are known, else with the first steps.
     """
 
-    patience_steps: int = 3
+    patience_steps: int = number(3, at_least=1)
     """Steps in a row that must all lie beyond a limit; more where a step has fewer than 8 rollouts."""
-    reference_steps: int = 5
+    reference_steps: int = number(5, at_least=1)
     """First steps whose median stands for how the run began."""
-    length_fall: float | None = 0.33
+    length_fall: float | None = number(0.33, above=0, below=1)
     """Alarm below this fraction of the mean length of rollouts."""
-    loss_tokens_fall: float | None = 0.25
+    loss_tokens_fall: float | None = number(0.25, above=0, below=1)
     """Alarm below this fraction of the loss tokens of a step."""
-    entropy_fall: float | None = 0.25
+    entropy_fall: float | None = number(0.25, above=0, below=1)
     """Alarm below this fraction of the entropy of rollouts."""
-    min_keep_rate: float | None = 0.1
+    min_keep_rate: float | None = number(0.1, above=0, below=1)
     """Alarm when a smaller share of the rollouts is kept."""
-    surprise_rise: float | None = 3.0
+    surprise_rise: float | None = number(3.0, above=1)
     """Alarm above this multiple of the surprise of rollouts under the bare prompt, where it is measured."""
-    max_verbatim_rate: float | None = 0.5
+    max_verbatim_rate: float | None = number(0.5, at_least=0, below=1)
     """Alarm when a larger share of the rollouts copies its demonstration token by token."""
-    min_tokens: int = 16
+    min_tokens: int = number(16, at_least=0)
     """Copies are no alarm where rollouts are shorter than this on average: short answers are alike by nature."""
 
 
@@ -506,25 +508,25 @@ class GateConfig:
     They are some of ``data``, held back, and the first of each set of ``eval.sets`` with ``retention: true``.
     """
 
-    rows: int = 32
+    rows: int = number(32, at_least=0)
     """Rows held back, at most a tenth of the data (below 8: none), and rows of each retention set. 0: no gate."""
     action: Literal["stop", "rollback", "continue"] = "stop"
     """Where the policy has become worse than at the start. ``stop``: end training with the best state the gate has
     seen, the start included; ``rollback``: go back to that state with a lower learning rate, and on with the next data;
     ``continue``: only say so (what the runs of a sequence or comparison do unless told otherwise)."""
-    max_drop: float = 0.1
+    max_drop: float = number(0.1, at_least=0, below=1)
     """Largest drop of a set's share of right answers; a larger one counts where it is no accident, too."""
-    max_p_value: float = 0.05
+    max_p_value: float = number(0.05, above=0, below=1)
     """It is none where an exact one-sided sign test over the very same rows gives less than this, divided by the
     number of sets that are asked."""
-    max_cost: float = 0.1
+    max_cost: float = number(0.1, above=0, at_most=1)
     """Tokens of planned checks per token that steps write and learn. It sets how often the gate looks; the start, the
     end and one check on an alarm come on top. The steps' tokens are estimated from the demonstrations' lengths."""
-    every_steps: int | None = None
+    every_steps: int | None = number(None, at_least=1)
     """Look every so many steps instead."""
-    max_rollbacks: int = 2
+    max_rollbacks: int = number(2, at_least=1)
     """Times that ``rollback`` goes back; after that it stops."""
-    rollback_lr_factor: float = 0.5
+    rollback_lr_factor: float = number(0.5, above=0, at_most=1)
     """What ``rollback`` multiplies the learning rate by."""
 
 
@@ -546,7 +548,7 @@ class ReplayConfig:
 
     sources: list[SourceConfig] = field(default_factory=list)
     """Where they come from. They are learned as those of ``data`` are: on-policy targets are written anew."""
-    rate: float | None = None
+    rate: float | None = number(None, above=0, below=1)
     """Their share of all demonstrations, the same number from each source. Unset: every row of the sources."""
 
 
@@ -560,7 +562,7 @@ class EvalSetConfig:
     """The questions."""
     task: TaskConfig = field(default_factory=TaskConfig)
     """The check."""
-    max_new_tokens: int = 256
+    max_new_tokens: int = number(256, at_least=1)
     """Longest answer."""
     retention: bool = False
     """True: what the base model could do before; false: what is being taught."""
@@ -574,15 +576,15 @@ class EvalConfig:
     """Sets scored before and after training, and by ``sdft eval``."""
     path: str | None = None
     """A file of test rows with the columns and the task of ``data``: one more set, labelled ``test``."""
-    limit: int | None = None
+    limit: int | None = number(None, at_least=1)
     """Use the first rows of ``path`` only."""
     validation: list[EvalSetConfig] = field(default_factory=list)
     """Sets scored during training, every ``every_steps``."""
-    every_steps: int | None = None
+    every_steps: int | None = number(None, at_least=1)
     """Validate every so many steps. Unset: never."""
     best_metric: str | None = None
     """Metric (``eval/LABEL/score`` of a validation set) whose best weights are kept in ``best/``."""
-    early_stop: int | None = None
+    early_stop: int | None = number(None, at_least=1)
     """Stop after this many validations without a better ``best_metric``."""
     stop_score: float | None = None
     """Stop once ``best_metric`` has reached this: methods compared at the same acquisition."""
@@ -590,17 +592,17 @@ class EvalConfig:
     """Score the base model before training and the trained one after."""
     base_scores: str | None = None
     """A run whose scores of the same base model on the same sets are taken over rather than measured again."""
-    temperature: float = 0.0
+    temperature: float = number(0.0, at_least=0)
     """0 is greedy; above 0 samples."""
-    num_samples: int = 1
+    num_samples: int = number(1, at_least=1)
     """Samples per question (above 1 only with a temperature above 0)."""
-    batch_size: int = 64
+    batch_size: int = number(64, at_least=1)
     """Completions the ``hf`` rollout backend writes at once."""
-    seed: int = 0
+    seed: int = number(0, at_least=0)
     """Seed of sampled evaluation."""
-    kl_prompts: int = 60
+    kl_prompts: int = number(60, at_least=0)
     """General prompts whose seed completions measure KL(base || tuned); 0 turns it off."""
-    kl_max_new_tokens: int = 96
+    kl_max_new_tokens: int = number(96, at_least=1)
     """Longest of those completions."""
 
 
@@ -612,7 +614,7 @@ class DistillConfig:
     """Where the file, its figures and the plot go."""
     rules: Literal["default", "legacy"] = "default"
     """``default``: the verdicts of ``screening``; ``legacy``: the rules of the ACL 2024 program, mistakes included."""
-    batch_size: int = 128
+    batch_size: int = number(128, at_least=1)
     """Rows between two writes of the file: as many are written again after an interruption."""
     resume: Literal["never", "auto"] = "never"
     """``auto`` goes on with a file that is not whole yet."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from onpolicy_sdft.config.bounds import number
 from onpolicy_sdft.config.load import Verbatim
 from onpolicy_sdft.config.schema import DataConfig, TaskConfig
 
@@ -23,7 +24,7 @@ class StageConfig:
     """Its test questions."""
     validation: DataConfig | None = None
     """Its validation questions: they choose learning rates and say when enough is learned."""
-    max_new_tokens: int = 256
+    max_new_tokens: int = number(256, at_least=1)
     """Longest answer to a test or validation question."""
     target_score: float | None = None
     """Validation score that counts as learned, for comparisons at the same acquisition."""
@@ -45,13 +46,13 @@ class SequenceConfig:
     """Run options by dotted name, after everything else."""
     stages: list[StageConfig] = field(default_factory=list)
     """The tasks, in order."""
-    seed: int = 0
+    seed: int = number(0, at_least=0)
     """``train.seed`` of every stage."""
     adapter_handoff: Literal["continue", "merge"] = "continue"
     """Adapters of a stage: the one before goes on learning, or it is merged into the base and a new one starts."""
     keep_optimizer: bool = False
     """Go on with AdamW's moments of the stage before."""
-    replay_rate: float = 0.0
+    replay_rate: float = number(0.0, at_least=0, below=1)
     """Rehearsal: share of earlier stages' demonstrations in each stage, their targets written anew. 0: none."""
     joint: bool = False
     """Train on all tasks at once, for as many steps as the stages have together: the ceiling."""
@@ -92,11 +93,11 @@ class CompareConfig:
     match: Literal["steps", "tokens", "acquisition"] = "steps"
     """What is equal between methods: optimizer steps a stage, learned tokens a stage, or the validation score at
     which a stage ends (``target_score`` of the stage)."""
-    max_steps: int | None = None
+    max_steps: int | None = number(None, at_least=1)
     """Steps a stage; with another ``match`` the most there may be. Unset: as the sequence says."""
-    max_loss_tokens: int | None = None
+    max_loss_tokens: int | None = number(None, at_least=1)
     """Learned tokens a stage, for ``match: tokens``."""
-    every_steps: int = 5
+    every_steps: int = number(5, at_least=1)
     """Steps between two looks at the validation score, for ``match: acquisition``."""
     joint: list[str] = field(default_factory=list)
     """Methods that are also trained on all tasks at once, with the first seed: the ceiling."""

@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from onpolicy_sdft.config.bounds import check_bounds, number
 from onpolicy_sdft.config.load import Verbatim, explain, field_names, make_parser
 from onpolicy_sdft.errors import ConfigError
 
@@ -54,7 +55,7 @@ class SweepConfig:
     or any name of metrics.jsonl (the mean over steps). Empty: all scores, eval/kl and train/steps."""
     output_dir: str = "runs/sweep"
     """The sweep's directory; the same one again goes on with it."""
-    max_parallel: int = 1
+    max_parallel: int = number(1, at_least=1)
     """Runs at once, at most."""
     retry_failed: bool = False
     """Try runs again that failed before; otherwise they are kept as failed, with their reason."""
@@ -140,6 +141,7 @@ def check_sweep(config: SweepConfig) -> None:
     Raises:
         ConfigError: On the first thing that is refused.
     """
+    check_bounds(config)
     names = set(field_names())
     for name in config.options:
         _refuse_own("options", name, names)
@@ -148,8 +150,6 @@ def check_sweep(config: SweepConfig) -> None:
     _check_excluded(config)
     if not config.seeds or len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:
         raise ConfigError(f"seeds={config.seeds} is not usable: give different numbers from 0 on, at least one.")
-    if config.max_parallel < 1:
-        raise ConfigError(f"max_parallel={config.max_parallel} is not usable: it must be at least 1.")
     if config.slurm and config.launcher != "submitit":
         raise ConfigError(
             f"slurm={config.slurm!r} is not read by launcher=local. Fix: --launcher submitit, or leave it out."

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onpolicy_sdft.config.bounds import check_bounds
 from onpolicy_sdft.config.load import dump_config
 from onpolicy_sdft.config.schema import RunConfig
 from onpolicy_sdft.config.sequence import CompareConfig, SequenceConfig, StageConfig
@@ -105,6 +106,7 @@ def check_comparison(config: CompareConfig, sequence: SequenceConfig) -> None:
     Raises:
         ConfigError: Naming the option and the way out.
     """
+    check_bounds(config)
     if not config.methods or not config.seeds:
         raise ConfigError("methods and seeds must name at least one each.")
     if len(set(config.seeds)) < len(config.seeds):

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from onpolicy_sdft.config.bounds import check_bounds
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig
 from onpolicy_sdft.config.sequence import SequenceConfig, StageConfig
@@ -88,8 +89,7 @@ def _check(config: SequenceConfig) -> None:
             raise ConfigError(f"stages: the label {label!r} names files: give it letters, digits, _ and - only.")
         if labels.count(label) > 1 or label == JOINT:
             raise ConfigError(f"stages: the label {label!r} is taken. Fix: give each stage its own.")
-    if not 0 <= config.replay_rate < 1:
-        raise ConfigError(f"replay_rate={config.replay_rate} is not usable: it must be in [0, 1).")
+    check_bounds(config)
     if config.joint and config.replay_rate:
         raise ConfigError("joint=true trains on all tasks at once: nothing is rehearsed. Fix: --replay_rate 0.")
     own = (

@@ -59,12 +59,12 @@ def test_optional_counts_must_be_at_least_one_or_null(name):
         ("eval.kl_prompts", -1, "0 or more"),
         ("screening.min_length_ratio", -0.1, "0 or more"),
         ("screening.max_length_ratio", 0.1, "above min_length_ratio=0.2"),
-        ("rollout.temperature", -1.0, "0 (greedy) or more"),
-        ("rollout.top_k", -1, "0 (keep all) or more"),
+        ("rollout.temperature", -1.0, "0 or more"),
+        ("rollout.top_k", -1, "0 or more"),
         ("rollout.top_p", 0.0, "in (0, 1]"),
         ("rollout.top_p", 1.1, "in (0, 1]"),
         ("rollout.min_p", 1.0, "in [0, 1)"),
-        ("eval.temperature", -0.5, "0 (greedy) or more"),
+        ("eval.temperature", -0.5, "0 or more"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_the_range(name, value, wanted):

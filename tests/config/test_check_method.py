@@ -21,7 +21,7 @@ LAW_AT_ATTEMPT = {"rollout.prompt": "student", "objective.name": "reverse_kl", *
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"objective.beta": 1.0, "objective.name": "jsd"}, "above 0 and below 1"),
+        ({"objective.beta": 1.0, "objective.name": "jsd"}, "in (0, 1)"),
         ({"objective.beta": 0.3}, "--objective.name jsd"),
         ({"objective.support": "teacher"}, "an objective that compares distributions"),
         ({"objective.num_kept": 8}, "--objective.support teacher or student"),
@@ -61,10 +61,10 @@ LAW_AT_ATTEMPT = {"rollout.prompt": "student", "objective.name": "reverse_kl", *
         ({"rollout.min_p_end": 0.1, "train.max_loss_tokens": 9}, "rollout.min_p_end needs"),
         ({"rollout.min_p_end": 0.1, "rollout.temperature": 0.0}, "is greedy"),
         ({"objective.blend": 0.5}, "an objective that compares distributions"),
-        ({"objective.blend": 1.0, "objective.name": "jsd"}, "below 1"),
+        ({"objective.blend": 1.0, "objective.name": "jsd"}, "in [0, 1)"),
         ({"objective.disagreement": 0.5}, "an objective that compares distributions"),
         ({"objective.disagreement": 0.0, "objective.name": "jsd"}, "above 0, or null"),
-        ({"rollout.temperature_end": 0.0}, "temperatures above 0"),
+        ({"rollout.temperature_end": 0.0}, "above 0"),
         ({"rollout.temperature_end": 0.5, "train.max_loss_tokens": 9}, "drop one of them"),
         ({"objective.name": "sampled_reverse_kl", **KEEP}, "--rollout.prompt student"),
         ({"objective.name": "sampled_reverse_kl", "rollout.prompt": "student"}, "screening.banned=fallback"),

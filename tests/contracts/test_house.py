@@ -7,9 +7,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "onpolicy_sdft"
-#: Every option once; a list of bounds; a kernel that Triton compiles as one.
+#: Every option once; a kernel that Triton compiles as one.
 LONG = {"config/schema.py"}
-LONG_FUNCTIONS = {"_check_ranges", "attend_tiles"}
+LONG_FUNCTIONS = {"attend_tiles"}
 
 
 def test_a_file_is_read_in_a_sitting():
