@@ -55,7 +55,7 @@ def work(rank: int, settings: dict[str, Any], port: int, channel: Channel | None
     pairs, size = data.prepared.pairs, config.train.batch_size
     with Progress("step", 1, "steps", enabled=False) as progress:
         trainer = make_trainer(config, bundle, data, model, backend, Plan(len(pairs) // size, None), progress)
-        reader = trainer.teacher.reader
+        reader = trainer.weights.reader
         moved = _bytes_to_gather(reader) if isinstance(reader, GatheredCopy) else 0
         if channel is not None:
             channel.say({"ready": True, "bytes_gathered": moved})

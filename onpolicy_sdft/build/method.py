@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -18,7 +18,7 @@ from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.models.packing import examine
 from onpolicy_sdft.models.shards import WHOLE, Shards
-from onpolicy_sdft.models.teacher import Teacher
+from onpolicy_sdft.models.weights import PolicyWeights
 from onpolicy_sdft.objectives.objective import Objective
 from onpolicy_sdft.rollout.backend import NO_RECORD
 from onpolicy_sdft.screening.mentions import Mentions
@@ -29,6 +29,7 @@ from onpolicy_sdft.train.feedback import FeedbackSource, Trying
 from onpolicy_sdft.train.pairing import Pairing
 from onpolicy_sdft.train.scoring import Scorer
 from onpolicy_sdft.train.source import PolicySource, Sampling
+from onpolicy_sdft.train.teacher_scorer import TeacherScorer
 from onpolicy_sdft.types import ONE_RANK, PromptPair, Ranks, RecordOptions, Rollout, RolloutRequest, Turn
 
 if TYPE_CHECKING:
@@ -68,19 +69,29 @@ def make_objective(config: RunConfig) -> Objective:
     )
 
 
-def make_teacher(
+def anchor_of(config: RunConfig) -> Literal["stage", "base"] | None:
+    """Return which weights the objective is anchored to, if it is."""
+    return config.objective.anchor if config.objective.anchor_kl else None
+
+
+def make_scorer(config: RunConfig, weights: PolicyWeights, objective: Objective, pad_token_id: int) -> TeacherScorer:
+    """Return what gives the objective the teacher's distributions and the anchor's."""
+    return TeacherScorer(weights, config.teacher.weights, anchor_of(config), objective, pad_token_id)
+
+
+def make_weights(
     config: RunConfig,
     model: PreTrainedModel | PeftModel,
     autocast: Autocast,
     shards: Shards = WHOLE,
     reader: WeightProvider | None = None,
-) -> Teacher:
-    """Return the teacher of a policy that has not been trained yet; see :class:`Teacher`."""
-    return Teacher(
+) -> PolicyWeights:
+    """Return the weights of a policy that has not been trained yet, with the kinds that the method reads."""
+    anchor = anchor_of(config)
+    return PolicyWeights(
         model,
-        config.teacher.weights,
+        {config.teacher.weights} | ({anchor} if anchor else set()),
         config.teacher.half_life,
-        anchor=config.objective.anchor if config.objective.anchor_kl else None,
         device="cpu" if config.teacher.device == "cpu" else None,
         autocast=autocast,
         shards=shards,
@@ -167,7 +178,7 @@ def make_review(
     bundle: ModelBundle,
     task: Task,
     pairing: Pairing,
-    teacher: Teacher,
+    weights: PolicyWeights,
     sample: Callable[[Sequence[RolloutRequest], int], Sequence[Rollout]],
     ranks: Ranks = ONE_RANK,
     num_workers: int = 0,
@@ -180,7 +191,7 @@ def make_review(
         bundle: The model's prompts.
         task: Its check.
         pairing: How rows are laid out for a forward.
-        teacher: Shows the weights that measure.
+        weights: Shows those that measure.
         sample: Completes requests at the sampling parameters of a step.
         ranks: The processes that share a step.
         num_workers: Checks run at once.
@@ -190,7 +201,7 @@ def make_review(
     if config.rollout.prompt == "student":  # its texts are no rewrites
         screening = replace(screening, support="keep")
     scorer = Scorer(
-        teacher, replace(pairing, num_skipped=0, position_weights=()), bundle.loaded.model.device, num_halvings
+        weights, replace(pairing, num_skipped=0, position_weights=()), bundle.loaded.model.device, num_halvings
     )
     return Review(
         screening, task, bundle.renderer.decode, scorer, sample, _measuring_prompts(config, bundle),
@@ -245,7 +256,7 @@ def make_policy_source(
     config: RunConfig,
     backend: RolloutBackend,
     num_steps: int,
-    teacher: Teacher,
+    weights: PolicyWeights,
     on_progress: OnProgress,
     trying: Trying | None,
     store: DraftStore | None = None,
@@ -256,19 +267,19 @@ def make_policy_source(
         config: Of the run.
         backend: Writes them.
         num_steps: Of the run, for what moves over it.
-        teacher: Whose weights write under the teacher's prompt.
+        weights: Those that write.
         on_progress: Told how far they have come.
         trying: How the student tries first, where the teacher is told of it.
         store: Last rollouts, to draft from; None: none.
     """
     source = partial(FeedbackSource, trying=trying) if trying is not None else PolicySource
     # The student writes its own samples; what the teacher writes, its weights write.
-    writing = teacher.weights if config.rollout.prompt == "teacher" else partial(teacher.weights, "live")
-    return source(backend, make_sampling(config, num_steps), on_progress, store, writing=writing)
+    kind = config.teacher.weights if config.rollout.prompt == "teacher" else "live"
+    return source(backend, make_sampling(config, num_steps), on_progress, store, writing=partial(weights.showing, kind))
 
 
 def make_trying(
-    config: RunConfig, bundle: ModelBundle, data: Data, teacher: Teacher, num_workers: int
+    config: RunConfig, bundle: ModelBundle, data: Data, weights: PolicyWeights, num_workers: int
 ) -> Trying | None:
     """Return how the student tries before the teacher writes; None where it does not.
 
@@ -276,7 +287,7 @@ def make_trying(
         config: Of the run.
         bundle: Decodes attempts.
         data: Their check, and what makes the teacher's prompts.
-        teacher: Shows the live weights, with which the student tries.
+        weights: Shows the live ones, with which the student tries.
         num_workers: Checks run at once, where they take long.
     """
     feedback, rollout, task = config.feedback, config.rollout, data.task
@@ -288,7 +299,7 @@ def make_trying(
         check=Checker(task, config.screening.max_check_errors),
         decode=bundle.renderer.decode,
         prompt=partial(data.prepared.prompts.fit, shows_attempt=feedback.show_attempt),
-        writing=partial(teacher.weights, "live"),
+        writing=partial(weights.showing, "live"),
         solved=feedback.solved,
         reveal=feedback.reveal,
         num_workers=0 if getattr(task, "check_is_quick", False) else num_workers,

@@ -15,9 +15,10 @@ from onpolicy_sdft.build.method import (
     make_pairing,
     make_policy_source,
     make_review,
+    make_scorer,
     make_screen,
-    make_teacher,
     make_trying,
+    make_weights,
 )
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.models.compiled import compile_layers
@@ -35,14 +36,13 @@ from onpolicy_sdft.train.optim import make_optimizer, make_schedule
 from onpolicy_sdft.train.source import DemonstrationSource, PolicySource, TargetSource
 from onpolicy_sdft.train.state import TrainState
 from onpolicy_sdft.train.step import Trainer
-from onpolicy_sdft.train.teacher_scorer import TeacherScorer
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
     from onpolicy_sdft.config.schema import RunConfig
-    from onpolicy_sdft.models.teacher import Teacher
+    from onpolicy_sdft.models.weights import PolicyWeights
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +71,13 @@ def make_trainer(
     if config.train.compile:
         logger.info(f"{_compile(model, backend.name)} layers are compiled when they first learn")
     policy, optimizer = backend.prepare(Policy(model), make_optimizer(model, config.optim))
-    teacher = make_teacher(config, model, backend.autocast, backend.shards, reader)
-    if teacher.num_bytes:
-        logger.info(f"the teacher's copies take {teacher.num_bytes / 2**20:.1f} MiB ({config.teacher.device})")
+    weights = make_weights(config, model, backend.autocast, backend.shards, reader)
+    if weights.num_bytes:
+        logger.info(f"copies of earlier weights take {weights.num_bytes / 2**20:.1f} MiB ({config.teacher.device})")
     objective, num_workers = make_objective(config), num_free_cores(_num_local_ranks(backend))
     to_come = memory_to_come(config, sizes, backend.name, backend.num_ranks)
-    trying = make_trying(config, bundle, data, teacher, num_workers)
-    source = _make_source(config, bundle, plan, teacher, progress, to_come, trying)
+    trying = make_trying(config, bundle, data, weights, num_workers)
+    source = _make_source(config, bundle, plan, weights, progress, to_come, trying)
     pairing = make_pairing(config, bundle.pad_token_id, packed=packed)
     state, reviewer = TrainState(), None
     if isinstance(source, PolicySource) and config.rollout.weights != "sharded":  # nothing scores divided weights
@@ -86,7 +86,7 @@ def make_trainer(
             bundle,
             data.task,
             pairing,
-            teacher,
+            weights,
             source.answers,
             backend,
             num_workers,
@@ -97,9 +97,9 @@ def make_trainer(
         source=source,
         screen=make_screen(config, bundle, data, num_workers),
         pairing=pairing,
-        teacher_scorer=TeacherScorer(teacher, objective, bundle.pad_token_id),
+        teacher_scorer=make_scorer(config, weights, objective, bundle.pad_token_id),
         objective=objective,
-        teacher=teacher,
+        weights=weights,
         backend=backend,
         schedule=make_schedule(optimizer, config.optim, plan.num_steps),
         max_grad_norm=config.optim.max_grad_norm,
@@ -134,7 +134,7 @@ def _make_source(
     config: RunConfig,
     bundle: ModelBundle,
     plan: Plan,
-    teacher: Teacher,
+    weights: PolicyWeights,
     progress: Progress,
     learning_bytes: int,
     trying: Trying | None,
@@ -142,8 +142,8 @@ def _make_source(
     if config.train.targets != "policy":
         return DemonstrationSource()
     rollout = config.rollout
-    with teacher.weights("live"):
-        backend = bundle.backend(teacher.model, rollout, rollout.batch_size, learning_bytes)
+    with weights.showing("live"):
+        backend = bundle.backend(weights.model, rollout, rollout.batch_size, learning_bytes)
     return make_policy_source(
-        config, backend, plan.num_steps, teacher, show_writing(progress), trying, DraftStore(rollout.draft_store_tokens)
+        config, backend, plan.num_steps, weights, show_writing(progress), trying, DraftStore(rollout.draft_store_tokens)
     )

@@ -35,7 +35,7 @@ def preview_of(config: RunConfig, trainer: Trainer, pairs: Sequence[PromptPair])
     source, reviewer = trainer.source, trainer.reviewer
     if not config.probe.num_examples or not isinstance(source, PolicySource) or reviewer is None:
         return None
-    policy = partial(trainer.teacher.weights, "live")
+    policy = partial(trainer.weights.showing, "live")
     return Preview(choose_rows(config, pairs), source, trainer.screen, reviewer, policy, trainer.backend)
 
 

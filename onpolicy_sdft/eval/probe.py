@@ -21,9 +21,10 @@ from onpolicy_sdft.build.method import (
     make_policy_source,
     make_review,
     make_sampling,
+    make_scorer,
     make_screen,
-    make_teacher,
     make_trying,
+    make_weights,
 )
 from onpolicy_sdft.data.order import permutation
 from onpolicy_sdft.data.prepare import prepare
@@ -47,12 +48,11 @@ from onpolicy_sdft.runs.progress import Progress, tick
 from onpolicy_sdft.tasks import load_task
 from onpolicy_sdft.tasks.protocol import work_of
 from onpolicy_sdft.train.preview import Preview
-from onpolicy_sdft.train.teacher_scorer import TeacherScorer
 from onpolicy_sdft.types import TrainingRow
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig
-    from onpolicy_sdft.models.teacher import Teacher
+    from onpolicy_sdft.models.weights import PolicyWeights
     from onpolicy_sdft.screening.bare import BareAnswers
     from onpolicy_sdft.types import PromptPair
 
@@ -95,7 +95,7 @@ def run_probe(
     rows = loaded.demonstrations if config.context.show in ("others", "both") else [
         demonstration for demonstration in loaded.demonstrations if demonstration.example_id in chosen
     ]  # fmt: skip
-    teacher = make_teacher(config, bundle.loaded.model, nullcontext)
+    weights = make_weights(config, bundle.loaded.model, nullcontext)
     bare: list[ProbeRow] = []
     conditioned: list[ProbeRow] = []
     problems: list[tuple[ProbeRow, str]] = []
@@ -118,7 +118,7 @@ def run_probe(
             pairs = tuple(pair for pair in prepared.pairs if pair.demonstration.example_id in chosen)
             data = Data(task, loaded, replace(prepared, pairs=pairs))
             with Progress(f"probe at T={temperature:g}", None, "tokens") as progress:
-                preview = _preview(asked, bundle, data, teacher, progress)
+                preview = _preview(asked, bundle, data, weights, progress)
                 if answers is None:
                     row, answers = _ask_bare(preview, temperature, progress)
                     bare.append(row)
@@ -131,15 +131,15 @@ def run_probe(
     return ProbeOutcome((*bare, *conditioned), said, tuple(text for _, text in problems), learning)
 
 
-def _preview(config: RunConfig, bundle: ModelBundle, data: Data, teacher: Teacher, progress: Progress) -> Preview:
+def _preview(config: RunConfig, bundle: ModelBundle, data: Data, weights: PolicyWeights, progress: Progress) -> Preview:
     """Return what asks as a step with these options would."""
     backend = bundle.backend(bundle.loaded.model, config.rollout, config.rollout.batch_size)
-    trying = make_trying(config, bundle, data, teacher, num_workers=0)
-    source = make_policy_source(config, backend, 1, teacher, tick(progress), trying)
+    trying = make_trying(config, bundle, data, weights, num_workers=0)
+    source = make_policy_source(config, backend, 1, weights, tick(progress), trying)
     screen = make_screen(config, bundle, data)
     pairing = make_pairing(config, bundle.pad_token_id)
-    reviewer = make_review(config, bundle, data.task, pairing, teacher, source.answers)
-    return Preview(data.prepared.pairs, source, screen, reviewer, partial(teacher.weights, "live"))
+    reviewer = make_review(config, bundle, data.task, pairing, weights, source.answers)
+    return Preview(data.prepared.pairs, source, screen, reviewer, partial(weights.showing, "live"))
 
 
 def _ask_bare(preview: Preview, temperature: float, progress: Progress) -> tuple[ProbeRow, BareAnswers]:
@@ -184,7 +184,7 @@ def _seconds_per_learning_step(config: RunConfig, bundle: ModelBundle, pairs: Se
     packed = learns_packed(config, model, device, bf16)
     pairing = make_pairing(config, bundle.pad_token_id, packed=packed)
     policy.train()
-    teacher_scorer = TeacherScorer(make_teacher(config, model, bf16), objective, bundle.pad_token_id)
+    teacher_scorer = make_scorer(config, make_weights(config, model, bf16), objective, bundle.pad_token_id)
     is_recorded = make_sampling(config, num_steps=1).record != NO_RECORD
     seconds = 0.0
     with Progress("probe: learning", len(rows), "targets") as progress:

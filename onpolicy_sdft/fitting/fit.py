@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from onpolicy_sdft.config.schema import RunConfig
-    from onpolicy_sdft.models.teacher import Teacher
+    from onpolicy_sdft.models.weights import PolicyWeights
 
 logger = logging.getLogger(__name__)
 
@@ -184,8 +184,8 @@ def _fit(config: RunConfig, command: Sequence[str], held: ExitStack) -> TrainOut
 
     progress = Progress("train", plan.num_steps, "steps", enabled=backend.rank == 0)
     trainer = make_trainer(config, bundle, data, model, backend, plan, progress)
-    teacher = trainer.teacher
-    model = teacher.model  # from here on weights are read only
+    weights = trainer.weights
+    model = weights.model  # from here on weights are read only
     start = found.start
     if start is not None:
         take_up_weights(config, start, trainer)
@@ -199,7 +199,7 @@ def _fit(config: RunConfig, command: Sequence[str], held: ExitStack) -> TrainOut
     if scored and not backend.on_first(
         lambda: has_stage(run, "before", config, sets, origin) or inherit_scores(config, sets, run, start, origin)
     ):
-        with teacher.weights("live"):
+        with weights.showing("live"):
             evaluate_stage(config, bundle, model, sets, run, "before", backend, weights=origin)
     guards = make_guards(config, bundle, data, found.gated, trainer, run, identity, progress)
     if _resume(config, run, guards.checkpointer, trainer, progress):
@@ -208,11 +208,11 @@ def _fit(config: RunConfig, command: Sequence[str], held: ExitStack) -> TrainOut
     trackers = open_trackers(config.train.trackers, run.path, dataclasses.asdict(config), is_main_process=is_first)
 
     def export(path: Path, summary: Mapping[str, Any], verdict: Verdict | None = None) -> None:
-        weights = backend.weights() if bundle.together is not None else None  # nothing whole is there to be read
-        with teacher.weights("live"):
-            backend.on_first(partial(_export, config, bundle, model, data, run, path, summary, weights, verdict))
+        gathered = backend.weights() if bundle.together is not None else None  # nothing whole is there to be read
+        with weights.showing("live"):
+            backend.on_first(partial(_export, config, bundle, model, data, run, path, summary, gathered, verdict))
 
-    validate = partial(_validate, config, bundle, teacher, found.validation, backend) if found.validation else None
+    validate = partial(_validate, config, bundle, weights, found.validation, backend) if found.validation else None
     loop = Loop(
         trainer, data.prepared.pairs, plan, config, run, guards.checkpointer, trackers, progress,
         hooks=Hooks(
@@ -233,7 +233,7 @@ def _fit(config: RunConfig, command: Sequence[str], held: ExitStack) -> TrainOut
         return TrainOutcome(run, result, {}, is_first)
     summary: dict[str, Any] = {}
     if scored:
-        with teacher.weights("live"):
+        with weights.showing("live"):
             taught = trained_to(trainer.state.step, trainer.state.total_loss_tokens)
             summary = {"after": evaluate_stage(config, bundle, model, sets, run, "after", backend, weights=taught)}
     verdict = backend.on_first(lambda: reach_verdict(run, guards.gate, config.gate.max_p_value, summary))
@@ -288,10 +288,10 @@ def _take_up_distilled(config: RunConfig, bundle: ModelBundle, data: Data) -> Da
 
 
 def _validate(
-    config: RunConfig, bundle: ModelBundle, teacher: Teacher, sets: Sequence[EvalSet], ranks: Ranks
+    config: RunConfig, bundle: ModelBundle, weights: PolicyWeights, sets: Sequence[EvalSet], ranks: Ranks
 ) -> dict[str, float]:
-    with teacher.weights("live"):
-        scores = score_sets(config, bundle, teacher.model, sets, "validation", ranks)
+    with weights.showing("live"):
+        scores = score_sets(config, bundle, weights.model, sets, "validation", ranks)
     return {f"eval/{score.label}/score": score.score for score in scores}
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from onpolicy_sdft.build.bundle import ModelBundle
     from onpolicy_sdft.build.data import Data
     from onpolicy_sdft.config.schema import RunConfig
-    from onpolicy_sdft.models.teacher import Teacher
+    from onpolicy_sdft.models.weights import PolicyWeights
     from onpolicy_sdft.runs.directory import RunDirectory
     from onpolicy_sdft.runs.progress import Progress
     from onpolicy_sdft.tasks.protocol import Task
@@ -138,14 +138,14 @@ def make_guards(
         identity: What must be the same for a checkpoint to mean anything.
         progress: Shows what is noticed.
     """
-    backend, teacher = trainer.backend, trainer.teacher
+    backend, weights = trainer.backend, trainer.weights
     alarms, gate = make_alarms(config), make_gate(config, data, sets)
     checkpointer = Checkpointer(
-        run, backend, trainer.schedule, trainer.source, teacher, identity, config.train.keep_checkpoints,
+        run, backend, trainer.schedule, trainer.source, weights, identity, config.train.keep_checkpoints,
         guards={"alarms": alarms} if gate is None else {"alarms": alarms, "gate": gate},
         pinned=tuple if gate is None else lambda: gate.pinned,
     )  # fmt: skip
-    answer = partial(answer_greedily, config, bundle, teacher, sets, backend)
+    answer = partial(answer_greedily, config, bundle, weights, sets, backend)
     return Guards(
         alarms, gate, answer, checkpointer, run, progress, is_first=backend.rank == 0,
         on_going_back=partial(restore_look, trainer),
@@ -153,11 +153,11 @@ def make_guards(
 
 
 def answer_greedily(
-    config: RunConfig, bundle: ModelBundle, teacher: Teacher, sets: Sequence[EvalSet], ranks: Ranks
+    config: RunConfig, bundle: ModelBundle, weights: PolicyWeights, sets: Sequence[EvalSet], ranks: Ranks
 ) -> Answers:
     """Answer the gate's questions greedily: one answer each, whatever ``eval`` asks for."""
     greedy = replace(config, eval=replace(config.eval, temperature=0.0, num_samples=1))
-    with teacher.weights("live"):
-        scores = score_sets(greedy, bundle, teacher.model, sets, "gate", ranks)
+    with weights.showing("live"):
+        scores = score_sets(greedy, bundle, weights.model, sets, "gate", ranks)
     correct = {score.label: tuple(bool(record["correct"]) for record in score.records) for score in scores}
     return Answers(correct, round(sum(score.mean_length * score.n for score in scores)))

@@ -85,7 +85,7 @@ def take_up_weights(config: RunConfig, start: Start, trainer: Trainer) -> None:
     if config.train.adapter_handoff == "continue":
         load_start(start.checkpoint, trainer.backend, trainer.schedule, with_optimizer=config.train.keep_optimizer)
         logger.info(f"starting from {start.checkpoint}")
-    trainer.teacher.start_stage()
+    trainer.weights.start_stage()
 
 
 def inherit_scores(

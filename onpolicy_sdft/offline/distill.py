@@ -13,7 +13,7 @@ import torch
 
 from onpolicy_sdft.build.bundle import load_bundle
 from onpolicy_sdft.build.data import load_rows, make_prompt_pairs
-from onpolicy_sdft.build.method import make_pairing, make_review, make_sampling, make_screen, make_teacher
+from onpolicy_sdft.build.method import make_pairing, make_review, make_sampling, make_screen, make_weights
 from onpolicy_sdft.build.preflight import print_preflight
 from onpolicy_sdft.config.check_method import live_options_set
 from onpolicy_sdft.config.load import dump_config
@@ -106,9 +106,9 @@ def _judge(config: RunConfig, bundle: ModelBundle, data: Data, source: PolicySou
     if config.distill.rules == "legacy":
         return LegacyJudge(config.task.name, bundle.renderer.decode, bundle.renderer.response_ids)
     screen = make_screen(config, bundle, data)
-    teacher = make_teacher(config, bundle.loaded.model, nullcontext)
+    weights = make_weights(config, bundle.loaded.model, nullcontext)
     pairing = make_pairing(config, bundle.pad_token_id)
-    reviewer = make_review(config, bundle, data.task, pairing, teacher, source.answers)
+    reviewer = make_review(config, bundle, data.task, pairing, weights, source.answers)
     if config.probe.num_examples:
         look(config, Preview(choose_rows(config, data.prepared.pairs), source, screen, reviewer))
     return ScreenJudge(screen, reviewer)

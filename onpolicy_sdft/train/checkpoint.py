@@ -20,7 +20,7 @@ from onpolicy_sdft.runs.files import differences, read_json, write_json_atomic
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
-    from onpolicy_sdft.models.teacher import Teacher
+    from onpolicy_sdft.models.weights import PolicyWeights
     from onpolicy_sdft.runs.directory import RunDirectory
     from onpolicy_sdft.train.backend import Backend
     from onpolicy_sdft.train.source import TargetSource
@@ -58,7 +58,7 @@ class Checkpointer:
     backend: Backend
     schedule: LRScheduler
     source: TargetSource  # its draft store and what its shapes were chosen by
-    teacher: Teacher  # its average and the weights it started from
+    weights: PolicyWeights  # their average, and those of earlier moments
     identity: Mapping[str, Any]  # what must be the same for a resumed run to mean anything
     keep: int
     guards: Mapping[str, Keeper] = field(default_factory=dict)  # what watches the run, by name
@@ -80,7 +80,7 @@ class Checkpointer:
             _WEIGHTS: self.backend.weights(),
             _OPTIMIZER: optimizer,
             _RANKS: {"common": source["common"], "by_rank": by_rank},
-            _TEACHER: self.teacher.state(keeps=self.backend.rank == 0),
+            _TEACHER: self.weights.state(keeps=self.backend.rank == 0),
             _STATE: record,
         }
         return self.backend.on_first(lambda: self._write(state.step, parts, replace))
@@ -143,7 +143,7 @@ class Checkpointer:
         by_rank = saved["by_rank"]
         own = by_rank[self.backend.rank if len(by_rank) == self.backend.num_ranks else 0]
         self.source.restore({"own": own, "common": saved["common"]})
-        self.teacher.restore(torch.load(source / _TEACHER, weights_only=True, map_location="cpu", mmap=True))
+        self.weights.restore(torch.load(source / _TEACHER, weights_only=True, map_location="cpu", mmap=True))
         for name, value in record["state"].items():
             setattr(state, name, value)
         for name, guard in self.guards.items():
@@ -166,7 +166,7 @@ class Checkpointer:
         load_start(source, self.backend, self.schedule, with_optimizer=True)
         earlier = read_json(source / _STATE)["state"]
         state.learned, state.bare = earlier["learned"], earlier["bare"]
-        self.teacher.restore(torch.load(source / _TEACHER, weights_only=True, map_location="cpu", mmap=True))
+        self.weights.restore(torch.load(source / _TEACHER, weights_only=True, map_location="cpu", mmap=True))
 
 
 def refuse_other_run(run: RunDirectory, identity: Mapping[str, Any]) -> tuple[Path, dict[str, Any]] | None:

@@ -13,7 +13,7 @@ from onpolicy_sdft.train.backend import OutOfMemoryOnAnyRank
 from onpolicy_sdft.types import Target
 
 if TYPE_CHECKING:
-    from onpolicy_sdft.models.teacher import Teacher
+    from onpolicy_sdft.models.weights import PolicyWeights
     from onpolicy_sdft.screening.review import Review
     from onpolicy_sdft.train.backend import Backend
     from onpolicy_sdft.train.pairing import Pairing
@@ -33,7 +33,7 @@ class OomRetry:
     backend: Backend
     source: TargetSource
     pairing: Pairing
-    teacher: Teacher
+    weights: PolicyWeights
     state: TrainState
 
     def learn(self, learn: Callable[[Sequence[Target]], T], targets: Sequence[Target]) -> T:
@@ -52,7 +52,7 @@ class OomRetry:
         """
 
         def score() -> list[Target]:
-            with self.backend.oom_on_all_ranks(), self.teacher.weights("live"):
+            with self.backend.oom_on_all_ranks(), self.weights.showing("live"):
                 return review(targets, step)
 
         return self._retry(score, self._halve)

@@ -15,7 +15,7 @@ from onpolicy_sdft.types import TrainingRow
 
 if TYPE_CHECKING:
     from onpolicy_sdft.models.policy import Head
-    from onpolicy_sdft.models.teacher import Teacher
+    from onpolicy_sdft.models.weights import PolicyWeights
     from onpolicy_sdft.train.pairing import Pairing
 
 _CHUNK = 256  # tokens whose logits are alive at once
@@ -26,13 +26,13 @@ class Scorer:
     """Scores tokens under the weights that are shown at the moment.
 
     Args:
-        teacher: Shows the weights.
+        weights: What is read while they are shown.
         pairing: Groups rows into forwards.
         device: Where they run.
         num_halvings: Tells how often memory ran out: forwards are of so many times half the tokens.
     """
 
-    teacher: Teacher
+    weights: PolicyWeights
     pairing: Pairing
     device: torch.device | str
     num_halvings: Callable[[], int] = lambda: 0
@@ -46,11 +46,11 @@ class Scorer:
         rows = [TrainingRow(prompt, target) for prompt, target in texts]
         places = {id(row): index for index, row in enumerate(rows)}
         found: list[tuple[float, ...]] = [()] * len(rows)
-        head = self.teacher.head() if rows else None
+        head = self.weights.head() if rows else None
         for group in self.pairing.split([row for row in rows if row.target_ids], self.num_halvings()):
             batch = self.pairing.batch(group, self.device)
             assert head is not None
-            logprobs = _logprobs(self.teacher.score(batch), head, batch.labels).tolist()
+            logprobs = _logprobs(self.weights.score(batch), head, batch.labels).tolist()
             for row in batch.rows:
                 found[places[id(row)]] = tuple(logprobs[: len(row.target_ids)])
                 del logprobs[: len(row.target_ids)]

@@ -29,7 +29,7 @@ from onpolicy_sdft.train.state import TrainState, Update
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
-    from onpolicy_sdft.models.teacher import Teacher
+    from onpolicy_sdft.models.weights import PolicyWeights
     from onpolicy_sdft.objectives.objective import Objective
     from onpolicy_sdft.screening.review import Review
     from onpolicy_sdft.screening.screen import Screen
@@ -51,7 +51,7 @@ class Trainer:
     pairing: Pairing
     teacher_scorer: TeacherScorer
     objective: Objective
-    teacher: Teacher
+    weights: PolicyWeights
     backend: Backend
     schedule: LRScheduler
     max_grad_norm: float
@@ -63,7 +63,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.recorder = Recorder(self.backend, self.objective.name, self.pairing.num_skipped)
-        self.retry = OomRetry(self.backend, self.source, self.pairing, self.teacher, self.state)
+        self.retry = OomRetry(self.backend, self.source, self.pairing, self.weights, self.state)
 
     def train_step(self, batch: StepBatch) -> StepMetrics:
         """Sample, screen and learn one batch of demonstrations; every rank calls it with the same batch."""
@@ -83,7 +83,7 @@ class Trainer:
         with record.phase("learn"):
             update = self.retry.learn(self.learn, targets)  # 3. Pair with the bare prompt, 4. Learn
         if not update.skipped:
-            self.teacher.follow(self.state.num_updates + 1)  # 5. Follow: the average moves
+            self.weights.follow(self.state.num_updates + 1)  # 5. Follow: the average moves
             self.schedule.step()
         self.source.remember(all_targets)  # these rollouts are the next epoch's drafts
         self.state.advance(update, all_targets if self.picks_best else ())
@@ -106,10 +106,10 @@ class Trainer:
         with self.backend.oom_on_all_ranks():
             with self.recorder.phase("score"):
                 loss_inputs = self.teacher_scorer(batches)  # the teacher's distributions, if they are needed
-                self.teacher.release()  # what was gathered to sample and to score
+                self.weights.release()  # what was gathered to sample and to score
             self.policy.train()
             for batch, inputs in zip(batches, loss_inputs, strict=True):
-                with self.backend.micro_batch(last=batch is batches[-1]), attention_of(batch, self.teacher.live):
+                with self.backend.micro_batch(last=batch is batches[-1]), attention_of(batch, self.weights.live):
                     loss_sum, parts = self.policy(batch, self.objective, inputs)  # head and loss are in the forward
                     self.backend.backward(loss_sum / update.num_counted_tokens)
                 sums += torch.cat([loss_sum.detach().double()[None], parts]).cpu()

@@ -12,7 +12,7 @@ import torch
 
 from onpolicy_sdft.data.collate import collate
 from onpolicy_sdft.models.policy import Head
-from onpolicy_sdft.models.teacher import Teacher
+from onpolicy_sdft.models.weights import Kind, PolicyWeights
 from onpolicy_sdft.objectives.inputs import LossInputs, TeacherHidden, TopKLogprobs
 from onpolicy_sdft.objectives.objective import Objective
 from onpolicy_sdft.types import MicroBatch, TrainingRow
@@ -25,9 +25,18 @@ class TeacherScorer:
     All of a step's are made at once, so that the teacher's weights are put in place (and, where they are divided
     among ranks, gathered) once: what lasts until it is learned are hidden states, never distributions over the
     vocabulary.
+
+    Args:
+        weights: Shows the teacher's and the anchor's.
+        teacher: Kind of weights that the objective compares with.
+        anchor: Kind of weights that it is anchored to, if it is.
+        objective: Says what it needs.
+        pad_token_id: Fills rows up.
     """
 
-    teacher: Teacher
+    weights: PolicyWeights
+    teacher: Kind
+    anchor: Kind | None
     objective: Objective
     pad_token_id: int
 
@@ -40,8 +49,8 @@ class TeacherScorer:
         if self.objective.needs_teacher:
             distributions = self._teacher_distributions(owned, batches)
         anchors: Sequence[TeacherHidden | None] = [None] * len(batches)
-        if self.teacher.anchor is not None and self.objective.anchor_weight:
-            anchors = self._anchors(batches)
+        if self.anchor is not None and self.objective.anchor_weight:
+            anchors = self._anchors(self.anchor, batches)
         return [
             LossInputs(
                 batch.weights,
@@ -58,23 +67,23 @@ class TeacherScorer:
         self, owned: Sequence[Sequence[TrainingRow]], batches: Sequence[MicroBatch]
     ) -> list[TeacherHidden | TopKLogprobs | None]:
         found: list[TeacherHidden | TopKLogprobs | None] = []
-        with self.teacher.weights():
-            head = self.teacher.head()
+        with self.weights.showing(self.teacher):
+            head = self.weights.head()
             for rows, batch in zip(owned, batches, strict=True):
                 device = batch.labels.device
                 distribution = _recorded(rows, device, head) if rows else None
                 if rows and distribution is None:
                     asked = [replace(row, prompt_ids=row.teacher_ids) for row in rows]
                     shown = collate(asked, self.pad_token_id, device, packed=bool(batch.packed_lengths))
-                    distribution = TeacherHidden(self.teacher.score(shown), head)
+                    distribution = TeacherHidden(self.weights.score(shown), head)
                 found.append(distribution)
         return found
 
-    def _anchors(self, batches: Sequence[MicroBatch]) -> list[TeacherHidden | None]:
-        with self.teacher.weights(self.teacher.anchor):
-            head = self.teacher.head()
+    def _anchors(self, anchor: Kind, batches: Sequence[MicroBatch]) -> list[TeacherHidden | None]:
+        with self.weights.showing(anchor):
+            head = self.weights.head()
             return [
-                TeacherHidden(self.teacher.score(batch), head) if batch.num_loss_tokens else None for batch in batches
+                TeacherHidden(self.weights.score(batch), head) if batch.num_loss_tokens else None for batch in batches
             ]
 
 

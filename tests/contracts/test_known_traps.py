@@ -11,14 +11,14 @@ TESTS = Path(__file__).parents[1]
 
 #: Trap -> what goes wrong elsewhere, and the tests here as ``file::start of the name``, or why it cannot occur.
 TRAPS: dict[str, tuple[str, list[str] | str]] = {
-    "T1": ("a teacher rebuilt from a hub id", ["models/test_teacher.py::test_stage_is_what_the_stage_before_left"]),
+    "T1": ("a teacher rebuilt from a hub id", ["models/test_copies.py::test_stage_is_what_the_stage_before_left"]),
     "T2": ("a teacher's prompt cut on the left", ["data/test_renderer.py::test_an_over_long_context_cuts_the_end"]),
-    "T3": ("a LoRA average from zeros", ["models/test_teacher.py::test_the_average_has_the_half_life_it_says"]),
-    "T4": ("an average in bfloat16", ["models/test_teacher.py::test_the_average_of_bfloat16_weights_is_float32"]),
+    "T3": ("a LoRA average from zeros", ["models/test_copies.py::test_the_average_has_the_half_life_it_says"]),
+    "T4": ("an average in bfloat16", ["models/test_copies.py::test_the_average_of_bfloat16_weights_is_float32"]),
     "T5": ("bfloat16 weights trained", ["models/test_load_and_policy.py::test_training_bfloat16_weights_is_refused"]),
     "T6": (
         "a resumed run that forgets its average or position",
-        ["fitting/test_fit.py::test_a_resumed_run_repeats", "models/test_teacher.py::test_what_a_checkpoint_holds"],
+        ["fitting/test_fit.py::test_a_resumed_run_repeats", "models/test_copies.py::test_what_a_checkpoint_holds"],
     ),
     "T7": ("divided by the temperature", ["invariants/test_step.py::test_the_loss_is_at_temperature_one"]),
     "T8": (
@@ -42,7 +42,7 @@ TRAPS: dict[str, tuple[str, list[str] | str]] = {
     "T14": ("means of means", ["invariants/test_methods.py::test_the_gradient_does_not_depend_on_the_micro_batch"]),
     "T15": ("dropout in rollouts and scoring", [
         "invariants/test_rollout_leaves_no_trace.py::test_dropout_is_off_in_rollouts",
-        "models/test_teacher.py::test_scoring_gives_hidden_states_and_a_head_of_those_weights_without_dropout",
+        "models/test_copies.py::test_scoring_gives_hidden_states_and_a_head_of_those_weights_without_dropout",
     ]),
     "T16": (
         "checkpointing not put back",
@@ -52,7 +52,7 @@ TRAPS: dict[str, tuple[str, list[str] | str]] = {
     "T18": (
         "directions and rates by an ambiguous number",
         ["objectives/test_objective.py::test_a_divergence_equals_its_formula",
-         "models/test_teacher.py::test_an_average_at_its_ends"],
+         "models/test_copies.py::test_an_average_at_its_ends"],
     ),
     "T19": ("an average moved by micro-batches", ["invariants/test_methods.py::test_the_average_moves_once_a_step"]),
     "T20": ("eight samples of a prompt by default", ["contracts/test_known_traps.py::test_one_sample_is_the_default"]),

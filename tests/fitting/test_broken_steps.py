@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from onpolicy_sdft import fit, load_config, load_run
 from onpolicy_sdft.errors import RunDirectoryError
-from onpolicy_sdft.models.teacher import Teacher
+from onpolicy_sdft.models.weights import PolicyWeights
 from onpolicy_sdft.runs.files import read_jsonl
 from onpolicy_sdft.train.backend import Backend
 from onpolicy_sdft.train.pairing import Pairing
@@ -61,7 +61,7 @@ PHASES = {
     "pair": (Pairing, "micro_batches"),
     "backward": (Backend, "backward"),
     "before the update": (Backend, "optimizer_step"),
-    "after the update": (Teacher, "follow"),
+    "after the update": (PolicyWeights, "follow"),
     "at the end": (PolicySource, "remember"),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from onpolicy_sdft.config.schema import ContextConfig, OptimConfig, ScreeningCon
 from onpolicy_sdft.data.prepare import prepare
 from onpolicy_sdft.data.renderer import Renderer
 from onpolicy_sdft.models.policy import Policy
-from onpolicy_sdft.models.teacher import Teacher
+from onpolicy_sdft.models.weights import PolicyWeights
 from onpolicy_sdft.objectives.objective import Objective
 from onpolicy_sdft.rollout.engine import EngineOptions, RolloutEngine
 from onpolicy_sdft.rollout.hf import HFBackend
@@ -120,14 +121,16 @@ def make_bench(tokenizer: Any, tiny_model: Callable[..., Any]) -> Callable[..., 
             writes = RolloutEngine(model, (TERMINATOR,), LocalWeights(model, merge_adapter), options)
         backend = Backend("fp32")
         optimizer = make_optimizer(model, OptimConfig(lr=lr))
-        teaches = Teacher(model, **(teacher or {}))
+        teaches = {"kind": "live", "anchor": None, **(teacher or {})}
+        kind, anchor = teaches.pop("kind"), teaches.pop("anchor")
+        weights = PolicyWeights(model, {kind, *filter(None, [anchor])}, **teaches)
         policy, prepared = backend.prepare(Policy(model), optimizer)
         minimised = Objective(chunk_tokens=chunk_tokens, **(objective or {}))
         asked = Sampling(
             params or SamplingParams(), max_new_tokens, seed,
             **{"record": RecordOptions(hidden=minimised.needs_teacher), **(sampling or {})},
         )  # fmt: skip
-        writing = teaches.weights if asked.prompt == "teacher" else contextlib.nullcontext
+        writing = partial(weights.showing, kind) if asked.prompt == "teacher" else contextlib.nullcontext
         source = PolicySource(writes, asked, writing=writing)
         screening = screening or ScreeningConfig(truncated="keep", looping="keep", length="keep", empty="keep")
         trainer = Trainer(
@@ -137,9 +140,9 @@ def make_bench(tokenizer: Any, tiny_model: Callable[..., Any]) -> Callable[..., 
             pairing=Pairing(
                 micro_batch_tokens, TERMINATOR, has_distributions=minimised.needs_teacher, **(pairing or {})
             ),
-            teacher_scorer=TeacherScorer(teaches, minimised, TERMINATOR),
+            teacher_scorer=TeacherScorer(weights, kind, anchor, minimised, TERMINATOR),
             objective=minimised,
-            teacher=teaches,
+            weights=weights,
             backend=backend,
             schedule=make_schedule(optimizer, OptimConfig(lr=lr, warmup_steps=0), 100),
             max_grad_norm=0.0,

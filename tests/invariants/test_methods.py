@@ -72,8 +72,8 @@ def test_a_recorded_law_gives_the_gradient_of_a_second_forward(make_bench, suppo
     free = make_bench(**options, sampling={"record": record})
     asked = make_bench(**options, sampling={"record": RecordOptions()})
     calls = []
-    score = free.trainer.teacher.score
-    free.trainer.teacher.score = lambda *a: calls.append(1) or score(*a)
+    score = free.trainer.weights.score
+    free.trainer.weights.score = lambda *a: calls.append(1) or score(*a)
     # Tops are kept in float32.
     tolerance = {"rtol": 1e-8, "atol": 1e-11} if support == "full" else {"rtol": 1e-4, "atol": 1e-6}
     assert_same(free.gradients(), asked.gradients(), **tolerance)
@@ -127,8 +127,8 @@ def test_a_frozen_teacher_under_the_students_prompt_has_divergence_zero(make_ben
         sampling={"prompt": "student", "record": RecordOptions()},
     )  # fmt: skip
     scored: list[int] = []
-    score = bench.trainer.teacher.score
-    bench.trainer.teacher.score = lambda *a: scored.append(1) or score(*a)
+    score = bench.trainer.weights.score
+    bench.trainer.weights.score = lambda *a: scored.append(1) or score(*a)
     bench.pairs = [dataclasses.replace(pair, teacher_ids=pair.student_ids) for pair in bench.pairs]
     metrics = bench.step()
     assert scored
@@ -256,15 +256,15 @@ def test_nll_and_forward_kl_on_teacher_samples_have_the_same_expected_gradient(m
 def test_the_average_moves_once_a_step_whatever_the_split_and_not_in_a_skipped_one(make_bench):
     """Trap T19."""
     bench = make_bench(teacher={"kind": "ema", "half_life": 1.0}, micro_batch_tokens=1, max_new_tokens=6)
-    start = {name: kept.clone() for name, kept in bench.trainer.teacher.copies["ema"].items()}
+    start = {name: kept.clone() for name, kept in bench.trainer.weights.copies["ema"].items()}
     bench.step()
-    for name, kept in bench.trainer.teacher.copies["ema"].items():
+    for name, kept in bench.trainer.weights.copies["ema"].items():
         live = dict(bench.model.named_parameters())[name].detach()
         torch.testing.assert_close(kept, (start[name] + live) / 2, rtol=1e-5, atol=1e-6)
-    kept = {name: tensor.clone() for name, tensor in bench.trainer.teacher.copies["ema"].items()}
+    kept = {name: tensor.clone() for name, tensor in bench.trainer.weights.copies["ema"].items()}
     bench.trainer.screen.verdicts = dict.fromkeys(bench.trainer.screen.verdicts, "drop")
     assert bench.step().skipped == "all_dropped"
-    assert all(torch.equal(kept[name], tensor) for name, tensor in bench.trainer.teacher.copies["ema"].items())
+    assert all(torch.equal(kept[name], tensor) for name, tensor in bench.trainer.weights.copies["ema"].items())
 
 
 def test_targets_leave_the_step_without_the_laws_that_were_recorded(make_bench):

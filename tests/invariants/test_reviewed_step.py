@@ -24,7 +24,7 @@ def reviewed(make_bench: Callable[..., Bench], **options: Any) -> Bench:
     bench = make_bench(screening=screening, dtype=torch.float64, **options)
     trainer = bench.trainer
     trainer.reviewer = Review(
-        screening, trainer.screen.task, trainer.screen.decode, Scorer(trainer.teacher, trainer.pairing, "cpu"),
+        screening, trainer.screen.task, trainer.screen.decode, Scorer(trainer.weights, trainer.pairing, "cpu"),
         trainer.source.answers, Prompts(lambda v: v.response_ids[:2], lambda v, text: v.student_ids), 24, 0,
     )  # fmt: skip
     return bench

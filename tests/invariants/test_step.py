@@ -94,7 +94,7 @@ def test_a_skipped_step_neither_takes_nor_loses_a_refresh_of_the_teacher(make_be
     trainer = bench.trainer
 
     def is_fresh() -> bool:
-        kept = trainer.teacher.copies["stage"]
+        kept = trainer.weights.copies["stage"]
         return all(torch.equal(kept[n], p) for n, p in bench.model.named_parameters() if n in kept)
 
     fresh = []

@@ -16,7 +16,7 @@ import torch
 
 from onpolicy_sdft.data.collate import collate
 from onpolicy_sdft.models.policy import Policy
-from onpolicy_sdft.models.teacher import Teacher
+from onpolicy_sdft.models.weights import PolicyWeights
 from onpolicy_sdft.objectives.objective import Objective
 from onpolicy_sdft.train.teacher_scorer import TeacherScorer
 from onpolicy_sdft.types import TrainingRow
@@ -77,7 +77,7 @@ def test_forward_kl_is_trls_full_logit_loss_with_a_live_teacher(trl_trainer):
 
     objective = Objective("forward_kl", chunk_tokens=5)
     ours_batch = collate([TrainingRow(b, c, s) for b, s, c in ROWS], PAD)
-    (signals,) = TeacherScorer(Teacher(model), objective, PAD)([ours_batch])
+    (signals,) = TeacherScorer(PolicyWeights(model), "live", None, objective, PAD)([ours_batch])
     weights = [1 / (len(ROWS) * len(completion)) for completion in completions for _ in completion]
     ours, _ = Policy(model)(ours_batch, objective, dataclasses.replace(signals, weights_N=torch.tensor(weights)))
     ours.backward()

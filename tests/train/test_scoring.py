@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from onpolicy_sdft.models.teacher import Teacher
+from onpolicy_sdft.models.weights import PolicyWeights
 from onpolicy_sdft.train.pairing import Pairing
 from onpolicy_sdft.train.scoring import Scorer
 
@@ -23,18 +23,18 @@ def plainly(model: Any, prompt: tuple[int, ...], target: tuple[int, ...]) -> lis
 @pytest.mark.parametrize("packed", [False, True])
 def test_scores_are_those_of_a_plain_forward_of_each_text(tiny_model, micro_batch_tokens, packed):
     model = tiny_model(torch.float64)
-    found = Scorer(Teacher(model), Pairing(micro_batch_tokens, 0, packed=packed), "cpu")(TEXTS)
+    found = Scorer(PolicyWeights(model), Pairing(micro_batch_tokens, 0, packed=packed), "cpu")(TEXTS)
     for (prompt, target), scores in zip(TEXTS, found, strict=True):
         assert scores == pytest.approx(plainly(model, prompt, target), abs=1e-9)
 
 
 def test_scoring_nothing_is_nothing(tiny_model):
-    assert Scorer(Teacher(tiny_model()), Pairing(10, 0), "cpu")([]) == []
+    assert Scorer(PolicyWeights(tiny_model()), Pairing(10, 0), "cpu")([]) == []
 
 
 def test_scoring_leaves_no_trace(tiny_model):
     model = tiny_model()
     model.train()
-    Scorer(Teacher(model), Pairing(10, 0), "cpu")(TEXTS)
+    Scorer(PolicyWeights(model), Pairing(10, 0), "cpu")(TEXTS)
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -1,8 +1,9 @@
-"""The teacher's weights: the policy's own, their average, or what they were at an earlier moment.
+"""The policy's weights, and those it had: the live ones, their average, or what they were at an earlier moment.
 
-Only trainable parameters are ever copied: of a LoRA run that is the adapter, and its ``base`` is the adapter
-switched off. The teacher has no network of its own: while it samples or scores, the policy's parameters read from
-the copies. Copies are taken from memory, never from a hub id, so a second task's ``stage`` is what the first left.
+Whoever reads (rollouts, the teacher, the anchor, evaluation, export) asks for a kind of them. Only trainable parameters
+are ever copied: of a LoRA run that is the adapter, and its ``base`` is the adapter switched off. There is one network:
+while another kind is shown, the policy's parameters read from the copies. Copies are taken from memory, never from a
+hub id, so a second task's ``stage`` is what the first left.
 
 Shape letters: N loss tokens, D hidden size.
 """
@@ -10,7 +11,7 @@ Shape letters: N loss tokens, D hidden size.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -31,15 +32,14 @@ Kind = Literal["live", "ema", "stage", "base"]
 _Copy = dict[str, torch.Tensor]  # this rank's part of each trainable parameter
 
 
-class Teacher:
-    """Keeps what the asked-for kinds of weights need, and shows them to whoever reads.
+class PolicyWeights:
+    """Keeps what the kinds of weights that are needed take, and shows them to whoever reads.
 
     Args:
         model: The policy, as it starts: its trainable parameters now are ``base``, and the first ``stage``.
-        kind: Weights of the teacher.
+        kinds: Which of them will be read, besides the live ones.
         half_life: Optimizer steps after which half of what the average holds is newer; 0: the live weights, ``inf``:
             those of the start.
-        anchor: Weights the objective is anchored to, if it is.
         device: Where copies are kept; None: beside the parameters.
         autocast: Gives the context that scoring computes in.
         shards: How parameters, and with them the copies, are divided among ranks.
@@ -50,9 +50,8 @@ class Teacher:
     def __init__(
         self,
         model: PreTrainedModel | PeftModel,
-        kind: Kind = "live",
+        kinds: Collection[Kind] = (),
         half_life: float = 50.0,
-        anchor: Literal["stage", "base"] | None = None,
         device: torch.device | str | None = None,
         autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
         shards: Shards = WHOLE,
@@ -62,18 +61,16 @@ class Teacher:
         self.live = model
         self.reader = LiveWeights(model, shards) if reader is None else reader
         self.shards = shards
-        self.kind = kind
         self.rate = 1.0 - 0.5 ** (1.0 / half_life) if half_life > 0 else 1.0
-        self.anchor = anchor
         self.device = device
         self.autocast = autocast
         self.refresh_steps = refresh_steps
         self.copies: dict[str, _Copy] = {}
         # Kinds that are still what this run started from: no checkpoint needs them, unless one may be gone back to.
         self._given = {"stage", "base"} if refresh_steps is None else {"base"}
-        for needed in (kind, anchor):
-            if needed in ("ema", "stage") or (needed == "base" and not isinstance(model, PeftModel)):
-                self.copies[needed] = self._copy()
+        for kind in kinds:
+            if kind in ("ema", "stage") or (kind == "base" and not isinstance(model, PeftModel)):
+                self.copies[kind] = self._copy()
 
     @property
     def model(self) -> PreTrainedModel | PeftModel:
@@ -107,15 +104,14 @@ class Teacher:
             self._retake(kind)
 
     @contextlib.contextmanager
-    def weights(self, kind: Kind | None = None) -> Iterator[None]:
-        """Let :attr:`model` read from a kind of weights (this teacher's own by default); then put its own back.
+    def showing(self, kind: Kind = "live") -> Iterator[None]:
+        """Let :attr:`model` read from a kind of weights; then put its own back.
 
         Every rank must enter and leave together.
 
         Raises:
             KeyError: If no copy of that kind is kept.
         """
-        kind = kind or self.kind
         with contextlib.ExitStack() as stack:
             if kind == "live" or (kind == "base" and isinstance(self.live, PeftModel)):
                 stack.enter_context(self.reader.showing("live", None))
