@@ -1,4 +1,4 @@
-"""Small frozen records that cross rooms.
+"""Small frozen records that several packages share.
 
 Shape letters: B sequences in a micro-batch, T positions, N loss tokens of a micro-batch, C tokens of a completion,
 D hidden size, K kept alternatives.

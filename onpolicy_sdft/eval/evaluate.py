@@ -158,7 +158,7 @@ def evaluate_stage(
         stage: Part of the records' names.
         ranks: The processes that share the questions.
         weights: Tells the model's weights from any others this run may have had, e.g. by the step they were trained
-            to: answers of an interrupted call are taken up where it is the same. None: an interrupted stage starts
+            to: answers of an interrupted call are kept where it is the same. None: an interrupted stage starts
             over.
 
     Returns:

@@ -14,7 +14,7 @@ from onpolicy_sdft.config.schema import RunConfig
 from onpolicy_sdft.errors import ModelError, RunDirectoryError
 from onpolicy_sdft.eval.alpaca import generator_of, pair_up, read_outputs, to_outputs
 from onpolicy_sdft.eval.answers import EVAL_STEP, remove_kept
-from onpolicy_sdft.eval.judge import Judge, Question, Reply, Verdict, count_wins, parse_verdict, questions_of
+from onpolicy_sdft.eval.judge import Judge, Preference, Question, Reply, count_wins, parse_verdict, questions_of
 from onpolicy_sdft.eval.prompts import Asking, answer, load_prompts
 from onpolicy_sdft.runs.files import append_jsonl, read_jsonl, write_json_atomic
 from onpolicy_sdft.runs.progress import Progress
@@ -142,7 +142,7 @@ def run_judge(first: Path, second: Path, judge: Judge, judge_facts: Mapping[str,
     keys = [question.key(identity) for question in questions]
     if problems and not any(key in replies for key in keys):
         raise ModelError(f"The judge replied to none of {len(questions)} questions; to the first: {problems[keys[0]]}")
-    verdicts: list[Verdict | None] = [parse_verdict(replies[key]) if key in replies else None for key in keys]
+    verdicts: list[Preference | None] = [parse_verdict(replies[key]) if key in replies else None for key in keys]
     found = count_wins(questions, verdicts, [problems.get(key, "") for key in keys])
     summary = {
         "first": _facts(first),

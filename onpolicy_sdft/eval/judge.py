@@ -19,12 +19,12 @@ from onpolicy_sdft.errors import MissingDependencyError, ModelError
 from onpolicy_sdft.eval.alpaca import Pair
 from onpolicy_sdft.eval.intervals import mean_interval
 
-Verdict = Literal["1", "2", "tie"]
+Preference = Literal["1", "2", "tie"]
 
 #: ``ab`` shows the first file's answer first.
 ORDERS = ("ab", "ba")
 
-_VERDICTS: dict[str, Verdict] = {"1": "1", "2": "2", "tie": "tie"}
+_VERDICTS: dict[str, Preference] = {"1": "1", "2": "2", "tie": "tie"}
 _VERDICT = re.compile(rf"\[\[\s*({'|'.join(_VERDICTS)})\s*\]\]", re.IGNORECASE)
 
 
@@ -93,7 +93,7 @@ def judge_prompt(instruction: str, first: str, second: str) -> str:
     )
 
 
-def parse_verdict(reply: str) -> Verdict | None:
+def parse_verdict(reply: str) -> Preference | None:
     """Read the verdict: the one in the last line that holds any, if it is the only one there."""
     lines = [found for line in reply.splitlines() if (found := {v.lower() for v in _VERDICT.findall(line)})]
     if not lines or len(lines[-1]) > 1:
@@ -101,7 +101,9 @@ def parse_verdict(reply: str) -> Verdict | None:
     return _VERDICTS[lines[-1].pop()]
 
 
-def count_wins(questions: Sequence[Question], verdicts: Sequence[Verdict | None], problems: Sequence[str]) -> WinRate:
+def count_wins(
+    questions: Sequence[Question], verdicts: Sequence[Preference | None], problems: Sequence[str]
+) -> WinRate:
     """Turn the verdicts on all questions into a win rate.
 
     Args:

@@ -47,7 +47,7 @@ from onpolicy_sdft.rollout.backend import NO_RECORD
 from onpolicy_sdft.runs.progress import Progress, tick
 from onpolicy_sdft.tasks import load_task
 from onpolicy_sdft.tasks.protocol import work_of
-from onpolicy_sdft.train.preview import Preview
+from onpolicy_sdft.train.probe import Probe
 from onpolicy_sdft.types import TrainingRow
 
 if TYPE_CHECKING:
@@ -118,11 +118,11 @@ def run_probe(
             pairs = tuple(pair for pair in prepared.pairs if pair.demonstration.example_id in chosen)
             data = Data(task, loaded, replace(prepared, pairs=pairs))
             with Progress(f"probe at T={temperature:g}", None, "tokens") as progress:
-                preview = _preview(asked, bundle, data, weights, progress)
+                probe = _make_probe(asked, bundle, data, weights, progress)
                 if answers is None:
-                    row, answers = _ask_bare(preview, temperature, progress)
+                    row, answers = _ask_bare(probe, temperature, progress)
                     bare.append(row)
-                row = _ask_teacher(preview, template, temperature, answers, progress)
+                row = _ask_teacher(probe, template, temperature, answers, progress)
             conditioned.append(row)
             if problem := teaches_shortcuts(row, answers, config):
                 problems.append((row, f"T={temperature:g}: {problem}"))
@@ -131,7 +131,9 @@ def run_probe(
     return ProbeOutcome((*bare, *conditioned), said, tuple(text for _, text in problems), learning)
 
 
-def _preview(config: RunConfig, bundle: ModelBundle, data: Data, weights: PolicyWeights, progress: Progress) -> Preview:
+def _make_probe(
+    config: RunConfig, bundle: ModelBundle, data: Data, weights: PolicyWeights, progress: Progress
+) -> Probe:
     """Return what asks as a step with these options would."""
     backend = bundle.backend(bundle.loaded.model, config.rollout, config.rollout.batch_size)
     trying = make_trying(config, bundle, data, weights, num_workers=0)
@@ -139,31 +141,29 @@ def _preview(config: RunConfig, bundle: ModelBundle, data: Data, weights: Policy
     screen = make_screen(config, bundle, data)
     pairing = make_pairing(config, bundle.pad_token_id)
     reviewer = make_review(config, bundle, data.task, pairing, weights, source.answers)
-    return Preview(data.prepared.pairs, source, screen, reviewer, partial(weights.showing, "live"))
+    return Probe(data.prepared.pairs, source, screen, reviewer, partial(weights.showing, "live"))
 
 
-def _ask_bare(preview: Preview, temperature: float, progress: Progress) -> tuple[ProbeRow, BareAnswers]:
+def _ask_bare(probe: Probe, temperature: float, progress: Progress) -> tuple[ProbeRow, BareAnswers]:
     """Return the row of the bare prompt, and the answers that the others are compared with."""
     logger.info(f"T={temperature:g}: bare answers")
     started = time.perf_counter()
-    targets = preview.bare(0)
+    targets = probe.bare(0)
     seconds = time.perf_counter() - started
-    answers = bare_answers(targets, preview.screen.task, preview.screen.decode)
-    return summarise(targets, answers, preview.screen, BARE, temperature, seconds), answers
+    answers = bare_answers(targets, probe.screen.task, probe.screen.decode)
+    return summarise(targets, answers, probe.screen, BARE, temperature, seconds), answers
 
 
-def _ask_teacher(
-    preview: Preview, template: str, temperature: float, answers: BareAnswers, progress: Progress
-) -> ProbeRow:
+def _ask_teacher(probe: Probe, template: str, temperature: float, answers: BareAnswers, progress: Progress) -> ProbeRow:
     """Return the row of a template; scoring counts in its time, as it does in a step."""
     logger.info(f"T={temperature:g}: {template}")
-    preview.screen.bare = answers
+    probe.screen.bare = answers
     started = time.perf_counter()
-    targets = preview.taught(0)
+    targets = probe.taught(0)
     seconds = time.perf_counter() - started
-    preview.reviewer.limits = find_limits(answers, targets, preview.reviewer.given)
-    ruled = preview.reviewer.rule(targets)
-    return summarise(ruled, answers, preview.screen, template, temperature, seconds)
+    probe.reviewer.limits = find_limits(answers, targets, probe.reviewer.given)
+    ruled = probe.reviewer.rule(targets)
+    return summarise(ruled, answers, probe.screen, template, temperature, seconds)
 
 
 def _seconds_per_learning_step(config: RunConfig, bundle: ModelBundle, pairs: Sequence[PromptPair]) -> float:

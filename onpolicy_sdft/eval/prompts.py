@@ -89,7 +89,7 @@ def answer(
         finished: The model.
         prompts: What it is asked.
         asking: How.
-        path: Where finished chunks go; those of an interrupted call are taken up.
+        path: Where finished chunks go; those of an interrupted call are kept.
         description: Shown with the bar.
 
     Raises:

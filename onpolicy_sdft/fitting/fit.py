@@ -25,20 +25,20 @@ from onpolicy_sdft.config.check import evaluation_sets
 from onpolicy_sdft.data.eval_sets import EvalSet, load_eval_sets
 from onpolicy_sdft.data.preflight import refuse_beyond_window
 from onpolicy_sdft.eval.evaluate import evaluate_stage, has_stage, score_sets
-from onpolicy_sdft.eval.preview import keep_look, look, preview_of, refresh_run, restore_look
+from onpolicy_sdft.eval.first_probe import keep_probe, probe_first, probe_of, refresh_run, restore_probe
 from onpolicy_sdft.eval.retention import general_prompts
 from onpolicy_sdft.eval.turn_end import RARELY_ENDS, describe_turn_end, turn_end_probability
 from onpolicy_sdft.fitting.export import model_facts
 from onpolicy_sdft.fitting.gate import gate_sets, hold_back, make_guards
 from onpolicy_sdft.fitting.identity import claim_run, earlier_date, identity_of, see_one_directory
-from onpolicy_sdft.fitting.start import find_start, inherit_scores, take_up_weights, trained_to
-from onpolicy_sdft.fitting.verdict import Verdict, reach_verdict
+from onpolicy_sdft.fitting.start import find_start, inherit_scores, load_start_weights, trained_to
+from onpolicy_sdft.fitting.verdict import RunVerdict, reach_verdict
 from onpolicy_sdft.models.export import export_model
 from onpolicy_sdft.models.lora import inner_model, prepare_trainable
 from onpolicy_sdft.models.randomness import runs_whole
 from onpolicy_sdft.models.ready import make_ready
 from onpolicy_sdft.models.sizes import count_parameters
-from onpolicy_sdft.offline.file import find_file, read_rows, take_up
+from onpolicy_sdft.offline.file import apply_distilled, find_file, read_rows
 from onpolicy_sdft.rollout.hf import CollectiveDecoding
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import file_digest, write_json_atomic
@@ -73,14 +73,14 @@ class TrainOutcome:
     result: FitResult
     summary: Mapping[str, Any]  # eval/summary.json; empty when nothing was scored
     is_first: bool = True  # of several ranks: the one that writes the report
-    verdict: Verdict | None = None  # how the model compares with the start; None where none was left
+    verdict: RunVerdict | None = None  # how the model compares with the start; None where none was left
 
 
 def fit(config: RunConfig, command: Sequence[str] = ()) -> TrainOutcome:
     """Run the main job of a config.
 
     Everything that can be wrong with options, data and model is found before the first step; an interrupted run
-    leaves a checkpoint and is taken up with ``train.resume=auto``.
+    leaves a checkpoint and is resumed with ``train.resume=auto``.
 
     Args:
         config: Checked options.
@@ -124,7 +124,7 @@ def _load(config: RunConfig, backend: Backend) -> _Loaded:
         start = backend.on_first(lambda: find_start(config))
         bundle = load_bundle(_with_base(config, start, backend), backend, device, together)
     pairs = make_prompt_pairs(config, bundle, task, rows, asks_teacher=config.train.targets == "policy")
-    data = _take_up_distilled(config, bundle, pairs)
+    data = _use_distilled(config, bundle, pairs)
     gated = gate_sets(config, task, held_back, sets)
     refuse_unaskable(bundle, [*sets, *validation, *gated])
     plan = make_plan(config.train, len(data.prepared.pairs), backend.num_ranks)
@@ -188,12 +188,12 @@ def _fit(config: RunConfig, command: Sequence[str], held: ExitStack) -> TrainOut
     model = weights.model  # from here on weights are read only
     start = found.start
     if start is not None:
-        take_up_weights(config, start, trainer)
-    preview = preview_of(config, trainer, data.prepared.pairs)
+        load_start_weights(config, start, trainer)
+    probe = probe_of(config, trainer, data.prepared.pairs)
     goes_on = config.train.resume == "auto" and backend.on_first(lambda: bool(run.checkpoint_steps()))
-    if preview is not None and not goes_on:  # before anything that takes long: it may refuse the settings
-        look(config, preview)
-        keep_look(trainer)
+    if probe is not None and not goes_on:  # before anything that takes long: it may refuse the settings
+        probe_first(config, probe)
+        keep_probe(trainer)
     scored = config.eval.before_and_after and bool(sets or config.eval.kl_prompts)
     origin = f"start {start.digest if start else 'base model'}"
     if scored and not backend.on_first(
@@ -203,11 +203,11 @@ def _fit(config: RunConfig, command: Sequence[str], held: ExitStack) -> TrainOut
             evaluate_stage(config, bundle, model, sets, run, "before", backend, weights=origin)
     guards = make_guards(config, bundle, data, found.gated, trainer, run, identity, progress)
     if _resume(config, run, guards.checkpointer, trainer, progress):
-        restore_look(trainer)
+        restore_probe(trainer)
     is_first = backend.rank == 0
     trackers = open_trackers(config.train.trackers, run.path, dataclasses.asdict(config), is_main_process=is_first)
 
-    def export(path: Path, summary: Mapping[str, Any], verdict: Verdict | None = None) -> None:
+    def export(path: Path, summary: Mapping[str, Any], verdict: RunVerdict | None = None) -> None:
         gathered = backend.weights() if bundle.together is not None else None  # nothing whole is there to be read
         with weights.showing("live"):
             backend.on_first(partial(_export, config, bundle, model, data, run, path, summary, gathered, verdict))
@@ -218,7 +218,7 @@ def _fit(config: RunConfig, command: Sequence[str], held: ExitStack) -> TrainOut
         hooks=Hooks(
             validate=validate,
             save_best=lambda: export(run.best_path, {}),
-            refresh=partial(refresh_run, trainer, preview) if preview is not None else None,
+            refresh=partial(refresh_run, trainer, probe) if probe is not None else None,
         ),
         guards=guards,
     )  # fmt: skip
@@ -272,12 +272,12 @@ def _with_base(config: RunConfig, start: Start | None, backend: Backend) -> RunC
     return dataclasses.replace(config, model=base_of(RunDirectory(Path(config.train.output_dir)), config))
 
 
-def _take_up_distilled(config: RunConfig, bundle: ModelBundle, data: Data) -> Data:
+def _use_distilled(config: RunConfig, bundle: ModelBundle, data: Data) -> Data:
     """Put the responses of a distilled file in the place of the demonstrations', where one is the target source."""
     if config.train.targets != "distilled" or config.train.distilled is None:
         return data
     path = find_file(config.train.distilled)
-    pairs, num_dropped = take_up(data.prepared.pairs, read_rows(path), path, bundle.renderer.decode)
+    pairs, num_dropped = apply_distilled(data.prepared.pairs, read_rows(path), path, bundle.renderer.decode)
     logger.info(
         f"{len(pairs)} targets from {path}" + (f"; {num_dropped} rows were dropped there" if num_dropped else "")
     )
@@ -304,7 +304,7 @@ def _export(
     directory: Path,
     summary: Mapping[str, Any],
     weights: Mapping[str, torch.Tensor] | None,
-    verdict: Verdict | None,
+    verdict: RunVerdict | None,
 ) -> None:
     facts = model_facts(config, data.loaded.where, data.loaded.fingerprint)
     facts["rows"] = str(len(data.prepared.pairs))
@@ -317,7 +317,7 @@ def _export(
 def _resume(
     config: RunConfig, run: RunDirectory, checkpointer: Checkpointer, trainer: Trainer, progress: Progress
 ) -> bool:
-    """Take up the newest checkpoint if there is one and it is asked for; whether it was."""
+    """Restore the newest checkpoint if there is one and it is asked for; return whether it was."""
     if config.train.resume != "auto":
         return False
     source = checkpointer.resume(trainer.state)

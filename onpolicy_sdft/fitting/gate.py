@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from onpolicy_sdft.data.eval_sets import EvalSet
 from onpolicy_sdft.data.sources import DemonstrationSet, fingerprint
 from onpolicy_sdft.eval.evaluate import score_sets
-from onpolicy_sdft.eval.preview import restore_look
+from onpolicy_sdft.eval.first_probe import restore_probe
 from onpolicy_sdft.tasks.protocol import checks
 from onpolicy_sdft.train.alarms import Alarms, signals
 from onpolicy_sdft.train.checkpoint import Checkpointer
@@ -148,7 +148,7 @@ def make_guards(
     answer = partial(answer_greedily, config, bundle, weights, sets, backend)
     return Guards(
         alarms, gate, answer, checkpointer, run, progress, is_first=backend.rank == 0,
-        on_going_back=partial(restore_look, trainer),
+        on_going_back=partial(restore_probe, trainer),
     )  # fmt: skip
 
 

@@ -77,7 +77,7 @@ def trained_to(step: int, num_loss_tokens: int) -> str:
     return f"step {step}, {num_loss_tokens} loss tokens"
 
 
-def take_up_weights(config: RunConfig, start: Start, trainer: Trainer) -> None:
+def load_start_weights(config: RunConfig, start: Start, trainer: Trainer) -> None:
     """Put the weights of the run before into a policy that has not been trained yet; a task starts here.
 
     Every rank must call it. With ``train.adapter_handoff=merge`` they are in the base already.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RunVerdict:
     """What is said last of a run."""
 
     text: str
@@ -23,7 +23,7 @@ class Verdict:
     is_start: bool  # the gate stopped the run and found nothing better than the start
 
 
-def reach_verdict(run: RunDirectory, gate: Gate | None, max_p_value: float, summary: Mapping[str, Any]) -> Verdict:
+def reach_verdict(run: RunDirectory, gate: Gate | None, max_p_value: float, summary: Mapping[str, Any]) -> RunVerdict:
     """Compare the model that is left with the start, on every set that both have answered, row by row.
 
     Args:
@@ -50,7 +50,7 @@ def reach_verdict(run: RunDirectory, gate: Gate | None, max_p_value: float, summ
         parts.append(f"not worse than the start on {_listed(drops)}")
     if not drops:
         parts.append("not compared with the start: no rows were answered before and after")
-    return Verdict("; ".join(parts), bool(worse), is_start)
+    return RunVerdict("; ".join(parts), bool(worse), is_start)
 
 
 def _of_gate(gate: Gate | None) -> dict[str, Drop]:

@@ -153,7 +153,7 @@ class PolicyWeights:
         return found
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up :meth:`state`; call it also where only the live weights have changed."""
+        """Restore :meth:`state`; call it also where only the live weights have changed."""
         self.reader.forget()
         self._given -= set(state)
         live = self._trainable()

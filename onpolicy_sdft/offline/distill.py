@@ -18,7 +18,7 @@ from onpolicy_sdft.build.preflight import print_preflight
 from onpolicy_sdft.config.check_method import live_options_set
 from onpolicy_sdft.config.load import dump_config
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
-from onpolicy_sdft.eval.preview import choose_rows, look
+from onpolicy_sdft.eval.first_probe import choose_rows, probe_first
 from onpolicy_sdft.offline.file import FILE_NAME
 from onpolicy_sdft.offline.legacy import legacy_agrees
 from onpolicy_sdft.offline.rewrite import Judge, LegacyJudge, ScreenJudge, count_rows, distill
@@ -26,7 +26,7 @@ from onpolicy_sdft.runs.claim import claimed
 from onpolicy_sdft.runs.files import differences, read_json, write_json_atomic, write_text_atomic
 from onpolicy_sdft.runs.manifest import collect_manifest
 from onpolicy_sdft.runs.progress import Progress, show_writing
-from onpolicy_sdft.train.preview import Preview
+from onpolicy_sdft.train.probe import Probe
 from onpolicy_sdft.train.source import PolicySource
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def run_distill(config: RunConfig, command: Sequence[str]) -> DistillOutcome:
         for pair in data.prepared.pairs:  # a row that its rules cannot judge is found before anything is written
             legacy_agrees(pair.demonstration.response, pair.demonstration, config.task.name)
     with claimed(directory, "distill.output_dir", "distillation"):
-        _take_up(directory, config, data, command)
+        _claim(directory, config, data, command)
         backend = bundle.backend(bundle.loaded.model, config.rollout, config.rollout.batch_size)
         pairs = data.prepared.pairs
         with Progress("distill", len(pairs), "rows") as progress:
@@ -102,7 +102,7 @@ def _refuse_live_options(config: RunConfig) -> None:
 
 
 def _judge(config: RunConfig, bundle: ModelBundle, data: Data, source: PolicySource) -> Judge:
-    """Return what judges rewrites, after a look at what the base model writes with these settings."""
+    """Return what judges rewrites, after a probe of what the base model writes with these settings."""
     if config.distill.rules == "legacy":
         return LegacyJudge(config.task.name, bundle.renderer.decode, bundle.renderer.response_ids)
     screen = make_screen(config, bundle, data)
@@ -110,11 +110,11 @@ def _judge(config: RunConfig, bundle: ModelBundle, data: Data, source: PolicySou
     pairing = make_pairing(config, bundle.pad_token_id)
     reviewer = make_review(config, bundle, data.task, pairing, weights, source.answers)
     if config.probe.num_examples:
-        look(config, Preview(choose_rows(config, data.prepared.pairs), source, screen, reviewer))
+        probe_first(config, Probe(choose_rows(config, data.prepared.pairs), source, screen, reviewer))
     return ScreenJudge(screen, reviewer)
 
 
-def _take_up(directory: Path, config: RunConfig, data: Data, command: Sequence[str]) -> None:
+def _claim(directory: Path, config: RunConfig, data: Data, command: Sequence[str]) -> None:
     """Write what the rows will be of, or make sure that those there are of these very settings."""
     identity = _identity(config, data)
     path = directory / _IDENTITY

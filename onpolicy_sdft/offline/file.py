@@ -64,7 +64,7 @@ def read_rows(path: Path) -> list[DistilledRow]:
     return list(rows.values())
 
 
-def take_up(
+def apply_distilled(
     pairs: Sequence[PromptPair], rows: Sequence[DistilledRow], path: Path, decode: Callable[[Sequence[int]], str]
 ) -> tuple[tuple[PromptPair, ...], int]:
     """Put the distilled responses in the place of the demonstrations'.

@@ -147,5 +147,5 @@ class RolloutBackend(Protocol):
         ...
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up :meth:`state`."""
+        """Restore :meth:`state`."""
         ...

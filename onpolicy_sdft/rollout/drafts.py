@@ -102,7 +102,7 @@ class DraftStore:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up :meth:`state`."""
+        """Restore :meth:`state`."""
         pieces = torch.split(state["tokens"], state["lengths"].tolist())
         self._texts = OrderedDict((n, tuple(p.tolist())) for n, p in zip(state["names"], pieces, strict=True))
         self._num_tokens = len(state["tokens"])

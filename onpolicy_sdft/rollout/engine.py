@@ -190,7 +190,7 @@ class RolloutEngine:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up :meth:`state`: nothing is measured again."""
+        """Restore :meth:`state`: nothing is measured again."""
         costs, budget = state["costs"], state["budget"]
         self.costs = None if costs is None else StepCosts(tuple(costs["rows"]), tuple(map(tuple, costs["seconds"])))
         self.acceptance = Acceptance(dict(state["kept"]), dict(state["seen"]))

@@ -121,7 +121,7 @@ class HFBackend:
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up nothing."""
+        """Restore nothing."""
 
     def _dummy_forward(self) -> None:
         """Write an idle batch beside a rank that has more to write: it needs the others' parts of the weights."""

@@ -122,7 +122,7 @@ class Alarms:
         self._said: list[str] = []
 
     def watch(self, step: int, values: Mapping[str, float]) -> list[Alarm]:
-        """Take up the metrics of a step, which may lack any; return what is to be said now."""
+        """Watch the metrics of a step, which may lack any; return the alarms that fire now."""
         found = [alarm for signal in self.watched if (alarm := self._watch(signal, step, values)) is not None]
         self.history += found
         return found
@@ -138,7 +138,7 @@ class Alarms:
         return {**kept, "history": [asdict(alarm) for alarm in self.history]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take up :meth:`state`."""
+        """Restore :meth:`state`."""
         self._first, self._bare, self._beyond = dict(state["first"]), dict(state["bare"]), dict(state["beyond"])
         self._said, self.history = list(state["said"]), [Alarm(**entry) for entry in state["history"]]
 

@@ -291,7 +291,7 @@ class Backend:
         return {name: whole for name, whole in found.items() if whole is not None}
 
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Take up :meth:`weights`."""
+        """Restore :meth:`weights`."""
         for name, parameter in self.trainable().items():
             self.shards.assign(parameter, weights[name])
 
@@ -311,7 +311,7 @@ class Backend:
         return {"state": state, "groups": groups}
 
     def load_optimizer_state(self, saved: Mapping[str, Any]) -> None:
-        """Take up :meth:`optimizer_state`; parameters that had no state have none."""
+        """Restore :meth:`optimizer_state`; parameters that had no state have none."""
         if not any(saved["state"].values()):  # it is of before the first step
             self._basic().state.clear()
         for name, parameter in self.trainable().items():

@@ -41,7 +41,7 @@ class Keeper(Protocol):
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take up :meth:`state`."""
+        """Restore :meth:`state`."""
         ...
 
 
@@ -121,7 +121,7 @@ class Checkpointer:
     def resume(self, state: TrainState) -> Path | None:
         """Load the newest whole checkpoint into the model, optimizer, schedule and ``state``.
 
-        With another number of ranks than it was written by, every rank takes up what was the first rank's own: that
+        With another number of ranks than it was written by, every rank restores what was the first rank's own: that
         decides shapes, not which examples and noise come next.
 
         Returns:

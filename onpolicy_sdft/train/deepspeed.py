@@ -137,7 +137,7 @@ class DeepSpeedBackend(Backend):
                 zero.averaged_gradients[group] = zero.all_grad_tensors[group] = None
 
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Take up :meth:`weights`; the optimizer's own copies too."""
+        """Restore :meth:`weights`; the optimizer's own copies too."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
         super().load_weights(weights)
@@ -160,7 +160,7 @@ class DeepSpeedBackend(Backend):
         return self.shards.gather(parameter, part) if self.stage == 3 else part  # DeepSpeed gave the whole
 
     def load_optimizer_state(self, saved: Mapping[str, Any]) -> None:
-        """Take up :meth:`optimizer_state`: one state a flat buffer, filled parameter by parameter."""
+        """Restore :meth:`optimizer_state`: one state a flat buffer, filled parameter by parameter."""
         state = next(iter(saved["state"].values()))
         if state:
             numbers_are_tensors = isinstance(self._basic(), torch.optim.AdamW)  # DeepSpeed's own Adam counts in ints

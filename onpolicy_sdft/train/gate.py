@@ -114,7 +114,7 @@ class Gate:
         return "alarm" if alarmed and self.next_step - step <= self.every else ""
 
     def begin(self, answers: Answers) -> None:
-        """Take up the answers before the first step, which all later ones are compared with."""
+        """Store the answers before the first step, which all later ones are compared with."""
         cost = answers.num_tokens / (self.config.max_cost * self.step_tokens)
         self.every = self.next_step = self.config.every_steps or max(1, math.ceil(cost))
         self.history.append(Check(0, "start", answers.correct))
@@ -160,7 +160,7 @@ class Gate:
         return {**{name: getattr(self, name) for name in names}, "history": [asdict(check) for check in self.history]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take up :meth:`state`."""
+        """Restore :meth:`state`."""
         for name in ("every", "next_step", "best_step", "num_rollbacks", "stopped"):
             setattr(self, name, state[name])
         self.history = [Check(**entry) for entry in state["history"]]

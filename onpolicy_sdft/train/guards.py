@@ -35,7 +35,7 @@ class Guards:
     run: RunDirectory
     progress: Progress
     is_first: bool = True  # the rank that writes
-    on_going_back: Callable[[], None] = lambda: None  # takes up what the state of the run holds now
+    on_going_back: Callable[[], None] = lambda: None  # puts back what the state of the run holds now
 
     def begin(self, state: TrainState) -> None:
         """Let the gate see the start, unless it has."""

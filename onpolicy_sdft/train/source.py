@@ -75,7 +75,7 @@ class TargetSource(Protocol):
         ...
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up :meth:`state`."""
+        """Restore :meth:`state`."""
         ...
 
 
@@ -198,7 +198,7 @@ class PolicySource:
         return {"own": self.backend.state(), "common": self.store.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up :meth:`state`."""
+        """Restore :meth:`state`."""
         self.backend.restore(state["own"])
         self.store.restore(state["common"])
 
@@ -266,4 +266,4 @@ class DemonstrationSource:
         return {"own": {}, "common": {}}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up nothing."""
+        """Restore nothing."""

@@ -19,7 +19,7 @@ from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks import load_task, work_of
 from onpolicy_sdft.train.batch import repeat_samples
 from onpolicy_sdft.train.feedback import FeedbackSource, Trying
-from onpolicy_sdft.train.preview import Preview
+from onpolicy_sdft.train.probe import Probe
 from onpolicy_sdft.train.source import Sampling
 from onpolicy_sdft.types import (
     Demonstration,
@@ -337,7 +337,7 @@ def test_a_look_at_the_teacher_tells_it_of_attempts_as_a_step_does(make):
         def measure(self, targets: Sequence[Target], step: int) -> Sequence[Target]:
             return targets
 
-    seen = Preview(bench.pairs, bench.source, screen, Unmeasured()).taught(0)
+    seen = Probe(bench.pairs, bench.source, screen, Unmeasured()).taught(0)
     asked = [request.prompt_token_ids for request in bench.script.calls[1]]
     assert asked[0] == bench.pairs[0].teacher_ids  # the student is right: as if it had not tried
     assert WRONG in str(bench.tokenizer.decode(list(asked[1])))

@@ -1,4 +1,4 @@
-"""A look at a few rows outside the steps: the policy's bare answers, and what its teacher would write now."""
+"""A probe of a few rows outside the steps: the policy's bare answers, and what its teacher would write now."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from onpolicy_sdft.screening.screen import Screen
     from onpolicy_sdft.train.source import PolicySource
 
-#: Attempts of the noise keys of a preview: no draw of a step has them.
+#: Attempts of the noise keys of a probe: no draw of a step has them.
 _BARE_ATTEMPT, _TAUGHT_ATTEMPT = 3_000_000, 3_000_001
 
 
 @dataclass(frozen=True, slots=True)
-class Preview:
-    """Looks at the same rows each time; ranks share them, and all get what was written.
+class Probe:
+    """Asks about the same rows each time; ranks share them, and all get what was sampled.
 
     Args:
         pairs: The rows.

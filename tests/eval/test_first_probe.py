@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from onpolicy_sdft import fit, load_config
 from onpolicy_sdft.config.schema import RunConfig, ScreeningConfig
 from onpolicy_sdft.errors import ConfigError
-from onpolicy_sdft.eval.preview import look
+from onpolicy_sdft.eval.first_probe import probe_first
 from onpolicy_sdft.runs.files import read_json, read_jsonl
 from onpolicy_sdft.screening.review import Prompts, Review
 from onpolicy_sdft.screening.screen import Screen
@@ -79,7 +79,7 @@ def test_settings_are_refused_before_the_seed_model_is_scored(files, monkeypatch
     def refuse(*_: object) -> str:
         return "40% of the rollouts state the answer without the work"
 
-    monkeypatch.setattr("onpolicy_sdft.eval.preview.teaches_shortcuts", refuse)
+    monkeypatch.setattr("onpolicy_sdft.eval.first_probe.teaches_shortcuts", refuse)
     with pytest.raises(ConfigError, match="This would teach shortcuts: 40% of the rollouts"):
         fit(load_config(files["config"], **{"eval.before_and_after": True}))
     assert not (files["run"] / "eval").exists()
@@ -125,21 +125,21 @@ def test_a_teacher_that_states_the_answer_without_the_work_is_refused_first(logg
     with pytest.raises(
         ConfigError, match=r"50% of the rollouts .* without the work.*--context.template work"
     ) as caught:
-        look(RunConfig(), Looking(BARE, taught))  # type: ignore[arg-type]
+        probe_first(RunConfig(), Looking(BARE, taught))  # type: ignore[arg-type]
     assert "--probe.action warn" in str(caught.value)
     config = RunConfig()
     config.probe.action = "warn"
-    look(config, Looking(BARE, taught))  # type: ignore[arg-type]
+    probe_first(config, Looking(BARE, taught))  # type: ignore[arg-type]
     assert logged[-1].startswith("warning: this may teach shortcuts")
 
 
 def test_a_teacher_that_works_passes_and_sets_the_bounds(logged):
-    preview = Looking(BARE, [written(WORK + "The answer is 72.", 0.4)] * 16)
-    look(RunConfig(), preview)  # type: ignore[arg-type]
+    probe = Looking(BARE, [written(WORK + "The answer is 72.", 0.4)] * 16)
+    probe_first(RunConfig(), probe)  # type: ignore[arg-type]
     assert len(logged) == 2
     assert "16 bare answers, 8 right" in logged[0]
     assert "100% right" in logged[1]
-    assert preview.reviewer.limits.max_surprise == pytest.approx(0.5)
+    assert probe.reviewer.limits.max_surprise == pytest.approx(0.5)
 
 
 def test_data_that_asks_for_answers_alone_is_warned_of(logged):
@@ -148,7 +148,7 @@ def test_data_that_asks_for_answers_alone_is_warned_of(logged):
         dataclasses.replace(target, pair=dataclasses.replace(target.pair, demonstration=terse, response_ids=(1, 2)))
         for target in [written("The answer is 72.", 1.6)] * 16
     ]
-    preview = Looking(BARE, taught)
-    preview.pairs = [target.pair for target in taught]
-    look(RunConfig(), preview)  # type: ignore[arg-type]
+    probe = Looking(BARE, taught)
+    probe.pairs = [target.pair for target in taught]
+    probe_first(RunConfig(), probe)  # type: ignore[arg-type]
     assert logged[1].startswith("warning: the demonstrations are answers alone: 2 tokens (median)")

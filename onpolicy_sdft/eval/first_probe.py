@@ -14,7 +14,7 @@ from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.probe_rows import bare_answers, find_limits, summarise, teaches_shortcuts
 from onpolicy_sdft.screening.bare import BareAnswers
 from onpolicy_sdft.screening.review import Limits
-from onpolicy_sdft.train.preview import Preview
+from onpolicy_sdft.train.probe import Probe
 from onpolicy_sdft.train.source import PolicySource
 
 if TYPE_CHECKING:
@@ -30,13 +30,13 @@ _FIX = (
 )
 
 
-def preview_of(config: RunConfig, trainer: Trainer, pairs: Sequence[PromptPair]) -> Preview | None:
+def probe_of(config: RunConfig, trainer: Trainer, pairs: Sequence[PromptPair]) -> Probe | None:
     """Return what looks at a run's rows; None where it samples nothing, or the probe is off."""
     source, reviewer = trainer.source, trainer.reviewer
     if not config.probe.num_examples or not isinstance(source, PolicySource) or reviewer is None:
         return None
     policy = partial(trainer.weights.showing, "live")
-    return Preview(choose_rows(config, pairs), source, trainer.screen, reviewer, policy, trainer.backend)
+    return Probe(choose_rows(config, pairs), source, trainer.screen, reviewer, policy, trainer.backend)
 
 
 def choose_rows(config: RunConfig, pairs: Sequence[PromptPair]) -> list[PromptPair]:
@@ -45,7 +45,7 @@ def choose_rows(config: RunConfig, pairs: Sequence[PromptPair]) -> list[PromptPa
     return [pairs[index] for index in chosen]
 
 
-def look(config: RunConfig, preview: Preview) -> None:
+def probe_first(config: RunConfig, probe: Probe) -> None:
     """Sample bare answers and a few of the teacher's rollouts; set by them what rollouts are compared with.
 
     Every rank must call it.
@@ -53,20 +53,20 @@ def look(config: RunConfig, preview: Preview) -> None:
     Raises:
         ConfigError: If the settings would teach shortcuts and ``probe.action`` is ``refuse``.
     """
-    bare = refresh(preview, 0)
+    bare = refresh(probe, 0)
     right = "right" if bare.of_right else "too few right: of all"
     logger.info(
         f"probe: {bare.num} bare answers, {bare.num_right} right; median {bare.length:.0f} tokens and "
         f"{bare.num_steps:.0f} steps ({right}); surprise {bare.surprise:.2f} nats a token"
     )
-    _warn_of_terse_data(config, preview, bare)
+    _warn_of_terse_data(config, probe, bare)
     if config.rollout.prompt == "student":
-        preview.reviewer.limits = find_limits(bare, (), preview.reviewer.given)
+        probe.reviewer.limits = find_limits(bare, (), probe.reviewer.given)
         return
-    taught = preview.taught(0)
-    preview.reviewer.limits = find_limits(bare, taught, preview.reviewer.given)
+    taught = probe.taught(0)
+    probe.reviewer.limits = find_limits(bare, taught, probe.reviewer.given)
     template, temperature = config.context.template, config.rollout.temperature
-    row = summarise(preview.reviewer.rule(taught), bare, preview.screen, template, temperature, 0.0)
+    row = summarise(probe.reviewer.rule(taught), bare, probe.screen, template, temperature, 0.0)
     leak = "" if row.leak is None else f", leak {row.leak:.2f}"
     logger.info(
         f"probe: {row.n} rollouts of the teacher, {row.score:.0%} right, {row.keep_rate:.0%} kept, "
@@ -80,9 +80,9 @@ def look(config: RunConfig, preview: Preview) -> None:
         logger.warning(f"this may teach shortcuts: {problem}")
 
 
-def _warn_of_terse_data(config: RunConfig, preview: Preview, bare: BareAnswers) -> None:
+def _warn_of_terse_data(config: RunConfig, probe: Probe, bare: BareAnswers) -> None:
     """Say that the demonstrations themselves are answers without the work, where the policy's right answers have it."""
-    length = median(len(pair.response_ids) for pair in preview.pairs)
+    length = median(len(pair.response_ids) for pair in probe.pairs)
     if bare.of_right and length < config.screening.answer_only_ratio * bare.length:
         logger.warning(
             f"the demonstrations are answers alone: {length:.0f} tokens (median), where the model's own right "
@@ -91,29 +91,29 @@ def _warn_of_terse_data(config: RunConfig, preview: Preview, bare: BareAnswers) 
         )
 
 
-def refresh(preview: Preview, step: int) -> BareAnswers:
+def refresh(probe: Probe, step: int) -> BareAnswers:
     """Sample bare answers of the weights of now, and compare rollouts with them from here on."""
-    screen = preview.screen
-    screen.bare = bare_answers(preview.bare(step), screen.task, screen.decode).after(screen.bare)
+    screen = probe.screen
+    screen.bare = bare_answers(probe.bare(step), screen.task, screen.decode).after(screen.bare)
     return screen.bare
 
 
-def keep_look(trainer: Trainer) -> None:
-    """Put into the state of a run what a look has set, for its checkpoints."""
+def keep_probe(trainer: Trainer) -> None:
+    """Put into the state of a run what a probe has set, for its checkpoints."""
     bare, reviewer = trainer.screen.bare, trainer.reviewer
     trainer.state.bare = asdict(bare) if bare is not None else None
     trainer.state.limits = asdict(reviewer.limits) if reviewer is not None else {}
 
 
-def restore_look(trainer: Trainer) -> None:
-    """Put in place what a checkpoint holds of an earlier look."""
+def restore_probe(trainer: Trainer) -> None:
+    """Put in place what a checkpoint holds of an earlier probe."""
     state = trainer.state
     trainer.screen.bare = BareAnswers(**state.bare) if state.bare else None
     if state.limits and trainer.reviewer is not None:
         trainer.reviewer.limits = Limits(**state.limits)
 
 
-def refresh_run(trainer: Trainer, preview: Preview) -> None:
+def refresh_run(trainer: Trainer, probe: Probe) -> None:
     """Refresh the bare answers of a run in the middle of it."""
-    refresh(preview, trainer.state.step)
-    keep_look(trainer)
+    refresh(probe, trainer.state.step)
+    keep_probe(trainer)
