@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
+from tiny import write_run
 
 from onpolicy_sdft import fit, load_config
 from onpolicy_sdft.build.bundle import load_bundle
@@ -12,27 +11,16 @@ from onpolicy_sdft.build.data import load_rows, make_prompt_pairs
 from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.runs.files import read_json
 
-YAML = """
-model: {{name: {model}}}
-lora: {{r: 4}}
-data: {{path: {data}}}
-task: {{name: free_form}}
-rollout: {{max_new_tokens: 10}}
-context: {{max_student_tokens: 60, max_teacher_tokens: 45}}
-train: {{batch_size: 2, max_steps: 1, output_dir: {output}}}
-eval: {{kl_prompts: 0}}
-gate: {{rows: 0}}
-"""
-
 
 @pytest.fixture
 def config_of(tmp_path, model_dir):
     def make(*rows, **overrides):
-        data = tmp_path / "rows.jsonl"
-        data.write_text("".join(json.dumps({"prompt": prompt, "response": text}) + "\n" for prompt, text in rows))
-        path = tmp_path / "config.yaml"
-        path.write_text(YAML.format(model=model_dir, data=data, output=tmp_path / "run"))
-        return load_config(path, **overrides)
+        options = {
+            "task.name": "free_form", "rollout.max_new_tokens": 10, "context.max_student_tokens": 60,
+            "context.max_teacher_tokens": 45, "train.batch_size": 2, "train.max_steps": 1,
+            "train.output_dir": tmp_path / "run", "eval.kl_prompts": 0, "gate.rows": 0,
+        }  # fmt: skip
+        return load_config(write_run(tmp_path, model_dir, rows, **options), **overrides)
 
     return make
 

@@ -11,27 +11,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from tiny import WORDS, questions, write_run
 
 from onpolicy_sdft.runs.files import read_jsonl
 
 ROOT = Path(__file__).parents[2]
 RANKS = Path(__file__).with_name("ranks.py")
-WORDS = ("one", "two", "three", "four", "five", "six", "seven")
-YAML = """
-model: {{name: {model}}}
-lora: {{r: 4, alpha: 8}}
-data: {{path: {data}}}
-task: {{name: exact}}
-rollout: {{max_new_tokens: 12, deterministic: true, num_slots: 4}}
-screening: {{truncated: keep, looping: keep, length: keep, check: keep}}
-optim: {{lr: 0.01, warmup_steps: 0, max_grad_norm: 0.5}}
-train: {{batch_size: 5, max_steps: 5, checkpoint_steps: 3, micro_batch_tokens: 120, rollout_samples: 100}}
-eval:
-  kl_prompts: 3
-  kl_max_new_tokens: 6
-  sets:
-    - {{label: task, data: {{path: {data}}}, task: {{name: exact}}, max_new_tokens: 5}}
-"""
 AVERAGED = {
     "rollout.prompt": "student", "objective.name": "reverse_kl", "teacher.weights": "ema", "teacher.half_life": 2.0,
     "rollout.num_samples": 2, "objective.anchor_kl": 0.1,
@@ -40,12 +25,15 @@ AVERAGED = {
 
 def write_config(folder: Path, model: Path) -> Path:
     """Write rows of unlike lengths and a config over them."""
-    data = folder / "rows.jsonl"
-    rows = [{"prompt": f"say {word} " + "x" * 3 * i, "response": f"{word}" * i or "-"} for i, word in enumerate(WORDS)]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    path = folder / "config.yaml"
-    path.write_text(YAML.format(model=model, data=data))
-    return path
+    rows = [(f"say {word} " + "x" * 3 * i, word * i or "-") for i, word in enumerate(WORDS)]
+    options = {
+        "lora.alpha": 8, "rollout.max_new_tokens": 12, "rollout.deterministic": True, "rollout.num_slots": 4,
+        "optim.lr": 0.01, "optim.warmup_steps": 0, "optim.max_grad_norm": 0.5, "train.batch_size": 5,
+        "train.max_steps": 5, "train.checkpoint_steps": 3, "train.micro_batch_tokens": 120,
+        "train.rollout_samples": 100, "eval.kl_prompts": 3, "eval.kl_max_new_tokens": 6,
+        "eval.sets": [questions(folder)],
+    }  # fmt: skip
+    return write_run(folder, model, rows, **options)
 
 
 def job(num_ranks: int, config: Path, output: Path, *, backend: str = "ddp", more: Any = None, **overrides: Any) -> Any:

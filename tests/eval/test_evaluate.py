@@ -7,41 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import questions, write_run
 
 from onpolicy_sdft import evaluate, fit, load_config
 from onpolicy_sdft.eval import evaluate as job
 from onpolicy_sdft.rollout.engine import RolloutEngine
 from onpolicy_sdft.runs.files import read_json, read_jsonl
 
-YAML = """
-model: {{name: {model}}}
-lora: {{r: 4}}
-data: {{path: {data}}}
-task: {{name: exact}}
-rollout: {{max_new_tokens: 6, deterministic: true, num_slots: 3}}
-screening: {{truncated: keep, looping: keep, length: keep, check: keep}}
-train: {{batch_size: 4, max_steps: 1, output_dir: {output}, micro_batch_tokens: 400}}
-eval:
-  before_and_after: false
-  temperature: 1.0
-  num_samples: 2
-  kl_prompts: 3
-  kl_max_new_tokens: 5
-  sets:
-    - {{label: first, data: {{path: {data}, limit: 4}}, task: {{name: exact}}, max_new_tokens: 5}}
-    - {{label: second, data: {{path: {data}}}, task: {{name: exact}}, max_new_tokens: 5, retention: true}}
-"""
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Path:
     folder = tmp_path_factory.mktemp("evaluate")
-    words = ("one", "two", "three", "four", "five", "six", "seven")
-    data = folder / "rows.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"say {word}", "response": word}) + "\n" for word in words))
-    config = folder / "config.yaml"
-    config.write_text(YAML.format(model=model_dir, data=data, output=folder / "run"))
-    return fit(load_config(config)).run.path
+    options = {
+        "rollout.max_new_tokens": 6, "rollout.deterministic": True, "rollout.num_slots": 3, "train.max_steps": 1,
+        "train.output_dir": folder / "run", "eval.before_and_after": False, "eval.temperature": 1.0,
+        "eval.num_samples": 2, "eval.kl_prompts": 3, "eval.kl_max_new_tokens": 5,
+        "eval.sets": [questions(folder, "first", limit=4), questions(folder, "second", retention=True)],
+    }  # fmt: skip
+    return fit(load_config(write_run(folder, model_dir, **options))).run.path
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from tiny import WORDS, questions, say, write_run
 
 from onpolicy_sdft import fit, load_config
 from onpolicy_sdft.config.schema import RunConfig, ScreeningConfig
@@ -20,32 +20,17 @@ from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks.math_word_problem import MathWordProblem
 from onpolicy_sdft.types import Demonstration, Measures, NoiseKey, PromptPair, Rollout, Target, Turn
 
-YAML = """
-model: {{name: {model}}}
-lora: {{r: 4, dropout: 0.2}}
-data: {{path: {data}}}
-task: {{name: exact}}
-rollout: {{max_new_tokens: 10, num_samples: 2}}
-screening: {{truncated: keep, looping: keep, length: keep, check: keep, pick: best, surprise: drop, max_surprise: 5.6}}
-probe: {{num_examples: 4}}
-optim: {{lr: 0.01, warmup_steps: 1}}
-train: {{batch_size: 3, max_steps: 4, checkpoint_steps: 2, output_dir: {output}, micro_batch_tokens: 400}}
-eval:
-  kl_prompts: 0
-  before_and_after: false
-  every_steps: 1
-  validation:
-    - {{label: task, data: {{path: {data}, limit: 3}}, task: {{name: exact}}, max_new_tokens: 5}}
-"""
-
 
 @pytest.fixture
 def files(tmp_path: Path, model_dir: Path) -> dict[str, Path]:
-    rows = [{"prompt": f"say {word}", "response": word} for word in ("one", "two", "three", "four", "five", "six")]
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = tmp_path / "config.yaml"
-    config.write_text(YAML.format(model=model_dir, data=data, output=tmp_path / "run"))
+    options = {
+        "lora.dropout": 0.2, "rollout.max_new_tokens": 10, "rollout.num_samples": 2, "screening.pick": "best",
+        "screening.surprise": "drop", "screening.max_surprise": 5.6, "probe.num_examples": 4, "optim.lr": 0.01,
+        "optim.warmup_steps": 1, "train.batch_size": 3, "train.max_steps": 4, "train.checkpoint_steps": 2,
+        "train.output_dir": tmp_path / "run", "eval.kl_prompts": 0, "eval.before_and_after": False,
+        "eval.every_steps": 1, "eval.validation": [questions(tmp_path, limit=3)],
+    }  # fmt: skip
+    config = write_run(tmp_path, model_dir, say(*WORDS[:6]), **options)
     return {"config": config, "run": tmp_path / "run", "resumed": tmp_path / "resumed"}
 
 

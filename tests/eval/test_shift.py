@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny import questions, write_run
 
 from onpolicy_sdft import fit, load_config, load_run
 from onpolicy_sdft.cli.main import main
@@ -16,37 +17,23 @@ from onpolicy_sdft.eval import shift as job
 from onpolicy_sdft.eval.intervals import mean_interval
 from onpolicy_sdft.runs.files import read_json, read_jsonl
 
-YAML = """
-model: {{name: {model}}}
-lora: {{r: 4}}
-data: {{path: {data}}}
-task: {{name: exact}}
-rollout: {{max_new_tokens: 6, deterministic: true, num_slots: 3}}
-screening: {{truncated: keep, looping: keep, length: keep, check: keep}}
-optim: {{lr: 0.05, warmup_steps: 0}}
-train: {{batch_size: 4, max_steps: 2, micro_batch_tokens: 400}}
-eval:
-  before_and_after: false
-  kl_prompts: 0
-  sets: [{{label: words, data: {{path: {data}, limit: 5}}, task: {{name: exact}}, max_new_tokens: 5}}]
-"""
-
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("shift")
-    words = ("one", "two", "three", "four", "five", "six", "seven")
-    data = folder / "rows.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"say {word}", "response": word}) + "\n" for word in words))
-    config = folder / "config.yaml"
-    config.write_text(YAML.format(model=model_dir, data=data))
+    shared = {
+        "rollout.max_new_tokens": 6, "rollout.deterministic": True, "rollout.num_slots": 3, "optim.lr": 0.05,
+        "optim.warmup_steps": 0, "train.max_steps": 2, "eval.before_and_after": False, "eval.kl_prompts": 0,
+        "eval.sets": [questions(folder, "words", limit=5)],
+    }  # fmt: skip
+    config = write_run(folder, model_dir, **shared)
     for name, options in (
         ("sft", {"train.targets": "demonstrations"}),
         ("full", {"train.targets": "demonstrations", "lora.enabled": False, "optim.lr": 1e-3}),
     ):
         output = str(folder / name)
         fit(load_config(config, **options, **{"train.output_dir": output}))
-    return {"sft": folder / "sft", "full": folder / "full", "data": data, "config": config}
+    return {"sft": folder / "sft", "full": folder / "full", "data": folder / "rows.jsonl", "config": config}
 
 
 class Letters:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tiny import say, write_rows
 
 from onpolicy_sdft.cli.main import main
 from onpolicy_sdft.config.load import load_plan
@@ -96,8 +96,7 @@ def finished_run() -> Any:
 
 
 def rows(path: Path, words: Sequence[str]) -> str:
-    path.write_text("".join(json.dumps({"prompt": f"say {word}", "response": word}) + "\n" for word in words))
-    return str(path)
+    return str(write_rows(path, say(*words)))
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny import WORDS, say, write_rows
 
 from onpolicy_sdft.config.load import make_parser, parse
 from onpolicy_sdft.config.sweep import SweepConfig, load_sweep, shown_value
@@ -48,9 +49,7 @@ RUN: dict[str, list[dict[str, object]]] = {
 @pytest.fixture
 def small(tmp_path: Path, model_dir: Path) -> list[str]:
     """Flags that make a shipped sweep tiny: model, data, steps and scores, never its axes."""
-    data = tmp_path / "rows.jsonl"
-    words = ("one", "two", "three", "four", "five", "six", "seven")
-    data.write_text("".join(json.dumps({"prompt": f"say {word}", "response": word}) + "\n" for word in words))
+    data = write_rows(tmp_path / "rows.jsonl", say(*WORDS))
     sets = [
         {"label": label, "data": {"path": str(data), "limit": 2}, "task": {"name": "exact"}, "max_new_tokens": 3}
         for label in ("list_functions", "short_facts")

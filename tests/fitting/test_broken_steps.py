@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import write_run
 
 from onpolicy_sdft import fit, load_config, load_run
 from onpolicy_sdft.errors import RunDirectoryError
@@ -32,22 +33,17 @@ class Mine(Exact):
 @pytest.fixture
 def config(tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model = shutil.copytree(model_dir, tmp_path / "model")
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"say {i}", "response": f"{i}" * 3}) + "\n" for i in range(6)))
     (tmp_path / "mine.py").write_text(TASK)
     (tmp_path / "helper.py").write_text("ANSWER = 1\n")
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "teacher.j2").write_text("{{ question }} Shown: {{ demonstration }}")
-    path = tmp_path / "config.yaml"
-    path.write_text(
-        f"model: {{name: {model}}}\nlora: {{r: 4, dropout: 0.2}}\ndata: {{path: {data}}}\n"
-        f"task: {{name: '{tmp_path / 'mine.py'}:Mine'}}\ncontext: {{template: {tmp_path / 'teacher.j2'}}}\n"
-        "screening: {truncated: keep, looping: keep, length: keep, check: keep}\n"
-        "rollout: {max_new_tokens: 6, num_samples: 2}\neval: {before_and_after: false}\n"
-        "teacher: {weights: ema, half_life: 2.0}\noptim: {lr: 0.01, warmup_steps: 0}\n"
-        f"train: {{batch_size: 3, max_steps: 4, checkpoint_steps: 3, output_dir: {tmp_path / 'run'}}}\n"
-    )
-    return path
+    options = {
+        "lora.dropout": 0.2, "task.name": f"{tmp_path / 'mine.py'}:Mine", "context.template": tmp_path / "teacher.j2",
+        "rollout.max_new_tokens": 6, "rollout.num_samples": 2, "eval.before_and_after": False,
+        "teacher.weights": "ema", "teacher.half_life": 2.0, "optim.lr": 0.01, "optim.warmup_steps": 0,
+        "train.batch_size": 3, "train.max_steps": 4, "train.checkpoint_steps": 3, "train.output_dir": tmp_path / "run",
+    }  # fmt: skip
+    return write_run(tmp_path, model, [(f"say {i}", f"{i}" * 3) for i in range(6)], **options)
 
 
 def trained(config: Path, output: Path, **options: object) -> dict[str, torch.Tensor]:

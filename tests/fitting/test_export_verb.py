@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
+from tiny import say, write_run
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -45,17 +46,6 @@ FAMILIES: dict[str, Any] = {
 }
 ATTENTION = {"gemma2": "eager"}  # others: the default of transformers
 END, LEARNED = 258, 257  # <|endoftext|> is what the tokenizer and the generation config name; the template writes 257
-YAML = """
-model: {{name: {model}}}
-lora: {{r: 4, alpha: 8}}
-data: {{path: {data}}}
-task: {{name: exact}}
-rollout: {{max_new_tokens: 8}}
-screening: {{truncated: keep, looping: keep, length: keep, check: keep}}
-optim: {{lr: 0.02, warmup_steps: 0}}
-train: {{batch_size: 3, max_steps: 2, micro_batch_tokens: 400}}
-eval: {{before_and_after: false}}
-"""
 IDS = torch.tensor([[1, 2, 3, 40, 50, 60, 70]])
 PROMPTS = ["say one", "say two and three"]
 
@@ -76,10 +66,11 @@ def base(path: Path, family: str, dtype: torch.dtype = torch.float32, **generati
 
 def train(model: Path, name: str, **options: Any) -> Path:
     run = model.parent / name
-    data = model.parent / "rows.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"say {w}", "response": w}) + "\n" for w in ("one", "two", "six")))
-    config = model.parent / f"{name}.yaml"
-    config.write_text(YAML.format(model=model, data=data))
+    tiny = {
+        "lora.alpha": 8, "rollout.max_new_tokens": 8, "optim.lr": 0.02, "optim.warmup_steps": 0, "train.batch_size": 3,
+        "train.max_steps": 2, "eval.before_and_after": False,
+    }  # fmt: skip
+    config = write_run(model.parent, model, say("one", "two", "six"), **tiny)
     options = {"train.output_dir": str(run), **{key.replace("__", "."): value for key, value in options.items()}}
     fit(load_config(config, **options), ["sdft", "train"])
     return run

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from test_fit import final_weights, losses, stop_after
+from tiny import write_run
 
 from onpolicy_sdft import fit, load_config
 from onpolicy_sdft.errors import ConfigError
@@ -35,20 +35,6 @@ class Ends(Task):
         return demonstration.response
 """
 
-YAML = """
-model: {{name: {model}}}
-lora: {{r: 4, alpha: 8}}
-data: {{path: {data}}}
-task: {{name: "{task}:Ends"}}
-feedback: {{enabled: true}}
-rollout: {{max_new_tokens: 70, num_samples: 2, num_slots: 8, deterministic: true, max_draft_tokens: 2}}
-screening: {{banned: keep, empty: keep, truncated: keep, looping: keep, length: keep, answer_only: keep,
-  control: keep, check: keep}}
-optim: {{lr: 0.003, warmup_steps: 1}}
-train: {{batch_size: 4, max_steps: 4, micro_batch_tokens: 4000, rollout_samples: 8}}
-eval: {{kl_prompts: 0}}
-"""
-
 METHODS: dict[str, dict[str, Any]] = {
     "its text": {"feedback.num_attempts": 2},
     "its distribution": {
@@ -60,12 +46,16 @@ METHODS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def config_file(tmp_path: Path, model_dir: Path) -> Path:
-    data, task, config = tmp_path / "rows.jsonl", tmp_path / "tasks.py", tmp_path / "config.yaml"
-    words = ("one", "two", "three", "four", "five", "six", "seven")
-    data.write_text("".join(json.dumps({"prompt": f"say {word}", "response": word}) + "\n" for word in words))
+    task = tmp_path / "tasks.py"
     task.write_text(TASK)
-    config.write_text(YAML.format(model=model_dir, data=data, task=task))
-    return config
+    options = {
+        "lora.alpha": 8, "task.name": f"{task}:Ends", "feedback.enabled": True, "rollout.max_new_tokens": 70,
+        "rollout.num_samples": 2, "rollout.num_slots": 8, "rollout.deterministic": True, "rollout.max_draft_tokens": 2,
+        **{f"screening.{rule}": "keep" for rule in ("banned", "empty", "answer_only", "control")},
+        "optim.lr": 0.003, "optim.warmup_steps": 1, "train.max_steps": 4, "train.micro_batch_tokens": 4000,
+        "train.rollout_samples": 8, "eval.kl_prompts": 0,
+    }  # fmt: skip
+    return write_run(tmp_path, model_dir, **options)
 
 
 @pytest.mark.parametrize("method", METHODS)

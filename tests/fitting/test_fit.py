@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import questions, write_run
 
 from onpolicy_sdft import evaluate, fit, load_config, load_run
 from onpolicy_sdft.cli.main import main
@@ -23,32 +23,17 @@ from onpolicy_sdft.rollout.memory import kv_budget
 from onpolicy_sdft.runs.files import read_json, read_jsonl
 from onpolicy_sdft.train.memory import memory_to_come
 
-YAML = """
-model: {{name: {model}}}
-lora: {{r: 4, alpha: 8, dropout: 0.2}}
-data: {{path: {data}}}
-task: {{name: exact}}
-rollout: {{max_new_tokens: 10, batch_size: 4}}
-screening: {{truncated: keep, looping: keep, length: keep, check: keep}}
-optim: {{lr: 0.01, warmup_steps: 1}}
-train: {{batch_size: 4, max_steps: 6, checkpoint_steps: 2, output_dir: {output}, micro_batch_tokens: 400}}
-eval:
-  kl_prompts: 3
-  kl_max_new_tokens: 6
-  sets:
-    - {{label: task, data: {{path: {data}, limit: 3}}, task: {{name: exact}}, max_new_tokens: 5}}
-"""
-
 
 @pytest.fixture
 def files(tmp_path: Path, model_dir: Path) -> dict[str, Path]:
-    words = ("one", "two", "three", "four", "five", "six", "seven")
-    rows = [{"prompt": f"say {word}", "response": word} for word in words]
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = tmp_path / "config.yaml"
-    config.write_text(YAML.format(model=model_dir, data=data, output=tmp_path / "run"))
-    return {"config": config, "data": data, "output": tmp_path / "run", "tmp": tmp_path}
+    options = {
+        "lora.alpha": 8, "lora.dropout": 0.2, "rollout.max_new_tokens": 10, "rollout.batch_size": 4, "optim.lr": 0.01,
+        "optim.warmup_steps": 1, "train.max_steps": 6, "train.checkpoint_steps": 2,
+        "train.output_dir": tmp_path / "run", "eval.kl_prompts": 3, "eval.kl_max_new_tokens": 6,
+        "eval.sets": [questions(tmp_path, limit=3)],
+    }  # fmt: skip
+    config = write_run(tmp_path, model_dir, **options)
+    return {"config": config, "data": tmp_path / "rows.jsonl", "output": tmp_path / "run", "tmp": tmp_path}
 
 
 def losses(run: Path) -> list[tuple[Any, ...]]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import questions, say, write_run
 
 from onpolicy_sdft import fit, load_config
 from onpolicy_sdft.build.bundle import load_bundle
@@ -25,26 +26,6 @@ from onpolicy_sdft.runs.commands import REFUSED_CODE
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_json, read_jsonl
 
-YAML = """
-model: {{name: {model}}}
-lora: {{r: 4, alpha: 8}}
-data: {{path: {data}}}
-task: {{name: exact}}
-rollout: {{max_new_tokens: 6, deterministic: true, num_slots: 8}}
-screening: {{truncated: keep, looping: keep, length: keep, check: keep}}
-optim: {{lr: 0.3, warmup_steps: 0}}
-train: {{batch_size: 4, max_steps: 6, checkpoint_steps: 1, keep_checkpoints: 1, output_dir: {output}}}
-gate: {{rows: 16, every_steps: 2}}
-eval:
-  kl_prompts: 0
-  before_and_after: false
-  sets:
-    - label: known
-      retention: true
-      data: {{path: {known}, wording: false}}
-      task: {{name: exact}}
-      max_new_tokens: 6
-"""
 QUIETLY = {"optim.lr": 1e-6}
 
 
@@ -62,10 +43,15 @@ def known(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Path:
 
 @pytest.fixture
 def files(tmp_path: Path, model_dir: Path, known: Path) -> dict[str, Path]:
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"say {n}", "response": f"{n}"}) + "\n" for n in range(100)))
-    config = tmp_path / "config.yaml"
-    config.write_text(YAML.format(model=model_dir, data=data, known=known, output=tmp_path / "run"))
+    kept = {"path": str(known), "wording": False}
+    options = {
+        "lora.alpha": 8, "rollout.max_new_tokens": 6, "rollout.deterministic": True, "rollout.num_slots": 8,
+        "optim.lr": 0.3, "optim.warmup_steps": 0, "train.max_steps": 6, "train.checkpoint_steps": 1,
+        "train.keep_checkpoints": 1, "train.output_dir": tmp_path / "run", "gate.rows": 16, "gate.every_steps": 2,
+        "eval.kl_prompts": 0, "eval.before_and_after": False,
+        "eval.sets": [questions(tmp_path, "known", retention=True, max_new_tokens=6) | {"data": kept}],
+    }  # fmt: skip
+    config = write_run(tmp_path, model_dir, say(*range(100)), **options)
     return {"config": config, "run": tmp_path / "run", "tmp": tmp_path, "known": known}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import questions, write_run
 
 from onpolicy_sdft import fit, load_config, load_run
 from onpolicy_sdft.build.base import make_base
@@ -16,32 +17,16 @@ from onpolicy_sdft.fitting.start import find_start
 from onpolicy_sdft.models.load import load
 from onpolicy_sdft.runs.files import read_json, read_jsonl
 
-YAML = """
-model: {{name: {model}}}
-lora: {{r: 4, alpha: 8}}
-data: {{path: {data}}}
-task: {{name: exact}}
-rollout: {{max_new_tokens: 8}}
-screening: {{truncated: keep, looping: keep, length: keep, check: keep}}
-optim: {{lr: 0.02, warmup_steps: 0}}
-train: {{batch_size: 4, max_steps: 3, micro_batch_tokens: 400}}
-eval:
-  kl_prompts: 3
-  kl_max_new_tokens: 6
-  sets:
-    - {{label: words, data: {{path: {data}, limit: 4}}, task: {{name: exact}}, max_new_tokens: 5}}
-"""
 IDS = torch.tensor([[1, 2, 3, 40, 50, 60, 70]])
 
 
 @pytest.fixture
 def config(tmp_path: Path, model_dir: Path) -> Path:
-    words = ("one", "two", "three", "four", "five", "six", "seven")
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"say {word}", "response": word}) + "\n" for word in words))
-    path = tmp_path / "config.yaml"
-    path.write_text(YAML.format(model=model_dir, data=data))
-    return path
+    options = {
+        "lora.alpha": 8, "rollout.max_new_tokens": 8, "optim.lr": 0.02, "optim.warmup_steps": 0, "train.max_steps": 3,
+        "eval.kl_prompts": 3, "eval.kl_max_new_tokens": 6, "eval.sets": [questions(tmp_path, "words", limit=4)],
+    }  # fmt: skip
+    return write_run(tmp_path, model_dir, **options)
 
 
 def train(config: Path, name: str, **options) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import write_run
 
 from onpolicy_sdft import fit, load_config
 from onpolicy_sdft.errors import ModelError
@@ -26,15 +26,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def options(model_dir: Path, folder: Path) -> dict[str, Any]:
-    words = ("one", "two", "three", "four", "five", "six", "seven")
-    rows = "".join(json.dumps({"prompt": f"say {word}", "response": word}) + "\n" for word in words)
-    (folder / "rows.jsonl").write_text(rows)
-    (folder / "run.yaml").write_text(
-        f"model: {{name: {model_dir}}}\ndata: {{path: {folder / 'rows.jsonl'}}}\n"
-        "rollout: {max_new_tokens: 10}\nlora: {r: 4}\n"
-        "screening: {truncated: keep, looping: keep, length: keep}\n"
-        "train: {batch_size: 4, max_steps: 4, checkpoint_steps: 2}\neval: {before_and_after: false}\n"
-    )
+    write_run(
+        folder, model_dir,
+        **{
+            "task.name": "free_form", "rollout.max_new_tokens": 10, "train.max_steps": 4, "train.checkpoint_steps": 2,
+            "eval.before_and_after": False,
+        },
+    )  # fmt: skip
     return {"optim.lr": 0.01, "optim.warmup_steps": 1}
 
 
@@ -48,7 +46,7 @@ def test_two_steps_and_two_more_are_four(lora, device, model_dir, tmp_path, monk
     given = {**options(model_dir, tmp_path), "lora.enabled": lora}
 
     def run(folder: str, **more: Any) -> str:
-        config = load_config(tmp_path / "run.yaml", **given, **{"train.output_dir": str(tmp_path / folder)}, **more)
+        config = load_config(tmp_path / "config.yaml", **given, **{"train.output_dir": str(tmp_path / folder)}, **more)
         return fit(config).result.reason
 
     assert run("whole") == "finished"

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
+from tiny import write_run
 
 from onpolicy_sdft.cli.main import main
 from onpolicy_sdft.runs.claim import claimed
 from onpolicy_sdft.runs.files import read_json, read_jsonl
 
-WORDS = ("one", "two", "three", "four", "five", "six", "seven")
-
 
 @pytest.fixture
 def options(tmp_path, model_dir):
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"say {word}", "response": word}) + "\n" for word in WORDS))
-    config = tmp_path / "config.yaml"
-    config.write_text(
-        f"model: {{name: {model_dir}}}\nlora: {{r: 4}}\ndata: {{path: {data}}}\ntask: {{name: exact}}\n"
-        "rollout: {max_new_tokens: 10, deterministic: true, num_slots: 3}\n"
-        "screening: {truncated: keep, looping: keep, length: keep, check: keep}\n"
-        f"train: {{batch_size: 4, max_steps: 2, output_dir: {tmp_path / 'run'}, micro_batch_tokens: 400}}\n"
-        f"distill: {{output_dir: {tmp_path / 'distilled'}, batch_size: 3}}\neval: {{kl_prompts: 0}}\n"
-    )
-    return ["--config", str(config)]
+    given = {
+        "rollout.max_new_tokens": 10, "rollout.deterministic": True, "rollout.num_slots": 3, "train.max_steps": 2,
+        "train.output_dir": tmp_path / "run", "distill.output_dir": tmp_path / "distilled", "distill.batch_size": 3,
+        "eval.kl_prompts": 0,
+    }  # fmt: skip
+    return ["--config", str(write_run(tmp_path, model_dir, **given))]
 
 
 @pytest.mark.draws

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import say, write_run
 
 from onpolicy_sdft import fit, load_config
 from onpolicy_sdft.errors import RunDirectoryError
@@ -21,17 +21,12 @@ from onpolicy_sdft.train import checkpoint as module
 
 @pytest.fixture
 def options(tmp_path, model_dir):
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"say {i}", "response": f"{i}" * 3}) + "\n" for i in range(6)))
-    path = tmp_path / "config.yaml"
-    path.write_text(
-        f"model: {{name: {model_dir}}}\nlora: {{r: 4}}\ndata: {{path: {data}}}\n"
-        "screening: {truncated: keep, looping: keep, length: keep, check: keep}\n"
-        "rollout: {max_new_tokens: 6, deterministic: true, num_slots: 3}\neval: {before_and_after: false}\n"
-        f"train: {{batch_size: 3, max_steps: 4, checkpoint_steps: 1, keep_checkpoints: 2, "
-        f"output_dir: {tmp_path / 'run'}, resume: auto}}\n"
-    )
-    return path
+    options = {
+        "task.name": "free_form", "rollout.max_new_tokens": 6, "rollout.deterministic": True, "rollout.num_slots": 3,
+        "eval.before_and_after": False, "train.batch_size": 3, "train.max_steps": 4, "train.checkpoint_steps": 1,
+        "train.keep_checkpoints": 2, "train.output_dir": tmp_path / "run", "train.resume": "auto",
+    }  # fmt: skip
+    return write_run(tmp_path, model_dir, say(*(f"{i}" * 3 for i in range(6))), **options)
 
 
 def train(options, **overrides):
