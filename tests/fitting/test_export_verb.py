@@ -70,7 +70,9 @@ def train(model: Path, name: str, **options: Any) -> Path:
         "lora.alpha": 8, "rollout.max_new_tokens": 8, "optim.lr": 0.02, "optim.warmup_steps": 0, "train.batch_size": 3,
         "train.max_steps": 2, "eval.before_and_after": False,
     }  # fmt: skip
-    config = write_run(model.parent, model, say("one", "two", "six"), **tiny)
+    files = run.resolve().with_name(f"{run.name}-files")  # a run directory may be the model's folder's parent
+    files.mkdir()
+    config = write_run(files, model, say("one", "two", "six"), **tiny)
     options = {"train.output_dir": str(run), **{key.replace("__", "."): value for key, value in options.items()}}
     fit(load_config(config, **options), ["sdft", "train"])
     return run
