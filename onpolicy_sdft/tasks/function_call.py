@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
@@ -29,8 +30,10 @@ FORMS = ("python", "json", "tags")
 _INTRODUCED = re.compile(r"(?<![\w.])(?:([A-Za-z_][\w.]*)(?=\()|[\"'`]([A-Za-z_][\w.]*)[\"'`]|([A-Za-z]+_\w+))")
 #: What a text does not show: comments of HTML, and what is struck out.
 _STRUCK = re.compile(r"<!--.*?(?:-->|\Z)|(?<!~)~~(?!~)[^~\n]+~~(?!~)|<(del|s|strike)>[^<]*</\1>", re.DOTALL)
-_CURLY = frozenset("“”")
-_STRAIGHT = str.maketrans(dict.fromkeys(_CURLY, '"'))
+_CURLY = frozenset("“”‘’")
+_STRAIGHT = str.maketrans(dict.fromkeys("“”", '"'))
+#: A string between curly single quotes; the closing one is an apostrophe, too, where a letter follows: ‘O’Brien’.
+_CURLY_SINGLE = re.compile(r"(?<=[(\[{=,:\s])‘([^‘’\n]*+(?:’(?=\w)[^‘’\n]*+)*+)’(?=\s*[,)\]}:])")
 _MAX_FENCES = 50
 _SEEN = 4000  # characters of an answer in which a call of another function is looked for: it is wrong in any case
 _LEGACY_REFERENCE = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\((.*)\)", re.ASCII)
@@ -63,7 +66,13 @@ def find_calls(
     if "python" in forms:
         fenced = [call for block in _FENCE.findall(text)[:_MAX_FENCES] for call in _python_calls(dedent(block), names)]
         found += fenced or _python_calls(text.strip().strip("`").strip(), names)
-    return found if found or not _CURLY & set(text) else find_calls(text.translate(_STRAIGHT), names, forms, strings)
+    straight = _straight(text) if not found and _CURLY & set(text) else text
+    return found if straight == text else find_calls(straight, names, forms, strings)
+
+
+def _straight(text: str) -> str:
+    """Return a text with straight double quotes where curly ones stand around strings."""
+    return _CURLY_SINGLE.sub(lambda found: json.dumps(found[1].replace("’", "'")), text.translate(_STRAIGHT))
 
 
 def _python_calls(text: str, names: Collection[str]) -> list[ast.Call]:

@@ -38,7 +38,12 @@ _WRAPPERS = (
     *("function", "tool_call", "function_call", "tool_calls", "calls", "function_calls", "functionCall", "toolCalls"),
     *("action", "actions", "tool", "tools", "tool_use", "call"),
 )
-#: What is no JSON and yet written: a comma behind the last item, arguments in single quotes (Glaive).
+#: What is no JSON and yet written: bare keys and single quotes (JavaScript), a comma behind the last item,
+#: arguments in single quotes (Glaive).
+_BARE_KEY = re.compile(r'("(?:\\.|[^"\\])*+(?:"|\Z))|(?<=[{,])(\s*+)([A-Za-z_]\w*+)(?=\s*+:)', re.DOTALL)
+_SINGLE_STRING = re.compile(
+    r'("(?:\\.|[^"\\])*+(?:"|\Z))|(?<=[{\[,:\s])\'((?:[^\'\\\n]|\\.)*+)\'(?=\s*+[,:}\]])', re.DOTALL
+)
 _LAST_COMMA = re.compile(r'("(?:\\.|[^"\\])*+(?:"|\Z))|,(?=\s*[}\]])', re.DOTALL)
 _SINGLE_QUOTED = re.compile(r":\s*'(\{(?:[^'\\]|\\.)*+)'", re.DOTALL)
 _OPENING = re.compile(r"[{\[]")
@@ -81,6 +86,8 @@ def json_calls(text: str, names: Collection[str]) -> list[ast.Call]:
 
 def _mended(text: str) -> str:
     text = _SINGLE_QUOTED.sub(lambda found: f": {found[1]}", text)
+    text = _SINGLE_STRING.sub(lambda found: found[1] or json.dumps(found[2].replace("\\'", "'")), text)
+    text = _BARE_KEY.sub(lambda found: found[1] or f'{found[2]}"{found[3]}"', text)
     return _LAST_COMMA.sub(lambda found: found[1] or "", text)
 
 
