@@ -9,19 +9,20 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from onpolicy_sdft.report.browser import SCRIPT, Packed, pack
+from onpolicy_sdft.report.browser import Packed, pack
 from onpolicy_sdft.report.charts import CHARTS
 from onpolicy_sdft.report.compose import run_document
 from onpolicy_sdft.report.document import Block, Document
-from onpolicy_sdft.report.page import PAGE, STYLE
 from onpolicy_sdft.report.runs import SCORES
 from onpolicy_sdft.report.tables import TextTable
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import write_bytes_atomic, write_text_atomic
 
+_ASSETS = Path(__file__).with_name("assets")
+STYLE, SCRIPT = ((_ASSETS / name).read_text(encoding="utf-8") for name in ("style.css", "rollouts.js"))
 MAX_BYTES = 10_000_000  # of a page
 _MAX_ROLLOUT_BYTES = 6_000_000
 _LONG_CELL = 60  # characters
@@ -75,11 +76,14 @@ def render_page(document: Document, max_bytes: int = MAX_BYTES) -> str:
 @functools.cache
 def _page() -> Template:
     """Return the page's template, compiled once: every page is rendered twice."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(_ASSETS), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     # Trusted: the script, the style, and JSON in which every sign of a tag is escaped.
     environment.filters |= {"base64": _base64, "sha256": _sha256, "trusted": Markup, "to_right": _to_right}
     environment.tests["long"] = _is_long
-    return environment.from_string(PAGE)
+    return environment.get_template("page.html.jinja")
 
 
 def _render(document: Document, packed: Packed) -> str:
