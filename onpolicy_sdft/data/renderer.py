@@ -98,10 +98,6 @@ class Renderer:
         """Tokenise the prompt with the demonstration."""
         return self.prompt_ids(turns, self.config.teacher_template_kwargs)
 
-    def teacher_text(self, turns: Sequence[Turn]) -> str:
-        """Return the prompt with the demonstration as the chat template writes it."""
-        return "".join(self._render(turns, self.config.teacher_template_kwargs, generation=True))
-
     def num_left_out(self, turns: Sequence[Turn], *, teacher: bool) -> int:
         """Count the characters of turns that the chat template does not write, such as the reasoning of old turns.
 

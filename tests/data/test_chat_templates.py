@@ -332,7 +332,8 @@ def test_text_that_goes_through_another_program_is_tokenised_as_rows_are(name):
     for text in (*TEXTS, f"a{spelled}b", f"{spelled}{spelled}"):
 
         def render(contents):
-            return renderer.teacher_text([Turn("user", content) for content in contents])
+            turns = [Turn("user", content) for content in contents]
+            return "".join(renderer._render(turns, renderer.config.teacher_template_kwargs, generation=True))
 
         found = [token for piece in markup.pieces(markup.render([text], render)) for token in renderer.text_ids(piece)]
         assert tuple(found) == renderer.teacher_ids([Turn("user", text)])
