@@ -71,9 +71,10 @@ def make_model(folder: Path) -> Path:
 class Run:
     """`sdft train` of one checkout, watched from outside."""
 
-    def __init__(self, tree: Path, method: str, model: str, steps: int, output: Path) -> None:
+    def __init__(self, tree: Path, method: str, model: str, steps: int, output: Path, more: dict[str, str]) -> None:
         name, options = METHODS[method]
         flags = {"model.name": model, "train.output_dir": output, "train.max_steps": steps, **SMALL, **ALONE, **options}
+        flags |= more
         command = [sys.executable, "-m", "onpolicy_sdft", "train", "--config", CONFIG]
         command += ["--config", f"configs/methods/{name}.yaml"]
         command += [word for key, value in flags.items() for word in (f"--{key}", str(value))]
@@ -171,7 +172,9 @@ def main() -> None:
         "--model", help=f"As model.name; default: {LAYERS} random layers of the embedded model's widths."
     )
     parser.add_argument("--results", type=Path)
+    parser.add_argument("--set", nargs="+", default=[], metavar="OPTION=VALUE", help="Other options of the runs.")
     options = parser.parse_args()
+    more = dict(each.split("=", 1) for each in options.set)
     found: dict[str, dict[str, Run]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -179,7 +182,7 @@ def main() -> None:
         trees = {**({"before": options.before.resolve()} if options.before else {}), "after": ROOT}
         for number, method in enumerate(options.only):
             found[method] = {
-                name: Run(tree, method, model, options.steps, folder / f"{number}-{name}")
+                name: Run(tree, method, model, options.steps, folder / f"{number}-{name}", more)
                 for name, tree in trees.items()
             }
             watch(list(found[method].values()))
