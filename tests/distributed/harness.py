@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
+import tempfile
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +50,42 @@ def job(num_ranks: int, config: Path, output: Path, *, backend: str = "ddp", mor
     }  # fmt: skip
 
 
+@dataclass(slots=True)
+class _Server:
+    """The process that has imported everything: starting one takes ten seconds, a job of it two."""
+
+    process: subprocess.Popen[str]
+
+    @staticmethod
+    @cache
+    def started() -> _Server:
+        process = subprocess.Popen(
+            [sys.executable, str(RANKS)], cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+        )  # fmt: skip
+        atexit.register(process.kill)
+        return _Server(process)
+
+    def ask(self, request: Any, timeout: float) -> int:
+        """Return the exit code of a request; a hang ends the server with all its ranks."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        if not select.select([self.process.stdout], [], [], timeout)[0]:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            _Server.started.cache_clear()
+            raise subprocess.TimeoutExpired(json.dumps(request["jobs"]), timeout)
+        return int(self.process.stdout.readline())
+
+
 def run_all(*jobs: Any, timeout: float = 300) -> Any:
-    """Run jobs one after another, up to the first that fails; return the finished process."""
-    return subprocess.run(
-        [sys.executable, str(RANKS), json.dumps(jobs)], cwd=ROOT, capture_output=True, text=True, timeout=timeout,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
-    )  # fmt: skip
+    """Run jobs one after another, up to the first that fails; return what was printed, and the exit code."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: str(Path(folder) / name) for name in ("output", "errors")}
+        code = _Server.started().ask({"jobs": jobs, **files}, timeout)
+        printed = (Path(name).read_text(errors="replace") for name in files.values())
+        return subprocess.CompletedProcess([], code, *printed)
 
 
 def run(num_ranks: int, config: Path, output: Path, more: Any = None, **overrides: Any) -> Any:

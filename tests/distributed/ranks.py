@@ -1,9 +1,12 @@
 """Run jobs on several ranks of this machine: one process imports everything, then forks the ranks of each job.
 
-    python tests/distributed/ranks.py '[{"num_ranks": 2, "backend": "zero3", "files": [...], "overrides": {...}}]'
+Each line of standard input is a request, answered by a line with the exit code: that of the worst rank of the first job
+that fails; the jobs after it are not run:
 
-Ranks talk through gloo with a short time-out, so that a hang is a failure. The exit code is that of the worst rank of
-the first job that fails; the jobs after it are not run.
+    {"jobs": [{"num_ranks": 2, "backend": "zero3", "files": [...], "overrides": {...}}],
+     "output": "FILE", "errors": "FILE"}
+
+Ranks talk through gloo with a short time-out, so that a hang is a failure.
 """
 
 from __future__ import annotations
@@ -161,14 +164,26 @@ def run(job: dict[str, Any]) -> int:
     return 0
 
 
-def main() -> None:
-    jobs = json.loads(sys.argv[1])
-    if any(job["backend"].startswith("zero") for job in jobs):
-        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401  # once, before the forks: it loads Inductor
+def run_all(jobs: list[dict[str, Any]]) -> int:
+    """Run jobs one after another, up to the first that fails."""
     for job in jobs:
         if code := run(job):
-            print(f"failed: {job}", file=sys.stderr)
-            sys.exit(code)
+            print(f"failed: {job}", file=sys.stderr, flush=True)
+            return code
+    return 0
+
+
+def main() -> None:
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if any(job["backend"].startswith("zero") for job in asked["jobs"]):
+            import deepspeed.runtime.zero.muon.original_muon  # noqa: F401  # once, before the forks: it loads Inductor
+        child = os.fork()  # each request starts from what was imported and nothing else
+        if child == 0:
+            for name, stream in (("output", 1), ("errors", 2)):
+                os.dup2(os.open(asked[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+            sys.exit(run_all(asked["jobs"]))
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
 if __name__ == "__main__":
