@@ -495,6 +495,9 @@ class AlarmConfig:
     """Alarm when a smaller share of the rollouts is kept."""
     surprise_rise: float | None = number(3.0, above=1)
     """Alarm above this multiple of the surprise of rollouts under the bare prompt, where it is measured."""
+    shared_start_rise: float | None = number(0.1, above=0, below=1)
+    """Alarm when by this much more of the rollouts than at first is a beginning that rollouts of other rows have, too:
+    one sentence for every question. Not asked of rollouts under ``min_tokens``."""
     max_verbatim_rate: float | None = number(0.5, at_least=0, below=1)
     """Alarm when a larger share of the rollouts copies its demonstration token by token."""
     min_tokens: int = number(16, at_least=0)

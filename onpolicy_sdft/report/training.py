@@ -13,6 +13,7 @@ from onpolicy_sdft.report.reading import Member, Reader
 _COLLAPSE: Mapping[str, tuple[str, str]] = {
     "rollout/entropy": ("entropy, nats", ".3f"),
     "rollout/distinct_2": ("distinct-2", ".3f"),
+    "rollout/shared_start": ("shared start", ".1%"),
     "rollout/demonstration_overlap": ("overlap", ".3f"),
     "rollout/verbatim_rate": ("verbatim", ".1%"),
     "rollout/surprise": ("surprise, nats", ".2f"),

@@ -47,6 +47,7 @@ METRICS = (
     Metric("rollout/entropy", _NATS, "mean entropy of what was sampled from: falls in a collapse", "diversity"),
     Metric("rollout/logprob", _NATS, "mean log-probability of the sampled tokens"),
     Metric("rollout/distinct_2", _SHARE, "different token pairs among all pairs of the step", "diversity"),
+    Metric("rollout/shared_start", _SHARE, "of a rollout that another row's rollout begins with, too", "diversity"),
     Metric(
         "rollout/demonstration_overlap",
         _SHARE,

@@ -32,6 +32,7 @@ class Signal:
     what: str  # happened, for people
     fix: str
     relative: bool = False  # the limit is a multiple of the reference
+    adds: bool = False  # or what lies between it and the reference
     bare: str = ""  # key of the same quantity of the policy's own bare answers
     min_length: float = 0.0  # shortest rollouts, on average, that this is asked of
     is_rate: bool = False  # shown in per cent
@@ -74,6 +75,11 @@ def signals(config: AlarmConfig, length_ratio: float, truncated_rate: float) -> 
         Signal(
             "alarms.entropy_fall", "rollout/entropy", True, config.entropy_fall, "rollouts lost their variety",
             "a lower optim.lr or fewer steps", relative=True,
+        ),
+        Signal(
+            "alarms.shared_start_rise", "rollout/shared_start", False, config.shared_start_rise,
+            "rollouts begin alike whatever is asked", f"{look}, or fewer steps", relative=True, adds=True,
+            min_length=config.min_tokens, is_rate=True,
         ),
         Signal(
             "alarms.min_keep_rate", "screen/keep_rate", True, config.min_keep_rate,
@@ -189,4 +195,6 @@ class Alarms:
 def _limit(signal: Signal, before: float | None) -> float | None:
     if not signal.relative:
         return signal.limit
-    return None if before is None or signal.limit is None else signal.limit * before
+    if before is None or signal.limit is None:
+        return None
+    return signal.limit + before if signal.adds else signal.limit * before

@@ -30,6 +30,30 @@ def overlap(ids: Sequence[int], reference: Sequence[int], n: int = _OVERLAP_NGRA
     return sum(gram in known for gram in grams) / len(grams) if grams else 0.0
 
 
+def shared_start(texts: Sequence[tuple[str, Sequence[int]]]) -> float:
+    """Return how much of a text is the beginning of another row's text as well: a mean over the texts.
+
+    Args:
+        texts: Example id and token ids of each; texts of one example are not compared with each other.
+    """
+    ordered = sorted((tuple(ids), example_id) for example_id, ids in texts)
+    longest = [0] * len(ordered)
+    for places in (range(len(ordered)), range(len(ordered) - 1, -1, -1)):
+        # In order, a text shares most with its neighbours: the nearest of another row on either side.
+        for number, place in enumerate(places):
+            ids, example_id = ordered[place]
+            other = next((ordered[p] for p in reversed(places[:number]) if ordered[p][1] != example_id), None)
+            if other is not None:
+                longest[place] = max(longest[place], _num_shared(ids, other[0]))
+    return sum(n / max(1, len(ids)) for n, (ids, _) in zip(longest, ordered, strict=True)) / max(1, len(ordered))
+
+
+def _num_shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return how many tokens two texts begin with alike."""
+    differing = (place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return next(differing, min(len(first), len(second)))
+
+
 def screen_metrics(targets: Sequence[Target]) -> dict[str, float]:
     """Return verdict rates and reason rates of a step; empty where nothing was written."""
     written = [target for target in targets if target.rollout is not None]
@@ -67,6 +91,7 @@ def rollout_metrics(targets: Sequence[Target]) -> dict[str, float]:
         "rollout/entropy": sum(sum(r.entropies) for r, _ in pairs) / num_tokens,
         "rollout/logprob": sum(sum(r.logprobs) for r, _ in pairs) / num_tokens,
         "rollout/distinct_2": distinct_n([r.token_ids for r, _ in pairs], 2),
+        "rollout/shared_start": shared_start([(v.demonstration.example_id, r.token_ids) for r, v in pairs]),
         "rollout/demonstration_overlap": sum(overlap(r.token_ids, v.response_ids) for r, v in pairs) / len(pairs),
         "rollout/verbatim_rate": sum(r.token_ids == v.response_ids for r, v in pairs) / len(pairs),
     }

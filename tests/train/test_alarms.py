@@ -83,6 +83,16 @@ def test_copies_are_an_alarm_where_answers_are_long_enough_to_differ():
     assert not replay(make(), [{**copies, "rollout/mean_length": 3.0}] * 9)
 
 
+def test_one_sentence_around_every_answer_is_noticed_where_answers_are_long_enough():
+    shares = (0.02, 0.01, 0.03, 0.02, 0.21, 0.25, 0.25, 0.3)  # OpenFunctions at 0.5B: docs/results.md
+    steps = [{"rollout/shared_start": share, "rollout/mean_length": 70.0} for share in shares]
+    (alarm,) = replay(make(), steps)
+    assert (alarm.key, alarm.since, alarm.step) == ("rollout/shared_start", 5, 7)
+    assert "2% (that of the first steps) -> 25%, above 12% (alarms.shared_start_rise=0.1)" in alarm.text
+    assert not replay(make(), [{**step, "rollout/mean_length": 9.0} for step in steps])
+    assert not replay(make(), [{"rollout/shared_start": 0.4, "rollout/mean_length": 30.0}] * 9), "so from the start"
+
+
 def test_limits_of_their_own_warn_of_long_and_cut_rollouts():
     found = replay(make(), [{"rollout/length_ratio": 3.0, "rollout/truncated_rate": 0.5}] * 4)
     assert [(alarm.step, alarm.key) for alarm in found] == [
@@ -111,6 +121,7 @@ def noisy(seed: int, num_steps: int, num_rollouts: int) -> Iterator[dict[str, fl
         values = {key: HEALTHY[key] * drift * float(np.exp(scatter * generator.normal())) for key in RELATIVE}
         kept = generator.binomial(num_rollouts, 0.5) / num_rollouts
         copied, cut = generator.binomial(num_rollouts, [0.2, 0.1]) / num_rollouts
+        values["rollout/shared_start"] = 0.05 * float(np.exp(scatter * generator.normal()))
         yield {**values, "screen/keep_rate": kept, "rollout/verbatim_rate": copied, "rollout/truncated_rate": cut}
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from onpolicy_sdft.objectives.objective import LOSS_PARTS
 from onpolicy_sdft.train.telemetry import (
@@ -10,6 +11,7 @@ from onpolicy_sdft.train.telemetry import (
     overlap,
     rollout_metrics,
     screen_metrics,
+    shared_start,
 )
 from onpolicy_sdft.types import Demonstration, NoiseKey, PromptPair, Rollout, Target, Turn
 
@@ -31,6 +33,28 @@ def test_overlap_is_the_share_of_n_grams_found_in_the_reference():
     assert overlap([1, 2, 3, 4, 5], [9, 1, 2, 3, 4]) == pytest.approx(1 / 2)
     assert overlap([1, 2], [0, 1, 2, 3]) == 1.0
     assert overlap([], [1]) == 0.0
+
+
+def test_a_shared_start_is_what_a_text_of_another_row_begins_with_too():
+    boilerplate = [("a", (1, 2, 3, 7)), ("b", (1, 2, 3, 8, 9, 9)), ("c", (5, 5))]
+    assert shared_start(boilerplate) == pytest.approx((3 / 4 + 3 / 6 + 0) / 3)
+    assert shared_start([("a", (1, 2)), ("a", (1, 2)), ("a", (1, 3))]) == 0.0, "samples of one row are alike by nature"
+    assert shared_start([("a", (1, 2, 3)), ("a", (1, 2, 4)), ("b", (1, 9))]) == pytest.approx(
+        (1 / 3 + 1 / 3 + 1 / 2) / 3
+    )
+    assert shared_start([("a", ())]) == shared_start([]) == 0.0
+
+
+def test_a_shared_start_is_that_of_the_slow_way():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        draws = torch.randint(0, 2, (12, 6), generator=generator).tolist()
+        texts = [(str(number % 5), tuple(ids[: 1 + number % 6])) for number, ids in enumerate(draws)]
+        slow = []
+        for own, ids in texts:
+            others = [other for name, other in texts if name != own]
+            slow.append(max(n for n in range(len(ids) + 1) if any(ids[:n] == other[:n] for other in others)) / len(ids))
+        assert shared_start(texts) == pytest.approx(sum(slow) / len(slow))
 
 
 def test_rates_are_over_what_was_written():
