@@ -83,7 +83,7 @@ def signals(config: AlarmConfig, length_ratio: float, truncated_rate: float) -> 
         ),
         Signal(
             "alarms.min_keep_rate", "screen/keep_rate", True, config.min_keep_rate,
-            "nearly no rollout is kept, so this is plain fine-tuning on demonstrations",
+            "nearly no rollout is kept: what is learned are demonstrations, or nothing",
             f"loosen the rule that refuses most (screen/reason/*), or {look}", is_rate=True,
         ),
         Signal(
@@ -102,7 +102,8 @@ def signals(config: AlarmConfig, length_ratio: float, truncated_rate: float) -> 
         ),
         Signal(
             "train.warn_truncated_rate", "rollout/truncated_rate", False, truncated_rate,
-            "rollouts hit rollout.max_new_tokens", "raise it", is_rate=True,
+            "rollouts hit rollout.max_new_tokens",
+            "raise it; or, where they go on after their answer, fewer steps or a lower optim.lr", is_rate=True,
         ),
     )  # fmt: skip
 
