@@ -75,7 +75,7 @@ def in_this_process(command: Sequence[str], log: Path) -> Finish:
         if verb == "train":
             code = fit(config).result.exit_code
         else:
-            run_distill(config, [], str)
+            run_distill(config, [])
     except SdftError as error:
         return Finish(2, str(error), time.monotonic() - began)
     return Finish(code, "", time.monotonic() - began)

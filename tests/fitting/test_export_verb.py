@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
-from tiny import say, write_run
+from tiny import questions, say, write_run
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -143,7 +143,7 @@ def test_the_export_has_the_tokenizer_as_it_came(tmp_path):
 
 def test_the_best_weights_and_what_is_pushed_stop_where_the_run_stops(tmp_path, monkeypatch):
     model = base(tmp_path / "base", "llama")
-    words = {"label": "w", "data": {"path": str(tmp_path / "rows.jsonl")}, "task": {"name": "exact"}}
+    words = questions(tmp_path / "run-files", "w")
     run = train(
         model, "run", eval__validation=[words], eval__every_steps=1, eval__best_metric="eval/w/score",
         lora__enabled=False,
