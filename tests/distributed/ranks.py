@@ -174,6 +174,8 @@ def run_all(jobs: list[dict[str, Any]]) -> int:
 
 
 def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
     for line in sys.stdin:
         asked = json.loads(line)
         if any(job["backend"].startswith("zero") for job in asked["jobs"]):
@@ -183,7 +185,7 @@ def main() -> None:
             for name, stream in (("output", 1), ("errors", 2)):
                 os.dup2(os.open(asked[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
             sys.exit(run_all(asked["jobs"]))
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers, flush=True)
 
 
 if __name__ == "__main__":
