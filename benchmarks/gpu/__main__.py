@@ -25,6 +25,7 @@ import torch
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.prepare import prepare, unpack
 from benchmarks.gpu.runner import Check, Part
+from onpolicy_sdft import log
 from onpolicy_sdft.runs.manifest import git_state, hardware
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +52,7 @@ def main() -> None:
     open_ = commands.add_parser("unpack", help="on the lent machine: join and convert the embedded model")
     open_.add_argument("pieces", type=Path)
     options = parser.parse_args()
+    log.show()  # what the engine says of slots and of steps that cannot be captured belongs to the log of a part
     run = {"check": run_check, "part": run_part, "prepare": lambda o: prepare(o.folder, ROOT)}
     run.get(options.command, lambda o: unpack(o.pieces))(options)
 

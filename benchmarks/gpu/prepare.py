@@ -80,7 +80,7 @@ def unpack(folder: Path) -> None:
         raise SystemExit(f"benchmarks.gpu unpack: no pieces in {folder}. Fix: send call 1 first, to the same machine.")
     (folder / pieces[0].stem).write_bytes(b"".join(piece.read_bytes() for piece in pieces))
     os.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder.resolve())}
-    print(embedded.fetch(MODEL, report=print), f"after {time.perf_counter() - started:.0f} s")
+    print(embedded.fetch(MODEL), f"after {time.perf_counter() - started:.0f} s")
 
 
 def _pinned(name: str) -> str:

@@ -16,6 +16,7 @@ from onpolicy_sdft.build.base import base_of
 from onpolicy_sdft.build.bundle import ModelBundle, load_bundle
 from onpolicy_sdft.build.identity import base_identity
 from onpolicy_sdft.config.load import load_config
+from onpolicy_sdft.config.schema import RunConfig
 from onpolicy_sdft.errors import RunDirectoryError
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import differences, read_json
@@ -24,7 +25,6 @@ from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingParams, Turn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from onpolicy_sdft.config.schema import RunConfig
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +116,11 @@ def _refuse_other_base(run: RunDirectory, bundle: ModelBundle) -> None:
         logger.warning(f"{text}, or only held otherwise by transformers {transformers.__version__} than {trained_with}")
         return
     raise RunDirectoryError(f"{text}. Fix: put that model back.")
+
+
+def load_target(target: str) -> LoadedRun:
+    """Load what a command was given: a run directory, or else the name of a model."""
+    return load_run(target) if is_run(target) else load_model(target, RunConfig())
 
 
 def load_model(name: str, config: RunConfig) -> LoadedRun:

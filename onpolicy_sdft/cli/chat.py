@@ -16,10 +16,9 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--system", type=str, help="System message.")
     target, rest = split_target(parser, arguments)
     options = parse_options(parser, rest)
-    from onpolicy_sdft.build.loaded import is_run, load_model, load_run
-    from onpolicy_sdft.config.schema import RunConfig
+    from onpolicy_sdft.build.loaded import load_target
 
-    finished = load_run(target) if is_run(target) else load_model(target, RunConfig())
+    finished = load_target(target)
     interactive = sys.stdin.isatty()
     while True:
         if interactive:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.build.bundle import context_window
-from onpolicy_sdft.build.loaded import is_run, load_model, load_run
-from onpolicy_sdft.config.schema import RunConfig
+from onpolicy_sdft.build.loaded import load_target
 from onpolicy_sdft.errors import ModelError, RunDirectoryError
 from onpolicy_sdft.eval.alpaca import generator_of, pair_up, read_outputs, to_outputs
 from onpolicy_sdft.eval.answers import EVAL_STEP, remove_kept
@@ -21,7 +20,7 @@ from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingParams, Turn
 
 if TYPE_CHECKING:
-    from onpolicy_sdft.build.loaded import LoadedRun
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ def export_outputs(
     Returns:
         Number of answers.
     """
-    finished = _load(target)
+    finished = load_target(target)
     config = finished.config if finished.run is not None else None
     prompts = load_prompts(prompts_source, prompt_column, num_prompts, config)
     partial = output.with_name(f".{output.name}.partial") / "answers.jsonl"
@@ -71,10 +70,6 @@ def export_outputs(
     return len(records)
 
 
-def _load(target: str) -> LoadedRun:
-    return load_run(target) if is_run(target) else load_model(target, RunConfig())
-
-
 def _name(target: str) -> str:
     return Path(target).resolve().name if Path(target).exists() else target
 
@@ -88,7 +83,7 @@ class LocalJudge:
     """
 
     def __init__(self, target: str, asking: Asking) -> None:
-        self.finished, self.asking = _load(target), asking
+        self.finished, self.asking = load_target(target), asking
 
     def __call__(self, prompts: Sequence[str]) -> Iterator[tuple[int, Reply]]:
         """Ask; see :data:`~onpolicy_sdft.eval.judge.Judge`."""

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
 
-from onpolicy_sdft.build.loaded import is_run, load_model, load_run
-from onpolicy_sdft.config.schema import RunConfig
+from onpolicy_sdft.build.loaded import load_target
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.lm_eval_bridge import (
     PRESETS,
@@ -87,7 +86,7 @@ def run_lm_eval(target: str, options: LmEvalOptions, output: Path | None) -> tup
     if not names:
         raise ConfigError("There is no task to run. Fix: --tasks NAME,... or --preset acl2024.")
     require_lm_eval()
-    finished = load_run(target) if is_run(target) else load_model(target, RunConfig())
+    finished = load_target(target)
     directory = output or _default_directory(finished, target)
     identity = _identity(finished, options, preset)
     bundle = finished.bundle

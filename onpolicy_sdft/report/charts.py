@@ -7,7 +7,7 @@ all metrics of a chart share a picture, with a panel a unit; of several runs eac
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -83,10 +83,11 @@ class Track:
     sources: tuple[str, ...]
 
 
-def logged_names(metrics: Sequence[Record], metric: Metric) -> list[str]:
-    """Return the names under which a metric was logged: none, or several where its name has a ``*``."""
-    keys = dict.fromkeys(key for record in metrics for key in record.get("values") or {})
-    return [key for key in keys if fnmatchcase(key, metric.name)]
+def _logged(logs: Iterable[Sequence[Record]], chart: str = "") -> list[tuple[str, Metric]]:
+    """Return the logged metrics of a chart, or of any, by name; a name with a ``*`` stands for several."""
+    keys = dict.fromkeys(key for log in logs for record in log for key in record.get("values") or {})
+    drawn = [metric for metric in METRICS if metric.chart and chart in ("", metric.chart)]
+    return [(key, metric) for metric in drawn for key in keys if fnmatchcase(key, metric.name)]
 
 
 def short_label(key: str, metric: Metric) -> str:
@@ -100,8 +101,7 @@ def short_label(key: str, metric: Metric) -> str:
 
 def memory_names(metrics: Sequence[Record]) -> dict[str, str]:
     """Return the logged metrics of memory, with the part of a step that each is of."""
-    of_memory = [metric for metric in METRICS if metric.chart == "memory"]
-    return {key: short_label(key, metric) for metric in of_memory for key in logged_names(metrics, metric)}
+    return {key: short_label(key, metric) for key, metric in _logged([metrics], "memory")}
 
 
 def draw_chart(chart: str, metrics: Sequence[Record]) -> Figure | None:
@@ -116,7 +116,7 @@ def draw_chart(chart: str, metrics: Sequence[Record]) -> Figure | None:
     """
     if chart == "time":
         return draw_time(metrics)
-    found = [(key, metric) for metric in METRICS if metric.chart == chart for key in logged_names(metrics, metric)]
+    found = _logged([metrics], chart)
     lines = {key: series(metrics, key) for key, _ in found}
     there = [pair for pair in found if any(map(math.isfinite, lines[pair[0]][1]))]
     shown = [(key, metric) for key, metric in there if any(v and math.isfinite(v) for v in lines[key][1])] or there
@@ -149,12 +149,7 @@ def chart_pictures(tracks: Sequence[Track], ends: Sequence[int] = ()) -> list[Pi
     Returns:
         The pictures; none of a metric that is zero throughout.
     """
-    names = [
-        (key, metric)
-        for metric in METRICS
-        if metric.chart
-        for key in dict.fromkeys(key for track in tracks for key in logged_names(track.metrics, metric))
-    ]
+    names = _logged(track.metrics for track in tracks)
     return [_picture_of_tracks(key, metric, tracks, ends) for key, metric in names]
 
 

@@ -76,7 +76,11 @@ class _Server:
             os.killpg(self.process.pid, signal.SIGKILL)
             _Server.started.cache_clear()
             raise subprocess.TimeoutExpired(json.dumps(request["jobs"]), timeout)
-        return int(self.process.stdout.readline())
+        answer = self.process.stdout.readline()
+        if not answer:
+            _Server.started.cache_clear()
+            raise RuntimeError("the process that starts the ranks has ended; what it wrote stands above")
+        return int(answer)
 
 
 def run_all(*jobs: Any, timeout: float = 300) -> Any:
