@@ -13,13 +13,15 @@ import importlib
 from typing import Any
 
 _PUBLIC = {
+    "SDFTTrainer": "onpolicy_sdft.api.trainer",
+    "Callback": "onpolicy_sdft.train.callbacks",
     "load_config": "onpolicy_sdft.config.load",
     "fit": "onpolicy_sdft.fitting.fit",
     "evaluate": "onpolicy_sdft.eval.evaluate",
     "load_run": "onpolicy_sdft.build.loaded",
     "load_model": "onpolicy_sdft.build.loaded",
 }
-__all__ = ["evaluate", "fit", "load_config", "load_model", "load_run"]
+__all__ = ["Callback", "SDFTTrainer", "evaluate", "fit", "load_config", "load_model", "load_run"]
 
 
 def __getattr__(name: str) -> Any:

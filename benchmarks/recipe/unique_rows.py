@@ -1,7 +1,7 @@
 """Make the files of openfunctions.yaml:   python -m benchmarks.recipe.unique_rows TRAIN TEST OUTPUT_DIR
 
-Prompts that stand twice are kept once (the first row). The last rows of the training file are asked beside the test file,
-which has 112, and left out of training.
+Prompts that stand twice are kept once (the first row). The last rows of the training file are asked beside those of the
+test file, which are 112, and left out of training.
 """
 
 from __future__ import annotations

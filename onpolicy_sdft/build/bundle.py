@@ -120,6 +120,7 @@ def load_bundle(
     device: torch.device | None = None,
     together: CollectiveDecoding | None = None,
     tokenizer_from: Path | None = None,
+    given: LoadedModel | None = None,
 ) -> ModelBundle:
     """Load the model of a config and what is needed to talk to it.
 
@@ -129,9 +130,11 @@ def load_bundle(
         device: Where to; None: the GPU, if there is one.
         together: How ranks write with weights that are divided among them.
         tokenizer_from: Folder of the tokenizer and chat template that an adapter was trained with; None: the model's.
+        given: The model, where it is there already.
     """
-    logger.info(f"loading {config.model.name}")
-    loaded = load(config.model)
+    if given is None:
+        logger.info(f"loading {config.model.name}")
+    loaded = load(config.model) if given is None else given
     if tokenizer_from is not None:
         loaded = replace(loaded, tokenizer=load_tokenizer(str(tokenizer_from), config.model))
     if not config.model.load_in_4bit:

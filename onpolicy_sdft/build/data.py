@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from onpolicy_sdft.build.bundle import ModelBundle, context_window
@@ -30,16 +31,21 @@ class Data:
     prepared: Prepared
 
 
-def load_rows(config: RunConfig) -> tuple[Task, DemonstrationSet]:
-    """Load and check the demonstrations: all that can be done before the model is there."""
-    task = load_task(config.task.name, config.task.options)
+def load_rows(config: RunConfig, tasks: Mapping[str, Task] = MappingProxyType({})) -> tuple[Task, DemonstrationSet]:
+    """Load and check the demonstrations: all that can be done before the model is there.
+
+    Args:
+        config: Names them and their check.
+        tasks: Those that are there already, by name.
+    """
+    task = load_task(config.task.name, config.task.options, tasks)
     own = load_demonstrations(config.data, task)
-    tasks: dict[str, Task] = {}
+    replayed: dict[str, Task] = {}
     others: dict[str, DemonstrationSet] = {}
     for index, source in enumerate(config.replay.sources):
-        its = load_task(source.task.name, source.task.options)
+        its = load_task(source.task.name, source.task.options, tasks)
         others[source.label] = load_demonstrations(source.data, its, section=f"replay.sources[{index}].data")
-        tasks |= {replayed_id(source.label, row.example_id): its for row in others[source.label].demonstrations}
+        replayed |= {replayed_id(source.label, row.example_id): its for row in others[source.label].demonstrations}
     mixed = mix(own, others, config.replay.rate, config.train.seed)
     bare = [row.example_id for row in mixed.demonstrations if not row.response]
     if bare:
@@ -47,7 +53,7 @@ def load_rows(config: RunConfig) -> tuple[Task, DemonstrationSet]:
             f"{mixed.where}: {len(bare)} rows have no response, the first is {bare[0]!r}: there is nothing to learn. "
             "Fix: --data.response_column COLUMN, or score these rows under eval.sets."
         )
-    return MixedTask(task, tasks) if tasks else task, mixed
+    return MixedTask(task, replayed) if replayed else task, mixed
 
 
 def make_prompt_pairs(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from onpolicy_sdft.data.sources import load_demonstrations
@@ -26,11 +27,21 @@ class EvalSet:
     retention: bool
 
 
-def load_eval_sets(configs: Sequence[EvalSetConfig], section: str = "eval.sets") -> list[EvalSet]:
-    """Load and check the questions of evaluation sets."""
+def load_eval_sets(
+    configs: Sequence[EvalSetConfig],
+    section: str = "eval.sets",
+    tasks: Mapping[str, Task] = MappingProxyType({}),
+) -> list[EvalSet]:
+    """Load and check the questions of evaluation sets.
+
+    Args:
+        configs: The sets.
+        section: Of the config, for messages.
+        tasks: Those that are there already, by name.
+    """
     found = []
     for index, item in enumerate(configs):
-        task = load_task(item.task.name, item.task.options)
+        task = load_task(item.task.name, item.task.options, tasks)
         rows = load_demonstrations(item.data, task, section=f"{section}[{index}].data")
         found.append(EvalSet(item.label, rows.demonstrations, task, item.max_new_tokens, item.retention))
     return found

@@ -35,6 +35,8 @@ def export(
     merged: bool,
     push_to_hub: str | None,
     dtype: str | None = None,
+    private: bool = False,
+    revision: str | None = None,
 ) -> Path | None:
     """Write a run's model elsewhere, merged if asked, and push it to the hub if asked.
 
@@ -44,6 +46,8 @@ def export(
         merged: Fold the adapter into the base.
         push_to_hub: Hub name to push to.
         dtype: Of a whole model; None: of a merged one that of the base's files, of a trained one as it was trained.
+        private: Of a hub repository that is made.
+        revision: Branch to push to.
 
     Returns:
         Where it was written; None when it was only pushed.
@@ -53,6 +57,8 @@ def export(
     """
     if output is None and push_to_hub is None:
         raise ConfigError("Say where to: --output DIR, or --push_to_hub USER/NAME.")
+    if push_to_hub is None and (private or revision is not None):
+        raise ConfigError("--private and --revision are of a hub repository. Fix: --push_to_hub USER/NAME.")
     if output is not None:
         refuse_foreign(Path(output).resolve())
         if Path(target).resolve() in (Path(output).resolve(), *Path(output).resolve().parents):
@@ -85,7 +91,7 @@ def export(
         if output is not None:
             logger.info(f"written to {output}")
         if push_to_hub is not None:  # the very files: the libraries' own push leaves the stop tokens and the card out
-            push_folder(directory, push_to_hub)
+            push_folder(directory, push_to_hub, private=private, revision=revision)
             logger.info(f"pushed to {push_to_hub}")
     return Path(output) if output is not None else None
 

@@ -18,7 +18,9 @@ import torch
 from onpolicy_sdft.build.base import Start, base_of, has_base, make_base
 from onpolicy_sdft.build.bundle import ModelBundle, context_window, load_bundle
 from onpolicy_sdft.build.data import Data, load_rows, make_prompt_pairs, refuse_unaskable
+from onpolicy_sdft.build.given import NOTHING, Given
 from onpolicy_sdft.build.identity import base_identity
+from onpolicy_sdft.build.loaded import LoadedRun
 from onpolicy_sdft.build.preflight import print_preflight
 from onpolicy_sdft.build.trainer import make_trainer
 from onpolicy_sdft.config.check import evaluation_sets
@@ -45,6 +47,7 @@ from onpolicy_sdft.runs.files import file_digest, write_json_atomic
 from onpolicy_sdft.runs.manifest import git_state
 from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.train.backend import Backend
+from onpolicy_sdft.train.callbacks import Callback, scores_of
 from onpolicy_sdft.train.checkpoint import Checkpointer
 from onpolicy_sdft.train.launch import make_backend
 from onpolicy_sdft.train.loop import FitResult, Hooks, Loop, Plan, make_plan
@@ -74,9 +77,10 @@ class TrainOutcome:
     summary: Mapping[str, Any]  # eval/summary.json; empty when nothing was scored
     is_first: bool = True  # of several ranks: the one that writes the report
     verdict: RunVerdict | None = None  # how the model compares with the start; None where none was left
+    trained: LoadedRun | None = None  # the model as it is in memory; None where ranks have parts of it
 
 
-def fit(config: RunConfig, command: Sequence[str] = ()) -> TrainOutcome:
+def fit(config: RunConfig, command: Sequence[str] = (), given: Given = NOTHING) -> TrainOutcome:
     """Run the main job of a config.
 
     Everything that can be wrong with options, data and model is found before the first step; an interrupted run
@@ -85,12 +89,13 @@ def fit(config: RunConfig, command: Sequence[str] = ()) -> TrainOutcome:
     Args:
         config: Checked options.
         command: The command line, for the manifest.
+        given: Objects in the place of what the config names.
 
     Raises:
         SdftError: On anything the user can mend.
     """
     with ExitStack() as held:
-        return _fit(config, command, held)
+        return _fit(config, command, given, held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +112,18 @@ class _Loaded:
     gated: Sequence[EvalSet]
     plan: Plan
 
+    @property
+    def is_scored(self) -> bool:
+        """Whether the model is scored before training and after it."""
+        return self.config.eval.before_and_after and bool(self.sets or self.config.eval.kl_prompts)
 
-def _load(config: RunConfig, backend: Backend) -> _Loaded:
+
+def _load(config: RunConfig, backend: Backend, given: Given) -> _Loaded:
     """Load rows, model and questions, and say what was found; whatever does not fit is refused here."""
-    task, rows = load_rows(config)
+    task, rows = load_rows(config, given.tasks)
     rows, held_back = hold_back(config, task, rows)
-    sets = load_eval_sets(evaluation_sets(config))
-    validation = load_eval_sets(config.eval.validation, "eval.validation")
+    sets = load_eval_sets(evaluation_sets(config), tasks=given.tasks)
+    validation = load_eval_sets(config.eval.validation, "eval.validation", given.tasks)
     general_prompts(config.eval.kl_prompts)  # asking for more than there are is refused here, not after training
     date = backend.on_first(lambda: earlier_date(config))
     config = dataclasses.replace(config, context=dataclasses.replace(config.context, date=date))
@@ -122,7 +132,8 @@ def _load(config: RunConfig, backend: Backend) -> _Loaded:
         device = backend.device if backend.shards.in_place else torch.device("cpu")
         together = CollectiveDecoding(backend, backend.inside) if config.rollout.weights == "sharded" else None
         start = backend.on_first(lambda: find_start(config))
-        bundle = load_bundle(_with_base(config, start, backend), backend, device, together)
+        based = _with_base(config, start, backend)
+        bundle = load_bundle(based, backend, device, together, given=given.model if based is config else None)
     pairs = make_prompt_pairs(config, bundle, task, rows, asks_teacher=config.train.targets == "policy")
     data = _use_distilled(config, bundle, pairs)
     gated = gate_sets(config, task, held_back, sets)
@@ -171,13 +182,13 @@ def _set_determinism(config: RunConfig) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def _fit(config: RunConfig, command: Sequence[str], held: ExitStack) -> TrainOutcome:
+def _fit(config: RunConfig, command: Sequence[str], given: Given, held: ExitStack) -> TrainOutcome:
     check_trackers(config.train.trackers)
     _set_determinism(config)
     backend = make_backend(config.train.precision, config.train.rank_timeout_seconds)
     backend.check(config)
-    found = _load(config, backend)
-    config, bundle, data, sets, plan = found.config, found.bundle, found.data, found.sets, found.plan
+    found = _load(config, backend, given)
+    config, bundle, data, plan = found.config, found.bundle, found.data, found.plan
     base = base_identity(bundle)
     model = _prepare(found)
     run, identity = _claim(found, base, command, held)
@@ -194,13 +205,7 @@ def _fit(config: RunConfig, command: Sequence[str], held: ExitStack) -> TrainOut
     if probe is not None and not goes_on:  # before anything that takes long: it may refuse the settings
         probe_first(config, probe)
         keep_probe(trainer)
-    scored = config.eval.before_and_after and bool(sets or config.eval.kl_prompts)
-    origin = f"start {start.digest if start else 'base model'}"
-    if scored and not backend.on_first(
-        lambda: has_stage(run, "before", config, sets, origin) or inherit_scores(config, sets, run, start, origin)
-    ):
-        with weights.showing("live"):
-            evaluate_stage(config, bundle, model, sets, run, "before", backend, weights=origin)
+    _score_start(found, run, weights, given.callbacks)
     guards = make_guards(config, bundle, data, found.gated, trainer, run, identity, progress)
     if _resume(config, run, guards.checkpointer, trainer, progress):
         restore_probe(trainer)
@@ -219,6 +224,7 @@ def _fit(config: RunConfig, command: Sequence[str], held: ExitStack) -> TrainOut
             validate=validate,
             save_best=lambda: export(run.best_path, {}),
             refresh=partial(refresh_run, trainer, probe) if probe is not None else None,
+            callbacks=given.callbacks,
         ),
         guards=guards,
     )  # fmt: skip
@@ -231,15 +237,43 @@ def _fit(config: RunConfig, command: Sequence[str], held: ExitStack) -> TrainOut
     backend.on_first(lambda: write_json_atomic(run.result_path, record))
     if result.exit_code:
         return TrainOutcome(run, result, {}, is_first)
-    summary: dict[str, Any] = {}
-    if scored:
-        with weights.showing("live"):
-            taught = trained_to(trainer.state.step, trainer.state.total_loss_tokens)
-            summary = {"after": evaluate_stage(config, bundle, model, sets, run, "after", backend, weights=taught)}
+    summary = _score_end(found, run, trainer, given.callbacks)
     verdict = backend.on_first(lambda: reach_verdict(run, guards.gate, config.gate.max_p_value, summary))
     export(run.model_path, summary, verdict)
     backend.on_first(lambda: write_json_atomic(run.result_path, {**record, "verdict": dataclasses.asdict(verdict)}))
-    return TrainOutcome(run, result, summary, is_first, verdict)
+    for callback in given.callbacks:
+        callback.on_save(trainer.state.step, run.model_path)
+    trained = LoadedRun(config, bundle, model, run) if backend.shards.in_place else None
+    return TrainOutcome(run, result, summary, is_first, verdict, trained)
+
+
+def _score_start(found: _Loaded, run: RunDirectory, weights: PolicyWeights, callbacks: Sequence[Callback]) -> None:
+    """Score the model before training, unless this run or the one it starts from has the scores."""
+    config, sets, start, backend = found.config, found.sets, found.start, found.backend
+    origin = f"start {start.digest if start else 'base model'}"
+    if not found.is_scored or backend.on_first(
+        lambda: has_stage(run, "before", config, sets, origin) or inherit_scores(config, sets, run, start, origin)
+    ):
+        return
+    with weights.showing("live"):
+        scores = evaluate_stage(config, found.bundle, weights.model, sets, run, "before", backend, weights=origin)
+    for callback in callbacks:
+        callback.on_evaluate(0, "before", scores_of(scores))
+
+
+def _score_end(found: _Loaded, run: RunDirectory, trainer: Trainer, callbacks: Sequence[Callback]) -> dict[str, Any]:
+    """Score the trained model; return ``eval/summary.json`` with that stage, or nothing."""
+    if not found.is_scored:
+        return {}
+    config, state, weights = found.config, trainer.state, trainer.weights
+    taught = trained_to(state.step, state.total_loss_tokens)
+    with weights.showing("live"):
+        scores = evaluate_stage(
+            config, found.bundle, weights.model, found.sets, run, "after", found.backend, weights=taught
+        )
+    for callback in callbacks:
+        callback.on_evaluate(state.step, "after", scores_of(scores))
+    return {"after": scores}
 
 
 def _write_error(

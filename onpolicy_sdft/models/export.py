@@ -111,10 +111,20 @@ def try_saving(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenize
             ) from error
 
 
-def push_folder(directory: Path, name: str) -> None:
-    """Upload an export to the hub, in a repository that is made if need be."""
+def push_folder(directory: Path, name: str, *, private: bool = False, revision: str | None = None) -> None:
+    """Upload an export to the hub, in a repository and a branch that are made if need be.
+
+    Args:
+        directory: The export.
+        name: USER/NAME.
+        private: Of a repository that is made; one that is there stays as it is.
+        revision: Branch; None: the main one.
+    """
     hub = HfApi()
-    hub.upload_folder(repo_id=hub.create_repo(name, exist_ok=True).repo_id, folder_path=str(directory))
+    repository = hub.create_repo(name, exist_ok=True, private=private or None).repo_id
+    if revision is not None:
+        hub.create_branch(repository, branch=revision, exist_ok=True)
+    hub.upload_folder(repo_id=repository, folder_path=str(directory), revision=revision)
 
 
 def refuse_foreign(directory: Path) -> None:

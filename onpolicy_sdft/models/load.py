@@ -136,13 +136,7 @@ def _load_weights(source: str, config: ModelConfig) -> tuple[PreTrainedModel, to
 
 def _dtype_in_files(source: str, revision: str | None) -> torch.dtype | None:
     """Return the dtype of most weights in a model's files, where its config does not say; None for other files."""
-    for name in ("model.safetensors", "model.safetensors.index.json"):
-        found = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
-        if found is None:
-            continue
-        path = Path(found)
-        if path.suffix == ".json":
-            path = path.with_name(next(iter(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())))
+    for path in weight_files(source, revision)[:1]:
         with safe_open(path, framework="pt") as file:
             sizes = Counter[str]()
             for key in file.keys():  # noqa: SIM118  # no mapping
@@ -150,6 +144,20 @@ def _dtype_in_files(source: str, revision: str | None) -> torch.dtype | None:
                 sizes[part.get_dtype()] += math.prod(part.get_shape())
         return _SAFETENSORS_DTYPES.get(sizes.most_common(1)[0][0])
     return None
+
+
+def weight_files(source: str, revision: str | None = None) -> list[Path]:
+    """Return the safetensors files of a model, of a folder or of the hub's cache; none where it has others."""
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        found = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        if found is None:
+            continue
+        path = Path(found)
+        if path.suffix != ".json":
+            return [path]
+        parts = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
+        return [path.with_name(part) for part in dict.fromkeys(parts)]
+    return []
 
 
 def settle_attention(model: PreTrainedModel, asked: str | None = None) -> None:

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -16,6 +16,7 @@ from typing import Any, cast
 from onpolicy_sdft.errors import SdftError, TaskError
 from onpolicy_sdft.tasks.exact import Exact
 from onpolicy_sdft.tasks.free_form import FreeForm
+from onpolicy_sdft.tasks.function import FunctionTask
 from onpolicy_sdft.tasks.function_call import FunctionCall
 from onpolicy_sdft.tasks.math_word_problem import MathWordProblem
 from onpolicy_sdft.tasks.multiple_choice import MultipleChoice
@@ -40,12 +41,17 @@ TASKS: Mapping[str, type[Task]] = MappingProxyType(
 _METHODS = MappingProxyType({"ask": 1, "check": 2, "reference_answer": 1, "check_demonstration": 1})
 
 
-def load_task(name: str, options: Mapping[str, Any]) -> Task:
+#: Tasks that a program handed over as objects are named so.
+IN_MEMORY = "in-memory:"
+
+
+def load_task(name: str, options: Mapping[str, Any], given: Mapping[str, Task] = MappingProxyType({})) -> Task:
     """Return a task of the package, or one of the user's own.
 
     Args:
-        name: A name of ``TASKS``, ``package.module:Class``, or ``path/to/file.py:Class``.
-        options: Keyword arguments of the task's class.
+        name: A name of ``TASKS``, or ``package.module:NAME`` or ``path/to/file.py:NAME`` of a class or a function.
+        options: Keyword arguments of the task's class; of a function, those of :class:`FunctionTask`.
+        given: Tasks that are there already, by name.
 
     Returns:
         The task, checked to have what the program calls.
@@ -54,14 +60,31 @@ def load_task(name: str, options: Mapping[str, Any]) -> Task:
         TaskError: Unknown name, a module or file that cannot be imported, a class that is not a
             task, or options it does not take.
     """
+    if name in given:
+        return given[name]
+    if name.startswith(IN_MEMORY):
+        raise TaskError(
+            f"task {name!r} was an object of the program that made the run, which is not here. Fix: score with that "
+            "program, or put the check into a file and name it: --task.name FILE.py:NAME"
+        )
     if ":" in name:
-        return _build(_own_class(name), name, options)
+        found = _own(name)
+        return _build(found if isinstance(found, type) else _task_of(found), name, options)
     if name in TASKS:
         return _build(TASKS[name], name, options)
     raise TaskError(
         f"task {name!r} is unknown{_nearest(name, TASKS)}; tasks: {', '.join(TASKS)}; or name a "
-        "class of your own as package.module:Class or path/to/file.py:Class"
+        "class or a function of your own as package.module:NAME or path/to/file.py:NAME"
     )
+
+
+def _task_of(function: Callable[..., Any]) -> Callable[..., Task]:
+    """Return what makes the task of a function."""
+
+    def make(threshold: float = 0.5, quick: bool = False) -> Task:  # called by keyword
+        return FunctionTask(function, threshold=threshold, quick=quick)
+
+    return make
 
 
 def _nearest(value: str, known: Iterable[str]) -> str:
@@ -69,20 +92,20 @@ def _nearest(value: str, known: Iterable[str]) -> str:
     return f" (nearest: {near[0]!r})" if near else ""
 
 
-def _own_class(name: str) -> type:
-    """Import the class that ``module:Class`` or ``file.py:Class`` names."""
-    place, _, class_name = name.rpartition(":")
+def _own(name: str) -> Callable[..., Any]:
+    """Import the class or function that ``module:NAME`` or ``file.py:NAME`` names."""
+    place, _, wanted = name.rpartition(":")
     module = _load_file(place) if place.endswith(".py") else _load_module(place)
-    found = getattr(module, class_name, None)
-    if not isinstance(found, type):
-        classes = [
+    found = getattr(module, wanted, None)
+    if not callable(found):
+        there = [
             key
             for key, value in vars(module).items()
-            if isinstance(value, type) and value.__module__ == module.__name__
+            if (isinstance(value, type) or inspect.isfunction(value)) and value.__module__ == module.__name__
         ]
-        listed = f"; its classes: {', '.join(classes)}" if classes else "; it defines no class"
-        raise TaskError(f"task {name!r}: {place} has no class {class_name!r}{_nearest(class_name, classes)}{listed}")
-    return found
+        listed = f"; it has {', '.join(there)}" if there else "; it defines none"
+        raise TaskError(f"task {name!r}: {place} has no class or function {wanted!r}{_nearest(wanted, there)}{listed}")
+    return cast("Callable[..., Any]", found)
 
 
 def _load_module(place: str) -> ModuleType:
@@ -114,8 +137,8 @@ def _load_file(place: str) -> ModuleType:
     return module
 
 
-def _build(task_class: type, name: str, options: Mapping[str, Any]) -> Task:
-    """Call the class with the options and check what comes out."""
+def _build(task_class: Callable[..., Any], name: str, options: Mapping[str, Any]) -> Task:
+    """Call the class, or what makes a task, with the options and check what comes out."""
     try:
         parameters = dict(inspect.signature(task_class).parameters)
         takes_any = False
@@ -130,7 +153,9 @@ def _build(task_class: type, name: str, options: Mapping[str, Any]) -> Task:
             )
     missing = sorted(getattr(task_class, "__abstractmethods__", ()))
     if missing:
-        raise TaskError(f"task {name!r}: class {task_class.__name__} does not write {', '.join(missing)}")
+        raise TaskError(
+            f"task {name!r}: class {getattr(task_class, '__name__', '')} does not write {', '.join(missing)}"
+        )
     try:
         task = task_class(**options)
     except SdftError:

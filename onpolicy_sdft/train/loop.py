@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig, TrainConfig
     from onpolicy_sdft.runs.directory import RunDirectory
     from onpolicy_sdft.runs.progress import Progress
+    from onpolicy_sdft.train.callbacks import Callback
     from onpolicy_sdft.train.checkpoint import Checkpointer
     from onpolicy_sdft.train.guards import Guards
     from onpolicy_sdft.train.step import Trainer
@@ -49,13 +50,14 @@ class Hooks:
     validate: Callable[[], Mapping[str, float]] | None = None  # metrics of the validation sets
     save_best: Callable[[], None] | None = None  # keep the current weights as the best
     refresh: Callable[[], object] | None = None  # sample the bare answers that rollouts are compared with anew
+    callbacks: Sequence[Callback] = ()  # of the program that called
 
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
     """How the loop ended."""
 
-    reason: str  # finished | loss_token_budget | early_stop | stop_score | gate | SIGTERM | SIGINT
+    reason: str  # finished | loss_token_budget | early_stop | stop_score | gate | callback | SIGTERM | SIGINT
     exit_code: int
 
 
@@ -97,6 +99,7 @@ class Loop:
     guards: Guards
     wall_clock: Callable[[], float] = time.time
     _last: StepMetrics | None = None
+    _asked_to_stop: bool = False  # by a callback
 
     def fit(self) -> FitResult:
         """Train until the plan, a budget, an early stop or a signal ends it; always leaves a checkpoint.
@@ -121,8 +124,13 @@ class Loop:
                     raise
                 every = self.config.train.checkpoint_steps
                 if reason or (every and state.step % every == 0):
-                    self.checkpointer.save(state)
+                    self._save()
         return FitResult(reason, stop.exit_code)
+
+    def _save(self) -> None:
+        path = self.checkpointer.save(self.trainer.state)
+        for callback in self.hooks.callbacks:
+            callback.on_save(self.trainer.state.step, path)
 
     def _step(self) -> None:
         self._seed_dropout()
@@ -133,6 +141,9 @@ class Loop:
         finally:
             self._log(metrics, validation)  # the step was taken, whatever became of its validation
         self._last = metrics
+        for callback in self.hooks.callbacks:
+            callback.on_rollouts(metrics.step, metrics.targets)
+            self._asked_to_stop |= bool(callback.on_step_end(metrics.step, {**metrics.values, **validation}))
 
     def _seed_dropout(self) -> None:
         """Let a step's dropout depend on the step and the rank alone, so that one broken off can be done again."""
@@ -151,7 +162,8 @@ class Loop:
         return make_batch(pairs, self.trainer.num_samples, self.trainer.backend)
 
     def _reason_to_stop(self, stop: StopRequest) -> str:
-        stop.signal = max(self.trainer.backend.gather(stop.signal), key=lambda number: number or 0)
+        signals, asked = zip(*self.trainer.backend.gather((stop.signal, self._asked_to_stop)), strict=True)
+        stop.signal, self._asked_to_stop = max(signals, key=lambda number: number or 0), any(asked)
         if stop.signal is not None:  # whichever rank got it: all stop after the same step
             return "SIGTERM" if stop.exit_code == 143 else "SIGINT"
         if self.guards.stopped:
@@ -162,6 +174,8 @@ class Loop:
         state, config = self.trainer.state, self.config
         if state.step >= self.plan.num_steps:
             return "finished"
+        if self._asked_to_stop:
+            return "callback"
         budget = config.train.max_loss_tokens
         if budget is not None and state.total_loss_tokens >= budget:
             return "loss_token_budget"
@@ -181,6 +195,8 @@ class Loop:
         assert self.hooks.validate is not None
         with self.progress.paused():
             metrics = dict(self.hooks.validate())
+        for callback in self.hooks.callbacks:
+            self._asked_to_stop |= bool(callback.on_evaluate(self.trainer.state.step, "validation", metrics))
         if self.hooks.refresh is not None:
             self.hooks.refresh()
         name, state = self.config.eval.best_metric, self.trainer.state
@@ -250,7 +266,7 @@ class Loop:
         state, limit = self.trainer.state, self.config.train.max_bad_steps
         if state.bad_steps_in_a_row < limit or self._last is None:
             return
-        self.checkpointer.save(state)  # every rank comes here
+        self._save()  # every rank comes here
         ways_out = {
             "all_dropped": "look at rollouts.jsonl and loosen screening.* (fallback instead of drop)",
             "not_finite": "lower optim.lr, or use train.precision fp32",

@@ -35,8 +35,9 @@ ALLOWED: dict[str, set[str]] = {
     "offline": PARTS | {"build", "eval", "train"},
     "fitting": PARTS | {"build", "eval", "offline", "train"},
     "cli": PARTS | {"train", "build", "eval", "offline", "fitting", "report", "experiments"},
+    "api": PARTS | {"train", "build", "eval", "fitting", "report"},
     "__main__": {"cli"},
-    "__init__": {"config", "build", "eval", "fitting"},
+    "__init__": {"config", "build", "eval", "fitting", "api", "train"},
 }
 TORCH_FREE = BASE | {"config", "runs", "report", "experiments"}
 

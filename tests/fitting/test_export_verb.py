@@ -150,7 +150,7 @@ def test_the_best_weights_and_what_is_pushed_stop_where_the_run_stops(tmp_path, 
     )  # fmt: skip
     pushed = {}
 
-    def push(folder: Path, name: str) -> None:
+    def push(folder: Path, name: str, **options: object) -> None:
         pushed[name] = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
         assert "stop tokens" in (folder / "README.md").read_text()
 

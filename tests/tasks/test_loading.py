@@ -65,7 +65,7 @@ def test_every_task_of_the_package_loads_under_its_own_name(name: str) -> None:
 
 
 def test_an_unknown_task_names_the_nearest_and_the_way_out() -> None:
-    with pytest.raises(TaskError, match=r"'function_cal'.*nearest: 'function_call'.*file.py:Class"):
+    with pytest.raises(TaskError, match=r"'function_cal'.*nearest: 'function_call'.*file.py:NAME"):
         load_task("function_cal", {})
 
 
@@ -106,8 +106,8 @@ def test_two_files_of_one_name_do_not_mix(own: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("class_name", "options", "message"),
     [
-        ("Mein", {}, "no class 'Mein'.*nearest: 'Mine'"),
-        ("OWN", {}, "no class 'OWN'.*its classes: Mine"),
+        ("Mein", {}, "no class or function 'Mein'.*nearest: 'Mine'"),
+        ("OWN", {}, "no class or function 'OWN'.*it has Mine"),
         ("NoCheck", {}, "no method 'check'"),
         ("HalfWritten", {}, "does not write check, reference_answer"),
         ("NoName", {}, "'name'"),

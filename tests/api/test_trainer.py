@@ -1,0 +1,285 @@
+"""A program with objects in memory makes the run that the command makes, and can look on and end it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny import OPTIONS, WORDS, questions, say, write_run
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from onpolicy_sdft import Callback, SDFTTrainer, load_config, load_run
+from onpolicy_sdft.cli.main import main
+from onpolicy_sdft.errors import ConfigError, DataError, ModelError, RunDirectoryError, TaskError
+from onpolicy_sdft.runs.files import read_json, read_jsonl
+
+ROWS = [{"prompt": prompt, "response": text} for prompt, text in say(*WORDS)]
+RUN: dict[str, Any] = {
+    "rollout.max_new_tokens": 8, "optim.lr": 0.01, "optim.warmup_steps": 1, "train.max_steps": 3,
+    "eval.kl_prompts": 2, "eval.kl_max_new_tokens": 4,
+}  # fmt: skip
+SHARED = {name: value for name, value in OPTIONS.items() if not name.startswith("lora")}
+ADAPTERS = LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def is_said(prompt: str, completion: str, row: dict[str, Any]) -> bool | tuple[bool, str]:
+    return completion.strip() == row["response"] or (False, "something_else")
+
+
+def load(model_dir: Path) -> tuple[Any, Any]:
+    return AutoModelForCausalLM.from_pretrained(model_dir), AutoTokenizer.from_pretrained(model_dir)
+
+
+def what_was_learned(run: Path) -> tuple[Any, ...]:
+    """Everything of a run that does not tell the time or the place."""
+    metrics = [
+        {name: value for name, value in row["values"].items() if not name.startswith(("time/", "memory/"))}
+        for row in read_jsonl(run / "metrics.jsonl")
+    ]
+    for values in metrics:
+        for name in ("train/tokens_per_second", "rollout/tokens_per_second"):
+            values.pop(name)
+    summary = json.loads((run / "eval" / "summary.json").read_text())
+    scores = {stage: [(each["label"], each["score"]) for each in summary[stage]["sets"]] for stage in summary}
+    weights = (run / "model" / "adapter_model.safetensors").read_bytes()
+    return metrics, read_jsonl(run / "rollouts.jsonl"), scores, summary["after"]["kl"]["mean"], weights
+
+
+def test_objects_in_memory_make_the_run_of_the_command_bit_for_bit(tmp_path, model_dir):
+    config = write_run(tmp_path, model_dir, **RUN, **{"eval.path": str(tmp_path / "rows.jsonl")})
+    assert main(["train", "--config", str(config), "--train.output_dir", str(tmp_path / "command")]) == 0
+    model, tokenizer = load(model_dir)
+    trainer = SDFTTrainer(
+        model, tokenizer, Dataset.from_list(ROWS), ROWS, ADAPTERS,
+        config={**SHARED, **RUN, "train.output_dir": str(tmp_path / "program")},
+    )  # fmt: skip
+    outcome = trainer.train()
+    mine, theirs = what_was_learned(tmp_path / "program"), what_was_learned(tmp_path / "command")
+    for ours, other in zip(mine, theirs, strict=True):
+        assert ours == other
+    assert (tmp_path / "program" / "report.html").is_file()
+    assert outcome.result.reason == "finished"
+
+
+def test_the_run_is_used_without_the_program_that_made_it(tmp_path, model_dir, capsys):
+    model, tokenizer = load(model_dir)
+    trainer = SDFTTrainer(
+        model, tokenizer, ROWS, {"seen": ROWS[:3], "others": iter(ROWS[3:])}, ADAPTERS,
+        config={**SHARED, **RUN, "train.output_dir": str(tmp_path / "run")},
+    )  # fmt: skip
+    assert trainer.evaluate().keys() == {"eval/seen/score", "eval/others/score"}  # the generator is read once
+    trainer.train()
+    scores = trainer.evaluate()
+    assert scores.keys() == {"eval/seen/score", "eval/others/score", "eval/kl"}
+    assert scores["eval/kl"] == read_json(tmp_path / "run" / "eval" / "summary.json")["after"]["kl"]["mean"] > 0
+    written = trainer.sample(["say one", "say six"], max_new_tokens=6)
+    assert load_run(tmp_path / "run").sample(["say one", "say six"], max_new_tokens=6) == written
+    assert main(["eval", str(tmp_path / "run")]) == 0
+    assert "others" in capsys.readouterr().out
+    merged = trainer.save_model(tmp_path / "merged", merged=True)
+    adapter = trainer.save_model(tmp_path / "adapter")
+    ids = torch.tensor([tokenizer("say one")["input_ids"]])
+    whole = AutoModelForCausalLM.from_pretrained(merged)(ids).logits
+    on_base = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_dir), adapter)(ids).logits
+    assert torch.allclose(whole, on_base, atol=1e-4)
+    assert torch.equal(trainer.model(ids).logits, on_base)
+
+
+def test_a_model_that_is_in_no_files_is_kept_with_the_run(tmp_path, model_dir, tiny_model, tokenizer, logged):
+    trainer = SDFTTrainer(
+        tiny_model(), tokenizer, ROWS, config={**SHARED, **RUN, "lora.r": 2, "train.output_dir": str(tmp_path / "run")}
+    )
+    trainer.train()
+    assert load_run(tmp_path / "run").sample(["say one"]) == trainer.sample(["say one"])
+    changed, _ = load(model_dir)
+    with torch.no_grad():
+        changed.model.norm.weight.mul_(1.5)
+    changed_run = tmp_path / "changed"
+    SDFTTrainer(changed, None, ROWS, config={**SHARED, **RUN, "train.output_dir": str(changed_run)}).train()
+    assert any("they are kept with the run" in line for line in logged)
+    assert torch.equal(load_run(changed_run).bundle.loaded.model.model.norm.weight, changed.model.norm.weight)
+    with pytest.raises(ConfigError, match=r"goes on from another run.*Fix: save the model"):
+        SDFTTrainer(
+            tiny_model(), tokenizer, ROWS,
+            config={**SHARED, **RUN, "train.init_from": str(tmp_path / "run"), "train.output_dir": str(tmp_path / "b")},
+        ).train()  # fmt: skip
+
+
+def test_every_weight_of_a_model_object_is_trained(tmp_path, model_dir):
+    model, tokenizer = load(model_dir)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    options = {**SHARED, **RUN, "lora.enabled": False, "train.output_dir": str(tmp_path / "run")}
+    trainer = SDFTTrainer(model, tokenizer, ROWS, ROWS, config=options)
+    trainer.train()
+    assert trainer.model is model
+    assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert trainer.evaluate()["eval/kl"] > 0
+
+
+class Watcher(Callback):
+    """Notes what it is told; ends the run after a step."""
+
+    def __init__(self, last: int | None = None, fails: int | None = None) -> None:
+        self.last, self.fails, self.heard = last, fails, list[tuple[Any, ...]]()
+
+    def on_rollouts(self, step, targets):
+        self.heard.append(("rollouts", step, len(targets), {target.verdict for target in targets}))
+
+    def on_step_end(self, step, metrics):
+        if step == self.fails:
+            raise ZeroDivisionError("mine")
+        self.heard.append(("step", step, metrics["loss/total"]))
+        return step == self.last
+
+    def on_evaluate(self, step, stage, scores):
+        self.heard.append(("evaluate", step, stage, sorted(scores)))
+
+    def on_save(self, step, path):
+        self.heard.append(("save", step, path.name))
+
+
+def options_of(tmp_path: Path, name: str = "run", **more: Any) -> dict[str, Any]:
+    quick = {"eval.kl_prompts": 0, "train.output_dir": str(tmp_path / name)}
+    return {**SHARED, **RUN, "lora.r": 4, **quick, **more}
+
+
+def test_a_callback_hears_of_everything_in_order(tmp_path, model_dir):
+    write_run(tmp_path, model_dir)
+    validation = [questions(tmp_path, "quick", limit=2)]
+    options = options_of(
+        tmp_path, **{"eval.validation": validation, "eval.every_steps": 2, "train.checkpoint_steps": 2}
+    )
+    watcher = Watcher()
+    SDFTTrainer(str(model_dir), None, ROWS, ROWS[:2], config=options, callbacks=[watcher]).train()
+    losses = [row["values"]["loss/total"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")]
+    assert watcher.heard == [
+        ("evaluate", 0, "before", ["eval/test/score"]),
+        ("rollouts", 1, 4, {"keep"}),
+        ("step", 1, losses[0]),
+        ("evaluate", 2, "validation", ["eval/quick/score"]),
+        ("rollouts", 2, 4, {"keep"}),
+        ("step", 2, losses[1]),
+        ("save", 2, "step-000002"),
+        ("rollouts", 3, 4, {"keep"}),
+        ("step", 3, losses[2]),
+        ("save", 3, "step-000003"),
+        ("evaluate", 3, "after", ["eval/test/score"]),
+        ("save", 3, "model"),
+    ]
+
+
+def test_a_callback_ends_the_run_after_a_whole_step_and_it_can_go_on(tmp_path, model_dir):
+    outcome = SDFTTrainer(
+        str(model_dir), None, ROWS, config=options_of(tmp_path), callbacks=[Watcher(), Watcher(last=2)]
+    ).train()
+    assert (outcome.result.reason, outcome.result.exit_code) == ("callback", 0)
+    assert (tmp_path / "run" / "model").is_dir()
+    again = SDFTTrainer(str(model_dir), None, ROWS, config=options_of(tmp_path, **{"train.resume": "auto"}))
+    assert again.train().result.reason == "finished"
+    whole = SDFTTrainer(str(model_dir), None, ROWS, config=options_of(tmp_path, "whole"), callbacks=[Watcher()])
+    whole.train()
+    adapters = [(tmp_path / name / "model" / "adapter_model.safetensors").read_bytes() for name in ("run", "whole")]
+    assert adapters[0] == adapters[1]
+
+
+def test_an_error_in_a_callback_costs_no_step(tmp_path, model_dir):
+    trainer = SDFTTrainer(str(model_dir), None, ROWS, config=options_of(tmp_path), callbacks=[Watcher(fails=2)])
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        trainer.train()
+    assert (tmp_path / "run" / "checkpoints" / "step-000002").is_dir()
+
+
+def test_a_function_is_the_check_of_rollouts_and_of_evaluations(tmp_path, model_dir):
+    options = {**options_of(tmp_path, **{"screening.check": "fallback"})}
+    options.pop("task.name")
+    trainer = SDFTTrainer(str(model_dir), None, ROWS, ROWS[:3], task=is_said, config=options)
+    trainer.train()
+    reasons = {row["reason"] for row in read_jsonl(tmp_path / "run" / "rollouts.jsonl")}
+    assert reasons == {"check"} or "check" in reasons
+    records = read_jsonl(tmp_path / "run" / "eval" / "before-test.jsonl")
+    assert {record["reason"] for record in records} == {"something_else"}
+    assert trainer.evaluate() == {"eval/test/score": 0.0}
+
+    def other(prompt: str, completion: str, row: dict[str, Any]) -> bool:
+        return True
+
+    with pytest.raises(RunDirectoryError, match="task"):  # another check is another run
+        SDFTTrainer(
+            str(model_dir), None, ROWS, ROWS[:3], task=other, config={**options, "train.resume": "auto"}
+        ).train()
+    with pytest.raises(TaskError, match=r"was an object of the program.*--task.name FILE.py:NAME"):
+        main_in_process(["eval", str(tmp_path / "run")])
+
+
+def main_in_process(arguments: list[str]) -> None:
+    from onpolicy_sdft import evaluate
+
+    evaluate(arguments[1])
+
+
+def test_a_run_that_is_there_keeps_its_rows(tmp_path, model_dir):
+    SDFTTrainer(str(model_dir), None, ROWS, config=options_of(tmp_path)).train()
+    before = (tmp_path / "run" / "data" / "train.jsonl").read_bytes()
+    with pytest.raises(RunDirectoryError, match="already holds a run"):
+        SDFTTrainer(str(model_dir), None, ROWS[:5], config=options_of(tmp_path)).train()
+    assert (tmp_path / "run" / "data" / "train.jsonl").read_bytes() == before
+
+
+def test_a_report_is_shown_in_place(tmp_path, model_dir):
+    trainer = SDFTTrainer(str(model_dir), None, ROWS, ROWS[:2], config=options_of(tmp_path))
+    trainer.train()
+    assert "test" in str(trainer.report())
+    html = trainer.report()._repr_html_()
+    assert html.count("<img") >= 3
+    assert "report.html" in html
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"train_dataset": []}, DataError, "no rows"),
+        ({"train_dataset": "rows.jsonl"}, DataError, r"given as str.*list of dicts"),
+        ({"train_dataset": [{"prompt": "a", "response": "b"}, "c"]}, DataError, "row 2 is str"),
+        ({"train_dataset": [{"prompt": "a", "response": object()}]}, DataError, "row 1 holds what JSON cannot"),
+        ({"train_dataset": [{"prompt": "a", "response": float("nan")}]}, DataError, "row 1 holds what JSON cannot"),
+        ({"train_dataset": [{"prompt": "a"}]}, DataError, "no column 'response'"),
+        ({"peft_config": LoraConfig(use_dora=True)}, ConfigError, "use_dora=True is not supported"),
+        ({"peft_config": LoraConfig(modules_to_save=["lm_head"])}, ConfigError, "modules_to_save"),
+        ({"peft_config": {"r": 4}}, ConfigError, "peft_config is dict"),
+        ({"tokenizer": object()}, ConfigError, "goes with a model object"),
+        ({"task": lambda prompt: True}, TaskError, "must take three arguments"),
+        ({"task": "exactly"}, TaskError, "nearest: 'exact'"),
+        ({"model": 5}, ModelError, "model is int"),
+        ({"config": {"optim.learning_rate": 1}}, ConfigError, "no option"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_its_name(tmp_path, model_dir, arguments, error, message):
+    given = {"model": str(model_dir), "train_dataset": ROWS, "config": options_of(tmp_path), **arguments}
+    with pytest.raises(error, match=message):
+        SDFTTrainer(**given).train()
+    assert not (tmp_path / "run" / "manifest.json").exists()
+
+
+def test_a_model_object_that_is_not_trained_as_it_is_is_refused(tmp_path, model_dir, tiny_model, tokenizer):
+    with pytest.raises(ModelError, match=r"PeftModel.*merge_and_unload"):
+        SDFTTrainer(get_peft_model(tiny_model(), LoraConfig(target_modules="all-linear")), tokenizer, ROWS)
+    with pytest.raises(ModelError, match=r"float16.*bfloat16"):
+        SDFTTrainer(tiny_model(torch.float16), tokenizer, ROWS)
+    with pytest.raises(ModelError, match="does not say where it came from"):
+        SDFTTrainer(tiny_model(), None, ROWS)
+    model, _ = load(model_dir)
+    assert SDFTTrainer(model, None, ROWS, config=options_of(tmp_path)).config.model.name == str(model_dir)
+
+
+def test_options_are_taken_in_each_form(tmp_path, model_dir):
+    path = write_run(tmp_path, model_dir, **{"optim.lr": 0.5})
+    by_name = SDFTTrainer(config={"optim.lr": 0.5, "data.path": "x.jsonl"}).config
+    by_section = SDFTTrainer(config={"optim": {"lr": 0.5}, "data": {"path": "x.jsonl"}}).config
+    assert by_name == by_section
+    assert SDFTTrainer(config=path).config == SDFTTrainer(config=load_config(path)).config
+    assert SDFTTrainer(config=str(path)).config.optim.lr == 0.5
