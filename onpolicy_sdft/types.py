@@ -40,6 +40,7 @@ class Demonstration:
     response: str
     fields: Mapping[str, Any] = field(default_factory=dict)
     origin: str = field(default="", compare=False)  # file and row number, for messages
+    conversation: str = field(default="", compare=False)  # what it shares with other answers of one conversation
 
     @property
     def prompt(self) -> str:

@@ -59,7 +59,8 @@ class DataConfig:
     name: str | None = None
     """``embedded:GENERATOR``, ``published:SET`` or a hub data set. Exactly one of ``name`` and ``path``."""
     path: str | None = None
-    """Local .json, .jsonl, .csv or .parquet file."""
+    """Local .json, .jsonl, .csv, .tsv or .parquet file (.gz and .zst too), a folder of them, or a pattern such as
+    ``rows/part-*.jsonl``."""
     split: str = "train"
     """Split of a hub, embedded or published set (published sets have ``test`` only)."""
     limit: int | None = number(None, at_least=1)
@@ -68,14 +69,20 @@ class DataConfig:
     """Seed of an embedded generator."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of an embedded generator, or keyword arguments for the hub loader (e.g. ``name: main``)."""
-    prompt_column: str = "prompt"
-    """Column of the question."""
-    response_column: str = "response"
+    prompt_column: str | None = None
+    """Column of the question: text, or a list of messages. Unset, like the next three: ``prompt`` and ``response``, or
+    as the first row has them: prompt and completion, messages, conversations (ShareGPT), instruction, input and output
+    (Alpaca)."""
+    response_column: str | None = None
     """Column of the expert's answer. A task that needs none (``refusal``) takes rows without it."""
+    input_column: str | None = None
+    """Column of what the question is about; where it is filled, it stands below the question."""
     system_column: str | None = None
     """Column of a system message."""
     messages_column: str | None = None
-    """Column of whole conversations; the last assistant turn is the demonstration."""
+    """Column of whole conversations, with ``role`` and ``content`` or ``from`` and ``value``."""
+    turns: Literal["last", "all"] = "last"
+    """Of a conversation: the last answer is a demonstration, or each that answers a user turn."""
     id_column: str | None = None
     """Column of unique example ids. Unset: the set's own for embedded and published sets, else a digest of the row's
     text and its number."""

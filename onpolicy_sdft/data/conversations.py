@@ -1,4 +1,4 @@
-"""Conversations in rows of messages: which turns are the prompt, which is the answer, and what is not read."""
+"""Conversations in rows of messages: which turns are prompts, which are answers, and what is not read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.types import Turn
 
 ROLES = ("system", "user", "assistant", "tool")
+#: Who speaks in ShareGPT's messages, as a role.
+SPEAKERS = {
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
+    "model": "assistant", "bing": "assistant", "bard": "assistant", "system": "system", "tool": "tool",
+    "observation": "tool", "function_response": "tool",
+}  # fmt: skip
 #: What changes the meaning of a message and is not read; a row that has it is bad.
 UNREAD_KEYS = {
     "tool_calls": "write the call as its content",
@@ -27,42 +33,78 @@ UNREAD_COLUMNS = {
 }
 
 
-def read_conversation(messages: Any) -> tuple[list[Turn], str]:
-    """Return the turns of the prompt, and the last answer.
+def read_messages(messages: Any) -> list[Turn]:
+    """Return messages as turns: those of ``role`` and ``content``, or of ``from`` and ``value`` (ShareGPT).
 
     Raises:
-        DataError: If there is no answer to learn, or a message has what is not read.
+        DataError: If they are no messages, or one has what is not read.
     """
     if not isinstance(messages, list) or not messages:
         raise DataError("the messages column is not a list of messages")
     turns = []
     for index, message in enumerate(messages):
-        role = message.get("role") if isinstance(message, Mapping) else None
-        content = message.get("content") if isinstance(message, Mapping) else None
+        role, content = _role_and_content(message)
         if isinstance(message, Mapping):
             _refuse_unread(message, index)
         if role not in ROLES or not isinstance(content, str):
-            raise DataError(f"message {index} needs a role out of {ROLES} and a string content")
+            raise DataError(
+                f"message {index} needs a role out of {ROLES} and a string content (or 'from' and 'value', with "
+                f"{', '.join(SPEAKERS)}); it is {message!r:.80}"
+            )
         require_unicode(content, f"message {index}")
         turns.append(Turn(role, content))
-    while turns and turns[-1].role != "assistant":
-        turns.pop()  # what follows the last answer is no part of the demonstration
-    if turns and _is_zero(messages[len(turns) - 1].get("weight")):
-        raise DataError("the last answer has weight 0: it is not to be learned")
-    if len(turns) < 2 or turns[-2].role not in ("user", "tool"):
+    return turns
+
+
+def _role_and_content(message: Any) -> tuple[Any, Any]:
+    if not isinstance(message, Mapping):
+        return None, None
+    if "role" not in message and "from" in message:
+        return SPEAKERS.get(str(message["from"])), message.get("value")
+    content = message.get("content")
+    if isinstance(content, list) and content and all(isinstance(each, Mapping) for each in content):
+        texts = [each.get("text") for each in content if each.get("type") == "text"]
+        if len(texts) == len(content) and all(isinstance(text, str) for text in texts):  # else: a picture, or a sound
+            content = "".join(text for text in texts if text is not None)
+    return message.get("role"), content
+
+
+def demonstrations_of(messages: Any, which: str, first: int = 0) -> list[tuple[list[Turn], str]]:
+    """Return the answers of a conversation that are to be learned, each with the turns before it.
+
+    Args:
+        messages: As rows have them.
+        which: ``last`` or ``all`` (those that answer a user's or a tool's turn, and have no weight of 0).
+        first: Messages before this one are prompt.
+
+    Raises:
+        DataError: If there is no answer to learn, or a message has what is not read.
+    """
+    turns = read_messages(messages)
+    answers = [index for index, turn in enumerate(turns) if turn.role == "assistant" and index >= first]
+    if which == "last":
+        answers = answers[-1:]
+        if answers and _is_zero(messages[answers[0]].get("weight")):
+            raise DataError("the last answer has weight 0: it is not to be learned")
+    else:
+        answers = [index for index in answers if not _is_zero(messages[index].get("weight"))]
+    answers = [index for index in answers if index and turns[index - 1].role in ("user", "tool")]
+    if not answers:
         raise DataError("the messages hold no assistant turn that answers a user turn")
-    if not turns[-2].content.strip():
-        raise DataError("the last user turn is empty")
-    if not turns[-1].content.strip():
-        raise DataError("the last assistant turn is empty")
-    return turns[:-1], turns[-1].content
+    for index in answers:
+        named = "the last" if which == "last" else f"message {index}, an"
+        if not turns[index - 1].content.strip():
+            raise DataError("the last user turn is empty" if which == "last" else f"message {index - 1} is empty")
+        if not turns[index].content.strip():
+            raise DataError(f"{named} assistant turn is empty" if which == "last" else f"{named} answer, is empty")
+    return [(turns[:index], turns[index].content) for index in answers]
 
 
 def _is_zero(weight: Any) -> bool:
     try:
         return weight is not None and float(weight) == 0
     except (TypeError, ValueError):
-        raise DataError(f"the last answer has weight {weight!r}, which is no number") from None
+        raise DataError(f"an answer has weight {weight!r}, which is no number") from None
 
 
 def refuse_unread_columns(row: Mapping[str, Any], messages_column: str) -> None:
@@ -85,9 +127,8 @@ def _refuse_unread(message: Mapping[str, Any], index: int) -> None:
 def unread_parts(messages: list[Mapping[str, Any]]) -> set[str]:
     """Return what of a conversation is not read and changes nothing of what is."""
     found = {f"the key {key!r} of messages" for message in messages for key in message if message[key] is not None}
-    found -= {f"the key {key!r} of messages" for key in ("role", "content", *UNREAD_KEYS)}
-    roles = [message["role"] for message in messages]
-    if roles[-1] != "assistant":
+    found -= {f"the key {key!r} of messages" for key in ("role", "content", "from", "value", *UNREAD_KEYS)}
+    if read_messages(messages)[-1].role != "assistant":
         found.add("turns after the last answer")
     return found
 

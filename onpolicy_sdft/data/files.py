@@ -1,34 +1,110 @@
-"""Rows of a local file: JSON, JSON Lines, CSV or Parquet. Nothing is guessed, and every bad row has its place."""
+"""Rows of local files: JSON, JSON Lines, CSV or Parquet, also compressed. Every bad row has its place."""
 
 from __future__ import annotations
 
 import csv
+import glob
+import io
 import json
+import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from onpolicy_sdft.errors import DataError
 
+logger = logging.getLogger(__name__)
+
+_FIRST_LINES = 50  # that tell what stands between cells
 _LONGEST_CELL = 2**31 - 1  # what csv can be told on every platform
+
+
+ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
+#: Parts of a set as files are named for them: rows of two are never read as one.
+_SPLITS = {
+    "train": "train", "training": "train", "test": "test", "eval": "test", "evaluation": "test",
+    "valid": "validation", "validation": "validation", "val": "validation", "dev": "validation",
+}  # fmt: skip
+
+
+def find_files(place: str) -> list[Path]:
+    """Return the files that ``data.path`` names, in the order of their names.
+
+    Args:
+        place: A file, a folder, or a pattern such as ``rows/part-*.jsonl``.
+
+    Raises:
+        DataError: If there is none, or a folder holds several parts of a set.
+    """
+    path = Path(place).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        there = sorted(each for each in path.iterdir() if each.is_file() and not each.name.startswith("."))
+        found = [each for each in there if _ending(each)]
+        parts = {_SPLITS[word] for each in found for word in re.split(r"[^a-z]+", each.name.lower()) if word in _SPLITS}
+        if len(parts) > 1:
+            raise DataError(
+                f"data.path={place!r} is a folder with files of {' and '.join(sorted(parts))}. Fix: name those that "
+                f"are meant by a pattern, such as '{path / 'train*'}'."
+            )
+        if left := [each.name for each in there if each not in found]:
+            logger.info(f"not read in {path}: {', '.join(left[:5])}{' ...' if len(left) > 5 else ''}")
+    else:
+        found = sorted(Path(each) for each in glob.glob(str(path), recursive=True) if Path(each).is_file())
+    if not found:
+        raise DataError(
+            f"data.path={place!r} is not a file, a folder with files that end in {', '.join(ENDINGS)}, or a pattern "
+            "that some file has."
+        )
+    return found
 
 
 def file_rows(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
     """Yield the rows of a file in their order, and an error in the place of each that cannot be read."""
-    if not path.is_file():
-        raise DataError(f"data.path={str(path)!r} is not a file.")
-    suffix = path.suffix.lower()
-    if suffix == ".jsonl":
-        yield from _json_lines(path)
-    elif suffix == ".json":
-        yield from _json_array(path)
-    elif suffix == ".csv":
-        yield from _csv_rows(path)
-    elif suffix == ".parquet":
-        yield from _parquet_rows(path)
-    else:
-        raise DataError(f"{path}: unknown ending {suffix!r}; give .jsonl, .json, .csv or .parquet.")
+    ending = _ending(path)
+    try:
+        if ending == ".jsonl":
+            yield from _json_lines(path)
+        elif ending == ".json":
+            yield from _json_array(path)
+        elif ending in (".csv", ".tsv"):
+            yield from _csv_rows(path, "\t" if ending == ".tsv" else None)
+        elif ending == ".parquet":
+            yield from _parquet_rows(path)
+        else:
+            raise DataError(
+                f"{path}: unknown ending {path.suffix!r}; give {', '.join(ENDINGS)}, or one of them with "
+                f"{' or '.join(COMPRESSED)} behind it."
+            )
+    except (EOFError, OSError) as error:
+        if path.suffix.lower() not in COMPRESSED:
+            raise
+        raise DataError(f"{path}: not readable as {COMPRESSED[path.suffix.lower()]}: {error}.") from error
+
+
+def _ending(path: Path) -> str:
+    """Return the ending that says how rows are written; empty for another. Parquet compresses by itself."""
+    name = path.name.lower()
+    for suffix in COMPRESSED:
+        name = name.removesuffix(suffix)
+    ending = Path(name).suffix
+    is_known = ending in ENDINGS and not (ending == ".parquet" and name != path.name.lower())
+    return ending if is_known else ""
+
+
+def _open(path: Path) -> IO[bytes]:
+    """Open a file of text, compressed or not."""
+    compression = COMPRESSED.get(path.suffix.lower())
+    if compression is None:
+        return path.open("rb")
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression=compression))
 
 
 def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -59,7 +135,7 @@ def _refuse_twice(path: Path, fields: Any, kind: str) -> None:
 
 
 def _json_lines(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
-    with path.open("rb") as lines:
+    with _open(path) as lines:
         for line in lines:
             yield _json_row(line) if line.strip() else DataError("an empty line")
 
@@ -97,7 +173,8 @@ def _first_twice(names: Iterable[str]) -> list[str]:
 
 def _json_array(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
     try:
-        rows = _parse(path.read_text(encoding="utf-8-sig"))
+        with _open(path) as file:
+            rows = _parse(file.read().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
     except json.JSONDecodeError as error:
@@ -115,11 +192,12 @@ def _json_array(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
         yield row if isinstance(row, dict) else DataError(f"not an object but {type(row).__name__}")
 
 
-def _csv_rows(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
+def _csv_rows(path: Path, delimiter: str | None) -> Iterator[Mapping[str, Any] | DataError]:
     csv.field_size_limit(_LONGEST_CELL)  # 131,072 characters otherwise: less than a long document
+    delimiter = _delimiter(path) if delimiter is None else delimiter
     # Bytes that are no UTF-8 come as half characters, so that one bad row does not cost the file.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        rows = csv.reader(lines, strict=True)
+    with io.TextIOWrapper(_open(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+        rows = csv.reader(lines, strict=True, delimiter=delimiter)
         try:
             header = next(rows, [])
             header = [_utf8(name) for name in header]
@@ -135,6 +213,31 @@ def _csv_rows(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
                 yield _csv_row([_utf8(cell) for cell in row], header)
             except (csv.Error, DataError) as error:
                 yield DataError(f"{error} (line {rows.line_num} of the file)")
+
+
+def _delimiter(path: Path) -> str:
+    """Return what stands between the cells: a comma, or the semicolon or tab that spreadsheets write.
+
+    Raises:
+        DataError: If the first lines can be read in two ways.
+    """
+    with io.TextIOWrapper(_open(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+        first = "".join(islice(lines, _FIRST_LINES))
+    if first.startswith(("\udcff\udcfe", "\udcfe\udcff")):
+        raise DataError(f"{path} is UTF-16, as spreadsheets write 'Unicode text'. Fix: save it as CSV UTF-8.")
+    named = {",": "commas", ";": "semicolons", "\t": "tabs"}
+    counts = {sign: [len(row) for row in csv.reader(io.StringIO(first), delimiter=sign)] for sign in named}
+    several = [sign for sign, cells in counts.items() if cells and cells[0] > 1]
+    if len(several) > 1:  # then it is the one that gives every row as many cells; the last row may be cut
+        several = [sign for sign in several if set(counts[sign][:-1]) == {counts[sign][0]}] or several
+    if len(several) > 1:
+        raise DataError(
+            f"{path}: its first line has {' and '.join(named[sign] for sign in several)}, so it is not clear what "
+            "stands between cells. Fix: put column names in quotes, or rename the columns."
+        )
+    if several and several != [","]:
+        logger.info(f"{path}: {named[several[0]]} stand between the cells")
+    return several[0] if several else ","
 
 
 def _csv_row(row: list[str], header: list[str]) -> Mapping[str, Any]:

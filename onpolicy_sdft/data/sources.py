@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onpolicy_sdft.data.conversations import read_conversation, refuse_unread_columns, require_unicode, unread_parts
-from onpolicy_sdft.data.files import file_rows
+from onpolicy_sdft.data.columns import Columns, column_hint, find_columns
+from onpolicy_sdft.data.conversations import demonstrations_of, refuse_unread_columns, require_unicode, unread_parts
+from onpolicy_sdft.data.files import file_rows, find_files
 from onpolicy_sdft.data.generators import generate_rows
 from onpolicy_sdft.data.published import published_rows
 from onpolicy_sdft.errors import ConfigError, DataError
@@ -30,12 +31,6 @@ EMBEDDED_PREFIX = "embedded:"
 PUBLISHED_PREFIX = "published:"
 #: Names that ``datasets`` reads files by, instead of a set of the hub.
 _LOADERS = ("json", "csv", "parquet", "text", "arrow")
-#: Columns of a prompt, of a response and of whole conversations as others call them, for messages.
-_ALSO_CALLED = {
-    "prompt": ("question", "instruction", "input", "query", "problem", "text"),
-    "response": ("completion", "answer", "output", "chosen", "target", "solution"),
-    "messages": ("messages", "conversations", "conversation"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,32 +64,34 @@ def load_demonstrations(config: DataConfig, task: Task, *, section: str = "data"
     where = config.path or config.name or ""
     found: list[Demonstration] = []
     skipped: list[str] = []
-    seen: dict[str, int] = {}
+    seen: dict[str, str] = {}
     unread = Counter[str]()
-    for number, row in enumerate(_rows(config), start=1):
-        if config.limit is not None and len(found) + len(skipped) >= config.limit:
+    columns: Columns | None = None
+    for number, (place, row) in enumerate(_rows(config), start=1):
+        if config.limit is not None and number > config.limit:
             break
         try:
             if isinstance(row, DataError):
                 raise row
-            demonstration = _demonstration(row, number, config, task)
-            if demonstration.example_id in seen:
+            if columns is None:
+                columns = Columns() if _is_made(config) else find_columns(row, config, where)
+            read = _demonstrations(row, number, place, columns, config, task)
+            if read[0].example_id in seen:
                 raise DataError(
-                    f"id {demonstration.example_id!r} also stands in row {seen[demonstration.example_id]}; "
-                    "ids must be unique"
+                    f"id {read[0].example_id!r} also stands in {seen[read[0].example_id]}; ids must be unique"
                 )
         except DataError as error:
-            message = f"{where}, row {number}: {error}"
+            message = f"{place}: {error}"
             if config.on_bad_row == "error":
                 raise DataError(
                     f"{message}. Mend the row, or leave bad rows out and count them: --{section}.on_bad_row skip."
                 ) from error
             skipped.append(message)
             continue
-        seen[demonstration.example_id] = number
-        found.append(demonstration)
-        if config.messages_column is not None:
-            unread.update(unread_parts(row[config.messages_column]))
+        seen[read[0].example_id] = place.rpartition(", ")[2]
+        found += read
+        if columns.messages is not None:
+            unread.update(unread_parts(row[columns.messages]))
     if not found:
         tail = f" ({len(skipped)} rows were skipped; the first: {skipped[0]})" if skipped else ""
         raise DataError(f"{where}: no rows to learn from{tail}.")
@@ -111,20 +108,32 @@ def fingerprint(demonstrations: list[Demonstration]) -> str:
     return digest.hexdigest()
 
 
-def _rows(config: DataConfig) -> Iterator[Mapping[str, Any] | DataError]:
-    if config.name is not None and config.name.startswith(EMBEDDED_PREFIX):
-        generator = config.name.removeprefix(EMBEDDED_PREFIX)
-        yield from generate_rows(
+def _is_made(config: DataConfig) -> bool:
+    """Whether the rows are the package's own, whose columns are known."""
+    return config.name is not None and config.name.startswith((EMBEDDED_PREFIX, PUBLISHED_PREFIX))
+
+
+def _rows(config: DataConfig) -> Iterator[tuple[str, Mapping[str, Any] | DataError]]:
+    """Yield each row behind its place, for messages: of several files, the file and the number there."""
+    if config.path is not None or Path(config.name or "").expanduser().is_file():
+        for path in find_files(config.path or config.name or ""):
+            named = config.path if config.path is not None and Path(config.path).expanduser() == path else str(path)
+            for number, row in enumerate(file_rows(path), start=1):
+                yield f"{named}, row {number}", row
+        return
+    name = config.name or ""
+    rows: Iterable[Mapping[str, Any]]
+    if name.startswith(EMBEDDED_PREFIX):
+        generator = name.removeprefix(EMBEDDED_PREFIX)
+        rows = generate_rows(
             generator, split=config.split, limit=config.limit, seed=config.seed, options=config.options
         )
-    elif config.name is not None and config.name.startswith(PUBLISHED_PREFIX):
-        yield from published_rows(
-            config.name.removeprefix(PUBLISHED_PREFIX), split=config.split, options=config.options
-        )
-    elif config.name is not None and not Path(config.name).expanduser().is_file():
-        yield from _hub_rows(config)
+    elif name.startswith(PUBLISHED_PREFIX):
+        rows = published_rows(name.removeprefix(PUBLISHED_PREFIX), split=config.split, options=config.options)
     else:
-        yield from file_rows(Path(config.path or config.name or "").expanduser())
+        rows = _hub_rows(config)
+    for number, row in enumerate(rows, start=1):
+        yield f"{name}, row {number}", row
 
 
 def _hub_rows(config: DataConfig) -> Iterator[Mapping[str, Any]]:
@@ -141,42 +150,62 @@ def _hub_rows(config: DataConfig) -> Iterator[Mapping[str, Any]]:
     yield from rows
 
 
-def _demonstration(row: Mapping[str, Any], number: int, config: DataConfig, task: Task) -> Demonstration:
-    if config.messages_column is not None:
-        refuse_unread_columns(row, config.messages_column)
-        turns, response = read_conversation(_column(row, config.messages_column))
-        used = {config.messages_column}
-    else:
-        prompt = _text(row, config.prompt_column)
-        response = _response(row, config.response_column, task)
-        turns = [Turn("user", prompt)]
-        used = {config.prompt_column, config.response_column}
-    system = _system(row, config)
-    if system is not None and turns[0].role == "system" and system != turns[0].content and config.system_column in row:
-        raise DataError(f"column {config.system_column!r} and the messages have different system texts: keep one")
-    if system is not None and turns[0].role != "system":
-        turns = [Turn("system", system), *turns]
-    question = turns[-1].content
-    fields = {key: value for key, value in row.items() if key not in used}
-    if config.wording and turns[-1].role == "user":
-        turns = [*turns[:-1], Turn("user", _worded(task, question, fields))]
-    demonstration = Demonstration(
-        example_id=_example_id(row, number, _id_column(config), question, response),
-        turns=tuple(turns),
-        response=response,
-        fields=fields,
-        origin=f"{config.path or config.name}, row {number}",
-    )
-    task.check_demonstration(demonstration)
-    return demonstration
+def _demonstrations(
+    row: Mapping[str, Any], number: int, place: str, columns: Columns, config: DataConfig, task: Task
+) -> list[Demonstration]:
+    """Return what a row has to teach: one demonstration, or each answer of a conversation."""
+    answers = _answers(row, columns, config, task)
+    fields = {key: value for key, value in row.items() if key not in columns.used}
+    system, found = _system(row, config), list[Demonstration]()
+    last_turns, last_response = answers[-1]
+    row_id = _example_id(row, number, _id_column(config), last_turns[-1].content, last_response)
+    for turns, response in answers:
+        if system is not None and turns[0].role == "system":
+            if system != turns[0].content and config.system_column in row:
+                raise DataError(
+                    f"column {config.system_column!r} and the messages have different system texts: keep one"
+                )
+        elif system is not None:
+            turns = [Turn("system", system), *turns]
+        if config.wording and turns[-1].role == "user":
+            turns = [*turns[:-1], Turn("user", _worded(task, turns[-1].content, fields))]
+        demonstration = Demonstration(
+            example_id=row_id if config.turns == "last" else f"{row_id}.{len(found) + 1}",
+            turns=tuple(turns),
+            response=response,
+            fields=fields,
+            origin=place,
+            conversation=row_id if config.turns == "all" else "",
+        )
+        task.check_demonstration(demonstration)
+        found.append(demonstration)
+    return found
 
 
-def _response(row: Mapping[str, Any], column: str, task: Task) -> str:
-    """The expert's answer; a task that needs none takes a row without that column."""
+def _answers(row: Mapping[str, Any], columns: Columns, config: DataConfig, task: Task) -> list[tuple[list[Turn], str]]:
+    """Return the answers of a row, each with the turns before it; the task's wording is not there yet."""
+    if columns.messages is not None:
+        refuse_unread_columns(row, columns.messages)
+        return demonstrations_of(_column(row, columns.messages, columns), config.turns)
+    prompt, response = row.get(columns.prompt), row.get(columns.response)
+    if isinstance(prompt, list) or isinstance(response, list):  # messages each, or one of them text
+        refuse_unread_columns(row, columns.prompt)
+        before = (
+            prompt if isinstance(prompt, list) else [{"role": "user", "content": _text(row, columns.prompt, columns)}]
+        )
+        after = (
+            response
+            if isinstance(response, list)
+            else [{"role": "assistant", "content": _text(row, columns.response, columns)}]
+        )
+        return demonstrations_of([*before, *after], config.turns, len(before))
+    question = _text(row, columns.prompt, columns)
+    if columns.input is not None and row.get(columns.input):
+        question = f"{question}\n\n{_text(row, columns.input, columns)}"
     # A task that is not derived from the protocol need not have what the protocol would supply.
-    if column not in row and not getattr(task, "needs_response", True):
-        return ""
-    return _text(row, column)
+    if columns.response not in row and not getattr(task, "needs_response", True):
+        return [([Turn("user", question)], "")]
+    return [([Turn("user", question)], _text(row, columns.response, columns))]
 
 
 def _worded(task: Task, question: str, fields: Mapping[str, Any]) -> str:
@@ -189,7 +218,7 @@ def _system(row: Mapping[str, Any], config: DataConfig) -> str | None:
         return config.system
     if config.system_column in row and row[config.system_column] in (None, ""):
         return config.system
-    return _text(row, config.system_column)
+    return _text(row, config.system_column, Columns())
 
 
 def _id_column(config: DataConfig) -> str | None:
@@ -199,27 +228,17 @@ def _id_column(config: DataConfig) -> str | None:
 
 def _example_id(row: Mapping[str, Any], number: int, id_column: str | None, question: str, response: str) -> str:
     if id_column is not None:
-        return str(_column(row, id_column))
+        return str(_column(row, id_column, Columns()))
     digest = hashlib.sha256(json.dumps([number, question, response]).encode()).hexdigest()
     return f"{number:06d}-{digest[:8]}"
 
 
-def _column(row: Mapping[str, Any], column: str) -> Any:
+def _column(row: Mapping[str, Any], column: str, columns: Columns) -> Any:
     if column in row and row[column] is None:
         raise DataError(f"column {column!r} is empty (null)")
     if column not in row:
-        raise DataError(f"no column {column!r}; the row has {sorted(map(str, row))}{_column_hint(row, column)}")
+        raise DataError(f"no column {column!r}; the row has {sorted(map(str, row))}{column_hint(row, columns, column)}")
     return row[column]
-
-
-def _column_hint(row: Mapping[str, Any], column: str) -> str:
-    """Name the option that reads the column which this row seems to have instead."""
-    named = {"prompt": "prompt_column", "response": "response_column"}
-    for kind in ("messages", column):
-        for other in _ALSO_CALLED.get(kind, ()):
-            if other in row and column in named:
-                return f". To read {other!r}: --data.{named.get(kind, 'messages_column')} {other}"
-    return ""
 
 
 def _is_local(config: DataConfig) -> bool:
@@ -231,8 +250,8 @@ def _is_local(config: DataConfig) -> bool:
     )
 
 
-def _text(row: Mapping[str, Any], column: str) -> str:
-    value = _column(row, column)
+def _text(row: Mapping[str, Any], column: str, columns: Columns) -> str:
+    value = _column(row, column, columns)
     if not isinstance(value, str):
         raise DataError(f"column {column!r} is not a string but {type(value).__name__}: {value!r:.60}")
     if not value.strip():

@@ -47,7 +47,8 @@ def hold_back(
 ) -> tuple[DemonstrationSet, tuple[Demonstration, ...]]:
     """Take the gate's rows out of the data, before anything else sees it.
 
-    Rows whose prompt stands in the data twice are never taken: the other one would be trained on.
+    Rows whose prompt stands in the data twice are never taken: the other one would be trained on. Of a conversation all
+    answers are taken, or none.
 
     Args:
         config: Of the run; ``train.seed`` chooses the rows.
@@ -62,16 +63,27 @@ def hold_back(
         return rows, ()
     prompts = Counter(row.prompt for row in rows.demonstrations)
     has_check = [checks(task, row) for row in rows.demonstrations]
-    candidates = [i for i, row in enumerate(rows.demonstrations) if prompts[row.prompt] == 1 and has_check[i]]
+    groups: dict[str, list[int]] = {}  # answers of one conversation: each is in the prompt of those behind it
+    for index, row in enumerate(rows.demonstrations):
+        groups.setdefault(row.conversation or row.example_id, []).append(index)
+    candidates = [
+        group
+        for group in groups.values()
+        if all(prompts[rows.demonstrations[index].prompt] == 1 and has_check[index] for index in group)
+    ]
     why = ""
     if not any(has_check):
         why = "the task has no check that could tell"
-    elif min(number, len(candidates)) < _FEWEST_ROWS:
+    elif min(number, sum(map(len, candidates))) < _FEWEST_ROWS:
         why = f"a tenth of the {len(rows.demonstrations)} rows, each with its own prompt, is fewer than {_FEWEST_ROWS}"
     if why:
         logger.info(f"no rows are held back for the gate (gate.rows={asked}): {why}")
         return rows, ()
-    chosen = set(random.Random(f"held back {config.train.seed}").sample(candidates, min(number, len(candidates))))
+    drawn = random.Random(f"held back {config.train.seed}").sample(candidates, min(number, len(candidates)))
+    chosen = set[int]()
+    for group in drawn:
+        if len(chosen) < number:
+            chosen.update(group)
     held = tuple(row for index, row in enumerate(rows.demonstrations) if index in chosen)
     left = tuple(row for index, row in enumerate(rows.demonstrations) if index not in chosen)
     logger.info(

@@ -158,10 +158,9 @@ def test_what_is_not_read_of_conversations_is_counted(tmp_path):
 @pytest.mark.parametrize(
     ("row", "option"),
     [
-        ({"messages": MESSAGES}, "--data.messages_column messages"),
-        ({"conversations": MESSAGES}, "--data.messages_column conversations"),
+        ({"conversation": MESSAGES}, "--data.messages_column conversation"),
         ({"question": "q", "response": "a"}, "--data.prompt_column question"),
-        ({"prompt": "q", "completion": "a"}, "--data.response_column completion"),
+        ({"prompt": "q", "answer": "a"}, "--data.response_column answer"),
     ],
 )
 def test_a_missing_column_names_the_option_that_reads_the_one_there(tmp_path, row, option):

@@ -1,0 +1,95 @@
+"""Which columns of a row hold the question and the answer: as told, or as the common formats name them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from onpolicy_sdft.errors import DataError
+
+if TYPE_CHECKING:
+    from onpolicy_sdft.config.schema import DataConfig
+
+logger = logging.getLogger(__name__)
+
+#: Columns of a prompt, of a response and of whole conversations as others call them, for messages.
+_ALSO_CALLED = {
+    "prompt": ("question", "instruction", "input", "query", "problem", "text"),
+    "response": ("completion", "answer", "output", "chosen", "target", "solution"),
+    "messages": ("messages", "conversations", "conversation"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Where a row's texts stand: in prompt and response, or in one column of messages."""
+
+    prompt: str = "prompt"
+    response: str = "response"
+    input: str | None = None  # what the prompt is about, where it has a column of its own
+    messages: str | None = None
+
+    @property
+    def used(self) -> set[str]:
+        """Columns that are read here; the others are a row's fields."""
+        if self.messages is not None:
+            return {self.messages}
+        return {self.prompt, self.response} | ({self.input} if self.input is not None else set())
+
+
+#: Formats that are told by their columns, with the options that name the same.
+_FORMATS: Mapping[str, tuple[Columns, tuple[str, ...], str]] = {
+    "prompt and response": (Columns(), ("prompt", "response"), "--data.prompt_column prompt"),
+    "prompt and completion": (
+        Columns("prompt", "completion"), ("prompt", "completion"), "--data.response_column completion",
+    ),
+    "instruction, input and output (Alpaca)": (
+        Columns("instruction", "output", "input"), ("instruction", "output"),
+        "--data.prompt_column instruction --data.input_column input --data.response_column output",
+    ),
+    "messages": (Columns(messages="messages"), ("messages",), "--data.messages_column messages"),
+    "conversations (ShareGPT)": (
+        Columns(messages="conversations"), ("conversations",), "--data.messages_column conversations",
+    ),
+}  # fmt: skip
+
+
+def find_columns(row: Mapping[str, Any], config: DataConfig, where: str) -> Columns:
+    """Return the columns of a source: those that options name, else those of the format that its first row has.
+
+    Args:
+        row: The first that can be read.
+        config: Its options.
+        where: The source, for messages.
+
+    Raises:
+        DataError: If the row has the columns of several formats.
+    """
+    asked = {"prompt": config.prompt_column, "response": config.response_column, "input": config.input_column}
+    if config.messages_column is not None:
+        return Columns(messages=config.messages_column)
+    if any(value is not None for value in asked.values()):
+        return Columns(**{name: value for name, value in asked.items() if value is not None})
+    found = {name: each for name, each in _FORMATS.items() if all(row.get(column) is not None for column in each[1])}
+    if len(found) > 1:
+        raise DataError(
+            f"{where}: a row has the columns of several formats: {'; '.join(found)}. Fix: say which is meant: "
+            f"{', or '.join(option for _, _, option in found.values())}."
+        )
+    for name, (columns, _, _) in found.items():
+        if columns != Columns():
+            logger.info(f"{where}: rows are read as {name}")
+        return columns
+    return Columns()
+
+
+def column_hint(row: Mapping[str, Any], columns: Columns, missing: str) -> str:
+    """Name the option that reads the column which this row seems to have instead of a missing one."""
+    options = {columns.prompt: ("prompt", "prompt_column"), columns.response: ("response", "response_column")}
+    for kind, option in ((("messages", "messages_column")), options.get(missing, ("", ""))):
+        for other in _ALSO_CALLED.get(kind, ()):
+            if other in row and missing in options:
+                return f". To read {other!r}: --data.{option} {other}"
+    return ""

@@ -1,0 +1,257 @@
+"""Rows as people have them: the common formats, told by their columns; several files, compressed; all turns."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from onpolicy_sdft.config.load import load_config
+from onpolicy_sdft.config.schema import DataConfig
+from onpolicy_sdft.data.sources import load_demonstrations
+from onpolicy_sdft.errors import DataError
+from onpolicy_sdft.fitting.gate import hold_back
+from onpolicy_sdft.tasks.exact import Exact
+from onpolicy_sdft.tasks.free_form import FreeForm
+
+ASKED, SAID = "What is 2 + 2?", "It is 4."
+USER, ANSWER = {"role": "user", "content": ASKED}, {"role": "assistant", "content": SAID}
+SYSTEM = {"role": "system", "content": "Be brief."}
+PLAIN = {"prompt": ASKED, "response": SAID}
+TALK = [SYSTEM, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}, USER, ANSWER]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read(path: Path, **options: Any) -> list[tuple[list[tuple[str, str]], str]]:
+    found = load_demonstrations(DataConfig(path=str(path), **options), FreeForm()).demonstrations
+    return [([(turn.role, turn.content) for turn in row.turns], row.response) for row in found]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (PLAIN, ""),
+        ({"prompt": ASKED, "completion": SAID}, "prompt and completion"),
+        ({"prompt": [USER], "completion": [ANSWER]}, "prompt and completion"),
+        ({"prompt": [USER], "completion": SAID}, "prompt and completion"),
+        ({"prompt": ASKED, "completion": [ANSWER]}, "prompt and completion"),
+        ({"prompt": [USER], "response": SAID}, ""),
+        ({"messages": [USER, ANSWER]}, "messages"),
+        ({"prompt": ASKED, "prompt_id": "7", "messages": [USER, ANSWER]}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": ASKED}]}, ANSWER]}, "messages"),
+        ({"conversations": [{"from": "human", "value": ASKED}, {"from": "gpt", "value": SAID}]}, "ShareGPT"),
+        ({"conversations": [USER, ANSWER]}, "ShareGPT"),
+        ({"instruction": ASKED, "input": "", "output": SAID}, "Alpaca"),
+        ({"instruction": ASKED, "output": SAID}, "Alpaca"),
+        ({"instruction": "What is", "input": "2 + 2?", "output": SAID}, "Alpaca"),
+    ],
+)
+def test_a_format_is_told_by_its_columns_and_said(tmp_path, logged, row, said):
+    asked = "What is\n\n2 + 2?" if row.get("input") else ASKED
+    assert read(write(tmp_path / "rows.jsonl", [row])) == [([("user", asked)], SAID)]
+    assert any(f"rows are read as {said}" in line or said in line for line in logged) == bool(said)
+
+
+def test_what_is_no_part_of_the_format_stays_a_field(tmp_path):
+    row = {"instruction": "q", "input": "i", "output": "a", "level": 3}
+    path = write(tmp_path / "rows.jsonl", [row])
+    assert load_demonstrations(DataConfig(path=str(path)), FreeForm()).demonstrations[0].fields == {"level": 3}
+
+
+@pytest.mark.parametrize(
+    ("row", "option"),
+    [
+        ({**PLAIN, "completion": "5"}, "--data.response_column completion"),
+        ({**PLAIN, "messages": [USER, ANSWER]}, "--data.messages_column messages"),
+        ({"instruction": "q", "output": "a", "conversations": [USER, ANSWER]}, "--data.input_column input"),
+    ],
+)
+def test_columns_of_two_formats_are_refused_until_one_is_named(tmp_path, row, option):
+    path = write(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(DataError, match=f"several formats.*{option}"):
+        read(path)
+    name, _, value = option.removeprefix("--data.").partition(" ")
+    if name != "input_column":
+        assert read(path, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"conversations": [{"from": "narrator", "value": "x"}, {"from": "gpt", "value": "y"}]}, "'from' and 'value'"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}, ANSWER]},
+            "message 0 needs a role",
+        ),
+        ({"prompt": [USER], "completion": [USER]}, "no assistant turn"),
+        ({"prompt": [USER], "completion": [{**ANSWER, "tool_calls": [1]}]}, "has tool_calls"),
+        ({"prompt": [USER], "completion": [ANSWER], "tools": [1]}, "'tools' beside messages"),
+        ({"instruction": "q", "input": 5, "output": "a"}, "'input' is not a string"),
+    ],
+)
+def test_a_row_that_its_format_does_not_allow_is_named(tmp_path, row, message):
+    with pytest.raises(DataError, match=f"row 1: .*{message}"):
+        read(write(tmp_path / "rows.jsonl", [row]))
+
+
+def test_every_answer_of_a_conversation_is_a_demonstration(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"messages": TALK}])
+    first, second = [("system", "Be brief."), ("user", "Hi")], [("assistant", "Hello"), ("user", ASKED)]
+    assert read(path) == [([*first, *second], SAID)]
+    assert read(path, turns="all") == [(first, "Hello"), ([*first, *second], SAID)]
+    found = load_demonstrations(DataConfig(path=str(path), turns="all"), FreeForm()).demonstrations
+    alone = load_demonstrations(DataConfig(path=str(path)), FreeForm()).demonstrations[0]
+    assert [row.example_id for row in found] == [f"{alone.example_id}.1", f"{alone.example_id}.2"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "answers"),
+    [
+        ([USER, {**ANSWER, "weight": 0}, USER, ANSWER], [SAID]),
+        ([USER, ANSWER, USER, {**ANSWER, "weight": 0}], [SAID]),
+        ([{"role": "assistant", "content": "Welcome"}, USER, ANSWER], [SAID]),  # a greeting answers nobody
+        (
+            [USER, {"role": "assistant", "content": "Let me see"}, {"role": "tool", "content": "4"}, ANSWER],
+            ["Let me see", SAID],
+        ),
+    ],
+)
+def test_answers_of_weight_0_and_greetings_are_not_learned(tmp_path, messages, answers):
+    path = write(tmp_path / "rows.jsonl", [{"messages": messages}])
+    assert [answer for _, answer in read(path, turns="all")] == answers
+
+
+def test_a_completion_of_several_turns_is_learned_behind_its_prompt_only(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"prompt": TALK[:4], "completion": [ANSWER, USER, ANSWER]}])
+    assert [len(turns) for turns, _ in read(path, turns="all")] == [4, 6]
+
+
+def test_an_empty_turn_is_named_whichever_it_is(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"messages": [USER, {**ANSWER, "content": " "}, USER, ANSWER]}])
+    assert read(path)
+    with pytest.raises(DataError, match="message 1, an answer, is empty"):
+        read(path, turns="all")
+
+
+def test_a_conversation_is_held_back_whole(tmp_path):
+    talks = [
+        {
+            "messages": [
+                message
+                for turn in range(4)
+                for message in (
+                    {"role": "user", "content": f"{talk} {turn}?"},
+                    {"role": "assistant", "content": f"{turn}"},
+                )
+            ]
+        }
+        for talk in range(60)
+    ]
+    path = write(tmp_path / "rows.jsonl", talks)
+    config = load_config(**{"data.path": str(path), "data.turns": "all", "task.name": "exact", "gate.rows": 10})
+    rows = load_demonstrations(config.data, Exact())
+    left, held = hold_back(config, Exact(), rows)
+    assert len(held) == 12  # whole conversations of four
+    assert not {row.conversation for row in held} & {row.conversation for row in left.demonstrations}
+
+
+def test_files_of_a_folder_and_of_a_pattern_are_read_in_order_of_their_names(tmp_path, logged):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for number in (2, 1, 10):
+        table = pyarrow.Table.from_pylist([{"prompt": f"q{number}", "response": "a"}])
+        pyarrow.parquet.write_table(table, folder / f"part-{number:02d}.parquet")
+    write(folder / "more.jsonl", [{"prompt": "last", "response": "a"}])
+    (folder / "README.md").write_text("about")
+    (folder / ".hidden.jsonl").write_text("no json")
+    assert [turns[-1][1] for turns, _ in read(folder)] == ["last", "q1", "q2", "q10"]
+    assert any("not read in" in line and "README.md" in line for line in logged)
+    assert [turns[-1][1] for turns, _ in read(folder / "part-*.parquet")] == ["q1", "q2", "q10"]
+    assert len(read(tmp_path / "**" / "part-*.parquet")) == 3
+    write(folder / "zz.jsonl", [PLAIN, {"prompt": "", "response": "a"}])
+    with pytest.raises(DataError, match=r"zz.jsonl, row 2: column 'prompt' is empty"):
+        read(folder)
+    assert load_demonstrations(DataConfig(path=str(folder), limit=2), FreeForm()).demonstrations[1].prompt == "q1"
+
+
+def test_a_folder_with_parts_for_training_and_for_tests_is_refused(tmp_path):
+    for name in ("train-0.jsonl", "train-1.jsonl", "test.jsonl"):
+        write(tmp_path / name, [PLAIN])
+    with pytest.raises(DataError, match=r"files of test and train.*train\*"):
+        read(tmp_path)
+    assert len(read(tmp_path / "train*")) == 2
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "none-*.jsonl", "empty"])
+def test_a_path_without_files_is_refused(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="is not a file, a folder with files"):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv"])
+@pytest.mark.parametrize("compression", ["gz", "zst"])
+def test_compressed_files_are_read_as_others_are(tmp_path, ending, compression):
+    plain = tmp_path / f"rows{ending}"
+    if ending == ".csv":
+        plain.write_text('prompt,response\n"a, b",c\n', encoding="utf-8-sig")
+    else:
+        plain.write_text(json.dumps({"prompt": "a, b", "response": "c"}) if ending == ".jsonl" else json.dumps([PLAIN]))
+    packed = tmp_path / f"packed{ending}.{compression}"
+    with pyarrow.CompressedOutputStream(str(packed), {"gz": "gzip", "zst": "zstd"}[compression]) as file:
+        file.write(plain.read_bytes())
+    assert read(packed) == read(plain)
+    packed.write_bytes(packed.read_bytes()[:-9])
+    with pytest.raises(DataError, match=r"not readable as (gzip|zstd)"):
+        read(packed)
+    packed.write_bytes(b"plain text")
+    with pytest.raises(DataError, match=r"not readable as (gzip|zstd)"):
+        read(packed)
+
+
+def test_gzip_of_another_program_is_read(tmp_path):
+    path = tmp_path / "rows.jsonl.gz"
+    with gzip.open(path, "wt") as file:
+        file.write("".join(json.dumps({"prompt": f"q{number}", "response": "a"}) + "\n" for number in range(5000)))
+    assert len(read(path)) == 5000
+
+
+@pytest.mark.parametrize(("delimiter", "said"), [(";", "semicolons"), ("\t", "tabs"), (",", "")])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_spreadsheet_says_what_stands_between_its_cells(tmp_path, logged, delimiter, said, encoding):
+    path = tmp_path / "rows.csv"
+    with path.open("w", encoding=encoding, newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows(
+            [["prompt", "response", "note, and more"], ["a; b, c\td", "é\n2", "x"], ["q", "007", ""]]
+        )
+    assert read(path, prompt_column="prompt") == [([("user", "a; b, c\td")], "é\n2"), ([("user", "q")], "007")]
+    assert any("stand between the cells" in line for line in logged) == bool(said)
+    if delimiter == "\t":
+        assert read(path.rename(tmp_path / "rows.tsv"))
+
+
+def test_a_first_line_that_can_be_read_in_two_ways_is_refused(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt;response,note\na;b,c\nd;e,f\n")
+    with pytest.raises(DataError, match="has commas and semicolons"):
+        read(path)
+    path.write_text("prompt\tresponse\na\tb\n", encoding="utf-16")
+    with pytest.raises(DataError, match="UTF-16.*CSV UTF-8"):
+        read(path)
+
+
+def test_a_hub_set_is_streamed_where_its_options_say_so(tmp_path):
+    write(tmp_path / "rows.jsonl", [PLAIN, PLAIN])
+    files = {"data_files": str(tmp_path / "rows.jsonl"), "streaming": True}
+    found = load_demonstrations(DataConfig(name="json", options=files, limit=1), FreeForm())
+    assert [row.response for row in found.demonstrations] == [SAID]
