@@ -12,7 +12,7 @@ from peft import PeftModel
 
 from onpolicy_sdft.data.renderer import Renderer
 from onpolicy_sdft.models.generation import settle_generation
-from onpolicy_sdft.models.load import LoadedModel, load, load_tokenizer, terminator_ids
+from onpolicy_sdft.models.load import LoadedModel, is_slow_in_bfloat16, load, load_tokenizer, terminator_ids
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.models.seam import UnsupportedModel
 from onpolicy_sdft.rollout.engine import EngineOptions, RolloutEngine
@@ -139,6 +139,11 @@ def load_bundle(
         loaded = replace(loaded, tokenizer=load_tokenizer(str(tokenizer_from), config.model))
     if not config.model.load_in_4bit:
         loaded.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]  # transformers wraps .to in a way mypy misreads
+    if loaded.model.dtype == torch.bfloat16 and is_slow_in_bfloat16(loaded.model.device.type):
+        logger.warning(
+            "this CPU has no instructions for bfloat16: model.dtype=bfloat16 saves memory, but float32 is several "
+            "times faster. Fix: --model.dtype float32 --train.precision fp32, if memory allows"
+        )
     renderer = Renderer(loaded.tokenizer, config.context)
     stop_token_ids = tuple(sorted({*terminator_ids(loaded.model, loaded.tokenizer), renderer.terminator_id}))
     settle_generation(loaded.model, stop_token_ids)

@@ -27,6 +27,9 @@ VERBS = {
     "export": "write a run's model, merged if asked, or push it to the hub",
     "report": "one page of runs, sequences, comparisons, sweeps and shifts: tables, plots, rollouts",
     "models": "list or fetch embedded models",
+    "configs": "list, show or copy the configs and launch scripts that come with the package",
+    "init": "look at your data and write a commented config for it",
+    "doctor": "what this machine has, and what will be used of it",
 }
 
 

@@ -16,7 +16,9 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 from jsonargparse.typing import register_type
 
 from onpolicy_sdft.config.check import check
+from onpolicy_sdft.config.help import HelpAll, short_help
 from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig
+from onpolicy_sdft.config.shipped import here_or_shipped
 from onpolicy_sdft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ class Parser(ArgumentParser):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.record_lists: list[str] = []
+        self.has_short_help = False
 
     def add_options(self, kind: type[Any], section: str | None = None) -> None:
         """Add an option for each field of a dataclass, under ``section.`` where one is given."""
@@ -65,10 +68,17 @@ class Parser(ArgumentParser):
             if get_origin(hint) is list and dataclasses.is_dataclass(get_args(hint)[0]):
                 self.record_lists.append(f"{section}.{name}" if section else name)
 
+    def print_help(self, *arguments: Any, **options: Any) -> None:
+        """Print the common options, where there are too many to read."""
+        if self.has_short_help:
+            print(short_help(self))
+        else:
+            super().print_help(*arguments, **options)
+
     def parse_args(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Any:  # type: ignore[override]
         """Parse arguments; see the class."""
         given = sys.argv[1:] if args is None else list(args)
-        return super().parse_args(self._with_empty_lists(given), *others, **options)
+        return super().parse_args(self._with_empty_lists(_with_shipped(given)), *others, **options)
 
     def _with_empty_lists(self, arguments: Sequence[str]) -> list[str]:
         found: list[str] = []
@@ -82,6 +92,20 @@ class Parser(ArgumentParser):
                 found.append(f"{flag}=[]")
             found.append(argument)
         return found
+
+
+def _with_shipped(arguments: Sequence[str]) -> list[str]:
+    """Return arguments in which a file of options that is not here is the one of that name that is shipped."""
+    found: list[str] = []
+    for argument in arguments:
+        flag, has_value, value = argument.partition("=")
+        if found[-1:] == ["--config"]:
+            found.append(str(here_or_shipped(argument) or argument))
+        elif flag == "--config" and has_value:
+            found.append(f"--config={here_or_shipped(value) or value}")
+        else:
+            found.append(argument)
+    return found
 
 
 def _read_options(file: str) -> Any:
@@ -104,8 +128,10 @@ def make_parser(prog: str, description: str) -> Parser:
     """Return a parser with every option of :class:`RunConfig` as ``--section.field`` and ``--config FILE``."""
     parser = Parser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of options; flags after it win.")
+    parser.add_argument("--help_all", action=HelpAll, help="Show every option and exit.")
     for name, kind in get_type_hints(RunConfig).items():
         parser.add_options(kind, name)
+    parser.has_short_help = True
     return parser
 
 

@@ -99,7 +99,7 @@ class TaskConfig:
     """What a right answer is."""
 
     name: str = "free_form"
-    """A task of the package, ``package.module:Class``, or ``file.py:Class``."""
+    """A task of the package, or a class or function of yours: ``package.module:NAME`` or ``file.py:NAME``."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the task, e.g. ``allow_execution: true`` for ``python_code``."""
 

@@ -13,7 +13,8 @@ from typing import Any, Literal, cast
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from onpolicy_sdft.config.bounds import check_bounds, number
-from onpolicy_sdft.config.load import Verbatim, explain, field_names, make_parser
+from onpolicy_sdft.config.load import Parser, Verbatim, explain, field_names, make_parser
+from onpolicy_sdft.config.shipped import ROOT, here_or_shipped
 from onpolicy_sdft.errors import ConfigError
 
 #: Axis whose values are methods: names of ``configs/methods`` or YAML files of options.
@@ -30,7 +31,6 @@ OWN = {
     "distill.output_dir": "leave it out: distilled sets are kept in output_dir",
     "distill.resume": "leave it out: a distilled set is gone on with",
 }
-_CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @dataclass
@@ -70,7 +70,7 @@ class SweepConfig:
 
 def make_sweep_parser() -> ArgumentParser:
     """Return a parser with every option of :class:`SweepConfig` and ``--config FILE``."""
-    parser = ArgumentParser(
+    parser = Parser(
         prog="sdft sweep",
         description="Train over axes of options and seeds, and put the scores into one table. Options of a run may be "
         "given as flags, too (--train.max_steps 30): all runs share them.",
@@ -78,7 +78,7 @@ def make_sweep_parser() -> ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file of options; flags after it win.")
-    parser.add_class_arguments(SweepConfig)
+    parser.add_options(SweepConfig)
     return parser
 
 
@@ -112,7 +112,7 @@ def layer_file(name: str, *, is_method: bool = False) -> Path:
     """Return the YAML file of options that a name stands for.
 
     Args:
-        name: A path, from here or from the checkout; with ``is_method`` also a name of ``configs/methods``.
+        name: A path, from here or of a shipped file; with ``is_method`` also a name of ``configs/methods``.
         is_method: Whether it may be such a name.
 
     Returns:
@@ -121,18 +121,15 @@ def layer_file(name: str, *, is_method: bool = False) -> Path:
     Raises:
         ConfigError: There is none.
     """
-    places = [Path(), _CHECKOUT]
-    tried = [place / Path(name).expanduser() for place in places]
-    methods = [place / "configs" / "methods" for place in places]
-    if is_method:
-        tried += [folder / f"{name}.yaml" for folder in methods]
-    found = next((path for path in tried if path.is_file()), None)
-    if found is not None:
-        return found
+    methods = [place / "configs" / "methods" for place in (Path(), ROOT)]
+    names = [name, f"configs/methods/{name}.yaml"] if is_method else [name]
+    for each in names:
+        if (found := here_or_shipped(each)) is not None:
+            return found
     if is_method:
         known = sorted({path.stem for folder in methods for path in folder.glob("*.yaml")})
         raise ConfigError(f"There is no method and no file {name!r}. There are: {', '.join(known) or 'none'}.")
-    raise ConfigError(f"base: there is no file {name!r}. Fix: a path from here, or from the checkout.")
+    raise ConfigError(f"base: there is no file {name!r}. Fix: a path from here, or of sdft configs list.")
 
 
 def check_sweep(config: SweepConfig) -> None:

@@ -160,6 +160,14 @@ def weight_files(source: str, revision: str | None = None) -> list[Path]:
     return []
 
 
+def is_slow_in_bfloat16(device: str) -> bool:
+    """Whether products in bfloat16 are emulated there: on a CPU without instructions for them."""
+    if device != "cpu":
+        return False
+    found = getattr(torch.cpu, "_is_avx512_bf16_supported", None), getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return None not in found and not any(supported() for supported in found if supported is not None)
+
+
 def settle_attention(model: PreTrainedModel, asked: str | None = None) -> None:
     """Take eager attention where sdpa would leave out the cap that the config puts on attention scores.
 
