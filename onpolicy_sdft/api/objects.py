@@ -32,7 +32,13 @@ if TYPE_CHECKING:
 Rows = Iterable[Mapping[str, Any]]
 
 #: Fields of PEFT's LoraConfig that are options here; any other has to stand at its default.
-_LORA = {"r": "r", "lora_alpha": "alpha", "lora_dropout": "dropout", "target_modules": "target_modules"}
+_LORA = {
+    "r": "r",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "use_rslora": "use_rslora",
+    "target_modules": "target_modules",
+}
 #: Of these PEFT keeps a record, or they change nothing here.
 _OF_PEFT = {
     "peft_type",

@@ -29,10 +29,16 @@ def check(config: RunConfig) -> None:
     _check_replay(config)
     _check_start(config)
     check_method(config)
-    if config.optim.schedule == "cosine" and config.train.max_loss_tokens is not None:
+    optim = config.optim
+    if optim.decay_steps is not None and optim.schedule != "warmup_stable_decay":
         raise ConfigError(
-            "optim.schedule=cosine needs to know the number of steps, but train.max_loss_tokens ends the run at an "
-            "unknown one. Fix: --optim.schedule constant, or drop train.max_loss_tokens."
+            f"optim.decay_steps={optim.decay_steps} belongs to optim.schedule=warmup_stable_decay, and the schedule is "
+            f"{optim.schedule}. Fix: --optim.schedule warmup_stable_decay, or leave it out."
+        )
+    if optim.schedule != "constant" and config.train.max_loss_tokens is not None:
+        raise ConfigError(
+            f"optim.schedule={optim.schedule} needs to know the number of steps, but train.max_loss_tokens ends the run "
+            "at an unknown one. Fix: --optim.schedule constant, or drop train.max_loss_tokens."
         )
 
 

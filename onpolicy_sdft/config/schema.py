@@ -48,6 +48,8 @@ class LoraConfig:
     """Scale: the update is multiplied by alpha / r."""
     dropout: float = number(0.0, at_least=0, below=1)
     """Dropout on the adapter input while learning; never in rollouts."""
+    use_rslora: bool = False
+    """Multiply the update by alpha / sqrt(r) instead, which does not shrink with the rank (arXiv:2312.03732)."""
     target_modules: str | list[str] = "all-linear"
     """Module names, or ``all-linear`` for every linear layer but the head."""
 
@@ -411,8 +413,10 @@ class OptimConfig:
     """AdamW epsilon."""
     weight_decay: float = number(0.0, at_least=0)
     """Decoupled weight decay on matrices (never on norms and biases)."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """After the warm-up: stay, or fall to zero on a cosine."""
+    schedule: Literal["constant", "linear", "cosine", "warmup_stable_decay"] = "constant"
+    """After the warm-up: stay, fall to zero (linearly or on a cosine), or stay and fall to zero in the last steps."""
+    decay_steps: int | None = number(None, at_least=1)
+    """Of ``warmup_stable_decay``: steps in which the rate falls, linearly. Unset: a tenth of the run."""
     warmup_steps: int = number(2, at_least=0)
     """Linear warm-up from 0: as in transformers, the first step of a warm-up changes nothing."""
     max_grad_norm: float = number(1.0, at_least=0)

@@ -118,7 +118,7 @@ def identity_of(
     if config.train.max_steps is None:
         train["num_epochs"] = config.train.num_epochs
     moving = config.rollout.temperature_end is not None or config.rollout.min_p_end is not None
-    if config.optim.schedule == "cosine" or moving:
+    if config.optim.schedule != "constant" or moving:
         train["max_steps"] = config.train.max_steps
     return {
         "data": data.loaded.fingerprint,

@@ -45,6 +45,7 @@ def prepare_trainable(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
+        use_rslora=lora.use_rslora,
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )

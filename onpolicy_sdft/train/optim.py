@@ -5,14 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
+from transformers import (
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+    get_wsd_schedule,
+)
 
-from onpolicy_sdft.errors import ModelError
+from onpolicy_sdft.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from onpolicy_sdft.config.schema import OptimConfig
+
+_DECAY_ONE_IN = 10  # of the steps of a run, where nothing else is said
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
@@ -51,6 +58,18 @@ def make_schedule(
     schedule: torch.optim.lr_scheduler.LRScheduler
     if config.schedule == "cosine":
         schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, num_steps + 1, last_epoch=0)
+    elif config.schedule == "linear":
+        schedule = get_linear_schedule_with_warmup(optimizer, config.warmup_steps, num_steps + 1, last_epoch=0)
+    elif config.schedule == "warmup_stable_decay":
+        decay_steps = config.decay_steps or max(1, num_steps // _DECAY_ONE_IN)
+        if config.warmup_steps + decay_steps > num_steps:
+            raise ConfigError(
+                f"optim.warmup_steps={config.warmup_steps} and {decay_steps} steps of decay (optim.decay_steps) are "
+                f"more than the {num_steps} steps of the run. Fix: fewer of either, or more steps."
+            )
+        schedule = get_wsd_schedule(
+            optimizer, config.warmup_steps, decay_steps, num_steps + 1, decay_type="linear", last_epoch=0
+        )
     else:
         schedule = get_constant_schedule_with_warmup(optimizer, config.warmup_steps, last_epoch=0)
     return schedule

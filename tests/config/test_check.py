@@ -78,6 +78,8 @@ def test_a_value_out_of_range_is_named_with_the_range(name, value, wanted):
         ({"lora.enabled": False, "model.load_in_4bit": True}, "--lora.enabled true"),
         ({"train.targets": "demonstrations", "context.num_demonstrations": 2}, "--context.num_demonstrations 1"),
         ({"optim.schedule": "cosine", "train.max_loss_tokens": 100}, "--optim.schedule constant"),
+        ({"optim.schedule": "linear", "train.max_loss_tokens": 100}, "--optim.schedule constant"),
+        ({"optim.schedule": "cosine", "optim.decay_steps": 3}, "optim.decay_steps=3 belongs to"),
         ({"rollout.temperature": 0.0, "rollout.top_k": 5}, "a temperature above 0"),
         ({"rollout.temperature": 0.0, "rollout.top_p": 0.9}, "a temperature above 0"),
         ({"rollout.temperature": 0.0, "rollout.min_p": 0.1}, "a temperature above 0"),

@@ -123,6 +123,17 @@ def test_an_adapter_and_its_merged_export_are_the_model_that_was_trained(tmp_pat
     )
 
 
+def test_a_scale_that_does_not_shrink_with_the_rank_is_in_the_export(tmp_path):
+    model = base(tmp_path / "base", "llama")
+    run = train(model, "run", lora__use_rslora=True)
+    assert json.loads((run / "model" / "adapter_config.json").read_text())["use_rslora"]
+    assert_is(AutoPeftModelForCausalLM.from_pretrained(run / "model"), run, run / "model")
+    export(run, tmp_path / "plain", merged=True, push_to_hub=None)
+    assert_is(AutoModelForCausalLM.from_pretrained(tmp_path / "plain"), run, tmp_path / "plain")
+    plain = train(model, "other")
+    assert not torch.allclose(logits(load_run(run).model), logits(load_run(plain).model), atol=1e-3)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_full_export_is_the_model_that_was_trained(tmp_path, family):
     run = train(base(tmp_path / "base", family), "run", lora__enabled=False, optim__lr=1e-3)

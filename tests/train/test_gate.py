@@ -124,7 +124,7 @@ def test_healthy_runs_are_rarely_stopped():
     assert stopped <= 14
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "warmup_stable_decay"])
 def test_lower_rates_stay_lower_on_the_same_schedule(schedule):
     def rates(factor: float) -> list[float]:
         optimizer = make_optimizer(torch.nn.Linear(2, 2), OptimConfig(lr=1.0))

@@ -59,8 +59,11 @@ def test_norms_and_biases_are_not_decayed(tiny_model):
     assert all(p.ndim == 1 for p in plain["params"])
 
 
-@pytest.mark.parametrize(("schedule", "last"), [("constant", 1.0), ("cosine", 0.0)])
-def test_schedules_warm_up_and_then_stay_or_fall(schedule, last):
+@pytest.mark.parametrize(
+    ("schedule", "fifth", "last"),
+    [("constant", 1.0, 1.0), ("cosine", 0.99, 0.0), ("linear", 16 / 17, 0.0), ("warmup_stable_decay", 1.0, 0.0)],
+)
+def test_schedules_warm_up_and_then_stay_or_fall(schedule, fifth, last):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     lr = make_schedule(optimizer, OptimConfig(lr=1.0, warmup_steps=4, schedule=schedule), 20)
     rates = []
@@ -68,8 +71,22 @@ def test_schedules_warm_up_and_then_stay_or_fall(schedule, last):
         rates.append(lr.get_last_lr()[0])
         optimizer.step()
         lr.step()
-    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0 if schedule == "constant" else pytest.approx(0.99, abs=0.01)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, pytest.approx(fifth, abs=0.01)]
     assert lr.get_last_lr()[0] == pytest.approx(last, abs=1e-6)
+
+
+def test_a_rate_that_falls_late_falls_in_the_steps_that_were_asked_for():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    options = OptimConfig(lr=1.0, warmup_steps=0, schedule="warmup_stable_decay", decay_steps=4)
+    lr = make_schedule(optimizer, options, 10)
+    rates = []
+    for _ in range(10):
+        rates.append(lr.get_last_lr()[0])
+        optimizer.step()
+        lr.step()
+    assert rates == pytest.approx([1.0] * 7 + [0.75, 0.5, 0.25])
+    with pytest.raises(ConfigError, match=r"optim.warmup_steps=0 and 4 steps of decay .* more than the 3 steps"):
+        make_schedule(optimizer, options, 3)
 
 
 def make_pair(name):
