@@ -37,7 +37,7 @@ def check(config: RunConfig) -> None:
         )
     if optim.schedule != "constant" and config.train.max_loss_tokens is not None:
         raise ConfigError(
-            f"optim.schedule={optim.schedule} needs to know the number of steps, but train.max_loss_tokens ends the run "
+            f"optim.schedule={optim.schedule} has to know the number of steps, but train.max_loss_tokens ends the run "
             "at an unknown one. Fix: --optim.schedule constant, or drop train.max_loss_tokens."
         )
 
