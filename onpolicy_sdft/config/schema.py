@@ -473,7 +473,7 @@ class TrainConfig:
     keep_checkpoints: int = number(2, at_least=1)
     """Newest checkpoints kept."""
     trackers: list[str] = field(default_factory=list)
-    """Experiment trackers by name: tensorboard, wandb, trackio."""
+    """Experiment trackers by name: tensorboard, wandb, trackio. What they show is said in ``tracking``."""
     rollout_samples: int = number(4, at_least=0)
     """Rollouts written to ``rollouts.jsonl`` each step."""
     warn_length_ratio: float = number(2.0, above=0)
@@ -635,6 +635,24 @@ class DistillConfig:
 
 
 @dataclass
+class TrackingConfig:
+    """What experiment trackers (``train.trackers``) are told."""
+
+    project: str = "onpolicy_sdft"
+    """Project of wandb and trackio."""
+    name: str | None = None
+    """Name of the run there. Unset: the last part of ``train.output_dir``. A resumed run goes on under its id."""
+    group: str | None = None
+    """Group of runs."""
+    tags: list[str] = field(default_factory=list)
+    """Tags (wandb)."""
+    rollouts_every: int | None = number(10, at_least=1)
+    """Show rollouts with their verdicts as a table every so many steps. Unset: never."""
+    num_rollouts: int = number(8, at_least=1)
+    """Rollouts of such a table."""
+
+
+@dataclass
 class RunConfig:
     """Everything one run needs; a section a field."""
 
@@ -666,6 +684,8 @@ class RunConfig:
     """The optimizer."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The loop."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """What trackers are told."""
     alarms: AlarmConfig = field(default_factory=AlarmConfig)
     """What is noticed during training."""
     gate: GateConfig = field(default_factory=GateConfig)

@@ -205,12 +205,11 @@ def _fit(config: RunConfig, command: Sequence[str], given: Given, held: ExitStac
     if probe is not None and not goes_on:  # before anything that takes long: it may refuse the settings
         probe_first(config, probe)
         keep_probe(trainer)
-    _score_start(found, run, weights, given.callbacks)
+    callbacks = [*given.callbacks, *_open_trackers(config, run, backend, held)]
+    _score_start(found, run, weights, callbacks)
     guards = make_guards(config, bundle, data, found.gated, trainer, run, identity, progress)
     if _resume(config, run, guards.checkpointer, trainer, progress):
         restore_probe(trainer)
-    is_first = backend.rank == 0
-    trackers = open_trackers(config.train.trackers, run.path, dataclasses.asdict(config), is_main_process=is_first)
 
     def export(path: Path, summary: Mapping[str, Any], verdict: RunVerdict | None = None) -> None:
         gathered = backend.weights() if bundle.together is not None else None  # nothing whole is there to be read
@@ -219,32 +218,38 @@ def _fit(config: RunConfig, command: Sequence[str], given: Given, held: ExitStac
 
     validate = partial(_validate, config, bundle, weights, found.validation, backend) if found.validation else None
     loop = Loop(
-        trainer, data.prepared.pairs, plan, config, run, guards.checkpointer, trackers, progress,
+        trainer, data.prepared.pairs, plan, config, run, guards.checkpointer, progress,
         hooks=Hooks(
             validate=validate,
             save_best=lambda: export(run.best_path, {}),
             refresh=partial(refresh_run, trainer, probe) if probe is not None else None,
-            callbacks=given.callbacks,
+            callbacks=callbacks,
         ),
         guards=guards,
     )  # fmt: skip
-    try:
-        result = loop.fit()
-    finally:
-        for tracker in trackers:
-            tracker.finish()
+    result = loop.fit()
+    is_first = backend.rank == 0
     record = {"reason": result.reason, "best_score": trainer.state.best_score}
     backend.on_first(lambda: write_json_atomic(run.result_path, record))
     if result.exit_code:
         return TrainOutcome(run, result, {}, is_first)
-    summary = _score_end(found, run, trainer, given.callbacks)
+    summary = _score_end(found, run, trainer, callbacks)
     verdict = backend.on_first(lambda: reach_verdict(run, guards.gate, config.gate.max_p_value, summary))
     export(run.model_path, summary, verdict)
     backend.on_first(lambda: write_json_atomic(run.result_path, {**record, "verdict": dataclasses.asdict(verdict)}))
-    for callback in given.callbacks:
+    for callback in callbacks:
         callback.on_save(trainer.state.step, run.model_path)
     trained = LoadedRun(config, bundle, model, run) if backend.shards.in_place else None
     return TrainOutcome(run, result, summary, is_first, verdict, trained)
+
+
+def _open_trackers(config: RunConfig, run: RunDirectory, backend: Backend, held: ExitStack) -> list[Callback]:
+    """Open the trackers on the first rank, so that ranks do not write the same figures; they close with the run."""
+    if backend.rank or not config.train.trackers:
+        return []
+    tracking = open_trackers(config.train.trackers, run.path, config.tracking, dataclasses.asdict(config))
+    held.callback(tracking.finish)
+    return [tracking]
 
 
 def _score_start(found: _Loaded, run: RunDirectory, weights: PolicyWeights, callbacks: Sequence[Callback]) -> None:

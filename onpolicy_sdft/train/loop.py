@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from onpolicy_sdft.train.checkpoint import Checkpointer
     from onpolicy_sdft.train.guards import Guards
     from onpolicy_sdft.train.step import Trainer
-    from onpolicy_sdft.train.trackers import Tracker
     from onpolicy_sdft.types import PromptPair, StepMetrics, Target
 
 logger = logging.getLogger(__name__)
@@ -93,7 +92,6 @@ class Loop:
     config: RunConfig
     run: RunDirectory
     checkpointer: Checkpointer
-    trackers: Sequence[Tracker]
     progress: Progress
     hooks: Hooks
     guards: Guards
@@ -222,18 +220,10 @@ class Loop:
             )
             samples = metrics.targets[: self.config.train.rollout_samples]
             self.run.append_rollouts([self._sample(metrics.step, target) for target in samples])
-            self._track(values, metrics.step)
         shown: dict[str, Any] = {name: values[key] for name, key in _SHOWN.items() if key in values}
         shown |= {name.split("/", 1)[1]: value for name, value in validation.items() if name.endswith("/score")}
         self.progress.update(1, written=None, **shown)
         self._notice(metrics, values)
-
-    def _track(self, values: Mapping[str, float], step: int) -> None:
-        for tracker in self.trackers:
-            try:
-                tracker.log(values, step)
-            except Exception as error:  # a tracker's network is no reason to lose a run; metrics.jsonl has it all
-                logger.warning(f"step {step}: a tracker failed: {error}")
 
     def _notice(self, metrics: StepMetrics, values: Mapping[str, float]) -> None:
         if metrics.skipped:

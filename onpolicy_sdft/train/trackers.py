@@ -7,9 +7,13 @@ of accelerate, add its name to ``NAMES`` and an extra of that name to the packag
 from __future__ import annotations
 
 import difflib
+import logging
+import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from accelerate.tracking import (
     GeneralTracker,
@@ -20,64 +24,49 @@ from accelerate.tracking import (
 )
 
 from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.runs.files import read_json, write_json_atomic
+from onpolicy_sdft.train.callbacks import Callback
+
+if TYPE_CHECKING:
+    from onpolicy_sdft.config.schema import TrackingConfig
+    from onpolicy_sdft.types import Target
+
+logger = logging.getLogger(__name__)
+
+_COLUMNS = ["example_id", "prompt", "demonstration", "target", "verdict", "reason"]
 
 
-class Tracker(Protocol):
-    """Somewhere metrics go, step by step."""
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Write the metrics of one step.
-
-        Args:
-            values: Metric by key (``area/quantity``).
-            step: Optimizer step.
-        """
-
-    def finish(self) -> None:
-        """Write what is still held back, and close."""
-
-
-class AccelerateTracker:
-    """One tracker class of accelerate behind the :class:`Tracker` protocol."""
-
-    def __init__(self, tracker: GeneralTracker, config: Mapping[str, Any]) -> None:
-        """Open the tracker and hand it the config.
-
-        Args:
-            tracker: The tracker, not started yet.
-            config: Nested options of the run.
-        """
-        self._tracker = tracker
-        tracker.start()
-        if config:
-            tracker.store_init_configuration(flatten(config))
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Write the metrics of one step, as the protocol says."""
-        self._tracker.log(dict(values), step=step)
-
-    def finish(self) -> None:
-        """Write what is still held back, and close."""
-        self._tracker.finish()
-
-
-def _tensorboard(run_directory: Path) -> GeneralTracker:
+def _tensorboard(run_directory: Path, config: TrackingConfig) -> GeneralTracker:
     return TensorBoardTracker("tensorboard", logging_dir=run_directory)
 
 
-def _wandb(run_directory: Path) -> GeneralTracker:
-    return WandBTracker("onpolicy_sdft", name=run_directory.name, dir=str(run_directory))
+def _wandb(run_directory: Path, config: TrackingConfig) -> GeneralTracker:
+    return WandBTracker(
+        config.project, name=config.name or run_directory.name, group=config.group, tags=config.tags or None,
+        dir=str(run_directory), id=_kept_id(run_directory, "wandb"), resume="allow",
+    )  # fmt: skip
 
 
-def _trackio(run_directory: Path) -> GeneralTracker:
-    return TrackioTracker("onpolicy_sdft", name=run_directory.name)
+def _trackio(run_directory: Path, config: TrackingConfig) -> GeneralTracker:
+    group = {} if config.group is None else {"group": config.group}
+    return TrackioTracker(config.project, name=config.name or run_directory.name, resume="allow", **group)
 
 
-NAMES: Mapping[str, Callable[[Path], GeneralTracker]] = {
+NAMES: Mapping[str, Callable[[Path, TrackingConfig], GeneralTracker]] = {
     "tensorboard": _tensorboard,
     "wandb": _wandb,
     "trackio": _trackio,
 }
+
+
+def _kept_id(run_directory: Path, name: str) -> str:
+    """Return the id that a run has with a tracker: a resumed run goes on in the same place there."""
+    path = run_directory / "trackers.json"
+    known = read_json(path) if path.is_file() else {}
+    if name not in known:
+        known[name] = secrets.token_hex(4)
+        write_json_atomic(path, known)
+    return str(known[name])
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -87,7 +76,7 @@ def check_trackers(names: Sequence[str]) -> None:
         names: Value of the option ``train.trackers``.
 
     Raises:
-        ConfigError: A name is unknown, or its package is not installed.
+        ConfigError: A name is unknown, its package is not installed, or a key that it needs is not there.
     """
     available = {str(name) for name in get_available_trackers()}
     for name in names:
@@ -103,34 +92,104 @@ def check_trackers(names: Sequence[str]) -> None:
                 f"(pip install 'onpolicy_sdft[{name}]') or take {name!r} out of train.trackers; "
                 "metrics.jsonl is written in any case."
             )
+    if "wandb" in names and os.environ.get("WANDB_MODE", "online") == "online":
+        import wandb
+
+        if not wandb.api.api_key:  # wandb would ask for it, or fail, after the first evaluation
+            raise ConfigError(
+                "train.trackers: wandb has no key. Fix: wandb login, or WANDB_API_KEY=..., or WANDB_MODE=offline."
+            )
+
+
+class Tracking(Callback):
+    """Sends what a run comes to, to its trackers.
+
+    Args:
+        trackers: Not started yet.
+        config: How often rollouts are shown.
+        options: Nested options of the run, which the trackers show.
+    """
+
+    def __init__(
+        self, trackers: Sequence[GeneralTracker], config: TrackingConfig, options: Mapping[str, Any] | None = None
+    ) -> None:
+        self.trackers, self.config = trackers, config
+        for tracker in trackers:
+            tracker.start()
+            if options:
+                tracker.store_init_configuration(flatten(options))
+
+    def on_step_end(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write the metrics of a step."""
+        for tracker in self.trackers:
+            self._try(partial(tracker.log, dict(metrics), step=step), step)
+
+    def on_evaluate(self, step: int, stage: str, scores: Mapping[str, float]) -> None:
+        """Write the scores before and after training; those of a validation are among the metrics of their step."""
+        if stage != "validation":
+            self.on_step_end(step, scores)
+
+    def on_rollouts(self, step: int, targets: Sequence[Target]) -> None:
+        """Show some rollouts as a table, now and then."""
+        every = self.config.rollouts_every
+        if every is None or step % every:
+            return
+        rows = [_row(target) for target in targets[: self.config.num_rollouts]]
+        for tracker in self.trackers:
+            if isinstance(tracker, TensorBoardTracker):
+                text = "\n\n".join("\n".join(f"    {line}" for line in _lines(row)) for row in rows)
+                self._try(partial(tracker.tracker.add_text, "rollouts", text, step), step)
+            elif hasattr(tracker, "log_table"):
+                self._try(partial(tracker.log_table, "rollouts", columns=_COLUMNS, data=rows, step=step), step)
+
+    def finish(self) -> None:
+        """Write what is still held back, and close."""
+        for tracker in self.trackers:
+            self._try(tracker.finish, None)
+
+    @staticmethod
+    def _try(send: Callable[[], object], step: int | None) -> None:
+        try:
+            send()
+        except Exception as error:  # a tracker's network is no reason to lose a run; metrics.jsonl has it all
+            logger.warning(f"{'at the end' if step is None else f'step {step}'}: a tracker failed: {error}")
+
+
+def _row(target: Target) -> list[str]:
+    demonstration = target.pair.demonstration
+    return [
+        demonstration.example_id, demonstration.prompt, demonstration.response, target.text, target.verdict,
+        target.reason,
+    ]  # fmt: skip
+
+
+def _lines(row: Sequence[str]) -> list[str]:
+    return [line for name, text in zip(_COLUMNS, row, strict=True) for line in f"{name}: {text}".splitlines()]
 
 
 def open_trackers(
     names: Sequence[str],
     run_directory: Path,
-    config: Mapping[str, Any] | None = None,
-    *,
-    is_main_process: bool = True,
-) -> list[Tracker]:
-    """Open the trackers a run asked for.
+    config: TrackingConfig,
+    options: Mapping[str, Any] | None = None,
+) -> Tracking:
+    """Open the trackers a run asked for, on the rank that writes.
 
     Args:
         names: Value of the option ``train.trackers``; a name given twice is opened once.
         run_directory: Path of the run; its last part names the run, and TensorBoard writes to
             ``tensorboard/`` inside it.
-        config: Nested options of the run, shown by the tracker.
-        is_main_process: False opens none, so that ranks do not write the same figures again.
+        config: Project, name and what is shown.
+        options: Nested options of the run, shown by the tracker.
 
     Returns:
-        Open trackers; call ``finish`` on each at the end.
+        What sends to them; call ``finish`` at the end.
 
     Raises:
         ConfigError: As :func:`check_trackers`.
     """
     check_trackers(names)
-    if not is_main_process:
-        return []
-    return [AccelerateTracker(NAMES[n](run_directory), config or {}) for n in dict.fromkeys(names)]
+    return Tracking([NAMES[name](run_directory, config) for name in dict.fromkeys(names)], config, options)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:

@@ -1,10 +1,18 @@
 """Trackers by name."""
 
-import pytest
+from __future__ import annotations
 
+import json
+
+import pytest
+from tiny import write_run
+
+from onpolicy_sdft import fit, load_config
+from onpolicy_sdft.config.schema import TrackingConfig
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.train import trackers
 from onpolicy_sdft.train.trackers import check_trackers, flatten, open_trackers
+from onpolicy_sdft.types import Demonstration, PromptPair, Target, Turn
 
 
 def test_an_unknown_tracker_is_refused_with_the_nearest_name():
@@ -16,33 +24,96 @@ def test_a_tracker_that_is_not_installed_is_refused_with_its_extra(monkeypatch, 
     monkeypatch.setattr(trackers, "get_available_trackers", lambda: ["tensorboard"])
     for name in ("wandb", "trackio"):
         with pytest.raises(ConfigError, match=rf"onpolicy_sdft\[{name}\]") as caught:
-            open_trackers(["tensorboard", name], tmp_path)
+            open_trackers(["tensorboard", name], tmp_path, TrackingConfig())
         assert f"train.trackers: '{name}' is not installed" in str(caught.value)
     assert list(tmp_path.iterdir()) == []  # refused before anything was opened
 
 
-def test_no_trackers_are_no_trouble(tmp_path):
-    check_trackers([])
-    assert open_trackers([], tmp_path) == []
+def target(text: str) -> Target:
+    pair = PromptPair(Demonstration("a", (Turn("user", "why?"),), "so"), (1,), (1,), (2,))
+    return Target(pair, (2,), text, "fallback", "check", None)
 
 
-def test_other_ranks_open_none(tmp_path):
-    pytest.importorskip("tensorboard")
-    assert open_trackers(["tensorboard"], tmp_path, is_main_process=False) == []
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_tensorboard_gets_the_metrics_inside_the_run_directory(tmp_path):
+def test_tensorboard_gets_metrics_scores_and_rollouts_inside_the_run_directory(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    config = {"optim": {"lr": 1e-3, "betas": (0.9, 0.95)}, "model": {"revision": None}}
-    opened = open_trackers(["tensorboard", "tensorboard"], tmp_path, config)
-    assert len(opened) == 1
+    options = {"optim": {"lr": 1e-3, "betas": (0.9, 0.95)}, "model": {"revision": None}}
+    config = TrackingConfig(rollouts_every=2, num_rollouts=1)
+    tracking = open_trackers(["tensorboard", "tensorboard"], tmp_path, config, options)
+    assert len(tracking.trackers) == 1
+    tracking.on_evaluate(0, "before", {"eval/test/score": 0.25})
     for step in (1, 2):
-        opened[0].log({"loss/nll": 1.0 / step}, step)
-    opened[0].finish()
+        tracking.on_rollouts(step, [target(f"because\nof {step}"), target("left out")])
+        tracking.on_step_end(step, {"loss/nll": 1.0 / step})
+        tracking.on_evaluate(step, "validation", {"eval/quick/score": 1.0})  # is among the metrics of its step
+    tracking.finish()
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss/nll")] == [(1, 1.0), (2, 0.5)]
+    assert [(e.step, e.value) for e in events.Scalars("eval/test/score")] == [(0, 0.25)]
+    assert "eval/quick/score" not in events.Tags()["scalars"]
+    (shown,) = events.Tensors("rollouts/text_summary")
+    text = shown.tensor_proto.string_val[0].decode()
+    assert shown.step == 2
+    assert "because" in text
+    assert "verdict: fallback" in text
+    assert "left out" not in text
+
+
+def test_a_tracker_that_fails_costs_a_warning(tmp_path, logged):
+    class Broken:
+        def start(self):
+            pass
+
+        def log(self, values, step):
+            raise ConnectionError("no network")
+
+        def finish(self):
+            raise ConnectionError("still none")
+
+    tracking = trackers.Tracking([Broken()], TrackingConfig())
+    tracking.on_step_end(3, {"loss/nll": 1.0})
+    tracking.finish()
+    assert logged == [
+        "warning: step 3: a tracker failed: no network", "warning: at the end: a tracker failed: still none",
+    ]  # fmt: skip
+
+
+def test_a_run_sends_its_scores_and_steps(tmp_path, model_dir):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    options = {
+        "train.trackers": ["tensorboard"], "tracking.rollouts_every": 1, "train.max_steps": 2, "eval.kl_prompts": 0,
+        "rollout.max_new_tokens": 4, "train.output_dir": tmp_path / "run", "eval.path": tmp_path / "rows.jsonl",
+    }  # fmt: skip
+    fit(load_config(write_run(tmp_path, model_dir, **options)))
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("eval/test/score")] == [0, 2]
+    assert [e.step for e in events.Scalars("loss/total")] == [1, 2]
+    assert [e.step for e in events.Tensors("rollouts/text_summary")] == [1, 2]
+
+
+def test_wandb_goes_on_under_the_id_that_the_run_has(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = TrackingConfig(project="mine", name="first", group="g", tags=["a"], rollouts_every=1)
+    ids = []
+    for step in (1, 2):
+        tracking = open_trackers(["wandb"], tmp_path, config, {"optim": {"lr": 1.0}})
+        run = tracking.trackers[0].tracker
+        ids.append(run.id)
+        assert (run.project, run.name, run.group, list(run.tags)) == ("mine", "first", "g", ["a"])
+        tracking.on_rollouts(step, [target("because")])
+        tracking.on_step_end(step, {"loss/nll": 1.0})
+        tracking.finish()
+    assert ids[0] == ids[1] == json.loads((tmp_path / "trackers.json").read_text())["wandb"]
+
+
+def test_wandb_without_a_key_is_refused_before_any_work(monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setattr(type(wandb.api), "api_key", None)
+    with pytest.raises(ConfigError, match="WANDB_API_KEY"):
+        check_trackers(["wandb"])
 
 
 def test_every_offered_tracker_is_one_of_accelerate():
