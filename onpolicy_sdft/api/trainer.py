@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft import log
-from onpolicy_sdft.api.objects import Rows, differs_from_files, given_model, given_task, kept, lora_options, write_rows
+from onpolicy_sdft.api.checks import given_task, refuse_no_callback
+from onpolicy_sdft.api.models import given_model, lora_options, name_of_base, remove_left_base
+from onpolicy_sdft.api.rows import DATA, TRAIN, Rows, kept, write_rows
 from onpolicy_sdft.build.bundle import load_bundle
 from onpolicy_sdft.build.data import refuse_unaskable
 from onpolicy_sdft.build.given import Given
@@ -25,7 +26,7 @@ from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.evaluate import evaluate_stage
 from onpolicy_sdft.fitting.export import export
 from onpolicy_sdft.fitting.fit import TrainOutcome, fit
-from onpolicy_sdft.models.export import export_model, refuse_foreign
+from onpolicy_sdft.models.export import refuse_foreign
 from onpolicy_sdft.report.html import build_report
 from onpolicy_sdft.report.inline import InlineReport
 from onpolicy_sdft.runs.directory import RunDirectory
@@ -40,16 +41,25 @@ if TYPE_CHECKING:
     from onpolicy_sdft.tasks.protocol import Task
     from onpolicy_sdft.train.callbacks import Callback
 
-logger = logging.getLogger(__name__)
+_GO_ON = "a new trainer with train.resume auto goes on with the run"
 
 
-def _options(config: RunConfig | Mapping[str, Any] | str | Path | None) -> RunConfig:
-    """Return a config as it was given, in one of its forms."""
+def _num_ranks() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _options(config: RunConfig | Mapping[str, Any] | str | Path | None, more: Mapping[str, Any]) -> RunConfig:
+    """Return a config as it was given, in one of its forms.
+
+    Args:
+        config: As given.
+        more: What the arguments of the trainer say, for options that go with it.
+    """
     if isinstance(config, RunConfig):
         return config
     if isinstance(config, str | Path):
-        return load_config(config)
-    return load_config(**_by_dotted_name(config or {}))
+        return load_config(config, **more)
+    return load_config(**{**_by_dotted_name(config or {}), **more})
 
 
 def _by_dotted_name(options: Mapping[str, Any], section: str = "") -> dict[str, Any]:
@@ -59,12 +69,6 @@ def _by_dotted_name(options: Mapping[str, Any], section: str = "") -> dict[str, 
         is_section = not section and "." not in name and isinstance(value, Mapping)
         found |= _by_dotted_name(value, f"{name}.") if is_section else {section + name: value}
     return found
-
-
-def _kept_questions(given: Rows | Mapping[str, Rows] | None) -> Rows | Mapping[str, Rows] | None:
-    if given is None:
-        return None
-    return {name: kept(rows) for name, rows in given.items()} if isinstance(given, Mapping) else kept(given)
 
 
 class SDFTTrainer:
@@ -103,31 +107,32 @@ class SDFTTrainer:
         callbacks: Sequence[Callback] = (),
     ) -> None:
         log.show(int(os.environ.get("RANK", "0")))
-        options = _options(config)
-        self._rows = None if train_dataset is None else kept(train_dataset)
-        self._questions = _kept_questions(eval_dataset)
+        scores_rows = eval_dataset is not None and not isinstance(eval_dataset, Mapping)
+        options = _options(config, {"eval.path": "eval.jsonl"} if scores_rows else {})
         self._model: LoadedModel | None = None
         self._tasks: dict[str, Task] = {}
         if model is None or isinstance(model, str | Path):
             if tokenizer is not None:
                 raise ConfigError("tokenizer goes with a model object; that of a named model is loaded with it.")
             if model is not None:
-                options = dataclasses.replace(options, model=dataclasses.replace(options.model, name=str(model)))
+                options = replace(options, model=replace(options.model, name=str(model)))
         else:
             self._model, described = given_model(model, tokenizer, options.model)
-            options = dataclasses.replace(options, model=described)
+            options = replace(options, model=described)
         if peft_config is not None:
-            options = dataclasses.replace(options, lora=lora_options(peft_config))
+            options = replace(options, lora=lora_options(peft_config))
         if isinstance(task, str):
-            options = dataclasses.replace(options, task=dataclasses.replace(options.task, name=task, options={}))
+            options = replace(options, task=replace(options.task, name=task, options={}))
         elif task is not None:
             name, made = given_task(task)
             self._tasks[name] = made
-            options = dataclasses.replace(options, task=dataclasses.replace(options.task, name=name, options={}))
-        check(options)
-        self.config = options
-        self.callbacks = list(callbacks)
+            options = replace(options, task=replace(options.task, name=name, options={}))
+        self._files: dict[Path, Rows] = {}  # what is written into the run directory
+        self.config = self._with_rows(options, train_dataset, eval_dataset)
+        check(self.config)
+        self.callbacks = [refuse_no_callback(each) for each in callbacks]
         self.outcome: TrainOutcome | None = None
+        self._has_begun = False
 
     @property
     def run(self) -> RunDirectory:
@@ -147,19 +152,24 @@ class SDFTTrainer:
         Raises:
             SdftError: On anything that can be mended; all but training itself is tried before the first step.
         """
-        if self.outcome is not None:
-            raise ConfigError("This trainer has trained already, and its model has adapters. Fix: make a new one.")
-        run = RunDirectory.create(self.config.train.output_dir, resume=self.config.train.resume == "auto")
-        config = self._with_files(run.path)
+        if self._has_begun:
+            raise ConfigError(
+                "This trainer has begun a run already, and its model is not what it was. Fix: a new trainer with "
+                "a fresh "
+                "model; with train.resume auto it goes on where the run stopped."
+            )
+        config = self._write()
+        self._has_begun = self._model is not None or self.outcome is not None
         self.outcome = fit(
             config, ["SDFTTrainer.train", *sys.argv], Given(self._model, self._tasks, tuple(self.callbacks))
         )
+        self._has_begun = True
         if self.outcome.is_first:
             build_report(self.outcome.run)
         return self.outcome
 
     def evaluate(self) -> dict[str, float]:
-        """Score the model as it is now on the evaluation sets.
+        """Score the model as it is now on the evaluation sets; works in one process.
 
         The records of a trained model are in ``eval/`` of the run, those of an untrained one in a folder beside it,
         ``OUTPUT_DIR-start``.
@@ -167,44 +177,50 @@ class SDFTTrainer:
         Returns:
             ``eval/LABEL/score`` of each set; of a trained model ``eval/kl`` as well, where ``eval.kl_prompts`` asks.
         """
+        if _num_ranks() > 1:
+            raise ConfigError(
+                f"evaluate() works in one process, and {_num_ranks()} were launched. Fix: eval_dataset is scored "
+                "before "
+                f"and after training by all of them; or sdft eval {self.run.path} afterwards."
+            )
         if self.outcome is not None:
-            if self.outcome.trained is None:
-                raise ConfigError(f"Ranks hold parts of the model. Fix: sdft eval {self.run.path}, when they ended.")
-            trained = self.outcome.trained
-            return self._score(trained, self.run)
-        run = RunDirectory.create(f"{self.config.train.output_dir}-start", resume=True)
-        config = self._with_files(run.path)
-        config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, kl_prompts=0))
+            return self._score(self._trained(), self.run)
+        config = self._write()
+        config = replace(config, eval=replace(config.eval, kl_prompts=0))
         bundle = load_bundle(config, given=self._model)
-        self._model = bundle.loaded
+        run = RunDirectory.create(f"{config.train.output_dir}-start", resume=True)
         return self._score(LoadedRun(config, bundle, bundle.loaded.model, None), run)
 
     def sample(self, prompts: Sequence[str], **options: Any) -> list[str]:
         """Answer prompts with the trained model; see :meth:`~onpolicy_sdft.build.loaded.LoadedRun.sample`."""
-        if self.outcome is None or self.outcome.trained is None:
-            raise ConfigError("There is no trained model in this process. Fix: train() first, or load_run(DIRECTORY).")
-        return self.outcome.trained.sample(prompts, **options)
+        return self._trained().sample(prompts, **options)
 
     def save_model(self, output: str | Path, *, merged: bool = False, dtype: str | None = None) -> Path:
-        """Write the trained model for transformers and PEFT, with its tokenizer and card.
+        """Write the trained model for transformers and PEFT, with its tokenizer and card; of several ranks one does.
 
         Args:
-            output: Folder; one with other files is not overwritten.
+            output: Folder, not inside the run. An earlier export there is replaced, other files are not.
             merged: Fold the adapter into the base, which is loaded once more for that.
             dtype: Of a whole model; None: as the base's files.
         """
         self._require_model()
+        target, source = Path(output).resolve(), self.run.model_path.resolve()
+        if not self._is_first():
+            return Path(output)
         if merged or dtype is not None:
             export(self.run.path, output, merged=merged, push_to_hub=None, dtype=dtype)
             return Path(output)
-        refuse_foreign(Path(output).resolve())
-        shutil.copytree(self.run.model_path, output, dirs_exist_ok=True)
+        if target == source or source in target.parents:
+            raise ConfigError(f"{output} is where the run keeps its model. Fix: another folder.")
+        refuse_foreign(target)
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target)
         return Path(output)
 
     def push_to_hub(
         self, name: str, *, merged: bool = False, private: bool = False, revision: str | None = None
     ) -> None:
-        """Push the trained model and its card to the hub.
+        """Push the trained model and its card to the hub; of several ranks one does.
 
         Args:
             name: USER/NAME.
@@ -213,15 +229,31 @@ class SDFTTrainer:
             revision: Branch; it is made if need be.
         """
         self._require_model()
-        export(self.run.path, None, merged=merged, push_to_hub=name, private=private, revision=revision)
+        if self._is_first():
+            export(self.run.path, None, merged=merged, push_to_hub=name, private=private, revision=revision)
 
     def report(self) -> InlineReport:
         """Return scores and pictures of the run, which a notebook shows in place."""
         return InlineReport(self.run)
 
+    def _is_first(self) -> bool:
+        return self.outcome.is_first if self.outcome is not None else int(os.environ.get("RANK", "0")) == 0
+
     def _require_model(self) -> None:
         if not self.run.model_path.is_dir():
-            raise ConfigError(f"{self.run.path} has no model/ yet. Fix: train() first.")
+            raise ConfigError(f"{self.run.path} has no model/ yet. Fix: train() to the end; {_GO_ON}.")
+
+    def _trained(self) -> LoadedRun:
+        """Return the trained model of this process."""
+        if self.outcome is None:
+            raise ConfigError("There is no trained model in this process. Fix: train() first, or load_run(DIRECTORY).")
+        if self.outcome.result.exit_code:
+            raise ConfigError(
+                f"The run was stopped ({self.outcome.result.reason}), and has no model yet. Fix: {_GO_ON}."
+            )
+        if self.outcome.trained is None:
+            raise ConfigError(f"Ranks hold parts of the model. Fix: load_run({str(self.run.path)!r}), when they ended.")
+        return self.outcome.trained
 
     def _score(self, loaded: LoadedRun, run: RunDirectory) -> dict[str, float]:
         sets = load_eval_sets(evaluation_sets(loaded.config), tasks=self._tasks)
@@ -230,50 +262,41 @@ class SDFTTrainer:
         refuse_unaskable(loaded.bundle, sets)
         return scores_of(evaluate_stage(loaded.config, loaded.bundle, loaded.model, sets, run, "eval"))
 
-    def _with_files(self, folder: Path) -> RunConfig:
-        """Write what was given into a folder of the run; return the config that names it there."""
-        config, data = self.config, self.config.data
-        if self._rows is not None:
-            path = write_rows(self._rows, folder / "data" / "train.jsonl")
-            data = dataclasses.replace(data, name=None, path=str(path), options={})
-            config = dataclasses.replace(config, data=data)
-        if isinstance(self._questions, Mapping):
-            named = {
-                name: write_rows(rows, folder / "data" / f"{name}.jsonl") for name, rows in self._questions.items()
-            }
+    def _with_rows(
+        self, config: RunConfig, train: Rows | None, questions: Rows | Mapping[str, Rows] | None
+    ) -> RunConfig:
+        """Return the config that names the files which the rows are written into, when the run begins."""
+        folder = Path(config.train.output_dir).absolute() / DATA
+
+        def file_of(name: str, rows: Rows) -> str:
+            self._files[folder / name] = kept(rows)
+            return str(folder / name)
+
+        data = config.data
+        if train is not None:
+            data = replace(data, name=None, path=file_of(TRAIN, train), options={}, split="train")
+            config = replace(config, data=data)
+        if isinstance(questions, Mapping):
             sets = [
                 EvalSetConfig(
-                    label, dataclasses.replace(data, name=None, path=str(path), limit=None, options={}),
+                    label, replace(data, name=None, path=file_of(f"eval/{label}.jsonl", rows), limit=None, options={}),
                     config.task, config.rollout.max_new_tokens,
                 )
-                for label, path in named.items()
+                for label, rows in questions.items()
             ]  # fmt: skip
-            config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, sets=[*config.eval.sets, *sets]))
-        elif self._questions is not None:
-            path = write_rows(self._questions, folder / "data" / "eval.jsonl")
-            config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, path=str(path)))
-        if self._model is not None and not self._is_in_files(self._model):
-            if config.train.init_from is not None:
-                raise ConfigError(
-                    "A model that is in no folder cannot be the base of a run that goes on from another run. Fix: "
-                    "save the model (save_pretrained), load it from there, and train both runs on that."
-                )
-            config = dataclasses.replace(config, model=dataclasses.replace(config.model, name=self._write_base(folder)))
-        check(config)
+            config = replace(config, eval=replace(config.eval, sets=[*config.eval.sets, *sets]))
+        elif questions is not None:
+            config = replace(config, eval=replace(config.eval, path=file_of("eval.jsonl", questions)))
         return config
 
-    @staticmethod
-    def _is_in_files(given: LoadedModel) -> bool:
-        """Whether the model can be loaded again from where it says it came from."""
-        if given.source and differs_from_files(given.model, given.source):
-            logger.info(f"the model's weights are not those of {given.source}: they are kept with the run, in base/")
-            return False
-        return bool(given.source)
-
-    def _write_base(self, folder: Path) -> str:
-        """Write a model that is in no files into the run: whoever loads its adapter needs it."""
-        base = RunDirectory(folder).base_path
-        assert self._model is not None
-        if not base.is_dir():
-            export_model(self._model.model, self._model.tokenizer, base, str(base), {"made": "in memory"}, {})
-        return str(base)
+    def _write(self) -> RunConfig:
+        """Write what was given into the run directory, which must be free or this run's own; return the config."""
+        config = self.config
+        run = RunDirectory.create(config.train.output_dir, resume=config.train.resume == "auto")
+        for path, rows in self._files.items():
+            # Rows to train on are part of what a run is; those to score on may change.
+            write_rows(rows, path, fixed=path.name == TRAIN and run.manifest_path.is_file())
+        if self._model is not None:
+            return replace(config, model=replace(config.model, name=name_of_base(self._model, config, run)))
+        remove_left_base(run)
+        return config

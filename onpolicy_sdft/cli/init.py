@@ -28,6 +28,8 @@ def run(arguments: Sequence[str]) -> int:
     target = Path(options.output)
     if target.exists():
         raise ConfigError(f"{target} is there already. Fix: --output FILE, or delete it.")
+    if not target.absolute().parent.is_dir():
+        raise ConfigError(f"There is no folder {target.parent} for --output {target}. Fix: make it, or name another.")
     built = parser.instantiate(options)
     from onpolicy_sdft.build.starter import make_starter
 

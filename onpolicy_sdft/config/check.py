@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from onpolicy_sdft.config.bounds import check_bounds
 from onpolicy_sdft.config.check_method import check_method
-from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig, SourceConfig
+from onpolicy_sdft.config.schema import IN_MEMORY, EvalSetConfig, RunConfig, SourceConfig
 from onpolicy_sdft.errors import ConfigError
 
 #: Label of the set that ``eval.path`` makes.
@@ -132,11 +132,15 @@ def _check_eval(config: RunConfig) -> None:
 
 def evaluation_sets(config: RunConfig) -> list[EvalSetConfig]:
     """Return the sets scored before and after training: ``eval.sets``, and ``eval.path`` as one more."""
+    # A task of a program that has ended is replaced for all sets by the one that --task.name names.
+    sets = [
+        replace(item, task=config.task) if item.task.name.startswith(IN_MEMORY) else item for item in config.eval.sets
+    ]
     if config.eval.path is None:
-        return config.eval.sets
+        return sets
     rows = replace(config.data, name=None, path=config.eval.path, limit=config.eval.limit, split="train", options={})
     own = EvalSetConfig(TEST_LABEL, rows, config.task, config.rollout.max_new_tokens)
-    return [own, *config.eval.sets]
+    return [own, *sets]
 
 
 def _check_replay(config: RunConfig) -> None:

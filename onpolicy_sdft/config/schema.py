@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 from onpolicy_sdft.config.bounds import number
 
+#: Tasks that a program handed over as objects are named so.
+IN_MEMORY = "in-memory:"
+
 VerdictName = Literal["keep", "fallback", "drop", "resample"]
 
 

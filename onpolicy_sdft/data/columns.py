@@ -56,13 +56,16 @@ _FORMATS: Mapping[str, tuple[Columns, tuple[str, ...], str]] = {
 }  # fmt: skip
 
 
-def find_columns(row: Mapping[str, Any], config: DataConfig, where: str) -> Columns:
-    """Return the columns of a source: those that options name, else those of the format that its first row has.
+def find_columns(row: Mapping[str, Any], config: DataConfig, where: str) -> Columns | None:
+    """Return the columns of a source: those that options name, else those of the format that a row has.
 
     Args:
-        row: The first that can be read.
+        row: One that can be read.
         config: Its options.
         where: The source, for messages.
+
+    Returns:
+        The columns; None where the row is of no format: the next one may tell.
 
     Raises:
         DataError: If the row has the columns of several formats.
@@ -82,7 +85,33 @@ def find_columns(row: Mapping[str, Any], config: DataConfig, where: str) -> Colu
         if columns != Columns():
             logger.info(f"{where}: rows are read as {name}")
         return columns
-    return Columns()
+    return None
+
+
+def left_unread(row: Mapping[str, Any], columns: Columns, config: DataConfig) -> set[str]:
+    """Return what a row says beside its texts that formats use and no option reads.
+
+    Raises:
+        DataError: If it changes what is asked, and the row is of such a format.
+    """
+    of_format = columns != Columns() and not (config.prompt_column or config.response_column)
+    filled = {name for name in _BESIDE if row.get(name) and name not in (*columns.used, config.system_column)}
+    for name in sorted(filled):
+        if of_format:
+            raise DataError(f"column {name!r} beside {' and '.join(sorted(columns.used))} is not read: {_BESIDE[name]}")
+    if columns.prompt == "instruction" and columns.input is None and columns.messages is None and row.get("input"):
+        return {"the column 'input' (--data.input_column input reads it)"}
+    return set()
+
+
+#: Columns of common formats that change the prompt, and what to do about them.
+_BESIDE = {
+    "system": "name it, --data.system_column system",
+    "history": "write earlier turns as messages",
+    "tools": "write what the prompt needs of it into a message, and leave the column out",
+    "chat_template_kwargs": "give them to all rows, as context.student_template_kwargs and "
+    "context.teacher_template_kwargs, and leave the column out",
+}
 
 
 def column_hint(row: Mapping[str, Any], columns: Columns, missing: str) -> str:

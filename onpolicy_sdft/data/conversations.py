@@ -25,12 +25,6 @@ UNREAD_KEYS = {
     "reasoning": "write the reasoning into the content, as the model writes it",
     "thinking": "write the reasoning into the content, as the model writes it",
 }
-#: Columns beside messages that change the prompt; a row that fills one is bad.
-UNREAD_COLUMNS = {
-    "tools": "write what the prompt needs of it into a message, and leave the column out",
-    "chat_template_kwargs": "give them to all rows, as context.student_template_kwargs and "
-    "context.teacher_template_kwargs, and leave the column out",
-}
 
 
 def read_messages(messages: Any) -> list[Turn]:
@@ -107,28 +101,22 @@ def _is_zero(weight: Any) -> bool:
         raise DataError(f"an answer has weight {weight!r}, which is no number") from None
 
 
-def refuse_unread_columns(row: Mapping[str, Any], messages_column: str) -> None:
-    """Refuse what a row says beside its messages that would change its prompt and is not read.
-
-    Raises:
-        DataError: With the column and the way out.
-    """
-    for column, fix in UNREAD_COLUMNS.items():
-        if row.get(column) and column != messages_column:
-            raise DataError(f"column {column!r} beside messages is not read: {fix}")
-
-
 def _refuse_unread(message: Mapping[str, Any], index: int) -> None:
     for key, fix in UNREAD_KEYS.items():
         if message.get(key):
             raise DataError(f"message {index} has {key}, which is not read: {fix}")
 
 
-def unread_parts(messages: list[Mapping[str, Any]]) -> set[str]:
-    """Return what of a conversation is not read and changes nothing of what is."""
+def unread_parts(messages: list[Mapping[str, Any]], *, ends_in_answer: bool = False) -> set[str]:
+    """Return what of a conversation is not read and changes nothing of what is.
+
+    Args:
+        messages: As rows have them.
+        ends_in_answer: Whether the answer stands behind them, in a column of its own.
+    """
     found = {f"the key {key!r} of messages" for message in messages for key in message if message[key] is not None}
     found -= {f"the key {key!r} of messages" for key in ("role", "content", "from", "value", *UNREAD_KEYS)}
-    if read_messages(messages)[-1].role != "assistant":
+    if not ends_in_answer and read_messages(messages)[-1].role != "assistant":
         found.add("turns after the last answer")
     return found
 

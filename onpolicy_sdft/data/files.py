@@ -9,7 +9,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -26,7 +26,7 @@ ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 #: Parts of a set as files are named for them: rows of two are never read as one.
 _SPLITS = {
-    "train": "train", "training": "train", "test": "test", "eval": "test", "evaluation": "test",
+    "train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
     "valid": "validation", "validation": "validation", "val": "validation", "dev": "validation",
 }  # fmt: skip
 
@@ -46,12 +46,6 @@ def find_files(place: str) -> list[Path]:
     if path.is_dir():
         there = sorted(each for each in path.iterdir() if each.is_file() and not each.name.startswith("."))
         found = [each for each in there if _ending(each)]
-        parts = {_SPLITS[word] for each in found for word in re.split(r"[^a-z]+", each.name.lower()) if word in _SPLITS}
-        if len(parts) > 1:
-            raise DataError(
-                f"data.path={place!r} is a folder with files of {' and '.join(sorted(parts))}. Fix: name those that "
-                f"are meant by a pattern, such as '{path / 'train*'}'."
-            )
         if left := [each.name for each in there if each not in found]:
             logger.info(f"not read in {path}: {', '.join(left[:5])}{' ...' if len(left) > 5 else ''}")
     else:
@@ -61,7 +55,30 @@ def find_files(place: str) -> list[Path]:
             f"data.path={place!r} is not a file, a folder with files that end in {', '.join(ENDINGS)}, or a pattern "
             "that some file has."
         )
+    _refuse_mixed(found, place)
     return found
+
+
+def _refuse_mixed(files: Sequence[Path], place: str) -> None:
+    """Refuse files of which some are for tests and others are not, and the same file twice, compressed and not."""
+    parts = {_part(each) for each in files}
+    if len(parts) > 1 and parts != {"train", "other rows"}:
+        raise DataError(
+            f"data.path={place!r} stands for files of {' and '.join(sorted(parts))}. Fix: name those that are meant, "
+            f"by a pattern such as '{files[0].parent / 'train*'}'."
+        )
+    plain = Counter(each.with_name(_uncompressed(each.name)) for each in files)
+    if twice := [str(each) for each, number in plain.items() if number > 1]:
+        raise DataError(
+            f"data.path={place!r} stands for {twice[0]} twice, compressed and not. Fix: name one by a pattern."
+        )
+
+
+def _part(path: Path) -> str:
+    """Return which part of a set a file's name says it is."""
+    words = {word.removesuffix("set") for word in re.split(r"[^a-z]+", path.name.lower())}
+    found = {_SPLITS[word] for word in words if word in _SPLITS}
+    return found.pop() if len(found) == 1 else "other rows"
 
 
 def file_rows(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
@@ -89,12 +106,14 @@ def file_rows(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
 
 def _ending(path: Path) -> str:
     """Return the ending that says how rows are written; empty for another. Parquet compresses by itself."""
-    name = path.name.lower()
-    for suffix in COMPRESSED:
-        name = name.removesuffix(suffix)
+    name = _uncompressed(path.name.lower())
     ending = Path(name).suffix
     is_known = ending in ENDINGS and not (ending == ".parquet" and name != path.name.lower())
     return ending if is_known else ""
+
+
+def _uncompressed(name: str) -> str:
+    return name[: name.rindex(".")] if Path(name.lower()).suffix in COMPRESSED else name
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -226,7 +245,10 @@ def _delimiter(path: Path) -> str:
     if first.startswith(("\udcff\udcfe", "\udcfe\udcff")):
         raise DataError(f"{path} is UTF-16, as spreadsheets write 'Unicode text'. Fix: save it as CSV UTF-8.")
     named = {",": "commas", ";": "semicolons", "\t": "tabs"}
-    counts = {sign: [len(row) for row in csv.reader(io.StringIO(first), delimiter=sign)] for sign in named}
+    try:
+        counts = {sign: [len(row) for row in csv.reader(io.StringIO(first, ""), delimiter=sign)] for sign in named}
+    except csv.Error as error:
+        raise DataError(f"{path}: its first lines are not readable as CSV: {error}.") from error
     several = [sign for sign, cells in counts.items() if cells and cells[0] > 1]
     if len(several) > 1:  # then it is the one that gives every row as many cells; the last row may be cut
         several = [sign for sign in several if set(counts[sign][:-1]) == {counts[sign][0]}] or several

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onpolicy_sdft.data.columns import Columns, column_hint, find_columns
-from onpolicy_sdft.data.conversations import demonstrations_of, refuse_unread_columns, require_unicode, unread_parts
+from onpolicy_sdft.data.columns import Columns, column_hint, find_columns, left_unread
+from onpolicy_sdft.data.conversations import demonstrations_of, require_unicode, unread_parts
 from onpolicy_sdft.data.files import file_rows, find_files
 from onpolicy_sdft.data.generators import generate_rows
 from onpolicy_sdft.data.published import published_rows
@@ -75,7 +75,7 @@ def load_demonstrations(config: DataConfig, task: Task, *, section: str = "data"
                 raise row
             if columns is None:
                 columns = Columns() if _is_made(config) else find_columns(row, config, where)
-            read = _demonstrations(row, number, place, columns, config, task)
+            read = _demonstrations(row, number, place, columns or Columns(), config, task)
             if read[0].example_id in seen:
                 raise DataError(
                     f"id {read[0].example_id!r} also stands in {seen[read[0].example_id]}; ids must be unique"
@@ -90,12 +90,22 @@ def load_demonstrations(config: DataConfig, task: Task, *, section: str = "data"
             continue
         seen[read[0].example_id] = place.rpartition(", ")[2]
         found += read
-        if columns.messages is not None:
-            unread.update(unread_parts(row[columns.messages]))
+        unread.update(_unread(row, columns or Columns(), config))
     if not found:
         tail = f" ({len(skipped)} rows were skipped; the first: {skipped[0]})" if skipped else ""
         raise DataError(f"{where}: no rows to learn from{tail}.")
     return DemonstrationSet(tuple(found), where, tuple(skipped), fingerprint(found), unread)
+
+
+def _unread(row: Mapping[str, Any], columns: Columns, config: DataConfig) -> set[str]:
+    """Return what of a row is not read and changes nothing of what is."""
+    found = set() if _is_made(config) else left_unread(row, columns, config)
+    if columns.messages is not None:
+        return found | unread_parts(row[columns.messages])
+    lists = [row[name] for name in (columns.prompt, columns.response) if isinstance(row.get(name), list)]
+    after = row.get(columns.response)
+    messages = [message for each in lists for message in each]
+    return found | (unread_parts(messages, ends_in_answer=not isinstance(after, list)) if messages else set())
 
 
 def fingerprint(demonstrations: list[Demonstration]) -> str:
@@ -154,6 +164,8 @@ def _demonstrations(
     row: Mapping[str, Any], number: int, place: str, columns: Columns, config: DataConfig, task: Task
 ) -> list[Demonstration]:
     """Return what a row has to teach: one demonstration, or each answer of a conversation."""
+    if not _is_made(config):
+        left_unread(row, columns, config)
     answers = _answers(row, columns, config, task)
     fields = {key: value for key, value in row.items() if key not in columns.used}
     system, found = _system(row, config), list[Demonstration]()
@@ -185,11 +197,9 @@ def _demonstrations(
 def _answers(row: Mapping[str, Any], columns: Columns, config: DataConfig, task: Task) -> list[tuple[list[Turn], str]]:
     """Return the answers of a row, each with the turns before it; the task's wording is not there yet."""
     if columns.messages is not None:
-        refuse_unread_columns(row, columns.messages)
         return demonstrations_of(_column(row, columns.messages, columns), config.turns)
     prompt, response = row.get(columns.prompt), row.get(columns.response)
     if isinstance(prompt, list) or isinstance(response, list):  # messages each, or one of them text
-        refuse_unread_columns(row, columns.prompt)
         before = (
             prompt if isinstance(prompt, list) else [{"role": "user", "content": _text(row, columns.prompt, columns)}]
         )

@@ -74,16 +74,19 @@ def hold_back(
     why = ""
     if not any(has_check):
         why = "the task has no check that could tell"
-    elif min(number, sum(map(len, candidates))) < _FEWEST_ROWS:
-        why = f"a tenth of the {len(rows.demonstrations)} rows, each with its own prompt, is fewer than {_FEWEST_ROWS}"
-    if why:
-        logger.info(f"no rows are held back for the gate (gate.rows={asked}): {why}")
-        return rows, ()
     drawn = random.Random(f"held back {config.train.seed}").sample(candidates, min(number, len(candidates)))
     chosen = set[int]()
     for group in drawn:
-        if len(chosen) < number:
+        if len(chosen) + len(group) <= number:
             chosen.update(group)
+    if not why and len(chosen) < _FEWEST_ROWS:
+        why = (
+            f"a tenth of the {len(rows.demonstrations)} rows, each with its own prompt, is fewer than {_FEWEST_ROWS}"
+            + (" (of a conversation all answers are taken, or none)" if len(groups) < len(rows.demonstrations) else "")
+        )
+    if why:
+        logger.info(f"no rows are held back for the gate (gate.rows={asked}): {why}")
+        return rows, ()
     held = tuple(row for index, row in enumerate(rows.demonstrations) if index in chosen)
     left = tuple(row for index, row in enumerate(rows.demonstrations) if index not in chosen)
     logger.info(

@@ -20,8 +20,9 @@ class FunctionTask(Task):
     """A task of the user's own that is a check and nothing else: questions are asked as they stand.
 
     Args:
-        function: ``function(prompt, completion, row)``: the question, the text to judge, and the row's columns with
-            ``prompt`` and ``response`` among them.
+        function: ``function(prompt, completion, row)``: the question, the text to judge, and the row: its other
+            columns, with ``prompt``, ``response`` and ``messages`` (all turns up to the question), whatever the
+            format.
         threshold: A score of at least so much is right.
         quick: Whether the check is a little pure Python; others run in threads, beside what is written.
 
@@ -50,7 +51,12 @@ class FunctionTask(Task):
 
     def check(self, completion: str, demonstration: Demonstration) -> CheckResult:
         """Call the function, and read what it says."""
-        row = {**demonstration.fields, "prompt": demonstration.prompt, "response": demonstration.response}
+        row = {
+            **demonstration.fields,
+            "prompt": demonstration.prompt,
+            "response": demonstration.response,
+            "messages": [{"role": turn.role, "content": turn.content} for turn in demonstration.turns],
+        }
         said: Any = self.function(demonstration.prompt, completion, row)
         score, reason = said if isinstance(said, tuple) and len(said) == 2 else (said, "")
         if hasattr(score, "item"):  # a number of numpy's or torch's

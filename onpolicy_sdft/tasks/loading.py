@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, cast
 
+from onpolicy_sdft.config.schema import IN_MEMORY
 from onpolicy_sdft.errors import SdftError, TaskError
 from onpolicy_sdft.tasks.exact import Exact
 from onpolicy_sdft.tasks.free_form import FreeForm
@@ -39,10 +40,6 @@ TASKS: Mapping[str, type[Task]] = MappingProxyType(
 
 # Members of the protocol with as many arguments as the program passes.
 _METHODS = MappingProxyType({"ask": 1, "check": 2, "reference_answer": 1, "check_demonstration": 1})
-
-
-#: Tasks that a program handed over as objects are named so.
-IN_MEMORY = "in-memory:"
 
 
 def load_task(name: str, options: Mapping[str, Any], given: Mapping[str, Task] = MappingProxyType({})) -> Task:
@@ -164,11 +161,20 @@ def _build(task_class: Callable[..., Any], name: str, options: Mapping[str, Any]
         raise TaskError(
             f"task {name!r} cannot be made with options {dict(options)!r}: {type(error).__name__}: {error}"
         ) from error
-    _require_protocol(task, name)
+    require_protocol(task, name)
     return cast(Task, task)
 
 
-def _require_protocol(task: object, name: str) -> None:
+def require_protocol(task: object, name: str) -> None:
+    """Refuse an object that lacks what the program calls of a task.
+
+    Args:
+        task: To be one.
+        name: For the message.
+
+    Raises:
+        TaskError: Naming what is missing.
+    """
     if not isinstance(getattr(task, "name", None), str):
         raise TaskError(f"task {name!r}: {type(task).__name__} has no text attribute 'name'; give it one")
     for method, num_arguments in _METHODS.items():

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 import torch
+import transformers
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import OPTIONS, WORDS, questions, say, write_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from onpolicy_sdft import Callback, SDFTTrainer, load_config, load_run
+from onpolicy_sdft.api.checks import given_task
+from onpolicy_sdft.api.models import is_in_files
 from onpolicy_sdft.cli.main import main
 from onpolicy_sdft.errors import ConfigError, DataError, ModelError, RunDirectoryError, TaskError
 from onpolicy_sdft.runs.files import read_json, read_jsonl
+from onpolicy_sdft.tasks.function import FunctionTask
 
 ROWS = [{"prompt": prompt, "response": text} for prompt, text in say(*WORDS)]
 RUN: dict[str, Any] = {
@@ -101,9 +107,9 @@ def test_a_model_that_is_in_no_files_is_kept_with_the_run(tmp_path, model_dir, t
         changed.model.norm.weight.mul_(1.5)
     changed_run = tmp_path / "changed"
     SDFTTrainer(changed, None, ROWS, config={**SHARED, **RUN, "train.output_dir": str(changed_run)}).train()
-    assert any("they are kept with the run" in line for line in logged)
+    assert any("it is kept with the run" in line for line in logged)
     assert torch.equal(load_run(changed_run).bundle.loaded.model.model.norm.weight, changed.model.norm.weight)
-    with pytest.raises(ConfigError, match=r"goes on from another run.*Fix: save the model"):
+    with pytest.raises(ConfigError, match=r"goes on from another run.*Fix: save it"):
         SDFTTrainer(
             tiny_model(), tokenizer, ROWS,
             config={**SHARED, **RUN, "train.init_from": str(tmp_path / "run"), "train.output_dir": str(tmp_path / "b")},
@@ -119,6 +125,11 @@ def test_every_weight_of_a_model_object_is_trained(tmp_path, model_dir):
     assert trainer.model is model
     assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert trainer.evaluate()["eval/kl"] > 0
+
+
+class Checks:
+    def check(self, completion, demonstration):
+        return True
 
 
 class Watcher(Callback):
@@ -216,10 +227,119 @@ def test_a_function_is_the_check_of_rollouts_and_of_evaluations(tmp_path, model_
         main_in_process(["eval", str(tmp_path / "run")])
 
 
+def test_a_check_of_a_program_that_has_ended_is_replaced_for_every_set(tmp_path, model_dir, capsys):
+    options = options_of(tmp_path)
+    options.pop("task.name")
+    SDFTTrainer(str(model_dir), None, ROWS, {"seen": ROWS[:3]}, task=is_said, config=options).train()
+    checks = tmp_path / "my_checks.py"
+    checks.write_text("def ok(prompt, completion, row):\n    return True\n")
+    capsys.readouterr()
+    assert main(["eval", str(tmp_path / "run"), "--task.name", f"{checks}:ok"]) == 0
+    assert "1.000" in capsys.readouterr().out
+
+
+def a_check(number: int) -> Any:
+    def check(prompt: str, completion: str, row: dict[str, Any]) -> bool:
+        return len(completion) > number
+
+    return check
+
+
+def test_the_name_of_a_check_tells_it_from_others_and_is_the_same_in_every_process():
+    assert given_task(a_check(1))[0] == given_task(a_check(1))[0]
+    assert given_task(a_check(1))[0] != given_task(a_check(2))[0]
+    assert given_task(FunctionTask(a_check(1), threshold=0.1))[0] != given_task(FunctionTask(a_check(1)))[0]
+    bound = [given_task(partial(is_said_with, number=number, other=object()))[0] for number in (1, 1, 2)]
+    assert bound[0] == bound[1] != bound[2]
+
+
+def is_said_with(prompt: str, completion: str, row: dict[str, Any], *, number: int, other: object) -> bool:
+    return True
+
+
 def main_in_process(arguments: list[str]) -> None:
     from onpolicy_sdft import evaluate
 
     evaluate(arguments[1])
+
+
+def test_sets_keep_apart_whatever_they_are_called(tmp_path, model_dir):
+    config = options_of(tmp_path)
+    others = [{"prompt": "eval", "response": "x"}]
+    SDFTTrainer(str(model_dir), None, ROWS, {"train": others, "eval": others}, config=config).train()
+    learned = {row["prompt"] for row in read_jsonl(tmp_path / "run" / "rollouts.jsonl")}
+    assert not any(prompt.startswith("eval") for prompt in learned)
+    with pytest.raises(ConfigError, match=r"\.\./escaped"):
+        SDFTTrainer(str(model_dir), None, ROWS, {"../../escaped": others}, config=options_of(tmp_path, "other"))
+    assert not list(tmp_path.glob("**/escaped*"))
+
+
+def test_a_model_that_was_trained_already_is_not_trained_again(tmp_path, model_dir):
+    model, tokenizer = load(model_dir)
+    first = SDFTTrainer(model, tokenizer, ROWS, config=options_of(tmp_path))
+    first.train()
+    with pytest.raises(ModelError, match=r"carries adapters.*load it afresh"):
+        SDFTTrainer(model, tokenizer, ROWS, config=options_of(tmp_path, "second"))
+    with pytest.raises(ConfigError, match="has begun a run already"):
+        first.train()
+
+
+def test_the_base_that_a_failed_start_leaves_is_not_the_next_ones(tmp_path, model_dir, tiny_model, tokenizer):
+    bad = [*ROWS, {"prompt": "", "response": "x"}]
+    with pytest.raises(DataError):
+        SDFTTrainer(tiny_model(), tokenizer, bad, config=options_of(tmp_path)).train()
+    assert (tmp_path / "run" / "base").is_dir()
+    other = SDFTTrainer(tiny_model(seed=1), tokenizer, ROWS, config=options_of(tmp_path))
+    other.train()
+    assert load_run(tmp_path / "run").sample(["say one"]) == other.sample(["say one"])
+    with pytest.raises(DataError):
+        SDFTTrainer(tiny_model(), tokenizer, bad, config=options_of(tmp_path, "named")).train()
+    named = SDFTTrainer(str(model_dir), None, ROWS, config=options_of(tmp_path, "named"))
+    named.train()
+    assert not (tmp_path / "named" / "base").exists()
+    assert load_run(tmp_path / "named").sample(["say one"]) == named.sample(["say one"])
+
+
+def test_a_model_whose_files_are_gone_or_of_another_kind_is_kept(tmp_path, model_dir):
+    assert is_in_files(load(model_dir)[0], str(model_dir))
+    copy = tmp_path / "copy"
+    model, tokenizer = load(model_dir)
+    model.save_pretrained(copy)
+    tokenizer.save_pretrained(copy)
+    held = AutoModelForCausalLM.from_pretrained(copy)
+    (copy / "model.safetensors").rename(copy / "other.safetensors")
+    assert not is_in_files(held, str(copy))
+    assert not is_in_files(held, "no/such-model")
+    assert not is_in_files(held, "")
+
+
+def test_a_refused_resume_leaves_the_rows_of_the_run(tmp_path, model_dir):
+    SDFTTrainer(str(model_dir), None, ROWS, config=options_of(tmp_path)).train()
+    before = (tmp_path / "run" / "data" / "train.jsonl").read_bytes()
+    with pytest.raises(DataError, match=r"train.jsonl holds other rows.*another train.output_dir"):
+        SDFTTrainer(str(model_dir), None, ROWS[:5], config=options_of(tmp_path, **{"train.resume": "auto"})).train()
+    assert (tmp_path / "run" / "data" / "train.jsonl").read_bytes() == before
+
+
+def test_an_earlier_export_is_replaced_and_other_files_are_not(tmp_path, model_dir):
+    trainer = SDFTTrainer(str(model_dir), None, ROWS, config=options_of(tmp_path))
+    trainer.train()
+    trainer.save_model(tmp_path / "out", merged=True)
+    trainer.save_model(tmp_path / "out")
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    with pytest.raises(ConfigError, match="where the run keeps its model"):
+        trainer.save_model(tmp_path / "run" / "model")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("x")
+    with pytest.raises(ConfigError, match="holds other files"):
+        trainer.save_model(tmp_path / "mine")
+
+
+def test_limits_and_splits_of_the_config_do_not_get_in_the_way(tmp_path, model_dir):
+    options = options_of(tmp_path, **{"eval.limit": 2, "data.split": "test"})
+    trainer = SDFTTrainer(str(model_dir), None, ROWS, ROWS, config=options)
+    trainer.train()
+    assert read_json(tmp_path / "run" / "eval" / "summary.json")["after"]["sets"][0]["n"] == 2
 
 
 def test_a_run_that_is_there_keeps_its_rows(tmp_path, model_dir):
@@ -245,8 +365,16 @@ def test_a_report_is_shown_in_place(tmp_path, model_dir):
         ({"train_dataset": []}, DataError, "no rows"),
         ({"train_dataset": "rows.jsonl"}, DataError, r"given as str.*list of dicts"),
         ({"train_dataset": [{"prompt": "a", "response": "b"}, "c"]}, DataError, "row 2 is str"),
-        ({"train_dataset": [{"prompt": "a", "response": object()}]}, DataError, "row 1 holds what JSON cannot"),
-        ({"train_dataset": [{"prompt": "a", "response": float("nan")}]}, DataError, "row 1 holds what JSON cannot"),
+        (
+            {"train_dataset": [{"prompt": "a", "response": object()}]},
+            DataError,
+            "row 1, column 'response' holds what JSON cannot",
+        ),
+        (
+            {"train_dataset": [{"prompt": "a", "response": float("nan")}]},
+            DataError,
+            "row 1, column 'response' holds what JSON cannot",
+        ),
         ({"train_dataset": [{"prompt": "a"}]}, DataError, "no column 'response'"),
         ({"peft_config": LoraConfig(use_dora=True)}, ConfigError, "use_dora=True is not supported"),
         ({"peft_config": LoraConfig(modules_to_save=["lm_head"])}, ConfigError, "modules_to_save"),
@@ -254,8 +382,12 @@ def test_a_report_is_shown_in_place(tmp_path, model_dir):
         ({"tokenizer": object()}, ConfigError, "goes with a model object"),
         ({"task": lambda prompt: True}, TaskError, "must take three arguments"),
         ({"task": "exactly"}, TaskError, "nearest: 'exact'"),
+        ({"task": Checks()}, TaskError, "no text attribute 'name'"),
         ({"model": 5}, ModelError, "model is int"),
         ({"config": {"optim.learning_rate": 1}}, ConfigError, "no option"),
+        ({"callbacks": [Watcher]}, ConfigError, r"no callback.*onpolicy_sdft.Callback"),
+        ({"callbacks": [transformers.TrainerCallback()]}, ConfigError, "no callback"),
+        ({"train_dataset": pandas.DataFrame(ROWS)}, DataError, "to_dict"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_its_name(tmp_path, model_dir, arguments, error, message):
@@ -274,6 +406,15 @@ def test_a_model_object_that_is_not_trained_as_it_is_is_refused(tmp_path, model_
         SDFTTrainer(tiny_model(), None, ROWS)
     model, _ = load(model_dir)
     assert SDFTTrainer(model, None, ROWS, config=options_of(tmp_path)).config.model.name == str(model_dir)
+
+
+def test_one_process_alone_scores_and_keeps_models_of_memory(tmp_path, tiny_model, tokenizer, monkeypatch):
+    trainer = SDFTTrainer(tiny_model(), tokenizer, ROWS, ROWS, config=options_of(tmp_path))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="2 were launched"):
+        trainer.evaluate()
+    with pytest.raises(ConfigError, match="cannot be trained by 2 processes"):
+        trainer.train()
 
 
 def test_options_are_taken_in_each_form(tmp_path, model_dir):

@@ -77,6 +77,8 @@ def test_bad_rows_and_outliers_are_counted(tmp_path, model_dir, monkeypatch, cap
 
 def test_no_rows_and_no_source_are_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    assert main(["init", "--output", "none/sdft.yaml"]) == 2
+    assert "There is no folder none" in capsys.readouterr().err
     assert main(["init"]) == 2
     assert "exactly one of data.name and data.path" in capsys.readouterr().err
     assert not Path("sdft.yaml").exists()

@@ -95,7 +95,7 @@ def test_columns_of_two_formats_are_refused_until_one_is_named(tmp_path, row, op
         ),
         ({"prompt": [USER], "completion": [USER]}, "no assistant turn"),
         ({"prompt": [USER], "completion": [{**ANSWER, "tool_calls": [1]}]}, "has tool_calls"),
-        ({"prompt": [USER], "completion": [ANSWER], "tools": [1]}, "'tools' beside messages"),
+        ({"prompt": [USER], "completion": [ANSWER], "tools": [1]}, "'tools' beside completion and prompt"),
         ({"instruction": "q", "input": 5, "output": "a"}, "'input' is not a string"),
     ],
 )
@@ -161,7 +161,7 @@ def test_a_conversation_is_held_back_whole(tmp_path):
     config = load_config(**{"data.path": str(path), "data.turns": "all", "task.name": "exact", "gate.rows": 10})
     rows = load_demonstrations(config.data, Exact())
     left, held = hold_back(config, Exact(), rows)
-    assert len(held) == 12  # whole conversations of four
+    assert len(held) == 8  # whole conversations of four, and no more than ten rows
     assert not {row.conversation for row in held} & {row.conversation for row in left.demonstrations}
 
 
@@ -190,6 +190,84 @@ def test_a_folder_with_parts_for_training_and_for_tests_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"files of test and train.*train\*"):
         read(tmp_path)
     assert len(read(tmp_path / "train*")) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("data.jsonl", "test.jsonl"), "other rows and test"),
+        (("trainset.jsonl", "testset.jsonl"), "test and train"),
+        (("dev.jsonl", "test.jsonl"), "test and validation"),
+        (("rows.jsonl", "rows.jsonl.gz"), "twice, compressed and not"),
+        (("train.jsonl", "more.jsonl"), ""),
+        (("train_test_split.jsonl", "more.jsonl"), ""),
+    ],
+)
+def test_files_that_do_not_belong_together_are_not_read_as_one(tmp_path, names, message):
+    for name in names:
+        path = tmp_path / name
+        line = f"{json.dumps(PLAIN)}\n".encode()
+        path.write_bytes(gzip.compress(line) if name.endswith("gz") else line)
+    if message:
+        for place in (tmp_path, tmp_path / "*.jsonl*"):
+            with pytest.raises(DataError, match=message):
+                read(place)
+    else:
+        assert len(read(tmp_path)) == 2
+
+
+def test_line_ends_of_old_spreadsheets_are_read(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"prompt,response\rq1,a1\rq2,a2\r")
+    assert [answer for _, answer in read(path)] == ["a1", "a2"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"instruction": "q", "input": "", "output": "a", "system": "Be brief."}, "'system' beside"),
+        ({"instruction": "q", "output": "a", "history": [["x", "y"]]}, "'history' beside"),
+        ({"conversations": [USER, ANSWER], "system": "Be brief."}, "--data.system_column system"),
+        ({"prompt": "q", "completion": "a", "tools": [{"name": "f"}]}, "'tools' beside"),
+    ],
+)
+def test_what_would_change_the_prompt_is_not_dropped(tmp_path, row, message):
+    path = write(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(DataError, match=message):
+        read(path)
+    if "system" in row:
+        assert read(path, system_column="system")[0][0][0] == ("system", "Be brief.")
+
+
+def test_an_input_that_no_option_reads_is_counted(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"instruction": "q", "input": "i", "output": "a"}])
+    found = load_demonstrations(
+        DataConfig(path=str(path), prompt_column="instruction", response_column="output"), FreeForm()
+    )
+    assert found.unread == {"the column 'input' (--data.input_column input reads it)": 1}
+
+
+def test_a_bad_first_row_does_not_settle_the_format(tmp_path):
+    rows = [{"prompt": "q1", "completion": None}, {"prompt": "q2", "completion": "a2"}]
+    path = write(tmp_path / "rows.jsonl", rows)
+    assert read(path, on_bad_row="skip") == [([("user", "q2")], "a2")]
+    with pytest.raises(DataError, match="row 1"):
+        read(path)
+
+
+@pytest.mark.parametrize(("sizes", "held"), [((100,), 0), ((200, 200), 0), ((3,) * 3 + (1,) * 100, 10)])
+def test_no_more_is_held_back_than_was_asked_for(tmp_path, sizes, held):
+    talks = [
+        {"messages": [m for turn in range(size) for m in (
+            {"role": "user", "content": f"{talk} {turn}?"}, {"role": "assistant", "content": f"{turn}"},
+        )]}
+        for talk, size in enumerate(sizes)
+    ]  # fmt: skip
+    path = write(tmp_path / "rows.jsonl", talks)
+    config = load_config(**{"data.path": str(path), "data.turns": "all", "task.name": "exact", "gate.rows": 32})
+    left, found = hold_back(config, Exact(), load_demonstrations(config.data, Exact()))
+    assert len(found) == held or (held and held - 2 <= len(found) <= held)
+    assert len(left.demonstrations) + len(found) == sum(sizes)
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "none-*.jsonl", "empty"])

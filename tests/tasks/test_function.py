@@ -47,7 +47,8 @@ def test_anything_else_is_refused_with_the_row(said):
 def test_it_sees_the_prompt_the_text_and_every_column():
     seen = []
     FunctionTask(lambda *given: not seen.append(given)).check("four", ROW)
-    assert seen == [("2 + 2?", "four", {"unit": "apples", "prompt": "2 + 2?", "response": "4"})]
+    row = {"unit": "apples", "prompt": "2 + 2?", "response": "4", "messages": [{"role": "user", "content": "2 + 2?"}]}
+    assert seen == [("2 + 2?", "four", row)]
 
 
 def test_a_score_is_right_from_the_threshold_on():

@@ -1,35 +1,35 @@
-"""Objects in memory -> the options and files of a run: rows, a model, adapters, a check."""
+"""A model object and PEFT's adapters -> what a run loads, and where the model can be loaded from again."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
-import inspect
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+import logging
+import os
+import shutil
+from typing import TYPE_CHECKING
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from transformers import AutoTokenizer
 
+from onpolicy_sdft.build.identity import weights_digest
 from onpolicy_sdft.config.schema import LoraConfig, ModelConfig
-from onpolicy_sdft.errors import ConfigError, DataError, ModelError
+from onpolicy_sdft.errors import ConfigError, ModelError
+from onpolicy_sdft.models.export import export_model, refuse_foreign
 from onpolicy_sdft.models.load import DTYPES, LoadedModel, plain_template, refuse_tokens_beyond, weight_files
-from onpolicy_sdft.runs.files import write_bytes_atomic
-from onpolicy_sdft.tasks.function import CheckFunction, FunctionTask
-from onpolicy_sdft.tasks.loading import IN_MEMORY
-from onpolicy_sdft.tasks.protocol import Task
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Rows = Iterable[Mapping[str, Any]]
+    from onpolicy_sdft.config.schema import RunConfig
+    from onpolicy_sdft.runs.directory import RunDirectory
+
+logger = logging.getLogger(__name__)
 
 #: Fields of PEFT's LoraConfig that are options here; any other has to stand at its default.
 _LORA = {
@@ -51,47 +51,6 @@ _OF_PEFT = {
 }
 
 
-def kept(rows: Rows) -> Rows:
-    """Return rows that can be read more than once: what a generator gives is kept."""
-    return list(rows) if isinstance(rows, Iterator) else rows
-
-
-def write_rows(rows: Rows, path: Path) -> Path:
-    """Write rows into a JSON Lines file of the run, which reads them from there like any other data.
-
-    Args:
-        rows: A list of dicts, a ``datasets.Dataset``, or anything that gives rows.
-        path: Where to. A file with the same rows is left as it is.
-
-    Raises:
-        DataError: If there are no rows, or one holds what JSON cannot.
-    """
-    if isinstance(rows, str | bytes | Mapping) or not isinstance(rows, Iterable):
-        raise DataError(f"rows are given as {type(rows).__name__}. Fix: a list of dicts, or a datasets.Dataset.")
-    lines = []
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, Mapping):
-            raise DataError(f"row {number} is {type(row).__name__}, not a dict of columns.")
-        try:
-            lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False, default=_plain).encode() + b"\n")
-        except (TypeError, ValueError) as error:
-            raise DataError(f"row {number} holds what JSON cannot: {error}. Fix: leave that column out.") from error
-    if not lines:
-        raise DataError("there are no rows.")
-    content = b"".join(lines)
-    if not (path.is_file() and path.read_bytes() == content):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes_atomic(path, content)
-    return path
-
-
-def _plain(value: Any) -> Any:
-    """Return a number or list of numpy's or torch's as Python's; nothing else is guessed."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"{value!r:.60} is {type(value).__name__}")
-
-
 def given_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, config: ModelConfig
 ) -> tuple[LoadedModel, ModelConfig]:
@@ -110,13 +69,23 @@ def given_model(
             "model is a PeftModel: adapters of its own are put on here. Fix: model.merge_and_unload() or its base with "
             "peft_config, or the adapter's folder as model, which is merged into its base."
         )
+    layers = model.modules() if hasattr(model, "modules") else ()
+    if getattr(model, "_hf_peft_config_loaded", False) or any(isinstance(each, BaseTunerLayer) for each in layers):
+        raise ModelError(
+            "The model carries adapters, of an earlier training or of a file: new ones would replace them, and "
+            "nobody could "
+            "load the result. Fix: load it afresh; or the adapter's folder as model, which is merged into its base."
+        )
     if not hasattr(model, "generate") or not hasattr(model, "name_or_path"):
         raise ModelError(f"model is {type(model).__name__}. Fix: a model of transformers, a path, or a hub id.")
     name = str(model.name_or_path or "")
     if tokenizer is None:
         if not name:
             raise ModelError("The model does not say where it came from. Fix: give its tokenizer as well.")
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=config.revision)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"There is no tokenizer at {name!r}. Fix: tokenizer=...: {error}") from error
     tokenizer = copy.deepcopy(tokenizer)
     if tokenizer.eos_token_id is None:
         raise ModelError("The tokenizer has no end-of-text token, so no answer could ever end. Fix: set its eos_token.")
@@ -134,30 +103,69 @@ def given_model(
         load_in_4bit=bool(getattr(model, "is_loaded_in_4bit", False)),
     )
     stored = getattr(model.config, "dtype", None)
+    model.eval()  # as a loaded one is: whoever trains it sets the mode
     loaded = LoadedModel(model, tokenizer, name, stored if isinstance(stored, torch.dtype) else model.dtype)
     return loaded, described
 
 
-def differs_from_files(model: PreTrainedModel, source: str) -> bool:
-    """Whether some weight is another than the one of that name in the files the model says it came from.
+def is_in_files(model: PreTrainedModel, source: str, revision: str | None = None) -> bool:
+    """Whether every weight is in the files that the model says it came from, under its name and the same.
 
-    Weights are compared one by one, so no second model is held. What the files call otherwise is not compared; nor is
-    anything where there are no safetensors files.
+    Weights are compared one by one, so no second model is held. A quantised model is taken at its word: its weights are
+    in no file as they are held.
     """
+    if getattr(model, "is_quantized", False):
+        return bool(source)
     try:
-        paths = weight_files(source)
+        paths = weight_files(source, revision) if source else []
     except (OSError, ValueError):  # nothing of that name is here
         paths = []
-    held = model.state_dict()
+    left = {name: weight.detach() for name, weight in model.named_parameters()}  # one name of those that are tied
     for path in paths:
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  # no mapping
-                if name in held:
-                    stored = file.get_tensor(name)
-                    mine = held[name].detach().to("cpu")
-                    if stored.shape != mine.shape or not torch.equal(stored.to(mine.dtype), mine):
-                        return True
-    return False
+            for name in left.keys() & set(file.keys()):
+                stored, mine = file.get_tensor(name), left.pop(name).to("cpu")
+                if stored.shape != mine.shape or not torch.equal(stored.to(mine.dtype), mine):
+                    return False
+    return not left
+
+
+def name_of_base(given: LoadedModel, config: RunConfig, run: RunDirectory) -> str:
+    """Return where a model object can be loaded from again, which is ``base/`` of the run if it is in no files.
+
+    Raises:
+        ConfigError: If the run has another base already, or what it is to do needs a model of files.
+    """
+    if is_in_files(given.model, given.source, config.model.revision):
+        remove_left_base(run)
+        return given.source
+    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if num_ranks > 1 or config.train.init_from is not None:
+        what = (
+            f"trained by {num_ranks} processes" if num_ranks > 1 else "the base of a run that goes on from another run"
+        )
+        raise ConfigError(
+            f"A model that is in no folder as it is cannot be {what}. Fix: save it (save_pretrained) and load it "
+            "from there."
+        )
+    digest, card = weights_digest(given.model), run.base_path / "README.md"
+    if not (card.is_file() and digest in card.read_text(encoding="utf-8")):
+        if run.manifest_path.is_file():
+            raise ConfigError(
+                f"{run.base_path} holds another model than the one that is given. Fix: that model to go on with "
+                "the run, or "
+                "another train.output_dir."
+            )
+        logger.info(f"the model is in no files as it is: it is kept with the run, in {run.base_path}")
+        export_model(given.model, given.tokenizer, run.base_path, str(run.base_path), {"weights": digest}, {})
+    return str(run.base_path.absolute())
+
+
+def remove_left_base(run: RunDirectory) -> None:
+    """Remove the base that a run which never began has left: it would be taken for the next one's."""
+    if run.base_path.is_dir() and not run.manifest_path.is_file():
+        refuse_foreign(run.base_path)
+        shutil.rmtree(run.base_path)
 
 
 def lora_options(peft_config: PeftConfig) -> LoraConfig:
@@ -181,27 +189,3 @@ def lora_options(peft_config: PeftConfig) -> LoraConfig:
         LoraConfig().target_modules if targets is None else targets if isinstance(targets, str) else sorted(targets)
     )
     return LoraConfig(enabled=True, **options)
-
-
-def given_task(task: Task | CheckFunction) -> tuple[str, Task]:
-    """Return a task object, or a function that checks, under the name that the run keeps it by.
-
-    The name holds a digest of the source, so that a run is not resumed with another check.
-    """
-    if isinstance(task, type):
-        raise ConfigError(f"task={task.__name__} is a class. Fix: an object of it, {task.__name__}(...).")
-    made = cast("Task", task) if hasattr(task, "check") else FunctionTask(cast("Any", task))
-    kind = made.function if isinstance(made, FunctionTask) else type(made)
-    state = "" if isinstance(made, FunctionTask) else repr(sorted(vars(made).items()))
-    digest = hashlib.sha256(f"{_source(kind)} {state}".encode()).hexdigest()[:8]
-    return f"{IN_MEMORY}{made.name}-{digest}", made
-
-
-def _source(found: Any) -> str:
-    try:
-        return inspect.getsource(found)
-    except (OSError, TypeError):  # typed at a prompt
-        code = getattr(found, "__code__", None)
-        return (
-            repr((code.co_code, code.co_consts, code.co_names)) if code else str(getattr(found, "__qualname__", found))
-        )
