@@ -1,4 +1,4 @@
-"""A function or an object -> the task of a run, under a name that tells it from others; and what is no callback."""
+"""A function or an object -> the task of a run, under a name that tells it from others; and a check of callbacks."""
 
 from __future__ import annotations
 
@@ -58,12 +58,15 @@ def _source(found: Any) -> str:
         return repr((code.co_code, code.co_names)) if code else str(getattr(found, "__qualname__", found))
 
 
-def refuse_no_callback(callback: Callback) -> Callback:
-    """Refuse what is no callback before the run that would find out after its first step."""
+def require_callback(callback: Callback) -> Callback:
+    """Check that an object is a callback before training starts, not after the first step.
+
+    Raises:
+        ConfigError: Naming it.
+    """
     if isinstance(callback, type) or not all(hasattr(callback, name) for name in _CALLBACK):
         raise ConfigError(
             f"callbacks: {callback!r:.80} is no callback of this package. Fix: an object of a class that is "
-            "derived from "
-            "onpolicy_sdft.Callback."
+            "derived from onpolicy_sdft.Callback."
         )
     return callback

@@ -72,9 +72,8 @@ def given_model(
     layers = model.modules() if hasattr(model, "modules") else ()
     if getattr(model, "_hf_peft_config_loaded", False) or any(isinstance(each, BaseTunerLayer) for each in layers):
         raise ModelError(
-            "The model carries adapters, of an earlier training or of a file: new ones would replace them, and "
-            "nobody could "
-            "load the result. Fix: load it afresh; or the adapter's folder as model, which is merged into its base."
+            "The model carries adapters, of an earlier training or of a file: new ones would replace them, and nobody "
+            "could load the result. Fix: load it afresh, or give the adapter's folder as model: it is merged then."
         )
     if not hasattr(model, "generate") or not hasattr(model, "name_or_path"):
         raise ModelError(f"model is {type(model).__name__}. Fix: a model of transformers, a path, or a hub id.")
@@ -152,9 +151,8 @@ def name_of_base(given: LoadedModel, config: RunConfig, run: RunDirectory) -> st
     if not (card.is_file() and digest in card.read_text(encoding="utf-8")):
         if run.manifest_path.is_file():
             raise ConfigError(
-                f"{run.base_path} holds another model than the one that is given. Fix: that model to go on with "
-                "the run, or "
-                "another train.output_dir."
+                f"{run.base_path} holds another model than the one that is given. Fix: that model to go on with the "
+                "run, or another train.output_dir."
             )
         logger.info(f"the model is in no files as it is: it is kept with the run, in {run.base_path}")
         export_model(given.model, given.tokenizer, run.base_path, str(run.base_path), {"weights": digest}, {})

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft import log
-from onpolicy_sdft.api.checks import given_task, refuse_no_callback
+from onpolicy_sdft.api.checks import given_task, require_callback
 from onpolicy_sdft.api.models import given_model, lora_options, name_of_base, remove_left_base
 from onpolicy_sdft.api.rows import DATA, TRAIN, Rows, kept, write_rows
 from onpolicy_sdft.build.bundle import load_bundle
+from onpolicy_sdft.build.cuda import make_repeatable
 from onpolicy_sdft.build.data import refuse_unaskable
 from onpolicy_sdft.build.given import Given
 from onpolicy_sdft.build.loaded import LoadedRun
@@ -81,8 +82,8 @@ class SDFTTrainer:
         model: A model of transformers, which is trained in place, or its path or hub id. None: ``model.name`` of the
             config.
         tokenizer: Of a model object; None: the one at its ``name_or_path``. A copy is used.
-        train_dataset: A list of dicts, a ``datasets.Dataset`` or anything that gives rows, with the columns that
-            ``data`` of the config names (``prompt`` and ``response``). None: the config's own data.
+        train_dataset: A list of dicts, a ``datasets.Dataset`` or anything that gives rows, in one of the
+            formats of docs/data.md or with the columns that ``data`` of the config names. None: the config's own data.
         eval_dataset: Rows to score before and after training, with the same columns, or several such sets by name.
         peft_config: ``peft.LoraConfig``; None: ``lora`` of the config (adapters of rank 16; ``lora.enabled`` false
             trains every weight).
@@ -130,7 +131,7 @@ class SDFTTrainer:
         self._files: dict[Path, Rows] = {}  # what is written into the run directory
         self.config = self._with_rows(options, train_dataset, eval_dataset)
         check(self.config)
-        self.callbacks = [refuse_no_callback(each) for each in callbacks]
+        self.callbacks = [require_callback(each) for each in callbacks]
         self.outcome: TrainOutcome | None = None
         self._has_begun = False
 
@@ -159,6 +160,8 @@ class SDFTTrainer:
                 "model; with train.resume auto it goes on where the run stopped."
             )
         config = self._write()
+        if config.train.deterministic:
+            make_repeatable("train.deterministic")
         self._has_begun = self._model is not None or self.outcome is not None
         self.outcome = fit(
             config, ["SDFTTrainer.train", *sys.argv], Given(self._model, self._tasks, tuple(self.callbacks))
@@ -210,8 +213,8 @@ class SDFTTrainer:
         if merged or dtype is not None:
             export(self.run.path, output, merged=merged, push_to_hub=None, dtype=dtype)
             return Path(output)
-        if target == source or source in target.parents:
-            raise ConfigError(f"{output} is where the run keeps its model. Fix: another folder.")
+        if self.run.path.resolve() in (target, *target.parents):
+            raise ConfigError(f"{output} is inside the run itself. Fix: another folder.")
         refuse_foreign(target)
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(source, target)

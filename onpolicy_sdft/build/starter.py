@@ -126,7 +126,7 @@ def _yaml(
     )
     num_rows = len(rows.demonstrations)
     batch_size = min(16, max(1, num_rows // 4))
-    plain, left_out = DataConfig(), ("on_bad_row", "wording", "limit")
+    plain, left_out = DataConfig(), ("on_bad_row", "wording")
     given = {name: value for name, value in vars(data).items() if value != getattr(plain, name)}
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False)
     environment.filters["round_up"] = _round_up
@@ -136,6 +136,7 @@ def _yaml(
         num_skipped=len(rows.skipped),
         model=model.name,
         data={name: value for name, value in given.items() if name not in left_out},
+        wording=data.wording,
         task=task,
         task_options=dict(options),
         why=why,

@@ -37,11 +37,11 @@ def usage() -> str:
     """Return the overview of verbs."""
     lines = ["usage: sdft VERB [options]", "", "Fine-tune chat models on demonstrations without forgetting.", ""]
     lines += [f"  {verb:11} {text}" for verb, text in VERBS.items()]
-    return "\n".join([*lines, "", "sdft VERB --help shows every option with its default."])
+    return "\n".join([*lines, "", "sdft VERB --help shows the options of a verb; --help_all every option of a run."])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb; return its exit code: 0 done, 2 an error to mend, 130/143 stopped by a signal and saved."""
+    """Run a verb; return its exit code: 0 done, 2 an error to mend, 130/143 stopped by a signal (a run is saved)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())

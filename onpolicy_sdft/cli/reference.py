@@ -49,11 +49,12 @@ def commands_page() -> str:
     """Return every verb of the command with what it does."""
     rows = [f"| `sdft {verb}` | {text} |" for verb, text in VERBS.items()]
     note = (
-        "`sdft VERB --help` shows every option of a verb with its default; those of runs are in [options](options.md)."
+        "`sdft VERB --help` shows the options of a verb, and the common ones of a run; `--help_all` shows every "
+        "one, as [options](options.md) does."
     )
     codes = (
         "Exit codes: 0 done; 2 an error to mend, said in one line; 3 the gate found nothing better than the start; "
-        "130 and 143 stopped by Ctrl-C or SIGTERM after a whole step, with the state saved.\n"
+        "130 and 143 stopped by Ctrl-C or SIGTERM; a training loop ends after a whole step, with the state saved.\n"
     )
     return "\n".join(["# Commands\n", _MADE, "| command | what it does |\n|---|---|", *rows, "", note + "\n", codes])
 

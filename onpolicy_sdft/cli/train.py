@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from onpolicy_sdft.cli.cuda import make_repeatable
+from onpolicy_sdft.build.cuda import make_repeatable
 from onpolicy_sdft.config.load import make_parser, parse
 from onpolicy_sdft.runs.commands import REFUSED_CODE
 

@@ -97,6 +97,8 @@ def _check_rollout(config: RunConfig) -> None:
         config.screening.truncated,
         config.screening.looping,
         config.screening.length,
+        config.screening.control,
+        config.screening.answer_only,
         config.screening.check,
     }:
         raise ConfigError(

@@ -50,11 +50,8 @@ def short_help(parser: argparse.ArgumentParser) -> str:
     sections = {name.partition(".")[0] for name in of_run}
     own = [name for name in own if name not in sections]  # a section's own flag takes a file
     lines += [line for name in own for line in _lines(actions[name], ".")]
-    lines += [
-        "",
-        f"Common options, of {len(of_run)}; {parser.prog} --help_all shows every one, as docs/options.md does:",
-        "",
-    ]
+    more = f"{parser.prog} --help_all shows all of them, as docs/options.md does"
+    lines += ["", f"The common options ({len(COMMON)} of {len(of_run)}; {more}):", ""]
     lines += [line for name in COMMON for line in _lines(actions[name], f"(default: {_shown(actions[name].default)})")]
     lines += ["", "--print_config prints all options as they are resolved. sdft configs list shows the shipped files."]
     return "\n".join([*lines, ""])

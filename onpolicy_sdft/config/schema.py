@@ -64,8 +64,8 @@ class DataConfig:
     name: str | None = None
     """``embedded:GENERATOR``, ``published:SET`` or a hub data set. Exactly one of ``name`` and ``path``."""
     path: str | None = None
-    """Local .json, .jsonl, .csv, .tsv or .parquet file (.gz and .zst too), a folder of them, or a pattern such as
-    ``rows/part-*.jsonl``."""
+    """Local .json, .jsonl, .csv or .tsv file (also with .gz or .zst behind it), a .parquet file, a folder of them, or a
+    pattern such as ``rows/part-*.jsonl``."""
     split: str = "train"
     """Split of a hub, embedded or published set (published sets have ``test`` only)."""
     limit: int | None = number(None, at_least=1)
@@ -87,7 +87,7 @@ class DataConfig:
     messages_column: str | None = None
     """Column of whole conversations, with ``role`` and ``content`` or ``from`` and ``value``."""
     turns: Literal["last", "all"] = "last"
-    """Of a conversation: the last answer is a demonstration, or each that answers a user turn."""
+    """Of a conversation: the last answer is a demonstration, or each that answers a user's or a tool's turn."""
     id_column: str | None = None
     """Column of unique example ids. Unset: the set's own for embedded and published sets, else a digest of the row's
     text and its number."""
@@ -618,7 +618,7 @@ class EvalConfig:
     seed: int = number(0, at_least=0)
     """Seed of sampled evaluation."""
     kl_prompts: int = number(60, at_least=0)
-    """General prompts whose seed completions measure KL(base || tuned); 0 turns it off."""
+    """General prompts; the base model's completions of them measure KL(base || tuned); 0 turns it off."""
     kl_max_new_tokens: int = number(96, at_least=1)
     """Longest of those completions."""
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1] / "shipped"
 
 
 def shipped_files() -> list[str]:
-    """Return the names of all files, as ``--config`` takes those that are configs."""
+    """List all shipped files by relative path, the form that ``--config`` takes."""
     folders = [ROOT / "configs", *(ROOT / "configs").iterdir(), ROOT / "launch", ROOT / "launch" / "accelerate"]
     names = [path.relative_to(ROOT) for folder in folders for path in folder.glob("*.*") if path.is_file()]
     return sorted(str(name) for name in names if name.suffix in (".yaml", ".sh") and name.parts[-1] not in _OF_CHECKOUT)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Columns of a prompt, of a response and of whole conversations as others call them, for messages.
+#: Other common names of these columns, for the texts of errors.
 _ALSO_CALLED = {
     "prompt": ("question", "instruction", "input", "query", "problem", "text"),
     "response": ("completion", "answer", "output", "chosen", "target", "solution"),
@@ -56,6 +56,16 @@ _FORMATS: Mapping[str, tuple[Columns, tuple[str, ...], str]] = {
 }  # fmt: skip
 
 
+#: Columns of common formats that change the prompt, and what to do about them.
+_BESIDE = {
+    "system": "name it, --data.system_column system",
+    "history": "write earlier turns as messages",
+    "tools": "write what the prompt needs of it into a message, and leave the column out",
+    "chat_template_kwargs": "give them to all rows, as context.student_template_kwargs and "
+    "context.teacher_template_kwargs, and leave the column out",
+}
+
+
 def find_columns(row: Mapping[str, Any], config: DataConfig, where: str) -> Columns | None:
     """Return the columns of a source: those that options name, else those of the format that a row has.
 
@@ -89,12 +99,16 @@ def find_columns(row: Mapping[str, Any], config: DataConfig, where: str) -> Colu
 
 
 def left_unread(row: Mapping[str, Any], columns: Columns, config: DataConfig) -> set[str]:
-    """Return what a row says beside its texts that formats use and no option reads.
+    """Refuse filled columns that would change the prompt; return the harmless ones that are not read, for the log.
+
+    Rows of a plain prompt and response, or whose prompt or response column is named, may have columns of any name
+    for their check.
 
     Raises:
-        DataError: If it changes what is asked, and the row is of such a format.
+        DataError: Naming the column and what to do about it.
     """
     of_format = columns != Columns() and not (config.prompt_column or config.response_column)
+    of_format |= any(isinstance(row.get(name), list) for name in (columns.prompt, columns.response))
     filled = {name for name in _BESIDE if row.get(name) and name not in (*columns.used, config.system_column)}
     for name in sorted(filled):
         if of_format:
@@ -102,16 +116,6 @@ def left_unread(row: Mapping[str, Any], columns: Columns, config: DataConfig) ->
     if columns.prompt == "instruction" and columns.input is None and columns.messages is None and row.get("input"):
         return {"the column 'input' (--data.input_column input reads it)"}
     return set()
-
-
-#: Columns of common formats that change the prompt, and what to do about them.
-_BESIDE = {
-    "system": "name it, --data.system_column system",
-    "history": "write earlier turns as messages",
-    "tools": "write what the prompt needs of it into a message, and leave the column out",
-    "chat_template_kwargs": "give them to all rows, as context.student_template_kwargs and "
-    "context.teacher_template_kwargs, and leave the column out",
-}
 
 
 def column_hint(row: Mapping[str, Any], columns: Columns, missing: str) -> str:

@@ -108,7 +108,7 @@ def _refuse_unread(message: Mapping[str, Any], index: int) -> None:
 
 
 def unread_parts(messages: list[Mapping[str, Any]], *, ends_in_answer: bool = False) -> set[str]:
-    """Return what of a conversation is not read and changes nothing of what is.
+    """Return the harmless parts of a conversation that are not read, for the log.
 
     Args:
         messages: As rows have them.

@@ -95,8 +95,8 @@ def file_rows(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
             yield from _parquet_rows(path)
         else:
             raise DataError(
-                f"{path}: unknown ending {path.suffix!r}; give {', '.join(ENDINGS)}, or one of them with "
-                f"{' or '.join(COMPRESSED)} behind it."
+                f"{path}: unknown ending {path.suffix!r}; give {', '.join(ENDINGS)}, or (but for Parquet) one of them "
+                f"with {' or '.join(COMPRESSED)} behind it."
             )
     except (EOFError, OSError) as error:
         if path.suffix.lower() not in COMPRESSED:

@@ -98,7 +98,7 @@ def load_demonstrations(config: DataConfig, task: Task, *, section: str = "data"
 
 
 def _unread(row: Mapping[str, Any], columns: Columns, config: DataConfig) -> set[str]:
-    """Return what of a row is not read and changes nothing of what is."""
+    """Return the harmless parts of a row that are not read, for the log."""
     found = set() if _is_made(config) else left_unread(row, columns, config)
     if columns.messages is not None:
         return found | unread_parts(row[columns.messages])
@@ -249,6 +249,12 @@ def _column(row: Mapping[str, Any], column: str, columns: Columns) -> Any:
     if column not in row:
         raise DataError(f"no column {column!r}; the row has {sorted(map(str, row))}{column_hint(row, columns, column)}")
     return row[column]
+
+
+def is_on_hub(config: DataConfig) -> bool:
+    """Whether the rows are a data set of the hub: not the package's own, and not files of this machine."""
+    name = config.name
+    return name is not None and not (_is_made(config) or name in _LOADERS or Path(name).expanduser().exists())
 
 
 def _is_local(config: DataConfig) -> bool:

@@ -13,7 +13,9 @@ from peft import PeftModel
 
 from onpolicy_sdft.build.base import base_of
 from onpolicy_sdft.build.loaded import LoadedRun, load_run
+from onpolicy_sdft.data.sources import is_on_hub
 from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.models.card import HUB_DATA
 from onpolicy_sdft.models.embedded import PREFIX
 from onpolicy_sdft.models.export import export_model, hold_in, merge_adapter, push_folder, refuse_foreign
 from onpolicy_sdft.models.load import is_adapter
@@ -125,6 +127,7 @@ def model_facts(config: RunConfig, where: str, fingerprint: str) -> dict[str, st
         "teacher weights": config.teacher.weights,
         "context template": config.context.template,
         "seed": str(config.train.seed),
+        **({HUB_DATA: str(config.data.name)} if is_on_hub(config.data) else {}),
     }
 
 

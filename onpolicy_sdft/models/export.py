@@ -13,16 +13,11 @@ from huggingface_hub import HfApi
 from peft import PeftModel
 
 from onpolicy_sdft.errors import ConfigError, ModelError
-from onpolicy_sdft.models import embedded
-from onpolicy_sdft.models.generation import listed_ids
+from onpolicy_sdft.models.card import CARD_MARK, model_card, where_base_is
 from onpolicy_sdft.models.randomness import own_dropout
-from onpolicy_sdft.versions import package_versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_CARD_MARK = "fine-tuned with onpolicy_sdft"
-_PACKAGES = ("onpolicy_sdft", "torch", "transformers", "peft", "accelerate")
 
 
 def export_model(
@@ -74,7 +69,7 @@ def _write(
 ) -> None:
     if isinstance(model, PeftModel):
         for adapter in model.peft_config.values():
-            adapter.base_model_name_or_path = _where_base_is(model, base_name)
+            adapter.base_model_name_or_path = where_base_is(model, base_name)
         # Embeddings are never trained here; "auto" would look for the base on the hub to find that out.
         kept = None if weights is None else dict(weights)
         model.save_pretrained(str(directory), save_embedding_layers=False, state_dict=kept)
@@ -86,13 +81,6 @@ def _write(
     tokenizer.save_pretrained(directory)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(directory)
-
-
-def _where_base_is(model: PeftModel, base_name: str) -> str:
-    """Return the base as PEFT can load it from any working directory: a folder, or a hub id."""
-    if base_name.startswith(embedded.PREFIX):
-        return str(Path(str(model.get_base_model().name_or_path)).absolute())
-    return str(Path(base_name).absolute()) if Path(base_name).is_dir() else base_name
 
 
 def try_saving(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, base_name: str) -> None:
@@ -136,7 +124,7 @@ def refuse_foreign(directory: Path) -> None:
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
     card = directory / "README.md"
-    if not card.is_file() or _CARD_MARK not in card.read_text(encoding="utf-8", errors="replace"):
+    if not card.is_file() or CARD_MARK not in card.read_text(encoding="utf-8", errors="replace"):
         raise ConfigError(f"{directory} holds other files and is not overwritten. Fix: name a new directory.")
 
 
@@ -157,50 +145,3 @@ def hold_in(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Hold weights in a dtype; buffers stay: rotary frequencies are float32 whatever the weights are."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-
-
-def model_card(
-    model: PreTrainedModel | PeftModel, base_name: str, facts: Mapping[str, str], summary: Mapping[str, Any]
-) -> str:
-    """Return a model card in the hub's format: how to load it, method, data, scores with intervals, versions."""
-    is_adapter = isinstance(model, PeftModel)
-    header = ["---", "library_name: " + ("peft" if is_adapter else "transformers"), "tags:"]
-    header += ["- onpolicy_sdft", "- self-distillation"]
-    if not base_name.startswith(embedded.PREFIX) and not Path(base_name).exists():
-        header.append(f"base_model: {base_name}")
-    lines = [*header, "---", "", f"# {base_name}, {_CARD_MARK}", ""]
-    if isinstance(model, PeftModel):
-        lines += _how_to_load(model, base_name)
-    if model.generation_config is not None:
-        lines.append(f"* stop tokens: {listed_ids(model.generation_config.eos_token_id)}")
-    lines.append(f"* attention: {model.config.get_text_config()._attn_implementation}")
-    lines += [f"* {key}: {value}" for key, value in facts.items()]
-    for stage, scores in summary.items():
-        for item in scores.get("sets", []):
-            lines.append(
-                f"* {stage}: {item['label']} {item['score']:.3f} "
-                f"[{item['low']:.3f}, {item['high']:.3f}] (n = {item['n']}, 95 % Wilson)"
-            )
-        if scores.get("kl"):
-            kl = scores["kl"]
-            lines.append(
-                f"* {stage}: KL(base || tuned) {kl['mean']:.4f} nats per token "
-                f"[{kl['low']:.4f}, {kl['high']:.4f}] ({kl['num_completions']} completions)"
-            )
-    versions = package_versions(_PACKAGES).items()
-    lines.append("* versions: " + ", ".join(f"{name} {version or 'unknown'}" for name, version in versions))
-    return "\n".join([*lines, ""])
-
-
-def _how_to_load(model: PeftModel, base_name: str) -> list[str]:
-    """Say what PEFT does not do by itself: it takes the stop tokens of the base."""
-    base = _where_base_is(model, base_name)
-    where = f" (`{base_name}`, made by `sdft models fetch`)" if base_name.startswith(embedded.PREFIX) else ""
-    return [
-        "```python",
-        "model = peft.AutoPeftModelForCausalLM.from_pretrained(folder)",
-        "model.generation_config = transformers.GenerationConfig.from_pretrained(folder)  # the stop tokens of the run",
-        "```",
-        "",
-        f"* base: {base}{where}",
-    ]

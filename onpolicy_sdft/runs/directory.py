@@ -180,7 +180,7 @@ class RunDirectory:
 
     @property
     def base_path(self) -> Path:
-        """What the run before left, with its adapter folded in, where this run's adapter stands on it."""
+        """The base of this run's adapter, where it is in no other place: adapters merged in, or a model of memory."""
         return self.path / "base"
 
     @property

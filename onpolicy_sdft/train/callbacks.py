@@ -14,8 +14,9 @@ class Callback:
     """Derive from it and write the methods that you need; the others do nothing.
 
     A callback looks on. What it is given is not to be changed; the one thing it may do to a run is to end it, by
-    returning true. An error in a callback ends the run like any other: the steps before it are saved. With several
-    ranks each one calls its own callbacks, and the run ends on all of them where it ends on one.
+    returning true. An error in a callback ends the run like any other: its last whole step is saved (with several ranks
+    the last checkpoint stands). With several ranks each one calls its own callbacks, and the run ends on all of them
+    where it ends on one.
     """
 
     def on_rollouts(self, step: int, targets: Sequence[Target]) -> None:
@@ -44,7 +45,7 @@ class Callback:
         """
 
     def on_save(self, step: int, path: Path) -> None:
-        """Hear of a checkpoint that was written, or of the model after the last step.
+        """Hear of a checkpoint that the loop wrote (``train.checkpoint_steps``, the end), or of the exported model.
 
         Args:
             step: Optimizer steps taken.

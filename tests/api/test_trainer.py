@@ -327,7 +327,7 @@ def test_an_earlier_export_is_replaced_and_other_files_are_not(tmp_path, model_d
     trainer.save_model(tmp_path / "out", merged=True)
     trainer.save_model(tmp_path / "out")
     assert not (tmp_path / "out" / "model.safetensors").exists()
-    with pytest.raises(ConfigError, match="where the run keeps its model"):
+    with pytest.raises(ConfigError, match="is inside the run itself"):
         trainer.save_model(tmp_path / "run" / "model")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("x")

@@ -46,7 +46,7 @@ def test_the_program_that_comes_from_trl_runs(tmp_path, model_dir, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: rows)
     theirs, ours = blocks(DOCS / "migrating.md")
     run(ours, model_dir, {"__name__": "program"})
-    assert (tmp_path / "out" / "final" / "adapter_config.json").is_file()
+    assert (tmp_path / "final" / "adapter_config.json").is_file()
     kept = [line for line in theirs.splitlines() if line in ours.splitlines()]
     assert len(kept) >= 9  # all but the names and the arguments
 

@@ -229,6 +229,7 @@ def test_line_ends_of_old_spreadsheets_are_read(tmp_path):
         ({"instruction": "q", "output": "a", "history": [["x", "y"]]}, "'history' beside"),
         ({"conversations": [USER, ANSWER], "system": "Be brief."}, "--data.system_column system"),
         ({"prompt": "q", "completion": "a", "tools": [{"name": "f"}]}, "'tools' beside"),
+        ({"prompt": [USER], "response": SAID, "tools": [{"name": "f"}]}, "'tools' beside"),
     ],
 )
 def test_what_would_change_the_prompt_is_not_dropped(tmp_path, row, message):

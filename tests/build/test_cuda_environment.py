@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from onpolicy_sdft.cli.cuda import make_repeatable
+from onpolicy_sdft.build.cuda import make_repeatable
 
 NAME = "CUBLAS_WORKSPACE_CONFIG"
 
