@@ -107,7 +107,8 @@ def _licence(base_name: str) -> str | None:
         return embedded.EMBEDDED_MODELS[base_name.removeprefix(embedded.PREFIX)].licence
     try:
         found = cached_file(base_name, "README.md", local_files_only=True, _raise_exceptions_for_missing_entries=False)
-        said = None if found is None else ModelCard(Path(found).read_text(encoding="utf-8")).data.license
+        card = None if found is None else ModelCard(Path(found).read_text(encoding="utf-8"))
+        said = None if card is None else getattr(card.data, "license", None)
     except (OSError, ValueError):  # no such model here, or a card that cannot be read
         return None
     return said if isinstance(said, str) else None

@@ -214,7 +214,7 @@ def test_print_config_writes_a_file_that_loads_to_the_same_options(capsys, yaml_
 
 def test_help_shows_every_option_with_its_text(capsys):
     with pytest.raises(SystemExit) as stopped:
-        parse_flags("--help")
+        parse_flags("--help_all")
     shown = " ".join(capsys.readouterr().out.split())
     assert stopped.value.code == 0
     assert [name for name in field_names() if f"--{name}" not in shown] == []

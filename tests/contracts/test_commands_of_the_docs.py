@@ -65,6 +65,7 @@ def test_the_commands_of_the_docs_run_one_after_the_other(tmp_path, model_dir, m
             options = {"model.name": model_dir, "train.output_dir": output, **SHORT}
             words += [word for name, value in options.items() for word in (f"--{name}", str(value))]
         words += ["--num_examples", "2"] if words[0] == "probe" else []
+        words += ["--model.name", str(model_dir)] if words[0] == "init" else []
         assert main(words) == 0, f"{command}: {capsys.readouterr().err}"
     assert (tmp_path / "run" / "report.html").is_file()
     assert (tmp_path / "exported" / "model.safetensors").is_file()
