@@ -255,7 +255,9 @@ class SDFTTrainer:
                 f"The run was stopped ({self.outcome.result.reason}), and has no model yet. Fix: {_GO_ON}."
             )
         if self.outcome.trained is None:
-            raise ConfigError(f"Ranks hold parts of the model. Fix: load_run({str(self.run.path)!r}), when they ended.")
+            raise ConfigError(
+                f"Several ranks trained the model. Fix: load_run({str(self.run.path)!r}), when they ended."
+            )
         return self.outcome.trained
 
     def _score(self, loaded: LoadedRun, run: RunDirectory) -> dict[str, float]:

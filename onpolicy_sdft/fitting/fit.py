@@ -77,7 +77,7 @@ class TrainOutcome:
     summary: Mapping[str, Any]  # eval/summary.json; empty when nothing was scored
     is_first: bool = True  # of several ranks: the one that writes the report
     verdict: RunVerdict | None = None  # how the model compares with the start; None where none was left
-    trained: LoadedRun | None = None  # the model as it is in memory; None where ranks have parts of it
+    trained: LoadedRun | None = None  # the model as it is in memory; None with several ranks
 
 
 def fit(config: RunConfig, command: Sequence[str] = (), given: Given = NOTHING) -> TrainOutcome:
@@ -239,7 +239,8 @@ def _fit(config: RunConfig, command: Sequence[str], given: Given, held: ExitStac
     backend.on_first(lambda: write_json_atomic(run.result_path, {**record, "verdict": dataclasses.asdict(verdict)}))
     for callback in callbacks:
         callback.on_save(trainer.state.step, run.model_path)
-    trained = LoadedRun(config, bundle, model, run) if backend.shards.in_place else None
+    # Of several ranks none keeps it: what holds their process group has to be gone before the group is.
+    trained = LoadedRun(config, bundle, model, run) if backend.num_ranks == 1 else None
     return TrainOutcome(run, result, summary, is_first, verdict, trained)
 
 
