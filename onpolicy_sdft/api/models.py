@@ -14,13 +14,19 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
-from transformers import AutoTokenizer
 
 from onpolicy_sdft.build.identity import weights_digest
 from onpolicy_sdft.config.schema import LoraConfig, ModelConfig
 from onpolicy_sdft.errors import ConfigError, ModelError
 from onpolicy_sdft.models.export import export_model, refuse_foreign
-from onpolicy_sdft.models.load import DTYPES, LoadedModel, plain_template, refuse_tokens_beyond, weight_files
+from onpolicy_sdft.models.load import (
+    DTYPES,
+    LoadedModel,
+    load_tokenizer,
+    refuse_tokens_beyond,
+    settle_tokenizer,
+    weight_files,
+)
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -49,6 +55,11 @@ _OF_PEFT = {
     "auto_mapping",
     "peft_version",
 }
+
+
+def num_ranks() -> int:
+    """Return how many processes were launched to train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def given_model(
@@ -81,15 +92,10 @@ def given_model(
     if tokenizer is None:
         if not name:
             raise ModelError("The model does not say where it came from. Fix: give its tokenizer as well.")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name, revision=config.revision)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"There is no tokenizer at {name!r}. Fix: tokenizer=...: {error}") from error
-    tokenizer = copy.deepcopy(tokenizer)
-    if tokenizer.eos_token_id is None:
-        raise ModelError("The tokenizer has no end-of-text token, so no answer could ever end. Fix: set its eos_token.")
-    if not tokenizer.chat_template:
-        tokenizer.chat_template = plain_template(tokenizer)
+        tokenizer = load_tokenizer(name, dataclasses.replace(config, name=name))
+    else:
+        tokenizer = copy.deepcopy(tokenizer)
+        settle_tokenizer(tokenizer, name or "the model")
     if model.dtype not in DTYPES.values():
         raise ModelError(f"The model is held in {model.dtype}. Fix: model.to(torch.bfloat16), or torch.float32.")
     refuse_tokens_beyond(model, tokenizer, name or "the model")
@@ -138,10 +144,11 @@ def name_of_base(given: LoadedModel, config: RunConfig, run: RunDirectory) -> st
     if is_in_files(given.model, given.source, config.model.revision):
         remove_left_base(run)
         return given.source
-    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if num_ranks > 1 or config.train.init_from is not None:
+    if num_ranks() > 1 or config.train.init_from is not None:
         what = (
-            f"trained by {num_ranks} processes" if num_ranks > 1 else "the base of a run that goes on from another run"
+            f"trained by {num_ranks()} processes"
+            if num_ranks() > 1
+            else "the base of a run that goes on from another run"
         )
         raise ConfigError(
             f"A model that is in no folder as it is cannot be {what}. Fix: save it (save_pretrained) and load it "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft import log
 from onpolicy_sdft.api.checks import given_task, require_callback
-from onpolicy_sdft.api.models import given_model, lora_options, name_of_base, remove_left_base
+from onpolicy_sdft.api.models import given_model, lora_options, name_of_base, num_ranks, remove_left_base
 from onpolicy_sdft.api.rows import DATA, TRAIN, Rows, kept, write_rows
 from onpolicy_sdft.build.bundle import load_bundle
 from onpolicy_sdft.build.cuda import make_repeatable
@@ -43,10 +43,6 @@ if TYPE_CHECKING:
     from onpolicy_sdft.train.callbacks import Callback
 
 _GO_ON = "a new trainer with train.resume auto goes on with the run"
-
-
-def _num_ranks() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _options(config: RunConfig | Mapping[str, Any] | str | Path | None, more: Mapping[str, Any]) -> RunConfig:
@@ -180,9 +176,9 @@ class SDFTTrainer:
         Returns:
             ``eval/LABEL/score`` of each set; of a trained model ``eval/kl`` as well, where ``eval.kl_prompts`` asks.
         """
-        if _num_ranks() > 1:
+        if num_ranks() > 1:
             raise ConfigError(
-                f"evaluate() works in one process, and {_num_ranks()} were launched. Fix: eval_dataset is scored "
+                f"evaluate() works in one process, and {num_ranks()} were launched. Fix: eval_dataset is scored "
                 "before "
                 f"and after training by all of them; or sdft eval {self.run.path} afterwards."
             )

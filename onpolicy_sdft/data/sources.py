@@ -75,6 +75,7 @@ def load_demonstrations(config: DataConfig, task: Task, *, section: str = "data"
                 raise row
             if columns is None:
                 columns = Columns() if _is_made(config) else find_columns(row, config, where)
+            ignored = set() if _is_made(config) else left_unread(row, columns or Columns(), config)
             read = _demonstrations(row, number, place, columns or Columns(), config, task)
             if read[0].example_id in seen:
                 raise DataError(
@@ -90,22 +91,21 @@ def load_demonstrations(config: DataConfig, task: Task, *, section: str = "data"
             continue
         seen[read[0].example_id] = place.rpartition(", ")[2]
         found += read
-        unread.update(_unread(row, columns or Columns(), config))
+        unread.update(ignored | _unread_of_messages(row, columns or Columns()))
     if not found:
         tail = f" ({len(skipped)} rows were skipped; the first: {skipped[0]})" if skipped else ""
         raise DataError(f"{where}: no rows to learn from{tail}.")
     return DemonstrationSet(tuple(found), where, tuple(skipped), fingerprint(found), unread)
 
 
-def _unread(row: Mapping[str, Any], columns: Columns, config: DataConfig) -> set[str]:
-    """Return the harmless parts of a row that are not read, for the log."""
-    found = set() if _is_made(config) else left_unread(row, columns, config)
+def _unread_of_messages(row: Mapping[str, Any], columns: Columns) -> set[str]:
+    """Return the harmless parts of a row's messages that are not read, for the log."""
     if columns.messages is not None:
-        return found | unread_parts(row[columns.messages])
+        return unread_parts(row[columns.messages])
     lists = [row[name] for name in (columns.prompt, columns.response) if isinstance(row.get(name), list)]
     after = row.get(columns.response)
     messages = [message for each in lists for message in each]
-    return found | (unread_parts(messages, ends_in_answer=not isinstance(after, list)) if messages else set())
+    return unread_parts(messages, ends_in_answer=not isinstance(after, list)) if messages else set()
 
 
 def fingerprint(demonstrations: list[Demonstration]) -> str:
@@ -164,8 +164,6 @@ def _demonstrations(
     row: Mapping[str, Any], number: int, place: str, columns: Columns, config: DataConfig, task: Task
 ) -> list[Demonstration]:
     """Return what a row has to teach: one demonstration, or each answer of a conversation."""
-    if not _is_made(config):
-        left_unread(row, columns, config)
     answers = _answers(row, columns, config, task)
     fields = {key: value for key, value in row.items() if key not in columns.used}
     system, found = _system(row, config), list[Demonstration]()

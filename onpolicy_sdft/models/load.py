@@ -72,19 +72,28 @@ def load_tokenizer(source: str, config: ModelConfig) -> PreTrainedTokenizerBase:
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"Cannot load a tokenizer for model.name={config.name!r}: {error}") from error
+    settle_tokenizer(tokenizer, config.name)
+    return tokenizer
+
+
+def settle_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Give a tokenizer a plain chat template if it has none.
+
+    Raises:
+        ModelError: If it has no end-of-text token.
+    """
     if tokenizer.eos_token_id is None:
         raise ModelError(
-            f"The tokenizer of {config.name!r} has no end-of-text token, so no answer could ever end. "
+            f"The tokenizer of {name!r} has no end-of-text token, so no answer could ever end. "
             "Set eos_token in its tokenizer_config.json."
         )
     if not tokenizer.chat_template:
         warnings.warn(
-            f"{config.name} has no chat template: using 'User: ... Assistant: ...' with the end-of-text token "
+            f"{name} has no chat template: using 'User: ... Assistant: ...' with the end-of-text token "
             "after each answer. For a base model that is usual; for a chat model, set its template.",
             stacklevel=2,
         )
         tokenizer.chat_template = plain_template(tokenizer)
-    return tokenizer
 
 
 def plain_template(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -9,6 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, cast
@@ -66,22 +67,13 @@ def load_task(name: str, options: Mapping[str, Any], given: Mapping[str, Task] =
         )
     if ":" in name:
         found = _own(name)
-        return _build(found if isinstance(found, type) else _task_of(found), name, options)
+        return _build(found if isinstance(found, type) else partial(FunctionTask, found), name, options)
     if name in TASKS:
         return _build(TASKS[name], name, options)
     raise TaskError(
         f"task {name!r} is unknown{_nearest(name, TASKS)}; tasks: {', '.join(TASKS)}; or name a "
         "class or a function of your own as package.module:NAME or path/to/file.py:NAME"
     )
-
-
-def _task_of(function: Callable[..., Any]) -> Callable[..., Task]:
-    """Return what makes the task of a function."""
-
-    def make(threshold: float = 0.5, quick: bool = False) -> Task:  # called by keyword
-        return FunctionTask(function, threshold=threshold, quick=quick)
-
-    return make
 
 
 def _nearest(value: str, known: Iterable[str]) -> str:
