@@ -23,16 +23,18 @@ Verdict = Literal["keep", "fallback", "drop", "resample", "spare"]
 class Turn:
     """One turn of a conversation."""
 
-    role: str  # "system" | "user" | "assistant"
+    role: str  # "system" | "user" | "assistant" | "tool" | "tools" (those of the conversation, as JSON)
     content: str
+    extra: str = ""  # what else the chat template is given, as JSON: calls of an assistant, the name of a tool
 
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
     """A prompt with the expert's answer to it.
 
-    ``turns`` is the conversation up to and including the last user turn; ``response`` answers it. ``fields``
-    holds whatever else the task's check needs (unit tests, choices, the bare answer), as loaded from the row.
+    ``turns`` is the conversation up to and including the last turn of the user or of a tool; ``response`` answers it.
+    ``fields`` holds whatever else the task's check needs (unit tests, choices, the bare answer), as loaded from the
+    row.
     """
 
     example_id: str  # unique within the data set and stable: noise keys are derived from it
@@ -41,10 +43,11 @@ class Demonstration:
     fields: Mapping[str, Any] = field(default_factory=dict)
     origin: str = field(default="", compare=False)  # file and row number, for messages
     conversation: str = field(default="", compare=False)  # what it shares with other answers of one conversation
+    answer: Turn | None = None  # the answer as a turn, where it calls tools; ``response`` is its text
 
     @property
     def prompt(self) -> str:
-        """Text of the last user turn."""
+        """Text of the last turn."""
         return self.turns[-1].content
 
 

@@ -89,12 +89,17 @@ def refuse_unaskable(bundle: ModelBundle, sets: Sequence[EvalSet]) -> None:
 
     Raises:
         ConfigError: If the chat template fails.
-        DataError: If a question and its longest answer are more than the model's context window.
+        DataError: If it leaves out a question's tools, or if a question and its longest answer are more than the
+            model's context window.
     """
     window = context_window(bundle)
     for questions in sets:
         for question in questions.demonstrations:
-            needed = len(bundle.renderer.student_ids(question.turns)) + questions.max_new_tokens
+            try:
+                needed = len(bundle.renderer.student_ids(question.turns)) + questions.max_new_tokens
+            except DataError as error:
+                place = question.origin or f"question {question.example_id}"
+                raise DataError(f"{place} of evaluation set {questions.label!r}: {error}.") from error
             if window is not None and needed > window:
                 raise DataError(
                     f"Question {question.example_id} of evaluation set {questions.label!r} needs {needed} positions "

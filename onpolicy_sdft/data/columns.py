@@ -60,7 +60,6 @@ _FORMATS: Mapping[str, tuple[Columns, tuple[str, ...], str]] = {
 _BESIDE = {
     "system": "name it, --data.system_column system",
     "history": "write earlier turns as messages",
-    "tools": "write what the prompt needs of it into a message, and leave the column out",
     "chat_template_kwargs": "give them to all rows, as context.student_template_kwargs and "
     "context.teacher_template_kwargs, and leave the column out",
 }
@@ -107,8 +106,7 @@ def left_unread(row: Mapping[str, Any], columns: Columns, config: DataConfig) ->
     Raises:
         DataError: Naming the column and what to do about it.
     """
-    of_format = columns != Columns() and not (config.prompt_column or config.response_column)
-    of_format |= any(isinstance(row.get(name), list) for name in (columns.prompt, columns.response))
+    of_format = _is_of_format(row, columns, config)
     filled = {name for name in _BESIDE if row.get(name) and name not in (*columns.used, config.system_column)}
     for name in sorted(filled):
         if of_format:
@@ -116,6 +114,26 @@ def left_unread(row: Mapping[str, Any], columns: Columns, config: DataConfig) ->
     if columns.prompt == "instruction" and columns.input is None and columns.messages is None and row.get("input"):
         return {"the column 'input' (--data.input_column input reads it)"}
     return set()
+
+
+def find_tools(row: Mapping[str, Any], columns: Columns, config: DataConfig) -> str | None:
+    """Return the column that holds a row's tools: the named one, or ``tools`` of a common format; None: it has none.
+
+    Raises:
+        DataError: If the named column is not there.
+    """
+    name = config.tools_column
+    if name is not None and name not in row:
+        raise DataError(f"no column {name!r} (data.tools_column); the row has {sorted(map(str, row))}")
+    if name is None and _is_of_format(row, columns, config):
+        name = "tools"
+    return name if name is not None and row.get(name) else None
+
+
+def _is_of_format(row: Mapping[str, Any], columns: Columns, config: DataConfig) -> bool:
+    """Whether a row has the columns of a common format, so that those beside them have a known meaning."""
+    of_format = columns != Columns() and not (config.prompt_column or config.response_column)
+    return of_format or any(isinstance(row.get(name), list) for name in (columns.prompt, columns.response))
 
 
 def column_hint(row: Mapping[str, Any], columns: Columns, missing: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from onpolicy_sdft.data.tools import EXTRA, has_nulls, read_extra
 from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.types import Turn
 
@@ -13,13 +14,13 @@ ROLES = ("system", "user", "assistant", "tool")
 SPEAKERS = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
     "model": "assistant", "bing": "assistant", "bard": "assistant", "system": "system", "tool": "tool",
-    "observation": "tool", "function_response": "tool",
+    "observation": "tool", "function_response": "tool", "function_call": "assistant",
 }  # fmt: skip
 #: What changes the meaning of a message and is not read; a row that has it is bad.
 UNREAD_KEYS = {
-    "tool_calls": "write the call as its content",
-    "function_call": "write the call as its content",
-    "tool_call_id": "leave it out; tool turns are read in their order",
+    "tool_calls": "only the assistant calls tools",
+    "function_call": "only the assistant calls functions",
+    "tool_call_id": "only a tool answers a call",
     "name": "write the speaker into the content",
     "reasoning_content": "write the reasoning into the content, as the model writes it",
     "reasoning": "write the reasoning into the content, as the model writes it",
@@ -38,15 +39,20 @@ def read_messages(messages: Any) -> list[Turn]:
     turns = []
     for index, message in enumerate(messages):
         role, content = _role_and_content(message)
+        extra = ""
         if isinstance(message, Mapping):
-            _refuse_unread(message, index)
+            _refuse_unread(message, index, role)
+            extra = read_extra(message, role)
+            if message.get("from") == "function_call" and isinstance(content, str):
+                content, extra = "", read_extra({"tool_calls": content}, role)
+        content = "" if content is None and extra else content  # a call needs no text beside it
         if role not in ROLES or not isinstance(content, str):
             raise DataError(
                 f"message {index} needs a role out of {ROLES} and a string content (or 'from' and 'value', with "
                 f"{', '.join(SPEAKERS)}); it is {message!r:.80}"
             )
-        require_unicode(content, f"message {index}")
-        turns.append(Turn(role, content))
+        require_unicode(content + extra, f"message {index}")
+        turns.append(Turn(role, content, extra))
     return turns
 
 
@@ -63,7 +69,7 @@ def _role_and_content(message: Any) -> tuple[Any, Any]:
     return message.get("role"), content
 
 
-def demonstrations_of(messages: Any, which: str, first: int = 0) -> list[tuple[list[Turn], str]]:
+def demonstrations_of(messages: Any, which: str, first: int = 0) -> list[tuple[list[Turn], Turn]]:
     """Return the answers of a conversation that are to be learned, each with the turns before it.
 
     Args:
@@ -87,11 +93,11 @@ def demonstrations_of(messages: Any, which: str, first: int = 0) -> list[tuple[l
         raise DataError("the messages hold no assistant turn that answers a user turn")
     for index in answers:
         named = "the last" if which == "last" else f"message {index}, an"
-        if not turns[index - 1].content.strip():
+        if turns[index - 1].role == "user" and not turns[index - 1].content.strip():
             raise DataError("the last user turn is empty" if which == "last" else f"message {index - 1} is empty")
-        if not turns[index].content.strip():
+        if not (turns[index].content.strip() or turns[index].extra):
             raise DataError(f"{named} assistant turn is empty" if which == "last" else f"{named} answer, is empty")
-    return [(turns[:index], turns[index].content) for index in answers]
+    return [(turns[:index], turns[index]) for index in answers]
 
 
 def _is_zero(weight: Any) -> bool:
@@ -101,9 +107,9 @@ def _is_zero(weight: Any) -> bool:
         raise DataError(f"an answer has weight {weight!r}, which is no number") from None
 
 
-def _refuse_unread(message: Mapping[str, Any], index: int) -> None:
+def _refuse_unread(message: Mapping[str, Any], index: int, role: Any) -> None:
     for key, fix in UNREAD_KEYS.items():
-        if message.get(key):
+        if message.get(key) and key not in EXTRA.get(role, ()):
             raise DataError(f"message {index} has {key}, which is not read: {fix}")
 
 
@@ -116,6 +122,7 @@ def unread_parts(messages: list[Mapping[str, Any]], *, ends_in_answer: bool = Fa
     """
     found = {f"the key {key!r} of messages" for message in messages for key in message if message[key] is not None}
     found -= {f"the key {key!r} of messages" for key in ("role", "content", "from", "value", *UNREAD_KEYS)}
+    found |= {"nulls among the arguments of calls" for message in messages if has_nulls(message)}
     if not ends_in_answer and read_messages(messages)[-1].role != "assistant":
         found.add("turns after the last answer")
     return found

@@ -114,16 +114,19 @@ def _targets(
     if config.trim_responses:
         demonstrations = [replace(each, response=each.response.strip()) for each in demonstrations]
     for demonstration in read_ahead(
-        demonstrations, lambda rows: renderer.ahead((each.turns, each.response) for each in rows)
+        demonstrations,
+        lambda rows: renderer.ahead((each.turns, "" if each.answer else each.response) for each in rows),
     ):
         try:
-            ids = renderer.target(demonstration.turns, demonstration.response)
+            ids = renderer.target(demonstration.turns, demonstration.answer or demonstration.response)
         except DataError as error:
             message = f"{demonstration.origin or f'example {demonstration.example_id!r}'}: {error}"
             if on_bad_row == "error":
                 raise DataError(f"{message}. Or leave bad rows out and count them: --data.on_bad_row skip.") from error
             bad_rows.append(message)
             continue
+        if demonstration.answer:
+            demonstration = replace(demonstration, response=renderer.decode(ids[1]))
         good.append(demonstration)
         targets.append(ids)
         missing += [unwritten] if (unwritten := left_out(renderer, demonstration)) else []

@@ -52,6 +52,14 @@ def not_the_response(text: str, response: str) -> str:
     )
 
 
+def no_tools(name: str, text: str) -> str:
+    """Say that a chat template does not write a tool, or a call of it."""
+    return (
+        f"the chat template does not write the tools of the row: {name!r} does not stand in {text[-_SHOWN:]!r}. Fix: a "
+        "model whose chat template takes tools and calls, or write them as text into the messages"
+    )
+
+
 def spells_control(role: str, text: str, name: str) -> str:
     """Say that a turn spells a control token."""
     start = max(0, text.find(name) - _SHOWN // 4)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,9 @@ from onpolicy_sdft.data.chat_template import (
     read_markup,
     reads_clock,
 )
-from onpolicy_sdft.data.refusals import not_a_prefix, not_the_response, spells_control
+from onpolicy_sdft.data.refusals import no_tools, not_a_prefix, not_the_response, spells_control
 from onpolicy_sdft.data.tokenising import TextIds
+from onpolicy_sdft.data.tools import TOOLS, messages_of, names_in
 from onpolicy_sdft.errors import ConfigError, DataError
 from onpolicy_sdft.types import Turn
 
@@ -74,7 +76,7 @@ class Renderer:
         self.control_ids = frozenset(self.markup.control)
         eos: int = tokenizer.eos_token_id
         self.terminator_id = eos if self.markup.end_id is None else self.markup.end_id
-        self._markers: dict[tuple[str, ...], list[int]] = {}  # control tokens of conversations of such roles
+        self._markers: dict[tuple[Turn, ...], list[int]] = {}  # control tokens of conversations of such roles
         self._spelled = literals(self.markup.control.values())
         self.text_ids.cut_at(self.markup.control.values(), self.markup.whole)
         self._lead_ids = self.text_ids(self.markup.lead)
@@ -87,8 +89,14 @@ class Renderer:
 
         Control tokens that a turn spells (models do, and people) are broken in two, so that they stay text; rows of a
         data set that spell them are refused before.
+
+        Raises:
+            ConfigError: If the chat template cannot render the turns.
+            DataError: If it leaves out their tools.
         """
-        return tuple(self._ids(self._render(turns, template_kwargs, generation=True)))
+        pieces = self._render(turns, template_kwargs, generation=True)
+        _refuse_unwritten(turns, "".join(pieces))
+        return tuple(self._ids(pieces))
 
     def student_ids(self, turns: Sequence[Turn]) -> tuple[int, ...]:
         """Tokenise the bare prompt."""
@@ -109,9 +117,9 @@ class Renderer:
         num = 0
         for index, turn in enumerate(turns):
             said = turn.content.strip()
-            if said in written:
+            if turn.role == TOOLS or said in written:  # a template writes tools in its own form, see ``_render``
                 continue
-            others = [*turns[:index], Turn(turn.role, ANSWER), *turns[index + 1 :]]
+            others = [*turns[:index], replace(turn, content=ANSWER), *turns[index + 1 :]]
             marked = "".join(self._render(others, kwargs, generation=True))
             lost = len(marked) + len(said) - len(ANSWER) - len(written) if ANSWER in marked else len(said)
             num += max(0, lost)
@@ -157,8 +165,12 @@ class Renderer:
         """
         return self.target([Turn("user", QUESTION)], response)[1]
 
-    def target(self, turns: Sequence[Turn], response: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def target(self, turns: Sequence[Turn], response: str | Turn) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Tokenise a bare prompt and the answer to it, as they stand in the whole conversation.
+
+        Args:
+            turns: The conversation up to the answer.
+            response: The answer; a turn, where it calls tools: its text is what the chat template makes of the calls.
 
         Returns:
             Ids of the prompt, header included, and of the target, what ends it included.
@@ -174,17 +186,19 @@ class Renderer:
                 "chat_template.jinja, so that it writes the end-of-text token ({{ eos_token }}) behind what an "
                 "assistant says."
             )
-        answered, kwargs = [*turns, Turn("assistant", response)], self.config.student_template_kwargs
+        answer = Turn("assistant", response) if isinstance(response, str) else response
+        answered, kwargs = [*turns, answer], self.config.student_template_kwargs
         asked, whole = (
             "".join(self._render(said, kwargs, generation=generation))
             for said, generation in ((turns, True), (answered, False))
         )
+        _refuse_unwritten(answered, whole)
         asked_ids, whole_ids = self._ids([asked]), self._ids([whole])
         self._refuse_control(answered, whole_ids)
         target = self._behind(asked_ids, whole_ids)
         if not target:
-            raise DataError(not_a_prefix(asked, whole, response))
-        if (text := self.decode(target)) != response:
+            raise DataError(not_a_prefix(asked, whole, answer.content))
+        if isinstance(response, str) and (text := self.decode(target)) != response:
             raise DataError(not_the_response(text, response))
         return tuple(asked_ids), tuple(target)
 
@@ -254,8 +268,11 @@ class Renderer:
         """Return the conversation as text; more than one piece where control tokens that turns spell are broken."""
         if (known := self._rendered.get((tuple(turns), id(kwargs), generation))) is not None:
             return known
-        contents, seam = broken([turn.content for turn in turns], self._spelled)
-        messages = [{"role": turn.role, "content": text} for turn, text in zip(turns, contents, strict=True)]
+        texts, seam = broken([text for turn in turns for text in (turn.content, turn.extra)], self._spelled)
+        parts = [Turn(turn.role, *pair) for turn, *pair in zip(turns, texts[::2], texts[1::2], strict=True)]
+        messages, tools = messages_of(parts)
+        if tools is not None:
+            kwargs = {**kwargs, "tools": tools}
         if self.date:
             source = self.tokenizer.get_chat_template(kwargs.get("chat_template"), kwargs.get("tools"))
             kwargs = {**kwargs, "chat_template": at_moment(source, self._moment)}
@@ -281,21 +298,29 @@ class Renderer:
 
     def _refuse_control(self, turns: Sequence[Turn], whole_ids: Sequence[int]) -> None:
         """Refuse turns that spell control tokens; ``whole_ids``: the conversation, in which they would be some."""
-        roles = tuple(turn.role for turn in turns)
-        if roles not in self._markers:
-            plain = [Turn(role, QUESTION) for role in roles]
+        # Tools and calls stay, without what they spell: a template may mark each of them.
+        plain = tuple(turn if turn.role == TOOLS else replace(turn, content=QUESTION) for turn in turns)
+        if plain not in self._markers:
             pieces = self._render(plain, self.config.student_template_kwargs, generation=False)
-            self._markers[roles] = self._control_among(self._ids(pieces))
-        if self._control_among(whole_ids) == self._markers[roles]:
+            self._markers[plain] = self._control_among(self._ids(pieces))
+        if self._control_among(whole_ids) == self._markers[plain]:
             return  # all of them are the template's own: no turn has to be looked at
         for turn in turns:
-            for name in map(self.markup.control.__getitem__, self._control_among(self.text_ids(turn.content))):
+            said = f"{turn.content}\n{turn.extra}"
+            for name in map(self.markup.control.__getitem__, self._control_among(self.text_ids(said))):
                 # What stands for unknown characters too is markup only where it is spelled.
-                if name != self.tokenizer.unk_token or name in turn.content:
-                    raise DataError(spells_control(turn.role, turn.content, name))
+                if name != self.tokenizer.unk_token or name in said:
+                    raise DataError(spells_control(turn.role, said, name))
 
     def _control_among(self, ids: Sequence[int]) -> list[int]:
         return [token for token in ids if token in self.control_ids]
+
+
+def _refuse_unwritten(turns: Sequence[Turn], text: str) -> None:
+    """Refuse tools and calls that a chat template leaves out of the conversation."""
+    for name in names_in(turns):
+        if name not in text:
+            raise DataError(no_tools(name, text))
 
 
 def _moment(date: str) -> datetime:

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onpolicy_sdft.data.columns import Columns, column_hint, find_columns, left_unread
+from onpolicy_sdft.data.columns import Columns, column_hint, find_columns, find_tools, left_unread
 from onpolicy_sdft.data.conversations import demonstrations_of, require_unicode, unread_parts
 from onpolicy_sdft.data.files import file_rows, find_files
 from onpolicy_sdft.data.generators import generate_rows
 from onpolicy_sdft.data.published import published_rows
+from onpolicy_sdft.data.tools import read_tools, text_of
 from onpolicy_sdft.errors import ConfigError, DataError
 from onpolicy_sdft.types import Demonstration, Turn
 
@@ -112,7 +113,7 @@ def fingerprint(demonstrations: list[Demonstration]) -> str:
     """Digest ids, conversations, responses and the fields their check reads, in order."""
     digest = hashlib.sha256()
     for demonstration in demonstrations:
-        turns = [(turn.role, turn.content) for turn in demonstration.turns]
+        turns = [(turn.role, turn.content, turn.extra) for turn in demonstration.turns]
         fields = sorted((str(key), repr(value)) for key, value in demonstration.fields.items())
         digest.update(json.dumps([demonstration.example_id, turns, demonstration.response, fields]).encode())
     return digest.hexdigest()
@@ -165,11 +166,13 @@ def _demonstrations(
 ) -> list[Demonstration]:
     """Return what a row has to teach: one demonstration, or each answer of a conversation."""
     answers = _answers(row, columns, config, task)
-    fields = {key: value for key, value in row.items() if key not in columns.used}
+    tools_column = find_tools(row, columns, config)
+    fields = {key: value for key, value in row.items() if key not in {*columns.used, tools_column}}
+    tools = [] if tools_column is None else [read_tools(row[tools_column])]
     system, found = _system(row, config), list[Demonstration]()
-    last_turns, last_response = answers[-1]
-    row_id = _example_id(row, number, _id_column(config), last_turns[-1].content, last_response)
-    for turns, response in answers:
+    last_turns, last_answer = answers[-1]
+    row_id = _example_id(row, number, _id_column(config), last_turns[-1].content, text_of(last_answer))
+    for turns, answer in answers:
         if system is not None and turns[0].role == "system":
             if system != turns[0].content and config.system_column in row:
                 raise DataError(
@@ -181,18 +184,19 @@ def _demonstrations(
             turns = [*turns[:-1], Turn("user", _worded(task, turns[-1].content, fields))]
         demonstration = Demonstration(
             example_id=row_id if config.turns == "last" else f"{row_id}.{len(found) + 1}",
-            turns=tuple(turns),
-            response=response,
+            turns=(*tools, *turns),
+            response=text_of(answer),
             fields=fields,
             origin=place,
             conversation=row_id if config.turns == "all" else "",
+            answer=answer if answer.extra else None,
         )
         task.check_demonstration(demonstration)
         found.append(demonstration)
     return found
 
 
-def _answers(row: Mapping[str, Any], columns: Columns, config: DataConfig, task: Task) -> list[tuple[list[Turn], str]]:
+def _answers(row: Mapping[str, Any], columns: Columns, config: DataConfig, task: Task) -> list[tuple[list[Turn], Turn]]:
     """Return the answers of a row, each with the turns before it; the task's wording is not there yet."""
     if columns.messages is not None:
         return demonstrations_of(_column(row, columns.messages, columns), config.turns)
@@ -212,8 +216,8 @@ def _answers(row: Mapping[str, Any], columns: Columns, config: DataConfig, task:
         question = f"{question}\n\n{_text(row, columns.input, columns)}"
     # A task that is not derived from the protocol need not have what the protocol would supply.
     if columns.response not in row and not getattr(task, "needs_response", True):
-        return [([Turn("user", question)], "")]
-    return [([Turn("user", question)], _text(row, columns.response, columns))]
+        return [([Turn("user", question)], Turn("assistant", ""))]
+    return [([Turn("user", question)], Turn("assistant", _text(row, columns.response, columns)))]
 
 
 def _worded(task: Task, question: str, fields: Mapping[str, Any]) -> str:

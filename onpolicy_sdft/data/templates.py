@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +23,7 @@ from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.nodes import TemplateData
 from jinja2.sandbox import SandboxedEnvironment
 
+from onpolicy_sdft.data.tools import TOOLS
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.types import Demonstration, Feedback, Turn
 
@@ -168,9 +170,9 @@ class TeacherContext:
         before, question = list(demonstration.turns[:-1]), demonstration.turns[-1]
         if self._user is None:
             others = [turn for other in examples for turn in _exchange(other)]
-            system = before[:1] if before and before[0].role == "system" else []
+            first = list(takewhile(lambda turn: turn.role in (TOOLS, "system"), before))
             own = [question, Turn("assistant", shown)] if shown else []
-            return [*system, *others, *before[len(system) :], *own, question]
+            return [*first, *others, *before[len(first) :], *own, question]
         others_text = [{"question": other.prompt, "response": other.response} for other in examples]
         values = {"question": question.content, "demonstration": shown, "examples": others_text, "work": work}
         try:
@@ -180,7 +182,7 @@ class TeacherContext:
                 before.insert(0, Turn("system", self._system.render(values).strip()))
         except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
             raise ConfigError(f"context.template={self.name!r} cannot be rendered: {error}") from error
-        return [*before, Turn(question.role, content)]
+        return [*before, replace(question, content=content)]
 
 
 def template_wording(template: str) -> str:
@@ -216,7 +218,7 @@ def feedback_turns(
     parts += [f"{again} {work}".rstrip(), question]
     told = "\n\n".join(parts)
     if not shows_attempt:
-        return [*turns[:-1], Turn(turns[-1].role, f"{turns[-1].content}\n\n{told}")]
+        return [*turns[:-1], replace(turns[-1], content=f"{turns[-1].content}\n\n{told}")]
     return [*turns, Turn("assistant", feedback.attempt or "(no answer)"), Turn("user", told)]
 
 

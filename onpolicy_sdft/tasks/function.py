@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from onpolicy_sdft.data.tools import messages_of
 from onpolicy_sdft.errors import TaskError
 from onpolicy_sdft.tasks.protocol import Task, require_bool
 from onpolicy_sdft.types import CheckResult, Demonstration
@@ -51,11 +52,13 @@ class FunctionTask(Task):
 
     def check(self, completion: str, demonstration: Demonstration) -> CheckResult:
         """Call the function, and read what it says."""
+        messages, tools = messages_of(demonstration.turns)
         row = {
             **demonstration.fields,
             "prompt": demonstration.prompt,
             "response": demonstration.response,
-            "messages": [{"role": turn.role, "content": turn.content} for turn in demonstration.turns],
+            "messages": messages,
+            **({} if tools is None else {"tools": tools}),
         }
         said: Any = self.function(demonstration.prompt, completion, row)
         score, reason = said if isinstance(said, tuple) and len(said) == 2 else (said, "")

@@ -48,8 +48,8 @@ _SPACING = re.compile(
     r"\\(?:[,;:! ]|left(?![a-z])|right(?![a-z])|quad(?![a-z])|qquad(?![a-z])|displaystyle(?![a-z])|[()\[\]])"
 )
 # Of every kind that is written for a minus; the long dash is punctuation.
-_DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-"))
-_SLASHES = str.maketrans("\u2044\u2215", "//")
+#: Dashes and slashes that compatibility decomposition leaves.
+_DASHES_AND_SLASHES = str.maketrans(dict.fromkeys("\u2010\u2012\u2013\u2212", "-") | dict.fromkeys("\u2044\u2215", "/"))
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
 
@@ -92,7 +92,7 @@ def plain_characters(text: str) -> str:
     """Return a text with one spelling of each character: full-width ones, dashes, raised digits (as ``^2``)."""
     text = _RAISED.sub(lambda found: "^" + found.group().translate(_SUPERSCRIPTS), text)
     text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)  # 1½ is 1 1/2
-    return unicodedata.normalize("NFKC", text.translate(_DASHES)).translate(_DASHES).translate(_SLASHES)
+    return unicodedata.normalize("NFKC", text).translate(_DASHES_AND_SLASHES)
 
 
 def braced(text: str, start: int) -> str:

@@ -94,8 +94,8 @@ def test_columns_of_two_formats_are_refused_until_one_is_named(tmp_path, row, op
             "message 0 needs a role",
         ),
         ({"prompt": [USER], "completion": [USER]}, "no assistant turn"),
-        ({"prompt": [USER], "completion": [{**ANSWER, "tool_calls": [1]}]}, "has tool_calls"),
-        ({"prompt": [USER], "completion": [ANSWER], "tools": [1]}, "'tools' beside completion and prompt"),
+        ({"prompt": [USER], "completion": [{**ANSWER, "tool_calls": [1]}]}, "a call needs the name"),
+        ({"prompt": [USER], "completion": [ANSWER], "tools": [1]}, "not a list of JSON schemas"),
         ({"instruction": "q", "input": 5, "output": "a"}, "'input' is not a string"),
     ],
 )
@@ -228,8 +228,6 @@ def test_line_ends_of_old_spreadsheets_are_read(tmp_path):
         ({"instruction": "q", "input": "", "output": "a", "system": "Be brief."}, "'system' beside"),
         ({"instruction": "q", "output": "a", "history": [["x", "y"]]}, "'history' beside"),
         ({"conversations": [USER, ANSWER], "system": "Be brief."}, "--data.system_column system"),
-        ({"prompt": "q", "completion": "a", "tools": [{"name": "f"}]}, "'tools' beside"),
-        ({"prompt": [USER], "response": SAID, "tools": [{"name": "f"}]}, "'tools' beside"),
     ],
 )
 def test_what_would_change_the_prompt_is_not_dropped(tmp_path, row, message):

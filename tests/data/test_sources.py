@@ -137,7 +137,7 @@ MESSAGES = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "conten
         (1, {"thinking": "two and two"}),
         (0, {"name": "Ann"}),
         (0, {"tool_call_id": "1"}),
-        (1, {"function_call": {"name": "f"}}),
+        (0, {"function_call": {"name": "f"}}),
         (1, {"weight": 0}),
     ],
 )
@@ -225,7 +225,6 @@ TALK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", 
         ({"messages": [*TALK, {"role": "user", "content": "more"}]}, "weight 0"),
         ({"messages": [TALK[0], {**TALK[1], "weight": "0"}]}, "weight 0"),
         ({"messages": [TALK[0], {**TALK[1], "weight": "none"}]}, "no number"),
-        ({"messages": [TALK[0], {**TALK[1], "weight": 1}], "tools": [{"name": "f"}]}, "'tools' beside messages"),
         ({"messages": [TALK[0], {**TALK[1], "weight": 1}], "chat_template_kwargs": {"a": 1}}, "template_kwargs"),
     ],
 )

@@ -16,7 +16,7 @@ from onpolicy_sdft.tasks import TASKS, Task, load_task
 from onpolicy_sdft.tasks.code_text import programs
 from onpolicy_sdft.types import CheckResult, Demonstration, Turn
 
-#: About 8,000 tokens.
+#: In bytes, about 8,000 tokens: a character such as ½ is a token or two by itself.
 LENGTH = 40_000
 SECONDS = 0.1
 PROMPT = "Functions: f(x: int), g(a: str). Options: A. Paris B. London C. 12. How many?"
@@ -111,7 +111,7 @@ def test_bytes_and_characters_of_any_kind_never_make_a_check_raise(seed: int) ->
 
 @pytest.mark.parametrize("part", dict.fromkeys(parts()), ids=repr)
 def test_no_part_over_and_over_takes_long(part: str) -> None:
-    text = part * (LENGTH // len(part))
+    text = part * (LENGTH // len(part.encode("utf-8", "replace")))
     assert not {name: seconds for name, seconds in judge(text) if seconds > SECONDS and not is_quick(name, text)}
 
 
@@ -120,7 +120,7 @@ def test_no_mixture_of_two_parts_over_and_over_takes_long() -> None:
     slow = []
     for _ in range(40):
         pair = "".join(random_.sample(known, 2)) + random_.choice(["", " "])
-        text = (pair * (LENGTH // len(pair)))[:LENGTH]
+        text = pair * (LENGTH // len(pair.encode("utf-8", "replace")))
         slow += [(name, pair) for name, seconds in judge(text) if seconds > SECONDS and not is_quick(name, text)]
     assert not slow
 

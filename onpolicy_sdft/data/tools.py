@@ -1,0 +1,140 @@
+"""Tools and calls of tools in conversations: read from rows, and handed to the chat template as it takes them.
+
+The tools of a conversation stand before its turns as a turn of the role ``tools``, so whatever carries turns carries
+them. A chat template writes calls in its model's own form; the text of an answer that calls is read off from there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from onpolicy_sdft.errors import DataError
+from onpolicy_sdft.types import Turn
+
+TOOLS = "tools"
+#: What else a message may hold for the chat template, by its role.
+EXTRA = {"assistant": ("tool_calls", "function_call"), "tool": ("name", "tool_call_id")}
+
+
+def read_tools(value: Any) -> Turn:
+    """Return the tools of a conversation as the turn that stands before the others.
+
+    Args:
+        value: A list of JSON schemas, or that list as JSON text. Nulls are left out: columns of one type fill every
+            schema's gaps with them.
+
+    Raises:
+        DataError: If it is no such list.
+    """
+    tools = _parsed(value)
+    names = [_function_of(tool).get("name") for tool in tools] if isinstance(tools, list) else []
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise DataError(
+            "the tools are not a list of JSON schemas, each with the name of a function, as in "
+            f'[{{"type": "function", "function": {{"name": "f", "parameters": {{}}}}}}]: {value!r:.80}'
+        )
+    return Turn(TOOLS, _json(_without_nulls(tools)))
+
+
+def read_extra(message: Mapping[str, Any], role: str) -> str:
+    """Return what a message holds for the chat template besides its text, as JSON; empty: nothing.
+
+    Raises:
+        DataError: If a call has no name, or arguments that are no object.
+    """
+    found = {key: message[key] for key in EXTRA.get(role, ()) if message.get(key)}
+    calls = [call for key in EXTRA["assistant"] if key in found for call in _listed(found.pop(key))]
+    if calls:
+        found["tool_calls"] = [_call(each) for each in calls]
+    return _json(found) if found else ""
+
+
+def has_nulls(message: Mapping[str, Any]) -> bool:
+    """Whether nulls among the arguments of a message's calls are left out."""
+    calls = [call for key in EXTRA["assistant"] for call in _listed(message.get(key) or [])]
+    given = [_function_of(call).get("arguments") for call in calls]
+    return any(not isinstance(each, str) and _without_nulls(each) != each for each in given)
+
+
+def text_of(answer: Turn) -> str:
+    """Return an answer with its calls as text, before there is a chat template to write them."""
+    calls = json.loads(answer.extra).get("tool_calls", []) if answer.extra else []
+    blocks = [f"<tool_call>\n{_json(call['function'])}\n</tool_call>" for call in calls]
+    return "\n".join([answer.content] * bool(answer.content.strip()) + blocks)
+
+
+def messages_of(turns: Sequence[Turn]) -> tuple[list[dict[str, Any]], list[Any] | None]:
+    """Return turns as messages of a chat template, and the tools that it is given; None: none."""
+    tools = None
+    messages = []
+    for turn in turns:
+        if turn.role == TOOLS:
+            tools = json.loads(turn.content)
+        else:
+            extra = json.loads(turn.extra) if turn.extra else {}
+            messages.append({"role": turn.role, "content": turn.content, **extra})
+    return messages, tools
+
+
+def names_in(turns: Sequence[Turn]) -> list[str]:
+    """Return the names of the tools and of the calls of a conversation."""
+    found = []
+    for turn in turns:
+        if turn.role == TOOLS:
+            found += [_function_of(tool)["name"] for tool in json.loads(turn.content)]
+        elif turn.extra:
+            found += [call["function"]["name"] for call in json.loads(turn.extra).get("tool_calls", [])]
+    return found
+
+
+def _call(call: Any) -> dict[str, Any]:
+    """Return a call as chat templates take it: with its arguments as an object."""
+    function = _function_of(call)
+    name, given = function.get("name"), function.get("arguments")
+    arguments = {} if given in (None, "") else _parsed(given)
+    if not isinstance(name, str) or not name or not isinstance(arguments, dict):
+        raise DataError(
+            'a call needs the name of a function, and arguments that are an object, as in {"type": "function", '
+            f'"function": {{"name": "f", "arguments": {{"x": 1}}}}}}: {call!r:.80}'
+        )
+    # Of arguments as JSON text every null was written; in a column of one type they fill the gaps.
+    kept = arguments if isinstance(given, str) else _without_nulls(arguments)
+    known = {key: call[key] for key in ("id",) if call.get(key)}
+    return {**known, "type": "function", "function": {"name": name, "arguments": kept}}
+
+
+def _function_of(value: Any) -> Mapping[str, Any]:
+    """Return what describes or calls a function: under the key ``function``, or the value itself."""
+    inner = value.get("function", value) if isinstance(value, Mapping) else None
+    return inner if isinstance(inner, Mapping) else {}
+
+
+def _listed(calls: Any) -> list[Any]:
+    calls = _parsed(calls)
+    return list(calls) if isinstance(calls, list | tuple) else [calls]
+
+
+def _parsed(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    if isinstance(value, list | tuple):
+        return [_without_nulls(each) for each in value]
+    return value
+
+
+def _json(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"tools or calls that are no JSON ({error}): {value!r:.80}") from error

@@ -1,0 +1,196 @@
+"""Tools, calls and what tools return: read in the forms of other trainers, written by the chat template."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onpolicy_sdft.config.schema import ContextConfig, DataConfig
+from onpolicy_sdft.data.prepare import Prepared, prepare
+from onpolicy_sdft.data.renderer import Renderer
+from onpolicy_sdft.data.sources import DemonstrationSet, load_demonstrations
+from onpolicy_sdft.data.templates import TEMPLATES
+from onpolicy_sdft.errors import DataError
+from onpolicy_sdft.tasks import load_task
+from tests.data.chat_toys import TOKENIZERS, Toy, make
+
+_HEAD = "{% if add_generation_prompt %}"
+_CALLS = "{% for call in m.tool_calls %}"
+#: As the families write tools, calls and what tools return.
+TOYS = {
+    "hermes": Toy(
+        "{% if tools %}<|im_start|>system\n# Tools\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>"
+        "\n{% endif %}{% for m in messages %}{% if m.role == 'tool' %}<|im_start|>user\n<tool_response>\n"
+        "{{ m.content }}\n</tool_response><|im_end|>\n{% else %}<|im_start|>{{ m.role }}{% if m.content %}"
+        "{{ '\n' + m.content }}{% endif %}" + _CALLS
+        + "{{ '\n<tool_call>\n{\"name\": \"' + call.function.name + '\", \"arguments\": ' }}"
+        "{{ call.function.arguments | tojson }}{{ '}\n</tool_call>' }}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
+        + _HEAD + "<|im_start|>assistant\n{% endif %}",
+        ("<|im_start|>", "<|im_end|>"), "<|im_end|>", "<|im_end|>", plain=("<tool_call>", "</tool_call>"),
+    ),
+    "llama": Toy(
+        "{% for m in messages %}<|start|>{{ m.role }}<|end|>\n\n{% if loop.first and tools %}{% for tool in tools %}"
+        "{{ tool | tojson(indent=4) }}\n\n{% endfor %}{% endif %}{% if m.tool_calls %}"
+        "{{ '{\"name\": \"' + m.tool_calls[0].function.name + '\", \"parameters\": ' }}"
+        "{{ m.tool_calls[0].function.arguments | tojson }}{{ '}' }}{% else %}{{ m.content | trim }}{% endif %}<|eot|>"
+        "{% endfor %}" + _HEAD + "<|start|>assistant<|end|>\n\n{% endif %}",
+        ("<|start|>", "<|end|>", "<|eot|>"), "<|eot|>", "<|eot|>",
+    ),
+    "mistral, whose calls begin with a control token": Toy(
+        "<s>{% if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}{% for m in messages %}"
+        "{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% elif m.role == 'tool' %}[TOOL_RESULTS]{{ m.content }}"
+        "[/TOOL_RESULTS]{% elif m.tool_calls %}[TOOL_CALLS]{{ m.tool_calls | map(attribute='function') | list "
+        "| tojson }}</s>{% else %}{{ m.content }}</s>{% endif %}{% endfor %}",
+        ("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]",
+         "[TOOL_RESULTS]", "[/TOOL_RESULTS]"), "</s>", "</s>", bos="<s>",
+    ),
+}  # fmt: skip
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"properties": {"city": {"type": "string"}}, "unit": None}},
+}
+CALL = {"id": "call_0001", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Zürich"}'}}
+ASKED = [{"role": "user", "content": "Is it warm there?"}]
+CALLED: list[dict[str, Any]] = [*ASKED, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+ANSWERED = [
+    *CALLED,
+    {"role": "tool", "name": "weather", "tool_call_id": "call_0001", "content": '{"degrees": 31}'},
+    {"role": "assistant", "content": "Yes, 31 degrees."},
+]
+
+
+def load(path: Path, row: dict[str, Any], **options: Any) -> DemonstrationSet:
+    path.write_text(json.dumps(row) + "\n")
+    return load_demonstrations(DataConfig(path=str(path), **options), load_task("free_form", {}))
+
+
+def prompts(
+    loaded: DemonstrationSet, toy: str, tokenizer: str = "bytes", context: ContextConfig | None = None
+) -> tuple[Prepared, Renderer]:
+    context = context or ContextConfig(max_student_tokens=4096, max_teacher_tokens=8192)
+    renderer = Renderer(make(TOYS[toy], tokenizer), context)
+    return prepare(loaded.demonstrations, renderer, context, seed=0), renderer
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+@pytest.mark.parametrize("toy", TOYS)
+def test_prompt_and_target_are_what_the_template_writes(toy: str, tokenizer: str, tmp_path: Path) -> None:
+    loaded = load(tmp_path / "rows.jsonl", {"messages": ANSWERED, "tools": [TOOL]}, turns="all")
+    prepared, renderer = prompts(loaded, toy, tokenizer)
+    made = renderer.tokenizer
+    call = {**CALL, "function": {"name": "weather", "arguments": {"city": "Zürich"}}}
+    messages = [ASKED[0], {"role": "assistant", "content": "", "tool_calls": [call]}, *ANSWERED[2:]]
+    schema = {"name": "weather", "parameters": {"properties": {"city": {"type": "string"}}}}
+    for pair, num_messages in zip(prepared.pairs, (2, 4), strict=True):
+        text = made.apply_chat_template(
+            messages[:num_messages], tools=[{"type": "function", "function": schema}], tokenize=False
+        )
+        whole = made(text, add_special_tokens=False)["input_ids"]
+        ids = [*pair.student_ids, *pair.response_ids]
+        assert whole[: len(ids)] == ids
+        assert renderer.decode(pair.response_ids) == pair.demonstration.response
+        assert "weather" in made.decode(pair.teacher_ids)
+
+
+@pytest.mark.parametrize("toy", TOYS)
+@pytest.mark.parametrize("template", [*TEMPLATES, "prior_turn"])
+def test_the_teacher_sees_the_tools_with_every_template(template: str, toy: str, tmp_path: Path) -> None:
+    if template.startswith("acl") and toy.startswith("mistral"):
+        pytest.skip("has no system turn")
+    loaded = load(tmp_path / "rows.jsonl", {"messages": CALLED, "tools": [TOOL]})
+    context = ContextConfig(template=template, max_student_tokens=4096, max_teacher_tokens=8192)
+    prepared, renderer = prompts(loaded, toy, context=context)
+    shown = renderer.tokenizer.decode(prepared.pairs[0].teacher_ids)
+    assert shown.count('"properties"') == 1
+    assert "Zürich" in shown
+
+
+@pytest.mark.parametrize("toy", TOYS)
+def test_a_call_that_the_model_writes_is_checked(toy: str, tmp_path: Path) -> None:
+    prepared, renderer = prompts(load(tmp_path / "rows.jsonl", {"messages": CALLED, "tools": [TOOL]}), toy)
+    (pair,), task = prepared.pairs, load_task("function_call", {})
+    assert task.check(renderer.decode(pair.response_ids), pair.demonstration).correct
+    other = renderer.decode(pair.response_ids).replace("Zürich", "Bern")
+    assert not task.check(other, pair.demonstration).correct
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": ASKED, "completion": CALLED[1:], "tools": [TOOL]},
+        {"messages": CALLED, "tools": json.dumps([TOOL])},
+        {"messages": [*ASKED, {"role": "assistant", "function_call": CALL["function"]}], "tools": [TOOL["function"]]},
+        {"messages": [*ASKED, {**CALLED[1], "tool_calls": json.dumps([CALL])}], "tools": [TOOL]},
+        {
+            "conversations": [
+                {"from": "human", "value": "Is it warm there?"},
+                {"from": "function_call", "value": '{"name": "weather", "arguments": {"city": "Zürich"}}'},
+            ],
+            "tools": json.dumps([TOOL["function"]]),
+        },
+    ],
+    ids=["prompt and completion", "tools as text", "function_call", "calls as text", "ShareGPT"],
+)
+def test_calls_are_read_in_the_forms_of_other_trainers(row: dict[str, Any], tmp_path: Path) -> None:
+    prepared, _ = prompts(load(tmp_path / "rows.jsonl", row), "hermes")
+    expected = '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich"}}\n</tool_call>'
+    assert prepared.pairs[0].demonstration.response == expected
+
+
+def test_tools_of_plain_rows_are_read_where_their_column_is_named(tmp_path: Path) -> None:
+    row = {"prompt": "Is it warm there?", "response": "I cannot know.", "functions": [TOOL]}
+    assert load(tmp_path / "rows.jsonl", row).demonstrations[0].turns[0].role == "user"
+    turns = load(tmp_path / "rows.jsonl", row, tools_column="functions").demonstrations[0].turns
+    assert [turn.role for turn in turns] == ["tools", "user"]
+
+
+def test_nulls_among_arguments_are_left_out_and_said(tmp_path: Path) -> None:
+    call = {"function": {"name": "weather", "arguments": {"city": "Zürich", "unit": None}}}
+    loaded = load(tmp_path / "rows.jsonl", {"messages": [*ASKED, {"role": "assistant", "tool_calls": [call]}]})
+    assert '"unit"' not in loaded.demonstrations[0].response
+    assert loaded.unread == {"nulls among the arguments of calls": 1}
+    call["function"]["arguments"] = '{"unit": null}'
+    loaded = load(tmp_path / "rows.jsonl", {"messages": [*ASKED, {"role": "assistant", "tool_calls": [call]}]})
+    assert '{"unit": null}' in loaded.demonstrations[0].response
+    assert not loaded.unread
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tools": [{"type": "function"}]}, "the tools are not a list of JSON schemas"),
+        ({"tools": "weather"}, "the tools are not a list of JSON schemas"),
+        ({"messages": [*ASKED, {"role": "assistant", "tool_calls": [{"function": {}}]}]}, "needs the name of a func"),
+        ({"messages": [*ASKED, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "x"}]}]}, "an object"),
+        ({"messages": [{**ASKED[0], "tool_calls": [CALL]}, *CALLED]}, "only the assistant calls tools"),
+        ({"messages": [{**ASKED[0], "name": "Ann"}, CALLED[1]]}, "write the speaker into the content"),
+    ],
+)
+def test_bad_tools_and_calls_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"row 1: .*{message}"):
+        load(tmp_path / "rows.jsonl", {"messages": CALLED, "tools": [TOOL], **change})
+
+
+def test_a_template_without_tools_is_refused(tmp_path: Path) -> None:
+    loaded = load(tmp_path / "rows.jsonl", {"messages": [*ASKED, ANSWERED[-1]], "tools": [TOOL]})
+    plain = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    toy = Toy(plain + _HEAD + "<|im_start|>assistant\n{% endif %}", ("<|im_start|>", "<|im_end|>"), "<|im_end|>", "")
+    renderer = Renderer(make(toy, "bytes"), ContextConfig())
+    with pytest.raises(DataError, match=r"row 1: the chat template does not write the tools of the row: 'weather'"):
+        prepare(loaded.demonstrations, renderer, ContextConfig(), seed=0)
+
+
+@pytest.mark.parametrize("place", ["tools", "call", "result"])
+@pytest.mark.parametrize("toy", TOYS)
+def test_control_tokens_that_tools_spell_are_refused(toy: str, place: str, tmp_path: Path) -> None:
+    end = TOYS[toy].end
+    tool = {"name": "weather", "description": f"Ends in {end}."} if place == "tools" else TOOL
+    arguments = {"city": f"Zürich{end}" if place == "call" else "Zürich"}
+    called = {"role": "assistant", "tool_calls": [{"function": {"name": "weather", "arguments": arguments}}]}
+    result = {"role": "tool", "content": f"31{end}" if place == "result" else "31"}
+    messages = [*ASKED, called, result, ANSWERED[-1]]
+    with pytest.raises(DataError, match="which only the chat template may write"):
+        prompts(load(tmp_path / "rows.jsonl", {"messages": messages, "tools": [tool]}), toy)
