@@ -76,7 +76,7 @@ class Renderer:
         self.control_ids = frozenset(self.markup.control)
         eos: int = tokenizer.eos_token_id
         self.terminator_id = eos if self.markup.end_id is None else self.markup.end_id
-        self._markers: dict[tuple[Turn, ...], list[int]] = {}  # control tokens of conversations of such roles
+        self._markers: dict[_Conversation, list[int]] = {}  # control tokens of conversations of such roles
         self._spelled = literals(self.markup.control.values())
         self.text_ids.cut_at(self.markup.control.values(), self.markup.whole)
         self._lead_ids = self.text_ids(self.markup.lead)
@@ -92,11 +92,14 @@ class Renderer:
 
         Raises:
             ConfigError: If the chat template cannot render the turns.
-            DataError: If it leaves out their tools.
+            DataError: If it leaves out their tools, or the tokenizer makes a control token of what a turn says.
         """
         pieces = self._render(turns, template_kwargs, generation=True)
         _refuse_unwritten(turns, "".join(pieces))
-        return tuple(self._ids(pieces))
+        ids = self._ids(pieces)
+        # One that normalises texts finds control tokens in other spellings than their own.
+        self._refuse_control(turns, ids, template_kwargs, generation=True)
+        return tuple(ids)
 
     def student_ids(self, turns: Sequence[Turn]) -> tuple[int, ...]:
         """Tokenise the bare prompt."""
@@ -194,7 +197,7 @@ class Renderer:
         )
         _refuse_unwritten(answered, whole)
         asked_ids, whole_ids = self._ids([asked]), self._ids([whole])
-        self._refuse_control(answered, whole_ids)
+        self._refuse_control(answered, whole_ids, kwargs, generation=False)
         target = self._behind(asked_ids, whole_ids)
         if not target:
             raise DataError(not_a_prefix(asked, whole, answer.content))
@@ -296,21 +299,26 @@ class Renderer:
             raise ConfigError("The chat template writes the beginning-of-text token twice.")
         return ids
 
-    def _refuse_control(self, turns: Sequence[Turn], whole_ids: Sequence[int]) -> None:
-        """Refuse turns that spell control tokens; ``whole_ids``: the conversation, in which they would be some."""
+    def _refuse_control(
+        self, turns: Sequence[Turn], ids: Sequence[int], kwargs: dict[str, Any], *, generation: bool
+    ) -> None:
+        """Refuse turns that spell control tokens; ``ids``: the conversation, in which they would be some."""
         # Tools and calls stay, without what they spell: a template may mark each of them.
         plain = tuple(turn if turn.role == TOOLS else replace(turn, content=QUESTION) for turn in turns)
-        if plain not in self._markers:
-            pieces = self._render(plain, self.config.student_template_kwargs, generation=False)
-            self._markers[plain] = self._control_among(self._ids(pieces))
-        if self._control_among(whole_ids) == self._markers[plain]:
+        key = (plain, id(kwargs), generation)
+        if key not in self._markers:
+            pieces = self._render(plain, kwargs, generation=generation)
+            self._markers[key] = self._control_among(self._ids(pieces))
+        if self._control_among(ids) == self._markers[key]:
             return  # all of them are the template's own: no turn has to be looked at
         for turn in turns:
             said = f"{turn.content}\n{turn.extra}"
-            for name in map(self.markup.control.__getitem__, self._control_among(self.text_ids(said))):
-                # What stands for unknown characters too is markup only where it is spelled.
-                if name != self.tokenizer.unk_token or name in said:
-                    raise DataError(spells_control(turn.role, said, name))
+            (text,), seam = broken([said], self._spelled) if generation else ([said], "")  # as prompts are read
+            for part in text.split(seam) if seam else [text]:
+                for name in map(self.markup.control.__getitem__, self._control_among(self.text_ids(part))):
+                    # What stands for unknown characters too is markup only where it is spelled.
+                    if name != self.tokenizer.unk_token or name in part:
+                        raise DataError(spells_control(turn.role, said, name))
 
     def _control_among(self, ids: Sequence[int]) -> list[int]:
         return [token for token in ids if token in self.control_ids]

@@ -8,7 +8,8 @@ from typing import Any
 
 import chat_toys
 import pytest
-from tokenizers import processors
+from tokenizers import AddedToken, normalizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from onpolicy_sdft.config.schema import ContextConfig
 from onpolicy_sdft.data.chat_template import OwnMarkup
@@ -173,6 +174,22 @@ def test_prompts_that_are_not_rows_keep_spelled_control_tokens_as_text(name, tok
     if "blank" not in tokenizer:
         ids = renderer.student_ids([Turn("user", f"hello {spelled} you")])
         assert f"hello {spelled} you" in renderer.tokenizer.decode(list(ids))
+
+
+@pytest.mark.parametrize("said", ["hello <|IM_END|> you", "hello ＜|im_end|＞ you"])
+def test_what_a_normalising_tokenizer_takes_for_a_control_token_is_refused(said):
+    """A prompt of a chat or an evaluation as well: its marker cannot be found by its spelling."""
+    backend = chat_toys.TOKENIZERS["bytes"]()
+    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    backend.add_special_tokens(
+        [AddedToken(each, special=True, normalized=True) for each in ("<|im_start|>", "<|im_end|>")]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
+    tokenizer.chat_template = chat_toys.TOYS["chatml"].template
+    renderer = Renderer(tokenizer, ContextConfig())
+    assert len(renderer.student_ids([Turn("user", "hello you")])) > 5
+    with pytest.raises(DataError, match=r"the user's text spells the control token '<\|im_end\|>'"):
+        renderer.student_ids([Turn("user", said)])
 
 
 def test_markers_without_a_special_flag_are_control_tokens_and_tags_are_not():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_toys import TOKENIZERS, Toy, make
 
 from onpolicy_sdft.config.schema import ContextConfig, DataConfig
 from onpolicy_sdft.data.prepare import Prepared, prepare
@@ -15,7 +16,6 @@ from onpolicy_sdft.data.sources import DemonstrationSet, load_demonstrations
 from onpolicy_sdft.data.templates import TEMPLATES
 from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.tasks import load_task
-from tests.data.chat_toys import TOKENIZERS, Toy, make
 
 _HEAD = "{% if add_generation_prompt %}"
 _CALLS = "{% for call in m.tool_calls %}"
