@@ -96,7 +96,7 @@ class DataConfig:
     system: str | None = None
     """One system message for all rows that have none of their own."""
     wording: bool = True
-    """Ask in the task's wording; false takes the prompt column as it stands."""
+    """Ask in the task's wording; false takes the prompt column as it stands. Rows with tools are never reworded."""
     on_bad_row: Literal["error", "skip"] = "error"
     """Stop at a bad row, or leave it out and count it."""
 

@@ -180,7 +180,7 @@ def _demonstrations(
                 )
         elif system is not None:
             turns = [Turn("system", system), *turns]
-        if config.wording and turns[-1].role == "user":
+        if config.wording and not tools and turns[-1].role == "user":
             turns = [*turns[:-1], Turn("user", _worded(task, turns[-1].content, fields))]
         demonstration = Demonstration(
             example_id=row_id if config.turns == "last" else f"{row_id}.{len(found) + 1}",

@@ -156,7 +156,7 @@ def legacy_standard(text: str) -> str:
 
 @dataclass(frozen=True)
 class FunctionCall(Task):
-    """The completion makes the reference's call, and no other.
+    """The completion makes the reference's call, and no other; where the reference is a turn with several, all of them.
 
     With ``match="ast"`` calls compare as syntax (see :func:`canonical`); a completion with two
     different calls is wrong. Only functions that the prompt or the reference names are called; what a text mentions,
@@ -206,14 +206,21 @@ class FunctionCall(Task):
         if self.match == "legacy":
             return self._check_legacy(completion, demonstration)
         possible = self._possible(demonstration)
-        expected = None if possible else self._expected(demonstration)
-        names = set(possible) if expected is None else {ast.unparse(expected.func)}
+        expected = [] if possible else self._expected(demonstration)
+        names = set(possible) | {ast.unparse(call.func) for call in expected}
         calls = self._made(completion, names, demonstration, expected)
         right = self._right(demonstration)
         if not calls:
             message = "The answer holds no function call in Python syntax."
             return CheckResult(False, "no_call", message=message, expected=right)
         answer = "; ".join(ast.unparse(call) for call in calls.values())
+        if len(expected) > 1:
+            missing = {canonical(call) for call in expected} - set(calls)
+            num_more = len(calls) - (len(expected) - len(missing))
+            if not missing and not num_more:
+                return CheckResult(True, answer=answer)
+            message = f"{len(missing)} of the calls that are asked for are missing, {num_more} calls are not asked for."
+            return CheckResult(False, "wrong_calls", answer, message, right)
         if len(calls) > 1:
             message = "The answer makes several different calls. Make one."
             return CheckResult(False, "several_calls", answer, message, right)
@@ -222,7 +229,7 @@ class FunctionCall(Task):
         if function not in names:
             message = short_message(f"{function} is not the function that the question asks for.")
             return CheckResult(False, "wrong_function", answer, message, right)
-        faults = argument_faults(call, possible[function]) if expected is None else _faults(call, expected)
+        faults = _faults(call, expected[0]) if expected else argument_faults(call, possible[function])
         if faults:
             message = short_message("The function is right, its arguments are not.", *faults)
             return CheckResult(False, "wrong_arguments", answer, message, right)
@@ -233,14 +240,14 @@ class FunctionCall(Task):
         return reference_text(demonstration, self.answer_field)
 
     def check_demonstration(self, demonstration: Demonstration) -> None:
-        """Refuse a reference that is not one call, and possible answers of another form."""
+        """Refuse a reference that is not one call (or those of a turn), and possible answers of another form."""
         if self.match == "legacy":
             self._expected_legacy(demonstration)
         elif not self._possible(demonstration):
             self._expected(demonstration)
 
     def _made(
-        self, completion: str, names: set[str], demonstration: Demonstration, expected: ast.Call | None
+        self, completion: str, names: set[str], demonstration: Demonstration, expected: Sequence[ast.Call]
     ) -> dict[object, ast.Call]:
         """Return the different calls a completion makes: of known functions, or of others where there are none."""
         strings = _text_arguments(self._possible(demonstration), expected)
@@ -266,17 +273,18 @@ class FunctionCall(Task):
             return reference_call(*next(iter(possible.items())))
         return self.reference_answer(demonstration)
 
-    def _expected(self, demonstration: Demonstration) -> ast.Call:
+    def _expected(self, demonstration: Demonstration) -> list[ast.Call]:
+        """Return the reference's call; of a turn that calls tools, each different one."""
         text = reference_text(demonstration, self.answer_field)
         calls = {canonical(call): call for call in find_calls(text) if not _is_plural(call)}
         calls = calls or {canonical(call): call for call in find_calls(text)}
-        if len(calls) != 1:
+        if len(calls) != 1 and not (calls and demonstration.answer):
             raise DataError(
                 f"example {demonstration.example_id!r}: the reference holds {len(calls)} different "
                 f"function calls in Python syntax, not one: {text[:200]!r}; mend the row, leave "
                 "it out, or compare as text with --task.options '{match: legacy}'"
             )
-        return next(iter(calls.values()))
+        return list(calls.values())
 
     def _check_legacy(self, completion: str, demonstration: Demonstration) -> CheckResult:
         function, parameters = self._expected_legacy(demonstration)
@@ -310,10 +318,10 @@ def _faults(call: ast.Call, expected: ast.Call) -> list[str]:
     return faults or ["They are not those asked for."]
 
 
-def _text_arguments(possible: Mapping[str, Mapping[str, list[Any]]], expected: ast.Call | None) -> set[str]:
+def _text_arguments(possible: Mapping[str, Mapping[str, list[Any]]], expected: Sequence[ast.Call]) -> set[str]:
     """Return the arguments whose right values are text."""
-    if expected is not None:
-        words = [word for word in expected.keywords if isinstance(word.value, ast.Constant)]
+    if expected:
+        words = [word for call in expected for word in call.keywords if isinstance(word.value, ast.Constant)]
         return {word.arg for word in words if word.arg and isinstance(word.value.value, str)}  # type: ignore[attr-defined]
     of_all = [item for arguments in possible.values() for item in arguments.items()]
     return {name for name, values in of_all if any(isinstance(value, str) and value for value in values)}

@@ -117,6 +117,27 @@ def test_a_call_that_the_model_writes_is_checked(toy: str, tmp_path: Path) -> No
     assert not task.check(other, pair.demonstration).correct
 
 
+def test_each_of_several_calls_is_asked_for(tmp_path: Path) -> None:
+    cities = [{"function": {"name": "weather", "arguments": {"city": city}}} for city in ("Oslo", "Bergen")]
+    row = {"messages": [*ASKED, {"role": "assistant", "content": "I look.", "tool_calls": cities}], "tools": [TOOL]}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    task = load_task("function_call", {})
+    (demonstration,) = load_demonstrations(DataConfig(path=str(path)), task).demonstrations
+    assert demonstration.prompt == ASKED[0]["content"]  # the template says how to call
+    one, other = (json.dumps(call["function"]) for call in cities)
+    assert task.check(demonstration.response, demonstration).correct
+    assert task.check(f"<tool_call>{other}</tool_call><tool_call>{one}</tool_call>", demonstration).correct
+    result = task.check(f"<tool_call>{one}</tool_call>", demonstration)
+    assert (result.reason, result.message) == (
+        "wrong_calls",
+        "1 of the calls that are asked for are missing, 0 calls are not asked for.",
+    )
+    third = one.replace("Oslo", "Rome")
+    more = "".join(f"<tool_call>{call}</tool_call>" for call in (one, other, third))
+    assert task.check(more, demonstration).reason == "wrong_calls"
+
+
 @pytest.mark.parametrize(
     "row",
     [
