@@ -44,11 +44,17 @@ class Demonstration:
     origin: str = field(default="", compare=False)  # file and row number, for messages
     conversation: str = field(default="", compare=False)  # what it shares with other answers of one conversation
     answer: Turn | None = None  # the answer as a turn, where it calls tools; ``response`` is its text
+    privileged: str = ""  # what the teacher is shown instead of the response, which may then be empty
 
     @property
     def prompt(self) -> str:
         """Text of the last turn."""
         return self.turns[-1].content
+
+    @property
+    def shown(self) -> str:
+        """What the teacher is shown besides the prompt."""
+        return self.privileged or self.response
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +64,8 @@ class PromptPair:
     demonstration: Demonstration
     student_ids: tuple[int, ...]  # bare prompt, generation header included
     teacher_ids: tuple[int, ...]  # prompt with the demonstration, same header
-    response_ids: tuple[int, ...]  # the demonstration as a target, terminator included
+    response_ids: tuple[int, ...]  # the demonstration as a target, terminator included; of a row without a response,
+    # which is never learned, what the teacher is shown
     num_trimmed_tokens: int = 0  # cut off the end of the shown demonstration
     num_dropped_examples: int = 0  # k-shot examples left out to make room
     sample_index: int = 0  # which of several rollouts of this example in a step

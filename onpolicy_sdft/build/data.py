@@ -47,13 +47,26 @@ def load_rows(config: RunConfig, tasks: Mapping[str, Task] = MappingProxyType({}
         others[source.label] = load_demonstrations(source.data, its, section=f"replay.sources[{index}].data")
         replayed |= {replayed_id(source.label, row.example_id): its for row in others[source.label].demonstrations}
     mixed = mix(own, others, config.replay.rate, config.train.seed)
-    bare = [row.example_id for row in mixed.demonstrations if not row.response]
-    if bare:
+    bare = [row for row in mixed.demonstrations if not row.response]
+    for row in bare:
+        if not row.privileged:
+            raise DataError(
+                f"{mixed.where}: row {row.example_id!r} has no response: there is nothing to learn. Fix: "
+                "--data.response_column COLUMN, --data.privileged_column COLUMN for a text that only the teacher sees, "
+                "or score these rows under eval.sets."
+            )
+    if bare and learns_demonstrations(config):
         raise DataError(
-            f"{mixed.where}: {len(bare)} rows have no response, the first is {bare[0]!r}: there is nothing to learn. "
-            "Fix: --data.response_column COLUMN, or score these rows under eval.sets."
+            f"{mixed.where}: {len(bare)} rows have a text for the teacher but no response, the first is "
+            f"{bare[0].example_id!r}, and this method learns responses. Fix: --train.targets policy with "
+            "--objective.demonstration_weight 0, or --data.response_column COLUMN."
         )
     return MixedTask(task, replayed) if replayed else task, mixed
+
+
+def learns_demonstrations(config: RunConfig) -> bool:
+    """Whether a method learns demonstrations by themselves, not only in place of refused rollouts."""
+    return config.train.targets != "policy" or config.objective.demonstration_weight > 0
 
 
 def make_prompt_pairs(

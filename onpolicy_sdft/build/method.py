@@ -223,7 +223,7 @@ def _measuring_prompts(config: RunConfig, bundle: ModelBundle) -> Prompts:
         return text if len(renderer.text_ids(text)) <= limit else renderer.start_of(text, limit)
 
     def alone(pair: PromptPair) -> Sequence[int]:
-        text = cut(pair.demonstration.response, config.rollout.max_new_tokens)
+        text = cut(pair.demonstration.shown, config.rollout.max_new_tokens)
         return renderer.teacher_ids([Turn("user", text)])
 
     def with_text(pair: PromptPair, text: str) -> Sequence[int]:

@@ -82,6 +82,9 @@ class DataConfig:
     """Column of the expert's answer. A task that needs none (``refusal``) takes rows without it."""
     input_column: str | None = None
     """Column of what the question is about; where it is filled, it stands below the question."""
+    privileged_column: str | None = None
+    """Column of a text that only the teacher sees: a document, rules, a hint. It is shown instead of the answer, which
+    the row then need not have; of a row without an answer nothing is learned in place of a refused rollout."""
     system_column: str | None = None
     """Column of a system message."""
     messages_column: str | None = None
@@ -116,8 +119,9 @@ class ContextConfig:
     """The prompt pair: the student's bare prompt and the teacher's with the demonstration."""
 
     template: str = "prior_turn"
-    """reference | example | prior_turn | work | solution_first | explain | acl_gsm8k | acl_openfunctions | acl_alpaca |
-    a Jinja file. ``work``, ``solution_first`` and ``explain`` ask for the steps, not for the result."""
+    """reference | example | prior_turn | work | solution_first | explain | privileged | acl_gsm8k | acl_openfunctions |
+    acl_alpaca | a Jinja file. ``work``, ``solution_first`` and ``explain`` ask for the steps, not for the result;
+    ``privileged`` shows a text that is no answer (``data.privileged_column``)."""
     show: Literal["own", "others", "both", "none"] = "own"
     """What the teacher is shown: the question's own demonstration, those of other questions only (arXiv:2608.09228),
     both, or (with ``feedback.enabled``) none: only how the student's own attempt went."""

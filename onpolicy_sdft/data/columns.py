@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.errors import DataError
@@ -30,6 +30,7 @@ class Columns:
     response: str = "response"
     input: str | None = None  # what the prompt is about, where it has a column of its own
     messages: str | None = None
+    privileged: str | None = None  # what only the teacher is shown
 
     @property
     def used(self) -> set[str]:
@@ -48,6 +49,10 @@ _FORMATS: Mapping[str, tuple[Columns, tuple[str, ...], str]] = {
     "instruction, input and output (Alpaca)": (
         Columns("instruction", "output", "input"), ("instruction", "output"),
         "--data.prompt_column instruction --data.input_column input --data.response_column output",
+    ),
+    "prompt and privileged_context (TRL)": (
+        Columns(privileged="privileged_context"), ("prompt", "privileged_context"),
+        "--data.privileged_column privileged_context",
     ),
     "messages": (Columns(messages="messages"), ("messages",), "--data.messages_column messages"),
     "conversations (ShareGPT)": (
@@ -81,10 +86,15 @@ def find_columns(row: Mapping[str, Any], config: DataConfig, where: str) -> Colu
     """
     asked = {"prompt": config.prompt_column, "response": config.response_column, "input": config.input_column}
     if config.messages_column is not None:
-        return Columns(messages=config.messages_column)
+        return Columns(messages=config.messages_column, privileged=config.privileged_column)
     if any(value is not None for value in asked.values()):
-        return Columns(**{name: value for name, value in asked.items() if value is not None})
+        named = {name: value for name, value in asked.items() if value is not None}
+        return Columns(**named, privileged=config.privileged_column)
     found = {name: each for name, each in _FORMATS.items() if all(row.get(column) is not None for column in each[1])}
+    if config.privileged_column is not None:
+        found = {name: each for name, each in found.items() if each[0].privileged is None}
+        if not found and row.get("prompt") is not None:
+            return Columns(privileged=config.privileged_column)
     if len(found) > 1:
         raise DataError(
             f"{where}: a row has the columns of several formats: {'; '.join(found)}. Fix: say which is meant: "
@@ -93,7 +103,7 @@ def find_columns(row: Mapping[str, Any], config: DataConfig, where: str) -> Colu
     for name, (columns, _, _) in found.items():
         if columns != Columns():
             logger.info(f"{where}: rows are read as {name}")
-        return columns
+        return replace(columns, privileged=columns.privileged or config.privileged_column)
     return None
 
 

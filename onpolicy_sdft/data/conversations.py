@@ -16,6 +16,8 @@ SPEAKERS = {
     "model": "assistant", "bing": "assistant", "bard": "assistant", "system": "system", "tool": "tool",
     "observation": "tool", "function_response": "tool", "function_call": "assistant",
 }  # fmt: skip
+#: The answer of a row that has none.
+NO_ANSWER = Turn("assistant", "")
 #: What changes the meaning of a message and is not read; a row that has it is bad.
 UNREAD_KEYS = {
     "tool_calls": "only the assistant calls tools",

@@ -36,7 +36,7 @@ def describe_lengths(prepared: Prepared, max_new_tokens: int) -> tuple[list[Leng
     lengths = {
         "bare prompt (student)": [len(pair.student_ids) for pair in prepared.pairs],
         "prompt + demonstration (teacher)": [len(pair.teacher_ids) for pair in prepared.pairs],
-        "demonstration": [len(pair.response_ids) for pair in prepared.pairs],
+        "demonstration, or what is shown instead": [len(pair.response_ids) for pair in prepared.pairs],
     }
     rows = [_row(name, found) for name, found in lengths.items() if any(found)]  # a method may have no teacher
     warnings = [*prepared.notes]
@@ -69,7 +69,13 @@ def describe_lengths(prepared: Prepared, max_new_tokens: int) -> tuple[list[Leng
         warnings.append(
             f"{len(prepared.dropped_ids)} rows are left out, they do not fit: {_some(prepared.dropped_ids)}"
         )
-    longer = [v.demonstration.example_id for v in prepared.pairs if len(v.response_ids) > max_new_tokens]
+    learned = [each for each in prepared.pairs if each.demonstration.response]
+    if len(learned) < len(prepared.pairs):
+        warnings.append(
+            f"{len(prepared.pairs) - len(learned)} rows have no response: where a rollout is refused, nothing is "
+            "learned of them"
+        )
+    longer = [v.demonstration.example_id for v in learned if len(v.response_ids) > max_new_tokens]
     if longer:
         warnings.append(
             f"{len(longer)} demonstrations are longer than rollout.max_new_tokens={max_new_tokens}, their "

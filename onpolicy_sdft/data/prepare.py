@@ -118,7 +118,11 @@ def _targets(
         lambda rows: renderer.ahead((each.turns, "" if each.answer else each.response) for each in rows),
     ):
         try:
-            ids = renderer.target(demonstration.turns, demonstration.answer or demonstration.response)
+            if demonstration.response:
+                ids = renderer.target(demonstration.turns, demonstration.answer or demonstration.response)
+            else:
+                shown = renderer.text_ids(demonstration.shown)
+                ids = renderer.student_ids(demonstration.turns), (*shown, *renderer.end_ids)
         except DataError as error:
             message = f"{demonstration.origin or f'example {demonstration.example_id!r}'}: {error}"
             if on_bad_row == "error":

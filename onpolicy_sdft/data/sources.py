@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.data.columns import Columns, column_hint, find_columns, find_tools, left_unread
-from onpolicy_sdft.data.conversations import demonstrations_of, require_unicode, unread_parts
+from onpolicy_sdft.data.conversations import NO_ANSWER, demonstrations_of, read_messages, require_unicode, unread_parts
 from onpolicy_sdft.data.files import file_rows, find_files
 from onpolicy_sdft.data.generators import generate_rows
 from onpolicy_sdft.data.published import published_rows
@@ -102,7 +102,7 @@ def load_demonstrations(config: DataConfig, task: Task, *, section: str = "data"
 def _unread_of_messages(row: Mapping[str, Any], columns: Columns) -> set[str]:
     """Return the harmless parts of a row's messages that are not read, for the log."""
     if columns.messages is not None:
-        return unread_parts(row[columns.messages])
+        return unread_parts(row[columns.messages], ends_in_answer=columns.privileged is not None)
     lists = [row[name] for name in (columns.prompt, columns.response) if isinstance(row.get(name), list)]
     after = row.get(columns.response)
     messages = [message for each in lists for message in each]
@@ -114,8 +114,9 @@ def fingerprint(demonstrations: list[Demonstration]) -> str:
     digest = hashlib.sha256()
     for demonstration in demonstrations:
         turns = [(turn.role, turn.content, turn.extra) for turn in demonstration.turns]
+        said = [demonstration.response] + [demonstration.privileged] * bool(demonstration.privileged)
         fields = sorted((str(key), repr(value)) for key, value in demonstration.fields.items())
-        digest.update(json.dumps([demonstration.example_id, turns, demonstration.response, fields]).encode())
+        digest.update(json.dumps([demonstration.example_id, turns, *said, fields]).encode())
     return digest.hexdigest()
 
 
@@ -169,6 +170,7 @@ def _demonstrations(
     tools_column = find_tools(row, columns, config)
     fields = {key: value for key, value in row.items() if key not in {*columns.used, tools_column}}
     tools = [] if tools_column is None else [read_tools(row[tools_column])]
+    privileged = "" if columns.privileged is None else _text(row, columns.privileged, columns)
     system, found = _system(row, config), list[Demonstration]()
     last_turns, last_answer = answers[-1]
     row_id = _example_id(row, number, _id_column(config), last_turns[-1].content, text_of(last_answer))
@@ -190,6 +192,7 @@ def _demonstrations(
             origin=place,
             conversation=row_id if config.turns == "all" else "",
             answer=answer if answer.extra else None,
+            privileged=privileged,
         )
         task.check_demonstration(demonstration)
         found.append(demonstration)
@@ -199,8 +202,15 @@ def _demonstrations(
 def _answers(row: Mapping[str, Any], columns: Columns, config: DataConfig, task: Task) -> list[tuple[list[Turn], Turn]]:
     """Return the answers of a row, each with the turns before it; the task's wording is not there yet."""
     if columns.messages is not None:
-        return demonstrations_of(_column(row, columns.messages, columns), config.turns)
+        messages = _column(row, columns.messages, columns)
+        if columns.privileged is not None and (turns := read_messages(messages))[-1].role in ("user", "tool"):
+            return [(turns, NO_ANSWER)]
+        return demonstrations_of(messages, config.turns)
     prompt, response = row.get(columns.prompt), row.get(columns.response)
+    # A task that is not derived from the protocol need not have what the protocol would supply.
+    needs_none = columns.privileged is not None or not getattr(task, "needs_response", True)
+    if isinstance(prompt, list) and columns.privileged is not None and not response:
+        return [(read_messages(prompt), NO_ANSWER)]
     if isinstance(prompt, list) or isinstance(response, list):  # messages each, or one of them text
         before = (
             prompt if isinstance(prompt, list) else [{"role": "user", "content": _text(row, columns.prompt, columns)}]
@@ -214,9 +224,8 @@ def _answers(row: Mapping[str, Any], columns: Columns, config: DataConfig, task:
     question = _text(row, columns.prompt, columns)
     if columns.input is not None and row.get(columns.input):
         question = f"{question}\n\n{_text(row, columns.input, columns)}"
-    # A task that is not derived from the protocol need not have what the protocol would supply.
-    if columns.response not in row and not getattr(task, "needs_response", True):
-        return [([Turn("user", question)], Turn("assistant", ""))]
+    if row.get(columns.response) is None and needs_none:
+        return [([Turn("user", question)], NO_ANSWER)]
     return [([Turn("user", question)], Turn("assistant", _text(row, columns.response, columns)))]
 
 

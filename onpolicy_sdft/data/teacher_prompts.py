@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from onpolicy_sdft.data.chat_template import ANSWER, QUESTION
 from onpolicy_sdft.data.neighbours import choose_neighbours
-from onpolicy_sdft.data.templates import TeacherContext, feedback_turns, shows_own
+from onpolicy_sdft.data.templates import PRIOR_TURN, PRIVILEGED, TEMPLATES, TeacherContext, feedback_turns, shows_own
 from onpolicy_sdft.data.tokenising import read_ahead
 from onpolicy_sdft.errors import ConfigError, DataError
 from onpolicy_sdft.types import Demonstration, Feedback, Turn
@@ -99,6 +99,7 @@ class TeacherPrompts:
                     "template may write. Fix: take it out; turns are marked by the chat template."
                 )
         self._shows_own = shows_own(config.show)
+        self._refuse_privileged(demonstrations, config)
         self._num_kept_examples = int(config.show == "others")  # without any, the teacher would know nothing more
         num_others = {"others": config.num_demonstrations, "both": config.num_demonstrations - 1}.get(config.show, 0)
         chosen = choose_neighbours(demonstrations, num_others, config.neighbours, seed)
@@ -110,6 +111,20 @@ class TeacherPrompts:
                     "Fix: more rows, or --context.show own."
                 )
             self._examples[demonstration.example_id] = [demonstrations[index] for index in indices]
+
+    def _refuse_privileged(self, demonstrations: Sequence[Demonstration], config: ContextConfig) -> None:
+        """Refuse to show texts that are no answers as answers."""
+        first = next((each for each in demonstrations if each.privileged), None)
+        if first is None:
+            return
+        if config.show in ("others", "both") and not all(each.response for each in demonstrations):
+            raise ConfigError(f"context.show={config.show}: rows have no response to show. Fix: --context.show own.")
+        if self._shows_own and config.template in (*TEMPLATES, PRIOR_TURN) and config.template != PRIVILEGED:
+            raise ConfigError(
+                f"context.template={config.template} shows the teacher a text as an answer, but example "
+                f"{first.example_id!r} has a text that only the teacher sees (data.privileged_column). Fix: "
+                f"--context.template {PRIVILEGED}, or a file of your own."
+            )
 
     def fit(
         self, demonstration: Demonstration, feedback: Feedback | None = None, *, shows_attempt: bool = True
@@ -168,7 +183,7 @@ class TeacherPrompts:
         return left_out(self._renderer, demonstration, self._turns(demonstration, self._own(demonstration), others))
 
     def _own(self, demonstration: Demonstration) -> str:
-        return demonstration.response if self._shows_own else ""
+        return demonstration.shown if self._shows_own else ""
 
     def _turns(self, demonstration: Demonstration, own: str, examples: Sequence[Demonstration]) -> list[Turn]:
         return self._context.turns(demonstration, own, examples, self._work(demonstration))

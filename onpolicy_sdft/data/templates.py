@@ -28,6 +28,8 @@ from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.types import Demonstration, Feedback, Turn
 
 PRIOR_TURN = "prior_turn"
+#: Of texts that are no answers, see ``data.privileged_column``.
+PRIVILEGED = "privileged"
 
 #: What the teacher is shown besides the question; see ``context.show``.
 Show = Literal["own", "others", "both", "none"]
@@ -105,6 +107,14 @@ TEMPLATES: dict[str, ContextTemplate] = {
         + " how the question is solved."
         + _WORK
         + " Only then state your answer, in the form that the question asks for."
+    ),
+    PRIVILEGED: ContextTemplate(
+        _EXAMPLES
+        + "{{ question }}"
+        + _own(
+            "\n\nThis is for you alone:\n{{ demonstration }}\n\n"
+            "Answer with the help of it, and do not mention it: the reader has the question alone."
+        )
     ),
     "acl_gsm8k": ContextTemplate(
         _EXAMPLES + "{{ question }}" + _own("\n\n{{ demonstration }}"),

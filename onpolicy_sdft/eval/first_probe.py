@@ -82,7 +82,8 @@ def probe_first(config: RunConfig, probe: Probe) -> None:
 
 def _warn_of_terse_data(config: RunConfig, probe: Probe, bare: BareAnswers) -> None:
     """Say that the demonstrations themselves are answers without the work, where the policy's right answers have it."""
-    length = median(len(pair.response_ids) for pair in probe.pairs)
+    lengths = [len(pair.response_ids) for pair in probe.pairs if pair.demonstration.response]
+    length = median(lengths) if lengths else bare.length
     if bare.of_right and length < config.screening.answer_only_ratio * bare.length:
         logger.warning(
             f"the demonstrations are answers alone: {length:.0f} tokens (median), where the model's own right "

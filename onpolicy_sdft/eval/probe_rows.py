@@ -93,7 +93,7 @@ def summarise(
     refused = [target for target, _ in rollouts if target.verdict != "keep"]
     right = sum(bool(target.correct) for target, _ in rollouts)
     pairs = list(zip(texts, rollouts, strict=True))
-    copies = [text.strip() == target.pair.demonstration.response.strip() for text, (target, _) in pairs]
+    copies = [text.strip() == target.pair.demonstration.shown.strip() for text, (target, _) in pairs]
     shorts = [screen.is_answer_only(target.pair, rollout, text) for text, (target, rollout) in pairs]
     num_tokens = sum(len(rollout.token_ids) for _, rollout in rollouts)
     measures = [target.measures for target, _ in rollouts if target.measures is not None]

@@ -295,7 +295,8 @@ def _report_turn_end(config: RunConfig, bundle: ModelBundle, data: Data) -> None
     model, rows = bundle.loaded.model, data.prepared.pairs[:_TURN_END_ROWS]
     if not runs_whole(inner_model(model)):
         return
-    pairs = [each for each in rows if each.response_ids and each.response_ids[-1] == bundle.renderer.terminator_id]
+    learned = [each for each in rows if each.demonstration.response and each.response_ids]
+    pairs = [each for each in learned if each.response_ids[-1] == bundle.renderer.terminator_id]
     if not pairs:
         return
     name = str(bundle.loaded.tokenizer.convert_ids_to_tokens(bundle.renderer.terminator_id))

@@ -17,7 +17,7 @@ from onpolicy_sdft.build.method import make_pairing, make_review, make_sampling,
 from onpolicy_sdft.build.preflight import print_preflight
 from onpolicy_sdft.config.check_method import live_options_set
 from onpolicy_sdft.config.load import dump_config
-from onpolicy_sdft.errors import ConfigError, RunDirectoryError
+from onpolicy_sdft.errors import ConfigError, DataError, RunDirectoryError
 from onpolicy_sdft.eval.first_probe import choose_rows, probe_first
 from onpolicy_sdft.offline.file import FILE_NAME
 from onpolicy_sdft.offline.legacy import legacy_agrees
@@ -60,6 +60,8 @@ def run_distill(config: RunConfig, command: Sequence[str]) -> DistillOutcome:
     _refuse_live_options(config)
     directory = Path(config.distill.output_dir)
     task, loaded = load_rows(config)
+    if any(not row.response for row in loaded.demonstrations):
+        raise DataError(f"{loaded.where}: rows have no response to rewrite. Fix: --data.response_column COLUMN.")
     bundle = load_bundle(config)
     data = make_prompt_pairs(config, bundle, task, loaded)
     print_preflight(data, config, bundle, screens=config.distill.rules == "default")

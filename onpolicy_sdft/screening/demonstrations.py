@@ -44,6 +44,7 @@ def refused_demonstrations(screen: Screen, pairs: Sequence[PromptPair], max_new_
         max_new_tokens: Longest rollout; a longer demonstration is truncated.
     """
     is_quick = bool(getattr(screen.task, "check_is_quick", False))
+    pairs = [pair for pair in pairs if pair.demonstration.response]
     looked_at = pairs if is_quick else pairs[:: max(1, -(-len(pairs) // _MOST))]
 
     def reason_of(one: PromptPair) -> str:

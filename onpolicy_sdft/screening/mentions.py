@@ -54,7 +54,7 @@ class Mentions:
 
     def find(self, text: str, demonstration: Demonstration) -> str | None:
         """Return the first words that talk of the demonstration, or None."""
-        said = [*(turn.content for turn in demonstration.turns), demonstration.response]
+        said = [*(turn.content for turn in demonstration.turns), demonstration.shown]
         lowered, known = text.casefold(), "\n".join(said).casefold()
         for phrase in self.phrases:
             if phrase.casefold() in lowered and phrase.casefold() not in known:

@@ -175,7 +175,7 @@ class Review:
     def _is_judged(self, target: Target) -> bool:
         """Whether its own rewrite has to stand in for a check."""
         has_rule = target.verdict == "keep" and self.verdicts["support"] != "keep"
-        return has_rule and not self._has_check(target)
+        return has_rule and not self._has_check(target) and bool(target.pair.demonstration.response)
 
     def _support_texts(self, judged: Sequence[Target]) -> list[list[Text]]:
         """Return each demonstration behind its own rewrite, and behind those of the next few rows of the step.

@@ -114,10 +114,13 @@ class Screen:
             ),
             "banned": lambda: self.mentions.find(text, pair.demonstration) is not None,
             "length": lambda: (
-                is_too_long(num_tokens, num_reference, config.max_length_ratio)
-                or (
-                    is_too_short(num_tokens, num_reference, config.min_length_ratio)
-                    and not self._is_right(pair, result)
+                bool(pair.demonstration.response)
+                and (
+                    is_too_long(num_tokens, num_reference, config.max_length_ratio)
+                    or (
+                        is_too_short(num_tokens, num_reference, config.min_length_ratio)
+                        and not self._is_right(pair, result)
+                    )
                 )
             ),
             "answer_only": lambda: self.is_answer_only(pair, rollout, text),
@@ -132,9 +135,11 @@ class Screen:
 
     def is_answer_only(self, pair: PromptPair, rollout: Rollout, text: str) -> bool:
         """Whether a rollout leaves out the work of the policy's bare answers; False where these are not known."""
-        num_tokens, num_reference = len(rollout.token_ids), len(pair.response_ids)
-        share = self.config.answer_only_ratio
-        return self.bare is not None and is_answer_only(num_tokens, num_steps(text), num_reference, self.bare, share)
+        if self.bare is None:
+            return False
+        num_tokens, share = len(rollout.token_ids), self.config.answer_only_ratio
+        num_reference = len(pair.response_ids) if pair.demonstration.response else round(2 * self.bare.length)
+        return is_answer_only(num_tokens, num_steps(text), num_reference, self.bare, share)
 
     def _ended(self, rollout: Rollout) -> tuple[int, ...]:
         """Return the tokens of a rollout as they are learned: with the template's own end, whatever it stopped at."""
@@ -167,9 +172,10 @@ class Screen:
 
 def refused(target: Target, verdict: Verdict, reason: str) -> Target:
     """Return a target whose rollout is not learned, for a reason: its demonstration is, or nothing."""
+    pair, response = target.pair, target.pair.demonstration.response
+    if verdict == "fallback" and not response:
+        verdict = "drop"
     if verdict == "fallback":
-        pair = target.pair
-        response = pair.demonstration.response
         return replace(target, token_ids=pair.response_ids, text=response, verdict=verdict, reason=reason)
     token_ids = () if verdict == "drop" else target.token_ids
     return replace(target, token_ids=token_ids, verdict=verdict, reason=reason)

@@ -238,7 +238,7 @@ class Loop:
             "example_id": demonstration.example_id,
             "attempt": target.attempt,
             "prompt": demonstration.prompt,
-            "demonstration": demonstration.response,
+            "demonstration": demonstration.shown,
             "rollout": self.trainer.screen.decode(rollout.token_ids) if rollout else None,
             "target": target.text,
             "verdict": target.verdict,

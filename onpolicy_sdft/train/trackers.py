@@ -158,7 +158,7 @@ class Tracking(Callback):
 def _row(target: Target) -> list[str]:
     demonstration = target.pair.demonstration
     return [
-        demonstration.example_id, demonstration.prompt, demonstration.response, target.text, target.verdict,
+        demonstration.example_id, demonstration.prompt, demonstration.shown, target.text, target.verdict,
         target.reason,
     ]  # fmt: skip
 
