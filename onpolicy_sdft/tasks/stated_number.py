@@ -29,6 +29,10 @@ _MARKER = re.compile(
     re.IGNORECASE,
 )
 _TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|\\[a-z]+|[<>]=|=>|->|\S")
+#: Between two answers that follow each other: nothing but the first number, and what leads on to the second.
+_BETWEEN_ANSWERS = re.compile(
+    r"[\s*$:=]*+(-?\d[\d.,/]*?)[*$%]*+\.?\s++(?:[^\w\n]|(?:so|and|the|my|final)\b)*+", re.IGNORECASE
+)
 _BETWEEN_BOXES = re.compile(r"[^.!?\n]{0,60}")
 _SENTENCE_END = re.compile(r"[.!?;:\n](?=\s|$)")
 #: The end of a sentence whose next one says something new: not "6 sq. ft." nor "6. That is 2 more".
@@ -104,7 +108,7 @@ def _behind_marker(marked: str) -> Fraction | None:
 
 
 class _Several(str):
-    """What stands in answer boxes beside each other: no single answer."""
+    """What stands behind the last of several answers that contradict one another: no single answer."""
 
 
 def marked_text(text: str) -> str | None:
@@ -122,6 +126,10 @@ def marked_text(text: str) -> str | None:
     if last["tag"]:
         return behind.partition("</answer>")[0]
     if not last["boxed"]:
+        if len(markers) > 1 and (first := _BETWEEN_ANSWERS.fullmatch(text, markers[-2].end(), last.start())):
+            said, said_last = (_statements(line[:_MAX_LINE])[:1] for line in (first[1], behind.split("\n")[0]))
+            if said and said_last and None not in (values := {said[0].value, said_last[0].value}) and len(values) > 1:
+                return _Several(behind)
         return f" not {behind}" if denies_number(text[: last.start()], last.group()) else behind
     inside = braced(text, last.end())
     if len(markers) > 1 and markers[-2]["boxed"]:
