@@ -30,6 +30,7 @@ VERBS = {
     "configs": "list, show or copy the configs and launch scripts that come with the package",
     "init": "look at your data and write a commented config for it",
     "doctor": "what this machine has, and what will be used of it",
+    "completion": "what makes bash or zsh complete verbs and options",
 }
 
 
@@ -42,6 +43,11 @@ def usage() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; return its exit code: 0 done, 2 an error to mend, 130/143 stopped by a signal (a run is saved)."""
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks, on TAB
+        from onpolicy_sdft.cli.completion import complete
+
+        complete(VERBS)
+        return 0
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())

@@ -50,7 +50,9 @@ def commands_page() -> str:
     rows = [f"| `sdft {verb}` | {text} |" for verb, text in VERBS.items()]
     note = (
         "`sdft VERB --help` shows the options of a verb, and the common ones of a run; `--help_all` shows every "
-        "one, as [options](options.md) does."
+        "one, as [options](options.md) does.\n\n"
+        '`eval "$(sdft completion bash)"` (or `zsh`) in `~/.bashrc` (`~/.zshrc`, after `compinit`) makes TAB complete '
+        "verbs, options and values; a verb that takes a run or a model wants it before its options."
     )
     codes = (
         "Exit codes: 0 done; 2 an error to mend, said in one line; 3 the gate found nothing better than the start; "

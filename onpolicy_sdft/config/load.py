@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
@@ -64,9 +64,13 @@ class Parser(ArgumentParser):
     def add_options(self, kind: type[Any], section: str | None = None) -> None:
         """Add an option for each field of a dataclass, under ``section.`` where one is given."""
         self.add_class_arguments(kind, section)
+        actions = {action.dest: action for action in self._actions}
         for name, hint in get_type_hints(kind).items():
+            option = f"{section}.{name}" if section else name
             if get_origin(hint) is list and dataclasses.is_dataclass(get_args(hint)[0]):
-                self.record_lists.append(f"{section}.{name}" if section else name)
+                self.record_lists.append(option)
+            if values := _literals(hint):  # jsonargparse's own completer does not know them
+                actions[option].completer = lambda values=values, **asked: values  # type: ignore[attr-defined]
 
     def print_help(self, *arguments: Any, **options: Any) -> None:
         """Print the common options, where there are too many to read."""
@@ -92,6 +96,12 @@ class Parser(ArgumentParser):
                 found.append(f"{flag}=[]")
             found.append(argument)
         return found
+
+
+def _literals(hint: Any) -> list[str]:
+    """Return the values of ``Literal[...]``, or of one that may be None as well."""
+    kinds = [kind for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal]
+    return [str(value) for kind in kinds for value in get_args(kind)]
 
 
 def _with_shipped(arguments: Sequence[str]) -> list[str]:

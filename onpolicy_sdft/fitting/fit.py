@@ -43,14 +43,14 @@ from onpolicy_sdft.models.sizes import count_parameters
 from onpolicy_sdft.offline.file import apply_distilled, find_file, read_rows
 from onpolicy_sdft.rollout.hf import CollectiveDecoding
 from onpolicy_sdft.runs.directory import RunDirectory
-from onpolicy_sdft.runs.files import file_digest, write_json_atomic
+from onpolicy_sdft.runs.files import file_digest, read_json, read_jsonl, write_json_atomic
 from onpolicy_sdft.runs.manifest import git_state
-from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.train.backend import Backend
 from onpolicy_sdft.train.callbacks import Callback, scores_of
 from onpolicy_sdft.train.checkpoint import Checkpointer
 from onpolicy_sdft.train.launch import make_backend
 from onpolicy_sdft.train.loop import FitResult, Hooks, Loop, Plan, make_plan
+from onpolicy_sdft.train.panel import TrainProgress, scores_in
 from onpolicy_sdft.train.step import Trainer
 from onpolicy_sdft.train.trackers import check_trackers, open_trackers
 from onpolicy_sdft.types import Ranks
@@ -193,7 +193,8 @@ def _fit(config: RunConfig, command: Sequence[str], given: Given, held: ExitStac
     model = _prepare(found)
     run, identity = _claim(found, base, command, held)
 
-    progress = Progress("train", plan.num_steps, "steps", enabled=backend.rank == 0)
+    title = str(config.train.output_dir)
+    progress = TrainProgress("train", plan.num_steps, "steps", title=title, enabled=backend.rank == 0)
     trainer = make_trainer(config, bundle, data, model, backend, plan, progress)
     weights = trainer.weights
     model = weights.model  # from here on weights are read only
@@ -210,6 +211,8 @@ def _fit(config: RunConfig, command: Sequence[str], given: Given, held: ExitStac
     guards = make_guards(config, bundle, data, found.gated, trainer, run, identity, progress)
     if _resume(config, run, guards.checkpointer, trainer, progress):
         restore_probe(trainer)
+    if backend.rank == 0:
+        _recall(found, run, progress)
 
     def export(path: Path, summary: Mapping[str, Any], verdict: RunVerdict | None = None) -> None:
         gathered = backend.weights() if bundle.together is not None else None  # nothing whole is there to be read
@@ -355,8 +358,16 @@ def _export(
     export_model(model, bundle.loaded.tokenizer, directory, base, facts, summary, weights)
 
 
+def _recall(found: _Loaded, run: RunDirectory, progress: TrainProgress) -> None:
+    """Show what the run directory has already: the scores of the start, and the steps of a resumed run."""
+    if found.is_scored:
+        progress.show_scores(0, scores_in(scores_of(read_json(run.eval_summary_path)["before"])))
+    for record in read_jsonl(run.metrics_path) if run.metrics_path.is_file() else ():
+        progress.recall_step(record["step"], record["values"])
+
+
 def _resume(
-    config: RunConfig, run: RunDirectory, checkpointer: Checkpointer, trainer: Trainer, progress: Progress
+    config: RunConfig, run: RunDirectory, checkpointer: Checkpointer, trainer: Trainer, progress: TrainProgress
 ) -> bool:
     """Restore the newest checkpoint if there is one and it is asked for; return whether it was."""
     if config.train.resume != "auto":

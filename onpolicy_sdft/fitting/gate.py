@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.models.weights import PolicyWeights
     from onpolicy_sdft.runs.directory import RunDirectory
-    from onpolicy_sdft.runs.progress import Progress
     from onpolicy_sdft.tasks.protocol import Task
+    from onpolicy_sdft.train.panel import TrainProgress
     from onpolicy_sdft.train.step import Trainer
     from onpolicy_sdft.types import Demonstration, Ranks
 
@@ -139,7 +139,7 @@ def make_guards(
     trainer: Trainer,
     run: RunDirectory,
     identity: Mapping[str, Any],
-    progress: Progress,
+    progress: TrainProgress,
 ) -> Guards:
     """Return what watches a run, with the checkpointer that keeps it.
 

@@ -34,7 +34,7 @@ class InlineReport:
 
     def _repr_html_(self) -> str:
         """Return the scores and pictures as HTML; texts are escaped."""
-        html = Markup("<pre>{}</pre>").format(str(self))
+        html = Markup('<pre style="font-family: monospace">{}</pre>').format(str(self))
         for picture in run_document(self.run).pictures():
             if picture.name in SHOWN:
                 png = base64.b64encode(picture.png).decode("ascii")

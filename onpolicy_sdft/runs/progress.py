@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self, TextIO
+from typing import IO, Self, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Column, Table
 from rich.text import Text
@@ -24,6 +24,17 @@ from onpolicy_sdft.runs.plain_table import format_plain_table, numeric_columns
 from onpolicy_sdft.types import RolloutProgress
 
 Field = float | int | str | None
+
+
+class _Bar(RichProgress):
+    """A bar in a frame."""
+
+    def __init__(self, *columns: ProgressColumn, frame: Callable[[RenderableType], RenderableType], console: Console):
+        self._frame = frame
+        super().__init__(*columns, console=console, expand=True)
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self._frame(self.make_tasks_table(self.tasks))
 
 
 class Progress:
@@ -60,12 +71,12 @@ class Progress:
         self._start = start
         # That of the log lines, which are then written above the bar.
         self._console = log.console if stream is None else Console(file=stream, force_terminal=True)
-        self._stream = sys.stderr if stream is None else stream
+        self._stream = self._console.file
         self._every_seconds = every_seconds
         self._enabled = enabled
         self._clock = clock
         self._fields: dict[str, Field] = {}
-        self._live: RichProgress | None = None
+        self._live: _Bar | None = None
         self._began: float | None = None
         self._paused_seconds = 0.0
         self._last_line_at = -math.inf
@@ -108,7 +119,7 @@ class Progress:
         self._fields.update(fields)
         if self._live is not None:
             task = self._live.task_ids[0]
-            count, details = self._count(), self._details()
+            count, details = self._count(), self._bar_details()
             self._live.update(task, completed=self.completed, count=count, details=details)
         elif self._began is not None and self._clock() - self._last_line_at >= self._every_seconds:
             self._write_line(self._text())
@@ -133,12 +144,12 @@ class Progress:
                 live.live.transient = False
                 live.start()
 
-    def _start_live(self) -> RichProgress | None:
+    def _start_live(self) -> _Bar | None:
         if not _is_terminal(self._stream):
             return None
         if self._console.is_dumb_terminal:
             return None
-        live = RichProgress(
+        live = _Bar(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             TextColumn("{task.fields[count]}", markup=False),
@@ -148,18 +159,26 @@ class Progress:
                 table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
             ),
             TimeElapsedColumn(),
+            frame=self._frame,
             console=self._console,
-            expand=True,
         )
         live.add_task(
             self.description,
             total=self.total,
             completed=self.completed,
             count=self._count(),
-            details=self._details(),
+            details=self._bar_details(),
         )
         live.start()
         return live
+
+    def _frame(self, bar: RenderableType) -> RenderableType:
+        """Return what a terminal shows, around the bar; called from the thread that draws."""
+        return bar
+
+    def _bar_details(self) -> str:
+        """Return what stands beside the bar."""
+        return self._details()
 
     def _text(self) -> str:
         elapsed = f"elapsed {format_seconds(self._elapsed())}"
@@ -172,15 +191,18 @@ class Progress:
 
     def _details(self) -> str:
         parts = [
-            f"{name.replace('_per_second', '/s').replace('_', ' ')} {_format_field(name, value)}"
+            f"{name.replace('_per_second', '/s').replace('_', ' ')} {format_figure(name, value)}"
             for name, value in self._fields.items()
             if value is not None
         ]
+        return ", ".join([*parts, *self._eta()])
+
+    def _eta(self) -> list[str]:
+        """Return the time that is left, where there is anything to tell it from."""
         done = self.completed - self._start
-        if self.total is not None and done > 0 and self.completed < self.total:
-            left = self._elapsed() / done * (self.total - self.completed)
-            parts.append(f"eta {format_seconds(left)}")
-        return ", ".join(parts)
+        if self.total is None or done <= 0 or self.completed >= self.total:
+            return []
+        return [f"eta {format_seconds(self._elapsed() / done * (self.total - self.completed))}"]
 
     def _elapsed(self) -> float:
         began = self._clock() if self._began is None else self._began
@@ -238,7 +260,8 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _format_field(name: str, value: Field) -> str:
+def format_figure(name: str, value: Field) -> str:
+    """Write a figure for people: a share (a name that ends in ``_rate``) in per cent, others in four digits or more."""
     if not isinstance(value, float) or not math.isfinite(value):
         return str(value)
     if name.endswith("_rate"):
@@ -246,7 +269,7 @@ def _format_field(name: str, value: Field) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _is_terminal(stream: TextIO) -> bool:
+def _is_terminal(stream: IO[str]) -> bool:
     return bool(getattr(stream, "isatty", lambda: False)())
 
 

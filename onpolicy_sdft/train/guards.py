@@ -12,10 +12,10 @@ from onpolicy_sdft.train.optim import scale_rates
 
 if TYPE_CHECKING:
     from onpolicy_sdft.runs.directory import RunDirectory
-    from onpolicy_sdft.runs.progress import Progress
     from onpolicy_sdft.train.alarms import Alarms
     from onpolicy_sdft.train.checkpoint import Checkpointer
     from onpolicy_sdft.train.gate import Answers, Check, Drop, Gate
+    from onpolicy_sdft.train.panel import TrainProgress
     from onpolicy_sdft.train.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Guards:
     answer: Callable[[], Answers]  # the gate's questions, by the policy as it is
     checkpointer: Checkpointer
     run: RunDirectory
-    progress: Progress
+    progress: TrainProgress
     is_first: bool = True  # the rank that writes
     on_going_back: Callable[[], None] = lambda: None  # puts back what the state of the run holds now
 
@@ -44,6 +44,8 @@ class Guards:
                 self.gate.begin(self.answer())
             logger.info(f"gate: {_scores(self.gate.history[0])} right at the start; {_plan(self.gate)}")
             self.checkpointer.save(state, replace=True)
+        for check in self.gate.history if self.gate is not None else ():  # those of a resumed run as well
+            self._show(check)
         self.write()
 
     def watch(self, step: int, values: Mapping[str, float]) -> None:
@@ -68,6 +70,7 @@ class Guards:
             return reason
         with self.progress.paused():
             check, drops = self.gate.judge(state.step, why, self.answer())
+        self._show(check)
         logger.info(f"gate at step {state.step} ({why}): {self._outcome(check, drops)}")
         if check.action in ("stop", "rollback"):
             self.checkpointer.go_back(self.gate.best_step, state)
@@ -93,6 +96,9 @@ class Guards:
         if self.gate is not None:
             lines = ({**asdict(check), "scores": check.scores} for check in self.gate.history)
             write_jsonl_atomic(self.run.gate_path, lines)
+
+    def _show(self, check: Check) -> None:
+        self.progress.show_scores(check.step, {f"{label} (gate)": score for label, score in check.scores.items()})
 
     def _outcome(self, check: Check, drops: Mapping[str, Drop]) -> str:
         assert self.gate is not None

@@ -21,17 +21,14 @@ from onpolicy_sdft.train.signals import StopRequest, stop_on_signals
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig, TrainConfig
     from onpolicy_sdft.runs.directory import RunDirectory
-    from onpolicy_sdft.runs.progress import Progress
     from onpolicy_sdft.train.callbacks import Callback
     from onpolicy_sdft.train.checkpoint import Checkpointer
     from onpolicy_sdft.train.guards import Guards
+    from onpolicy_sdft.train.panel import TrainProgress
     from onpolicy_sdft.train.step import Trainer
     from onpolicy_sdft.types import PromptPair, StepMetrics, Target
 
 logger = logging.getLogger(__name__)
-
-#: What the progress line shows of a step's metrics, those that it has.
-_SHOWN = {"loss": "loss/total", "tokens_per_s": "train/tokens_per_second", "fallback_rate": "screen/fallback_rate"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +89,7 @@ class Loop:
     config: RunConfig
     run: RunDirectory
     checkpointer: Checkpointer
-    progress: Progress
+    progress: TrainProgress
     hooks: Hooks
     guards: Guards
     wall_clock: Callable[[], float] = time.time
@@ -220,9 +217,7 @@ class Loop:
             )
             samples = metrics.targets[: self.config.train.rollout_samples]
             self.run.append_rollouts([self._sample(metrics.step, target) for target in samples])
-        shown: dict[str, Any] = {name: values[key] for name, key in _SHOWN.items() if key in values}
-        shown |= {name.split("/", 1)[1]: value for name, value in validation.items() if name.endswith("/score")}
-        self.progress.update(1, written=None, **shown)
+        self.progress.show_step(metrics.step, values)
         self._notice(metrics, values)
 
     def _notice(self, metrics: StepMetrics, values: Mapping[str, float]) -> None:

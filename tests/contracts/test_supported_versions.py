@@ -18,8 +18,11 @@ TOOLS = {
     "scipy-stubs",
     "types-psutil",
     "types-PyYAML",
+    "ipykernel",
     "mkdocs",
+    "mkdocs-jupyter",
     "mkdocs-material",
+    "nbclient",
 }  # not in the run on the lowest
 NOT_TESTED = {"bitsandbytes", "wandb", "trackio", "sentence-transformers", "lm-eval"}  # extras that "dev" leaves out
 
