@@ -71,6 +71,18 @@ def _check_model(config: RunConfig) -> None:
             f"Full fine-tuning (lora.enabled=false) with model.dtype={config.model.dtype}: most updates would be "
             "lost to rounding. Fix: --model.dtype float32 --train.precision bf16 (bf16 compute, float32 weights)."
         )
+    for name in ("use_dora", "modules_to_save", "target_parameters", "trainable_token_indices"):
+        value = getattr(config.lora, name)
+        if value and not config.lora.enabled:
+            raise ConfigError(
+                f"lora.{name}={value!r} goes with adapters, but lora.enabled=false trains every weight. "
+                "Fix: --lora.enabled true, or leave it out."
+            )
+        if value and config.model.load_in_4bit:
+            raise ConfigError(
+                f"lora.{name}={value!r} with model.load_in_4bit=true: only plain adapters are known to merge, resume "
+                "and export exactly on a 4-bit base. Fix: --model.load_in_4bit false, or leave it out."
+            )
     if config.model.load_in_4bit and not config.lora.enabled:
         raise ConfigError(
             "model.load_in_4bit=true freezes the base, so there is nothing to train without adapters. "

@@ -53,8 +53,19 @@ class LoraConfig:
     """Dropout on the adapter input while learning; never in rollouts."""
     use_rslora: bool = False
     """Multiply the update by alpha / sqrt(r) instead, which does not shrink with the rank (arXiv:2312.03732)."""
+    use_dora: bool = False
+    """Learn the length of each row of an adapted weight apart from its direction (DoRA, arXiv:2402.09353)."""
     target_modules: str | list[str] = "all-linear"
     """Module names, or ``all-linear`` for every linear layer but the head."""
+    target_parameters: list[str] = field(default_factory=list)
+    """Parameters that get adapters and are no linear layer's, such as the fused experts of a mixture:
+    ``mlp.experts.gate_up_proj``, by name or by the end of it."""
+    modules_to_save: list[str] = field(default_factory=list)
+    """Modules that are trained whole, as copies beside the adapters, and saved with them: ``lm_head``,
+    ``embed_tokens``. Where these two share their weight they stay one."""
+    trainable_token_indices: list[int | str] | dict[str, list[int | str]] = field(default_factory=list)
+    """Rows of the embedding that are trained alone, by token id or by the text of a token. Rows of several layers:
+    ``{embed_tokens: [...], lm_head: [...]}``; a head that shares the embedding's weight needs no rows of its own."""
 
 
 @dataclass

@@ -168,9 +168,10 @@ def _claim(
 def _prepare(found: _Loaded) -> PreTrainedModel | PeftModel:
     """Return the model as it is trained: adapters in place, tried once before anything depends on it."""
     config, backend = found.config, found.backend
-    model = prepare_trainable(found.bundle.loaded.model, config.lora, config.model, config.train.seed)
+    loaded = found.bundle.loaded
+    model = prepare_trainable(loaded.model, config.lora, config.model, config.train.seed, loaded.tokenizer)
     with backend.autocast():  # as it learns: some attention kernels take no float32
-        make_ready(model, found.bundle.loaded)
+        make_ready(model, loaded)
     trainable, total = count_parameters(model)
     logger.info(f"{trainable / 1e6:.2f} M of {total / 1e6:.1f} M parameters are trained on {backend.num_ranks} ranks")
     return model

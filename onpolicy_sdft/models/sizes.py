@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from onpolicy_sdft.errors import ModelError
-from onpolicy_sdft.models.load import DTYPES, adapter_base, is_adapter, resolve_source
+from onpolicy_sdft.models.load import DTYPES, adapter_base, is_adapter, load_tokenizer, resolve_source
 from onpolicy_sdft.models.lora import embedding_weight, inner_model, prepare_trainable
 from onpolicy_sdft.models.targets import adapted_weights
 
@@ -64,7 +64,8 @@ def model_sizes(model: ModelConfig, lora: LoraConfig) -> Sizes:
     linear = [module for module in made.modules() if isinstance(module, torch.nn.Linear)]
     in_4_bits = [layer for layer in linear if layer is not made.get_output_embeddings()] if model.load_in_4bit else []
     num_quantised = sum(layer.weight.numel() for layer in in_4_bits)
-    return sizes_of(prepare_trainable(made, lora, model, seed=0), num_quantised)
+    tokenizer = load_tokenizer(source, model) if lora.enabled and lora.trainable_token_indices else None
+    return sizes_of(prepare_trainable(made, lora, model, seed=0, tokenizer=tokenizer), num_quantised)
 
 
 def sizes_of(model: PreTrainedModel | PeftModel, num_quantised: int = 0) -> Sizes:

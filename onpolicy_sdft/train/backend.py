@@ -80,6 +80,13 @@ class Backend:
         if asked != "auto" and (asked == "in_place") != self.shards.in_place:
             where = "whole on every rank" if self.shards.in_place else "divided among the ranks"
             raise ConfigError(f"rollout.weights={asked}, but weights are {where} here. Fix: --rollout.weights auto.")
+        for name in ("use_dora", "modules_to_save", "target_parameters", "trainable_token_indices"):
+            value = getattr(config.lora, name)
+            if config.lora.enabled and value and not self.shards.in_place:
+                raise ConfigError(
+                    f"lora.{name}={value!r} reads weights that are divided among the ranks here. Fix: "
+                    "launch/accelerate/ddp.yaml, zero1.yaml or zero2.yaml, or leave it out."
+                )
         if config.model.load_in_4bit and not self.shards.in_place:
             raise ConfigError(
                 "model.load_in_4bit=true cannot be divided among ranks. Fix: launch/accelerate/ddp.yaml or "
