@@ -417,8 +417,12 @@ class TeacherConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
 
+    name: Literal["adamw", "adafactor", "adamw_8bit"] = "adamw"
+    """``adamw_8bit``: moments in 8 bits (extra ``bitsandbytes``). ``adafactor`` (arXiv:1804.04235): sums of rows and
+    columns in the place of moments; a step is ``lr`` times the size of each weight, so ``lr`` is about 1e-2, and
+    weights that start at zero, as half of an adapter's do, hardly move: for full fine-tuning. Both: not divided."""
     lr: float = number(2e-4, above=0)
     """Peak learning rate."""
     betas: tuple[float, float] = number((0.9, 0.95), at_least=0, below=1)
@@ -453,7 +457,7 @@ class TrainConfig:
     adapter_handoff: Literal["continue", "merge"] = "continue"
     """With ``init_from`` and adapters: ``continue`` that run's, or ``merge`` it into the base and train a new one."""
     keep_optimizer: bool = False
-    """With ``init_from``: go on with that run's AdamW moments rather than with none."""
+    """With ``init_from``: go on with that run's optimizer state rather than with none."""
     seed: int = number(0, at_least=0)
     """Seed of the order, the noise keys and the adapters."""
     batch_size: int = number(16, at_least=1)

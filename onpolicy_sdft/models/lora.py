@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import TYPE_CHECKING, cast
 
@@ -11,6 +12,7 @@ from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.models.beside import refuse_unfit, refuse_untied, ties_copies, token_rows
+from onpolicy_sdft.models.language import other_parts
 from onpolicy_sdft.models.targets import misspelt, refuse_head, refuse_shared, why_not
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ def prepare_trainable(
         model.enable_input_require_grads()
     if not lora.enabled:
         model.requires_grad_(True)
+        for part in other_parts(model):
+            model.get_submodule(part).requires_grad_(False)
         return model
     if model_config.load_in_4bit:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=model_config.gradient_checkpointing)
@@ -75,6 +79,7 @@ def _peft_config(model: PreTrainedModel, lora: LoraConfig, tokenizer: PreTrained
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
         target_modules=lora.target_modules,
+        exclude_modules="|".join(rf"{re.escape(part)}(\..*)?" for part in other_parts(model)) or None,
         target_parameters=lora.target_parameters or None,
         modules_to_save=lora.modules_to_save or None,
         ensure_weight_tying=ties_copies(model, lora),

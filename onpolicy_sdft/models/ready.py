@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from onpolicy_sdft.errors import ModelError
 from onpolicy_sdft.models.beside import trained_rows
 from onpolicy_sdft.models.export import try_saving
+from onpolicy_sdft.models.language import other_parts
 from onpolicy_sdft.models.lora import embedding_weight, inner_model
 from onpolicy_sdft.models.modes import keeping_modes
 from onpolicy_sdft.models.policy import body, head_of
@@ -43,6 +44,8 @@ def make_ready(model: PreTrainedModel | PeftModel, loaded: LoadedModel) -> None:
     refuse_random(model)
     refuse_unreached(model)
     try_saving(model, loaded.tokenizer, loaded.source)
+    if parts := other_parts(inner_model(model)):
+        logger.info(f"only the language model is trained, on texts: {', '.join(parts)} stay as they are")
     if isinstance(model, PeftModel):
         logger.info(describe_reach(model))
     elif model.dtype != loaded.stored_dtype:

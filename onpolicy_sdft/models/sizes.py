@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from onpolicy_sdft.errors import ModelError
+from onpolicy_sdft.models.language import class_for
 from onpolicy_sdft.models.load import DTYPES, adapter_base, is_adapter, load_tokenizer, resolve_source
 from onpolicy_sdft.models.lora import embedding_weight, inner_model, prepare_trainable
 from onpolicy_sdft.models.targets import adapted_weights
@@ -58,7 +59,7 @@ def model_sizes(model: ModelConfig, lora: LoraConfig) -> Sizes:
     try:
         config = AutoConfig.from_pretrained(source, revision=model.revision, trust_remote_code=model.trust_remote_code)
         with torch.device("meta"):
-            made = AutoModelForCausalLM.from_config(config, dtype=DTYPES[model.dtype])
+            made = class_for(config).from_config(config, dtype=DTYPES[model.dtype])
     except (OSError, ValueError) as error:
         raise ModelError(f"Cannot read the config of model.name={model.name!r}: {error}") from error
     linear = [module for module in made.modules() if isinstance(module, torch.nn.Linear)]
