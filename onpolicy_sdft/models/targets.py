@@ -136,13 +136,18 @@ def describe_reach(model: PeftModel) -> str:
 
 
 def _kind(name: str, parameter: nn.Parameter, model: PeftModel) -> str:
-    if parameter is getattr(model.get_input_embeddings(), "weight", None):
+    if parameter is _own_weight(model.get_input_embeddings()):
         return "embedding"
-    if parameter is getattr(model.get_output_embeddings(), "weight", None):
+    if parameter is _own_weight(model.get_output_embeddings()):
         return "head"
     if "experts" in name.split("."):
         return "experts"
     return "linear layers" if parameter.ndim > 1 else "norms and biases"
+
+
+def _own_weight(end: Any) -> Any:
+    """Return the weight of the base's embedding or head, whatever PEFT put around it."""
+    return getattr(getattr(end, "original_module", end), "weight", None)
 
 
 def _base(model: PeftModel) -> nn.Module:
