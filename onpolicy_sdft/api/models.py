@@ -43,7 +43,11 @@ _LORA = {
     "lora_alpha": "alpha",
     "lora_dropout": "dropout",
     "use_rslora": "use_rslora",
+    "use_dora": "use_dora",
     "target_modules": "target_modules",
+    "target_parameters": "target_parameters",
+    "modules_to_save": "modules_to_save",
+    "trainable_token_indices": "trainable_token_indices",
 }
 #: Of these PEFT keeps a record, or they change nothing here.
 _OF_PEFT = {
@@ -189,6 +193,9 @@ def lora_options(peft_config: PeftConfig) -> LoraConfig:
                 f"peft_config.{item.name}={value!r} is not supported. Fix: leave it out; {', '.join(_LORA)} are read."
             )
     options = {ours: getattr(given, theirs) for theirs, ours in _LORA.items()}
+    for name in ("target_parameters", "modules_to_save"):
+        options[name] = sorted(options[name] or ())
+    options["trainable_token_indices"] = options["trainable_token_indices"] or []
     targets = options["target_modules"]
     options["target_modules"] = (
         LoraConfig().target_modules if targets is None else targets if isinstance(targets, str) else sorted(targets)

@@ -138,10 +138,9 @@ def make_base(config: RunConfig, start: Start | None) -> None:
         facts = {"weights": digest}
         if start is not None and merges:
             logger.info(f"merging {start.run.model_path} into {run.base_path}")
-            _refuse_older_model(start)
             earlier = load_config(start.run.config_path)
             loaded = load(base_of(start.run, earlier))
-            model = merge_adapter(PeftModel.from_pretrained(loaded.model, start.run.model_path))
+            model = merge_adapter(_last_model(start, loaded.model))
             stops = GenerationConfig.from_pretrained(start.run.model_path).eos_token_id
             settle_generation(model, listed_ids(stops))
             facts |= {"merged": str(start.run.path), "step": str(start.step)}
@@ -162,16 +161,16 @@ def _digest_of(adapter: str) -> str:
     return file_digest(weights) if weights.is_file() else f"of {adapter}"
 
 
-def _refuse_older_model(start: Start) -> None:
-    adapter = start.run.model_path / "adapter_model.safetensors"
-    if not adapter.is_file():
+def _last_model(start: Start, base: PreTrainedModel) -> PeftModel:
+    """Return the model that a run exported, if that is what its last checkpoint holds."""
+    if not (start.run.model_path / "adapter_config.json").is_file():
         raise RunDirectoryError(f"{start.run.path} has no adapter to merge: finish it with --train.resume auto.")
-    trained = {
-        name.replace(".default.", "."): value for name, value in load_file(weights_file(start.checkpoint)).items()
-    }
-    written = load_file(adapter)
-    if any(name not in trained or not torch.equal(value, trained[name]) for name, value in written.items()):
+    model = PeftModel.from_pretrained(base, start.run.model_path)
+    written = dict(model.named_parameters())
+    trained = load_file(weights_file(start.checkpoint))
+    if any(name not in written or not torch.equal(written[name].cpu(), value) for name, value in trained.items()):
         raise RunDirectoryError(
             f"{start.run.path} went on after its model/ was written (its checkpoint is of step {start.step}). Fix: "
             "finish it with --train.resume auto."
         )
+    return model

@@ -15,7 +15,7 @@ _PACKAGES = ("onpolicy_sdft", "torch", "transformers", "peft", "accelerate", "da
 #: Extras, what is imported of each, and what it is for.
 _EXTRAS = {
     "deepspeed": ("deepspeed", "ZeRO on several GPUs"),
-    "bitsandbytes": ("bitsandbytes", "4-bit base models"),
+    "bitsandbytes": ("bitsandbytes", "4-bit base models, 8-bit AdamW"),
     "tensorboard": ("tensorboard", "train.trackers tensorboard"),
     "wandb": ("wandb", "train.trackers wandb"),
     "trackio": ("trackio", "train.trackers trackio"),

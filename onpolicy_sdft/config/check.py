@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from onpolicy_sdft.config.bounds import check_bounds
+from onpolicy_sdft.config.check_backend import READS_WHOLE
 from onpolicy_sdft.config.check_method import check_method
-from onpolicy_sdft.config.schema import IN_MEMORY, EvalSetConfig, RunConfig, SourceConfig
+from onpolicy_sdft.config.schema import IN_MEMORY, EvalSetConfig, OptimConfig, RunConfig, SourceConfig
 from onpolicy_sdft.errors import ConfigError
 
 #: Label of the set that ``eval.path`` makes.
@@ -29,7 +30,17 @@ def check(config: RunConfig) -> None:
     _check_replay(config)
     _check_start(config)
     check_method(config)
-    optim = config.optim
+    _check_optim(config)
+
+
+def _check_optim(config: RunConfig) -> None:
+    optim, vetted = config.optim, OptimConfig()
+    for name in ("betas", "eps"):
+        if optim.name == "adafactor" and getattr(optim, name) != getattr(vetted, name):
+            raise ConfigError(
+                f"optim.{name}={getattr(optim, name)!r} belongs to AdamW, and optim.name=adafactor does not read it. "
+                "Fix: leave it out, or --optim.name adamw."
+            )
     if optim.decay_steps is not None and optim.schedule != "warmup_stable_decay":
         raise ConfigError(
             f"optim.decay_steps={optim.decay_steps} belongs to optim.schedule=warmup_stable_decay, and the schedule is "
@@ -71,6 +82,18 @@ def _check_model(config: RunConfig) -> None:
             f"Full fine-tuning (lora.enabled=false) with model.dtype={config.model.dtype}: most updates would be "
             "lost to rounding. Fix: --model.dtype float32 --train.precision bf16 (bf16 compute, float32 weights)."
         )
+    for name in READS_WHOLE:
+        value = getattr(config.lora, name)
+        if value and not config.lora.enabled:
+            raise ConfigError(
+                f"lora.{name}={value!r} goes with adapters, but lora.enabled=false trains every weight. "
+                "Fix: --lora.enabled true, or leave it out."
+            )
+        if value and config.model.load_in_4bit:
+            raise ConfigError(
+                f"lora.{name}={value!r} with model.load_in_4bit=true: only plain adapters are known to merge, resume "
+                "and export exactly on a 4-bit base. Fix: --model.load_in_4bit false, or leave it out."
+            )
     if config.model.load_in_4bit and not config.lora.enabled:
         raise ConfigError(
             "model.load_in_4bit=true freezes the base, so there is nothing to train without adapters. "

@@ -53,8 +53,19 @@ class LoraConfig:
     """Dropout on the adapter input while learning; never in rollouts."""
     use_rslora: bool = False
     """Multiply the update by alpha / sqrt(r) instead, which does not shrink with the rank (arXiv:2312.03732)."""
+    use_dora: bool = False
+    """Learn the length of each row of an adapted weight apart from its direction (DoRA, arXiv:2402.09353)."""
     target_modules: str | list[str] = "all-linear"
     """Module names, or ``all-linear`` for every linear layer but the head."""
+    target_parameters: list[str] = field(default_factory=list)
+    """Parameters that get adapters and are no linear layer's, such as the fused experts of a mixture:
+    ``mlp.experts.gate_up_proj``, by name or by the end of it."""
+    modules_to_save: list[str] = field(default_factory=list)
+    """Modules that are trained whole, as copies beside the adapters, and saved with them: ``lm_head``,
+    ``embed_tokens``. Where these two share their weight they stay one."""
+    trainable_token_indices: list[int | str] | dict[str, list[int | str]] = field(default_factory=list)
+    """Rows of the embedding that are trained alone, by token id or by the text of a token. Rows of several layers:
+    ``{embed_tokens: [...], lm_head: [...]}``; a head that shares the embedding's weight needs no rows of its own."""
 
 
 @dataclass
@@ -412,8 +423,12 @@ class TeacherConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
 
+    name: Literal["adamw", "adafactor", "adamw_8bit"] = "adamw"
+    """``adamw_8bit``: moments in 8 bits (extra ``bitsandbytes``). ``adafactor`` (arXiv:1804.04235): sums of rows and
+    columns in the place of moments; a step is ``lr`` times the size of each weight, so ``lr`` is about 1e-2, and
+    weights that start at zero, as half of an adapter's do, hardly move: for full fine-tuning. Both: not divided."""
     lr: float = number(2e-4, above=0)
     """Peak learning rate."""
     betas: tuple[float, float] = number((0.9, 0.95), at_least=0, below=1)
@@ -448,7 +463,7 @@ class TrainConfig:
     adapter_handoff: Literal["continue", "merge"] = "continue"
     """With ``init_from`` and adapters: ``continue`` that run's, or ``merge`` it into the base and train a new one."""
     keep_optimizer: bool = False
-    """With ``init_from``: go on with that run's AdamW moments rather than with none."""
+    """With ``init_from``: go on with that run's optimizer state rather than with none."""
     seed: int = number(0, at_least=0)
     """Seed of the order, the noise keys and the adapters."""
     batch_size: int = number(16, at_least=1)

@@ -51,7 +51,7 @@ class SequenceConfig:
     adapter_handoff: Literal["continue", "merge"] = "continue"
     """Adapters of a stage: the one before goes on learning, or it is merged into the base and a new one starts."""
     keep_optimizer: bool = False
-    """Go on with AdamW's moments of the stage before."""
+    """Go on with the optimizer's state of the stage before."""
     replay_rate: float = number(0.0, at_least=0, below=1)
     """Rehearsal: share of earlier stages' demonstrations in each stage, their targets written anew. 0: none."""
     joint: bool = False

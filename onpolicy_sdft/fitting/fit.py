@@ -26,6 +26,7 @@ from onpolicy_sdft.build.trainer import make_trainer
 from onpolicy_sdft.config.check import evaluation_sets
 from onpolicy_sdft.data.eval_sets import EvalSet, load_eval_sets
 from onpolicy_sdft.data.preflight import refuse_beyond_window
+from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.evaluate import evaluate_stage, has_stage, score_sets
 from onpolicy_sdft.eval.first_probe import keep_probe, probe_first, probe_of, refresh_run, restore_probe
 from onpolicy_sdft.eval.retention import general_prompts
@@ -36,6 +37,7 @@ from onpolicy_sdft.fitting.identity import claim_run, earlier_date, identity_of,
 from onpolicy_sdft.fitting.start import find_start, inherit_scores, load_start_weights, trained_to
 from onpolicy_sdft.fitting.verdict import RunVerdict, reach_verdict
 from onpolicy_sdft.models.export import export_model
+from onpolicy_sdft.models.language import other_parts
 from onpolicy_sdft.models.lora import inner_model, prepare_trainable
 from onpolicy_sdft.models.randomness import runs_whole
 from onpolicy_sdft.models.ready import make_ready
@@ -168,9 +170,15 @@ def _claim(
 def _prepare(found: _Loaded) -> PreTrainedModel | PeftModel:
     """Return the model as it is trained: adapters in place, tried once before anything depends on it."""
     config, backend = found.config, found.backend
-    model = prepare_trainable(found.bundle.loaded.model, config.lora, config.model, config.train.seed)
+    loaded = found.bundle.loaded
+    model = prepare_trainable(loaded.model, config.lora, config.model, config.train.seed, loaded.tokenizer)
+    if other_parts(loaded.model) and not backend.shards.in_place:
+        raise ConfigError(
+            f"{config.model.name} sees pictures too, and its weights would be divided among ranks with parts that are "
+            "never read. Fix: launch/accelerate/ddp.yaml, zero1.yaml or zero2.yaml."
+        )
     with backend.autocast():  # as it learns: some attention kernels take no float32
-        make_ready(model, found.bundle.loaded)
+        make_ready(model, loaded)
     trainable, total = count_parameters(model)
     logger.info(f"{trainable / 1e6:.2f} M of {total / 1e6:.1f} M parameters are trained on {backend.num_ranks} ranks")
     return model

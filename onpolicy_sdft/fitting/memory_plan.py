@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from onpolicy_sdft.build.method import keeps_gathered
+from onpolicy_sdft.config.check_backend import why_not_on
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.models.sizes import Sizes, model_sizes
 from onpolicy_sdft.rollout.memory import MAX_SLOTS
@@ -61,7 +62,9 @@ def plan(config: RunConfig, num_gpus: int, gpu_gib: float) -> PlanOutcome:
     sizes = model_sizes(config.model, config.lora)
     rollouts = config.train.batch_size * config.rollout.num_samples
     share = math.ceil(rollouts / num_gpus)
-    rows = tuple(estimate(config, sizes, backend, num_gpus, share) for backend in SHARDED)
+    rows = tuple(
+        estimate(config, sizes, backend, num_gpus, share) for backend in SHARDED if not why_not_on(config, backend)
+    )
     usable = gpu_gib * GIB * (1 - RESERVE)
     fitting = [row.backend for row in rows if row.peak <= usable]
     return PlanOutcome(sizes, num_gpus, rows, rollouts, share, fitting[0] if fitting else None)
@@ -75,7 +78,7 @@ def estimate(config: RunConfig, sizes: Sizes, backend: str, num_gpus: int, most:
     parameters = 0.0 if backend in OFFLOADED else sizes.num_bytes * share_of("parameters", backend, num_gpus)
     held = {
         "parameters": parameters,
-        **training_state(sizes, backend, num_gpus),
+        **training_state(sizes, backend, num_gpus, config.optim.name),
         "teacher": _copies(config) * 4 * sizes.num_trainable * share_of("optimizer", backend, num_gpus),
         "gathered": gathered if stays else 0.0,
         "keys and values": _keys_and_values(config, sizes, most),

@@ -52,6 +52,12 @@ def find_start(config: RunConfig) -> Start | None:
             f"train.init_from={train.init_from} has another {key}: {theirs[key]!r}, this run {mine[key]!r}. Fix: "
             "the same model and adapters" + (", or --train.adapter_handoff merge." if config.lora.enabled else ".")
         )
+    if train.keep_optimizer and earlier.optim.name != config.optim.name:
+        raise ConfigError(
+            f"train.keep_optimizer=true, but train.init_from={train.init_from} has the state of optim.name="
+            f"{earlier.optim.name}, and this run is of {config.optim.name}. Fix: the same, or "
+            "--train.keep_optimizer false."
+        )
     found = newest_checkpoint(run)
     if found is None:
         raise RunDirectoryError(

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from peft import PeftModel
+from transformers import AutoModelForImageTextToText
 from transformers.utils.hub import cached_file
 
 from onpolicy_sdft.models import embedded
 from onpolicy_sdft.models.generation import listed_ids
+from onpolicy_sdft.models.language import class_for
 from onpolicy_sdft.versions import package_versions
 
 if TYPE_CHECKING:
@@ -63,9 +65,12 @@ def _how_to_load(model: PeftModel, base_name: str) -> list[str]:
     """Say what PEFT does not do by itself: it takes the stop tokens of the base."""
     base = where_base_is(model, base_name)
     where = f" (`{base_name}`, made by `sdft models fetch`)" if base_name.startswith(embedded.PREFIX) else ""
+    load = "model = peft.AutoPeftModelForCausalLM.from_pretrained(folder)"
+    if class_for(model.config) is AutoModelForImageTextToText:
+        load = "model = peft.PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base), folder)"
     return [
         "```python",
-        "model = peft.AutoPeftModelForCausalLM.from_pretrained(folder)",
+        load,
         "model.generation_config = transformers.GenerationConfig.from_pretrained(folder)  # the stop tokens of the run",
         "```",
         "",

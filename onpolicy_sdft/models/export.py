@@ -70,7 +70,7 @@ def _write(
     if isinstance(model, PeftModel):
         for adapter in model.peft_config.values():
             adapter.base_model_name_or_path = where_base_is(model, base_name)
-        # Embeddings are never trained here; "auto" would look for the base on the hub to find that out.
+        # An embedding that is trained is saved as a module of its own; "auto" would look for the base on the hub.
         kept = None if weights is None else dict(weights)
         model.save_pretrained(str(directory), save_embedding_layers=False, state_dict=kept)
     else:
@@ -91,7 +91,8 @@ def try_saving(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenize
     """
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            _write(model, tokenizer, Path(scratch) / "model", base_name, {})
+            empty = {name: tensor.new_empty(0) for name, tensor in model.state_dict().items()}
+            _write(model, tokenizer, Path(scratch) / "model", base_name, empty if isinstance(model, PeftModel) else {})
         except Exception as error:  # whatever the libraries raise: after training it would cost the model
             raise ModelError(
                 f"The model could not be saved after training ({type(error).__name__}: {error}). Fix: load it with "

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from onpolicy_sdft.errors import MissingDependencyError, ModelError
 from onpolicy_sdft.models import embedded
 from onpolicy_sdft.models.generation import listed_ids
+from onpolicy_sdft.models.language import class_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -123,7 +124,10 @@ def _load_weights(source: str, config: ModelConfig) -> tuple[PreTrainedModel, to
         model, stored = _load_weights(resolve_source(base), base)
         return _merged(model, source, config), stored
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        described = AutoConfig.from_pretrained(
+            source, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+        model = class_for(described).from_pretrained(
             source,
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
@@ -131,9 +135,7 @@ def _load_weights(source: str, config: ModelConfig) -> tuple[PreTrainedModel, to
             attn_implementation=None if config.attn_implementation == "sdpa" else config.attn_implementation,
             **_quantisation(config),
         )
-        own = AutoConfig.from_pretrained(
-            source, revision=config.revision, trust_remote_code=config.trust_remote_code
-        ).dtype
+        own = described.dtype
     except (OSError, ValueError) as error:
         raise ModelError(
             f"Cannot load model.name={config.name!r}: {error}. Give a local path, a hub id, or one of "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import TYPE_CHECKING, cast
 
@@ -10,16 +11,22 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 
 from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.models.beside import refuse_unfit, refuse_untied, ties_copies, token_rows
+from onpolicy_sdft.models.language import other_parts
 from onpolicy_sdft.models.targets import misspelt, refuse_head, refuse_shared, why_not
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from onpolicy_sdft.config.schema import LoraConfig, ModelConfig
 
 
 def prepare_trainable(
-    model: PreTrainedModel, lora: LoraConfig, model_config: ModelConfig, seed: int
+    model: PreTrainedModel,
+    lora: LoraConfig,
+    model_config: ModelConfig,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> PreTrainedModel | PeftModel:
     """Return the model with exactly the parameters trainable that the config says, in float32.
 
@@ -28,27 +35,24 @@ def prepare_trainable(
         lora: Adapter options; off means every weight is trained.
         model_config: For checkpointing and quantisation.
         seed: Seeds the adapters' initial weights.
+        tokenizer: Knows the ids of ``lora.trainable_token_indices`` that are given as texts.
 
     Raises:
-        ConfigError: If a name of ``lora.target_modules`` matches no layer, or an adapter on a layer it names would not
-            learn or could not be merged.
+        ConfigError: If a name of ``lora`` matches nothing in the model, or what it names would not learn or could not
+            be merged.
     """
     if model_config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     if not lora.enabled:
         model.requires_grad_(True)
+        for part in other_parts(model):
+            model.get_submodule(part).requires_grad_(False)
         return model
     if model_config.load_in_4bit:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=model_config.gradient_checkpointing)
-    peft_config = PeftLoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        use_rslora=lora.use_rslora,
-        target_modules=lora.target_modules,
-        task_type="CAUSAL_LM",
-    )
+    refuse_unfit(model, lora)
+    peft_config = _peft_config(model, lora, tokenizer)
     names = [name for name, _ in model.named_modules()]
     try:
         with torch.random.fork_rng(), warnings.catch_warnings():
@@ -57,13 +61,31 @@ def prepare_trainable(
             warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys")
             torch.manual_seed(seed)
             adapted = cast(PeftModel, get_peft_model(model, peft_config, revision=model_config.revision))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ConfigError(misspelt(lora, peft_config, names) or why_not(lora, error)) from error
     if said := misspelt(lora, peft_config, names):
         raise ConfigError(said)
     refuse_head(adapted, lora)
     refuse_shared(adapted, lora)
+    refuse_untied(inner_model(adapted))
     return adapted
+
+
+def _peft_config(model: PreTrainedModel, lora: LoraConfig, tokenizer: PreTrainedTokenizerBase | None) -> PeftLoraConfig:
+    return PeftLoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        target_modules=lora.target_modules,
+        exclude_modules="|".join(rf"{re.escape(part)}(\..*)?" for part in other_parts(model)) or None,
+        target_parameters=lora.target_parameters or None,
+        modules_to_save=lora.modules_to_save or None,
+        ensure_weight_tying=ties_copies(model, lora),
+        trainable_token_indices=token_rows(model, lora, tokenizer),
+        task_type="CAUSAL_LM",
+    )
 
 
 def embedding_weight(model: PreTrainedModel) -> torch.Tensor:

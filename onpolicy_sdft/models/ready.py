@@ -10,7 +10,9 @@ from peft import PeftModel
 from torch.nn import functional as F
 
 from onpolicy_sdft.errors import ModelError
+from onpolicy_sdft.models.beside import trained_rows
 from onpolicy_sdft.models.export import try_saving
+from onpolicy_sdft.models.language import other_parts
 from onpolicy_sdft.models.lora import embedding_weight, inner_model
 from onpolicy_sdft.models.modes import keeping_modes
 from onpolicy_sdft.models.policy import body, head_of
@@ -42,6 +44,8 @@ def make_ready(model: PreTrainedModel | PeftModel, loaded: LoadedModel) -> None:
     refuse_random(model)
     refuse_unreached(model)
     try_saving(model, loaded.tokenizer, loaded.source)
+    if parts := other_parts(inner_model(model)):
+        logger.info(f"only the language model is trained, on texts: {', '.join(parts)} stay as they are")
     if isinstance(model, PeftModel):
         logger.info(describe_reach(model))
     elif model.dtype != loaded.stored_dtype:
@@ -54,7 +58,8 @@ def make_ready(model: PreTrainedModel | PeftModel, loaded: LoadedModel) -> None:
 def refuse_unreached(model: PreTrainedModel | PeftModel) -> None:
     """Refuse a trained parameter that the loss gives no gradient: it would stay as it is, and nobody would know.
 
-    One backward over a made-up text tells. Of an adapter's two matrices one starts at zero, so one has a gradient.
+    One backward over a made-up text tells. Of an adapter's two matrices one starts at zero, so one has a gradient;
+    whatever else is trained beside it has one of its own.
 
     Raises:
         ModelError: Naming the first.
@@ -67,7 +72,7 @@ def refuse_unreached(model: PreTrainedModel | PeftModel) -> None:
         missing = _without_gradient(model, length)
         if not missing:
             return
-    fix = "leave it out of lora.target_modules" if isinstance(model, PeftModel) else "--lora.enabled true"
+    fix = "leave it out of lora" if isinstance(model, PeftModel) else "--lora.enabled true"
     raise ModelError(
         f"{len(missing)} trained parameters get no gradient from the loss and would never learn, the first is "
         f"{missing[0]}. Fix: {fix}."
@@ -76,11 +81,14 @@ def refuse_unreached(model: PreTrainedModel | PeftModel) -> None:
 
 def _without_gradient(model: nn.Module, length: int) -> list[str]:
     inner: PreTrainedModel = inner_model(model)  # type: ignore[arg-type]  # as it came
+    is_peft = isinstance(model, PeftModel)
     weight = embedding_weight(inner)
     window = getattr(inner.config.get_text_config(), "max_position_embeddings", None) or length
-    ids = torch.tensor([(12_345 + 7_919 * i) % len(weight) for i in range(min(length, window))], device=weight.device)
+    made_up = [(12_345 + 7_919 * i) % len(weight) for i in range(length)]
+    text = [i for i in trained_rows(inner) if i < len(weight)] + made_up  # rows that no text has get no gradient
+    ids = torch.tensor(text[:window], device=weight.device)
     seen: set[str] = set()  # parameters with a gradient, zero or not
-    learns: set[str] = set()  # adapters with one that is not zero
+    learns: set[str] = set()  # adapters, copies and rows with one that is not zero
 
     def note(name: str, parameter: torch.Tensor) -> None:
         assert parameter.grad is not None
@@ -103,9 +111,9 @@ def _without_gradient(model: nn.Module, length: int) -> list[str]:
     finally:
         for handle in handles:
             handle.remove()
-    return [name for name in trained if name not in seen or ("lora_" in name and _adapter(name) not in learns)]
+    return [name for name in trained if name not in seen or (is_peft and _adapter(name) not in learns)]
 
 
 def _adapter(name: str) -> str:
-    """Return the adapter that a parameter belongs to."""
-    return name.partition(".lora_")[0]
+    """Return what a parameter learns with: its adapter, or nothing but itself."""
+    return name if "lora_magnitude_vector" in name else name.partition(".lora_")[0]

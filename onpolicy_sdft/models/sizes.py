@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from onpolicy_sdft.errors import ModelError
-from onpolicy_sdft.models.load import DTYPES, adapter_base, is_adapter, resolve_source
+from onpolicy_sdft.models.language import class_for
+from onpolicy_sdft.models.load import DTYPES, adapter_base, is_adapter, load_tokenizer, resolve_source
 from onpolicy_sdft.models.lora import embedding_weight, inner_model, prepare_trainable
 from onpolicy_sdft.models.targets import adapted_weights
 
@@ -58,13 +59,14 @@ def model_sizes(model: ModelConfig, lora: LoraConfig) -> Sizes:
     try:
         config = AutoConfig.from_pretrained(source, revision=model.revision, trust_remote_code=model.trust_remote_code)
         with torch.device("meta"):
-            made = AutoModelForCausalLM.from_config(config, dtype=DTYPES[model.dtype])
+            made = class_for(config).from_config(config, dtype=DTYPES[model.dtype])
     except (OSError, ValueError) as error:
         raise ModelError(f"Cannot read the config of model.name={model.name!r}: {error}") from error
     linear = [module for module in made.modules() if isinstance(module, torch.nn.Linear)]
     in_4_bits = [layer for layer in linear if layer is not made.get_output_embeddings()] if model.load_in_4bit else []
     num_quantised = sum(layer.weight.numel() for layer in in_4_bits)
-    return sizes_of(prepare_trainable(made, lora, model, seed=0), num_quantised)
+    tokenizer = load_tokenizer(source, model) if lora.enabled and lora.trainable_token_indices else None
+    return sizes_of(prepare_trainable(made, lora, model, seed=0, tokenizer=tokenizer), num_quantised)
 
 
 def sizes_of(model: PreTrainedModel | PeftModel, num_quantised: int = 0) -> Sizes:

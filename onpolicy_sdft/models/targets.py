@@ -10,6 +10,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.models.beside import trained_beside
 
 if TYPE_CHECKING:
     from peft import LoraConfig as PeftLoraConfig
@@ -45,8 +46,16 @@ def misspelt(lora: LoraConfig, peft_config: PeftLoraConfig, names: Sequence[str]
     )
 
 
-def why_not(lora: LoraConfig, error: ValueError) -> str:
+def why_not(lora: LoraConfig, error: Exception) -> str:
     """Put what peft refused into words that name the option."""
+    if lora.use_dora and "dora" in str(error).lower():
+        return (
+            f"lora.use_dora=true: adapters on parameters that are no linear layer's, as the experts of a mixture, have "
+            f"no such form ({error}). Fix: --lora.use_dora false, or name the attention's layers alone: "
+            "--lora.target_modules \"['q_proj', 'k_proj', 'v_proj', 'o_proj']\"."
+        )
+    if "modules_to_save" in str(error):
+        return f"lora.modules_to_save={lora.modules_to_save!r}: {error}. Fix: name modules without adapters."
     if "lora_dropout" in str(error):
         return (
             f"lora.dropout={lora.dropout}: adapters on the experts of a mixture cannot drop out ({error}). Fix: "
@@ -104,34 +113,41 @@ def adapted_weights(model: nn.Module) -> list[nn.Parameter]:
 
 
 def describe_reach(model: PeftModel) -> str:
-    """Say in one line which layers have adapters, and which share of the weights stays frozen for want of them."""
+    """Say in one line what is trained, and which share of the weights stays frozen for want of adapters."""
     reached = sorted({name.rpartition(".")[2] for name, _ in _adapters(model)})
     adapted = {id(weight) for weight in adapted_weights(model)}
     frozen: dict[str, int] = {}
     total = 0
     for name, parameter in _base(model).named_parameters():
-        if "lora_" in name:
+        if parameter.requires_grad:
             continue
         total += parameter.numel()
-        if id(parameter) not in adapted:
+        if id(parameter) not in adapted and ".original_module." not in name:
             kind = _kind(name.replace(".base_layer", ""), parameter, model)
             frozen[kind] = frozen.get(kind, 0) + parameter.numel()
     experts = frozen.pop("experts", 0)
     parts = sorted(frozen.items(), key=lambda part: -part[1])
     said = ", ".join(f"{kind} {100 * count / total:.2g} %" for kind, count in parts if count / total >= 0.005)
-    lines = [f"adapters on {', '.join(reached)}", f"frozen without adapters: {said} of the weights" if said else ""]
+    lines = [f"adapters on {', '.join(reached)}" if reached else ""]
+    lines += [f"{name}: {how}" for name, how in trained_beside(_base(model)).items()]
+    lines += [f"frozen without adapters: {said} of the weights" if said else ""]
     lines += [f"{100 * experts / total:.2g} % of the weights are frozen experts" if experts else ""]
     return "; ".join(line for line in lines if line)
 
 
 def _kind(name: str, parameter: nn.Parameter, model: PeftModel) -> str:
-    if parameter is getattr(model.get_input_embeddings(), "weight", None):
+    if parameter is _own_weight(model.get_input_embeddings()):
         return "embedding"
-    if parameter is getattr(model.get_output_embeddings(), "weight", None):
+    if parameter is _own_weight(model.get_output_embeddings()):
         return "head"
     if "experts" in name.split("."):
         return "experts"
     return "linear layers" if parameter.ndim > 1 else "norms and biases"
+
+
+def _own_weight(end: Any) -> Any:
+    """Return the weight of the base's embedding or head, whatever PEFT put around it."""
+    return getattr(getattr(end, "original_module", end), "weight", None)
 
 
 def _base(model: PeftModel) -> nn.Module:

@@ -22,6 +22,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from onpolicy_sdft.models.beside import rows_in_place, unread_modules
 from onpolicy_sdft.models.lora import embedding_weight, inner_model
 from onpolicy_sdft.rollout.copies import Copies, Plain, Source
 from onpolicy_sdft.rollout.fused import fuse, replace_on
@@ -104,13 +105,15 @@ class LocalWeights:
     def open(self) -> Iterator[None]:
         """Patch modules on entry, restore them on exit; what was copied is freed then, unless it is kept."""
         model = inner_model(self.model)
-        weight = embedding_weight(model)
-        narrow = self.decode_copy == "bfloat16" and weight.dtype == torch.float32
-        dtype = torch.bfloat16 if narrow else weight.dtype
-        pack = self.decode_copy != "none" and weight.device.type == "cpu" and can_pack(dtype) and not self.triton
-        sources = self._sources(model)
         try:
             with contextlib.ExitStack() as stack:
+                stack.enter_context(rows_in_place(model))
+                weight = embedding_weight(model)
+                narrow = self.decode_copy == "bfloat16" and weight.dtype == torch.float32
+                dtype = torch.bfloat16 if narrow else weight.dtype
+                on_cpu = weight.device.type == "cpu"
+                pack = self.decode_copy != "none" and on_cpu and can_pack(dtype) and not self.triton
+                sources = self._sources(model)
                 packed = self._pack(sources, dtype, stack) if pack else {}
                 copied = packed if pack else self._copy(model, sources, dtype, stack)
                 if narrow:
@@ -195,7 +198,7 @@ class LocalWeights:
         # Adapters that are not merged are float32 on a bfloat16 base, and are handed float32: they stay as they are.
         held = embedding_weight(inner_model(self.model)).dtype
         found: list[Source] = []
-        inside: set[nn.Module] = set()
+        inside = unread_modules(model)
         for module in model.modules():
             if isinstance(module, LoraLayer) and isinstance(module, nn.Module) and mergeable:
                 base: Any = module.get_base_layer()
@@ -243,15 +246,11 @@ def _merged_weight(layer: Any) -> torch.Tensor:
     wide = base if base.dtype == torch.float64 else base.float()
     update = sum(layer.get_delta_weight(name).to(wide.dtype) for name in layer.active_adapters)
     merged: torch.Tensor = wide + update
+    for magnitude in layer.lora_magnitude_vector.values():  # DoRA: one adapter, so one length for each row
+        merged *= (magnitude.weight.data.to(wide.dtype) / torch.linalg.norm(merged, dim=1))[:, None]
     return merged.to(base.dtype)
 
 
 def _can_merge(layer: Any) -> bool:
     base = layer.get_base_layer()
-    return (
-        type(layer) is LoraLinear
-        and type(base) is nn.Linear
-        and not layer.disable_adapters
-        and not layer.merged
-        and not any(getattr(layer, "use_dora", {}).values())
-    )
+    return type(layer) is LoraLinear and type(base) is nn.Linear and not layer.disable_adapters and not layer.merged

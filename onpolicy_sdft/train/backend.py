@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch.nn.parallel import DistributedDataParallel
 
+from onpolicy_sdft.config.check_backend import why_not_on
 from onpolicy_sdft.errors import ConfigError, SdftError, TrainingError
 from onpolicy_sdft.models.shards import WHOLE, Shards
 from onpolicy_sdft.train.heartbeat import Heartbeat
@@ -80,6 +81,8 @@ class Backend:
         if asked != "auto" and (asked == "in_place") != self.shards.in_place:
             where = "whole on every rank" if self.shards.in_place else "divided among the ranks"
             raise ConfigError(f"rollout.weights={asked}, but weights are {where} here. Fix: --rollout.weights auto.")
+        if why := why_not_on(config, self.name):
+            raise ConfigError(why)
         if config.model.load_in_4bit and not self.shards.in_place:
             raise ConfigError(
                 "model.load_in_4bit=true cannot be divided among ranks. Fix: launch/accelerate/ddp.yaml or "
@@ -332,7 +335,7 @@ class Backend:
 
     def _place(self, parameter: nn.Parameter, state: Mapping[str, Any]) -> None:
         self._basic().state[parameter] = {
-            key: value.clone() if is_scalar(value) else self._state_like(parameter, value)
+            key: number_in(self._basic(), value) if is_scalar(value) else self._state_like(parameter, value)
             for key, value in state.items()
         }
 
@@ -350,6 +353,11 @@ class Backend:
 
 def _number(value: Any) -> torch.Tensor:
     return value.detach().cpu() if isinstance(value, torch.Tensor) else torch.tensor(float(value))
+
+
+def number_in(optimizer: torch.optim.Optimizer, value: torch.Tensor) -> torch.Tensor | int:
+    """Return a saved count as an optimizer keeps it: torch's own in tensors, those of others in ints."""
+    return value.clone() if type(optimizer).__module__.startswith("torch.") else int(value)
 
 
 def is_scalar(value: Any) -> bool:

@@ -18,7 +18,7 @@ from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.models.policy import head_of
 from onpolicy_sdft.models.shards import Slices, Zero3
-from onpolicy_sdft.train.backend import Backend, is_scalar
+from onpolicy_sdft.train.backend import Backend, is_scalar, number_in
 
 if TYPE_CHECKING:
     from torch import nn
@@ -163,12 +163,9 @@ class DeepSpeedBackend(Backend):
         """Restore :meth:`optimizer_state`: one state a flat buffer, filled parameter by parameter."""
         state = next(iter(saved["state"].values()))
         if state:
-            numbers_are_tensors = isinstance(self._basic(), torch.optim.AdamW)  # DeepSpeed's own Adam counts in ints
             for flat in self._flats():
                 self._basic().state[flat] = {
-                    key: (value.clone() if numbers_are_tensors else int(value))
-                    if is_scalar(value)
-                    else torch.zeros_like(flat)
+                    key: number_in(self._basic(), value) if is_scalar(value) else torch.zeros_like(flat)
                     for key, value in state.items()
                 }
         super().load_optimizer_state(saved)

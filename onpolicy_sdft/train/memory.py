@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from onpolicy_sdft.models.sizes import Sizes
 
 _MIB = 2**20
+#: Optimizer -> bytes it keeps of a weight; Adafactor's sums of rows and columns are next to nothing.
+_STATE_BYTES = {"adamw": 8.0, "adamw_8bit": 2.0, "adafactor": 0.0}
 
 #: Backend -> which of parameters, gradients and optimizer state are divided among the ranks.
 SHARDED: dict[str, frozenset[str]] = {
@@ -38,10 +40,11 @@ def memory_mib(device: torch.device) -> int:
     return peak
 
 
-def training_state(sizes: Sizes, backend: str, num_ranks: int) -> dict[str, float]:
-    """Return the bytes of gradients and optimizer state on one rank; both are float32."""
+def training_state(sizes: Sizes, backend: str, num_ranks: int, optimizer_name: str = "adamw") -> dict[str, float]:
+    """Return the bytes of gradients and optimizer state on one rank; both are float32 but for 8-bit moments."""
     # DeepSpeed steps a copy of the weights of its own.
-    optimizer = 0 if backend in OFFLOADED else 12 if backend.startswith("zero") else 8
+    own = _STATE_BYTES[optimizer_name]
+    optimizer = 0 if backend in OFFLOADED else own + 4 if backend.startswith("zero") else own
     return {
         "gradients": 4 * sizes.num_trainable * share_of("gradients", backend, num_ranks),
         "optimizer": optimizer * sizes.num_trainable * share_of("optimizer", backend, num_ranks),
@@ -60,7 +63,8 @@ def working_memory(config: RunConfig, sizes: Sizes, backend: str, num_ranks: int
 
 def memory_to_come(config: RunConfig, sizes: Sizes, backend: str, num_ranks: int) -> int:
     """Return the bytes that learning will take on a rank whose policy was prepared and has not learned yet."""
-    parts = training_state(sizes, backend, num_ranks) | working_memory(config, sizes, backend, num_ranks)
+    parts = training_state(sizes, backend, num_ranks, config.optim.name)
+    parts |= working_memory(config, sizes, backend, num_ranks)
     # There already: DDP made its buckets when it was prepared, DeepSpeed its optimizer state.
     ready = {"buckets"} if backend == "ddp" else {"optimizer"} if backend.startswith("zero") else set()
     return int(sum(num_bytes for name, num_bytes in parts.items() if name not in ready))

@@ -1,8 +1,9 @@
-"""AdamW and its learning-rate schedule."""
+"""The optimizer and its learning-rate schedule."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
@@ -12,22 +13,27 @@ from transformers import (
     get_wsd_schedule,
 )
 
-from onpolicy_sdft.errors import ConfigError, ModelError
+from onpolicy_sdft.errors import ConfigError, MissingDependencyError, ModelError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from onpolicy_sdft.config.schema import OptimConfig
 
+logger = logging.getLogger(__name__)
+
+_IN_8_BITS = 4096  # weights of fewer elements keep float32 moments in bitsandbytes
 _DECAY_ONE_IN = 10  # of the steps of a run, where nothing else is said
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Build AdamW over the trainable parameters; norms and biases are not decayed.
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Build the optimizer over the trainable parameters; norms and biases are not decayed.
 
     Raises:
         ModelError: If a trainable parameter is not float32 or wider: updates of the usual size would be rounded
             away.
+        MissingDependencyError: If bitsandbytes is asked for and not there.
+        ConfigError: If it cannot step weights where these are.
     """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     narrow = [name for name, p in trainable.items() if p.dtype not in (torch.float32, torch.float64)]
@@ -42,7 +48,36 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         {"params": [p for p in trainable.values() if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps)
+    if config.name == "adafactor":
+        if any("lora_" in name for name in trainable):
+            logger.warning(
+                "Adafactor steps by the size of a weight, and half of an adapter's start at zero: they will hardly "
+                "move. Fix: --optim.name adamw (adapters have little state), or --lora.enabled false"
+            )
+        return torch.optim.Adafactor(groups, lr=config.lr)
+    kind = torch.optim.AdamW if config.name == "adamw" else _adamw_8bit(next(iter(trainable.values())).device)
+    made: torch.optim.Optimizer = kind(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps)
+    return made
+
+
+def _adamw_8bit(device: torch.device) -> Any:
+    """Return bitsandbytes' class, tried: not every build of it steps weights on every device."""
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise MissingDependencyError(
+            "optim.name=adamw_8bit needs bitsandbytes: pip install 'onpolicy_sdft[bitsandbytes]'."
+        ) from error
+    tried = torch.nn.Parameter(torch.zeros(_IN_8_BITS, device=device))
+    tried.grad = torch.ones_like(tried)
+    try:
+        AdamW8bit([tried]).step()
+    except Exception as error:  # whatever a build without the kernels raises
+        raise ConfigError(
+            f"optim.name=adamw_8bit: this bitsandbytes does not step weights on {device.type} "
+            f"({type(error).__name__}: {error}). Fix: a newer bitsandbytes, or --optim.name adamw."
+        ) from error
+    return AdamW8bit
 
 
 def make_schedule(
