@@ -132,6 +132,7 @@ class VLLMBackend:
                 max_num_seqs=options.num_slots or MAX_SLOTS.get(self.device.type, 64),
                 max_num_batched_tokens=self.prefill_tokens,
                 kv_cache_memory_bytes=options.kv_budget.num_bytes,
+                gpu_memory_utilization=0.01,  # not used beside the bytes, but refused where the model's weights are
                 enable_prefix_caching=True,
                 enforce_eager=self.device.type == "cpu" or not options.graphs,
                 enable_sleep_mode=self._sleeps,
@@ -236,7 +237,8 @@ class VLLMBackend:
                     num_tokens = sum(len(output.token_ids) for output in ended.values())
                     on_progress(RolloutProgress(len(ended), num_tokens, len(requests) - len(found)))
         except BaseException:
-            engine.abort_request([name for name in names if name not in found])
+            with contextlib.suppress(Exception):  # an engine that has failed may not take it
+                engine.abort_request([name for name in names if name not in found])
             raise
         return [
             Written(

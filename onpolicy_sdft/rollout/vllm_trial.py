@@ -10,9 +10,8 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from onpolicy_sdft.errors import ModelError
+from onpolicy_sdft.errors import ModelError, SdftError
 from onpolicy_sdft.models.lora import inner_model
-from onpolicy_sdft.models.seam import UnsupportedModel
 from onpolicy_sdft.models.trial import texts
 from onpolicy_sdft.rollout.vllm import VLLMBackend, VLLMOptions
 from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingParams
@@ -44,8 +43,12 @@ def vllm_backend(
     backend = VLLMBackend(model, stop_token_ids, options, num_tokens)
     try:
         off = how_far_vllm_is_off(backend)
-    except UnsupportedModel as error:
-        raise ModelError(f"Weights cannot be handed to vLLM: {error}. Fix: --rollout.backend engine.") from error
+    except SdftError:
+        raise
+    except Exception as error:  # of vLLM's, or an adapter that cannot be merged
+        raise ModelError(
+            f"vLLM cannot write with {name} ({type(error).__name__}: {error}). Fix: --rollout.backend engine."
+        ) from error
     if not off <= _TOLERANCE[backend.dtype]:
         raise ModelError(
             f"vLLM's log-probabilities are {off:.2g} nats a token off {name}'s own: what it writes is not what the "
