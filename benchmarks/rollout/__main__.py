@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ KINDS = {
     "hf_generate": kinds.HFGenerate,
     "continuous_batching": kinds.ContinuousBatching,
     "vllm": kinds.VLLM,
+    "vllm_backend": kinds.VLLMBackend,
 }
 
 
@@ -103,6 +105,9 @@ def rounds(
             if not Path(settings["python"]).is_file():
                 print(f"{name}: {settings['python']} is not there, left out", flush=True)
                 continue
+        if kind == "vllm_backend" and find_spec("vllm") is None:
+            print(f"{name}: vLLM is not installed beside the project, left out", flush=True)
+            continue
         made[name] = (KINDS[kind](model, bundle.stop_token_ids, **settings), limit)
     asked = requests
     histories = [c for c, _ in made.values() if isinstance(c, kinds.Engine) and "history" in c.drafts]

@@ -1,4 +1,4 @@
-"""What is compared: the engine with and without drafts, transformers' two ways to generate, and vLLM.
+"""What is compared: the engine with and without drafts, transformers' two ways to generate, and vLLM in two ways.
 
 Every contender answers the same requests with the same weights; ``run`` returns what one pass took.
 """
@@ -18,6 +18,7 @@ import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from onpolicy_sdft.rollout.engine import EngineOptions, RolloutEngine
+from onpolicy_sdft.rollout.memory import kv_budget
 from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingParams
 
@@ -181,6 +182,33 @@ class VLLM:
     def close(self) -> None:
         self._send({"quit": True})
         self.process.wait(30)
+
+
+class VLLMBackend:
+    """``rollout.backend: vllm``, in this process: hand-over of the weights, writing, and the model's own look at it."""
+
+    def __init__(self, model: Any, stop_token_ids: Sequence[int], *, kv_gib: float, num_slots: int, **options: Any):
+        from onpolicy_sdft.rollout import vllm
+
+        budget = kv_budget(kv_gib, 1.0, model.device)
+        self.backend = vllm.VLLMBackend(model, stop_token_ids, vllm.VLLMOptions(budget, num_slots, **options))
+
+    def prepare(self, requests: list[RolloutRequest], temperature: float) -> None:
+        self.run(requests[:2], temperature, 0)
+
+    def run(self, requests: list[RolloutRequest], temperature: float, step: int) -> Pass:
+        started = time.perf_counter()
+        rollouts = self.backend.generate(keyed(requests, step, []), SamplingParams(temperature))
+        seconds, stats = time.perf_counter() - started, self.backend.stats
+        print(
+            f"of {seconds:.1f} s: hand-over {stats.weights_seconds:.1f}, writing {stats.decode_seconds:.1f}; mismatch "
+            f"{stats.mean_mismatch:.1e} nats a token, largest {stats.mismatch_max:.1e}",
+            flush=True,
+        )
+        return Pass(seconds, sum(len(r.token_ids) for r in rollouts), peak_mib())
+
+    def close(self) -> None:
+        """Leave it to the end of the process."""
 
 
 def useful(token_ids: list[int], stop_token_ids: list[int]) -> int:

@@ -18,6 +18,9 @@ from onpolicy_sdft.models.seam import UnsupportedModel
 from onpolicy_sdft.rollout.engine import EngineOptions, RolloutEngine
 from onpolicy_sdft.rollout.hf import CollectiveDecoding
 from onpolicy_sdft.rollout.hf_trial import hf_backend
+from onpolicy_sdft.rollout.memory import kv_budget
+from onpolicy_sdft.rollout.vllm import VLLMOptions, require_vllm
+from onpolicy_sdft.rollout.vllm_trial import vllm_backend
 from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.types import ONE_RANK, Ranks, SamplingParams
 
@@ -77,7 +80,7 @@ class ModelBundle:
         batch_size: int,
         learning_bytes: int = 0,
     ) -> RolloutBackend:
-        """Return a rollout backend of its own over a model: the engine, or transformers' generate where it must be.
+        """Return a rollout backend of its own over a model: as asked, or transformers' generate where it must be.
 
         Args:
             model: With or without adapters.
@@ -87,6 +90,8 @@ class ModelBundle:
         """
         if self.together is not None:
             return self._hf_backend(model, batch_size, False)
+        if config.backend == "vllm":
+            return self._vllm_backend(model, config, learning_bytes)
         if config.backend == "engine":
             attention = None if config.attention == "auto" else config.attention
             options = EngineOptions(
@@ -101,6 +106,16 @@ class ModelBundle:
             except UnsupportedModel as error:
                 logger.info(f"rollouts go through transformers' generate: {type(inner_model(model)).__name__}: {error}")
         return self._hf_backend(model, batch_size, config.merge_adapter)
+
+    def _vllm_backend(
+        self, model: PreTrainedModel | PeftModel, config: RolloutConfig, learning_bytes: int
+    ) -> RolloutBackend:
+        budget = kv_budget(config.kv_gib, self._kv_fraction(config), model.device, learning_bytes)
+        options = VLLMOptions(
+            budget, config.num_slots, config.prefill_tokens, config.decode_copy == "bfloat16", config.graphs,
+            config.max_mismatch, self.ranks.num_ranks,
+        )  # fmt: skip
+        return vllm_backend(model, self.stop_token_ids, options, self.num_tokens)
 
     def _hf_backend(self, model: PreTrainedModel | PeftModel, batch_size: int, merge_adapter: bool) -> RolloutBackend:
         return hf_backend(
@@ -132,6 +147,8 @@ def load_bundle(
         tokenizer_from: Folder of the tokenizer and chat template that an adapter was trained with; None: the model's.
         given: The model, where it is there already.
     """
+    if config.rollout.backend == "vllm":
+        require_vllm()
     if given is None:
         logger.info(f"loading {config.model.name}")
     loaded = load(config.model) if given is None else given

@@ -16,6 +16,7 @@ _PACKAGES = ("onpolicy_sdft", "torch", "transformers", "peft", "accelerate", "da
 _EXTRAS = {
     "deepspeed": ("deepspeed", "ZeRO on several GPUs"),
     "bitsandbytes": ("bitsandbytes", "4-bit base models, 8-bit AdamW"),
+    "vllm": ("vllm", "rollout.backend vllm"),
     "tensorboard": ("tensorboard", "train.trackers tensorboard"),
     "wandb": ("wandb", "train.trackers wandb"),
     "trackio": ("trackio", "train.trackers trackio"),

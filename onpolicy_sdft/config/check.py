@@ -9,6 +9,7 @@ from dataclasses import replace
 from onpolicy_sdft.config.bounds import check_bounds
 from onpolicy_sdft.config.check_backend import READS_WHOLE
 from onpolicy_sdft.config.check_method import check_method
+from onpolicy_sdft.config.check_vllm import check_vllm
 from onpolicy_sdft.config.schema import IN_MEMORY, EvalSetConfig, OptimConfig, RunConfig, SourceConfig
 from onpolicy_sdft.errors import ConfigError
 
@@ -29,6 +30,7 @@ def check(config: RunConfig) -> None:
     _check_eval(config)
     _check_replay(config)
     _check_start(config)
+    check_vllm(config)
     check_method(config)
     _check_optim(config)
 

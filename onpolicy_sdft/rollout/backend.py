@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -74,6 +75,9 @@ class RolloutStats:
     blend_sum: float = 0.0  # of the b that they were drawn with
     num_drafted_tokens: int = 0
     num_accepted_tokens: int = 0
+    num_rescored_tokens: int = 0  # written by another program, and looked at by the model itself
+    mismatch_sum: float = 0.0  # of the distances between their log-probabilities, nats
+    mismatch_max: float = 0.0
     num_slots: int = 0
     num_out_of_memory: int = 0  # times the slots were halved for running out of it
     prefill_seconds: float = 0.0
@@ -94,13 +98,27 @@ class RolloutStats:
         """Mean b that tokens of blended texts were drawn with; None when none was."""
         return self.blend_sum / self.num_blended_tokens if self.num_blended_tokens else None
 
+    @property
+    def mean_mismatch(self) -> float | None:
+        """Mean distance of another program's log-probabilities from the model's own; None where all are its own."""
+        return self.mismatch_sum / self.num_rescored_tokens if self.num_rescored_tokens else None
+
+    def add_mismatch(self, differences: Sequence[float]) -> None:
+        """Count a text's log-probabilities of another program less the model's, a token each in nats."""
+        distances = [math.inf if math.isnan(each) else abs(each) for each in differences]
+        self.num_rescored_tokens += len(distances)
+        self.mismatch_sum += sum(distances)
+        self.mismatch_max = max(self.mismatch_max, *distances)
+
     def figures(self) -> dict[str, float]:
         """Return the figures of a training step's log."""
-        blend = {} if self.mean_blend is None else {"rollout/blend": self.mean_blend}
+        found = {} if self.mean_blend is None else {"rollout/blend": self.mean_blend}
+        if self.mean_mismatch is not None:
+            found |= {"rollout/mismatch": self.mean_mismatch, "rollout/mismatch_max": self.mismatch_max}
         if not self.num_slots:
-            return blend
+            return found
         forwards = max(1, self.num_decode_forwards)
-        return blend | {
+        return found | {
             "rollout/num_slots": self.num_slots,
             "rollout/slot_occupancy": self.num_decode_rows / forwards / self.num_slots,
             "rollout/tokens_per_forward": self.num_tokens / forwards,

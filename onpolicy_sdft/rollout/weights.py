@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -21,9 +23,11 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from transformers.core_model_loading import revert_weight_conversion
 
 from onpolicy_sdft.models.beside import rows_in_place, unread_modules
 from onpolicy_sdft.models.lora import embedding_weight, inner_model
+from onpolicy_sdft.models.seam import UnsupportedModel
 from onpolicy_sdft.rollout.copies import Copies, Plain, Source
 from onpolicy_sdft.rollout.fused import fuse, replace_on
 from onpolicy_sdft.rollout.kernels import best_kernels
@@ -239,6 +243,47 @@ def pack_linear(weight: torch.Tensor) -> torch.Tensor:
     """Copy a weight [out, in] into oneDNN's blocked layout."""
     packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACK_ROWS)
     return packed
+
+
+def whole_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield a model's weights under the names that its checkpoints have, adapters merged, a layer at a time.
+
+    Args:
+        model: With or without adapters; its weights are whole.
+
+    Raises:
+        UnsupportedModel: If an adapter cannot be merged.
+    """
+    adapted = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    inside = tuple(f"{name}." for name in adapted)
+    found: dict[str, Callable[[], torch.Tensor]] = {
+        name: functools.partial(getattr, tensor, "data")
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if not name.startswith(inside)
+    }
+    for name, module in adapted.items():
+        layer: Any = module
+        base = layer.get_base_layer()
+        if not layer.disable_adapters and not _can_merge(layer):
+            raise UnsupportedModel(f"the adapter on {name} ({type(base).__name__}) cannot be merged")
+        found[f"{name}.weight"] = functools.partial(_shown_weight, layer)
+        if getattr(base, "bias", None) is not None:
+            found[f"{name}.bias"] = functools.partial(getattr, base.bias, "data")
+    for _, group in itertools.groupby(sorted(found, key=_layer_of), key=_layer_of):
+        # Some models hold several of a checkpoint's tensors as one, those of experts say.
+        yield from revert_weight_conversion(model, {name: found[name]() for name in group}).items()
+
+
+def _layer_of(name: str) -> int:
+    """Return the number of the layer that a weight is named after; -1 where there is none."""
+    number = re.search(r"\.(\d+)\.", name)
+    return -1 if number is None else int(number[1])
+
+
+def _shown_weight(layer: Any) -> torch.Tensor:
+    """Return what a layer with an adapter multiplies by: with it, or without where it is switched off."""
+    base: torch.Tensor = layer.get_base_layer().weight.data
+    return base if layer.disable_adapters else _merged_weight(layer)
 
 
 def _merged_weight(layer: Any) -> torch.Tensor:

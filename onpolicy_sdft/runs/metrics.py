@@ -75,6 +75,8 @@ METRICS = (
     Metric("rollout/drafted_rate", "ratio", "drafted tokens over written ones"),
     Metric("rollout/padding_rate", _SHARE, "padding among the tokens of the rollout's forwards"),
     Metric("rollout/blend", "weight", "mean weight of the bare prompt in what was sampled from"),
+    Metric("rollout/mismatch", _NATS, "mean distance of vLLM's log-probs from the model's own, last call of the step"),
+    Metric("rollout/mismatch_max", "nats", "the largest of a token"),
     Metric("rollout/num_out_of_memory", _COUNT, "times that a rollout had to go on with fewer slots"),
     Metric("screen/keep_rate", _SHARE, "rollouts that are learned"),
     Metric("screen/fallback_rate", _SHARE, "rollouts in whose place the demonstration is learned", "fallbacks"),

@@ -106,9 +106,13 @@ def _rates(values: Mapping[str, float], num_targets: int) -> dict[str, float]:
 
 
 def mean_of_each(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of each value over the ranks: a rate's over those that have one; else one without counts as 0."""
+    """Return the mean of each value over the ranks: a rate's over those that have one; else one without counts as 0.
+
+    Of what is the largest of a rank, the largest.
+    """
     found = {}
     for name in sorted({name for each in values for name in each}):
         known = [each[name] for each in values if name in each]
-        found[name] = sum(known) / (len(known) if name.endswith("_rate") else len(values))
+        mean = sum(known) / (len(known) if name.endswith("_rate") else len(values))
+        found[name] = max(known) if name.endswith("_max") else mean
     return found

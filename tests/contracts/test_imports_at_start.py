@@ -13,6 +13,7 @@ from onpolicy_sdft.cli.main import VERBS
 SLOW = {
     "accelerate", "bitsandbytes", "datasets", "deepspeed", "gguf", "lm_eval", "matplotlib", "numba", "openai", "pandas",
     "peft", "reasoning_gym", "scipy.stats", "sentence_transformers", "torch", "transformers",
+    "vllm",
 }  # fmt: skip
 LEARNING = {"accelerate", "peft", "torch", "transformers"}
 
@@ -39,7 +40,7 @@ def test_no_help_text_waits_for_anything_slow():
 
 
 @pytest.mark.parametrize(
-    "modules", [("rollout.engine", "rollout.hf", "rollout.weights"), ("fitting.fit", "build.loaded")]
+    "modules", [("rollout.engine", "rollout.hf", "rollout.vllm", "rollout.weights"), ("fitting.fit", "build.loaded")]
 )
 def test_what_writes_and_learns_imports_what_it_needs_and_no_kernels_before_they_run(modules):
     code = "\n".join(f"import onpolicy_sdft.{module}" for module in modules)

@@ -10,8 +10,8 @@ import torch
 from tests.invariants.test_packed_step import METHODS
 
 ROUNDING = {
-    "round_tokens": ("data.collate", "models.packed", "rollout.call", "rollout.hf"),
-    "round_rows": ("data.collate", "rollout.call"),
+    "round_tokens": ("data.collate", "models.packed", "rollout.call", "rollout.hf", "rollout.rescoring"),
+    "round_rows": ("data.collate", "rollout.call", "rollout.rescoring"),
     "_decode_rows": ("rollout.call",),
     "pad_rows": ("models.policy", "objectives.objective", "rollout.call"),
 }

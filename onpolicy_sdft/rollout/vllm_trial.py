@@ -1,0 +1,72 @@
+"""Whether vLLM computes what the model computes, found out before the first rollout.
+
+vLLM has an implementation of its own of every model, and starts with weights that mean nothing. A few short texts are
+written with the weights that were handed over; how likely vLLM found their tokens is compared with the model itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from onpolicy_sdft.errors import ModelError, SdftError
+from onpolicy_sdft.models.lora import inner_model
+from onpolicy_sdft.models.trial import texts
+from onpolicy_sdft.rollout.vllm import VLLMBackend, VLLMOptions
+from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingParams
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+_NUM_TOKENS = 3
+#: Nats a token that rounding explains. What was not handed over, or means something else, is off by more.
+_TOLERANCE = {"float32": 0.02, "bfloat16": 0.3, "float16": 0.1}
+
+
+def vllm_backend(
+    model: PreTrainedModel | PeftModel,
+    stop_token_ids: Sequence[int],
+    options: VLLMOptions,
+    num_tokens: int | None = None,
+) -> VLLMBackend:
+    """Return the backend over vLLM, tried, and say what is lost beside the engine.
+
+    Raises:
+        MissingDependencyError: If vLLM is not installed.
+        ModelError: If vLLM cannot serve the model, or writes with other numbers than it has.
+    """
+    name = type(inner_model(model)).__name__
+    backend = VLLMBackend(model, stop_token_ids, options, num_tokens)
+    try:
+        off = how_far_vllm_is_off(backend)
+    except SdftError:
+        raise
+    except Exception as error:  # of vLLM's, or an adapter that cannot be merged
+        raise ModelError(
+            f"vLLM cannot write with {name} ({type(error).__name__}: {error}). Fix: --rollout.backend engine."
+        ) from error
+    if not off <= _TOLERANCE[backend.dtype]:
+        raise ModelError(
+            f"vLLM's log-probabilities are {off:.2g} nats a token off {name}'s own: what it writes is not what the "
+            "model would write. Fix: --rollout.backend engine, or another version of vLLM."
+        )
+    logger.info(
+        f"rollouts go through vLLM in {backend.dtype}, off the model's log-probabilities by {off:.1g} nats a token: "
+        "weights are handed over before every call. Lost beside the engine: noise keyed by request (a resumed run "
+        "draws other rollouts), drafts, rollout.blend"
+    )
+    return backend
+
+
+def how_far_vllm_is_off(backend: VLLMBackend) -> float:
+    """Return the mean distance of vLLM's log-probabilities from the model's, in nats a token."""
+    prompts = texts(inner_model(backend.model).config.get_text_config().vocab_size)
+    requests = [RolloutRequest(text, NoiseKey(0, 0, str(row)), _NUM_TOKENS) for row, text in enumerate(prompts)]
+    backend.generate(requests, SamplingParams(temperature=0.0))
+    mean = backend.stats.mean_mismatch
+    assert mean is not None
+    return mean
