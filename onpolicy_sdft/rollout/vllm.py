@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import os
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -117,6 +118,7 @@ class VLLMBackend:
     def _start(self) -> Any:
         from vllm import LLM
 
+        _hide_from_vllm()
         inner, options = inner_model(self.model), self.options
         config = deepcopy(inner.config)
         config.architectures = [type(inner).__name__]
@@ -290,6 +292,15 @@ class VLLMBackend:
                 "or --model.dtype float32 (vLLM writes in the dtype of the weights then), --rollout.graphs false, "
                 "--rollout.backend engine, or a larger bound."
             )
+
+
+def _hide_from_vllm() -> None:
+    """Let vLLM 0.32 start on a CPU beside llvmlite, which numba uses.
+
+    It asks everything in every module for its attributes, and llvmlite's library has any: a function of that name.
+    """
+    if ffi := sys.modules.get("llvmlite.binding.ffi"):
+        ffi.lib._fntab["__dict__"] = {}
 
 
 def _steps(completion: Any) -> Iterator[tuple[int, Any]]:

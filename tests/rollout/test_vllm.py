@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 
 import numpy as np
@@ -205,7 +206,8 @@ def test_a_text_that_is_too_long_is_refused_and_the_next_is_written(serve, model
     assert len(serve(model).generate(ask(), GREEDY)) == 5
 
 
-def test_a_second_vllm_says_what_is_lost_and_is_tried(tiny_model, logged):
+def test_a_second_vllm_says_what_is_lost_and_is_tried_beside_numba(tiny_model, logged):
+    importlib.import_module("llvmlite.binding")
     model = tiny_model(head_dim=64, seed=3)
     backend = vllm_backend(model, (TERMINATOR,), VLLMOptions(BUDGET, num_slots=4), NUM_TOKENS)
     assert "Lost beside the engine" in "".join(logged)

@@ -47,7 +47,8 @@ def mismatches(run):
 def test_a_run_learns_what_vllm_writes_with_weights_that_move(tmp_path, vllm_model):
     more = {"lora.enabled": False, "rollout.num_samples": 2, "objective.name": "forward_kl", "optim.lr": 0.01}
     config = write_run(tmp_path, vllm_model, **OPTIONS, **more)
-    done = sdft("--config", config, "--train.output_dir", tmp_path / "run")
+    asked = ("--config", config, "--train.output_dir", tmp_path / "run", "--train.resume", "auto")
+    done = sdft(*asked)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Lost beside the engine" in done.stderr
     assert len(mismatches(tmp_path / "run")) == 2
