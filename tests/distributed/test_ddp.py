@@ -17,6 +17,15 @@ from onpolicy_sdft.runs.files import read_json, read_jsonl
 METHODS: dict[str, dict[str, Any]] = {  # beside those of test_backends.py
     "sdft, lora, distributions that were recorded": {"objective.name": "forward_kl", "rollout.num_samples": 2},
     "sft": {"train.targets": "demonstrations"},
+    "adafactor, full": {"optim.name": "adafactor", "lora.enabled": False},
+    **{
+        f"{backend}, dora and token rows": {
+            "backend": backend,
+            "lora.use_dora": True,
+            "lora.trainable_token_indices": [5, 70],
+        }
+        for backend in ("ddp", "zero1", "zero2")
+    },
     "feedback": {"feedback.enabled": True, "feedback.num_attempts": 2, "rollout.num_samples": 3},
 }
 
@@ -25,7 +34,8 @@ METHODS: dict[str, dict[str, Any]] = {  # beside those of test_backends.py
 @pytest.mark.parametrize("method", METHODS)
 def test_two_ranks_write_the_tokens_and_take_the_steps_of_one_process(config, tmp_path, method):
     for ranks in (1, 2):
-        succeed(ranks, config, tmp_path / str(ranks), **METHODS[method])
+        options = {name: value for name, value in METHODS[method].items() if ranks == 2 or name != "backend"}
+        succeed(ranks, config, tmp_path / str(ranks), **options)
     one, two = tmp_path / "1", tmp_path / "2"
     assert tokens(one) == tokens(two)
     names = ("loss/total", "train/grad_norm", "train/num_loss_tokens")
