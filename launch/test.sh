@@ -40,7 +40,7 @@ done
 none_chosen=0
 run() { "$VENV/bin/python" -m pytest "$@" || { [ $? -eq 5 ] && none_chosen=$((none_chosen + 1)); }; }
 say "tests"
-OMP_NUM_THREADS=1 run -n auto --ignore tests/distributed "$@"
+OMP_NUM_THREADS=1 run -n auto --ignore tests/distributed --durations 60 "$@"
 say "kernels of a GPU, in Triton's interpreter"
 OMP_NUM_THREADS=1 TRITON_INTERPRET=1 run -n auto tests/rollout/gpu "$@"
 say "tests of several ranks"
