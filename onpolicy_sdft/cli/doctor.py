@@ -20,6 +20,8 @@ _EXTRAS = {
     "tensorboard": ("tensorboard", "train.trackers tensorboard"),
     "wandb": ("wandb", "train.trackers wandb"),
     "trackio": ("trackio", "train.trackers trackio"),
+    "mlflow": ("mlflow", "train.trackers mlflow"),
+    "swanlab": ("swanlab", "train.trackers swanlab"),
     "slurm": ("submitit", "sweeps under Slurm"),
     "judge": ("openai", "a judge for helpfulness"),
     "lm-eval": ("lm_eval", "sdft lm_eval"),

@@ -501,7 +501,7 @@ class TrainConfig:
     keep_checkpoints: int = number(2, at_least=1)
     """Newest checkpoints kept."""
     trackers: list[str] = field(default_factory=list)
-    """Experiment trackers by name: tensorboard, wandb, trackio. What they show is said in ``tracking``."""
+    """Experiment trackers by name: tensorboard, wandb, trackio, mlflow, swanlab. ``tracking`` says what they show."""
     rollout_samples: int = number(4, at_least=0)
     """Rollouts written to ``rollouts.jsonl`` each step."""
     warn_length_ratio: float = number(2.0, above=0)
@@ -667,13 +667,13 @@ class TrackingConfig:
     """What experiment trackers (``train.trackers``) are told."""
 
     project: str = "onpolicy_sdft"
-    """Project of wandb and trackio."""
+    """Project of wandb, trackio and swanlab, experiment of mlflow."""
     name: str | None = None
     """Name of the run there. Unset: the last part of ``train.output_dir``. A resumed run goes on under its id."""
     group: str | None = None
     """Group of runs."""
     tags: list[str] = field(default_factory=list)
-    """Tags (wandb)."""
+    """Tags (wandb, mlflow, swanlab)."""
     rollouts_every: int | None = number(10, at_least=1)
     """Show rollouts with their verdicts as a table every so many steps. Unset: never."""
     num_rollouts: int = number(8, at_least=1)

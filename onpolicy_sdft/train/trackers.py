@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.tracking import (
     GeneralTracker,
+    MLflowTracker,
+    SwanLabTracker,
     TensorBoardTracker,
     TrackioTracker,
     WandBTracker,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_IDS = "trackers.json"  # in the run directory: the run's id with each tracker
 _COLUMNS = ["example_id", "prompt", "demonstration", "target", "verdict", "reason"]
 
 
@@ -52,21 +55,57 @@ def _trackio(run_directory: Path, config: TrackingConfig) -> GeneralTracker:
     return TrackioTracker(config.project, name=config.name or run_directory.name, resume="allow", **group)
 
 
+class _MLflow(MLflowTracker):  # type: ignore[misc]  # accelerate has no types
+    """MLflow gives its runs their ids: the first one is kept."""
+
+    def __init__(self, run_directory: Path, config: TrackingConfig) -> None:
+        self.run_directory = run_directory
+        tags = dict.fromkeys(config.tags, "") | ({} if config.group is None else {"group": config.group})
+        known, name = _known_ids(run_directory).get("mlflow"), config.name or run_directory.name
+        super().__init__(config.project, run_id=known, run_name=None if known else name, tags=tags)
+
+    def start(self) -> None:
+        super().start()
+        _keep_id(self.run_directory, "mlflow", self.active_run.info.run_id)
+
+
+def _swanlab(run_directory: Path, config: TrackingConfig) -> GeneralTracker:
+    goes_on = {"id": _kept_id(run_directory, "swanlab"), "resume": "allow"} if _is_online("SWANLAB_MODE") else {}
+    return SwanLabTracker(
+        config.project, name=config.name or run_directory.name, group=config.group, tags=config.tags or None,
+        log_dir=str(run_directory / "swanlab"), **goes_on,
+    )  # fmt: skip
+
+
 NAMES: Mapping[str, Callable[[Path, TrackingConfig], GeneralTracker]] = {
     "tensorboard": _tensorboard,
     "wandb": _wandb,
     "trackio": _trackio,
+    "mlflow": _MLflow,
+    "swanlab": _swanlab,
 }
 
 
 def _kept_id(run_directory: Path, name: str) -> str:
     """Return the id that a run has with a tracker: a resumed run goes on in the same place there."""
-    path = run_directory / "trackers.json"
-    known = read_json(path) if path.is_file() else {}
+    known = _known_ids(run_directory)
     if name not in known:
-        known[name] = secrets.token_hex(4)
-        write_json_atomic(path, known)
-    return str(known[name])
+        _keep_id(run_directory, name, secrets.token_hex(4))
+    return str(_known_ids(run_directory)[name])
+
+
+def _known_ids(run_directory: Path) -> dict[str, str]:
+    path = run_directory / _IDS
+    return read_json(path) if path.is_file() else {}
+
+
+def _keep_id(run_directory: Path, name: str, run_id: str) -> None:
+    write_json_atomic(run_directory / _IDS, {**_known_ids(run_directory), name: run_id})
+
+
+def _is_online(variable: str) -> bool:
+    """Whether a tracker sends over the network, by the variable of the environment that it reads."""
+    return os.environ.get(variable, "online") in ("online", "cloud")
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -92,13 +131,28 @@ def check_trackers(names: Sequence[str]) -> None:
                 f"(pip install 'onpolicy_sdft[{name}]') or take {name!r} out of train.trackers; "
                 "metrics.jsonl is written in any case."
             )
-    if "wandb" in names and os.environ.get("WANDB_MODE", "online") == "online":
-        import wandb
-
-        if not wandb.api.api_key:  # wandb would ask for it, or fail, after the first evaluation
+    # Without a key these would ask for one, or fail, after the first evaluation.
+    for name, key in (("wandb", _wandb_key), ("swanlab", _swanlab_key)):
+        variable = name.upper()
+        if name in names and _is_online(f"{variable}_MODE") and not key():
             raise ConfigError(
-                "train.trackers: wandb has no key. Fix: wandb login, or WANDB_API_KEY=..., or WANDB_MODE=offline."
+                f"train.trackers: {name} has no key. Fix: {name} login, or {variable}_API_KEY=..., or "
+                f"{variable}_MODE=offline."
             )
+
+
+def _wandb_key() -> str | None:
+    import wandb
+
+    key: str | None = wandb.api.api_key
+    return key
+
+
+def _swanlab_key() -> str | None:
+    import swanlab
+
+    key: str | None = swanlab.Settings().api_key
+    return key
 
 
 class Tracking(Callback):
@@ -136,11 +190,7 @@ class Tracking(Callback):
             return
         rows = [_row(target) for target in targets[: self.config.num_rollouts]]
         for tracker in self.trackers:
-            if isinstance(tracker, TensorBoardTracker):
-                text = "\n\n".join("\n".join(f"    {line}" for line in _lines(row)) for row in rows)
-                self._try(partial(tracker.tracker.add_text, "rollouts", text, step), step)
-            elif hasattr(tracker, "log_table"):
-                self._try(partial(tracker.log_table, "rollouts", columns=_COLUMNS, data=rows, step=step), step)
+            self._try(partial(_show_rollouts, tracker, rows, step), step)
 
     def finish(self) -> None:
         """Write what is still held back, and close."""
@@ -153,6 +203,23 @@ class Tracking(Callback):
             send()
         except Exception as error:  # a tracker's network is no reason to lose a run; metrics.jsonl has it all
             logger.warning(f"{'at the end' if step is None else f'step {step}'}: a tracker failed: {error}")
+
+
+def _show_rollouts(tracker: GeneralTracker, rows: Sequence[Sequence[str]], step: int) -> None:
+    """Show rollouts as a table, or as text where a tracker has none."""
+    text = "\n\n".join("\n".join(f"    {line}" for line in _lines(row)) for row in rows)
+    if hasattr(tracker, "log_table"):
+        tracker.log_table("rollouts", columns=_COLUMNS, data=rows, step=step)
+    elif isinstance(tracker, TensorBoardTracker):
+        tracker.tracker.add_text("rollouts", text, step)
+    elif isinstance(tracker, MLflowTracker):
+        import mlflow
+
+        mlflow.log_text(text, f"rollouts/step-{step:06d}.txt")
+    elif isinstance(tracker, SwanLabTracker):
+        import swanlab
+
+        tracker.log({"rollouts": swanlab.Text(text)}, step=step)
 
 
 def _row(target: Target) -> list[str]:

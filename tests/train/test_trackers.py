@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from accelerate import PartialState
 from tiny import write_run
 
 from onpolicy_sdft import fit, load_config
@@ -22,7 +23,7 @@ def test_an_unknown_tracker_is_refused_with_the_nearest_name():
 
 def test_a_tracker_that_is_not_installed_is_refused_with_its_extra(monkeypatch, tmp_path):
     monkeypatch.setattr(trackers, "get_available_trackers", lambda: ["tensorboard"])
-    for name in ("wandb", "trackio"):
+    for name in ("wandb", "trackio", "mlflow", "swanlab"):
         with pytest.raises(ConfigError, match=rf"onpolicy_sdft\[{name}\]") as caught:
             open_trackers(["tensorboard", name], tmp_path, TrackingConfig())
         assert f"train.trackers: '{name}' is not installed" in str(caught.value)
@@ -106,6 +107,50 @@ def test_wandb_goes_on_under_the_id_that_the_run_has(tmp_path, monkeypatch):
         tracking.on_step_end(step, {"loss/nll": 1.0})
         tracking.finish()
     assert ids[0] == ids[1] == json.loads((tmp_path / "trackers.json").read_text())["wandb"]
+
+
+def test_mlflow_goes_on_in_the_run_that_it_made(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    config = TrackingConfig(project="mine", name="first", group="g", tags=["a"], rollouts_every=1)
+    for step in (1, 2):
+        tracking = open_trackers(["mlflow"], tmp_path, config, {"optim": {"lr": 1.0}})
+        tracking.on_rollouts(step, [target("because")])
+        tracking.on_step_end(step, {"loss/nll": 1.0 / step})
+        tracking.finish()
+    (experiment,) = mlflow.search_experiments(filter_string="name = 'mine'")
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_id == json.loads((tmp_path / "trackers.json").read_text())["mlflow"]
+    assert (run.info.run_name, run.data.tags["group"], "a" in run.data.tags) == ("first", "g", True)
+    history = client.get_metric_history(run.info.run_id, "loss/nll")
+    assert [(each.step, each.value) for each in history] == [(1, 1.0), (2, 0.5)]
+    assert run.data.params["optim.lr"] == "1.0"
+    assert len(client.list_artifacts(run.info.run_id, "rollouts")) == 2
+
+
+def test_swanlab_gets_metrics_and_rollouts_inside_the_run_directory(tmp_path, monkeypatch):
+    swanlab = pytest.importorskip("swanlab")
+    PartialState()  # accelerate's tracker logs, which wants it; a run has one
+    monkeypatch.setenv("SWANLAB_MODE", "offline")
+    config = TrackingConfig(project="mine", name="first", group="g", tags=["a"], rollouts_every=1)
+    tracking = open_trackers(["swanlab"], tmp_path, config, {"optim": {"lr": 1.0}})
+    tracking.on_rollouts(1, [target("because")])
+    tracking.on_step_end(1, {"loss/nll": 1.0})
+    assert swanlab.config["optim.lr"] == 1.0
+    tracking.finish()
+    assert any((tmp_path / "swanlab").iterdir())
+
+
+def test_swanlab_without_a_key_is_refused_before_any_work(tmp_path, monkeypatch):
+    pytest.importorskip("swanlab")
+    monkeypatch.delenv("SWANLAB_API_KEY", raising=False)
+    monkeypatch.setenv("SWANLAB_MODE", "online")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="SWANLAB_API_KEY"):
+        check_trackers(["swanlab"])
 
 
 def test_wandb_without_a_key_is_refused_before_any_work(monkeypatch):
