@@ -101,7 +101,8 @@ class DataConfig:
     messages_column: str | None = None
     """Column of whole conversations, with ``role`` and ``content`` or ``from`` and ``value``."""
     tools_column: str | None = None
-    """Column of the tools of a row, as a list of JSON schemas; unset: ``tools``, beside messages and in TRL's rows."""
+    """Column of the tools of a row, as a list of JSON schemas; unset: ``tools``, but in rows of plain ``prompt`` and
+    ``response``."""
     turns: Literal["last", "all"] = "last"
     """Of a conversation: the last answer is a demonstration, or each that answers a user's or a tool's turn."""
     id_column: str | None = None

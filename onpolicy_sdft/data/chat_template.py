@@ -94,11 +94,16 @@ def literals(names: Iterable[str]) -> re.Pattern[str] | None:
     return re.compile("|".join(parts)) if parts else None
 
 
+def unused_in(texts: Sequence[str]) -> str:
+    """Return a character that none of the texts has."""
+    return next(char for char in map(chr, range(0xE000, 0xF8FF)) if not any(char in text for text in texts))
+
+
 def broken(texts: Sequence[str], spelled: re.Pattern[str] | None) -> tuple[list[str], str]:
     """Break what texts spell in the middle, by a character that none of them has; empty where nothing is spelled."""
     if spelled is None or not any(spelled.search(text) for text in texts):
         return list(texts), ""
-    seam = next(char for char in map(chr, range(0xE000, 0xF8FF)) if not any(char in text for text in texts))
+    seam = unused_in(texts)
 
     def apart(text: str) -> str:
         while spelled.search(text):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from onpolicy_sdft.data.tools import is_empty
 from onpolicy_sdft.errors import DataError
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ _FORMATS: Mapping[str, tuple[Columns, tuple[str, ...], str]] = {
 _BESIDE = {
     "system": "name it, --data.system_column system",
     "history": "write earlier turns as messages",
+    "functions": "name it, --data.tools_column functions",
     "chat_template_kwargs": "give them to all rows, as context.student_template_kwargs and "
     "context.teacher_template_kwargs, and leave the column out",
 }
@@ -117,7 +119,15 @@ def left_unread(row: Mapping[str, Any], columns: Columns, config: DataConfig) ->
         DataError: Naming the column and what to do about it.
     """
     of_format = _is_of_format(row, columns, config)
-    filled = {name for name in _BESIDE if row.get(name) and name not in (*columns.used, config.system_column)}
+    named = (*columns.used, config.system_column, config.tools_column)
+    filled = {name for name in _BESIDE if row.get(name) and name not in named}
+    if columns.privileged is not None:
+        for name in ("response", "completion"):
+            if row.get(name) and columns.messages is None and name not in columns.used:
+                raise DataError(
+                    f"column {name!r} beside {columns.privileged!r} is not read: name it, "
+                    f"--data.response_column {name} --data.privileged_column {columns.privileged}"
+                )
     for name in sorted(filled):
         if of_format:
             raise DataError(f"column {name!r} beside {' and '.join(sorted(columns.used))} is not read: {_BESIDE[name]}")
@@ -137,7 +147,7 @@ def find_tools(row: Mapping[str, Any], columns: Columns, config: DataConfig) -> 
         raise DataError(f"no column {name!r} (data.tools_column); the row has {sorted(map(str, row))}")
     if name is None and _is_of_format(row, columns, config):
         name = "tools"
-    return name if name is not None and row.get(name) else None
+    return None if name is None or is_empty(row.get(name)) else name
 
 
 def _is_of_format(row: Mapping[str, Any], columns: Columns, config: DataConfig) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from onpolicy_sdft.data.tools import EXTRA, has_nulls, read_extra
+from onpolicy_sdft.data.refusals import require_unicode
+from onpolicy_sdft.data.tools import extra_keys, has_nulls, read_extra
 from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.types import Turn
 
@@ -47,7 +48,7 @@ def read_messages(messages: Any) -> list[Turn]:
             extra = read_extra(message, role)
             if message.get("from") == "function_call" and isinstance(content, str):
                 content, extra = "", read_extra({"tool_calls": content}, role)
-        content = "" if content is None and extra else content  # a call needs no text beside it
+        content = "" if content in (None, []) and extra else content  # a call needs no text beside it
         if role not in ROLES or not isinstance(content, str):
             raise DataError(
                 f"message {index} needs a role out of {ROLES} and a string content (or 'from' and 'value', with "
@@ -69,6 +70,20 @@ def _role_and_content(message: Any) -> tuple[Any, Any]:
         if len(texts) == len(content) and all(isinstance(text, str) for text in texts):  # else: a picture, or a sound
             content = "".join(text for text in texts if text is not None)
     return message.get("role"), content
+
+
+def prompt_of(messages: Any) -> list[Turn]:
+    """Return a conversation that has no answer yet.
+
+    Raises:
+        DataError: If it does not end in a turn that can be answered.
+    """
+    turns = read_messages(messages)
+    if turns[-1].role not in ("user", "tool"):
+        raise DataError(f"the prompt ends in a turn of the {turns[-1].role}, not of a user or a tool")
+    if turns[-1].role == "user" and not turns[-1].content.strip():
+        raise DataError("the last user turn is empty")
+    return turns
 
 
 def demonstrations_of(messages: Any, which: str, first: int = 0) -> list[tuple[list[Turn], Turn]]:
@@ -111,7 +126,7 @@ def _is_zero(weight: Any) -> bool:
 
 def _refuse_unread(message: Mapping[str, Any], index: int, role: Any) -> None:
     for key, fix in UNREAD_KEYS.items():
-        if message.get(key) and key not in EXTRA.get(role, ()):
+        if message.get(key) and key not in extra_keys(role):
             raise DataError(f"message {index} has {key}, which is not read: {fix}")
 
 
@@ -128,11 +143,3 @@ def unread_parts(messages: list[Mapping[str, Any]], *, ends_in_answer: bool = Fa
     if not ends_in_answer and read_messages(messages)[-1].role != "assistant":
         found.add("turns after the last answer")
     return found
-
-
-def require_unicode(text: str, what: str) -> None:
-    """Refuse text that no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # half of a surrogate pair: JSON can spell it, no tokenizer takes it
-        raise DataError(f"{what} holds half a character at position {error.start}") from error

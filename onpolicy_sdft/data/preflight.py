@@ -98,7 +98,7 @@ def refuse_beyond_window(prepared: Prepared, max_new_tokens: int, window: int | 
     for pair in prepared.pairs:
         longest = max(
             len(pair.teacher_ids) + max_new_tokens,
-            len(pair.student_ids) + max(max_new_tokens, len(pair.response_ids)),
+            len(pair.student_ids) + max(max_new_tokens, len(pair.response_ids) if pair.demonstration.response else 0),
         )
         if window is not None and longest > window:
             raise DataError(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import takewhile
+
+from onpolicy_sdft.errors import DataError
 
 #: Characters of a text in a message.
 _SHOWN = 160
@@ -52,6 +55,14 @@ def not_the_response(text: str, response: str) -> str:
     )
 
 
+def not_rendered(roles: Sequence[str], error: BaseException) -> str:
+    """Say that the chat template does not take a conversation."""
+    return (
+        f"the chat template cannot render a conversation of the roles {list(roles)}: {error}. Fix: mend the row, or "
+        "take a model whose chat template renders it"
+    )
+
+
 def no_tools(name: str, text: str) -> str:
     """Say that a chat template does not write a tool, or a call of it."""
     return (
@@ -67,6 +78,14 @@ def spells_control(role: str, text: str, name: str) -> str:
         f"the {role}'s text spells the control token {name!r}, which only the chat template may write: "
         f"{text[start:][: _SHOWN // 2]!r}. Fix: take it out of the row"
     )
+
+
+def require_unicode(text: str, what: str) -> None:
+    """Refuse text that no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair: JSON can spell it, no tokenizer takes it
+        raise DataError(f"{what} holds half a character at position {error.start}") from error
 
 
 def _same(one: str, other: str) -> int:

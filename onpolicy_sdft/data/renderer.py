@@ -24,10 +24,11 @@ from onpolicy_sdft.data.chat_template import (
     notes_on,
     read_markup,
     reads_clock,
+    unused_in,
 )
-from onpolicy_sdft.data.refusals import no_tools, not_a_prefix, not_the_response, spells_control
+from onpolicy_sdft.data.refusals import no_tools, not_a_prefix, not_rendered, not_the_response, spells_control
 from onpolicy_sdft.data.tokenising import TextIds
-from onpolicy_sdft.data.tools import TOOLS, messages_of, names_in
+from onpolicy_sdft.data.tools import TOOLS, messages_of, renamed
 from onpolicy_sdft.errors import ConfigError, DataError
 from onpolicy_sdft.types import Turn
 
@@ -92,13 +93,13 @@ class Renderer:
 
         Raises:
             ConfigError: If the chat template cannot render the turns.
-            DataError: If it leaves out their tools, or the tokenizer makes a control token of what a turn says.
+            DataError: If it leaves out their tools.
         """
-        pieces = self._render(turns, template_kwargs, generation=True)
-        _refuse_unwritten(turns, "".join(pieces))
-        ids = self._ids(pieces)
-        # One that normalises texts finds control tokens in other spellings than their own.
-        self._refuse_control(turns, ids, template_kwargs, generation=True)
+        ids = self._ids(self._render(turns, template_kwargs, generation=True))
+        self._refuse_unwritten(turns, template_kwargs, generation=True)
+        if self._spelled_among(turns, ids, template_kwargs, generation=True) is not None:
+            # A tokenizer that normalises texts finds control tokens in other spellings than their own.
+            ids = self._ids(self._render(turns, template_kwargs, generation=True, apart=True))
         return tuple(ids)
 
     def student_ids(self, turns: Sequence[Turn]) -> tuple[int, ...]:
@@ -139,10 +140,11 @@ class Renderer:
         kwargs = self.config.teacher_template_kwargs if teacher else self.config.student_template_kwargs
         rendered: dict[_Conversation, list[str]] = {}
         for turns, answer in rows:
-            rendered[tuple(turns), id(kwargs), True] = self._render(turns, kwargs, generation=True)
-            if answer:
-                said = (*turns, Turn("assistant", answer))
-                rendered[said, id(kwargs), False] = self._render(said, kwargs, generation=False)
+            with contextlib.suppress(ConfigError):  # said when the row itself is asked for
+                rendered[tuple(turns), id(kwargs), True] = self._render(turns, kwargs, generation=True)
+                if answer:
+                    said = (*turns, Turn("assistant", answer))
+                    rendered[said, id(kwargs), False] = self._render(said, kwargs, generation=False)
         self._rendered = rendered
         try:
             with self.text_ids.ahead(piece for pieces in rendered.values() for piece in pieces):
@@ -191,18 +193,26 @@ class Renderer:
             )
         answer = Turn("assistant", response) if isinstance(response, str) else response
         answered, kwargs = [*turns, answer], self.config.student_template_kwargs
-        asked, whole = (
-            "".join(self._render(said, kwargs, generation=generation))
-            for said, generation in ((turns, True), (answered, False))
-        )
-        _refuse_unwritten(answered, whole)
+        try:
+            asked, whole = (
+                "".join(self._render(said, kwargs, generation=generation))
+                for said, generation in ((turns, True), (answered, False))
+            )
+        except ConfigError as error:
+            raise DataError(not_rendered([turn.role for turn in answered], error.__cause__ or error)) from error
+        self._refuse_unwritten(answered, kwargs, generation=False)
         asked_ids, whole_ids = self._ids([asked]), self._ids([whole])
-        self._refuse_control(answered, whole_ids, kwargs, generation=False)
+        if (found := self._spelled_among(answered, whole_ids, kwargs, generation=False)) is not None:
+            place, name = found
+            raise DataError(spells_control(answered[place].role, answered[place].content + answered[place].extra, name))
         target = self._behind(asked_ids, whole_ids)
         if not target:
             raise DataError(not_a_prefix(asked, whole, answer.content))
-        if isinstance(response, str) and (text := self.decode(target)) != response:
-            raise DataError(not_the_response(text, response))
+        text = self.decode(target)
+        if answer.extra and answer.content.strip() not in text:
+            raise DataError(not_the_response(text, answer.content))
+        if not answer.extra and text != response:
+            raise DataError(not_the_response(text, answer.content))
         return tuple(asked_ids), tuple(target)
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -267,11 +277,19 @@ class Renderer:
     def _rendered_by(self, kwargs: dict[str, Any]) -> Callable[[Sequence[Turn], bool], str]:
         return lambda turns, generation: "".join(self._render(turns, kwargs, generation=generation))
 
-    def _render(self, turns: Sequence[Turn], kwargs: dict[str, Any], *, generation: bool) -> list[str]:
-        """Return the conversation as text; more than one piece where control tokens that turns spell are broken."""
-        if (known := self._rendered.get((tuple(turns), id(kwargs), generation))) is not None:
+    def _render(
+        self, turns: Sequence[Turn], kwargs: dict[str, Any], *, generation: bool, apart: bool = False
+    ) -> list[str]:
+        """Return the conversation as text; more than one piece where control tokens that turns spell are broken.
+
+        ``apart``: each character of a text is a piece of its own.
+        """
+        if not apart and (known := self._rendered.get((tuple(turns), id(kwargs), generation))) is not None:
             return known
         texts, seam = broken([text for turn in turns for text in (turn.content, turn.extra)], self._spelled)
+        if apart:
+            seam = seam or unused_in(texts)
+            texts[::2] = [seam.join(text.replace(seam, "")) for text in texts[::2]]
         parts = [Turn(turn.role, *pair) for turn, *pair in zip(turns, texts[::2], texts[1::2], strict=True)]
         messages, tools = messages_of(parts)
         if tools is not None:
@@ -299,10 +317,10 @@ class Renderer:
             raise ConfigError("The chat template writes the beginning-of-text token twice.")
         return ids
 
-    def _refuse_control(
+    def _spelled_among(
         self, turns: Sequence[Turn], ids: Sequence[int], kwargs: dict[str, Any], *, generation: bool
-    ) -> None:
-        """Refuse turns that spell control tokens; ``ids``: the conversation, in which they would be some."""
+    ) -> tuple[int, str] | None:
+        """Return the place of the first turn that spells a control token, and its name; ``ids``: the conversation."""
         # Tools and calls stay, without what they spell: a template may mark each of them.
         plain = tuple(turn if turn.role == TOOLS else replace(turn, content=QUESTION) for turn in turns)
         key = (plain, id(kwargs), generation)
@@ -310,25 +328,27 @@ class Renderer:
             pieces = self._render(plain, kwargs, generation=generation)
             self._markers[key] = self._control_among(self._ids(pieces))
         if self._control_among(ids) == self._markers[key]:
-            return  # all of them are the template's own: no turn has to be looked at
-        for turn in turns:
+            return None  # all of them are the template's own: no turn has to be looked at
+        for place, turn in enumerate(turns):
             said = f"{turn.content}\n{turn.extra}"
             (text,), seam = broken([said], self._spelled) if generation else ([said], "")  # as prompts are read
             for part in text.split(seam) if seam else [text]:
                 for name in map(self.markup.control.__getitem__, self._control_among(self.text_ids(part))):
                     # What stands for unknown characters too is markup only where it is spelled.
                     if name != self.tokenizer.unk_token or name in part:
-                        raise DataError(spells_control(turn.role, said, name))
+                        return place, name
+        return None
+
+    def _refuse_unwritten(self, turns: Sequence[Turn], kwargs: dict[str, Any], *, generation: bool) -> None:
+        """Refuse tools and calls that the chat template leaves out; each gets a name that nothing else has."""
+        marked, names = renamed(turns)
+        text = "".join(self._render(marked, kwargs, generation=generation)) if names else ""
+        for marker, name in names.items():
+            if marker not in text:
+                raise DataError(no_tools(name, text))
 
     def _control_among(self, ids: Sequence[int]) -> list[int]:
         return [token for token in ids if token in self.control_ids]
-
-
-def _refuse_unwritten(turns: Sequence[Turn], text: str) -> None:
-    """Refuse tools and calls that a chat template leaves out of the conversation."""
-    for name in names_in(turns):
-        if name not in text:
-            raise DataError(no_tools(name, text))
 
 
 def _moment(date: str) -> datetime:

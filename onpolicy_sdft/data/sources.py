@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.data.columns import Columns, column_hint, find_columns, find_tools, left_unread
-from onpolicy_sdft.data.conversations import NO_ANSWER, demonstrations_of, read_messages, require_unicode, unread_parts
+from onpolicy_sdft.data.conversations import NO_ANSWER, demonstrations_of, prompt_of, read_messages, unread_parts
 from onpolicy_sdft.data.files import file_rows, find_files
 from onpolicy_sdft.data.generators import generate_rows
 from onpolicy_sdft.data.published import published_rows
-from onpolicy_sdft.data.tools import read_tools, text_of
+from onpolicy_sdft.data.refusals import require_unicode
+from onpolicy_sdft.data.tools import TOOLS, read_tools, spell_out, text_of
 from onpolicy_sdft.errors import ConfigError, DataError
 from onpolicy_sdft.types import Demonstration, Turn
 
@@ -92,6 +93,8 @@ def load_demonstrations(config: DataConfig, task: Task, *, section: str = "data"
             continue
         seen[read[0].example_id] = place.rpartition(", ")[2]
         found += read
+        if find_tools(row, columns or Columns(), config) and read[0].turns[0].role != TOOLS:
+            ignored |= {"the column of tools, which the system message spells out"}
         unread.update(ignored | _unread_of_messages(row, columns or Columns()))
     if not found:
         tail = f" ({len(skipped)} rows were skipped; the first: {skipped[0]})" if skipped else ""
@@ -170,6 +173,8 @@ def _demonstrations(
     tools_column = find_tools(row, columns, config)
     fields = {key: value for key, value in row.items() if key not in {*columns.used, tools_column}}
     tools = [] if tools_column is None else [read_tools(row[tools_column])]
+    if tools and spell_out(answers[0][0], tools[0]):
+        tools = []
     privileged = "" if columns.privileged is None else _text(row, columns.privileged, columns)
     system, found = _system(row, config), list[Demonstration]()
     last_turns, last_answer = answers[-1]
@@ -182,7 +187,7 @@ def _demonstrations(
                 )
         elif system is not None:
             turns = [Turn("system", system), *turns]
-        if config.wording and not tools and turns[-1].role == "user":
+        if config.wording and not (tools or answer.extra) and turns[-1].role == "user":
             turns = [*turns[:-1], Turn("user", _worded(task, turns[-1].content, fields))]
         demonstration = Demonstration(
             example_id=row_id if config.turns == "last" else f"{row_id}.{len(found) + 1}",
@@ -203,14 +208,15 @@ def _answers(row: Mapping[str, Any], columns: Columns, config: DataConfig, task:
     """Return the answers of a row, each with the turns before it; the task's wording is not there yet."""
     if columns.messages is not None:
         messages = _column(row, columns.messages, columns)
-        if columns.privileged is not None and (turns := read_messages(messages))[-1].role in ("user", "tool"):
-            return [(turns, NO_ANSWER)]
+        if columns.privileged is not None and read_messages(messages)[-1].role != "assistant":
+            return [(prompt_of(messages), NO_ANSWER)]
         return demonstrations_of(messages, config.turns)
     prompt, response = row.get(columns.prompt), row.get(columns.response)
     # A task that is not derived from the protocol need not have what the protocol would supply.
     needs_none = columns.privileged is not None or not getattr(task, "needs_response", True)
-    if isinstance(prompt, list) and columns.privileged is not None and not response:
-        return [(read_messages(prompt), NO_ANSWER)]
+    is_bare = needs_none and (response is None or not str(response).strip() or response == [])
+    if isinstance(prompt, list) and is_bare:
+        return [(prompt_of(prompt), NO_ANSWER)]
     if isinstance(prompt, list) or isinstance(response, list):  # messages each, or one of them text
         before = (
             prompt if isinstance(prompt, list) else [{"role": "user", "content": _text(row, columns.prompt, columns)}]
@@ -224,7 +230,7 @@ def _answers(row: Mapping[str, Any], columns: Columns, config: DataConfig, task:
     question = _text(row, columns.prompt, columns)
     if columns.input is not None and row.get(columns.input):
         question = f"{question}\n\n{_text(row, columns.input, columns)}"
-    if row.get(columns.response) is None and needs_none:
+    if is_bare:
         return [([Turn("user", question)], NO_ANSWER)]
     return [([Turn("user", question)], Turn("assistant", _text(row, columns.response, columns)))]
 

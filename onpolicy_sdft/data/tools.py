@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from onpolicy_sdft.data.refusals import require_unicode
 from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.types import Turn
 
@@ -28,14 +29,28 @@ def read_tools(value: Any) -> Turn:
     Raises:
         DataError: If it is no such list.
     """
-    tools = _parsed(value)
-    names = [_function_of(tool).get("name") for tool in tools] if isinstance(tools, list) else []
+    tools = [_parsed(tool) for tool in _listed(value)]
+    names = [_function_of(tool).get("name") for tool in tools]
     if not names or not all(isinstance(name, str) and name for name in names):
         raise DataError(
             "the tools are not a list of JSON schemas, each with the name of a function, as in "
             f'[{{"type": "function", "function": {{"name": "f", "parameters": {{}}}}}}]: {value!r:.80}'
         )
-    return Turn(TOOLS, _json(_without_nulls(tools)))
+    whole = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+    text = _json(_without_nulls(whole))
+    require_unicode(text, "a tool")
+    return Turn(TOOLS, text)
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a column of tools says that a row has none: it is empty, or JSON text that is."""
+    return not _parsed(value)
+
+
+def spell_out(turns: Sequence[Turn], tools: Turn) -> bool:
+    """Whether the system message spells out the tools itself, as in rows that were rendered for one family."""
+    said = "".join(turn.content for turn in turns if turn.role == "system")
+    return all(f'"{_function_of(tool)["name"]}"' in said for tool in json.loads(tools.content))
 
 
 def read_extra(message: Mapping[str, Any], role: str) -> str:
@@ -44,11 +59,20 @@ def read_extra(message: Mapping[str, Any], role: str) -> str:
     Raises:
         DataError: If a call has no name, or arguments that are no object.
     """
-    found = {key: message[key] for key in EXTRA.get(role, ()) if message.get(key)}
-    calls = [call for key in EXTRA["assistant"] if key in found for call in _listed(found.pop(key))]
-    if calls:
-        found["tool_calls"] = [_call(each) for each in calls]
+    found = {key: message[key] for key in extra_keys(role) if message.get(key)}
+    given = [[_call(each) for each in _listed(found.pop(key))] for key in EXTRA["assistant"] if key in found]
+    if any(not calls for calls in given):
+        raise DataError(f"calls of no function: {message!r:.80}")
+    if given:
+        found["tool_calls"] = given[0]
+    if len(given) == 2 and [call["function"] for call in given[0]] != [call["function"] for call in given[1]]:
+        raise DataError("a message has other calls in tool_calls than in function_call: keep one")
     return _json(found) if found else ""
+
+
+def extra_keys(role: Any) -> tuple[str, ...]:
+    """Return the keys that a message of a role may have for the chat template."""
+    return EXTRA.get(role, ()) if isinstance(role, str) else ()
 
 
 def has_nulls(message: Mapping[str, Any]) -> bool:
@@ -78,23 +102,32 @@ def messages_of(turns: Sequence[Turn]) -> tuple[list[dict[str, Any]], list[Any] 
     return messages, tools
 
 
-def names_in(turns: Sequence[Turn]) -> list[str]:
-    """Return the names of the tools and of the calls of a conversation."""
+def renamed(turns: Sequence[Turn]) -> tuple[list[Turn], dict[str, str]]:
+    """Return a conversation with a name of its own for each tool and each call, and what each was called."""
+    names: dict[str, str] = {}
+
+    def rename(part: dict[str, Any]) -> None:
+        function = part["function"]
+        name = f"onpolicy_sdft_{len(names)}_"
+        names[name], function["name"] = function["name"], name
+
     found = []
     for turn in turns:
-        if turn.role == TOOLS:
-            found += [_function_of(tool)["name"] for tool in json.loads(turn.content)]
-        elif turn.extra:
-            found += [call["function"]["name"] for call in json.loads(turn.extra).get("tool_calls", [])]
-    return found
+        tools = json.loads(turn.content) if turn.role == TOOLS else []
+        extra = json.loads(turn.extra) if turn.extra else {}
+        for part in (*tools, *extra.get("tool_calls", ())):
+            rename(part)
+        found.append(Turn(turn.role, _json(tools) if tools else turn.content, _json(extra) if turn.extra else ""))
+    return found, names
 
 
 def _call(call: Any) -> dict[str, Any]:
     """Return a call as chat templates take it: with its arguments as an object."""
     function = _function_of(call)
-    name, given = function.get("name"), function.get("arguments")
+    name, given = function.get("name"), function.get("arguments", function.get("parameters"))
     arguments = {} if given in (None, "") else _parsed(given)
-    if not isinstance(name, str) or not name or not isinstance(arguments, dict):
+    unread = given is None and set(function) - {"name", "arguments", "parameters", "id", "type"}
+    if not isinstance(name, str) or not name or not isinstance(arguments, dict) or unread:
         raise DataError(
             'a call needs the name of a function, and arguments that are an object, as in {"type": "function", '
             f'"function": {{"name": "f", "arguments": {{"x": 1}}}}}}: {call!r:.80}'
@@ -111,9 +144,9 @@ def _function_of(value: Any) -> Mapping[str, Any]:
     return inner if isinstance(inner, Mapping) else {}
 
 
-def _listed(calls: Any) -> list[Any]:
-    calls = _parsed(calls)
-    return list(calls) if isinstance(calls, list | tuple) else [calls]
+def _listed(value: Any) -> list[Any]:
+    value = _parsed(value)
+    return list(value) if isinstance(value, list | tuple) else [value] if value else []
 
 
 def _parsed(value: Any) -> Any:
@@ -135,6 +168,6 @@ def _without_nulls(value: Any) -> Any:
 
 def _json(value: Any) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise DataError(f"tools or calls that are no JSON ({error}): {value!r:.80}") from error

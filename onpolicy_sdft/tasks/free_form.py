@@ -33,8 +33,8 @@ class FreeForm(Task):
         return demonstration.response
 
     def check_demonstration(self, demonstration: Demonstration) -> None:
-        """Refuse a blank response."""
-        if not demonstration.response.strip():
+        """Refuse a blank response, unless the teacher is shown another text."""
+        if not demonstration.shown.strip():
             raise DataError(
                 f"example {demonstration.example_id!r}: the response is empty; mend the row or leave it out"
             )

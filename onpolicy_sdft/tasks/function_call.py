@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from textwrap import dedent
 from typing import Any, Literal
 
+from onpolicy_sdft.data.tools import TOOLS, text_of
 from onpolicy_sdft.errors import DataError, TaskError
 from onpolicy_sdft.tasks.json_calls import NAME_SPACES, json_calls, tagged_calls, unquoted_calls, without_name_space
 from onpolicy_sdft.tasks.plain_text import without_thoughts
@@ -207,6 +208,8 @@ class FunctionCall(Task):
             return self._check_legacy(completion, demonstration)
         possible = self._possible(demonstration)
         expected = [] if possible else self._expected(demonstration)
+        if not possible and not expected:
+            return self._check_no_call(completion, demonstration)
         names = set(possible) | {ast.unparse(call.func) for call in expected}
         calls = self._made(completion, names, demonstration, expected)
         right = self._right(demonstration)
@@ -234,6 +237,13 @@ class FunctionCall(Task):
             message = short_message("The function is right, its arguments are not.", *faults)
             return CheckResult(False, "wrong_arguments", answer, message, right)
         return CheckResult(True, answer=answer)
+
+    def _check_no_call(self, completion: str, demonstration: Demonstration) -> CheckResult:
+        calls = [ast.unparse(call) for call in find_calls(completion, known_names(demonstration), self.forms)]
+        if not calls:
+            return CheckResult(True)
+        message = "The answer makes a call where none is asked for."
+        return CheckResult(False, "several_calls", "; ".join(calls), message, self._right(demonstration))
 
     def reference_answer(self, demonstration: Demonstration) -> str:
         """Return the reference call as the row has it."""
@@ -274,10 +284,14 @@ class FunctionCall(Task):
         return self.reference_answer(demonstration)
 
     def _expected(self, demonstration: Demonstration) -> list[ast.Call]:
-        """Return the reference's call; of a turn that calls tools, each different one."""
+        """Return the reference's call; of a turn that calls tools, each different one; none of one that does not."""
         text = reference_text(demonstration, self.answer_field)
+        if demonstration.answer and text == demonstration.response:
+            text = text_of(demonstration.answer)  # what a chat template makes of it may be in a form that is not read
         calls = {canonical(call): call for call in find_calls(text) if not _is_plural(call)}
         calls = calls or {canonical(call): call for call in find_calls(text)}
+        if not calls and not demonstration.answer and demonstration.turns[0].role == TOOLS:
+            return []  # it has tools and asks for none of them
         if len(calls) != 1 and not (calls and demonstration.answer):
             raise DataError(
                 f"example {demonstration.example_id!r}: the reference holds {len(calls)} different "

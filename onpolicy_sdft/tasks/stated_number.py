@@ -31,8 +31,10 @@ _MARKER = re.compile(
 _TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|\\[a-z]+|[<>]=|=>|->|\S")
 #: Between two answers that follow each other: nothing but the first number, and what leads on to the second.
 _BETWEEN_ANSWERS = re.compile(
-    r"[\s*$:=]*+(-?\d[\d.,/]*?)[*$%]*+\.?\s++(?:[^\w\n]|(?:so|and|the|my|final)\b)*+", re.IGNORECASE
+    r"[\s*:=]*+(-?\d[\d,]*)[*]*+\.?\s++(?:[^\w\n]|(?:so|and|the|my|final)\b)*+", re.IGNORECASE
 )
+#: Whole numbers alone: of 16.67 and 17, or of $5 and 500 cents, one may be the other in another form.
+_WHOLE_NUMBER = re.compile(r"[\s*:=]*+-?\d[\d,]*[\s*]*+(?:\.[\s*]*+)?(?:$|\n)")
 _BETWEEN_BOXES = re.compile(r"[^.!?\n]{0,60}")
 _SENTENCE_END = re.compile(r"[.!?;:\n](?=\s|$)")
 #: The end of a sentence whose next one says something new: not "6 sq. ft." nor "6. That is 2 more".
@@ -126,7 +128,8 @@ def marked_text(text: str) -> str | None:
     if last["tag"]:
         return behind.partition("</answer>")[0]
     if not last["boxed"]:
-        if len(markers) > 1 and (first := _BETWEEN_ANSWERS.fullmatch(text, markers[-2].end(), last.start())):
+        first = _BETWEEN_ANSWERS.fullmatch(text, markers[-2].end(), last.start()) if len(markers) > 1 else None
+        if first is not None and _WHOLE_NUMBER.match(behind):
             said, said_last = (_statements(line[:_MAX_LINE])[:1] for line in (first[1], behind.split("\n")[0]))
             if said and said_last and None not in (values := {said[0].value, said_last[0].value}) and len(values) > 1:
                 return _Several(behind)

@@ -177,8 +177,8 @@ def test_prompts_that_are_not_rows_keep_spelled_control_tokens_as_text(name, tok
 
 
 @pytest.mark.parametrize("said", ["hello <|IM_END|> you", "hello ＜|im_end|＞ you"])
-def test_what_a_normalising_tokenizer_takes_for_a_control_token_is_refused(said):
-    """A prompt of a chat or an evaluation as well: its marker cannot be found by its spelling."""
+def test_what_a_normalising_tokenizer_takes_for_a_control_token_stays_text(said):
+    """It cannot be found by its spelling. A row is refused; prompts of a chat, or with a model's text, are not."""
     backend = chat_toys.TOKENIZERS["bytes"]()
     backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     backend.add_special_tokens(
@@ -187,9 +187,13 @@ def test_what_a_normalising_tokenizer_takes_for_a_control_token_is_refused(said)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
     tokenizer.chat_template = chat_toys.TOYS["chatml"].template
     renderer = Renderer(tokenizer, ContextConfig())
-    assert len(renderer.student_ids([Turn("user", "hello you")])) > 5
+    plain, ids = (renderer.student_ids([Turn("user", text)]) for text in ("hello you", said))
+    assert [token for token in ids if token in renderer.control_ids] == [
+        token for token in plain if token in renderer.control_ids
+    ]
+    assert "hello <|im_end|> you" in tokenizer.decode(list(ids))
     with pytest.raises(DataError, match=r"the user's text spells the control token '<\|im_end\|>'"):
-        renderer.student_ids([Turn("user", said)])
+        renderer.target([Turn("user", said)], "Blue.")
 
 
 def test_markers_without_a_special_flag_are_control_tokens_and_tags_are_not():

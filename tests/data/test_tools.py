@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,8 @@ TOOL: dict[str, Any] = {
     "function": {"name": "weather", "parameters": {"properties": {"city": {"type": "string"}}, "unit": None}},
 }
 CALL = {"id": "call_0001", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Zürich"}'}}
+LLAMA_CALL = {"name": "weather", "parameters": {"city": "Zürich"}}
+NAN = math.nan
 ASKED = [{"role": "user", "content": "Is it warm there?"}]
 CALLED: list[dict[str, Any]] = [*ASKED, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
 ANSWERED = [
@@ -145,6 +149,14 @@ def test_each_of_several_calls_is_asked_for(tmp_path: Path) -> None:
         {"messages": CALLED, "tools": json.dumps([TOOL])},
         {"messages": [*ASKED, {"role": "assistant", "function_call": CALL["function"]}], "tools": [TOOL["function"]]},
         {"messages": [*ASKED, {**CALLED[1], "tool_calls": json.dumps([CALL])}], "tools": [TOOL]},
+        {"messages": [*ASKED, {**CALLED[1], "content": [], "function_call": CALL["function"]}], "tools": TOOL},
+        {
+            "messages": [
+                *ASKED,
+                {"role": "assistant", "tool_calls": [LLAMA_CALL]},
+            ],
+            "tools": [json.dumps(TOOL)],
+        },
         {
             "conversations": [
                 {"from": "human", "value": "Is it warm there?"},
@@ -153,7 +165,7 @@ def test_each_of_several_calls_is_asked_for(tmp_path: Path) -> None:
             "tools": json.dumps([TOOL["function"]]),
         },
     ],
-    ids=["prompt and completion", "tools as text", "function_call", "calls as text", "ShareGPT"],
+    ids=["TRL", "tools as text", "function_call", "calls as text", "both", "parameters", "ShareGPT"],
 )
 def test_calls_are_read_in_the_forms_of_other_trainers(row: dict[str, Any], tmp_path: Path) -> None:
     prepared, _ = prompts(load(tmp_path / "rows.jsonl", row), "hermes")
@@ -186,22 +198,86 @@ def test_nulls_among_arguments_are_left_out_and_said(tmp_path: Path) -> None:
         ({"tools": "weather"}, "the tools are not a list of JSON schemas"),
         ({"messages": [*ASKED, {"role": "assistant", "tool_calls": [{"function": {}}]}]}, "needs the name of a func"),
         ({"messages": [*ASKED, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "x"}]}]}, "an object"),
+        ({"messages": [*ASKED, {"role": "assistant", "tool_calls": [{"name": "f", "args": {"x": 1}}]}]}, "an object"),
+        ({"messages": [*ASKED, {**CALLED[1], "function_call": {"name": "f"}}]}, "other calls in tool_calls"),
+        ({"messages": [{"role": ["assistant"], "content": "x"}]}, "needs a role"),
+        (
+            {"messages": [*ASKED, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"x": NAN}}]}]},
+            "no JSON",
+        ),
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "[]"}]}, "no function"),
+        ({"tools": [{"name": "f", "description": "\ud800"}]}, "half a character"),
+        ({"functions": [TOOL]}, "--data.tools_column functions"),
         ({"messages": [{**ASKED[0], "tool_calls": [CALL]}, *CALLED]}, "only the assistant calls tools"),
         ({"messages": [{**ASKED[0], "name": "Ann"}, CALLED[1]]}, "write the speaker into the content"),
     ],
 )
 def test_bad_tools_and_calls_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    row = {"messages": CALLED, "tools": [TOOL], **change}
+    if "conversations" in row:
+        del row["messages"]
     with pytest.raises(DataError, match=rf"row 1: .*{message}"):
-        load(tmp_path / "rows.jsonl", {"messages": CALLED, "tools": [TOOL], **change})
+        load(tmp_path / "rows.jsonl", row)
 
 
-def test_a_template_without_tools_is_refused(tmp_path: Path) -> None:
-    loaded = load(tmp_path / "rows.jsonl", {"messages": [*ASKED, ANSWERED[-1]], "tools": [TOOL]})
+@pytest.mark.parametrize("messages", [[*ASKED, ANSWERED[-1]], CALLED, ANSWERED], ids=["tools", "a call", "calls"])
+def test_a_template_without_tools_is_refused(messages: list[dict[str, Any]], tmp_path: Path) -> None:
+    """Whatever the texts say: the name of the tool stands in the question."""
+    messages = [{"role": "user", "content": "What is the weather there?"}, *messages[1:]]
+    tools = {"tools": [TOOL]} if messages[1:] == [ANSWERED[-1]] else {}
+    loaded = load(tmp_path / "rows.jsonl", {"messages": messages, **tools})
     plain = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     toy = Toy(plain + _HEAD + "<|im_start|>assistant\n{% endif %}", ("<|im_start|>", "<|im_end|>"), "<|im_end|>", "")
     renderer = Renderer(make(toy, "bytes"), ContextConfig())
     with pytest.raises(DataError, match=r"row 1: the chat template does not write the tools of the row: 'weather'"):
         prepare(loaded.demonstrations, renderer, ContextConfig(), seed=0)
+
+
+def test_a_text_that_the_template_leaves_out_beside_a_call_is_refused(tmp_path: Path) -> None:
+    row = {"messages": [*ASKED, {**CALLED[1], "content": "Let me look."}], "tools": [TOOL]}
+    loaded = load(tmp_path / "rows.jsonl", row)
+    assert prompts(loaded, "hermes")[0].pairs[0].demonstration.response.startswith("Let me look.\n<tool_call>")
+    with pytest.raises(DataError, match=r"row 1: the chat template .* of the response 'Let me look.'"):
+        prompts(loaded, "llama")
+
+
+def test_what_a_template_does_not_take_is_a_bad_row(tmp_path: Path) -> None:
+    """Another kind of turn, say: it is named, and may be left out."""
+    rows = [{"messages": [*ASKED, ANSWERED[-1]]}, {"messages": [{"role": "system", "content": "Hm."}, *CALLED]}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = load_demonstrations(DataConfig(path=str(path)), load_task("free_form", {}))
+    template = TOYS["hermes"].template
+    strict = "{% for m in messages if m.role == 'system' %}{{ raise_exception('no system turns') }}{% endfor %}"
+    renderer = Renderer(make(replace(TOYS["hermes"], template=strict + template), "bytes"), ContextConfig())
+    with pytest.raises(DataError, match=r"row 2: the chat template cannot render .* no system turns"):
+        prepare(loaded.demonstrations, renderer, renderer.config, seed=0)
+    prepared = prepare(loaded.demonstrations, renderer, renderer.config, seed=0, on_bad_row="skip")
+    assert (len(prepared.pairs), len(prepared.bad_rows)) == (1, 1)
+
+
+def test_tools_that_the_system_message_spells_out_are_not_written_twice(tmp_path: Path) -> None:
+    system = {"role": "system", "content": f"You have <tools>{json.dumps(TOOL)}</tools>"}
+    loaded = load(tmp_path / "rows.jsonl", {"messages": [system, *ASKED, ANSWERED[-1]], "tools": [TOOL]})
+    assert [turn.role for turn in loaded.demonstrations[0].turns] == ["system", "user"]
+    assert loaded.unread == {"the column of tools, which the system message spells out": 1}
+
+
+@pytest.mark.parametrize("tools", ["[]", "null", "", [], None, {}])
+def test_a_row_may_have_no_tools(tools: object, tmp_path: Path) -> None:
+    loaded = load(tmp_path / "rows.jsonl", {"messages": [*ASKED, ANSWERED[-1]], "tools": tools})
+    assert [turn.role for turn in loaded.demonstrations[0].turns] == ["user"]
+
+
+def test_each_answer_of_a_conversation_is_checked_for_its_call(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": ANSWERED, "tools": [TOOL]}) + "\n")
+    task = load_task("function_call", {})
+    called, said = load_demonstrations(DataConfig(path=str(path), turns="all"), task).demonstrations
+    assert task.check(called.response, called).correct
+    assert not task.check(said.response, called).correct
+    assert task.check(said.response, said).correct
+    assert not task.check(called.response, said).correct
 
 
 @pytest.mark.parametrize("place", ["tools", "call", "result"])
