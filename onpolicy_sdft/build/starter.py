@@ -16,10 +16,12 @@ from onpolicy_sdft.config.schema import ContextConfig, DataConfig, ModelConfig
 from onpolicy_sdft.data.prepare import Prepared, prepare
 from onpolicy_sdft.data.renderer import Renderer
 from onpolicy_sdft.data.sources import DemonstrationSet, load_demonstrations
+from onpolicy_sdft.data.templates import PRIVILEGED
 from onpolicy_sdft.errors import SdftError
 from onpolicy_sdft.models.load import load_tokenizer, resolve_source
 from onpolicy_sdft.tasks import Task, load_task
 from onpolicy_sdft.tasks.stated_number import states_number
+from onpolicy_sdft.tool_calls import TOOLS
 from onpolicy_sdft.types import Demonstration
 
 _TEMPLATE = Path(__file__).with_name("starter.yaml.jinja")
@@ -31,7 +33,9 @@ _FEW_WORDS = 3
 
 def _is_call(demonstration: Demonstration) -> bool:
     text = demonstration.response.strip()
-    return text.endswith((")", "}", "]")) and text.partition("(")[0].replace(".", "").replace("_", "").isalnum()
+    return demonstration.turns[0].role == TOOLS or (
+        text.endswith((")", "}", "]")) and text.partition("(")[0].replace(".", "").replace("_", "").isalnum()
+    )
 
 
 def _is_short(demonstration: Demonstration) -> bool:
@@ -75,8 +79,10 @@ def make_starter(data: DataConfig, model: ModelConfig, eval_path: str | None, ou
     few = seen.demonstrations[:_LOOKED_AT]
     task, options, why = _find_task(few)
     rows = load_demonstrations(replace(data, on_bad_row="skip"), load_task(task, options))
-    lengths = _measure(rows.demonstrations[:_LOOKED_AT], model)
-    text = _yaml(data, model, eval_path, output_dir, rows, (task, options, why), lengths)
+    # Of texts that are no answers.
+    template = PRIVILEGED if any(row.privileged for row in rows.demonstrations) else ContextConfig().template
+    lengths = _measure(rows.demonstrations[:_LOOKED_AT], model, template)
+    text = _yaml(data, model, eval_path, output_dir, rows, (task, options, why), template, lengths)
     return Starter(text, len(rows.demonstrations), rows.skipped, task)
 
 
@@ -96,9 +102,9 @@ def _is_checked(task: Task, row: Demonstration) -> bool:
         return False
 
 
-def _measure(rows: Sequence[Demonstration], model: ModelConfig) -> Prepared:
+def _measure(rows: Sequence[Demonstration], model: ModelConfig, template: str) -> Prepared:
     tokenizer = load_tokenizer(resolve_source(model), model)
-    limits = ContextConfig(max_student_tokens=_UNBOUNDED, max_teacher_tokens=_UNBOUNDED)
+    limits = ContextConfig(template=template, max_student_tokens=_UNBOUNDED, max_teacher_tokens=_UNBOUNDED)
     return prepare(rows, Renderer(tokenizer, limits), limits, 0, on_bad_row="skip")
 
 
@@ -118,6 +124,7 @@ def _yaml(
     output_dir: str,
     rows: DemonstrationSet,
     found: tuple[str, Mapping[str, Any], str],
+    template: str,
     lengths: Prepared,
 ) -> str:
     task, options, why = found
@@ -140,6 +147,7 @@ def _yaml(
         task=task,
         task_options=dict(options),
         why=why,
+        template=template,
         student=_longest(student),
         teacher=_longest(teacher),
         longest_student=max(student),

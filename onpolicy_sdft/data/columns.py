@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from onpolicy_sdft.data.tools import is_empty
 from onpolicy_sdft.errors import DataError
+from onpolicy_sdft.tool_calls import is_empty
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import DataConfig

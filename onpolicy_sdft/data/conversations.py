@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from onpolicy_sdft.data.refusals import require_unicode
-from onpolicy_sdft.data.tools import extra_keys, has_nulls, read_extra
 from onpolicy_sdft.errors import DataError
+from onpolicy_sdft.tool_calls import extra_keys, has_nulls, read_extra
 from onpolicy_sdft.types import Turn
 
 ROLES = ("system", "user", "assistant", "tool")

@@ -36,7 +36,7 @@ def describe_lengths(prepared: Prepared, max_new_tokens: int) -> tuple[list[Leng
     lengths = {
         "bare prompt (student)": [len(pair.student_ids) for pair in prepared.pairs],
         "prompt + demonstration (teacher)": [len(pair.teacher_ids) for pair in prepared.pairs],
-        "demonstration, or what is shown instead": [len(pair.response_ids) for pair in prepared.pairs],
+        "demonstration": [len(pair.response_ids) for pair in prepared.pairs],
     }
     rows = [_row(name, found) for name, found in lengths.items() if any(found)]  # a method may have no teacher
     warnings = [*prepared.notes]

@@ -28,8 +28,8 @@ from onpolicy_sdft.data.chat_template import (
 )
 from onpolicy_sdft.data.refusals import no_tools, not_a_prefix, not_rendered, not_the_response, spells_control
 from onpolicy_sdft.data.tokenising import TextIds
-from onpolicy_sdft.data.tools import TOOLS, messages_of, renamed
 from onpolicy_sdft.errors import ConfigError, DataError
+from onpolicy_sdft.tool_calls import TOOLS, messages_of, renamed
 from onpolicy_sdft.types import Turn
 
 if TYPE_CHECKING:

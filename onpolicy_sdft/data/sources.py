@@ -20,8 +20,8 @@ from onpolicy_sdft.data.files import file_rows, find_files
 from onpolicy_sdft.data.generators import generate_rows
 from onpolicy_sdft.data.published import published_rows
 from onpolicy_sdft.data.refusals import require_unicode
-from onpolicy_sdft.data.tools import TOOLS, read_tools, spell_out, text_of
 from onpolicy_sdft.errors import ConfigError, DataError
+from onpolicy_sdft.tool_calls import TOOLS, read_tools, spell_out, text_of
 from onpolicy_sdft.types import Demonstration, Turn
 
 if TYPE_CHECKING:
@@ -173,6 +173,7 @@ def _demonstrations(
     tools_column = find_tools(row, columns, config)
     fields = {key: value for key, value in row.items() if key not in {*columns.used, tools_column}}
     tools = [] if tools_column is None else [read_tools(row[tools_column])]
+    require_unicode("".join(turn.content for turn in tools), "a tool")
     if tools and spell_out(answers[0][0], tools[0]):
         tools = []
     privileged = "" if columns.privileged is None else _text(row, columns.privileged, columns)

@@ -23,8 +23,8 @@ from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.nodes import TemplateData
 from jinja2.sandbox import SandboxedEnvironment
 
-from onpolicy_sdft.data.tools import TOOLS
 from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.tool_calls import TOOLS
 from onpolicy_sdft.types import Demonstration, Feedback, Turn
 
 PRIOR_TURN = "prior_turn"

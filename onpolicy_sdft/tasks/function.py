@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from onpolicy_sdft.data.tools import messages_of
 from onpolicy_sdft.errors import TaskError
 from onpolicy_sdft.tasks.protocol import Task, require_bool
+from onpolicy_sdft.tool_calls import messages_of
 from onpolicy_sdft.types import CheckResult, Demonstration
 
 #: What such a function is given, and what it says: right or wrong, a score from 0 to 1, or either with a short reason.

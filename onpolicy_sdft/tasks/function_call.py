@@ -12,7 +12,6 @@ from difflib import get_close_matches
 from textwrap import dedent
 from typing import Any, Literal
 
-from onpolicy_sdft.data.tools import TOOLS, text_of
 from onpolicy_sdft.errors import DataError, TaskError
 from onpolicy_sdft.tasks.json_calls import NAME_SPACES, json_calls, tagged_calls, unquoted_calls, without_name_space
 from onpolicy_sdft.tasks.plain_text import without_thoughts
@@ -20,6 +19,7 @@ from onpolicy_sdft.tasks.possible_answers import argument_faults, faults_of_name
 from onpolicy_sdft.tasks.protocol import Task, reference_text, short_message
 from onpolicy_sdft.tasks.python_calls import calls_in_code, calls_in_prose
 from onpolicy_sdft.tasks.syntax import parse_expression
+from onpolicy_sdft.tool_calls import TOOLS, text_of
 from onpolicy_sdft.types import CheckResult, Demonstration
 
 _MATCHES = ("ast", "legacy")

@@ -48,6 +48,16 @@ def test_the_config_names_the_task_that_checks_the_rows(tmp_path, model_dir, mon
     assert config.train.batch_size == 5
 
 
+def test_texts_that_only_the_teacher_sees_get_their_template(tmp_path, model_dir, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write(
+        tmp_path / "rows.jsonl", {"prompt": "Who may enter room {n}?", "privileged_context": "Members of {n}."}
+    )
+    assert main(["init", "--data.path", str(path), "--model.name", str(model_dir)]) == 0
+    config = load_config("sdft.yaml")
+    assert (config.context.template, config.task.name) == ("privileged", "free_form")
+
+
 def test_the_config_trains_as_it_stands(tmp_path, model_dir, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path / "it's mine: rows.jsonl", ROWS["exact"])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "onpolicy_sdft"
-BASE = {"errors", "log", "machine", "shapes", "types", "versions", "wheels"}
+BASE = {"errors", "log", "machine", "shapes", "tool_calls", "types", "versions", "wheels"}
 PARTS = {"config", "runs", "tasks", "models", "objectives", "data", "screening", "rollout"}
 
 #: Room -> rooms it may import from, besides itself and those of ``BASE``.
@@ -16,6 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "log": set(),
     "machine": set(),
     "shapes": set(),
+    "tool_calls": set(),
     "types": set(),
     "versions": set(),
     "wheels": set(),

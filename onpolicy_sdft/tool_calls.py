@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onpolicy_sdft.data.refusals import require_unicode
 from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.types import Turn
 
@@ -37,9 +36,7 @@ def read_tools(value: Any) -> Turn:
             f'[{{"type": "function", "function": {{"name": "f", "parameters": {{}}}}}}]: {value!r:.80}'
         )
     whole = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
-    text = _json(_without_nulls(whole))
-    require_unicode(text, "a tool")
-    return Turn(TOOLS, text)
+    return Turn(TOOLS, _json(_without_nulls(whole)))
 
 
 def is_empty(value: Any) -> bool:
