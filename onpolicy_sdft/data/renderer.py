@@ -121,7 +121,7 @@ class Renderer:
         num = 0
         for index, turn in enumerate(turns):
             said = turn.content.strip()
-            if turn.role == TOOLS or said in written:  # a template writes tools in its own form, see ``_render``
+            if turn.role == TOOLS or said in written:  # a template writes tools in its own form
                 continue
             others = [*turns[:index], replace(turn, content=ANSWER), *turns[index + 1 :]]
             marked = "".join(self._render(others, kwargs, generation=True))
@@ -324,10 +324,11 @@ class Renderer:
         # Tools and calls stay, without what they spell: a template may mark each of them.
         plain = tuple(turn if turn.role == TOOLS else replace(turn, content=QUESTION) for turn in turns)
         key = (plain, id(kwargs), generation)
-        if key not in self._markers:
-            pieces = self._render(plain, kwargs, generation=generation)
-            self._markers[key] = self._control_among(self._ids(pieces))
-        if self._control_among(ids) == self._markers[key]:
+        if (markers := self._markers.get(key)) is None:
+            markers = self._control_among(self._ids(self._render(plain, kwargs, generation=generation)))
+            if not any(turn.extra or turn.role == TOOLS for turn in plain):  # those are other ones in every row
+                self._markers[key] = markers
+        if self._control_among(ids) == markers:
             return None  # all of them are the template's own: no turn has to be looked at
         for place, turn in enumerate(turns):
             said = f"{turn.content}\n{turn.extra}"

@@ -28,6 +28,11 @@ _MARKER = re.compile(
     r"(?:[^\n.\d=:：]{0,40}?(?:\b(?:is|are|was|be|equals|ist|es|est|é|è)\b|[:：=是为は])(?:\s*[:：=])?|[\s*#]*\n|\s+(?=[-$\d]))",
     re.IGNORECASE,
 )
+#: What a marker begins with, in lower case.
+_MARKER_STARTS = (
+    "\\boxed", "####", "<answer>", "answer", "antwort", "respuesta", "répon", "resposta", "risposta", "ответ", "答案",
+    "答え",
+)  # fmt: skip
 _TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|\\[a-z]+|[<>]=|=>|->|\S")
 #: Between two answers that follow each other: nothing but the first number, and what leads on to the second.
 _BETWEEN_ANSWERS = re.compile(
@@ -118,7 +123,7 @@ def marked_text(text: str) -> str | None:
 
     A marker behind which there is no digit at all says nothing about the one before: "I hope this answer is helpful!"
     """
-    markers = list(_MARKER.finditer(text, max(0, len(text) - _READ_FOR_MARKERS)))
+    markers = list(_MARKER.finditer(text, max(_first_marker(text), len(text) - _READ_FOR_MARKERS)))
     if not markers:
         return None
     last_digit = max((found.start() for found in _DIGIT.finditer(text)), default=-1)
@@ -140,6 +145,13 @@ def marked_text(text: str) -> str | None:
         if braced(text, markers[-2].end()) != inside and _BETWEEN_BOXES.fullmatch(text, other, last.start()):
             return _Several(inside)
     return inside
+
+
+def _first_marker(text: str) -> int:
+    """Return a place that no marker stands before: trying the pattern at every character takes most of a check."""
+    lowered = text.lower()
+    places = [place for start in _MARKER_STARTS if (place := lowered.find(start)) >= 0]
+    return min(places, default=len(text)) if len(lowered) == len(text) else 0
 
 
 def states_number(text: str) -> bool:
