@@ -36,6 +36,7 @@ class TextIds:
         self._borders: re.Pattern[str] | None = None
         self._backend: Tokenizer | None = None
         self._known: dict[str, list[int]] = {}
+        self._shared: dict[int, int] = {}  # ids as objects that all texts share: a third of the memory of a data set
 
     def cut_at(self, names: Iterable[str], tried: str) -> None:
         """Tokenise in pieces from now on, where this tokenizer allows it.
@@ -87,7 +88,8 @@ class TextIds:
     def _of(self, texts: Sequence[str]) -> list[list[int]]:
         if self._backend is None or not texts:
             return self._of_tokenizer(texts)
-        return [found.ids for found in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        found = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [[self._shared.setdefault(token, token) for token in each.ids] for each in found]
 
     def _of_tokenizer(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
