@@ -99,6 +99,11 @@ def messages_of(turns: Sequence[Turn]) -> tuple[list[dict[str, Any]], list[Any] 
     return messages, tools
 
 
+def has_tools(turns: Sequence[Turn]) -> bool:
+    """Whether a conversation has tools, calls or what tools return: more for a chat template than texts."""
+    return any(turn.extra or turn.role == TOOLS for turn in turns)
+
+
 def renamed(turns: Sequence[Turn]) -> tuple[list[Turn], dict[str, str]]:
     """Return a conversation with a name of its own for each tool and each call, and what each was called."""
     names: dict[str, str] = {}

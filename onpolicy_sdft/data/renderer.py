@@ -29,7 +29,7 @@ from onpolicy_sdft.data.chat_template import (
 from onpolicy_sdft.data.refusals import no_tools, not_a_prefix, not_rendered, not_the_response, spells_control
 from onpolicy_sdft.data.tokenising import TextIds
 from onpolicy_sdft.errors import ConfigError, DataError
-from onpolicy_sdft.tool_calls import TOOLS, messages_of, renamed
+from onpolicy_sdft.tool_calls import TOOLS, has_tools, messages_of, renamed
 from onpolicy_sdft.types import Turn
 
 if TYPE_CHECKING:
@@ -209,9 +209,7 @@ class Renderer:
         if not target:
             raise DataError(not_a_prefix(asked, whole, answer.content))
         text = self.decode(target)
-        if answer.extra and answer.content.strip() not in text:
-            raise DataError(not_the_response(text, answer.content))
-        if not answer.extra and text != response:
+        if not (answer.content.strip() in text if answer.extra else text == answer.content):
             raise DataError(not_the_response(text, answer.content))
         return tuple(asked_ids), tuple(target)
 
@@ -326,7 +324,7 @@ class Renderer:
         key = (plain, id(kwargs), generation)
         if (markers := self._markers.get(key)) is None:
             markers = self._control_among(self._ids(self._render(plain, kwargs, generation=generation)))
-            if not any(turn.extra or turn.role == TOOLS for turn in plain):  # those are other ones in every row
+            if not has_tools(plain):  # those are other ones in every row
                 self._markers[key] = markers
         if self._control_among(ids) == markers:
             return None  # all of them are the template's own: no turn has to be looked at
@@ -342,8 +340,10 @@ class Renderer:
 
     def _refuse_unwritten(self, turns: Sequence[Turn], kwargs: dict[str, Any], *, generation: bool) -> None:
         """Refuse tools and calls that the chat template leaves out; each gets a name that nothing else has."""
+        if not has_tools(turns):
+            return
         marked, names = renamed(turns)
-        text = "".join(self._render(marked, kwargs, generation=generation)) if names else ""
+        text = "".join(self._render(marked, kwargs, generation=generation))
         for marker, name in names.items():
             if marker not in text:
                 raise DataError(no_tools(name, text))

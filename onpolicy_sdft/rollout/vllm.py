@@ -303,11 +303,6 @@ def _hide_from_vllm() -> None:
         ffi.lib._fntab["__dict__"] = {}
 
 
-def _steps(completion: Any) -> Iterator[tuple[int, Any]]:
-    """Yield each token of vLLM's with its log-probabilities by token."""
-    return zip(completion.token_ids, completion.logprobs, strict=True)
-
-
 @contextlib.contextmanager
 def _own_state() -> Iterator[None]:
     """Keep what vLLM changes for the whole process as it was: seeds, and a function of torch's that it takes away."""
