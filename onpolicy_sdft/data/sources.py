@@ -214,8 +214,9 @@ def _answers(row: Mapping[str, Any], columns: Columns, config: DataConfig, task:
         return demonstrations_of(messages, config.turns)
     prompt, response = row.get(columns.prompt), row.get(columns.response)
     # A task that is not derived from the protocol need not have what the protocol would supply.
-    needs_none = columns.privileged is not None or not getattr(task, "needs_response", True)
-    is_bare = needs_none and (response is None or not str(response).strip() or response == [])
+    needs_none = columns.response not in row and not getattr(task, "needs_response", True)
+    is_blank = response is None or not str(response).strip() or response == []
+    is_bare = needs_none or (columns.privileged is not None and is_blank)
     if isinstance(prompt, list) and is_bare:
         return [(prompt_of(prompt), NO_ANSWER)]
     if isinstance(prompt, list) or isinstance(response, list):  # messages each, or one of them text
