@@ -1,13 +1,19 @@
-"""The memory this process may use: the machine's, or less where a container or a batch system sets a limit."""
+"""The memory and the cores this process may use: the machine's, or less where something sets a limit."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
 _PROC, _SYS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
+
+def num_cores() -> int:
+    """Return the cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_memory(proc: Path = _PROC, sys: Path = _SYS) -> tuple[int, str]:

@@ -14,6 +14,7 @@ from onpolicy_sdft.data.preflight import refuse_beyond_window
 from onpolicy_sdft.data.prepare import Prepared, prepare
 from onpolicy_sdft.data.sources import DemonstrationSet, load_demonstrations
 from onpolicy_sdft.errors import DataError
+from onpolicy_sdft.machine import num_cores
 from onpolicy_sdft.tasks import load_task, work_of
 from onpolicy_sdft.tasks.mixed import MixedTask
 
@@ -70,7 +71,13 @@ def learns_demonstrations(config: RunConfig) -> bool:
 
 
 def make_prompt_pairs(
-    config: RunConfig, bundle: ModelBundle, task: Task, loaded: DemonstrationSet, *, asks_teacher: bool = True
+    config: RunConfig,
+    bundle: ModelBundle,
+    task: Task,
+    loaded: DemonstrationSet,
+    *,
+    asks_teacher: bool = True,
+    num_local_ranks: int = 1,
 ) -> Data:
     """Make both prompts of every demonstration fit the configured limits and the model's own context window.
 
@@ -80,6 +87,7 @@ def make_prompt_pairs(
         task: Says what the work of an answer is.
         loaded: The demonstrations.
         asks_teacher: Whether the method has a teacher; without one no row is left out for its prompt.
+        num_local_ranks: Processes that prepare the same rows on this machine's cores.
     """
     window, context = context_window(bundle), config.context
     if window is not None:
@@ -92,6 +100,7 @@ def make_prompt_pairs(
     prepared = prepare(
         loaded.demonstrations, bundle.renderer, context, config.train.seed, work_of(task),
         asks_teacher=asks_teacher, on_bad_row=config.data.on_bad_row,
+        num_workers=config.data.num_workers or max(1, num_cores() // num_local_ranks),
     )  # fmt: skip
     refuse_beyond_window(prepared, config.rollout.max_new_tokens, window)
     return Data(task, loaded, prepared)

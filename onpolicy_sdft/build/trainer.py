@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 from typing import TYPE_CHECKING
 
 from onpolicy_sdft.build.bundle import ModelBundle
@@ -74,7 +73,7 @@ def make_trainer(
     weights = make_weights(config, model, backend.autocast, backend.shards, reader)
     if weights.num_bytes:
         logger.info(f"copies of earlier weights take {weights.num_bytes / 2**20:.1f} MiB ({config.teacher.device})")
-    objective, num_workers = make_objective(config), num_free_cores(_num_local_ranks(backend))
+    objective, num_workers = make_objective(config), num_free_cores(backend.num_local_ranks)
     to_come = memory_to_come(config, sizes, backend.name, backend.num_ranks)
     trying = make_trying(config, bundle, data, weights, num_workers)
     source = _make_source(config, bundle, plan, weights, progress, to_come, trying)
@@ -108,12 +107,6 @@ def make_trainer(
         reviewer=reviewer,
         picks_best=config.screening.pick == "best",
     )
-
-
-def _num_local_ranks(backend: Backend) -> int:
-    """Return how many ranks share this machine's cores."""
-    own = socket.gethostname()
-    return backend.gather(own).count(own)
 
 
 def _make_reader(

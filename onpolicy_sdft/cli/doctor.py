@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 
 from onpolicy_sdft.cli.target import option_parser, parse_options
-from onpolicy_sdft.machine import free_memory, total_memory
+from onpolicy_sdft.machine import free_memory, num_cores, total_memory
 from onpolicy_sdft.versions import package_versions
 
 _PACKAGES = ("onpolicy_sdft", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
@@ -47,10 +46,9 @@ def facts() -> Iterator[tuple[str, str]]:
     free, limit = free_memory()
     where = f" ({limit})" if limit else ""
     yield "memory", f"{free / 2**30:.1f} GiB free of {total_memory() / 2**30:.1f}{where}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield (
         "cores",
-        f"{cores} usable, {torch.get_num_threads()} threads in torch, {torch.backends.cpu.get_cpu_capability()}",
+        f"{num_cores()} usable, {torch.get_num_threads()} threads in torch, {torch.backends.cpu.get_cpu_capability()}",
     )
     yield from _devices()
     for extra, (module, use) in _EXTRAS.items():

@@ -114,6 +114,8 @@ class DataConfig:
     """Ask in the task's wording; false takes the prompt column as it stands. Rows with tools are never reworded."""
     on_bad_row: Literal["error", "skip"] = "error"
     """Stop at a bad row, or leave it out and count it."""
+    num_workers: int | None = number(None, at_least=1)
+    """Processes that render and tokenise rows, where they are many; unset: as many as there are cores for a rank."""
 
 
 @dataclass

@@ -138,19 +138,19 @@ class Renderer:
             teacher: Whether they are the teacher's.
         """
         kwargs = self.config.teacher_template_kwargs if teacher else self.config.student_template_kwargs
-        rendered: dict[_Conversation, list[str]] = {}
+        before, rendered = self._rendered, dict[_Conversation, list[str]]()
         for turns, answer in rows:
             with contextlib.suppress(ConfigError):  # said when the row itself is asked for
                 rendered[tuple(turns), id(kwargs), True] = self._render(turns, kwargs, generation=True)
                 if answer:
                     said = (*turns, Turn("assistant", answer))
                     rendered[said, id(kwargs), False] = self._render(said, kwargs, generation=False)
-        self._rendered = rendered
+        self._rendered = {**before, **rendered}
         try:
             with self.text_ids.ahead(piece for pieces in rendered.values() for piece in pieces):
                 yield
         finally:
-            self._rendered = {}
+            self._rendered = before
 
     @property
     def end_ids(self) -> tuple[int, ...]:

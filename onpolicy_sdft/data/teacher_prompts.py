@@ -7,8 +7,7 @@ question, what a check says and the header of the answer stay whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING
 from onpolicy_sdft.data.chat_template import ANSWER, QUESTION
 from onpolicy_sdft.data.neighbours import choose_neighbours
 from onpolicy_sdft.data.templates import PRIOR_TURN, PRIVILEGED, TEMPLATES, TeacherContext, feedback_turns, shows_own
-from onpolicy_sdft.data.tokenising import read_ahead
 from onpolicy_sdft.errors import ConfigError, DataError
 from onpolicy_sdft.types import Demonstration, Feedback, Turn
 
@@ -39,10 +37,6 @@ class Fitted:
     num_cut_tokens: int = 0  # cut off the end of the student's own attempt
 
 
-#: The prompt of a method that asks no teacher.
-NO_TEACHER = Fitted((), 0, 0)
-
-
 @dataclass(frozen=True, slots=True)
 class LeftOut:
     """What a chat template leaves out of a prompt, such as the reasoning of old turns or a whole system message."""
@@ -50,6 +44,19 @@ class LeftOut:
     example_id: str
     num_characters: int  # left out
     num_given: int  # characters of all turns
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What the teacher is shown of a row of the data set."""
+
+    fitted: Fitted | None  # None: nothing makes it fit
+    left_out: LeftOut | None
+    num_tokens: int = 0  # with nothing cut, where nothing makes it fit
+
+
+#: Of a method that asks no teacher.
+NO_TEACHER = Shown(Fitted((), 0, 0), None)
 
 
 def left_out(renderer: Renderer, demonstration: Demonstration, turns: Sequence[Turn] | None = None) -> LeftOut | None:
@@ -161,21 +168,20 @@ class TeacherPrompts:
             )
         return None if cut is None else Fitted(*cut, num_dropped, num_cut)
 
-    def fit_all(self, demonstrations: Sequence[Demonstration]) -> Iterator[tuple[Fitted | None, LeftOut | None]]:
-        """Yield the prompt of each demonstration (see :meth:`fit`), and what the chat template leaves out of it."""
+    def show(self, demonstrations: Sequence[Demonstration]) -> list[Shown]:
+        """Return the prompts of some of the demonstrations, made together; see :meth:`fit`."""
+        whole = [self._turns(each, self._own(each), self._examples[each.example_id]) for each in demonstrations]
+        with self._renderer.ahead(((turns, "") for turns in whole), teacher=True):
+            return [self._show(each) for each in demonstrations]
 
-        def ahead(rows: Sequence[Demonstration]) -> AbstractContextManager[None]:
-            whole = [self._turns(each, self._own(each), self._examples[each.example_id]) for each in rows]
-            return self._renderer.ahead(((turns, "") for turns in whole), teacher=True)
-
-        for demonstration in read_ahead(demonstrations, ahead):
-            fitted = self.fit(demonstration)
-            yield fitted, None if fitted is None else self.left_out(demonstration, fitted)
-
-    def whole_length(self, demonstration: Demonstration) -> int:
-        """Return the tokens of a prompt with nothing cut."""
+    def _show(self, demonstration: Demonstration) -> Shown:
+        fitted = self.fit(demonstration)
+        if fitted is not None:
+            return Shown(fitted, self.left_out(demonstration, fitted))
         own = self._own(demonstration)
-        return len(self._ids(demonstration, False, own, self._examples[demonstration.example_id], None))
+        return Shown(
+            None, None, len(self._ids(demonstration, False, own, self._examples[demonstration.example_id], None))
+        )
 
     def left_out(self, demonstration: Demonstration, fitted: Fitted) -> LeftOut | None:
         """Compare a prompt with the turns it is made of; None where the chat template writes them all."""

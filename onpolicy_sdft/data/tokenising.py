@@ -9,19 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-_AHEAD = 256  # rows that are read together
-
-Row = TypeVar("Row")
 
 
 class TextIds:
@@ -36,7 +30,7 @@ class TextIds:
         self._borders: re.Pattern[str] | None = None
         self._backend: Tokenizer | None = None
         self._known: dict[str, list[int]] = {}
-        self._shared: dict[int, int] = {}  # ids as objects that all texts share: a third of the memory of a data set
+        self._shared: dict[int, int] = {}
 
     def cut_at(self, names: Iterable[str], tried: str) -> None:
         """Tokenise in pieces from now on, where this tokenizer allows it.
@@ -67,6 +61,10 @@ class TextIds:
             return str(self._backend.decode(list(ids), skip_special_tokens=False))
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
+    def shared(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """Return ids to be kept, as objects that all of them share: a third of the memory of a data set."""
+        return tuple(map(self._shared.setdefault, ids, ids))
+
     @contextlib.contextmanager
     def ahead(self, texts: Iterable[str]) -> Iterator[None]:
         """Tokenise texts together; inside, asking for one of them costs nothing."""
@@ -89,7 +87,7 @@ class TextIds:
         if self._backend is None or not texts:
             return self._of_tokenizer(texts)
         found = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [[self._shared.setdefault(token, token) for token in each.ids] for each in found]
+        return [each.ids for each in found]
 
     def _of_tokenizer(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
@@ -110,16 +108,3 @@ def _borders(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> re.Pat
         and not any(name in other for other in added if other != name)
     ]
     return re.compile("|".join(map(re.escape, sorted(kept, key=len, reverse=True)))) if kept else None
-
-
-def read_ahead(rows: Sequence[Row], ahead: Callable[[Sequence[Row]], AbstractContextManager[None]]) -> Iterator[Row]:
-    """Yield rows, each inside what is read ahead of some of them.
-
-    Args:
-        rows: In the order in which they are read.
-        ahead: Reads rows together; what it holds is given up before the next rows are read.
-    """
-    for start in range(0, len(rows), _AHEAD):
-        some = rows[start : start + _AHEAD]
-        with ahead(some):
-            yield from some

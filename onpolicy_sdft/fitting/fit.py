@@ -136,7 +136,10 @@ def _load(config: RunConfig, backend: Backend, given: Given) -> _Loaded:
         start = backend.on_first(lambda: find_start(config))
         based = _with_base(config, start, backend)
         bundle = load_bundle(based, backend, device, together, given=given.model if based is config else None)
-    pairs = make_prompt_pairs(config, bundle, task, rows, asks_teacher=config.train.targets == "policy")
+    pairs = make_prompt_pairs(
+        config, bundle, task, rows,
+        asks_teacher=config.train.targets == "policy", num_local_ranks=backend.num_local_ranks,
+    )  # fmt: skip
     data = _use_distilled(config, bundle, pairs)
     gated = gate_sets(config, task, held_back, sets)
     refuse_unaskable(bundle, [*sets, *validation, *gated])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import time
@@ -14,7 +13,7 @@ from typing import Any
 import psutil
 
 import onpolicy_sdft
-from onpolicy_sdft.machine import total_memory
+from onpolicy_sdft.machine import num_cores, total_memory
 from onpolicy_sdft.versions import package_versions
 
 PACKAGES = (
@@ -102,13 +101,12 @@ def hardware(gpu_names: Sequence[str] = ()) -> dict[str, Any]:
         (what this process may run on), ``ram_bytes`` and ``gpus``.
     """
     logical = psutil.cpu_count(logical=True)
-    affinity = getattr(os, "sched_getaffinity", None)
     return {
         "platform": platform.platform(),
         "cpu": _cpu_model(),
         "num_physical_cores": psutil.cpu_count(logical=False),
         "num_logical_cores": logical,
-        "num_usable_cores": len(affinity(0)) if affinity else logical,
+        "num_usable_cores": num_cores(),
         "ram_bytes": total_memory(),
         "gpus": list(gpu_names),
     }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
+from onpolicy_sdft.machine import num_cores
 from onpolicy_sdft.screening.bare import BareAnswers, num_steps
 from onpolicy_sdft.screening.mentions import Mentions
 from onpolicy_sdft.screening.reasons import REASONS, is_answer_only, is_looping, is_too_long, is_too_short
@@ -25,8 +25,7 @@ _OVERRULED = ("looping", "length")
 
 def num_free_cores(num_local_ranks: int = 1) -> int:
     """Return how many cores are left to a rank of this machine beside the one that writes; at least 1."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // num_local_ranks - 1)
+    return max(1, num_cores() // num_local_ranks - 1)
 
 
 class Screen:

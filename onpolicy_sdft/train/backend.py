@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -111,6 +113,12 @@ class Backend:
     def num_ranks(self) -> int:
         """Number of processes that learn together."""
         return int(self.accelerator.num_processes)
+
+    @cached_property
+    def num_local_ranks(self) -> int:
+        """Number of processes that share this machine's cores; every rank must ask first at the same time."""
+        own = socket.gethostname()
+        return self.gather(own).count(own)
 
     @property
     def rank(self) -> int:

@@ -124,6 +124,38 @@ TOYS: dict[str, Toy] = {
     ),
 }  # fmt: skip
 
+_HEAD = "{% if add_generation_prompt %}"
+_CALLS = "{% for call in m.tool_calls %}"
+#: As the families write tools, calls and what tools return.
+TOOL_TOYS = {
+    "hermes": Toy(
+        "{% if tools %}<|im_start|>system\n# Tools\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>"
+        "\n{% endif %}{% for m in messages %}{% if m.role == 'tool' %}<|im_start|>user\n<tool_response>\n"
+        "{{ m.content }}\n</tool_response><|im_end|>\n{% else %}<|im_start|>{{ m.role }}{% if m.content %}"
+        "{{ '\n' + m.content }}{% endif %}" + _CALLS
+        + "{{ '\n<tool_call>\n{\"name\": \"' + call.function.name + '\", \"arguments\": ' }}"
+        "{{ call.function.arguments | tojson }}{{ '}\n</tool_call>' }}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
+        + _HEAD + "<|im_start|>assistant\n{% endif %}",
+        ("<|im_start|>", "<|im_end|>"), "<|im_end|>", "<|im_end|>", plain=("<tool_call>", "</tool_call>"),
+    ),
+    "llama": Toy(
+        "{% for m in messages %}<|start|>{{ m.role }}<|end|>\n\n{% if loop.first and tools %}{% for tool in tools %}"
+        "{{ tool | tojson(indent=4) }}\n\n{% endfor %}{% endif %}{% if m.tool_calls %}"
+        "{{ '{\"name\": \"' + m.tool_calls[0].function.name + '\", \"parameters\": ' }}"
+        "{{ m.tool_calls[0].function.arguments | tojson }}{{ '}' }}{% else %}{{ m.content | trim }}{% endif %}<|eot|>"
+        "{% endfor %}" + _HEAD + "<|start|>assistant<|end|>\n\n{% endif %}",
+        ("<|start|>", "<|end|>", "<|eot|>"), "<|eot|>", "<|eot|>",
+    ),
+    "mistral, whose calls begin with a control token": Toy(
+        "<s>{% if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}{% for m in messages %}"
+        "{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% elif m.role == 'tool' %}[TOOL_RESULTS]{{ m.content }}"
+        "[/TOOL_RESULTS]{% elif m.tool_calls %}[TOOL_CALLS]{{ m.tool_calls | map(attribute='function') | list "
+        "| tojson }}</s>{% else %}{{ m.content }}</s>{% endif %}{% endfor %}",
+        ("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]",
+         "[TOOL_RESULTS]", "[/TOOL_RESULTS]"), "</s>", "</s>", bos="<s>",
+    ),
+}  # fmt: skip
+
 #: Templates with which no answer can be learned, and why.
 UNUSABLE: dict[str, Toy] = {
     "no end": Toy(

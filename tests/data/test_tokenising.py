@@ -51,6 +51,14 @@ def test_rows_that_are_read_ahead_are_what_each_is_by_itself(name, tokenizer, op
         assert getattr(fast, part) == getattr(slow, part)
 
 
+def test_a_texts_ids_are_kept_as_objects_that_all_texts_share():
+    ids = TextIds(chat_toys.make(chat_toys.TOYS["chatml"], "bytes"))
+    one, other = ids.shared([1000, 2000]), ids.shared([int("2000"), int("1000")])
+    assert one == (1000, 2000)
+    assert one[0] is other[1]
+    assert one[1] is other[0]
+
+
 def test_what_conversations_have_in_common_is_tokenised_once(monkeypatch):
     toy = chat_toys.TOYS["chatml"]
     tokenizer = chat_toys.make(toy, "bytes")

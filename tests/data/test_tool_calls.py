@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_toys import TOKENIZERS, Toy, make
+from chat_toys import TOKENIZERS, TOOL_TOYS, TOYS, make
 
 from onpolicy_sdft.config.schema import ContextConfig, DataConfig
 from onpolicy_sdft.data.prepare import Prepared, prepare
@@ -19,37 +19,6 @@ from onpolicy_sdft.data.templates import TEMPLATES
 from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.tasks import load_task
 
-_HEAD = "{% if add_generation_prompt %}"
-_CALLS = "{% for call in m.tool_calls %}"
-#: As the families write tools, calls and what tools return.
-TOYS = {
-    "hermes": Toy(
-        "{% if tools %}<|im_start|>system\n# Tools\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>"
-        "\n{% endif %}{% for m in messages %}{% if m.role == 'tool' %}<|im_start|>user\n<tool_response>\n"
-        "{{ m.content }}\n</tool_response><|im_end|>\n{% else %}<|im_start|>{{ m.role }}{% if m.content %}"
-        "{{ '\n' + m.content }}{% endif %}" + _CALLS
-        + "{{ '\n<tool_call>\n{\"name\": \"' + call.function.name + '\", \"arguments\": ' }}"
-        "{{ call.function.arguments | tojson }}{{ '}\n</tool_call>' }}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
-        + _HEAD + "<|im_start|>assistant\n{% endif %}",
-        ("<|im_start|>", "<|im_end|>"), "<|im_end|>", "<|im_end|>", plain=("<tool_call>", "</tool_call>"),
-    ),
-    "llama": Toy(
-        "{% for m in messages %}<|start|>{{ m.role }}<|end|>\n\n{% if loop.first and tools %}{% for tool in tools %}"
-        "{{ tool | tojson(indent=4) }}\n\n{% endfor %}{% endif %}{% if m.tool_calls %}"
-        "{{ '{\"name\": \"' + m.tool_calls[0].function.name + '\", \"parameters\": ' }}"
-        "{{ m.tool_calls[0].function.arguments | tojson }}{{ '}' }}{% else %}{{ m.content | trim }}{% endif %}<|eot|>"
-        "{% endfor %}" + _HEAD + "<|start|>assistant<|end|>\n\n{% endif %}",
-        ("<|start|>", "<|end|>", "<|eot|>"), "<|eot|>", "<|eot|>",
-    ),
-    "mistral, whose calls begin with a control token": Toy(
-        "<s>{% if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}{% for m in messages %}"
-        "{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% elif m.role == 'tool' %}[TOOL_RESULTS]{{ m.content }}"
-        "[/TOOL_RESULTS]{% elif m.tool_calls %}[TOOL_CALLS]{{ m.tool_calls | map(attribute='function') | list "
-        "| tojson }}</s>{% else %}{{ m.content }}</s>{% endif %}{% endfor %}",
-        ("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]",
-         "[TOOL_RESULTS]", "[/TOOL_RESULTS]"), "</s>", "</s>", bos="<s>",
-    ),
-}  # fmt: skip
 TOOL: dict[str, Any] = {
     "type": "function",
     "function": {"name": "weather", "parameters": {"properties": {"city": {"type": "string"}}, "unit": None}},
@@ -75,12 +44,12 @@ def prompts(
     loaded: DemonstrationSet, toy: str, tokenizer: str = "bytes", context: ContextConfig | None = None
 ) -> tuple[Prepared, Renderer]:
     context = context or ContextConfig(max_student_tokens=4096, max_teacher_tokens=8192)
-    renderer = Renderer(make(TOYS[toy], tokenizer), context)
+    renderer = Renderer(make(TOOL_TOYS[toy], tokenizer), context)
     return prepare(loaded.demonstrations, renderer, context, seed=0), renderer
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
-@pytest.mark.parametrize("toy", TOYS)
+@pytest.mark.parametrize("toy", TOOL_TOYS)
 def test_prompt_and_target_are_what_the_template_writes(toy: str, tokenizer: str, tmp_path: Path) -> None:
     loaded = load(tmp_path / "rows.jsonl", {"messages": ANSWERED, "tools": [TOOL]}, turns="all")
     prepared, renderer = prompts(loaded, toy, tokenizer)
@@ -99,7 +68,7 @@ def test_prompt_and_target_are_what_the_template_writes(toy: str, tokenizer: str
         assert "weather" in made.decode(pair.teacher_ids)
 
 
-@pytest.mark.parametrize("toy", TOYS)
+@pytest.mark.parametrize("toy", TOOL_TOYS)
 @pytest.mark.parametrize("template", [*TEMPLATES, "prior_turn"])
 def test_the_teacher_sees_the_tools_with_every_template(template: str, toy: str, tmp_path: Path) -> None:
     if template.startswith("acl") and toy.startswith("mistral"):
@@ -112,7 +81,7 @@ def test_the_teacher_sees_the_tools_with_every_template(template: str, toy: str,
     assert "Zürich" in shown
 
 
-@pytest.mark.parametrize("toy", TOYS)
+@pytest.mark.parametrize("toy", TOOL_TOYS)
 def test_a_call_that_the_model_writes_is_checked(toy: str, tmp_path: Path) -> None:
     prepared, renderer = prompts(load(tmp_path / "rows.jsonl", {"messages": CALLED, "tools": [TOOL]}), toy)
     (pair,), task = prepared.pairs, load_task("function_call", {})
@@ -226,9 +195,7 @@ def test_a_template_without_tools_is_refused(messages: list[dict[str, Any]], tmp
     messages = [{"role": "user", "content": "What is the weather there?"}, *messages[1:]]
     tools = {"tools": [TOOL]} if messages[1:] == [ANSWERED[-1]] else {}
     loaded = load(tmp_path / "rows.jsonl", {"messages": messages, **tools})
-    plain = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    toy = Toy(plain + _HEAD + "<|im_start|>assistant\n{% endif %}", ("<|im_start|>", "<|im_end|>"), "<|im_end|>", "")
-    renderer = Renderer(make(toy, "bytes"), ContextConfig())
+    renderer = Renderer(make(TOYS["chatml"], "bytes"), ContextConfig())
     with pytest.raises(DataError, match=r"row 1: the chat template does not write the tools of the row: 'weather'"):
         prepare(loaded.demonstrations, renderer, ContextConfig(), seed=0)
 
@@ -247,9 +214,9 @@ def test_what_a_template_does_not_take_is_a_bad_row(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     loaded = load_demonstrations(DataConfig(path=str(path)), load_task("free_form", {}))
-    template = TOYS["hermes"].template
+    template = TOOL_TOYS["hermes"].template
     strict = "{% for m in messages if m.role == 'system' %}{{ raise_exception('no system turns') }}{% endfor %}"
-    renderer = Renderer(make(replace(TOYS["hermes"], template=strict + template), "bytes"), ContextConfig())
+    renderer = Renderer(make(replace(TOOL_TOYS["hermes"], template=strict + template), "bytes"), ContextConfig())
     with pytest.raises(DataError, match=r"row 2: the chat template cannot render .* no system turns"):
         prepare(loaded.demonstrations, renderer, renderer.config, seed=0)
     prepared = prepare(loaded.demonstrations, renderer, renderer.config, seed=0, on_bad_row="skip")
@@ -281,9 +248,9 @@ def test_each_answer_of_a_conversation_is_checked_for_its_call(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("place", ["tools", "call", "result"])
-@pytest.mark.parametrize("toy", TOYS)
+@pytest.mark.parametrize("toy", TOOL_TOYS)
 def test_control_tokens_that_tools_spell_are_refused(toy: str, place: str, tmp_path: Path) -> None:
-    end = TOYS[toy].end
+    end = TOOL_TOYS[toy].end
     tool = {"name": "weather", "description": f"Ends in {end}."} if place == "tools" else TOOL
     arguments = {"city": f"Zürich{end}" if place == "call" else "Zürich"}
     called = {"role": "assistant", "tool_calls": [{"function": {"name": "weather", "arguments": arguments}}]}

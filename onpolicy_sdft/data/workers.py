@@ -1,0 +1,69 @@
+"""Work on many rows, in several processes where that pays: chunk by chunk, with results in the order of the rows."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from onpolicy_sdft.errors import DataError
+
+_CHUNK = 256  # rows that are worked on together
+_FEWEST = 4096  # rows for which processes are worth starting
+
+Row = TypeVar("Row")
+Result = TypeVar("Result")
+
+#: Of a worker: what it does, and with which rows. Forked, not sent: neither need be picklable.
+_work: Callable[[Any], list[Any]]
+_rows: Sequence[Any]
+
+
+def in_chunks(
+    work: Callable[[Sequence[Row]], list[Result]], rows: Sequence[Row], num_workers: int = 1
+) -> Iterator[Result]:
+    """Yield what is made of each row, in order.
+
+    Args:
+        work: Makes one result of each row of a chunk; of several processes, results are sent, so they must be
+            picklable, and nothing else that it does is seen.
+        rows: To work on.
+        num_workers: Processes; 1: this one. Few rows are worked on in this one.
+
+    Raises:
+        DataError: If a process was killed.
+    """
+    starts = range(0, len(rows), _CHUNK)
+    if num_workers == 1 or len(rows) < _FEWEST:
+        for start in starts:
+            yield from work(rows[start : start + _CHUNK])
+        return
+    workers = ProcessPoolExecutor(num_workers, multiprocessing.get_context("fork"), _begin, (work, rows))
+    try:
+        for results in workers.map(_work_on, starts):
+            yield from results
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"One of {num_workers} processes that prepare rows was killed, perhaps for want of memory. Fix: "
+            "--data.num_workers 1."
+        ) from error
+    finally:
+        workers.shutdown(cancel_futures=True)
+
+
+def _begin(work: Callable[[Any], list[Any]], rows: Sequence[Any]) -> None:
+    global _work, _rows
+    _work, _rows = work, rows
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process is one thread; unset, the library warns of the fork
+    gc.freeze()  # a collection would write to, and so copy, all memory that is shared with the first process
+
+
+def _work_on(start: int) -> list[Any]:
+    return _work(_rows[start : start + _CHUNK])
