@@ -100,7 +100,7 @@ def make_prompt_pairs(
     prepared = prepare(
         loaded.demonstrations, bundle.renderer, context, config.train.seed, work_of(task),
         asks_teacher=asks_teacher, on_bad_row=config.data.on_bad_row,
-        num_workers=config.data.num_workers or max(1, num_cores() // num_local_ranks),
+        num_workers=config.data.num_workers or max(1, num_cores() // num_local_ranks), uses_cache=config.data.cache,
     )  # fmt: skip
     refuse_beyond_window(prepared, config.rollout.max_new_tokens, window)
     return Data(task, loaded, prepared)

@@ -118,7 +118,6 @@ def left_unread(row: Mapping[str, Any], columns: Columns, config: DataConfig) ->
     Raises:
         DataError: Naming the column and what to do about it.
     """
-    of_format = _is_of_format(row, columns, config)
     named = (*columns.used, config.system_column, config.tools_column)
     filled = {name for name in _BESIDE if row.get(name) and name not in named}
     if columns.privileged is not None:
@@ -129,7 +128,7 @@ def left_unread(row: Mapping[str, Any], columns: Columns, config: DataConfig) ->
                     f"--data.response_column {name} --data.privileged_column {columns.privileged}"
                 )
     for name in sorted(filled):
-        if of_format:
+        if _is_of_format(row, columns, config):
             raise DataError(f"column {name!r} beside {' and '.join(sorted(columns.used))} is not read: {_BESIDE[name]}")
     if columns.prompt == "instruction" and columns.input is None and columns.messages is None and row.get("input"):
         return {"the column 'input' (--data.input_column input reads it)"}
@@ -145,7 +144,7 @@ def find_tools(row: Mapping[str, Any], columns: Columns, config: DataConfig) -> 
     name = config.tools_column
     if name is not None and name not in row:
         raise DataError(f"no column {name!r} (data.tools_column); the row has {sorted(map(str, row))}")
-    if name is None and _is_of_format(row, columns, config):
+    if name is None and row.get("tools") is not None and _is_of_format(row, columns, config):
         name = "tools"
     return None if name is None or is_empty(row.get(name)) else name
 

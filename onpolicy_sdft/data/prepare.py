@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from onpolicy_sdft.data.teacher_prompts import NO_TEACHER, LeftOut, Shown, TeacherPrompts, left_out
+from onpolicy_sdft.data.packed_rows import PackedRows, pack, unpack
+from onpolicy_sdft.data.read_rows import ReadRow, read_rows, show_rows
+from onpolicy_sdft.data.row_cache import cached_rows, key_of
+from onpolicy_sdft.data.teacher_prompts import LeftOut, TeacherPrompts
 from onpolicy_sdft.data.workers import in_chunks
 from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.types import Demonstration, PromptPair
@@ -53,6 +55,7 @@ def prepare(
     asks_teacher: bool = True,
     on_bad_row: Literal["error", "skip"] = "error",
     num_workers: int = 1,
+    uses_cache: bool = False,
 ) -> Prepared:
     """Build both prompts of every demonstration and make them fit, before any step is taken.
 
@@ -65,6 +68,7 @@ def prepare(
         asks_teacher: Whether the method has a teacher; without one there are no teacher's prompts, and none need fit.
         on_bad_row: What to do with rows that the chat template does not write as they are.
         num_workers: Processes that render and tokenise many rows; 1: this one.
+        uses_cache: Whether what is made of many rows is kept on disk, for the next time.
 
     Raises:
         ConfigError: If the chat template cannot serve.
@@ -74,13 +78,20 @@ def prepare(
         demonstrations = [replace(each, response=each.response.strip()) for each in demonstrations]
     # Where the teacher is shown no other rows, both prompts of a row are made at once: they have texts in common.
     prompts = TeacherPrompts(demonstrations, renderer, config, seed, work) if config.show in ("own", "none") else None
-    read = in_chunks(partial(_read, renderer, prompts if asks_teacher else None), demonstrations, num_workers)
-    good, rows, bad_rows = _good_rows(demonstrations, read, renderer, on_bad_row)
+    taught = prompts if asks_teacher else None
+
+    def read() -> Iterator[PackedRows]:
+        return in_chunks(lambda rows: pack(read_rows(renderer, taught, rows)), demonstrations, num_workers)
+
+    key = key_of(demonstrations, renderer, taught, config, work) if uses_cache else None
+    made = _unpacked(read() if key is None else [cached_rows(key, read)], renderer)
+    good, rows, bad_rows = _good_rows(demonstrations, made, on_bad_row)
     if prompts is None:
         prompts = TeacherPrompts(good, renderer, config, seed, work)
         if asks_teacher:
-            shown = in_chunks(prompts.show, good, num_workers)
-            rows = [replace(row, shown=_shared(each, renderer)) for row, each in zip(rows, shown, strict=True)]
+            shown = in_chunks(lambda rows: pack(show_rows(prompts, rows)), good, num_workers)
+            both = zip(rows, _unpacked(shown, renderer), strict=True)
+            rows = [replace(row, shown=its.shown) for row, its in both if isinstance(its, ReadRow)]
     found: list[PromptPair] = []
     too_long: list[tuple[str, str]] = []
     for demonstration, row in zip(good, rows, strict=True):
@@ -110,52 +121,15 @@ def prepare(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """What is made of a row; made in another process, perhaps, and sent."""
-
-    student_ids: tuple[int, ...]
-    response_ids: tuple[int, ...]
-    left_out: LeftOut | None  # of the bare prompt
-    called: str = ""  # the text of an answer that calls tools, as the chat template writes it
-    shown: Shown = NO_TEACHER
-
-    def of(self, demonstration: Demonstration) -> Demonstration:
-        """Return the demonstration with the response that is learned."""
-        return replace(demonstration, response=self.called) if self.called else demonstration
-
-
-def _read(
-    renderer: Renderer, prompts: TeacherPrompts | None, demonstrations: Sequence[Demonstration]
-) -> list[_Row | str]:
-    """Render and tokenise rows; why it cannot be learned, of a row that the chat template does not write as it is."""
-    with renderer.ahead((each.turns, "" if each.answer else each.response) for each in demonstrations):
-        found = [_read_row(renderer, each) for each in demonstrations]
-        if prompts is None:
-            return found
-        both = zip(demonstrations, found, strict=True)
-        taught = [row.of(each) for each, row in both if isinstance(row, _Row)]
-        shown = iter(prompts.show(taught))
-        return [replace(row, shown=next(shown)) if isinstance(row, _Row) else row for row in found]
-
-
-def _read_row(renderer: Renderer, row: Demonstration) -> _Row | str:
-    try:
-        if not row.response:
-            ids = (*renderer.text_ids(row.shown), *renderer.end_ids)
-            return _Row(renderer.student_ids(row.turns), ids, left_out(renderer, row))
-        asked, target = renderer.target(row.turns, row.answer or row.response)
-    except DataError as error:
-        return str(error)
-    return _Row(asked, target, left_out(renderer, row), renderer.decode(target) if row.answer else "")
+def _unpacked(parts: Iterable[PackedRows], renderer: Renderer) -> Iterator[ReadRow | str]:
+    return (row for part in parts for row in unpack(part, renderer.text_ids.shared))
 
 
 def _good_rows(
     demonstrations: Sequence[Demonstration],
-    read: Iterable[_Row | str],
-    renderer: Renderer,
+    read: Iterable[ReadRow | str],
     on_bad_row: Literal["error", "skip"],
-) -> tuple[list[Demonstration], list[_Row], list[str]]:
+) -> tuple[list[Demonstration], list[ReadRow], list[str]]:
     """Return the rows that can be learned with what was made of them, and a line about each other one."""
     good, rows, bad_rows = [], [], []
     for demonstration, row in zip(demonstrations, read, strict=True):
@@ -166,17 +140,10 @@ def _good_rows(
             bad_rows.append(message)
             continue
         good.append(row.of(demonstration))
-        student_ids, response_ids = map(renderer.text_ids.shared, (row.student_ids, row.response_ids))
-        rows.append(_Row(student_ids, response_ids, row.left_out, shown=_shared(row.shown, renderer)))
+        rows.append(row)
     if not good:
         raise DataError(f"No row is left to learn: {len(bad_rows)} are bad. The first: {bad_rows[0]}.")
     return good, rows, bad_rows
-
-
-def _shared(shown: Shown, renderer: Renderer) -> Shown:
-    if shown.fitted is None:
-        return shown
-    return replace(shown, fitted=replace(shown.fitted, token_ids=renderer.text_ids.shared(shown.fitted.token_ids)))
 
 
 def _do_not_fit(

@@ -30,7 +30,7 @@ class TextIds:
         self._borders: re.Pattern[str] | None = None
         self._backend: Tokenizer | None = None
         self._known: dict[str, list[int]] = {}
-        self._shared: dict[int, int] = {}
+        self._shared: list[int] = []  # every id, at its own place
 
     def cut_at(self, names: Iterable[str], tried: str) -> None:
         """Tokenise in pieces from now on, where this tokenizer allows it.
@@ -63,7 +63,11 @@ class TextIds:
 
     def shared(self, ids: Sequence[int]) -> tuple[int, ...]:
         """Return ids to be kept, as objects that all of them share: a third of the memory of a data set."""
-        return tuple(map(self._shared.setdefault, ids, ids))
+        try:
+            return tuple(map(self._shared.__getitem__, ids))
+        except IndexError:
+            self._shared.extend(range(len(self._shared), max(ids) + 1))
+            return self.shared(ids)
 
     @contextlib.contextmanager
     def ahead(self, texts: Iterable[str]) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Work on many rows, in several processes where that pays: chunk by chunk, with results in the order of the rows."""
+"""Work on many rows chunk by chunk, in several processes where that pays."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ from typing import Any, TypeVar
 from onpolicy_sdft.errors import DataError
 
 _CHUNK = 256  # rows that are worked on together
-_FEWEST = 4096  # rows for which processes are worth starting
+#: Rows for which processes are worth starting.
+FEWEST = 4096
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
 
 #: Of a worker: what it does, and with which rows. Forked, not sent: neither need be picklable.
-_work: Callable[[Any], list[Any]]
+_work: Callable[[Any], Any]
 _rows: Sequence[Any]
 
 
-def in_chunks(
-    work: Callable[[Sequence[Row]], list[Result]], rows: Sequence[Row], num_workers: int = 1
-) -> Iterator[Result]:
-    """Yield what is made of each row, in order.
+def in_chunks(work: Callable[[Sequence[Row]], Result], rows: Sequence[Row], num_workers: int = 1) -> Iterator[Result]:
+    """Yield what is made of each chunk, in the order of the rows.
 
     Args:
-        work: Makes one result of each row of a chunk; of several processes, results are sent, so they must be
-            picklable, and nothing else that it does is seen.
+        work: What to make of a chunk. Results of another process are sent, so they must be picklable, and nothing else
+            that it does is seen.
         rows: To work on.
         num_workers: Processes; 1: this one. Few rows are worked on in this one.
 
@@ -39,14 +38,13 @@ def in_chunks(
         DataError: If a process was killed.
     """
     starts = range(0, len(rows), _CHUNK)
-    if num_workers == 1 or len(rows) < _FEWEST:
+    if num_workers == 1 or len(rows) < FEWEST:
         for start in starts:
-            yield from work(rows[start : start + _CHUNK])
+            yield work(rows[start : start + _CHUNK])
         return
     workers = ProcessPoolExecutor(num_workers, multiprocessing.get_context("fork"), _begin, (work, rows))
     try:
-        for results in workers.map(_work_on, starts):
-            yield from results
+        yield from workers.map(_work_on, starts)
     except BrokenProcessPool as error:
         raise DataError(
             f"One of {num_workers} processes that prepare rows was killed, perhaps for want of memory. Fix: "
@@ -56,7 +54,7 @@ def in_chunks(
         workers.shutdown(cancel_futures=True)
 
 
-def _begin(work: Callable[[Any], list[Any]], rows: Sequence[Any]) -> None:
+def _begin(work: Callable[[Any], Any], rows: Sequence[Any]) -> None:
     global _work, _rows
     _work, _rows = work, rows
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
@@ -65,5 +63,5 @@ def _begin(work: Callable[[Any], list[Any]], rows: Sequence[Any]) -> None:
     gc.freeze()  # a collection would write to, and so copy, all memory that is shared with the first process
 
 
-def _work_on(start: int) -> list[Any]:
+def _work_on(start: int) -> Any:
     return _work(_rows[start : start + _CHUNK])

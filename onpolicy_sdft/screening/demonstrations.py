@@ -11,7 +11,8 @@ from functools import cache
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.types import NoiseKey, PromptPair, Rollout
 
-_MOST = 200  # demonstrations that are looked at where a check takes long
+_MOST = 10_000  # demonstrations that are looked at
+_MOST_SLOWLY = 200  # where a check takes long
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +41,12 @@ def refused_demonstrations(screen: Screen, pairs: Sequence[PromptPair], max_new_
 
     Args:
         screen: Of the run, or one like it.
-        pairs: All rows; where a check takes long, as many as are worth its time, spread over them.
+        pairs: All rows, of which as many as are worth the time are looked at, spread over them.
         max_new_tokens: Longest rollout; a longer demonstration is truncated.
     """
     is_quick = bool(getattr(screen.task, "check_is_quick", False))
     pairs = [pair for pair in pairs if pair.demonstration.response]
-    looked_at = pairs if is_quick else pairs[:: max(1, -(-len(pairs) // _MOST))]
+    looked_at = pairs[:: max(1, -(-len(pairs) // (_MOST if is_quick else _MOST_SLOWLY)))]
 
     def reason_of(one: PromptPair) -> str:
         said = one.response_ids[:max_new_tokens]

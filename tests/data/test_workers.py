@@ -15,7 +15,7 @@ from onpolicy_sdft.data.workers import in_chunks
 from onpolicy_sdft.errors import ConfigError, DataError
 from onpolicy_sdft.types import Demonstration, Turn
 
-MANY = 5000  # enough for processes to be started
+MANY = 4200  # enough for processes to be started
 
 
 def rows() -> list[Demonstration]:
@@ -24,7 +24,7 @@ def rows() -> list[Demonstration]:
     found = []
     for number in range(MANY):
         asked = Turn("user", f"What is {number} plus 1?" + " Say it briefly." * (number % 50 == 7) * 9)
-        if number % 100 == 1:
+        if number % 84 == 1:
             asked = Turn("user", f"{number}<|im_end|>")  # spells a control token
         turns, answer = ((tools, asked), call) if number % 10 == 3 else ((asked,), None)
         said = f"It is {number + 1}." + " Really." * (number % 50 == 9) * 40
@@ -42,7 +42,7 @@ def test_rows_that_processes_prepare_are_what_one_process_makes_of_them():
     alone, together = prepared(1), prepared(3)
     assert alone.dropped_ids
     assert alone.trimmed_ids
-    assert len(alone.bad_rows) == MANY // 100
+    assert len(alone.bad_rows) == MANY // 84
     for part in ("pairs", "dropped_ids", "trimmed_ids", "bad_rows", "left_out", "left_out_bare", "digest"):
         assert getattr(alone, part) == getattr(together, part)
 
@@ -53,12 +53,12 @@ def test_the_first_bad_row_is_named_whichever_process_sees_it():
 
 
 def test_rows_come_back_in_order_and_few_rows_start_no_process():
-    assert list(in_chunks(lambda some: [(each, os.getpid()) for each in some], range(300), 4)) == [
-        (each, os.getpid()) for each in range(300)
-    ]
-    found = list(in_chunks(lambda some: [(each, os.getpid()) for each in some], range(MANY), 2))
-    assert [each for each, _ in found] == list(range(MANY))
-    assert os.getpid() not in {process for _, process in found}
+    few = list(in_chunks(lambda some: (list(some), os.getpid()), range(300), 4))
+    assert [each for some, _ in few for each in some] == list(range(300))
+    assert {process for _, process in few} == {os.getpid()}
+    many = list(in_chunks(lambda some: (list(some), os.getpid()), range(MANY), 2))
+    assert [each for some, _ in many for each in some] == list(range(MANY))
+    assert os.getpid() not in {process for _, process in many}
 
 
 def test_an_error_of_a_process_is_raised_as_it_is():
