@@ -29,7 +29,8 @@ class TextIds:
         self.tokenizer = tokenizer
         self._borders: re.Pattern[str] | None = None
         self._backend: Tokenizer | None = None
-        self._known: dict[str, list[int]] = {}
+        self._known: dict[str, list[int]] = {}  # ids of pieces that are read ahead
+        self._cut: dict[str, list[str]] = {}  # texts that are read ahead, in pieces
         self._shared: list[int] = []  # every id, at its own place
 
     def cut_at(self, names: Iterable[str], tried: str) -> None:
@@ -50,7 +51,7 @@ class TextIds:
     def __call__(self, text: str) -> list[int]:
         """Tokenise one text."""
         ids: list[int] = []
-        for piece in self._pieces(text):
+        for piece in self._cut.get(text) or self._pieces(text):
             known = self._known.get(piece)
             ids += self._of([piece])[0] if known is None else known
         return ids
@@ -72,13 +73,15 @@ class TextIds:
     @contextlib.contextmanager
     def ahead(self, texts: Iterable[str]) -> Iterator[None]:
         """Tokenise texts together; inside, asking for one of them costs nothing."""
-        pieces = dict.fromkeys(piece for text in texts for piece in self._pieces(text) if piece not in self._known)
-        before = self._known
-        self._known = {**before, **dict(zip(pieces, self._of(list(pieces)), strict=True))} if pieces else before
+        cut = {text: self._pieces(text) for text in texts}
+        pieces = dict.fromkeys(piece for parts in cut.values() for piece in parts if piece not in self._known)
+        before = self._known, self._cut
+        self._known = {**self._known, **dict(zip(pieces, self._of(list(pieces)), strict=True))}
+        self._cut = {**self._cut, **cut}
         try:
             yield
         finally:
-            self._known = before
+            self._known, self._cut = before
 
     def _pieces(self, text: str) -> list[str]:
         if self._borders is None:

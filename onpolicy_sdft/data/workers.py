@@ -61,6 +61,7 @@ def _begin(work: Callable[[Any], Any], rows: Sequence[Any]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process is one thread; unset, the library warns of the fork
     gc.freeze()  # a collection would write to, and so copy, all memory that is shared with the first process
+    gc.set_threshold(100_000)  # almost nothing that is made here is part of a cycle
 
 
 def _work_on(start: int) -> Any:
