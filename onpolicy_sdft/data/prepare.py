@@ -92,18 +92,7 @@ def prepare(
             shown = in_chunks(lambda rows: pack(show_rows(prompts, rows)), good, num_workers)
             both = zip(rows, _unpacked(shown, renderer), strict=True)
             rows = [replace(row, shown=its.shown) for row, its in both if isinstance(its, ReadRow)]
-    found: list[PromptPair] = []
-    too_long: list[tuple[str, str]] = []
-    for demonstration, row in zip(good, rows, strict=True):
-        if len(row.student_ids) > config.max_student_tokens:
-            too_long.append((demonstration.example_id, f"bare prompt of {len(row.student_ids)} tokens"))
-        elif row.shown.fitted is None:
-            length = row.shown.num_tokens
-            too_long.append((demonstration.example_id, f"teacher's prompt of {length} tokens, uncut"))
-        else:
-            fitted = row.shown.fitted
-            cut = fitted.num_trimmed_tokens, fitted.num_dropped_examples
-            found.append(PromptPair(demonstration, row.student_ids, fitted.token_ids, row.response_ids, *cut))
+    found, too_long = _fitting(good, rows, config)
     if too_long and config.on_too_long == "error":
         raise DataError(_do_not_fit(too_long, len(good), config, asks_teacher=asks_teacher))
     if not found:
@@ -119,6 +108,25 @@ def prepare(
         left_out_bare=tuple(row.left_out for row in rows if row.left_out),
         notes=tuple(renderer.notes()),
     )
+
+
+def _fitting(
+    demonstrations: Sequence[Demonstration], rows: Sequence[ReadRow], config: ContextConfig
+) -> tuple[list[PromptPair], list[tuple[str, str]]]:
+    """Return the rows that fit, and the example and the length of each other one."""
+    found: list[PromptPair] = []
+    too_long: list[tuple[str, str]] = []
+    for demonstration, row in zip(demonstrations, rows, strict=True):
+        if len(row.student_ids) > config.max_student_tokens:
+            too_long.append((demonstration.example_id, f"bare prompt of {len(row.student_ids)} tokens"))
+        elif row.shown.fitted is None:
+            length = row.shown.num_tokens
+            too_long.append((demonstration.example_id, f"teacher's prompt of {length} tokens, uncut"))
+        else:
+            fitted = row.shown.fitted
+            cut = fitted.num_trimmed_tokens, fitted.num_dropped_examples
+            found.append(PromptPair(demonstration, row.student_ids, fitted.token_ids, row.response_ids, *cut))
+    return found, too_long
 
 
 def _unpacked(parts: Iterable[PackedRows], renderer: Renderer) -> Iterator[ReadRow | str]:

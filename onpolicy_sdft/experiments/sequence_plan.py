@@ -69,12 +69,13 @@ def plan_sequence(config: SequenceConfig) -> list[Stage]:
         defaults.write_text(yaml.safe_dump(_DEFAULTS), encoding="utf-8")
         shared.write_text(yaml.safe_dump(config.run), encoding="utf-8")
         config = dataclasses.replace(config, base=[str(defaults), *config.base])
+        common = load_config(*config.base, str(shared), *config.method)
         stages: list[Stage] = []
         groups = [config.stages] if config.joint else [[stage] for stage in config.stages]
         for number, group in enumerate(groups, start=1):
             label = JOINT if config.joint else group[0].label
             try:
-                stages.append(_plan_stage(config, shared, number, group, stages))
+                stages.append(_plan_stage(config, shared, common, number, group, stages))
             except ConfigError as error:
                 raise ConfigError(f"stage {number} ({label}): {error}") from error
     return stages
@@ -107,11 +108,15 @@ def _check(config: SequenceConfig) -> None:
 
 
 def _plan_stage(
-    config: SequenceConfig, shared: Path, number: int, group: list[StageConfig], done: list[Stage]
+    config: SequenceConfig,
+    shared: Path,
+    common: RunConfig,
+    number: int,
+    group: list[StageConfig],
+    done: list[Stage],
 ) -> Stage:
     first, label = group[0], JOINT if config.joint else group[0].label
     output = Path(config.output_dir)
-    common = load_config(*config.base, shared, *config.method)
     sets = _eval_sets(config, common)
     options: Options = {
         **(_joint_options(group, config.options, common) if config.joint else {**first.options, **config.options}),

@@ -158,9 +158,12 @@ def _dtype_in_files(source: str, revision: str | None) -> torch.dtype | None:
 
 
 def weight_files(source: str, revision: str | None = None) -> list[Path]:
-    """Return the safetensors files of a model, of a folder or of the hub's cache; none where it has others."""
+    """Return the safetensors files of a loaded model, of a folder or the hub's cache; none if it has others."""
     for name in ("model.safetensors", "model.safetensors.index.json"):
-        found = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        # What was loaded is there: the hub is not asked, which may take a minute to say that it cannot be reached.
+        found = cached_file(
+            source, name, revision=revision, local_files_only=True, _raise_exceptions_for_missing_entries=False
+        )
         if found is None:
             continue
         path = Path(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -350,26 +351,22 @@ def test_the_probe_and_the_chat_work_through_the_command_line(files, capsys, mon
     assert main(["chat", str(outcome.run.path), "--max_new_tokens", "3"]) == 0
 
 
-@pytest.mark.parametrize("precision", ["bf16"])
-def test_bfloat16_compute_on_float32_weights_trains_and_resumes_bit_for_bit(files, precision):
-    common = {"lora.enabled": "false", "eval.before_and_after": False, "train.precision": precision}
-    script = (
-        "import sys, torch\n"
-        "from onpolicy_sdft import fit, load_config\n"
-        "args = dict(a.split('=', 1) for a in sys.argv[2:])\n"
-        "fit(load_config(sys.argv[1], **args))\n"
-    )
-
-    def run(**options: Any) -> None:
-        merged = {**common, **options}
-        flags = [f"{key}={value}" for key, value in merged.items()]
-        # A process of its own: accelerate keeps one precision a process.
-        subprocess.run([sys.executable, "-c", script, str(files["config"]), *flags], check=True, timeout=120)
-
+def test_bfloat16_compute_on_float32_weights_trains_and_resumes_bit_for_bit(files):
+    common = {"lora.enabled": False, "eval.before_and_after": False, "train.precision": "bf16"}
     whole, parts = str(files["tmp"] / "whole"), str(files["tmp"] / "parts")
-    run(**{"train.output_dir": whole, "train.max_steps": 4})
-    run(**{"train.output_dir": parts, "train.max_steps": 2})
-    run(**{"train.output_dir": parts, "train.max_steps": 4, "train.resume": "auto"})
+    runs = [
+        {"train.output_dir": whole, "train.max_steps": 4},
+        {"train.output_dir": parts, "train.max_steps": 2},
+        {"train.output_dir": parts, "train.max_steps": 4, "train.resume": "auto"},
+    ]
+    script = (
+        "import json, sys\n"
+        "from onpolicy_sdft import fit, load_config\n"
+        "for options in json.loads(sys.argv[2]): fit(load_config(sys.argv[1], **options))\n"
+    )
+    options = json.dumps([{**common, **each} for each in runs])
+    # A process of its own: accelerate keeps one precision a process.
+    subprocess.run([sys.executable, "-c", script, str(files["config"]), options], check=True, timeout=280)
     first, second = final_weights(Path(whole)), final_weights(Path(parts))
     assert all(value.dtype == torch.float32 for value in first.values())
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -45,8 +45,17 @@ def adapted(kind: str, dtype: torch.dtype = torch.float32) -> Any:
     return model.eval()
 
 
-@pytest.mark.parametrize("merge", [True, False], ids=["merged", "unmerged"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "merge"),
+    [
+        pytest.param(
+            kind, merge, id=f"{kind}, {'merged' if merge else 'unmerged'}",
+            marks=[] if merge or kind in ("experts", "all at once") else pytest.mark.slow,
+        )
+        for kind in KINDS
+        for merge in (True, False)
+    ],
+)  # fmt: skip
 def test_both_backends_write_what_the_adapted_model_says(kind, merge):
     model = adapted(kind)
     before, own = sha256(model), logits(model)
