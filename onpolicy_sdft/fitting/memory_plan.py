@@ -63,7 +63,9 @@ def plan(config: RunConfig, num_gpus: int, gpu_gib: float) -> PlanOutcome:
     rollouts = config.train.batch_size * config.rollout.num_samples
     share = math.ceil(rollouts / num_gpus)
     rows = tuple(
-        estimate(config, sizes, backend, num_gpus, share) for backend in SHARDED if not why_not_on(config, backend)
+        estimate(config, sizes, backend, num_gpus, share)
+        for backend, divided in SHARDED.items()
+        if not (why_not_on(config, backend) or (sizes.has_other_parts and "parameters" in divided))
     )
     usable = gpu_gib * GIB * (1 - RESERVE)
     fitting = [row.backend for row in rows if row.peak <= usable]

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig
 
 from onpolicy_sdft.errors import ModelError
-from onpolicy_sdft.models.language import class_for
+from onpolicy_sdft.models.language import class_for, other_parts
 from onpolicy_sdft.models.load import DTYPES, adapter_base, is_adapter, load_tokenizer, resolve_source
 from onpolicy_sdft.models.lora import embedding_weight, inner_model, prepare_trainable
 from onpolicy_sdft.models.targets import adapted_weights
@@ -38,6 +38,7 @@ class Sizes:
     intermediate_size: int
     vocab_size: int
     kv_size: int  # key elements of one position and layer, as many again for values
+    has_other_parts: bool  # weights that no text passes, such as a vision tower
 
     @property
     def num_bytes(self) -> float:
@@ -91,6 +92,7 @@ def sizes_of(model: PreTrainedModel | PeftModel, num_quantised: int = 0) -> Size
         intermediate_size=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
         vocab_size=text.vocab_size,
         kv_size=(getattr(text, "num_key_value_heads", None) or heads) * head_size,
+        has_other_parts=bool(other_parts(inner)),
     )
 
 

@@ -18,9 +18,10 @@ from transformers import (
     Qwen2_5_VLConfig,
 )
 
-from onpolicy_sdft import load_run
+from onpolicy_sdft import load_config, load_run
 from onpolicy_sdft.config.schema import LoraConfig, ModelConfig
 from onpolicy_sdft.fitting.export import export
+from onpolicy_sdft.fitting.memory_plan import plan
 from onpolicy_sdft.models.sizes import model_sizes
 from tests.conftest import make_tokenizer
 
@@ -92,3 +93,9 @@ def test_sizes_are_read_from_the_config_alone(tmp_path):
     sizes = model_sizes(ModelConfig(name=str(base(tmp_path / "base", "llava"))), LoraConfig(r=4))
     assert sizes.num_layers == 2
     assert sizes.num_trainable == 2 * 4 * (2 * 64 + 2 * 48 + 3 * 80)
+
+
+def test_a_plan_offers_what_can_train_it(tmp_path):
+    """What divides parameters would divide those of the vision tower, which is never read, too."""
+    config = load_config(**{"model.name": str(base(tmp_path / "base", "llava"))})
+    assert [row.backend for row in plan(config, 2, 80.0).rows] == ["ddp", "zero1", "zero2"]
