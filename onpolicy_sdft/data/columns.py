@@ -32,6 +32,7 @@ class Columns:
     input: str | None = None  # what the prompt is about, where it has a column of its own
     messages: str | None = None
     privileged: str | None = None  # what only the teacher is shown
+    calls: bool = False  # the response is a list of calls of tools
 
     @property
     def used(self) -> set[str]:
@@ -50,6 +51,10 @@ _FORMATS: Mapping[str, tuple[Columns, tuple[str, ...], str]] = {
     "instruction, input and output (Alpaca)": (
         Columns("instruction", "output", "input"), ("instruction", "output"),
         "--data.prompt_column instruction --data.input_column input --data.response_column output",
+    ),
+    "query, tools and answers (xLAM)": (
+        Columns("query", "answers", calls=True), ("query", "tools", "answers"),
+        "--data.prompt_column query --data.response_column answers",
     ),
     "prompt and privileged_context (TRL)": (
         Columns(privileged="privileged_context"), ("prompt", "privileged_context"),
@@ -90,7 +95,7 @@ def find_columns(row: Mapping[str, Any], config: DataConfig, where: str) -> Colu
     if config.messages_column is not None:
         return Columns(messages=config.messages_column, privileged=config.privileged_column)
     if any(value is not None for value in asked.values()):
-        named = {name: value for name, value in asked.items() if value is not None}
+        named: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         return Columns(**named, privileged=config.privileged_column)
     found = {name: each for name, each in _FORMATS.items() if all(row.get(column) is not None for column in each[1])}
     if config.privileged_column is not None:

@@ -21,7 +21,7 @@ from onpolicy_sdft.data.generators import generate_rows
 from onpolicy_sdft.data.published import published_rows
 from onpolicy_sdft.data.refusals import require_unicode
 from onpolicy_sdft.errors import ConfigError, DataError
-from onpolicy_sdft.tool_calls import TOOLS, read_tools, spell_out, text_of
+from onpolicy_sdft.tool_calls import TOOLS, read_extra, read_tools, spell_out, text_of
 from onpolicy_sdft.types import Demonstration, Turn
 
 if TYPE_CHECKING:
@@ -106,6 +106,8 @@ def _unread_of_messages(row: Mapping[str, Any], columns: Columns) -> set[str]:
     """Return the harmless parts of a row's messages that are not read, for the log."""
     if columns.messages is not None:
         return unread_parts(row[columns.messages], ends_in_answer=columns.privileged is not None)
+    if columns.calls:
+        return set()
     lists = [row[name] for name in (columns.prompt, columns.response) if isinstance(row.get(name), list)]
     after = row.get(columns.response)
     messages = [message for each in lists for message in each]
@@ -212,6 +214,11 @@ def _answers(row: Mapping[str, Any], columns: Columns, config: DataConfig, task:
         if columns.privileged is not None and read_messages(messages)[-1].role != "assistant":
             return [(prompt_of(messages), NO_ANSWER)]
         return demonstrations_of(messages, config.turns)
+    if columns.calls:
+        calls = read_extra({"tool_calls": _column(row, columns.response, columns)}, "assistant")
+        if not calls:
+            raise DataError(f"column {columns.response!r} holds no call of a tool")
+        return [([Turn("user", _text(row, columns.prompt, columns))], Turn("assistant", "", calls))]
     prompt, response = row.get(columns.prompt), row.get(columns.response)
     # A task that is not derived from the protocol need not have what the protocol would supply.
     needs_none = columns.response not in row and not getattr(task, "needs_response", True)

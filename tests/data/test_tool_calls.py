@@ -26,6 +26,11 @@ TOOL: dict[str, Any] = {
 CALL = {"id": "call_0001", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Zürich"}'}}
 LLAMA_CALL = {"name": "weather", "parameters": {"city": "Zürich"}}
 NAN = math.nan
+XLAM: dict[str, Any] = {
+    "id": 7, "query": "Is it warm there?",
+    "tools": '[{"name": "weather", "description": "The weather.", "parameters": {"city": {"type": "str"}}}]',
+    "answers": '[{"name": "weather", "arguments": {"city": "Z\u00fcrich"}}]',
+}  # fmt: skip
 ASKED = [{"role": "user", "content": "Is it warm there?"}]
 CALLED: list[dict[str, Any]] = [*ASKED, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
 ANSWERED = [
@@ -133,13 +138,36 @@ def test_each_of_several_calls_is_asked_for(tmp_path: Path) -> None:
             ],
             "tools": json.dumps([TOOL["function"]]),
         },
+        XLAM,
+        {**XLAM, "answers": json.loads(XLAM["answers"]), "tools": json.loads(XLAM["tools"])},
     ],
-    ids=["TRL", "tools as text", "function_call", "calls as text", "both", "parameters", "ShareGPT"],
+    ids=[
+        "TRL",
+        "tools as text",
+        "function_call",
+        "calls as text",
+        "both",
+        "parameters",
+        "ShareGPT",
+        "xLAM",
+        "xLAM lists",
+    ],
 )
 def test_calls_are_read_in_the_forms_of_other_trainers(row: dict[str, Any], tmp_path: Path) -> None:
     prepared, _ = prompts(load(tmp_path / "rows.jsonl", row), "hermes")
     expected = '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich"}}\n</tool_call>'
     assert prepared.pairs[0].demonstration.response == expected
+
+
+def test_what_is_no_call_is_no_answer_in_a_row_of_query_tools_and_answers(tmp_path: Path) -> None:
+    loaded = load(tmp_path / "rows.jsonl", XLAM)
+    assert loaded.demonstrations[0].fields == {"id": 7}
+    assert not loaded.unread
+    for answers in ("", "[]", []):
+        with pytest.raises(DataError, match="row 1: (column 'answers' holds no call of a tool|calls of no function)"):
+            load(tmp_path / "rows.jsonl", {**XLAM, "answers": answers})
+    with pytest.raises(DataError, match="a call needs the name of a function"):
+        load(tmp_path / "rows.jsonl", {**XLAM, "answers": "It is 31 degrees."})
 
 
 def test_tools_of_plain_rows_are_read_where_their_column_is_named(tmp_path: Path) -> None:
