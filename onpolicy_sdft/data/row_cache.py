@@ -74,7 +74,8 @@ def key_of(
     for each in demonstrations:
         turns = [_said(turn) for turn in (*each.turns, *([each.answer] if each.answer else []))]
         work_of_it = work(each) if prompts is not None else ""
-        digest.update(json.dumps([turns, bool(each.answer), each.response, each.privileged, work_of_it]).encode())
+        said = [each.example_id, turns, bool(each.answer), each.response, each.privileged, work_of_it]
+        digest.update(json.dumps(said).encode())
     return digest.hexdigest()
 
 
@@ -86,22 +87,34 @@ def cached_rows(key: str, read: Callable[[], Iterable[PackedRows]], directory: P
         read: Makes it, some rows at a time.
         directory: Where it is kept; unset: ``rows`` in the cache of this program.
     """
-    place = (directory or default_cache_dir() / "rows") / key
-    if place.is_dir():
-        try:
-            found = _load(place / _FILE)
-            (place / _FILE).touch()
-            logger.info(f"token ids of {found.num_rows} rows are read from {place} (data.cache)")
-            return found
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
-            logger.warning(f"{place} is damaged and made again: {error}")
-            shutil.rmtree(place, ignore_errors=True)
+    try:
+        place = (directory or default_cache_dir() / "rows") / key
+        found = _look_up(place)
+    except (OSError, RuntimeError) as error:  # no home, or one that is not ours: the run needs no cache
+        logger.warning(f"token ids are not kept on disk (data.cache): {error}")
+        return join(list(read()))
+    if found is not None:
+        return found
     found = join(list(read()))
     try:
         make_once(place, lambda scratch: _save(found, scratch))
         _prune(place.parent)
-    except OSError as error:  # a disk that is full or read-only: the run needs no cache
-        logger.warning(f"token ids are not kept in {place}: {error}")
+    except OSError as error:  # a disk that is full or read-only
+        logger.warning(f"token ids are not kept in {place} (data.cache): {error}")
+    return found
+
+
+def _look_up(place: Path) -> PackedRows | None:
+    if not place.is_dir():
+        return None
+    try:
+        found = _load(place / _FILE)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning(f"{place} is damaged and made again: {error}")
+        shutil.rmtree(place, ignore_errors=True)
+        return None
+    (place / _FILE).touch()  # the newest are kept
+    logger.info(f"token ids of {found.num_rows} rows are read from {place} (data.cache)")
     return found
 
 

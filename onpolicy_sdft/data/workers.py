@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import multiprocessing
 import os
@@ -14,6 +16,8 @@ from typing import Any, TypeVar
 from onpolicy_sdft.errors import DataError
 
 _CHUNK = 256  # rows that are worked on together
+_FEWEST_CHUNKS = 4  # for a process
+_PR_SET_PDEATHSIG = 1
 #: Rows for which processes are worth starting.
 FEWEST = 4096
 
@@ -38,7 +42,8 @@ def in_chunks(work: Callable[[Sequence[Row]], Result], rows: Sequence[Row], num_
         DataError: If a process was killed.
     """
     starts = range(0, len(rows), _CHUNK)
-    if num_workers == 1 or len(rows) < FEWEST:
+    num_workers = min(num_workers, len(starts) // _FEWEST_CHUNKS)
+    if num_workers < 2 or len(rows) < FEWEST:
         for start in starts:
             yield work(rows[start : start + _CHUNK])
         return
@@ -57,6 +62,8 @@ def in_chunks(work: Callable[[Sequence[Row]], Result], rows: Sequence[Row], num_
 def _begin(work: Callable[[Any], Any], rows: Sequence[Any]) -> None:
     global _work, _rows
     _work, _rows = work, rows
+    with contextlib.suppress(AttributeError, OSError):  # Linux alone has it
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))  # if the first process is killed
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process is one thread; unset, the library warns of the fork

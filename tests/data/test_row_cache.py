@@ -93,6 +93,15 @@ def test_a_place_that_cannot_be_written_costs_the_cache_and_no_more(home, caplog
     assert "token ids are not kept in" in caplog.text
 
 
+def test_without_a_home_the_run_goes_on(monkeypatch, caplog):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    assert list(unpack(cached_rows("key", lambda: [pack(READ)]), tuple)) == READ
+    assert "token ids are not kept on disk (data.cache): Could not determine home directory." in caplog.text
+
+
 def test_the_sets_that_were_read_last_are_kept(home):
     for number in range(row_cache._MOST_KEPT):
         look_up(home, f"{number}")
@@ -132,6 +141,7 @@ def test_whatever_is_read_otherwise_has_another_key(tmp_path):
         key([replace(ROWS[0], turns=(Turn("user", "What?"),)), *ROWS[1:]]),
         key([replace(ROWS[0], turns=(Turn("system", "Short."), *ROWS[0].turns)), *ROWS[1:]]),
         key([replace(ROWS[0], privileged="A rule."), *ROWS[1:]]), key([*ROWS[1:], ROWS[0]]),
+        key([replace(ROWS[0], example_id="another"), *ROWS[1:]]),
         key([*ROWS[:3], replace(ROWS[3], answer=called), *ROWS[4:]]), key(toy=dated),
     ]  # fmt: skip
     path.write_text("{{ question }} : {{ demonstration }}")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import chat_toys
+import psutil
 import pytest
 
 from onpolicy_sdft.config.schema import ContextConfig
@@ -67,6 +70,19 @@ def test_an_error_of_a_process_is_raised_as_it_is():
 
     with pytest.raises(ConfigError, match="a template that fails on 0"):
         list(in_chunks(refuse, range(MANY), 2))
+
+
+def test_no_process_outlives_the_first_one_that_is_killed():
+    script = (
+        "import os, time\nfrom onpolicy_sdft.data.workers import in_chunks\n"
+        "list(in_chunks(lambda some: print(os.getpid(), flush=True) or time.sleep(60), range(5000), 2))"
+    )
+    first = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    others = [psutil.Process(int(first.stdout.readline())) for _ in range(2)]
+    first.kill()
+    first.wait()
+    assert not psutil.wait_procs(others, timeout=10)[1]
 
 
 def test_a_process_that_is_killed_ends_the_work_with_the_way_out():
