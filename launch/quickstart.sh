@@ -11,7 +11,7 @@ say "fetching the embedded model"
 "$VENV/bin/sdft" models fetch smollm2-135m-instruct
 machine="$("$VENV/bin/sdft" doctor)"
 if [[ "$machine" == *"no instructions for it: model.dtype bfloat16"* ]]; then
-    say "this CPU has no instructions for bfloat16, in which the config computes: float32 is many times faster here"
+    say "this CPU has no instructions for bfloat16, in which the config computes: float32 is several times faster"
     set -- --model.dtype float32 --train.precision fp32 "$@"
 fi
 say "training (see configs/online/quickstart.yaml)"
