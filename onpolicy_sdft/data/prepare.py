@@ -84,7 +84,7 @@ def prepare(
         return in_chunks(lambda rows: pack(read_rows(renderer, taught, rows)), demonstrations, num_workers)
 
     key = key_of(demonstrations, renderer, taught, config, work) if uses_cache else None
-    made = _unpacked(read() if key is None else [cached_rows(key, read)], renderer)
+    made = _unpacked(read() if key is None else cached_rows(key, read), renderer)
     good, rows, bad_rows = _good_rows(demonstrations, made, on_bad_row)
     if prompts is None:
         prompts = TeacherPrompts(good, renderer, config, seed, work)

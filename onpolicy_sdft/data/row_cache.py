@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,8 +79,10 @@ def key_of(
     return digest.hexdigest()
 
 
-def cached_rows(key: str, read: Callable[[], Iterable[PackedRows]], directory: Path | None = None) -> PackedRows:
-    """Return what was made of rows before, or make it and keep it.
+def cached_rows(
+    key: str, read: Callable[[], Iterable[PackedRows]], directory: Path | None = None
+) -> Iterator[PackedRows]:
+    """Yield what was made of rows before, or make it, and keep it where all of it was taken.
 
     Args:
         key: See :func:`key_of`.
@@ -92,16 +94,20 @@ def cached_rows(key: str, read: Callable[[], Iterable[PackedRows]], directory: P
         found = _look_up(place)
     except (OSError, RuntimeError) as error:  # no home, or one that is not ours: the run needs no cache
         logger.warning(f"token ids are not kept on disk (data.cache): {error}")
-        return join(list(read()))
+        yield from read()
+        return
     if found is not None:
-        return found
-    found = join(list(read()))
+        yield found
+        return
+    parts = []
+    for part in read():
+        parts.append(part)
+        yield part
     try:
-        make_once(place, lambda scratch: _save(found, scratch))
+        make_once(place, lambda scratch: _save(join(parts), scratch))
         _prune(place.parent)
     except OSError as error:  # a disk that is full or read-only
         logger.warning(f"token ids are not kept in {place} (data.cache): {error}")
-    return found
 
 
 def _look_up(place: Path) -> PackedRows | None:

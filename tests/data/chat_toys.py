@@ -124,7 +124,6 @@ TOYS: dict[str, Toy] = {
     ),
 }  # fmt: skip
 
-_HEAD = "{% if add_generation_prompt %}"
 _CALLS = "{% for call in m.tool_calls %}"
 #: As the families write tools, calls and what tools return.
 TOOL_TOYS = {

@@ -64,7 +64,7 @@ READ: list[ReadRow | str] = [
 
 
 def look_up(home: Path, key: str = "key", read=lambda: [pack(READ[:1]), pack(READ[1:])]) -> list[ReadRow | str]:
-    return list(unpack(cached_rows(key, read, home), tuple))
+    return [row for part in cached_rows(key, read, home) for row in unpack(part, tuple)]
 
 
 def never_read() -> list[PackedRows]:
@@ -74,6 +74,16 @@ def never_read() -> list[PackedRows]:
 def test_rows_come_back_as_they_were(home):
     assert look_up(home) == READ
     assert look_up(home, read=never_read) == READ
+
+
+def test_rows_that_are_refused_on_the_way_are_not_kept(home):
+    def read():
+        yield pack(READ[:2])
+        pytest.fail("read on behind the row that is refused")
+
+    first = next(cached_rows("key", read, home))
+    assert list(unpack(first, tuple)) == READ[:2]
+    assert not home.exists()
 
 
 @pytest.mark.parametrize("damage", [lambda file: file[:-3], lambda file: file[:-1] + b"\xff", lambda file: b""])
@@ -98,7 +108,7 @@ def test_without_a_home_the_run_goes_on(monkeypatch, caplog):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", no_home)
-    assert list(unpack(cached_rows("key", lambda: [pack(READ)]), tuple)) == READ
+    assert [row for part in cached_rows("key", lambda: [pack(READ)]) for row in unpack(part, tuple)] == READ
     assert "token ids are not kept on disk (data.cache): Could not determine home directory." in caplog.text
 
 

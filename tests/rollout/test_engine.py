@@ -48,8 +48,13 @@ def test_tokens_are_generates_for_any_slots_drafts_and_order_in_float64(params):
 
 @pytest.mark.parametrize(
     ("params", "grid"),
-    [*((params, False) for params in PARAMS), (PARAMS[0], True), (PARAMS[2], True)],
-    ids=[*PARAM_NAMES, "own, in a grid", "filtered, in a grid"],
+    [
+        *((params, False) for params in PARAMS),
+        (PARAMS[0], True),
+        (PARAMS[2], True),
+        *(pytest.param(PARAMS[each], True, marks=pytest.mark.slow) for each in (1, 3)),
+    ],
+    ids=[*PARAM_NAMES, *(f"{PARAM_NAMES[each]}, in a grid" for each in (0, 2, 1, 3))],
 )
 def test_ids_without_a_token_are_never_written_however_likely_they_are(params, grid):
     model, few = make("llama", torch.float64), 40

@@ -9,7 +9,10 @@ from onpolicy_sdft.rollout.gpu import filters, sampling, settle
 
 CARDS = [80, 90]
 #: A dtype and a card: each of both.
-KINDS = [("bf16", 80), ("bf16", 90), ("fp16", 90), ("fp32", 80)]
+KINDS = [
+    ("bf16", 80), ("bf16", 90), ("fp16", 90), ("fp32", 80),
+    *(pytest.param(*kind, marks=pytest.mark.slow) for kind in (("fp16", 80), ("fp32", 90))),
+]  # fmt: skip
 ALIGNED = ("raw_stride", "law_stride", "x_stride", "vocab", "num_tokens")
 ROW = {
     "slots_ptr": "*i64", "lengths_ptr": "*i64", "starts_ptr": "*i64", "words_ptr": "*i64", "temperature_ptr": "*fp32",
