@@ -19,6 +19,7 @@ from onpolicy_sdft.rollout.engine import EngineOptions, RolloutEngine
 from onpolicy_sdft.rollout.hf import CollectiveDecoding
 from onpolicy_sdft.rollout.hf_trial import hf_backend
 from onpolicy_sdft.rollout.memory import kv_budget
+from onpolicy_sdft.rollout.sampling import Vocabulary
 from onpolicy_sdft.rollout.vllm import VLLMOptions, require_vllm
 from onpolicy_sdft.rollout.vllm_trial import vllm_backend
 from onpolicy_sdft.rollout.weights import LocalWeights
@@ -51,9 +52,9 @@ class ModelBundle:
         return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
     @property
-    def num_tokens(self) -> int:
-        """Ids from here on have no token: embeddings are often padded to a round size."""
-        return max(*self.loaded.tokenizer.get_vocab().values(), *self.stop_token_ids) + 1
+    def vocabulary(self) -> Vocabulary:
+        """The ids that may be drawn."""
+        return Vocabulary.of(self.loaded.tokenizer, self.stop_token_ids)
 
     def backend(
         self,
@@ -102,7 +103,7 @@ class ModelBundle:
             )  # fmt: skip
             weights = LocalWeights.on_device(model, config.merge_adapter, config.decode_copy, attention)
             try:
-                return RolloutEngine(model, self.stop_token_ids, weights, options, self.num_tokens)
+                return RolloutEngine(model, self.stop_token_ids, weights, options, self.vocabulary)
             except UnsupportedModel as error:
                 logger.info(f"rollouts go through transformers' generate: {type(inner_model(model)).__name__}: {error}")
         return self._hf_backend(model, batch_size, config.merge_adapter)
@@ -115,7 +116,7 @@ class ModelBundle:
             budget, config.num_slots, config.prefill_tokens, config.decode_copy == "bfloat16", config.graphs,
             config.max_mismatch, self.ranks.num_ranks,
         )  # fmt: skip
-        return vllm_backend(model, self.stop_token_ids, options, self.num_tokens)
+        return vllm_backend(model, self.stop_token_ids, options, self.vocabulary)
 
     def _hf_backend(self, model: PreTrainedModel | PeftModel, batch_size: int, merge_adapter: bool) -> RolloutBackend:
         return hf_backend(
@@ -125,7 +126,7 @@ class ModelBundle:
             batch_size,
             merge_adapter,
             self.together,
-            self.num_tokens,
+            self.vocabulary,
         )
 
 

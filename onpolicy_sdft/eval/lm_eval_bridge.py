@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.data.chat_template import OwnMarkup
 from onpolicy_sdft.errors import ConfigError, DataError, MissingDependencyError
+from onpolicy_sdft.rollout.sampling import Vocabulary
 from onpolicy_sdft.runs.files import dumps_strict
 
 if TYPE_CHECKING:
@@ -217,10 +218,10 @@ def _reading_rows_as_text(language_model: Any, markup: OwnMarkup) -> Any:
 
 
 def never_write_ids_without_a_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Have ``generate`` leave out the ids behind the tokenizer's, where the vocabulary is padded."""
-    num_tokens, size = max(tokenizer.get_vocab().values()) + 1, model.config.get_text_config().vocab_size
-    if num_tokens < size and model.generation_config is not None:
-        model.generation_config.suppress_tokens = list(range(num_tokens, size))
+    """Have ``generate`` leave out the ids that the tokenizer has no token for."""
+    never = Vocabulary.of(tokenizer).without_token(model.config.get_text_config().vocab_size)
+    if never and model.generation_config is not None:
+        model.generation_config.suppress_tokens = never
 
 
 def require_lm_eval() -> None:

@@ -18,7 +18,7 @@ from onpolicy_sdft.rollout.decode import DecodeResult, Rows, forward_hidden, pla
 from onpolicy_sdft.rollout.drafts import lay_out, look_up
 from onpolicy_sdft.rollout.joining import Joining
 from onpolicy_sdft.rollout.noise import key_words
-from onpolicy_sdft.rollout.sampling import CANDIDATES, BatchSamplingParams
+from onpolicy_sdft.rollout.sampling import CANDIDATES, BatchSamplingParams, Vocabulary
 from onpolicy_sdft.rollout.scheduler import PromptPiece, Scheduler
 from onpolicy_sdft.rollout.slots import Packing, Segment
 from onpolicy_sdft.rollout.speculation import choose_drafts
@@ -98,14 +98,14 @@ class Call:
     def _lay_out_requests(self) -> None:
         """Put the sampling parameters and keys of all requests into tensors; make room for partners if any has one."""
         vocab_size = head_of(self.model).weight_VD.shape[0]
-        num_tokens = min(self.engine.num_tokens or vocab_size, vocab_size)
+        vocabulary = (self.engine.vocabulary or Vocabulary(vocab_size)).within(vocab_size)
         each = [request.params or self.params for request in self.requests] or [self.params]
-        self.batch_params = BatchSamplingParams.of(each, num_tokens, self.device)
+        self.batch_params = BatchSamplingParams.of(each, vocabulary, self.device)
         self.pool.batch_params = replace(
             self.pool.batch_params,
             is_raw=self.batch_params.is_raw, is_filtered=self.batch_params.is_filtered,
             is_penalised=self.batch_params.is_penalised,
-            num_tokens=num_tokens,
+            vocabulary=vocabulary,
         )  # fmt: skip
         self.words_R2 = key_words([request.key for request in self.requests]).to(self.device)
         blends = [request.blend for request in self.requests if request.blend is not None]

@@ -146,21 +146,22 @@ def _sample_and_verify_with_kernels(
     from onpolicy_sdft.rollout.gpu.settle import settle_rows
 
     is_recorded = texts.hidden is not None or texts.top_token_ids is not None
-    if not is_recorded and not batch_params.is_penalised and rows.pair_N is None:
+    if not is_recorded and not batch_params.changes_logits and rows.pair_N is None:
         return DecodeResult(
             *settle_rows(texts, stop_token_ids_T, rows, draw_rows(texts, batch_params, rows, raw_MV, head, None))
         )
     where = Places.of(texts, rows)
     blended = _blend(texts, rows, where, raw_MV, head)
-    raw_NV, penalised_NV, top = raw_MV, None, None
+    raw_NV, changed_NV, top = raw_MV, None, None
     if texts.top_token_ids is not None:
         own_NV = head.finish(raw_MV) if blended is None else blended.own_NV
         top = likeliest(own_NV, texts.top_token_ids.shape[-1])
     if blended is not None:  # the kernels are shown the blended logits as if the output layer had given them
         raw_NV, head = blended.mixed_NV, replace(head, scale=1.0, softcap=None)
-    if batch_params.is_penalised:
-        penalised_NV = _penalised(head.finish(raw_NV), texts, batch_params[where.slots_N], where)
-    drawn = draw_rows(texts, batch_params, rows, raw_NV, head, penalised_NV)
+    if batch_params.changes_logits:
+        changed_NV = _penalised(head.finish(raw_NV), texts, batch_params[where.slots_N], where)
+        changed_NV = batch_params.leave_out_missing(changed_NV)
+    drawn = draw_rows(texts, batch_params, rows, raw_NV, head, changed_NV)
     if blended is not None:
         drawn = replace(drawn, logprobs=logprobs_at(blended.own_NV, drawn.token_ids))
     settled = DecodeResult(*settle_rows(texts, stop_token_ids_T, rows, drawn))

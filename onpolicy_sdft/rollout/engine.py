@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from onpolicy_sdft.rollout.sampling import Vocabulary
     from onpolicy_sdft.rollout.weights import WeightsView
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class RolloutEngine:
         stop_token_ids: Token ids that end a completion.
         weights: What to decode from.
         options: How to work.
-        num_tokens: Ids from here on have no token and are never drawn; None: all have one.
+        vocabulary: The ids that have a token: no other is drawn. None: all have one.
 
     Raises:
         UnsupportedModel: If the model cannot be served; transformers' ``generate`` can (see ``hf.py``).
@@ -85,13 +86,13 @@ class RolloutEngine:
         stop_token_ids: Sequence[int],
         weights: WeightsView,
         options: EngineOptions,
-        num_tokens: int | None = None,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         self.model = model
         self.stop_token_ids = tuple(stop_token_ids)
         self.weights = weights
         self.options = options
-        self.num_tokens = num_tokens
+        self.vocabulary = vocabulary
         self.stats = RolloutStats()
         self.acceptance = Acceptance()
         self.costs: StepCosts | None = None

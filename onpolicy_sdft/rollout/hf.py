@@ -27,7 +27,7 @@ from onpolicy_sdft.models.trace import no_trace
 from onpolicy_sdft.rollout.backend import NO_LISTENER, NO_RECORD, Listener, OnProgress, RolloutStats, ignore_progress
 from onpolicy_sdft.rollout.blending import logprobs_at, mix, within_budget
 from onpolicy_sdft.rollout.noise import key_words
-from onpolicy_sdft.rollout.sampling import Draw, cut_at_terminator, draw, likeliest, warpers
+from onpolicy_sdft.rollout.sampling import Draw, Vocabulary, cut_at_terminator, draw, likeliest, warpers
 from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.shapes import round_tokens
 from onpolicy_sdft.types import (
@@ -64,7 +64,7 @@ class HFBackend:
         batch_size: Completions written at once.
         merge_adapter: Decode from a merged scratch copy of the LoRA-targeted linears.
         together: How ranks write together; None: each for itself.
-        num_tokens: Ids from here on have no token and are never drawn; None: all have one.
+        vocabulary: The ids that have a token: no other is drawn. None: all have one.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class HFBackend:
         batch_size: int,
         merge_adapter: bool = True,
         together: CollectiveDecoding | None = None,
-        num_tokens: int | None = None,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         self.together = together
-        self.num_tokens = num_tokens
+        self.vocabulary = vocabulary
         self.model = model
         self.stop_token_ids = tuple(stop_token_ids)
         self.pad_token_id = pad_token_id
@@ -152,7 +152,7 @@ class HFBackend:
         for row, prompt in enumerate(prompts):
             input_ids_RT[row, longest - len(prompt) :] = torch.tensor(prompt, dtype=torch.int64)
             mask_RT[row, longest - len(prompt) :] = 1
-        drawing = _KeyedDrawing(requests, params, longest, self.stop_token_ids, on_progress, record, self.num_tokens)
+        drawing = _KeyedDrawing(requests, params, longest, self.stop_token_ids, on_progress, record, self.vocabulary)
         # A blank config: the checkpoint's own would fill every unset field (top_k, repetition penalty, ...).
         own_config = model.generation_config
         model.generation_config = GenerationConfig()
@@ -258,10 +258,10 @@ class _KeyedDrawing(LogitsProcessor):
         stop_token_ids: tuple[int, ...],
         on_progress: OnProgress,
         record: RecordOptions,
-        num_tokens: int | None,
+        vocabulary: Vocabulary | None,
     ) -> None:
         self.requests = requests
-        self.num_tokens = num_tokens
+        self.vocabulary = vocabulary
         self.record = record
         self.hidden: list[torch.Tensor] = []  # a step each, [R, D]
         self.top: list[TopLogprobs] = []  # a step each, [B, K]
@@ -303,8 +303,9 @@ class _KeyedDrawing(LogitsProcessor):
 
     def _process(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Put each row through its own distribution, with its own prefix and without the padding before it."""
-        if self.num_tokens is not None and self.num_tokens < scores.shape[-1]:
-            scores = scores[:, : self.num_tokens]
+        never = [] if self.vocabulary is None else self.vocabulary.without_token(scores.shape[-1])
+        if never:
+            scores = scores.index_fill(-1, torch.tensor(never, device=scores.device), -torch.inf)
         if not any(len(group) for group, _ in self.groups):
             return scores
         processed = scores.clone()

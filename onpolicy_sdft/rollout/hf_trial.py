@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from onpolicy_sdft.rollout.sampling import Vocabulary
+
 logger = logging.getLogger(__name__)
 
 _NUM_TOKENS = 3  # written in the trial: the first is drawn from the prompt's forward, the others through the cache
@@ -34,7 +36,7 @@ def hf_backend(
     batch_size: int,
     merge_adapter: bool,
     together: CollectiveDecoding | None,
-    num_tokens: int | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> HFBackend:
     """Return the backend over ``generate``, tried: with the batch that is asked for, else of one text at a time.
 
@@ -42,14 +44,14 @@ def hf_backend(
         ModelError: If texts written alone are wrong as well.
     """
     name = type(inner_model(model)).__name__
-    backend = HFBackend(model, stop_token_ids, pad_token_id, batch_size, merge_adapter, together, num_tokens)
+    backend = HFBackend(model, stop_token_ids, pad_token_id, batch_size, merge_adapter, together, vocabulary)
     off = how_far_generate_is_off(backend)
     if off and batch_size > 1:
         logger.warning(
             f"transformers' generate is {off:.2g} (relative) off {name}'s own hidden states where texts of "
             "different lengths share a batch: they are written one at a time"
         )
-        backend = HFBackend(model, stop_token_ids, pad_token_id, 1, merge_adapter, together, num_tokens)
+        backend = HFBackend(model, stop_token_ids, pad_token_id, 1, merge_adapter, together, vocabulary)
         off = how_far_generate_is_off(backend)
     if off:
         raise ModelError(

@@ -12,7 +12,7 @@ from onpolicy_sdft.rollout.attention import KernelName, SlotAttention
 from onpolicy_sdft.rollout.blending import Pairs
 from onpolicy_sdft.rollout.kernels import make_kernels
 from onpolicy_sdft.rollout.memory import Budget, choose_num_slots, show_bytes
-from onpolicy_sdft.rollout.sampling import BatchSamplingParams
+from onpolicy_sdft.rollout.sampling import BatchSamplingParams, Vocabulary
 from onpolicy_sdft.rollout.slots import LayerShape, SlotCache, SlotTexts, bytes_per_position
 from onpolicy_sdft.rollout.speculation import WIDTHS
 from onpolicy_sdft.types import RecordOptions, RolloutRequest, SamplingParams
@@ -161,7 +161,7 @@ def make_pool(
             how = make_kernels(kernels, made.length, needs.device)
             cache = SlotCache(shapes, num_slots, made.length, needs.dtype, needs.device, how)
             texts = SlotTexts.make(num_slots, made.length, made.longest, made.source, wide, needs.device)
-            batch_params = BatchSamplingParams.of([SamplingParams()] * (num_slots + 1), 1, needs.device)
+            batch_params = BatchSamplingParams.of([SamplingParams()] * (num_slots + 1), Vocabulary(1), needs.device)
             return Pool(cache, texts, SlotAttention(cache), batch_params, a_position), budget
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if num_slots == needs.least or "memory" not in str(error).lower():

@@ -16,7 +16,7 @@ import torch
 
 from onpolicy_sdft.models.lora import embedding_weight
 from onpolicy_sdft.models.policy import Head, body, head_of
-from onpolicy_sdft.rollout.sampling import BatchSamplingParams, likeliest
+from onpolicy_sdft.rollout.sampling import BatchSamplingParams, Vocabulary, likeliest
 from onpolicy_sdft.shapes import round_rows, round_tokens
 from onpolicy_sdft.types import RecordOptions, Rollout, RolloutRequest, SamplingParams, TopLogprobs
 
@@ -43,12 +43,12 @@ class Rescorer:
 
     Args:
         model: With the weights that wrote; read as they are held.
-        num_tokens: Ids from here on have no token and are never drawn; None: all have one.
+        vocabulary: The ids that have a token: no other is drawn. None: all have one.
         batch_tokens: Positions of one forward, unless one text alone has more.
     """
 
     model: PreTrainedModel
-    num_tokens: int | None
+    vocabulary: Vocabulary | None
     batch_tokens: int
 
     def __call__(
@@ -127,10 +127,10 @@ class Rescorer:
 
         A token that rounding puts on the other side of a filter's edge counts as kept.
         """
-        num_tokens = logits_CV.shape[-1] if self.num_tokens is None else self.num_tokens
+        vocabulary = self.vocabulary or Vocabulary(logits_CV.shape[-1])
         params = replace(SamplingParams(), repetition_penalty=text.params.repetition_penalty)
         each = BatchSamplingParams.of(
-            [params if text.params.greedy else text.params] * len(logits_CV), num_tokens, logits_CV.device
+            [params if text.params.greedy else text.params] * len(logits_CV), vocabulary, logits_CV.device
         )
         if each.is_penalised:
             ids_L = torch.tensor(text.request.prompt_token_ids + text.token_ids, device=logits_CV.device)

@@ -9,13 +9,15 @@ Shape letters: B rows, V vocabulary, M blocks, W ids of a block, K kept candidat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
+    PreTrainedTokenizerBase,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -47,6 +49,36 @@ def warpers(params: SamplingParams) -> LogitsProcessorList:
 
 
 @dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The ids that have a token. No other is ever drawn, whatever a model says of it."""
+
+    num_tokens: int  # ids from here on have none: embeddings are often padded to a round size
+    missing: tuple[int, ...] = ()  # ids below that have none either
+
+    @staticmethod
+    def of(tokenizer: PreTrainedTokenizerBase, others: Iterable[int] = ()) -> Vocabulary:
+        """Return a tokenizer's ids, and ``others`` that have a token as well."""
+        known = {*tokenizer.get_vocab().values(), *others}
+        num_tokens = max(known) + 1
+        unknown = [each for each in range(num_tokens) if each not in known]
+        # Pieces that stand twice in a vocabulary share an entry in ``get_vocab``.
+        return Vocabulary(num_tokens, tuple(t for t in unknown if tokenizer.convert_ids_to_tokens(t) is None))
+
+    def without_token(self, size: int) -> list[int]:
+        """Return the ids below ``size`` that have no token."""
+        return [*(each for each in self.missing if each < size), *range(self.num_tokens, size)]
+
+    def within(self, size: int) -> Vocabulary:
+        """Return the part of it that a model with ``size`` ids can write."""
+        return Vocabulary(min(self.num_tokens, size), tuple(each for each in self.missing if each < size))
+
+
+@cache  # captured steps read this very tensor
+def _on_device(ids: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor(ids, device=device)
+
+
+@dataclass(frozen=True, slots=True)
 class BatchSamplingParams:
     """The sampling parameters of a batch, a row each."""
 
@@ -56,14 +88,15 @@ class BatchSamplingParams:
     min_p_B: torch.Tensor
     greedy_B: torch.Tensor
     penalty_B: torch.Tensor  # 1 where tokens may repeat
-    is_raw: bool  # every row is the model's own distribution, or greedy
+    is_raw: bool  # every row is the model's own distribution over the first ids, or greedy
     is_filtered: bool  # some row leaves tokens out
     is_penalised: bool  # some row looks at its prefix
-    num_tokens: int  # ids from here on have no token, where the vocabulary is padded: they are never drawn
+    vocabulary: Vocabulary
 
     @staticmethod
-    def of(each_params: Sequence[SamplingParams], num_tokens: int, device: torch.device) -> BatchSamplingParams:
-        """Lay out distributions over the ids below ``num_tokens`` as tensors."""
+    def of(each_params: Sequence[SamplingParams], vocabulary: Vocabulary, device: torch.device) -> BatchSamplingParams:
+        """Lay out distributions over the ids that have a token as tensors."""
+        num_tokens = vocabulary.num_tokens
 
         def column(values: list[float] | list[int] | list[bool]) -> torch.Tensor:
             return torch.tensor(values, device=device)
@@ -76,18 +109,24 @@ class BatchSamplingParams:
             min_p_B=column([float(params.min_p) for params in each_params]),
             greedy_B=column([params.greedy for params in each_params]),
             penalty_B=column([float(params.repetition_penalty) for params in each_params]),
-            is_raw=all(params in (SamplingParams(), SamplingParams(temperature=0.0)) for params in each_params),
+            is_raw=not vocabulary.missing
+            and all(params in (SamplingParams(), SamplingParams(temperature=0.0)) for params in each_params),
             is_penalised=any(params.repetition_penalty != 1.0 for params in each_params),
             is_filtered=any(params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0 for params in drawn),
-            num_tokens=num_tokens,
+            vocabulary=vocabulary,
         )
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether tokens are drawn from other logits than the model's, before temperature and filters."""
+        return self.is_penalised or bool(self.vocabulary.missing)
 
     def __getitem__(self, rows: torch.Tensor) -> BatchSamplingParams:
         """Pick rows."""
         return BatchSamplingParams(
             self.temperature_B[rows], self.top_k_B[rows], self.top_p_B[rows], self.min_p_B[rows],
             self.greedy_B[rows], self.penalty_B[rows], self.is_raw, self.is_filtered, self.is_penalised,
-            self.num_tokens,
+            self.vocabulary,
         )  # fmt: skip
 
     def put(self, rows: torch.Tensor, others: BatchSamplingParams, other_rows: torch.Tensor) -> None:
@@ -106,8 +145,9 @@ class BatchSamplingParams:
             num_candidates: Sort this many likeliest tokens first, and all of them only if they do not settle every
                 row; None sorts all at once and reads nothing back from the device.
         """
-        if self.num_tokens < logits_BV.shape[-1]:
-            logits_BV = logits_BV[:, : self.num_tokens]
+        if self.vocabulary.num_tokens < logits_BV.shape[-1]:
+            logits_BV = logits_BV[:, : self.vocabulary.num_tokens]
+        logits_BV = self.leave_out_missing(logits_BV)
         if self.is_raw:
             return logits_BV
         scaled_BV = logits_BV / self.temperature_B[:, None].to(logits_BV.dtype)
@@ -119,6 +159,13 @@ class BatchSamplingParams:
         if width < size and not bool(settled_B.all()):
             floor_B, _ = self._floor(scaled_BV, size)
         return scaled_BV.masked_fill(scaled_BV < floor_B[:, None], -torch.inf)
+
+    def leave_out_missing(self, logits_BV: torch.Tensor) -> torch.Tensor:
+        """Give the ids that have no token inside the vocabulary no probability."""
+        if not self.vocabulary.missing:
+            return logits_BV
+        missing = _on_device(self.vocabulary.missing, logits_BV.device)
+        return logits_BV.index_fill(-1, missing, -torch.inf)
 
     def penalise(self, logits_BV: torch.Tensor, prefixes_BL: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
         """Lower the logits of tokens that stand in a row's own prefix.
@@ -185,8 +232,7 @@ def draw(
     Args:
         logits_BV: The model's logits, float32 or wider, finite.
         processed_BV: Logits of the distribution to draw from, of all ids or the first ones; ``logits_BV`` itself where
-            that is
-            the model's own.
+            that is the model's own.
         greedy_B: Rows that take the likeliest token instead.
         words_B2: Noise key words of the rows.
         positions_B: Index of the token within each completion.

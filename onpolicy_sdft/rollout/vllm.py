@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from onpolicy_sdft.rollout.sampling import Vocabulary
+
 #: Read by vLLM: the engine in this process, threads left to torch.
 _NEEDED = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 #: Unless the user says otherwise: nothing is sent home, and no lines about every hand-over.
@@ -80,7 +82,7 @@ class VLLMBackend:
         model: The live model, adapters in place; its weights are whole whenever it writes.
         stop_token_ids: Token ids that end a completion.
         options: How vLLM works.
-        num_tokens: Ids from here on have no token and are never drawn; None: all have one.
+        vocabulary: The ids that have a token: no other is drawn. None: all have one.
 
     Raises:
         ModelError: If vLLM cannot serve such a model, or not in the memory there is.
@@ -91,12 +93,12 @@ class VLLMBackend:
         model: PreTrainedModel | PeftModel,
         stop_token_ids: Sequence[int],
         options: VLLMOptions,
-        num_tokens: int | None = None,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         self.model = model
         self.stop_token_ids = tuple(stop_token_ids)
         self.options = options
-        self.num_tokens = num_tokens
+        self.vocabulary = vocabulary
         self.stats = RolloutStats()
         weights = embedding_weight(inner_model(model))
         self.device = weights.device
@@ -259,7 +261,8 @@ class VLLMBackend:
         from vllm import SamplingParams as Asked
         from vllm.sampling_params import RequestOutputKind
 
-        is_padded = self.num_tokens is not None and self.num_tokens < inner_model(self.model).config.vocab_size
+        size = inner_model(self.model).config.vocab_size
+        never = set() if self.vocabulary is None else set(self.vocabulary.without_token(size))
         return Asked(
             temperature=params.temperature,
             top_k=0 if params.greedy else params.top_k,
@@ -269,14 +272,14 @@ class VLLMBackend:
             max_tokens=request.max_new_tokens,
             stop_token_ids=list(self.stop_token_ids),
             ignore_eos=True,  # a terminator is one of ours
-            allowed_token_ids=list(range(self.num_tokens or 0)) if is_padded else None,
+            allowed_token_ids=[each for each in range(size) if each not in never] if never else None,
             logprobs=0,  # of the drawn token alone
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
     def _rescore(self, written: Sequence[Written], record: RecordOptions) -> list[Rollout]:
-        rescorer = Rescorer(inner_model(self.model), self.num_tokens, self.prefill_tokens)
+        rescorer = Rescorer(inner_model(self.model), self.vocabulary, self.prefill_tokens)
         found = dict[int, Rollout]()
         for place, rollout, differences in rescorer(written, record):
             found[place] = rollout

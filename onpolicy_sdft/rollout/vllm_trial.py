@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from onpolicy_sdft.rollout.sampling import Vocabulary
+
 logger = logging.getLogger(__name__)
 
 _NUM_TOKENS = 3
@@ -31,7 +33,7 @@ def vllm_backend(
     model: PreTrainedModel | PeftModel,
     stop_token_ids: Sequence[int],
     options: VLLMOptions,
-    num_tokens: int | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> VLLMBackend:
     """Return the backend over vLLM, tried, and say what is lost beside the engine.
 
@@ -40,7 +42,7 @@ def vllm_backend(
         ModelError: If vLLM cannot serve the model, or writes with other numbers than it has.
     """
     name = type(inner_model(model)).__name__
-    backend = VLLMBackend(model, stop_token_ids, options, num_tokens)
+    backend = VLLMBackend(model, stop_token_ids, options, vocabulary)
     try:
         off = how_far_vllm_is_off(backend)
     except SdftError:

@@ -9,6 +9,7 @@ from onpolicy_sdft import fit, load_config
 from onpolicy_sdft.build.bundle import load_bundle
 from onpolicy_sdft.build.data import load_rows, make_prompt_pairs
 from onpolicy_sdft.errors import DataError
+from onpolicy_sdft.rollout.sampling import Vocabulary
 from onpolicy_sdft.runs.files import read_json
 
 
@@ -55,4 +56,4 @@ def test_what_writes_in_a_run_knows_which_ids_have_no_token(config_of, backend):
     bundle = load_bundle(config)
     num_tokens = max(bundle.loaded.tokenizer.get_vocab().values()) + 1
     assert num_tokens < bundle.loaded.model.config.vocab_size
-    assert bundle.backend(bundle.loaded.model, config.rollout, 2).num_tokens == num_tokens
+    assert bundle.backend(bundle.loaded.model, config.rollout, 2).vocabulary == Vocabulary(num_tokens)

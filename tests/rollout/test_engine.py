@@ -15,6 +15,7 @@ from onpolicy_sdft.models.policy import body, head_of
 from onpolicy_sdft.rollout.backend import NO_RECORD
 from onpolicy_sdft.rollout.drafts import lay_out, look_up
 from onpolicy_sdft.rollout.hf import HFBackend
+from onpolicy_sdft.rollout.sampling import Vocabulary
 from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.shapes import round_rows, round_tokens
 from onpolicy_sdft.types import NoiseKey, RecordOptions, RolloutRequest, SamplingParams
@@ -58,14 +59,18 @@ def test_tokens_are_generates_for_any_slots_drafts_and_order_in_float64(params):
 )
 def test_ids_without_a_token_are_never_written_however_likely_they_are(params, grid):
     model, few = make("llama", torch.float64), 40
+    vocabulary = Vocabulary(few, missing=(0, 7, 8, 33))  # past the end, and inside
     requests = [
         dataclasses.replace(each, prompt_token_ids=tuple(t % few for t in each.prompt_token_ids)) for each in ask()
     ]
-    assert max(itertools.chain(*tokens(engine(model).generate(requests, SamplingParams())))) >= few
-    theirs = HFBackend(model, (few - 1,), few - 1, 3, num_tokens=few).generate(requests, params)
-    ours = engine(model, (few - 1,), num_tokens=few, grid=grid).generate(requests, params)
+    never = set(vocabulary.without_token(1000))
+    anything = {*itertools.chain(*tokens(engine(model).generate(requests, SamplingParams())))}
+    assert max(anything) >= few
+    assert anything & {*vocabulary.missing}
+    theirs = HFBackend(model, (few - 1,), few - 1, 3, vocabulary=vocabulary).generate(requests, params)
+    ours = engine(model, (few - 1,), vocabulary=vocabulary, grid=grid).generate(requests, params)
     assert tokens(ours) == tokens(theirs)
-    assert max(itertools.chain(*tokens(ours))) < few
+    assert not never & {*itertools.chain(*tokens(ours))}
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.sampling_logprobs == pytest.approx(other.sampling_logprobs, abs=1e-5)
         whole = torch.tensor([*mine.prompt_token_ids, *mine.token_ids])
@@ -74,7 +79,8 @@ def test_ids_without_a_token_are_never_written_however_likely_they_are(params, g
         plain = logprobs.gather(-1, torch.tensor(mine.token_ids)[:, None])[:, 0]
         assert mine.logprobs == pytest.approx(plain.tolist(), abs=1e-5)
         if params == SamplingParams():
-            left = logprobs[:, :few].logsumexp(-1)
+            with_token = [each for each in range(few) if each not in never]
+            left = logprobs[:, with_token].logsumexp(-1)
             assert mine.sampling_logprobs == pytest.approx((plain - left).tolist(), abs=1e-5)
 
 

@@ -11,6 +11,7 @@ import torch
 from onpolicy_sdft.rollout.backend import RolloutStats
 from onpolicy_sdft.rollout.hf import HFBackend
 from onpolicy_sdft.rollout.rescoring import Rescorer, Written
+from onpolicy_sdft.rollout.sampling import Vocabulary
 from onpolicy_sdft.types import NoiseKey, RecordOptions, RolloutRequest, SamplingParams
 
 TERMINATOR = 257
@@ -35,9 +36,11 @@ def texts(rollouts, params):
 )  # fmt: skip
 def test_rescored_texts_are_the_rollouts_of_generate(tiny_model, params, batch_tokens):
     model, record = tiny_model(torch.float64).eval(), RecordOptions(hidden=True, top_k=3)
-    rollouts = HFBackend(model, (TERMINATOR,), TERMINATOR, 1, num_tokens=260).generate(REQUESTS, params, record=record)
+    rollouts = HFBackend(model, (TERMINATOR,), TERMINATOR, 1, vocabulary=Vocabulary(260)).generate(
+        REQUESTS, params, record=record
+    )
     with torch.no_grad():
-        found = list(Rescorer(model, 260, batch_tokens)(texts(rollouts, params), record))
+        found = list(Rescorer(model, Vocabulary(260), batch_tokens)(texts(rollouts, params), record))
     assert sorted(place for place, _, _ in found) == list(range(len(PROMPTS)))
     for place, again, differences in found:
         own = rollouts[place]

