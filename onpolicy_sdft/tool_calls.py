@@ -14,8 +14,11 @@ from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.types import Turn
 
 TOOLS = "tools"
+#: Keys under which an answer's reasoning stands beside it: rows have one, a chat template reads another.
+REASONING = ("reasoning_content", "reasoning", "thinking")
+_CALLS = ("tool_calls", "function_call")
 #: What else a message may hold for the chat template, by its role.
-EXTRA = {"assistant": ("tool_calls", "function_call"), "tool": ("name", "tool_call_id")}
+EXTRA = {"assistant": ("tool_calls", "function_call", *REASONING), "tool": ("name", "tool_call_id")}
 
 
 def read_tools(value: Any) -> Turn:
@@ -57,11 +60,16 @@ def read_extra(message: Mapping[str, Any], role: str) -> str:
         DataError: If a call has no name, or arguments that are no object.
     """
     found = {key: message[key] for key in extra_keys(role) if message.get(key)}
-    given = [[_call(each) for each in _listed(found.pop(key))] for key in EXTRA["assistant"] if key in found]
+    given = [[_call(each) for each in _listed(found.pop(key))] for key in _CALLS if key in found]
+    thoughts = [found.pop(key) for key in REASONING if key in found]
     if any(not calls for calls in given):
         raise DataError(f"calls of no function: {message!r:.80}")
     if given:
         found["tool_calls"] = given[0]
+    if any(thought != thoughts[0] or not isinstance(thought, str) for thought in thoughts):
+        raise DataError(f"the reasoning of a message is no text, or two different ones: {message!r:.80}")
+    if thoughts and thoughts[0].strip():
+        found |= json.loads(reasoning_of(thoughts[0]))
     if len(given) == 2 and [call["function"] for call in given[0]] != [call["function"] for call in given[1]]:
         raise DataError("a message has other calls in tool_calls than in function_call: keep one")
     return _json(found) if found else ""
@@ -74,15 +82,29 @@ def extra_keys(role: Any) -> tuple[str, ...]:
 
 def has_nulls(message: Mapping[str, Any]) -> bool:
     """Whether nulls among the arguments of a message's calls are left out."""
-    calls = [call for key in EXTRA["assistant"] for call in _listed(message.get(key) or [])]
+    calls = [call for key in _CALLS for call in _listed(message.get(key) or [])]
     given = [_function_of(call).get("arguments") for call in calls]
     return any(not isinstance(each, str) and _without_nulls(each) != each for each in given)
 
 
+def reasoning_of(text: str) -> str:
+    """Return an answer's reasoning as what a message holds for the chat template besides its text."""
+    return _json(dict.fromkeys(REASONING, text))
+
+
+def reasoning_in(answer: Turn) -> str:
+    """Return the reasoning that stands beside an answer, without blanks around it; empty: none."""
+    return str(json.loads(answer.extra).get(REASONING[0], "")).strip() if answer.extra else ""
+
+
+def calls_in(answer: Turn) -> list[dict[str, Any]]:
+    """Return the calls that stand beside an answer."""
+    return list(json.loads(answer.extra).get("tool_calls", ())) if answer.extra else []
+
+
 def text_of(answer: Turn) -> str:
     """Return an answer with its calls as text, before there is a chat template to write them."""
-    calls = json.loads(answer.extra).get("tool_calls", []) if answer.extra else []
-    blocks = [f"<tool_call>\n{_json(call['function'])}\n</tool_call>" for call in calls]
+    blocks = [f"<tool_call>\n{_json(call['function'])}\n</tool_call>" for call in calls_in(answer)]
     return "\n".join([answer.content] * bool(answer.content.strip()) + blocks)
 
 
@@ -97,6 +119,18 @@ def messages_of(turns: Sequence[Turn]) -> tuple[list[dict[str, Any]], list[Any] 
             extra = json.loads(turn.extra) if turn.extra else {}
             messages.append({"role": turn.role, "content": turn.content, **extra})
     return messages, tools
+
+
+def with_arguments_as_text(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return messages whose calls have their arguments as JSON text."""
+
+    def as_text(call: dict[str, Any]) -> dict[str, Any]:
+        return {**call, "function": {**call["function"], "arguments": _json(call["function"]["arguments"])}}
+
+    return [
+        {**each, "tool_calls": [as_text(call) for call in each["tool_calls"]]} if "tool_calls" in each else each
+        for each in messages
+    ]
 
 
 def has_tools(turns: Sequence[Turn]) -> bool:

@@ -6,6 +6,7 @@ the answer is the header; what it writes behind the answer ends it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import secrets
@@ -15,6 +16,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.tool_calls import reasoning_of
 from onpolicy_sdft.types import Turn
 
 if TYPE_CHECKING:
@@ -22,6 +24,15 @@ if TYPE_CHECKING:
 
 #: Stand for the texts of a conversation. Plain words: templates trim, split and look for tags.
 QUESTION, ANSWER = "onpolicy sdft question", "onpolicy sdft answer"
+
+#: An answer's reasoning, beside it.
+REASONING = "onpolicy sdft reasoning"
+
+#: The names of tokens that stand around reasoning, where a chat template does not show them around any.
+_AROUND_THOUGHTS = re.compile(r"think|thought|reason", re.IGNORECASE)
+
+#: A header that opens a block, such as that of the model's reasoning.
+_OPENING = re.compile(r"(?:<\w+(?::\w+)?>|\[[A-Z]+\]|<\|[A-Z_]+\|>)\s*\Z")
 
 #: A chat template reads the clock by this function of ``transformers``, with a format that it spells out.
 _CLOCK = re.compile(r"""\bstrftime_now\(\s*(?:'([^']*)'|"([^"]*)")\s*\)""")
@@ -40,8 +51,15 @@ class Markup:
     whole: str  # the same conversation with its answer
     header: str  # of ``prompt``: what stands behind the question
     lead: str  # stands in ``whole`` between the prompt and the answer: the model has to write it
-    end_id: int | None  # the first added token behind the answer; None: there is none
+    end_id: int | None  # what ends an answer: an added token behind it; None: there is none
     control: Mapping[int, str]  # tokens that are markup, never text; with their names
+    thoughts: frozenset[int]  # those of them that an answer may hold: they stand around its reasoning
+
+    @property
+    def opened(self) -> str:
+        """What the header opens for the answer to close, such as ``<think>`` and a newline."""
+        found = _OPENING.search(self.header)
+        return found[0] if found else ""
 
 
 def read_markup(tokenizer: PreTrainedTokenizerBase, render: Render) -> Markup:
@@ -66,10 +84,22 @@ def read_markup(tokenizer: PreTrainedTokenizerBase, render: Render) -> Markup:
     header, behind = prompt[prompt.rindex(QUESTION) + len(QUESTION) :], whole[place + len(ANSWER) :]
     lead = whole[len(prompt) : place] if whole.startswith(prompt) else ""
     names = _named_tokens(tokenizer)
-    end_id = next((token for token in _ids(tokenizer, behind) if token in names), None)
+    end_id = _end_of_answers(_ids(tokenizer, behind), names, tokenizer.eos_token_id)
     rendered = [prompt, whole, *_other_conversations(render, asked)]
     control = _control_tokens(tokenizer, names, rendered, blocks_in=header + lead, end_id=end_id)
-    return Markup(prompt, whole, header, lead, end_id, control)
+    turn = set(_ids(tokenizer, whole[whole.rindex(QUESTION) :]))  # around every answer
+    thoughts = {token for token in control if _AROUND_THOUGHTS.search(names[token])}
+    thoughts |= set(_ids(tokenizer, _around_reasoning(render, asked))) & set(control)
+    return Markup(prompt, whole, header, lead, end_id, control, frozenset(thoughts - turn))
+
+
+def _end_of_answers(behind: Sequence[int], names: Mapping[int, str], eos: int | None) -> int | None:
+    """Return the first added token behind an answer, or the end of text where that stands next to it."""
+    first = next((place for place, token in enumerate(behind) if token in names), None)
+    if first is None:
+        return None
+    together = list(itertools.takewhile(lambda token: token in names, behind[first:]))
+    return eos if eos in together else together[0]
 
 
 def reads_clock(template: str) -> bool:
@@ -210,6 +240,16 @@ def _other_conversations(render: Render, asked: Sequence[Turn]) -> list[str]:
         except ConfigError:  # many templates have no system or tool turns, so nothing marks one
             continue
     return found
+
+
+def _around_reasoning(render: Render, asked: Sequence[Turn]) -> str:
+    """Return what a template writes from an answer's reasoning up to the answer; empty where it has none."""
+    try:
+        whole = render([*asked, Turn("assistant", ANSWER, reasoning_of(REASONING))], False)
+    except ConfigError:
+        return ""
+    place = whole.rindex(QUESTION) + len(QUESTION)
+    return whole[place : whole.rindex(ANSWER)] if REASONING in whole[place:] and ANSWER in whole[place:] else ""
 
 
 def _control_tokens(

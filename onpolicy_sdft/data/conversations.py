@@ -7,7 +7,7 @@ from typing import Any
 
 from onpolicy_sdft.data.refusals import require_unicode
 from onpolicy_sdft.errors import DataError
-from onpolicy_sdft.tool_calls import extra_keys, has_nulls, read_extra
+from onpolicy_sdft.tool_calls import REASONING, calls_in, extra_keys, has_nulls, read_extra
 from onpolicy_sdft.types import Turn
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -25,9 +25,7 @@ UNREAD_KEYS = {
     "function_call": "only the assistant calls functions",
     "tool_call_id": "only a tool answers a call",
     "name": "write the speaker into the content",
-    "reasoning_content": "write the reasoning into the content, as the model writes it",
-    "reasoning": "write the reasoning into the content, as the model writes it",
-    "thinking": "write the reasoning into the content, as the model writes it",
+    **dict.fromkeys(REASONING, "only the assistant reasons"),
 }
 
 
@@ -112,7 +110,7 @@ def demonstrations_of(messages: Any, which: str, first: int = 0) -> list[tuple[l
         named = "the last" if which == "last" else f"message {index}, an"
         if turns[index - 1].role == "user" and not turns[index - 1].content.strip():
             raise DataError("the last user turn is empty" if which == "last" else f"message {index - 1} is empty")
-        if not (turns[index].content.strip() or turns[index].extra):
+        if not (turns[index].content.strip() or calls_in(turns[index])):
             raise DataError(f"{named} assistant turn is empty" if which == "last" else f"{named} answer, is empty")
     return [(turns[:index], turns[index]) for index in answers]
 

@@ -43,7 +43,7 @@ def pack(rows: Sequence[ReadRow | str]) -> PackedRows:
     arrays["cut"] = np.array(cut, np.int32).reshape(-1, 2)  # [N, 2]
     rare: dict[str, dict[int, Any]] = {
         "bad": {place: row for place, row in enumerate(rows) if isinstance(row, str)},
-        "called": {place: row.called for place, row in enumerate(good) if row.called},
+        "written": {place: row.written for place, row in enumerate(good) if row.written},
         "left out": {place: astuple(row.left_out) for place, row in enumerate(good) if row.left_out},
         "left out for the teacher": {
             place: astuple(row.shown.left_out) for place, row in enumerate(good) if row.shown.left_out
@@ -86,7 +86,7 @@ def unpack(packed: PackedRows, share: Callable[[Sequence[int]], tuple[int, ...]]
         too_long = rare["too long"].get(place)
         fitted = Fitted(teacher_ids, *cut) if too_long is None else None
         shown = Shown(fitted, for_teacher, too_long or 0)
-        yield ReadRow(student_ids, response_ids, left_out, rare["called"].get(place, ""), shown)
+        yield ReadRow(student_ids, response_ids, left_out, rare["written"].get(place, ""), shown)
 
 
 def _texts(

@@ -18,12 +18,12 @@ class ReadRow:
     student_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     left_out: LeftOut | None  # of the bare prompt
-    called: str = ""  # the text of an answer that calls tools, as the chat template writes it
+    written: str = ""  # the answer as the chat template writes it, where that is another text than the row's
     shown: Shown = NO_TEACHER
 
     def of(self, demonstration: Demonstration) -> Demonstration:
         """Return the demonstration with the response that is learned."""
-        return replace(demonstration, response=self.called) if self.called else demonstration
+        return replace(demonstration, response=self.written) if self.written else demonstration
 
 
 def read_rows(
@@ -61,4 +61,5 @@ def _read(renderer: Renderer, row: Demonstration) -> ReadRow | str:
         asked, target = renderer.target(row.turns, row.answer or row.response)
     except DataError as error:
         return str(error)
-    return ReadRow(asked, target, left_out(renderer, row), renderer.decode(target) if row.answer else "")
+    text = renderer.decode(target)  # other than the response's where that calls tools, or opens what the header opens
+    return ReadRow(asked, target, left_out(renderer, row), text if text != row.response else "")

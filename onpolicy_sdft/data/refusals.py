@@ -6,18 +6,20 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from onpolicy_sdft.errors import DataError
+from onpolicy_sdft.tool_calls import REASONING
 
 #: Characters of a text in a message.
 _SHOWN = 160
 
 
-def not_a_prefix(asked: str, whole: str, response: str) -> str:
+def not_a_prefix(asked: str, whole: str, response: str, fix: str) -> str:
     """Say that a bare prompt is not the beginning of the conversation that answers it.
 
     Args:
         asked: The bare prompt, as the chat template writes it.
         whole: The conversation with its answer.
         response: The answer.
+        fix: What would make it so; empty: not known.
     """
     same = _same(asked, whole)
     start = max(0, same - _SHOWN // 2)
@@ -26,17 +28,17 @@ def not_a_prefix(asked: str, whole: str, response: str) -> str:
         fix = (
             "take blanks off the response (--context.trim_responses true)"
             if response[:1].isspace()
-            else "a header (add_generation_prompt) that ends in no blank, in the model's chat_template.jinja"
+            else fix or "a header (add_generation_prompt) that ends in no blank, in the model's chat_template.jinja"
         )
         return (
             "the end of the prompt and the beginning of the response become other tokens where they stand together: "
             f"{texts}. Fix: {fix}"
         )
-    return (
-        f"the chat template writes the prompt otherwise once it is answered: {texts}. Fix: a chat template whose "
-        "header (add_generation_prompt) is what it writes before an answer, by context.student_template_kwargs "
-        "and context.teacher_template_kwargs, or in the model's chat_template.jinja"
+    fix = fix or (
+        "a chat template whose header (add_generation_prompt) is what it writes before an answer, by "
+        "context.student_template_kwargs and context.teacher_template_kwargs, or in the model's chat_template.jinja"
     )
+    return f"the chat template writes the prompt otherwise once it is answered: {texts}. Fix: {fix}"
 
 
 def not_the_response(text: str, response: str) -> str:
@@ -68,6 +70,15 @@ def no_tools(name: str, text: str) -> str:
     return (
         f"the chat template does not write the tools of the row: {name!r} does not stand in {text[-_SHOWN:]!r}. Fix: a "
         "model whose chat template takes tools and calls, or write them as text into the messages"
+    )
+
+
+def no_reasoning(text: str) -> str:
+    """Say that a chat template does not write the reasoning that stands beside an answer."""
+    return (
+        f"the chat template leaves out the answer's reasoning ({', '.join(REASONING)}) and makes {text[:_SHOWN]!r} of "
+        "it. Fix: the template's thinking mode (context.student_template_kwargs and context.teacher_template_kwargs "
+        "{enable_thinking: true}), the reasoning as part of the content, or rows without it"
     )
 
 

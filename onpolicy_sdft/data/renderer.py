@@ -8,6 +8,7 @@ first tokens of the whole conversation as the chat template writes it, and the t
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -18,6 +19,7 @@ from jinja2 import TemplateError
 from onpolicy_sdft.data.chat_template import (
     ANSWER,
     QUESTION,
+    Markup,
     at_moment,
     broken,
     literals,
@@ -26,10 +28,25 @@ from onpolicy_sdft.data.chat_template import (
     reads_clock,
     unused_in,
 )
-from onpolicy_sdft.data.refusals import no_tools, not_a_prefix, not_rendered, not_the_response, spells_control
+from onpolicy_sdft.data.refusals import (
+    no_reasoning,
+    no_tools,
+    not_a_prefix,
+    not_rendered,
+    not_the_response,
+    spells_control,
+)
 from onpolicy_sdft.data.tokenising import TextIds
 from onpolicy_sdft.errors import ConfigError, DataError
-from onpolicy_sdft.tool_calls import TOOLS, has_tools, messages_of, renamed
+from onpolicy_sdft.tool_calls import (
+    TOOLS,
+    calls_in,
+    has_tools,
+    messages_of,
+    reasoning_in,
+    renamed,
+    with_arguments_as_text,
+)
 from onpolicy_sdft.types import Turn
 
 if TYPE_CHECKING:
@@ -39,6 +56,9 @@ if TYPE_CHECKING:
 
 #: Tokens of the prompt that a completion is decoded behind: some tokenizers write the first word of a text otherwise.
 _NUM_BEFORE = 4
+
+#: Arguments of chat templates that say whether a model thinks before it answers.
+_THINKING = ("enable_thinking", "thinking")
 
 #: Turns, the template arguments they are rendered with, and whether up to the header of the next answer.
 _Conversation = tuple[tuple[Turn, ...], int, bool]
@@ -64,9 +84,10 @@ class Renderer:
         self.date = date if reads_clock(str(tokenizer.chat_template)) else ""
         self._spelled = None
         self._rendered: dict[_Conversation, list[str]] = {}  # those that are read ahead
+        self._in_parts = False
         #: Tokenises plain text, without special tokens.
         self.text_ids = TextIds(tokenizer)
-        self.markup = read_markup(tokenizer, self._rendered_by(config.student_template_kwargs))
+        self.markup = self._read_markup()
         teacher = read_markup(tokenizer, self._rendered_by(config.teacher_template_kwargs))
         if self.markup.header != teacher.header:
             raise ConfigError(
@@ -84,6 +105,7 @@ class Renderer:
         self._before = self.text_ids(self.markup.prompt)[-_NUM_BEFORE:]
         self._num_before = len(self._plain(self._before))
         self._lead, self._tail = self._around_answers()
+        self._tail_ids = self.text_ids(self._tail)
 
     def prompt_ids(self, turns: Sequence[Turn], template_kwargs: dict[str, Any]) -> tuple[int, ...]:
         """Tokenise a conversation up to and including the header of the answer.
@@ -120,7 +142,8 @@ class Renderer:
         written = "".join(self._render(turns, kwargs, generation=True))
         num = 0
         for index, turn in enumerate(turns):
-            said = turn.content.strip()
+            said, thought = turn.content.strip(), reasoning_in(turn)
+            num += 0 if thought in written else len(thought)
             if turn.role == TOOLS or said in written:  # a template writes tools in its own form
                 continue
             others = [*turns[:index], replace(turn, content=ANSWER), *turns[index + 1 :]]
@@ -155,7 +178,7 @@ class Renderer:
     @property
     def end_ids(self) -> tuple[int, ...]:
         """What the chat template writes behind an answer, up to the token that ends it."""
-        return (*self.text_ids(self._tail), self.terminator_id)
+        return (*self._tail_ids, self.terminator_id)
 
     def start_of(self, text: str, num_tokens: int) -> str:
         """Return the first tokens of a text, as text; a character cut in half is left out."""
@@ -205,11 +228,16 @@ class Renderer:
         if (found := self._spelled_among(answered, whole_ids, kwargs, generation=False)) is not None:
             place, name = found
             raise DataError(spells_control(answered[place].role, answered[place].content + answered[place].extra, name))
-        target = self._behind(asked_ids, whole_ids)
+        target = self._behind(asked_ids, whole_ids, calls=bool(calls_in(answer)))
         if not target:
-            raise DataError(not_a_prefix(asked, whole, answer.content))
+            raise DataError(not_a_prefix(asked, whole, answer.content, self._way_out(turns, answered, asked, whole)))
         text = self.decode(target)
-        if not (answer.content.strip() in text if answer.extra else text == answer.content):
+        if answer.extra:
+            if reasoning_in(answer) not in text:
+                raise DataError(no_reasoning(text))
+            if answer.content.strip() not in text:
+                raise DataError(not_the_response(text, answer.content))
+        elif answer.content not in (text, self.markup.opened + text):
             raise DataError(not_the_response(text, answer.content))
         return tuple(asked_ids), tuple(target)
 
@@ -231,7 +259,10 @@ class Renderer:
         stands before the last such header is the model's way to its answer.
         """
         ids = list(token_ids)
-        ids = ids[:-1] if ids and self._ends(ids[-1]) else ids
+        if ids and self._ends(ids[-1]):
+            ids, tail = ids[:-1], self._tail_ids
+            ids = ids[: -len(tail)] if tail and ids[-len(tail) :] == tail else ids
+        ids = [token for token in ids if token not in self.markup.thoughts]
         lead = self._lead_ids
         if any(token in self.control_ids for token in lead):
             places = (at for at in range(len(ids) - len(lead), -1, -1) if ids[at : at + len(lead)] == lead)
@@ -249,10 +280,42 @@ class Renderer:
         """Return what a user should know of the chat template before a run."""
         return notes_on(self.tokenizer, self.markup, self.date)
 
-    def _behind(self, asked_ids: Sequence[int], whole_ids: Sequence[int]) -> list[int]:
+    def _read_markup(self) -> Markup:
+        """Read the student's markup, from texts as they are or, for templates of models that see pictures, as parts."""
+        render = self._rendered_by(self.config.student_template_kwargs)
+        try:
+            return read_markup(self.tokenizer, render)
+        except ConfigError:
+            self._in_parts = True
+            with contextlib.suppress(ConfigError):
+                return read_markup(self.tokenizer, render)
+            raise
+
+    def _way_out(self, turns: Sequence[Turn], answered: Sequence[Turn], asked: str, whole: str) -> str:
+        """Return what would make a prompt the beginning of the conversation that answers it; empty: not known."""
+        lost = {turn.role for turn in turns if turn.content.strip() in asked and turn.content.strip() not in whole}
+        if lost == {"system"}:
+            return "put the system message's text into the user's turn: the template drops it once there is an answer"
+        for name, value in itertools.product(_THINKING, (False, True)):
+            kwargs = {**self.config.student_template_kwargs, name: value}
+            with contextlib.suppress(ConfigError):
+                asked_ids, whole_ids = (
+                    self._ids(self._render(said, kwargs, generation=generation))
+                    for said, generation in ((turns, True), (answered, False))
+                )
+                if self._behind(asked_ids, whole_ids, calls=bool(calls_in(answered[-1]))):
+                    return (
+                        "context.student_template_kwargs and context.teacher_template_kwargs "
+                        f"{{{name}: {str(value).lower()}}}"
+                    )
+        return ""
+
+    def _behind(self, asked_ids: Sequence[int], whole_ids: Sequence[int], *, calls: bool = False) -> list[int]:
         """Return what follows a prompt in the whole conversation, up to what ends the answer; empty: it does not."""
         places = range(len(asked_ids), len(whole_ids))
         end = next((place for place in places if whole_ids[place] == self.markup.end_id), None)
+        if end is None and calls:  # some templates end calls otherwise (gpt-oss: <|call|>)
+            end = next((place for place in reversed(places) if whole_ids[place] in self.control_ids), None)
         follows = end is not None and list(whole_ids[: len(asked_ids)]) == list(asked_ids)
         return list(whole_ids[len(asked_ids) : end + 1]) if follows and end is not None else []
 
@@ -267,7 +330,8 @@ class Renderer:
         return (lead, tail) if answer else ("", "")  # no row can be learned then: each is refused with both texts
 
     def _ends(self, token: int) -> bool:
-        return token in self.control_ids or token == self.tokenizer.eos_token_id
+        is_markup = token in self.control_ids and token not in self.markup.thoughts
+        return is_markup or token == self.tokenizer.eos_token_id
 
     def _plain(self, ids: Sequence[int]) -> str:
         return self.text_ids.text(ids)
@@ -290,15 +354,24 @@ class Renderer:
             texts[::2] = [seam.join(text.replace(seam, "")) for text in texts[::2]]
         parts = [Turn(turn.role, *pair) for turn, *pair in zip(turns, texts[::2], texts[1::2], strict=True)]
         messages, tools = messages_of(parts)
+        if self._in_parts:
+            messages = [{**each, "content": _as_parts(each["content"])} for each in messages]
         if tools is not None:
             kwargs = {**kwargs, "tools": tools}
         if self.date:
             source = self.tokenizer.get_chat_template(kwargs.get("chat_template"), kwargs.get("tools"))
             kwargs = {**kwargs, "chat_template": at_moment(source, self._moment)}
-        try:
-            text = str(
+
+        def write(messages: list[dict[str, Any]]) -> str:
+            return str(
                 self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation, **kwargs)
             )
+
+        try:
+            try:
+                text = write(messages)
+            except TypeError:  # some templates take the arguments of calls as JSON text (DeepSeek)
+                text = write(with_arguments_as_text(messages))
         except (TemplateError, TypeError, ValueError) as error:
             roles = [turn.role for turn in turns]
             raise ConfigError(
@@ -332,7 +405,10 @@ class Renderer:
             said = f"{turn.content}\n{turn.extra}"
             (text,), seam = broken([said], self._spelled) if generation else ([said], "")  # as prompts are read
             for part in text.split(seam) if seam else [text]:
-                for name in map(self.markup.control.__getitem__, self._control_among(self.text_ids(part))):
+                is_answer = place == len(turns) - 1 and not generation
+                own = self.markup.thoughts if is_answer else frozenset[int]()
+                spelled = [token for token in self._control_among(self.text_ids(part)) if token not in own]
+                for name in map(self.markup.control.__getitem__, spelled):
                     # What stands for unknown characters too is markup only where it is spelled.
                     if name != self.tokenizer.unk_token or name in part:
                         return place, name
@@ -350,6 +426,10 @@ class Renderer:
 
     def _control_among(self, ids: Sequence[int]) -> list[int]:
         return [token for token in ids if token in self.control_ids]
+
+
+def _as_parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}] if text else []
 
 
 def _moment(date: str) -> datetime:

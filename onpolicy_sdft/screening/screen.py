@@ -140,9 +140,13 @@ class Screen:
         num_reference = len(pair.response_ids) if pair.demonstration.response else round(2 * self.bare.length)
         return is_answer_only(num_tokens, num_steps(text), num_reference, self.bare, share)
 
-    def _ended(self, rollout: Rollout) -> tuple[int, ...]:
-        """Return the tokens of a rollout as they are learned: with the template's own end, whatever it stopped at."""
-        if rollout.finish_reason != "stop" or rollout.token_ids[-1:] == self.end_ids[-1:] or not self.end_ids:
+    def _ended(self, pair: PromptPair, rollout: Rollout) -> tuple[int, ...]:
+        """Return the tokens of a rollout as they are learned: with the template's own end, whatever it stopped at.
+
+        Some templates end calls otherwise than other answers: what the row's own response ends with is kept.
+        """
+        ends = (self.end_ids[-1:], pair.response_ids[-1:])
+        if rollout.finish_reason != "stop" or rollout.token_ids[-1:] in ends or not self.end_ids:
             return rollout.token_ids
         said, before = rollout.token_ids[:-1], self.end_ids[:-1]
         has_it = said[len(said) - len(before) :] == before
@@ -158,7 +162,7 @@ class Screen:
             return Target(pair, (), text, "drop", pair.feedback.drop, rollout, attempt, correct=is_right)
         result = cache(lambda: self.check(text, pair.demonstration))
         reason = self.reason(pair, rollout, text, result)
-        target = Target(pair, self._ended(rollout), text, "keep", "", rollout, attempt)
+        target = Target(pair, self._ended(pair, rollout), text, "keep", "", rollout, attempt)
         # The check is worth asking also of a whole text that is refused.
         if self.verdicts["check"] != "keep" and reason not in ("empty", "truncated", "control", "looping"):
             target = replace(target, correct=result().correct)

@@ -16,11 +16,19 @@ _END_OF_THOUGHTS = (
     "</thinking>",
     "</thought>",
     "</reasoning>",
+    "</seed:think>",
     "[/THINK]",
+    "<|END_THINKING|>",
+    "<|end_of_thought|>",
+    "<channel|>",
+    "[BEGIN FINAL RESPONSE]",
     "<|channel|>final<|message|>",
     "assistantfinal",
 )
-_THINKING = re.compile(r"\s*(?:<think>|<thinking>|<thought>|<reasoning>|\[THINK\])")
+_THINKING = re.compile(
+    r"\s*(?:<(?:seed:)?think>|<thinking>|<thought>|<reasoning>|\[THINK\]|<\|START_THINKING\|>"
+    r"|<\|begin_of_thought\|>|<\|channel>thought\b)"
+)
 
 #: Words with which a text takes back what it has said.
 CHANGED_MIND = re.compile(

@@ -133,8 +133,8 @@ MESSAGES = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "conten
 @pytest.mark.parametrize(
     ("index", "extra"),
     [
-        (1, {"reasoning_content": "two and two"}),
-        (1, {"thinking": "two and two"}),
+        (0, {"reasoning_content": "two and two"}),
+        (0, {"thinking": "two and two"}),
         (0, {"name": "Ann"}),
         (0, {"tool_call_id": "1"}),
         (0, {"function_call": {"name": "f"}}),

@@ -68,16 +68,20 @@ def screen(**options: Any) -> Screen:
 
 @pytest.mark.parametrize("end_ids", [(7,), (ord("!"), 7)])
 def test_a_text_that_stopped_at_another_token_is_learned_with_the_templates_end(end_ids) -> None:
+    pair = replace(make_pair(), response_ids=(*encode("no"), *end_ids))
     judge = Screen(ScreeningConfig(), SaysYes(), decode, controls=controls, end_ids=end_ids)
-    kept = judge.judge(make_pair(), rollout("yes, sir"), 0)
+    kept = judge.judge(pair, rollout("yes, sir"), 0)
     assert kept.verdict == "keep"
     assert kept.token_ids == (*encode("yes, sir"), *end_ids)
     assert kept.rollout == rollout("yes, sir"), "what was sampled stays on record"
-    assert judge.judge(make_pair(), rollout("yes, sir!"), 0).token_ids == (*encode("yes, sir!"), 7)
-    assert judge.judge(make_pair(), rollout("yes, sir", truncated=True), 0).token_ids != (*encode("yes, sir"), *end_ids)
+    assert judge.judge(pair, rollout("yes, sir!"), 0).token_ids == (*encode("yes, sir!"), 7)
+    assert judge.judge(pair, rollout("yes, sir", truncated=True), 0).token_ids != (*encode("yes, sir"), *end_ids)
     own = replace(rollout("yes, sir"), token_ids=(*encode("yes, sir"), 7))
-    assert judge.judge(make_pair(), own, 0).token_ids == own.token_ids
-    assert screen().judge(make_pair(), rollout("yes, sir"), 0).token_ids == rollout("yes, sir").token_ids
+    assert judge.judge(pair, own, 0).token_ids == own.token_ids
+    assert screen().judge(pair, rollout("yes, sir"), 0).token_ids == rollout("yes, sir").token_ids
+    other = replace(pair, response_ids=(*encode("no"), 9))  # an answer of its own kind, such as a call
+    called = replace(rollout("yes, sir"), token_ids=(*encode("yes, sir"), 9))
+    assert judge.judge(other, called, 0).token_ids == called.token_ids
 
 
 def comparing(**options: Any) -> Screen:
