@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING
 
 from onpolicy_sdft.data.chat_template import ANSWER, QUESTION
 from onpolicy_sdft.data.neighbours import choose_neighbours
-from onpolicy_sdft.data.templates import PRIOR_TURN, PRIVILEGED, TEMPLATES, TeacherContext, feedback_turns, shows_own
+from onpolicy_sdft.data.templates import (
+    PRIOR_TURN,
+    PRIVILEGED,
+    TEMPLATES,
+    TeacherContext,
+    feedback_turns,
+    last_question,
+    shows_own,
+)
 from onpolicy_sdft.errors import ConfigError, DataError
 from onpolicy_sdft.types import Demonstration, Feedback, Turn
 
@@ -205,7 +213,8 @@ class TeacherPrompts:
         turns = self._turns(demonstration, own, examples)
         if feedback is not None:
             work = self._work(demonstration)
-            turns = feedback_turns(turns, demonstration.prompt, feedback, work, shows_attempt=shows_attempt)
+            question = last_question(demonstration.turns)
+            turns = feedback_turns(turns, question, feedback, work, shows_attempt=shows_attempt)
         return self._renderer.teacher_ids(turns)
 
     def _cut(

@@ -169,7 +169,9 @@ class TeacherContext:
     def turns(
         self, demonstration: Demonstration, shown: str, examples: Sequence[Demonstration], work: str = ""
     ) -> list[Turn]:
-        """Return the teacher's conversation, ending in a user turn.
+        """Return the teacher's conversation up to the answer.
+
+        What it is shown stands in the last user turn: behind that, calls and what tools returned are as they were.
 
         Args:
             demonstration: The example being answered.
@@ -177,13 +179,14 @@ class TeacherContext:
             examples: Other rows of the data set.
             work: What the task says the work of an answer is.
         """
-        before, question = list(demonstration.turns[:-1]), demonstration.turns[-1]
+        before, asked = _parted(demonstration.turns)
+        question = asked[0]
         if self._user is None:
             others = [turn for other in examples for turn in _exchange(other)]
             first = list(takewhile(lambda turn: turn.role in (TOOLS, "system"), before))
-            own = [question, Turn("assistant", shown)] if shown else []
-            return [*first, *others, *before[len(first) :], *own, question]
-        others_text = [{"question": other.prompt, "response": other.response} for other in examples]
+            own = [*asked, Turn("assistant", shown)] if shown else []
+            return [*first, *others, *before[len(first) :], *own, *asked]
+        others_text = [{"question": last_question(other.turns), "response": other.response} for other in examples]
         values = {"question": question.content, "demonstration": shown, "examples": others_text, "work": work}
         try:
             content = self._user.render(values)
@@ -192,7 +195,7 @@ class TeacherContext:
                 before.insert(0, Turn("system", self._system.render(values).strip()))
         except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
             raise ConfigError(f"context.template={self.name!r} cannot be rendered: {error}") from error
-        return [*before, replace(question, content=content)]
+        return [*before, replace(question, content=content), *asked[1:]]
 
 
 def template_wording(template: str) -> str:
@@ -228,8 +231,14 @@ def feedback_turns(
     parts += [f"{again} {work}".rstrip(), question]
     told = "\n\n".join(parts)
     if not shows_attempt:
-        return [*turns[:-1], replace(turns[-1], content=f"{turns[-1].content}\n\n{told}")]
+        before, asked = _parted(turns)
+        return [*before, replace(asked[0], content=f"{asked[0].content}\n\n{told}"), *asked[1:]]
     return [*turns, Turn("assistant", feedback.attempt or "(no answer)"), Turn("user", told)]
+
+
+def last_question(turns: Sequence[Turn]) -> str:
+    """Return what a user asked last."""
+    return _parted(turns)[1][0].content
 
 
 def shows_own(show: Show) -> bool:
@@ -238,7 +247,14 @@ def shows_own(show: Show) -> bool:
 
 
 def _exchange(demonstration: Demonstration) -> list[Turn]:
-    return [demonstration.turns[-1], Turn("assistant", demonstration.response)]
+    return [*_parted(demonstration.turns)[1], Turn("assistant", demonstration.response)]
+
+
+def _parted(turns: Sequence[Turn]) -> tuple[list[Turn], list[Turn]]:
+    """Part a conversation before its last user turn; before its last turn, where no user says anything."""
+    places = (place for place in range(len(turns) - 1, -1, -1) if turns[place].role == "user")
+    place = next(places, len(turns) - 1)
+    return list(turns[:place]), list(turns[place:])
 
 
 def _from_file(template: str) -> ContextTemplate:

@@ -15,9 +15,10 @@ from onpolicy_sdft.config.schema import ContextConfig, DataConfig
 from onpolicy_sdft.data.prepare import Prepared, prepare
 from onpolicy_sdft.data.renderer import Renderer
 from onpolicy_sdft.data.sources import DemonstrationSet, load_demonstrations
-from onpolicy_sdft.data.templates import TEMPLATES
+from onpolicy_sdft.data.templates import TEMPLATES, feedback_turns, last_question
 from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.tasks import load_task
+from onpolicy_sdft.types import Feedback, NoiseKey, Rollout
 
 TOOL: dict[str, Any] = {
     "type": "function",
@@ -26,6 +27,7 @@ TOOL: dict[str, Any] = {
 CALL = {"id": "call_0001", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Zürich"}'}}
 LLAMA_CALL = {"name": "weather", "parameters": {"city": "Zürich"}}
 NAN = math.nan
+ROLLOUT = Rollout(NoiseKey(0, 0, ""), (1,), (2,), (0.0,), (0.0,), (0.0,), "stop")
 XLAM: dict[str, Any] = {
     "id": 7, "query": "Is it warm there?",
     "tools": '[{"name": "weather", "description": "The weather.", "parameters": {"city": {"type": "str"}}}]',
@@ -84,6 +86,28 @@ def test_the_teacher_sees_the_tools_with_every_template(template: str, toy: str,
     shown = renderer.tokenizer.decode(prepared.pairs[0].teacher_ids)
     assert shown.count('"properties"') == 1
     assert "Zürich" in shown
+
+
+@pytest.mark.parametrize("toy", TOOL_TOYS)
+@pytest.mark.parametrize("template", [*TEMPLATES, "prior_turn"])
+def test_what_the_teacher_is_shown_stands_with_the_question_not_in_what_a_tool_returned(
+    template: str, toy: str, tmp_path: Path
+) -> None:
+    if template.startswith("acl") and toy.startswith("mistral"):
+        pytest.skip("has no system turn")
+    loaded = load(tmp_path / "rows.jsonl", {"messages": ANSWERED, "tools": [TOOL]})
+    context = ContextConfig(template=template, max_student_tokens=4096, max_teacher_tokens=8192)
+    prepared, renderer = prompts(loaded, toy, context=context)
+    (pair,) = prepared.pairs
+    turns = loaded.demonstrations[0].turns
+    bare, shown = (renderer.tokenizer.decode(ids) for ids in (pair.student_ids, pair.teacher_ids))
+    called = bare[bare.rindex(ASKED[0]["content"]) + len(ASKED[0]["content"]) :]
+    assert shown.endswith(called), "the call, what it returned, and the header"
+    assert shown.count("Yes, 31 degrees.") == 1
+    assert shown.index("Yes, 31 degrees.") < shown.rindex(called)
+    told = feedback_turns(turns, last_question(turns), Feedback(ROLLOUT, "", "Wrong."), shows_attempt=False)
+    assert [turn.role for turn in told] == [turn.role for turn in turns]
+    assert [turn for turn in told if turn.role == "tool"] == [turn for turn in turns if turn.role == "tool"]
 
 
 @pytest.mark.parametrize("toy", TOOL_TOYS)
