@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from huggingface_hub import HfApi
 from peft import PeftModel
+from transformers.utils import FEATURE_EXTRACTOR_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
+from transformers.utils.hub import cached_file
 
 from onpolicy_sdft.errors import ConfigError, ModelError
 from onpolicy_sdft.models.card import CARD_MARK, model_card, where_base_is
+from onpolicy_sdft.models.language import other_parts
 from onpolicy_sdft.models.randomness import own_dropout
 
 if TYPE_CHECKING:
@@ -79,8 +82,23 @@ def _write(
         with own_dropout(model):
             model.save_pretrained(str(directory), state_dict={name: t.cpu() for name, t in own.items()})
     tokenizer.save_pretrained(directory)
+    _copy_processors(model, directory)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(directory)
+
+
+def _copy_processors(model: PreTrainedModel | PeftModel, directory: Path) -> None:
+    """Copy what prepares pictures, sounds and films for a model that takes more than text, from where it was loaded."""
+    plain = cast("PreTrainedModel", model.get_base_model() if isinstance(model, PeftModel) else model)
+    if not other_parts(plain):
+        return
+    source = str(plain.config._name_or_path)
+    for name in dict.fromkeys((PROCESSOR_NAME, IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, FEATURE_EXTRACTOR_NAME)):
+        found = cached_file(
+            source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        )
+        if found is not None:
+            shutil.copyfile(found, directory / name)
 
 
 def try_saving(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, base_name: str) -> None:

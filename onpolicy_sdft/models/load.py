@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
-from transformers.utils.hub import cached_file
+from transformers.utils import PROCESSOR_NAME
+from transformers.utils.hub import LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE, cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from onpolicy_sdft.errors import MissingDependencyError, ModelError
@@ -73,8 +74,22 @@ def load_tokenizer(source: str, config: ModelConfig) -> PreTrainedTokenizerBase:
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"Cannot load a tokenizer for model.name={config.name!r}: {error}") from error
+    tokenizer.chat_template = tokenizer.chat_template or _processor_template(source, config.revision)
     settle_tokenizer(tokenizer, config.name)
     return tokenizer
+
+
+def _processor_template(source: str, revision: str | None) -> str | None:
+    """Return the chat template that models which see pictures may have with their processor; None: there is none."""
+    for name in (LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE, PROCESSOR_NAME):
+        found = cached_file(
+            source, name, revision=revision, _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )  # fmt: skip
+        template = json.loads(Path(found).read_text(encoding="utf-8")).get("chat_template") if found else None
+        if template:
+            return str(template)
+    return None
 
 
 def settle_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:

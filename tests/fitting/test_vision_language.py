@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from onpolicy_sdft import load_config, load_run
 from onpolicy_sdft.config.schema import LoraConfig, ModelConfig
 from onpolicy_sdft.fitting.export import export
 from onpolicy_sdft.fitting.memory_plan import plan
+from onpolicy_sdft.models.load import load_tokenizer
 from onpolicy_sdft.models.sizes import model_sizes
 from tests.conftest import make_tokenizer
 
 TEXT: dict[str, Any] = {**SIZES, "bos_token_id": 256, "eos_token_id": END}
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 EYE = {"hidden_size": 32, "intermediate_size": 32, "patch_size": 4}
 TOWER = {**EYE, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16}
 ROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
@@ -50,6 +53,8 @@ def base(path: Path, family: str) -> Path:
         torch.manual_seed(0)
         AutoModelForImageTextToText.from_config(FAMILIES[family]()).save_pretrained(path)
     make_tokenizer().save_pretrained(path)
+    for name in PROCESSORS:
+        (path / name).write_text(f'{{"of": "{name}"}}')
     return path
 
 
@@ -73,6 +78,9 @@ def test_adapters_reach_the_language_model_alone_and_load_with_the_plain_class(t
     torch.testing.assert_close(logits(adapted), logits(own), atol=1e-4, rtol=0)
     assert "AutoModelForImageTextToText" in (run / "model" / "README.md").read_text()
     export(run, tmp_path / "plain", merged=True, push_to_hub=None)
+    for name in PROCESSORS:
+        for exported in (run / "model", tmp_path / "plain"):
+            assert (exported / name).read_bytes() == (model / name).read_bytes()
     plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "plain")
     torch.testing.assert_close(logits(plain), logits(own), atol=1e-4, rtol=0)
 
@@ -99,3 +107,12 @@ def test_a_plan_offers_what_can_train_it(tmp_path):
     """What divides parameters would divide those of the vision tower, which is never read, too."""
     config = load_config(**{"model.name": str(base(tmp_path / "base", "llava"))})
     assert [row.backend for row in plan(config, 2, 80.0).rows] == ["ddp", "zero1", "zero2"]
+
+
+@pytest.mark.parametrize("name", ["chat_template.json", "processor_config.json"])
+def test_a_chat_template_that_stands_with_the_processor_is_read(tmp_path, name):
+    path = base(tmp_path / "base", "llava")
+    template = (path / "chat_template.jinja").read_text()
+    (path / "chat_template.jinja").unlink()
+    (path / name).write_text(json.dumps({"chat_template": template}))
+    assert load_tokenizer(str(path), ModelConfig(name=str(path))).chat_template == template
