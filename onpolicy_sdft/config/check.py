@@ -154,7 +154,7 @@ def _check_eval(config: RunConfig) -> None:
     if evaluation.limit is not None and evaluation.path is None:
         raise ConfigError(f"eval.limit={evaluation.limit} limits eval.path, which is unset. Fix: set eval.path.")
     for sets in (evaluation_sets(config), evaluation.validation):
-        _check_labels(sets)
+        _check_sets(sets)
 
 
 def evaluation_sets(config: RunConfig) -> list[EvalSetConfig]:
@@ -165,7 +165,10 @@ def evaluation_sets(config: RunConfig) -> list[EvalSetConfig]:
     ]
     if config.eval.path is None:
         return sets
-    rows = replace(config.data, name=None, path=config.eval.path, limit=config.eval.limit, split="train", options={})
+    rows = replace(
+        config.data, name=None, path=config.eval.path, limit=config.eval.limit, split="train", options={},
+        num_workers=None, cache=True,
+    )  # fmt: skip
     own = EvalSetConfig(TEST_LABEL, rows, config.task, config.rollout.max_new_tokens)
     return [own, *sets]
 
@@ -174,7 +177,7 @@ def _check_replay(config: RunConfig) -> None:
     replay = config.replay
     if replay.rate is not None and not replay.sources:
         raise ConfigError(f"replay.rate={replay.rate} is a share of replay.sources, which names none.")
-    _check_labels(replay.sources, "replay source")
+    _check_sets(replay.sources, "replay source")
 
 
 def _check_start(config: RunConfig) -> None:
@@ -212,7 +215,7 @@ def _check_start(config: RunConfig) -> None:
         )
 
 
-def _check_labels(sets: Sequence[EvalSetConfig | SourceConfig], what: str = "evaluation set") -> None:
+def _check_sets(sets: Sequence[EvalSetConfig | SourceConfig], what: str = "evaluation set") -> None:
     labels = [item.label for item in sets]
     for label in labels:
         if not re.fullmatch(r"[\w.+-]+", label):
@@ -222,3 +225,9 @@ def _check_labels(sets: Sequence[EvalSetConfig | SourceConfig], what: str = "eva
     twice = {label for label in labels if labels.count(label) > 1}
     if twice:
         raise ConfigError(f"Two {what}s are called {twice.pop()!r}. Give each its own label.")
+    for item in sets:  # rows of all sources are prepared together, and questions are few
+        if item.data.num_workers is not None or not item.data.cache:
+            raise ConfigError(
+                f"num_workers and cache of the {what} {item.label!r} would have no effect. Fix: data.num_workers and "
+                "data.cache, which hold for the whole run."
+            )

@@ -6,7 +6,7 @@ import pytest
 from changed import config_with
 
 from onpolicy_sdft.config.check import check, evaluation_sets
-from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig
+from onpolicy_sdft.config.schema import DataConfig, EvalSetConfig, RunConfig, SourceConfig
 from onpolicy_sdft.errors import ConfigError
 
 
@@ -115,6 +115,16 @@ def test_a_metric_of_no_validation_set_is_refused_with_those_there_are():
         }
     )
     assert message == "eval.best_metric='eval/c/score' is none of: eval/a/score, eval/b/score."
+
+
+@pytest.mark.parametrize("where", ["eval.sets", "replay.sources"])
+@pytest.mark.parametrize("options", [{"num_workers": 2}, {"cache": False}])
+def test_how_rows_are_prepared_is_an_option_of_the_run(where, options):
+    item = EvalSetConfig if where == "eval.sets" else SourceConfig
+    message = refuse(**{where: [item(label="a", data=DataConfig(**options))]})
+    assert "'a' would have no effect" in message
+    fine = {f"data.{name}": value for name, value in options.items()}
+    check(config_with(**{"data.path": "d.jsonl", "eval.path": "t.jsonl", **fine}))
 
 
 @pytest.mark.parametrize("where", ["eval.sets", "eval.validation"])

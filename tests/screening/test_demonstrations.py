@@ -66,3 +66,10 @@ def test_a_check_that_takes_long_is_asked_of_some_rows_spread_over_all() -> None
     found = refused_demonstrations(screen(task), rows(*["yes"] * 450, *["no"] * 450), 50)
     assert found.num_looked_at == task.num_asked == 180
     assert found.by_rule == Counter(check=90)
+
+
+def test_of_very_many_demonstrations_ten_thousand_are_looked_at_spread_over_all() -> None:
+    task = SaysYes()
+    found = refused_demonstrations(screen(task), rows(*["yes"] * 10_002, *["no"] * 10_002), 50)
+    assert found.num_looked_at == task.num_asked == 20_004 // 3
+    assert found.by_rule == Counter(check=3_334)
