@@ -170,7 +170,10 @@ def make_screen(config: RunConfig, bundle: ModelBundle, data: Data, num_workers:
         end_ids = end_ids[-1:]
     if config.objective.name == "sampled_reverse_kl":  # what was recorded of a sampled token holds for that one alone
         end_ids = ()
-    return Screen(config.screening, data.task, renderer.decode, num_workers, mentions, renderer.controls, end_ids)
+    marks = {token: renderer.markup.control[token] for token in renderer.markup.calls}
+    return Screen(
+        config.screening, data.task, renderer.decode, num_workers, mentions, renderer.controls, end_ids, marks
+    )
 
 
 def make_review(

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from onpolicy_sdft.data.refusals import num_same
 from onpolicy_sdft.errors import ConfigError
-from onpolicy_sdft.tool_calls import reasoning_of
+from onpolicy_sdft.tool_calls import TOOLS, reasoning_of
 from onpolicy_sdft.types import Turn
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Markup:
     end_id: int | None  # what ends an answer: an added token behind it; None: there is none
     control: Mapping[int, str]  # tokens that are markup, never text; with their names
     thoughts: frozenset[int]  # those of them that an answer may hold: they stand around its reasoning
+    calls: frozenset[int]  # those of them that an answer may hold where there are tools: they mark calls
 
     @property
     def opened(self) -> str:
@@ -90,7 +92,8 @@ def read_markup(tokenizer: PreTrainedTokenizerBase, render: Render) -> Markup:
     turn = set(_ids(tokenizer, whole[whole.rindex(QUESTION) :]))  # around every answer
     thoughts = {token for token in control if _AROUND_THOUGHTS.search(names[token])}
     thoughts |= set(_ids(tokenizer, _around_reasoning(render, asked))) & set(control)
-    return Markup(prompt, whole, header, lead, end_id, control, frozenset(thoughts - turn))
+    calls = set(_ids(tokenizer, _call_of_a_tool(render, asked))) & set(control)
+    return Markup(prompt, whole, header, lead, end_id, control, frozenset(thoughts - turn), frozenset(calls))
 
 
 def _end_of_answers(behind: Sequence[int], names: Mapping[int, str], eos: int | None) -> int | None:
@@ -250,6 +253,21 @@ def _around_reasoning(render: Render, asked: Sequence[Turn]) -> str:
         return ""
     place = whole.rindex(QUESTION) + len(QUESTION)
     return whole[place : whole.rindex(ANSWER)] if REASONING in whole[place:] and ANSWER in whole[place:] else ""
+
+
+def _call_of_a_tool(render: Render, asked: Sequence[Turn]) -> str:
+    """Return what a template writes of an answer that reasons and calls a tool; empty where it writes no calls."""
+    name = "onpolicy_sdft_tool"
+    function = {"name": name, "parameters": {"type": "object", "properties": {}}}
+    call = {"id": "onpolicy1", "type": "function", "function": {"name": name, "arguments": {}}}
+    extra = {**json.loads(reasoning_of(REASONING)), "tool_calls": [call]}
+    turns = [Turn(TOOLS, json.dumps([{"type": "function", "function": function}])), *asked]
+    try:
+        prompt, whole = render(turns, True), render([*turns, Turn("assistant", "", json.dumps(extra))], False)
+    except ConfigError:
+        return ""
+    written = whole[num_same(prompt, whole) :]
+    return written if name in written else ""
 
 
 def _control_tokens(

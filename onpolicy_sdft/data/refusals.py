@@ -21,7 +21,7 @@ def not_a_prefix(asked: str, whole: str, response: str, fix: str) -> str:
         response: The answer.
         fix: What would make it so; empty: not known.
     """
-    same = _same(asked, whole)
+    same = num_same(asked, whole)
     start = max(0, same - _SHOWN // 2)
     texts = f"the prompt is {asked[start:][:_SHOWN]!r}, the whole conversation {whole[start:][:_SHOWN]!r}"
     if whole.startswith(asked + response):
@@ -43,7 +43,7 @@ def not_a_prefix(asked: str, whole: str, response: str, fix: str) -> str:
 
 def not_the_response(text: str, response: str) -> str:
     """Say that a target decodes to another text than the response."""
-    start = max(0, _same(text, response) - _SHOWN // 4)
+    start = max(0, num_same(text, response) - _SHOWN // 4)
     if text.strip() == response.strip():
         fix = "take the blanks off its ends (--context.trim_responses true)"
     else:
@@ -99,6 +99,6 @@ def require_unicode(text: str, what: str) -> None:
         raise DataError(f"{what} holds half a character at position {error.start}") from error
 
 
-def _same(one: str, other: str) -> int:
+def num_same(one: str, other: str) -> int:
     """Return the number of characters with which both texts begin."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

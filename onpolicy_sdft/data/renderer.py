@@ -9,24 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
-
-from jinja2 import TemplateError
 
 from onpolicy_sdft.data.chat_template import (
     ANSWER,
     QUESTION,
-    Markup,
-    at_moment,
     broken,
     literals,
     notes_on,
     read_markup,
-    reads_clock,
-    unused_in,
 )
 from onpolicy_sdft.data.refusals import (
     no_reasoning,
@@ -37,15 +30,14 @@ from onpolicy_sdft.data.refusals import (
     spells_control,
 )
 from onpolicy_sdft.data.tokenising import TextIds
+from onpolicy_sdft.data.writer import Conversation, TemplateWriter
 from onpolicy_sdft.errors import ConfigError, DataError
 from onpolicy_sdft.tool_calls import (
     TOOLS,
     calls_in,
     has_tools,
-    messages_of,
     reasoning_in,
     renamed,
-    with_arguments_as_text,
 )
 from onpolicy_sdft.types import Turn
 
@@ -59,9 +51,6 @@ _NUM_BEFORE = 4
 
 #: Arguments of chat templates that say whether a model thinks before it answers.
 _THINKING = ("enable_thinking", "thinking")
-
-#: Turns, the template arguments they are rendered with, and whether up to the header of the next answer.
-_Conversation = tuple[tuple[Turn, ...], int, bool]
 
 
 class Renderer:
@@ -78,28 +67,25 @@ class Renderer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: ContextConfig) -> None:
         self.tokenizer = tokenizer
         self.config = config
-        date = config.date or datetime.now().date().isoformat()
-        self._moment = _moment(date)
-        #: What the chat template sees, as ``context.date`` takes it; empty where it does not read the clock.
-        self.date = date if reads_clock(str(tokenizer.chat_template)) else ""
-        self._spelled = None
-        self._rendered: dict[_Conversation, list[str]] = {}  # those that are read ahead
-        self._in_parts = False
+        self.writer = TemplateWriter(tokenizer, config.date)
         #: Tokenises plain text, without special tokens.
         self.text_ids = TextIds(tokenizer)
-        self.markup = self._read_markup()
-        teacher = read_markup(tokenizer, self._rendered_by(config.teacher_template_kwargs))
-        if self.markup.header != teacher.header:
+        student, teacher = map(
+            self.writer.with_arguments, (config.student_template_kwargs, config.teacher_template_kwargs)
+        )
+        self.markup = self.writer.settle(lambda: read_markup(tokenizer, student))
+        teachers = read_markup(tokenizer, teacher)
+        if self.markup.header != teachers.header:
             raise ConfigError(
                 f"The two prompts start the answer differently: the student's header is {self.markup.header!r}, the "
-                f"teacher's {teacher.header!r}. Give context.student_template_kwargs and "
+                f"teacher's {teachers.header!r}. Give context.student_template_kwargs and "
                 "context.teacher_template_kwargs the same thinking mode."
             )
         self.control_ids = frozenset(self.markup.control)
         eos: int = tokenizer.eos_token_id
         self.terminator_id = eos if self.markup.end_id is None else self.markup.end_id
-        self._markers: dict[_Conversation, list[int]] = {}  # control tokens of conversations of such roles
-        self._spelled = literals(self.markup.control.values())
+        self._markers: dict[Conversation, list[int]] = {}  # control tokens of conversations of such roles
+        self.writer.spelled = literals(self.markup.control.values())
         self.text_ids.cut_at(self.markup.control.values(), self.markup.whole)
         self._lead_ids = self.text_ids(self.markup.lead)
         self._before = self.text_ids(self.markup.prompt)[-_NUM_BEFORE:]
@@ -117,11 +103,11 @@ class Renderer:
             ConfigError: If the chat template cannot render the turns.
             DataError: If it leaves out their tools.
         """
-        ids = self._ids(self._render(turns, template_kwargs, generation=True))
+        ids = self._ids(self.writer.pieces(turns, template_kwargs, generation=True))
         self._refuse_unwritten(turns, template_kwargs, generation=True)
         if self._spelled_among(turns, ids, template_kwargs, generation=True) is not None:
             # A tokenizer that normalises texts finds control tokens in other spellings than their own.
-            ids = self._ids(self._render(turns, template_kwargs, generation=True, apart=True))
+            ids = self._ids(self.writer.pieces(turns, template_kwargs, generation=True, apart=True))
         return tuple(ids)
 
     def student_ids(self, turns: Sequence[Turn]) -> tuple[int, ...]:
@@ -139,7 +125,7 @@ class Renderer:
         turn with a plain text in its place tells how long it would be with nothing left out.
         """
         kwargs = self.config.teacher_template_kwargs if teacher else self.config.student_template_kwargs
-        written = "".join(self._render(turns, kwargs, generation=True))
+        written = self.writer.text(turns, kwargs, generation=True)
         num = 0
         for index, turn in enumerate(turns):
             said, thought = turn.content.strip(), reasoning_in(turn)
@@ -147,7 +133,7 @@ class Renderer:
             if turn.role == TOOLS or said in written:  # a template writes tools in its own form
                 continue
             others = [*turns[:index], replace(turn, content=ANSWER), *turns[index + 1 :]]
-            marked = "".join(self._render(others, kwargs, generation=True))
+            marked = self.writer.text(others, kwargs, generation=True)
             lost = len(marked) + len(said) - len(ANSWER) - len(written) if ANSWER in marked else len(said)
             num += max(0, lost)
         return num
@@ -161,19 +147,8 @@ class Renderer:
             teacher: Whether they are the teacher's.
         """
         kwargs = self.config.teacher_template_kwargs if teacher else self.config.student_template_kwargs
-        before, rendered = self._rendered, dict[_Conversation, list[str]]()
-        for turns, answer in rows:
-            with contextlib.suppress(ConfigError):  # said when the row itself is asked for
-                rendered[tuple(turns), id(kwargs), True] = self._render(turns, kwargs, generation=True)
-                if answer:
-                    said = (*turns, Turn("assistant", answer))
-                    rendered[said, id(kwargs), False] = self._render(said, kwargs, generation=False)
-        self._rendered = {**before, **rendered}
-        try:
-            with self.text_ids.ahead(piece for pieces in rendered.values() for piece in pieces):
-                yield
-        finally:
-            self._rendered = before
+        with self.writer.ahead(rows, kwargs) as pieces, self.text_ids.ahead(pieces):
+            yield
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -218,7 +193,7 @@ class Renderer:
         answered, kwargs = [*turns, answer], self.config.student_template_kwargs
         try:
             asked, whole = (
-                "".join(self._render(said, kwargs, generation=generation))
+                self.writer.text(said, kwargs, generation=generation)
                 for said, generation in ((turns, True), (answered, False))
             )
         except ConfigError as error:
@@ -273,23 +248,12 @@ class Renderer:
 
     def spelled_in(self, text: str) -> str:
         """Return the first control token that a text spells; empty where it spells none."""
-        found = self._spelled.search(text) if self._spelled else None
+        found = self.writer.spelled.search(text) if self.writer.spelled else None
         return found[0] if found else ""
 
     def notes(self) -> list[str]:
         """Return what a user should know of the chat template before a run."""
-        return notes_on(self.tokenizer, self.markup, self.date)
-
-    def _read_markup(self) -> Markup:
-        """Read the student's markup, from texts as they are or, for templates of models that see pictures, as parts."""
-        render = self._rendered_by(self.config.student_template_kwargs)
-        try:
-            return read_markup(self.tokenizer, render)
-        except ConfigError:
-            self._in_parts = True
-            with contextlib.suppress(ConfigError):
-                return read_markup(self.tokenizer, render)
-            raise
+        return notes_on(self.tokenizer, self.markup, self.writer.date)
 
     def _way_out(self, turns: Sequence[Turn], answered: Sequence[Turn], asked: str, whole: str) -> str:
         """Return what would make a prompt the beginning of the conversation that answers it; empty: not known."""
@@ -300,7 +264,7 @@ class Renderer:
             kwargs = {**self.config.student_template_kwargs, name: value}
             with contextlib.suppress(ConfigError):
                 asked_ids, whole_ids = (
-                    self._ids(self._render(said, kwargs, generation=generation))
+                    self._ids(self.writer.pieces(said, kwargs, generation=generation))
                     for said, generation in ((turns, True), (answered, False))
                 )
                 if self._behind(asked_ids, whole_ids, calls=bool(calls_in(answered[-1]))):
@@ -336,50 +300,6 @@ class Renderer:
     def _plain(self, ids: Sequence[int]) -> str:
         return self.text_ids.text(ids)
 
-    def _rendered_by(self, kwargs: dict[str, Any]) -> Callable[[Sequence[Turn], bool], str]:
-        return lambda turns, generation: "".join(self._render(turns, kwargs, generation=generation))
-
-    def _render(
-        self, turns: Sequence[Turn], kwargs: dict[str, Any], *, generation: bool, apart: bool = False
-    ) -> list[str]:
-        """Return the conversation as text; more than one piece where control tokens that turns spell are broken.
-
-        ``apart``: each character of a text is a piece of its own.
-        """
-        if not apart and (known := self._rendered.get((tuple(turns), id(kwargs), generation))) is not None:
-            return known
-        texts, seam = broken([text for turn in turns for text in (turn.content, turn.extra)], self._spelled)
-        if apart:
-            seam = seam or unused_in(texts)
-            texts[::2] = [seam.join(text.replace(seam, "")) for text in texts[::2]]
-        parts = [Turn(turn.role, *pair) for turn, *pair in zip(turns, texts[::2], texts[1::2], strict=True)]
-        messages, tools = messages_of(parts)
-        if self._in_parts:
-            messages = [{**each, "content": _as_parts(each["content"])} for each in messages]
-        if tools is not None:
-            kwargs = {**kwargs, "tools": tools}
-        if self.date:
-            source = self.tokenizer.get_chat_template(kwargs.get("chat_template"), kwargs.get("tools"))
-            kwargs = {**kwargs, "chat_template": at_moment(source, self._moment)}
-
-        def write(messages: list[dict[str, Any]]) -> str:
-            return str(
-                self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation, **kwargs)
-            )
-
-        try:
-            try:
-                text = write(messages)
-            except TypeError:  # some templates take the arguments of calls as JSON text (DeepSeek)
-                text = write(with_arguments_as_text(messages))
-        except (TemplateError, TypeError, ValueError) as error:
-            roles = [turn.role for turn in turns]
-            raise ConfigError(
-                f"The tokenizer's chat template cannot render the roles {roles}: {error}. Another context.template "
-                "may fit it: prior_turn needs assistant turns, the acl_ ones a system message (as data.system does)."
-            ) from error
-        return text.split(seam) if seam else [text]
-
     def _ids(self, pieces: Sequence[str]) -> list[int]:
         # The template wrote every special token there is to be: adding more would double the first one.
         ids = [token for piece in pieces for token in self.text_ids(piece)]
@@ -396,14 +316,14 @@ class Renderer:
         plain = tuple(turn if turn.role == TOOLS else replace(turn, content=QUESTION) for turn in turns)
         key = (plain, id(kwargs), generation)
         if (markers := self._markers.get(key)) is None:
-            markers = self._control_among(self._ids(self._render(plain, kwargs, generation=generation)))
+            markers = self._control_among(self._ids(self.writer.pieces(plain, kwargs, generation=generation)))
             if not has_tools(plain):  # those are other ones in every row
                 self._markers[key] = markers
         if self._control_among(ids) == markers:
             return None  # all of them are the template's own: no turn has to be looked at
         for place, turn in enumerate(turns):
             said = f"{turn.content}\n{turn.extra}"
-            (text,), seam = broken([said], self._spelled) if generation else ([said], "")  # as prompts are read
+            (text,), seam = broken([said], self.writer.spelled) if generation else ([said], "")  # as prompts are read
             for part in text.split(seam) if seam else [text]:
                 is_answer = place == len(turns) - 1 and not generation
                 own = self.markup.thoughts if is_answer else frozenset[int]()
@@ -419,21 +339,10 @@ class Renderer:
         if not has_tools(turns):
             return
         marked, names = renamed(turns)
-        text = "".join(self._render(marked, kwargs, generation=generation))
+        text = self.writer.text(marked, kwargs, generation=generation)
         for marker, name in names.items():
             if marker not in text:
                 raise DataError(no_tools(name, text))
 
     def _control_among(self, ids: Sequence[int]) -> list[int]:
         return [token for token in ids if token in self.control_ids]
-
-
-def _as_parts(text: str) -> list[dict[str, str]]:
-    return [{"type": "text", "text": text}] if text else []
-
-
-def _moment(date: str) -> datetime:
-    try:
-        return datetime.fromisoformat(date)
-    except ValueError as error:
-        raise ConfigError(f"context.date={date!r} is no date. Fix: as in 2026-11-28.") from error

@@ -65,7 +65,7 @@ def key_of(
         "its options": {name: str(value) for name, value in sorted(tokenizer.init_kwargs.items())},
         "its tokens": [tokenizer.special_tokens_map, tokenizer.all_special_ids],
         "chat template": str(tokenizer.chat_template),
-        "date": renderer.date,
+        "date": renderer.writer.date,
         "context": {**asdict(config), "date": None},
         "context template": template.read_text(encoding="utf-8") if template.is_file() else "",
         "teacher": prompts is not None,

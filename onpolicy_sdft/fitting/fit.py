@@ -157,7 +157,7 @@ def _claim(
 ) -> tuple[RunDirectory, dict[str, Any]]:
     """Make the run directory ours, where all ranks read the same; return it with the run's identity."""
     config, backend, data = found.config, found.backend, found.data
-    identity = identity_of(config, data, found.start, found.gated, base, found.bundle.renderer.date)
+    identity = identity_of(config, data, found.start, found.gated, base, found.bundle.renderer.writer.date)
     if backend.num_ranks > 1:
         facts = {**dataclasses.asdict(config), "data fingerprint": data.loaded.fingerprint}
         facts |= {name: identity[name] for name in (*base, "prompts and targets")}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from onpolicy_sdft.machine import num_cores
@@ -13,6 +14,7 @@ from onpolicy_sdft.screening.mentions import Mentions
 from onpolicy_sdft.screening.reasons import REASONS, is_answer_only, is_looping, is_too_long, is_too_short
 from onpolicy_sdft.screening.watch import Resample, Watch
 from onpolicy_sdft.tasks.protocol import CHECK_ERROR, Checker, checks
+from onpolicy_sdft.tool_calls import TOOLS
 from onpolicy_sdft.types import CheckResult, PromptPair, Rollout, Target, Verdict
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class Screen:
         controls: Names of the control tokens inside a completion, its end left out.
         end_ids: What the chat template writes behind an answer: a kept text that stopped at another token is learned
             with this end. Empty: with its own.
+        call_marks: Control tokens with which a completion may mark and end calls, where there are tools; their names.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Screen:
         mentions: Mentions | None = None,
         controls: Callable[[Sequence[int]], Sequence[str]] = lambda token_ids: (),
         end_ids: Sequence[int] = (),
+        call_marks: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
         self.config = config
         self.task = task
@@ -58,6 +62,7 @@ class Screen:
         self.mentions = Mentions(config.banned_phrases) if mentions is None else mentions
         self.controls = controls
         self.end_ids = tuple(end_ids)
+        self.call_marks = call_marks
         self.decode = decode
         self.num_workers = num_free_cores() if num_workers is None else num_workers
         # A text whose check failed is treated as one that fails its check.
@@ -106,7 +111,7 @@ class Screen:
         holds: dict[str, Callable[[], bool]] = {
             "empty": lambda: not text.strip(),
             "truncated": lambda: rollout.finish_reason == "length",
-            "control": lambda: bool({*self.controls(rollout.token_ids)} - {*self.controls(pair.response_ids)}),
+            "control": lambda: bool({*self.controls(rollout.token_ids)} - self._allowed(pair)),
             "looping": lambda: (
                 is_looping(rollout.token_ids, config.loop_ngram, config.loop_repeats, pair.response_ids)
                 and not self._is_right(pair, result)
@@ -128,6 +133,13 @@ class Screen:
         }
         return next((name for name in REASONS if self.verdicts[name] != "keep" and holds[name]()), "")
 
+    def _allowed(self, pair: PromptPair) -> set[str]:
+        """Return what control tokens a rollout may hold: the response's, and those of calls where there are tools."""
+        return {*self.controls(pair.response_ids), *self._call_marks(pair).values()}
+
+    def _call_marks(self, pair: PromptPair) -> Mapping[int, str]:
+        return self.call_marks if any(turn.role == TOOLS for turn in pair.demonstration.turns) else {}
+
     def _is_right(self, pair: PromptPair, result: Callable[[], CheckResult]) -> bool:
         """Whether a check that tells right from wrong accepts a text."""
         return checks(self.task, pair.demonstration) and result().correct
@@ -143,10 +155,10 @@ class Screen:
     def _ended(self, pair: PromptPair, rollout: Rollout) -> tuple[int, ...]:
         """Return the tokens of a rollout as they are learned: with the template's own end, whatever it stopped at.
 
-        Some templates end calls otherwise than other answers: what the row's own response ends with is kept.
+        Some templates end calls otherwise than other answers: such an end is kept where there are tools.
         """
-        ends = (self.end_ids[-1:], pair.response_ids[-1:])
-        if rollout.finish_reason != "stop" or rollout.token_ids[-1:] in ends or not self.end_ids:
+        ends = {*self.end_ids[-1:], *pair.response_ids[-1:], *self._call_marks(pair)}
+        if rollout.finish_reason != "stop" or rollout.token_ids[-1] in ends or not self.end_ids:
             return rollout.token_ids
         said, before = rollout.token_ids[:-1], self.end_ids[:-1]
         has_it = said[len(said) - len(before) :] == before

@@ -310,9 +310,9 @@ def test_a_template_that_reads_the_clock_sees_one_date_which_can_be_given():
     toy = chat_toys.TOYS["llama-3 with dates"]
     renderer = renderer_of(toy)
     assert NOW in renderer.tokenizer.decode(renderer.student_ids(TALKS[0]))
-    assert renderer.date == "2026-11-28T10:00:00"
+    assert renderer.writer.date == "2026-11-28T10:00:00"
     assert "--context.date 2026-11-28T10:00:00 gives the same prompts again" in renderer.notes()[-1]
-    assert renderer_of(chat_toys.TOYS["llama-3"]).date == ""
+    assert renderer_of(chat_toys.TOYS["llama-3"]).writer.date == ""
     again, other = (prepared(renderer_of(toy, date=date), ("q", "a")) for date in ("2026-11-28T10:00:00", "2026-11-29"))
     assert prepared(renderer, ("q", "a")).digest == again.digest != other.digest
     with pytest.raises(ConfigError, match=r"context\.date='today' is no date"):
@@ -354,7 +354,7 @@ def test_text_that_goes_through_another_program_is_tokenised_as_rows_are(name):
 
         def render(contents):
             turns = [Turn("user", content) for content in contents]
-            return "".join(renderer._render(turns, renderer.config.teacher_template_kwargs, generation=True))
+            return renderer.writer.text(turns, renderer.config.teacher_template_kwargs, generation=True)
 
         found = [token for piece in markup.pieces(markup.render([text], render)) for token in renderer.text_ids(piece)]
         assert tuple(found) == renderer.teacher_ids([Turn("user", text)])

@@ -197,7 +197,7 @@ def test_other_special_tokens_of_a_model_that_thinks_stay_control_tokens():
         renderer.target(ASKED, "[THINK]hm[/THINK]<|tool|>")
 
 
-def test_a_system_message_that_is_dropped_once_there_is_an_answer_is_refused_with_the_way_on():
+def test_a_system_message_that_an_answer_drops_is_refused_with_the_way_on():
     renderer = renderer_of(SYSTEM_IN_LAST_TURN)
     assert renderer.decode(renderer.target(ASKED, "Yes")[1]) == "Yes"
     with pytest.raises(DataError, match=r"Fix: put the system message's text into the user's turn"):

@@ -90,7 +90,7 @@ def test_the_teacher_sees_the_tools_with_every_template(template: str, toy: str,
 
 @pytest.mark.parametrize("toy", TOOL_TOYS)
 @pytest.mark.parametrize("template", [*TEMPLATES, "prior_turn"])
-def test_what_the_teacher_is_shown_stands_with_the_question_not_in_what_a_tool_returned(
+def test_the_teacher_is_shown_more_with_the_question_not_in_what_a_tool_returned(
     template: str, toy: str, tmp_path: Path
 ) -> None:
     if template.startswith("acl") and toy.startswith("mistral"):
@@ -108,6 +108,17 @@ def test_what_the_teacher_is_shown_stands_with_the_question_not_in_what_a_tool_r
     told = feedback_turns(turns, last_question(turns), Feedback(ROLLOUT, "", "Wrong."), shows_attempt=False)
     assert [turn.role for turn in told] == [turn.role for turn in turns]
     assert [turn for turn in told if turn.role == "tool"] == [turn for turn in turns if turn.role == "tool"]
+
+
+@pytest.mark.parametrize(
+    ("toy", "marks"),
+    [("hermes", {"<|im_end|>"}), ("llama", {"<|eot|>"}),
+     ("mistral, whose calls begin with a control token", {"[TOOL_CALLS]", "</s>"})],
+)  # fmt: skip
+def test_the_control_tokens_of_calls_are_read_off_the_template(toy: str, marks: set[str]) -> None:
+    markup = Renderer(make(TOOL_TOYS[toy], "bytes"), ContextConfig()).markup
+    assert {markup.control[token] for token in markup.calls} == marks
+    assert not Renderer(make(TOYS["chatml"], "bytes"), ContextConfig()).markup.calls
 
 
 @pytest.mark.parametrize("toy", TOOL_TOYS)

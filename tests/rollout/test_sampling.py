@@ -117,7 +117,7 @@ def test_the_likeliest_come_with_their_logprobs():
     assert likeliest(logits, 99).token_ids.shape == (3, 50)
 
 
-def test_ids_between_those_of_a_tokenizer_have_no_token_but_pieces_that_stand_twice_have_one():
+def test_ids_between_a_tokenizers_own_have_no_token_but_pieces_that_stand_twice_do():
     words = tokenizers.Tokenizer(WordLevel({"a": 0, "b": 3, "c": 4, "<unk>": 6}, unk_token="<unk>"))
     found = Vocabulary.of(PreTrainedTokenizerFast(tokenizer_object=words), (9,))
     assert found == Vocabulary(10, (1, 2, 5, 7, 8))

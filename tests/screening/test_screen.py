@@ -84,6 +84,21 @@ def test_a_text_that_stopped_at_another_token_is_learned_with_the_templates_end(
     assert judge.judge(other, called, 0).token_ids == called.token_ids
 
 
+def test_where_there_are_tools_a_rollout_may_hold_what_marks_and_ends_calls() -> None:
+    said = f"yes {MARK}f"
+    called = replace(rollout(said), token_ids=(*encode(said), 9))
+    judge = Screen(
+        ScreeningConfig(control="drop"), SaysYes(), decode, controls=controls, end_ids=(7,),
+        call_marks={ord(MARK): "<mark>", 9: "<call>"},
+    )  # fmt: skip
+    plain = replace(make_pair(), response_ids=(*encode("no"), 7))
+    assert judge.judge(plain, called, 0).reason == "control"
+    demonstration = replace(plain.demonstration, turns=(Turn("tools", "[]"), *plain.demonstration.turns))
+    with_tools = judge.judge(replace(plain, demonstration=demonstration), called, 0)
+    assert with_tools.verdict == "keep"
+    assert with_tools.token_ids == called.token_ids
+
+
 def comparing(**options: Any) -> Screen:
     made = screen(**options)
     made.bare = BARE
