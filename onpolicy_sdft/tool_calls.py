@@ -7,6 +7,7 @@ them. A chat template writes calls in its model's own form; the text of an answe
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,26 +32,33 @@ def read_tools(value: Any) -> Turn:
     Raises:
         DataError: If it is no such list.
     """
-    tools = [_parsed(tool) for tool in _listed(value)]
+    tools = [parsed(tool) for tool in _listed(value)]
     names = [_function_of(tool).get("name") for tool in tools]
     if not names or not all(isinstance(name, str) and name for name in names):
         raise DataError(
             "the tools are not a list of JSON schemas, each with the name of a function, as in "
             f'[{{"type": "function", "function": {{"name": "f", "parameters": {{}}}}}}]: {value!r:.80}'
         )
+    for function in map(_function_of, tools):
+        if "input_schema" in function and "parameters" not in function:
+            raise DataError(
+                f"the schema of the tool {function['name']!r} stands under input_schema, which chat templates do not "
+                "read: name it parameters"
+            )
     whole = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
     return Turn(TOOLS, _json(_without_nulls(whole)))
 
 
 def is_empty(value: Any) -> bool:
     """Whether a column of tools says that a row has none: it is empty, or JSON text that is."""
-    return not _parsed(value)
+    return not parsed(value)
 
 
 def spell_out(turns: Sequence[Turn], tools: Turn) -> bool:
-    """Whether the system message spells out the tools itself, as in rows that were rendered for one family."""
+    """Whether the system message has the schemas of the tools itself, as in rows that were rendered for one family."""
     said = "".join(turn.content for turn in turns if turn.role == "system")
-    return all(f'"{_function_of(tool)["name"]}"' in said for tool in json.loads(tools.content))
+    names = [re.escape(_function_of(tool)["name"]) for tool in json.loads(tools.content)]
+    return all(re.search(rf"""(["'])name\1\s*:\s*(["']){name}\2""", said) for name in names)
 
 
 def read_extra(message: Mapping[str, Any], role: str) -> str:
@@ -161,7 +169,7 @@ def _call(call: Any) -> dict[str, Any]:
     """Return a call as chat templates take it: with its arguments as an object."""
     function = _function_of(call)
     name, given = function.get("name"), function.get("arguments", function.get("parameters"))
-    arguments = {} if given in (None, "") else _parsed(given)
+    arguments = {} if given in (None, "") else parsed(given)
     unread = given is None and set(function) - {"name", "arguments", "parameters", "id", "type"}
     if not isinstance(name, str) or not name or not isinstance(arguments, dict) or unread:
         raise DataError(
@@ -181,11 +189,12 @@ def _function_of(value: Any) -> Mapping[str, Any]:
 
 
 def _listed(value: Any) -> list[Any]:
-    value = _parsed(value)
+    value = parsed(value)
     return list(value) if isinstance(value, list | tuple) else [value] if value else []
 
 
-def _parsed(value: Any) -> Any:
+def parsed(value: Any) -> Any:
+    """Return what JSON text stands for; any other value as it is."""
     if not isinstance(value, str):
         return value
     try:

@@ -60,6 +60,7 @@ class Starter:
     text: str  # YAML with comments
     num_rows: int
     skipped: tuple[str, ...]
+    unread: Mapping[str, int]  # rows by what of theirs was not read
     task: str
 
 
@@ -83,7 +84,7 @@ def make_starter(data: DataConfig, model: ModelConfig, eval_path: str | None, ou
     template = PRIVILEGED if any(row.privileged for row in rows.demonstrations) else ContextConfig().template
     lengths = _measure(rows.demonstrations[:_LOOKED_AT], model, template)
     text = _yaml(data, model, eval_path, output_dir, rows, (task, options, why), template, lengths)
-    return Starter(text, len(rows.demonstrations), rows.skipped, task)
+    return Starter(text, len(rows.demonstrations), rows.skipped, rows.unread, task)
 
 
 def _find_task(rows: Sequence[Demonstration]) -> tuple[str, Mapping[str, Any], str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 #: Other common names of these columns, for the texts of errors.
 _ALSO_CALLED = {
-    "prompt": ("question", "instruction", "input", "query", "problem", "text"),
+    "prompt": ("question", "instruction", "input", "query", "problem"),
     "response": ("completion", "answer", "output", "chosen", "target", "solution"),
     "messages": ("messages", "conversations", "conversation"),
 }
@@ -67,9 +67,16 @@ _FORMATS: Mapping[str, tuple[Columns, tuple[str, ...], str]] = {
 }  # fmt: skip
 
 
+#: What else a row may show, which a model of texts does not see.
+_SEEN = ("image", "images", "video", "videos", "audio", "audios")
+#: Columns with which other trainers say that an answer is not wanted.
+_UNWANTED = ("label", "kto_tag")
+#: Columns that may belong to the prompt, and are said where they are not read.
+_OF_A_PROMPT = ("system", "system_prompt", "history", "tools", "functions", "context", "input")
 #: Columns of common formats that change the prompt, and what to do about them.
 _BESIDE = {
     "system": "name it, --data.system_column system",
+    "system_prompt": "name it, --data.system_column system_prompt",
     "history": "write earlier turns as messages",
     "functions": "name it, --data.tools_column functions",
     "chat_template_kwargs": "give them to all rows, as context.student_template_kwargs and "
@@ -96,7 +103,9 @@ def find_columns(row: Mapping[str, Any], config: DataConfig, where: str) -> Colu
         return Columns(messages=config.messages_column, privileged=config.privileged_column)
     if any(value is not None for value in asked.values()):
         named: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-        return Columns(**named, privileged=config.privileged_column)
+        columns = Columns(**named, privileged=config.privileged_column)
+        is_xlam = (columns.prompt, columns.response) == ("query", "answers") and row.get("tools") is not None
+        return replace(columns, calls=is_xlam)
     found = {name: each for name, each in _FORMATS.items() if all(row.get(column) is not None for column in each[1])}
     if config.privileged_column is not None:
         found = {name: each for name, each in found.items() if each[0].privileged is None}
@@ -104,7 +113,7 @@ def find_columns(row: Mapping[str, Any], config: DataConfig, where: str) -> Colu
             return Columns(privileged=config.privileged_column)
     if len(found) > 1:
         raise DataError(
-            f"{where}: a row has the columns of several formats: {'; '.join(found)}. Fix: say which is meant: "
+            f"{where} has the columns of several formats: {'; '.join(found)}. Fix: say which is meant: "
             f"{', or '.join(option for _, _, option in found.values())}."
         )
     for name, (columns, _, _) in found.items():
@@ -123,8 +132,12 @@ def left_unread(row: Mapping[str, Any], columns: Columns, config: DataConfig) ->
     Raises:
         DataError: Naming the column and what to do about it.
     """
-    named = (*columns.used, config.system_column, config.tools_column)
-    filled = {name for name in _BESIDE if row.get(name) and name not in named}
+    named = (*columns.used, config.system_column, config.tools_column, config.privileged_column)
+    if seen := [name for name in _SEEN if row.get(name) and name not in named]:
+        raise DataError(
+            f"column {seen[0]!r} holds what a text does not show: it would be answered unseen. Fix: leave the row out, "
+            "or the column where the texts stand without it"
+        )
     if columns.privileged is not None:
         for name in ("response", "completion"):
             if row.get(name) and columns.messages is None and name not in columns.used:
@@ -132,12 +145,25 @@ def left_unread(row: Mapping[str, Any], columns: Columns, config: DataConfig) ->
                     f"column {name!r} beside {columns.privileged!r} is not read: name it, "
                     f"--data.response_column {name} --data.privileged_column {columns.privileged}"
                 )
-    for name in sorted(filled):
-        if _is_of_format(row, columns, config):
+    if _is_of_format(row, columns, config):
+        _refuse_beside(row, columns, named)
+    if columns.messages is not None or not (config.prompt_column or config.response_column):
+        return set()
+    read = {*named, find_tools(row, columns, config)}
+    hints = {name: f" (--data.input_column {name} reads it)" for name in ("input", "context")}
+    return {f"the column {name!r}{hints.get(name, '')}" for name in _OF_A_PROMPT if row.get(name) and name not in read}
+
+
+def _refuse_beside(row: Mapping[str, Any], columns: Columns, named: Sequence[str | None]) -> None:
+    """Refuse columns beside those of a common format that change what the row means."""
+    for name in sorted(_BESIDE):
+        if row.get(name) and name not in named:
             raise DataError(f"column {name!r} beside {' and '.join(sorted(columns.used))} is not read: {_BESIDE[name]}")
-    if columns.prompt == "instruction" and columns.input is None and columns.messages is None and row.get("input"):
-        return {"the column 'input' (--data.input_column input reads it)"}
-    return set()
+    if unwanted := [name for name in _UNWANTED if row.get(name) is False]:
+        raise DataError(
+            f"column {unwanted[0]!r} is false, as of an answer that is not wanted. Fix: leave the row out, or rename "
+            "the column where it means something else"
+        )
 
 
 def find_tools(row: Mapping[str, Any], columns: Columns, config: DataConfig) -> str | None:
@@ -156,15 +182,33 @@ def find_tools(row: Mapping[str, Any], columns: Columns, config: DataConfig) -> 
 
 def _is_of_format(row: Mapping[str, Any], columns: Columns, config: DataConfig) -> bool:
     """Whether a row has the columns of a common format, so that those beside them have a known meaning."""
-    of_format = columns != Columns() and not (config.prompt_column or config.response_column)
+    of_format = columns != Columns() and (columns.calls or not (config.prompt_column or config.response_column))
     return of_format or any(isinstance(row.get(name), list) for name in (columns.prompt, columns.response))
 
 
 def column_hint(row: Mapping[str, Any], columns: Columns, missing: str) -> str:
-    """Name the option that reads the column which this row seems to have instead of a missing one."""
-    options = {columns.prompt: ("prompt", "prompt_column"), columns.response: ("response", "response_column")}
-    for kind, option in ((("messages", "messages_column")), options.get(missing, ("", ""))):
-        for other in _ALSO_CALLED.get(kind, ()):
-            if other in row and missing in options:
-                return f". To read {other!r}: --data.{option} {other}"
-    return ""
+    """Name the options that read the columns which this row seems to have instead of a missing one."""
+    if missing not in (columns.prompt, columns.response):
+        return ""
+    talks = [name for name in (*_ALSO_CALLED["messages"], "chosen") if is_conversation(row.get(name))]
+    if talks:
+        return f". To read {talks[0]!r}: --data.messages_column {talks[0]}"
+    options = []
+    for kind, column in (("prompt", columns.prompt), ("response", columns.response)):
+        others = [name for name in _ALSO_CALLED[kind] if name in row and column not in row]
+        options += [(f"--data.{kind}_column {name}", name) for name in others[:1]]
+    if not options and isinstance(row.get("text"), str):
+        return ". A text as a whole has no answer of its own: write it as messages"
+    if "context" in row and "instruction" in row and columns.input is None:
+        options.append(("--data.input_column context", "context"))
+    if empty := [name for _, name in options if row[name] is None]:
+        return f"; {empty[0]!r} is empty (null)"
+    names, given = (" and ".join(map(repr, (name for _, name in options))), " ".join(option for option, _ in options))
+    return f". To read {names}: {given}" if options else ""
+
+
+def is_conversation(value: Any) -> bool:
+    """Whether a column holds a whole conversation: messages that begin before an answer."""
+    first = value[0] if isinstance(value, list) and value else None
+    speaker = first.get("role", first.get("from")) if isinstance(first, Mapping) else None
+    return speaker in ("user", "system", "developer", "human")

@@ -13,10 +13,19 @@ from onpolicy_sdft.types import Turn
 ROLES = ("system", "user", "assistant", "tool")
 #: Who speaks in ShareGPT's messages, as a role.
 SPEAKERS = {
+    "developer": "system", "function": "tool",
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
     "model": "assistant", "bing": "assistant", "bard": "assistant", "system": "system", "tool": "tool",
     "observation": "tool", "function_response": "tool", "function_call": "assistant",
 }  # fmt: skip
+#: What stands in place of parts of a message that other interfaces have.
+_PARTS = {
+    "tool_use": "write calls as tool_calls", "tool_result": "write it as a message of the role tool",
+    "thinking": "write it as reasoning_content", "input_text": "name its type text",
+    "output_text": "name its type text",
+}  # fmt: skip
+#: Keys with which other trainers say whether an answer is learned.
+_TRAINED = ("train", "loss")
 #: The answer of a row that has none.
 NO_ANSWER = Turn("assistant", "")
 #: What changes the meaning of a message and is not read; a row that has it is bad.
@@ -36,10 +45,11 @@ def read_messages(messages: Any) -> list[Turn]:
         DataError: If they are no messages, or one has what is not read.
     """
     if not isinstance(messages, list) or not messages:
-        raise DataError("the messages column is not a list of messages")
+        raise DataError(f"the messages column is not a list of messages: {messages!r:.60}")
     turns = []
     for index, message in enumerate(messages):
         role, content = _role_and_content(message)
+        _refuse_parts(message, index)
         extra = ""
         if isinstance(message, Mapping):
             _refuse_unread(message, index, role)
@@ -62,12 +72,24 @@ def _role_and_content(message: Any) -> tuple[Any, Any]:
         return None, None
     if "role" not in message and "from" in message:
         return SPEAKERS.get(str(message["from"])), message.get("value")
+    role = message.get("role")
+    role = SPEAKERS.get(role, role) if isinstance(role, str) else role
     content = message.get("content")
     if isinstance(content, list) and content and all(isinstance(each, Mapping) for each in content):
         texts = [each.get("text") for each in content if each.get("type") == "text"]
         if len(texts) == len(content) and all(isinstance(text, str) for text in texts):  # else: a picture, or a sound
             content = "".join(text for text in texts if text is not None)
-    return message.get("role"), content
+    return role, content
+
+
+def _refuse_parts(message: Any, index: int) -> None:
+    """Refuse parts of a message that are no text, by their type."""
+    content = message.get("content") if isinstance(message, Mapping) else None
+    for part in content if isinstance(content, list) else []:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if isinstance(kind, str) and kind != "text":
+            fix = _PARTS.get(kind, "rows are texts: leave it out, or write it as text")
+            raise DataError(f"message {index} has a content part of type {kind!r}, which is not read: {fix}")
 
 
 def prompt_of(messages: Any) -> list[Turn]:
@@ -99,13 +121,15 @@ def demonstrations_of(messages: Any, which: str, first: int = 0) -> list[tuple[l
     answers = [index for index, turn in enumerate(turns) if turn.role == "assistant" and index >= first]
     if which == "last":
         answers = answers[-1:]
-        if answers and _is_zero(messages[answers[0]].get("weight")):
-            raise DataError("the last answer has weight 0: it is not to be learned")
+        if answers and (why := _why_not_learned(messages[answers[0]])):
+            raise DataError(f"the last answer has {why}: it is not to be learned")
     else:
-        answers = [index for index in answers if not _is_zero(messages[index].get("weight"))]
+        answers = [index for index in answers if not _why_not_learned(messages[index])]
+    last = answers[-1] if answers else 0
     answers = [index for index in answers if index and turns[index - 1].role in ("user", "tool")]
     if not answers:
-        raise DataError("the messages hold no assistant turn that answers a user turn")
+        behind = f": the last one follows a turn of the {turns[last - 1].role}" if last else ""
+        raise DataError(f"the messages hold no assistant turn that answers a user turn{behind}")
     for index in answers:
         named = "the last" if which == "last" else f"message {index}, an"
         if turns[index - 1].role == "user" and not turns[index - 1].content.strip():
@@ -115,11 +139,15 @@ def demonstrations_of(messages: Any, which: str, first: int = 0) -> list[tuple[l
     return [(turns[:index], turns[index]) for index in answers]
 
 
-def _is_zero(weight: Any) -> bool:
+def _why_not_learned(message: Mapping[str, Any]) -> str:
+    """Return what says that an answer is not to be learned: a weight of 0, or ``train`` or ``loss`` false."""
+    weight = message.get("weight")
     try:
-        return weight is not None and float(weight) == 0
+        if weight is not None and float(weight) == 0:
+            return "weight 0"
     except (TypeError, ValueError):
         raise DataError(f"an answer has weight {weight!r}, which is no number") from None
+    return next((f"{name} false" for name in _TRAINED if message.get(name) is False), "")
 
 
 def _refuse_unread(message: Mapping[str, Any], index: int, role: Any) -> None:
@@ -136,7 +164,10 @@ def unread_parts(messages: list[Mapping[str, Any]], *, ends_in_answer: bool = Fa
         ends_in_answer: Whether the answer stands behind them, in a column of its own.
     """
     found = {f"the key {key!r} of messages" for message in messages for key in message if message[key] is not None}
-    found -= {f"the key {key!r} of messages" for key in ("role", "content", "from", "value", *UNREAD_KEYS)}
+    known = ("role", "content", "from", "value", *UNREAD_KEYS, *_TRAINED)
+    found -= {f"the key {key!r} of messages" for key in known}
+    if all(message.get("weight") in (None, 0, 1) for message in messages):
+        found.discard("the key 'weight' of messages")
     found |= {"nulls among the arguments of calls" for message in messages if has_nulls(message)}
     if not ends_in_answer and read_messages(messages)[-1].role != "assistant":
         found.add("turns after the last answer")

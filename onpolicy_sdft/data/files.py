@@ -22,12 +22,14 @@ _FIRST_LINES = 50  # that tell what stands between cells
 _LONGEST_CELL = 2**31 - 1  # what csv can be told on every platform
 
 
-ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+#: What ``datasets`` writes beside rows.
+_NO_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 #: Parts of a set as files are named for them: rows of two are never read as one.
 _SPLITS = {
     "train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
-    "valid": "validation", "validation": "validation", "val": "validation", "dev": "validation",
+    "valid": "validation", "validation": "validation", "val": "validation", "dev": "validation", "holdout": "test",
 }  # fmt: skip
 
 
@@ -45,7 +47,7 @@ def find_files(place: str) -> list[Path]:
         return [path]
     if path.is_dir():
         there = sorted(each for each in path.iterdir() if each.is_file() and not each.name.startswith("."))
-        found = [each for each in there if _ending(each)]
+        found = [each for each in there if _ending(each) and each.name not in _NO_ROWS]
         if left := [each.name for each in there if each not in found]:
             logger.info(f"not read in {path}: {', '.join(left[:5])}{' ...' if len(left) > 5 else ''}")
     else:
@@ -53,15 +55,23 @@ def find_files(place: str) -> list[Path]:
     if not found:
         raise DataError(
             f"data.path={place!r} is not a file, a folder with files that end in {', '.join(ENDINGS)}, or a pattern "
-            "that some file has."
+            f"that some file has.{_below(path)}"
         )
     _refuse_mixed(found, place)
     return found
 
 
+def _below(path: Path) -> str:
+    """Say which folders below one have files that can be read."""
+    files = path.rglob("*") if path.is_dir() else ()
+    folders = sorted({str(each.parent) for each in files if _ending(each) and each.name not in _NO_ROWS})
+    return f" Files that can be read stand in {', '.join(folders[:3])}." if folders else ""
+
+
 def _refuse_mixed(files: Sequence[Path], place: str) -> None:
     """Refuse files of which some are for tests and others are not, and the same file twice, compressed and not."""
-    parts = {_part(each) for each in files}
+    above = Path(place if Path(place).expanduser().is_dir() else re.split(r"[*?[]", place)[0].rpartition("/")[0])
+    parts = {_part(each, above.expanduser()) for each in files}
     if len(parts) > 1 and parts != {"train", "other rows"}:
         raise DataError(
             f"data.path={place!r} stands for files of {' and '.join(sorted(parts))}. Fix: name those that are meant, "
@@ -74,9 +84,10 @@ def _refuse_mixed(files: Sequence[Path], place: str) -> None:
         )
 
 
-def _part(path: Path) -> str:
-    """Return which part of a set a file's name says it is."""
-    words = {word.removesuffix("set") for word in re.split(r"[^a-z]+", path.name.lower())}
+def _part(path: Path, above: Path) -> str:
+    """Return which part of a set a file's name says it is, with the names of its folders below one."""
+    name = path.relative_to(above) if path.is_relative_to(above) else path.name
+    words = {re.sub(r"(set|data)$", "", word) for word in re.split(r"[^a-z]+", str(name).lower())}
     found = {_SPLITS[word] for word in words if word in _SPLITS}
     return found.pop() if len(found) == 1 else "other rows"
 
@@ -93,10 +104,12 @@ def file_rows(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
             yield from _csv_rows(path, "\t" if ending == ".tsv" else None)
         elif ending == ".parquet":
             yield from _parquet_rows(path)
+        elif ending == ".arrow":
+            yield from _arrow_rows(path)
         else:
             raise DataError(
-                f"{path}: unknown ending {path.suffix!r}; give {', '.join(ENDINGS)}, or (but for Parquet) one of them "
-                f"with {' or '.join(COMPRESSED)} behind it."
+                f"{path}: unknown ending {path.suffix!r}; give {', '.join(ENDINGS)}, or (but for Parquet and Arrow) "
+                f"one of them with {' or '.join(COMPRESSED)} behind it."
             )
     except (EOFError, OSError) as error:
         if path.suffix.lower() not in COMPRESSED:
@@ -108,7 +121,7 @@ def _ending(path: Path) -> str:
     """Return the ending that says how rows are written; empty for another. Parquet compresses by itself."""
     name = _uncompressed(path.name.lower())
     ending = Path(name).suffix
-    is_known = ending in ENDINGS and not (ending == ".parquet" and name != path.name.lower())
+    is_known = ending in ENDINGS and not (ending in (".parquet", ".arrow") and name != path.name.lower())
     return ending if is_known else ""
 
 
@@ -139,6 +152,19 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
         raise DataError(f"{path}: not readable as Parquet: {error}.") from error
 
 
+def _arrow_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Read a file of ``Dataset.save_to_disk``."""
+    import pyarrow
+
+    try:
+        with pyarrow.OSFile(str(path)) as file, pyarrow.ipc.open_stream(file) as batches:
+            _refuse_twice(path, batches.schema, "column")
+            for batch in batches:
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not readable as an Arrow stream: {error}.") from error
+
+
 def _refuse_twice(path: Path, fields: Any, kind: str) -> None:
     """Refuse columns, and fields of structures, that stand twice: only one of them would be read."""
     import pyarrow
@@ -155,8 +181,14 @@ def _refuse_twice(path: Path, fields: Any, kind: str) -> None:
 
 def _json_lines(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
     with _open(path) as lines:
+        num_empty = 0
         for line in lines:
-            yield _json_row(line) if line.strip() else DataError("an empty line")
+            if not line.strip():  # at the end of a file it is no row
+                num_empty += 1
+                continue
+            yield from (DataError("an empty line") for _ in range(num_empty))
+            num_empty = 0
+            yield _json_row(line)
 
 
 def _json_row(line: bytes) -> Mapping[str, Any] | DataError:
@@ -165,12 +197,14 @@ def _json_row(line: bytes) -> Mapping[str, Any] | DataError:
     except UnicodeDecodeError as error:
         return DataError(f"not UTF-8 (byte {error.start} of the line)")
     except json.JSONDecodeError as error:
-        return DataError(f"not valid JSON ({error.msg} at column {error.colno})")
+        hint = ". A file that holds one array must be called .json" if line.strip() == b"[" else ""
+        return DataError(f"not valid JSON ({error.msg} at column {error.colno}){hint}")
     except DataError as error:
         return error
     except (ValueError, RecursionError) as error:  # a number of too many digits, or too deep
         return DataError(f"not readable as JSON ({error})")
-    return row if isinstance(row, dict) else DataError(f"not an object but {type(row).__name__}")
+    hint = " (a file that holds one array must be called .json)" if isinstance(row, list) else ""
+    return row if isinstance(row, dict) else DataError(f"not an object but {type(row).__name__}{hint}")
 
 
 def _parse(text: str) -> Any:
@@ -206,7 +240,11 @@ def _json_array(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
             f"{path}: not readable as JSON ({error}). In a .jsonl file, one object a line, bad rows can be left out."
         ) from error
     if not isinstance(rows, list):
-        raise DataError(f"{path}: expected an array of objects, found {type(rows).__name__}.")
+        keys = f" with the keys {', '.join(map(repr, list(rows)[:5]))}" if isinstance(rows, dict) else ""
+        raise DataError(
+            f"{path}: expected an array of objects, found {type(rows).__name__}{keys}. Fix: objects of one line each "
+            "in a file called .jsonl, or the array of rows alone, without what stands around it."
+        )
     for row in rows:
         yield row if isinstance(row, dict) else DataError(f"not an object but {type(row).__name__}")
 
@@ -224,11 +262,17 @@ def _csv_rows(path: Path, delimiter: str | None) -> Iterator[Mapping[str, Any] |
             raise DataError(f"{path}: its first line is not readable as CSV in UTF-8: {error}.") from error
         if twice := _first_twice(header):
             raise DataError(f"{path}: column {twice[0]!r} stands twice in its first line. Rename one of them.")
+        num_empty = 0
         while True:
             try:
                 row = next(rows, None)
                 if row is None:
                     return
+                if not row:  # at the end of a file it is no row
+                    num_empty += 1
+                    continue
+                yield from (DataError("an empty line") for _ in range(num_empty))
+                num_empty = 0
                 yield _csv_row([_utf8(cell) for cell in row], header)
             except (csv.Error, DataError) as error:
                 yield DataError(f"{error} (line {rows.line_num} of the file)")
@@ -264,7 +308,7 @@ def _delimiter(path: Path) -> str:
 
 def _csv_row(row: list[str], header: list[str]) -> Mapping[str, Any]:
     if len(row) != len(header):
-        raise DataError(f"{len(row)} cells under {len(header)} columns" if row else "an empty line")
+        raise DataError(f"{len(row)} cells under {len(header)} columns")
     return dict(zip(header, row, strict=True))
 
 

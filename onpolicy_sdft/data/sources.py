@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onpolicy_sdft.data.columns import Columns, column_hint, find_columns, find_tools, left_unread
+from onpolicy_sdft.data.columns import Columns, column_hint, find_columns, find_tools, is_conversation, left_unread
 from onpolicy_sdft.data.conversations import NO_ANSWER, demonstrations_of, prompt_of, read_messages, unread_parts
 from onpolicy_sdft.data.files import file_rows, find_files
 from onpolicy_sdft.data.generators import generate_rows
 from onpolicy_sdft.data.published import published_rows
 from onpolicy_sdft.data.refusals import require_unicode
 from onpolicy_sdft.errors import ConfigError, DataError
-from onpolicy_sdft.tool_calls import TOOLS, read_extra, read_tools, spell_out, text_of
+from onpolicy_sdft.tool_calls import TOOLS, parsed, read_extra, read_tools, spell_out, text_of
 from onpolicy_sdft.types import Demonstration, Turn
 
 if TYPE_CHECKING:
@@ -72,11 +72,13 @@ def load_demonstrations(config: DataConfig, task: Task, *, section: str = "data"
     for number, (place, row) in enumerate(_rows(config), start=1):
         if config.limit is not None and number > config.limit:
             break
+        if columns is None and not isinstance(row, DataError):
+            columns = Columns() if _is_made(config) else find_columns(row, config, where)
         try:
             if isinstance(row, DataError):
                 raise row
-            if columns is None:
-                columns = Columns() if _is_made(config) else find_columns(row, config, where)
+            if columns is not None and columns.messages is not None:  # a table may have them as JSON text
+                row = {**row, columns.messages: parsed(row.get(columns.messages))} if columns.messages in row else row
             ignored = set() if _is_made(config) else left_unread(row, columns or Columns(), config)
             read = _demonstrations(row, number, place, columns or Columns(), config, task)
             if read[0].example_id in seen:
@@ -183,13 +185,13 @@ def _demonstrations(
     last_turns, last_answer = answers[-1]
     row_id = _example_id(row, number, _id_column(config), last_turns[-1].content, text_of(last_answer))
     for turns, answer in answers:
-        if system is not None and turns[0].role == "system":
+        if system is not None and turns[0].role == "system" and turns[0].content.strip():
             if system != turns[0].content and config.system_column in row:
                 raise DataError(
                     f"column {config.system_column!r} and the messages have different system texts: keep one"
                 )
-        elif system is not None:
-            turns = [Turn("system", system), *turns]
+        elif system is not None:  # an empty system message is none
+            turns = [Turn("system", system), *turns[turns[0].role == "system" :]]
         if config.wording and not (tools or answer.extra) and turns[-1].role == "user":
             turns = [*turns[:-1], Turn("user", _worded(task, turns[-1].content, fields))]
         demonstration = Demonstration(
@@ -227,6 +229,11 @@ def _answers(row: Mapping[str, Any], columns: Columns, config: DataConfig, task:
     if isinstance(prompt, list) and is_bare:
         return [(prompt_of(prompt), NO_ANSWER)]
     if isinstance(prompt, list) or isinstance(response, list):  # messages each, or one of them text
+        if is_conversation(response):
+            raise DataError(
+                f"column {columns.response!r} is a whole conversation, with its prompt. Fix: read it alone, "
+                f"--data.messages_column {columns.response}"
+            )
         before = (
             prompt if isinstance(prompt, list) else [{"role": "user", "content": _text(row, columns.prompt, columns)}]
         )
@@ -237,7 +244,10 @@ def _answers(row: Mapping[str, Any], columns: Columns, config: DataConfig, task:
         )
         return demonstrations_of([*before, *after], config.turns, len(before))
     question = _text(row, columns.prompt, columns)
-    if columns.input is not None and row.get(columns.input):
+    about = None if columns.input is None else row.get(columns.input)
+    if config.input_column is not None and config.input_column not in row:
+        raise DataError(f"no column {config.input_column!r} (data.input_column); the row has {sorted(map(str, row))}")
+    if columns.input is not None and about is not None and str(about).strip():
         question = f"{question}\n\n{_text(row, columns.input, columns)}"
     if is_bare:
         return [([Turn("user", question)], NO_ANSWER)]
@@ -252,7 +262,7 @@ def _system(row: Mapping[str, Any], config: DataConfig) -> str | None:
     """The row's own system message; ``data.system`` where the row leaves it blank or there is no column."""
     if config.system_column is None:
         return config.system
-    if config.system_column in row and row[config.system_column] in (None, ""):
+    if config.system_column in row and not str(row[config.system_column] or "").strip():
         return config.system
     return _text(row, config.system_column, Columns())
 

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -91,9 +92,24 @@ def test_columns_of_two_formats_are_refused_until_one_is_named(tmp_path, row, op
         ({"conversations": [{"from": "narrator", "value": "x"}, {"from": "gpt", "value": "y"}]}, "'from' and 'value'"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}, ANSWER]},
-            "message 0 needs a role",
+            "message 0 has a content part of type 'image'",
         ),
-        ({"prompt": [USER], "completion": [USER]}, "no assistant turn"),
+        ({"prompt": [USER], "completion": [USER]}, "--data.messages_column completion"),
+        ({"messages": [USER, ANSWER, ANSWER]}, "follows a turn of the assistant"),
+        ({"messages": [USER, {**ANSWER, "train": False}]}, "train false"),
+        ({"messages": [USER, {**ANSWER, "loss": False}]}, "loss false"),
+        ({"messages": [USER, ANSWER], "label": False}, "'label' is false"),
+        ({"prompt": ASKED, "completion": SAID, "kto_tag": False}, "'kto_tag' is false"),
+        ({**PLAIN, "image": "1.png"}, "'image' holds what a text does not show"),
+        ({"conversations": [USER, ANSWER], "images": ["1.png"]}, "'images' holds"),
+        ({"messages": [USER, ANSWER], "system_prompt": "Be brief."}, "--data.system_column system_prompt"),
+        ({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, "--data.messages_column chosen"),
+        ({"question": "q", "answer": "a"}, "--data.prompt_column question --data.response_column answer"),
+        ({"instruction": "q", "context": "c", "response": "a"}, "instruction --data.input_column context"),
+        ({"text": "User: q"}, "write it as messages"),
+        ({"prompt": "q", "completion": None}, "'completion' is empty"),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_result", "content": "4"}]}]}, "of the role tool"),
+        ({"messages": [USER, ANSWER], "tools": [{"name": "f", "input_schema": {}}]}, "name it parameters"),
         ({"prompt": [USER], "completion": [{**ANSWER, "tool_calls": [1]}]}, "a call needs the name"),
         ({"prompt": [USER], "completion": [ANSWER], "tools": [1]}, "not a list of JSON schemas"),
         ({"instruction": "q", "input": 5, "output": "a"}, "'input' is not a string"),
@@ -244,6 +260,100 @@ def test_an_input_that_no_option_reads_is_counted(tmp_path):
         DataConfig(path=str(path), prompt_column="instruction", response_column="output"), FreeForm()
     )
     assert found.unread == {"the column 'input' (--data.input_column input reads it)": 1}
+
+
+def test_columns_of_a_prompt_that_named_columns_leave_out_are_said(tmp_path):
+    row = {"question": "q", "answer": "a", "system_prompt": "s", "history": [1], "tools": [{"name": "f"}], "level": 1}
+    path = write(tmp_path / "rows.jsonl", [row])
+    found = load_demonstrations(
+        DataConfig(path=str(path), prompt_column="question", response_column="answer"), FreeForm()
+    )
+    assert set(found.unread) == {f"the column {name!r}" for name in ("system_prompt", "history", "tools")}
+
+
+def test_an_input_column_that_is_not_there_is_an_error_and_a_blank_one_none(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"instruction": "q", "context": " ", "output": "a"}])
+    named = {"prompt_column": "instruction", "response_column": "output"}
+    with pytest.raises(DataError, match=r"row 1: no column 'contex' \(data\.input_column\)"):
+        read(path, **named, input_column="contex")
+    assert read(path, **named, input_column="context") == [([("user", "q")], "a")]
+
+
+def test_the_roles_of_other_interfaces_are_read(tmp_path):
+    messages = [
+        {"role": "developer", "content": "Be brief."}, {"role": "human", "content": ASKED},
+        {"role": "assistant", "function_call": {"name": "add", "arguments": "{}"}},
+        {"role": "function", "name": "add", "content": "4"}, {"role": "model", "content": SAID},
+    ]  # fmt: skip
+    ((turns, response),) = read(write(tmp_path / "rows.jsonl", [{"messages": messages}]))
+    assert ([role for role, _ in turns], response) == (["system", "user", "assistant", "tool"], SAID)
+
+
+def test_messages_may_be_json_text_as_in_tables(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"messages": json.dumps([USER, ANSWER])}])
+    assert read(path) == [([("user", ASKED)], SAID)]
+
+
+def test_an_empty_system_message_is_none(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"messages": [{"role": "system", "content": ""}, USER, ANSWER]}])
+    assert read(path, system="Be brief.") == [([("system", "Be brief."), ("user", ASKED)], SAID)]
+
+
+def test_tools_that_a_system_message_only_mentions_are_written(tmp_path):
+    tools = [{"name": "add", "parameters": {}}]
+    for said, roles in (('Use "add".', ["tools", "system", "user"]), ('{"name": "add"}', ["system", "user"])):
+        messages = [{"role": "system", "content": said}, USER, ANSWER]
+        ((turns, _),) = read(write(tmp_path / "rows.jsonl", [{"messages": messages, "tools": tools}]))
+        assert [role for role, _ in turns] == roles
+
+
+def test_named_columns_of_calls_are_read_as_calls(tmp_path):
+    row = {
+        "query": ASKED, "tools": '[{"name": "add", "parameters": {}}]', "answers": '[{"name": "add", "arguments": {}}]',
+        "messages": [USER, ANSWER],
+    }  # fmt: skip
+    path = write(tmp_path / "rows.jsonl", [row])
+    found = load_demonstrations(
+        DataConfig(path=str(path), prompt_column="query", response_column="answers"), FreeForm()
+    )
+    (demonstration,) = found.demonstrations
+    assert demonstration.answer is not None
+    assert [turn.role for turn in demonstration.turns] == ["tools", "user"]
+
+
+def test_blank_lines_at_the_end_are_no_rows(tmp_path):
+    line = json.dumps(PLAIN)
+    (tmp_path / "a.jsonl").write_text(f"{line}\r\n\r\n \n")
+    (tmp_path / "b.csv").write_text(f"prompt,response\n{ASKED},{SAID}\n\n\n")
+    for name in ("a.jsonl", "b.csv"):
+        assert read(tmp_path / name) == [([("user", ASKED)], SAID)]
+    (tmp_path / "c.csv").write_text("prompt,response\n\nq,a\n")
+    with pytest.raises(DataError, match="row 1: an empty line"):
+        read(tmp_path / "c.csv")
+
+
+def test_a_data_set_that_was_saved_to_disk_is_read(tmp_path):
+    rows = datasets.Dataset.from_list([PLAIN, PLAIN])
+    rows.save_to_disk(tmp_path / "rows", num_shards=2)
+    assert read(tmp_path / "rows") == [([("user", ASKED)], SAID)] * 2
+    datasets.DatasetDict(train=rows, test=rows).save_to_disk(tmp_path / "parts")
+    with pytest.raises(DataError, match=r"Files that can be read stand in .*parts/test, .*parts/train"):
+        read(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("pattern", ["data/*/part*", "data/**/*.jsonl"])
+def test_folders_of_parts_for_training_and_tests_are_refused(tmp_path, pattern):
+    for part in ("train", "test"):
+        (tmp_path / "data" / part).mkdir(parents=True)
+        write(tmp_path / "data" / part / "part-0.jsonl", [PLAIN])
+    with pytest.raises(DataError, match="files of test and train"):
+        read(tmp_path / pattern)
+
+
+def test_one_object_in_place_of_an_array_is_named_with_its_keys(tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps({"train": [PLAIN], "test": []}))
+    with pytest.raises(DataError, match=r"found dict with the keys 'train', 'test'\. Fix: "):
+        read(tmp_path / "rows.json")
 
 
 def test_a_bad_first_row_does_not_settle_the_format(tmp_path):

@@ -321,7 +321,8 @@ def test_a_bad_row_names_file_row_and_way_out(tmp_path, kind):
     [
         (b'{"prompt": "q", \n', r"not valid JSON \(.* at column \d+\)"),
         (b"[1, 2]\n", "not an object but list"),
-        (b"\n", "an empty line"),
+        (b"\n{}\n", "an empty line"),
+        (b"[\n", r".*must be called \.json"),
         (b'{"prompt": "\xff", "response": "a"}\n', "not UTF-8"),
     ],
 )
