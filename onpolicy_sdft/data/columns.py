@@ -198,7 +198,9 @@ def column_hint(row: Mapping[str, Any], columns: Columns, missing: str) -> str:
         others = [name for name in _ALSO_CALLED[kind] if name in row and column not in row]
         options += [(f"--data.{kind}_column {name}", name) for name in others[:1]]
     if not options and isinstance(row.get("text"), str):
-        return ". A text as a whole has no answer of its own: write it as messages"
+        is_alone = not any(isinstance(value, str) for name, value in row.items() if name not in ("text", "id"))
+        alone = ". A text as a whole has no answer of its own: write it as messages"
+        return alone if is_alone else ". To read 'text': --data.prompt_column text"
     if "context" in row and "instruction" in row and columns.input is None:
         options.append(("--data.input_column context", "context"))
     if empty := [name for _, name in options if row[name] is None]:

@@ -13,7 +13,7 @@ from onpolicy_sdft.types import Turn
 ROLES = ("system", "user", "assistant", "tool")
 #: Who speaks in ShareGPT's messages, as a role.
 SPEAKERS = {
-    "developer": "system", "function": "tool",
+    "developer": "system", "function": "tool", "ipython": "tool",
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
     "model": "assistant", "bing": "assistant", "bard": "assistant", "system": "system", "tool": "tool",
     "observation": "tool", "function_response": "tool", "function_call": "assistant",
