@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 #: Stand for the texts of a conversation. Plain words: templates trim, split and look for tags.
 QUESTION, ANSWER = "onpolicy sdft question", "onpolicy sdft answer"
 
-#: An answer's reasoning, beside it.
-REASONING = "onpolicy sdft reasoning"
+#: Stands for the reasoning beside an answer.
+THOUGHT = "onpolicy sdft thought"
 
 #: The names of tokens that stand around reasoning, where a chat template does not show them around any.
 _AROUND_THOUGHTS = re.compile(r"think|thought|reason", re.IGNORECASE)
@@ -248,11 +248,11 @@ def _other_conversations(render: Render, asked: Sequence[Turn]) -> list[str]:
 def _around_reasoning(render: Render, asked: Sequence[Turn]) -> str:
     """Return what a template writes from an answer's reasoning up to the answer; empty where it has none."""
     try:
-        whole = render([*asked, Turn("assistant", ANSWER, reasoning_of(REASONING))], False)
+        whole = render([*asked, Turn("assistant", ANSWER, reasoning_of(THOUGHT))], False)
     except ConfigError:
         return ""
     place = whole.rindex(QUESTION) + len(QUESTION)
-    return whole[place : whole.rindex(ANSWER)] if REASONING in whole[place:] and ANSWER in whole[place:] else ""
+    return whole[place : whole.rindex(ANSWER)] if THOUGHT in whole[place:] and ANSWER in whole[place:] else ""
 
 
 def _call_of_a_tool(render: Render, asked: Sequence[Turn]) -> str:
@@ -260,7 +260,7 @@ def _call_of_a_tool(render: Render, asked: Sequence[Turn]) -> str:
     name = "onpolicy_sdft_tool"
     function = {"name": name, "parameters": {"type": "object", "properties": {}}}
     call = {"id": "onpolicy1", "type": "function", "function": {"name": name, "arguments": {}}}
-    extra = {**json.loads(reasoning_of(REASONING)), "tool_calls": [call]}
+    extra = {**json.loads(reasoning_of(THOUGHT)), "tool_calls": [call]}
     turns = [Turn(TOOLS, json.dumps([{"type": "function", "function": function}])), *asked]
     try:
         prompt, whole = render(turns, True), render([*turns, Turn("assistant", "", json.dumps(extra))], False)

