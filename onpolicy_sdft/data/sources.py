@@ -21,7 +21,7 @@ from onpolicy_sdft.data.generators import generate_rows
 from onpolicy_sdft.data.published import published_rows
 from onpolicy_sdft.data.refusals import require_unicode
 from onpolicy_sdft.errors import ConfigError, DataError
-from onpolicy_sdft.tool_calls import TOOLS, parsed, read_extra, read_tools, spell_out, text_of
+from onpolicy_sdft.tool_calls import TOOLS, calls_in, parsed, read_extra, read_tools, spell_out, text_of
 from onpolicy_sdft.types import Demonstration, Turn
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def _demonstrations(
                 )
         elif system is not None:  # an empty system message is none
             turns = [Turn("system", system), *turns[turns[0].role == "system" :]]
-        if config.wording and not (tools or answer.extra) and turns[-1].role == "user":
+        if config.wording and not (tools or calls_in(answer)) and turns[-1].role == "user":
             turns = [*turns[:-1], Turn("user", _worded(task, turns[-1].content, fields))]
         demonstration = Demonstration(
             example_id=row_id if config.turns == "last" else f"{row_id}.{len(found) + 1}",

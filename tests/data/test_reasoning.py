@@ -235,3 +235,14 @@ def test_calls_may_end_in_another_token_and_take_arguments_as_text():
     assert renderer.decode(target) == 'weather {"city": "Oslo"}'
     _, target = renderer.target([tools, *ASKED], "Cold.")
     assert written(renderer, target) == "Cold.<|return|>"
+
+
+def test_reasoning_beside_an_answer_leaves_the_tasks_wording_in_the_prompt(tmp_path):
+    asked = []
+    for extra in ({}, {"reasoning": "2 and 2"}):
+        answer = {"role": "assistant", "content": "#### 4", **extra}
+        (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "2 + 2?"}, answer]}))
+        config = DataConfig(path=str(tmp_path / "rows.jsonl"))
+        asked.append(load_demonstrations(config, load_task("math_word_problem", {})).demonstrations[0].turns)
+    assert asked[0] == asked[1]
+    assert asked[0][-1].content != "2 + 2?"
