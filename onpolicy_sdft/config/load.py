@@ -158,6 +158,8 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[RunConfig, 
         namespace = parser.parse_args(list(arguments))
     except (ArgumentError, OSError) as error:
         raise ConfigError(explain(str(error), parser)) from error
+    except ValueError as error:  # a null byte, or half a character: no file can be called that
+        raise ConfigError(f"An option has a character that is not usable ({error}). Fix: take it out.") from error
     config = to_config(parser, namespace)
     check(config)
     return config, namespace
@@ -212,7 +214,10 @@ def to_config(parser: ArgumentParser, namespace: Namespace) -> RunConfig:
     sections = [section.name for section in dataclasses.fields(RunConfig)]
     for section in sections:
         if not isinstance(namespace.get(section), Namespace):
-            raise ConfigError(f"{section}={namespace.get(section)!r} is not usable: {section} is a section of options.")
+            raise ConfigError(
+                f"{section}={namespace.get(section)!r} is not usable: {section} is a section of "
+                f"options. Fix: name them, as in --{section}.OPTION VALUE."
+            )
     built = parser.instantiate(namespace)
     for section in sections:
         _require_values(section, built[section])
@@ -283,14 +288,17 @@ def _explain_value(message: str, name: str) -> str:
     text = " ".join(message.split())
     given = re.search(r"Given value: (.*)$", text) or re.search(r"Got value: (.*)$", text)
     value = re.sub(r"^None$", "null", given[1]) if given else ""
+    if nested := re.match(r"NestedArg\(key='([^']*)'", value):
+        return f"There is no option '{name}.{nested[1]}': {name} has no options below it. Fix: --{name} VALUE."
     choices = re.findall(r"'([^']*)'", " ".join(re.findall(r"typing\.Literal\[(.*?)\]", text)))
     kinds = re.findall(r"Expected an? (.*?)(?=\.? Got value| - Expected| Given value|$)", text)
-    wanted = [kind for kind in dict.fromkeys(kinds) if not kind.startswith("typing.Literal")]
+    wanted = [kind for kind in dict.fromkeys(kinds) if not kind.startswith(("typing.Literal", "dot import path"))]
     wanted = ["null" if "NoneType" in kind else re.sub(r"<class '(\w+)'>", r"\1", kind) for kind in wanted]
     wanted.sort(key="null".__eq__)  # versions of the parser differ in their order
     near = difflib.get_close_matches(value, choices, n=1)
     hint = f" The nearest is {near[0]!r}." if near else ""
-    return f"{name}={value!r} is not usable: expected {' or '.join([*map(repr, choices), *wanted])}.{hint}"
+    expected = " or ".join([*map(repr, choices), *wanted]) or "a list of options, each with a name"
+    return f"{name}={value!r:.160} is not usable: expected {expected}.{hint}"
 
 
 def _nearest_option(name: str, names: Sequence[str]) -> str | None:

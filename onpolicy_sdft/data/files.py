@@ -114,7 +114,9 @@ def file_rows(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
     except (EOFError, OSError) as error:
         if path.suffix.lower() not in COMPRESSED:
             raise
-        raise DataError(f"{path}: not readable as {COMPRESSED[path.suffix.lower()]}: {error}.") from error
+        raise DataError(
+            f"{path}: not readable as {COMPRESSED[path.suffix.lower()]}: {error}. Fix: a whole file."
+        ) from error
 
 
 def _ending(path: Path) -> str:
@@ -149,7 +151,7 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
             for batch in file.iter_batches():
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not readable as Parquet: {error}.") from error
+        raise DataError(f"{path}: not readable as Parquet: {error}. Fix: a whole file.") from error
 
 
 def _arrow_rows(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -162,7 +164,7 @@ def _arrow_rows(path: Path) -> Iterator[Mapping[str, Any]]:
             for batch in batches:
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not readable as an Arrow stream: {error}.") from error
+        raise DataError(f"{path}: not readable as an Arrow stream: {error}. Fix: a whole file.") from error
 
 
 def _refuse_twice(path: Path, fields: Any, kind: str) -> None:
@@ -231,9 +233,10 @@ def _json_array(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
     except json.JSONDecodeError as error:
-        hint = " A file with one object a line must be called .jsonl." if error.msg == "Extra data" else ""
+        is_lines = error.msg == "Extra data"
+        hint = "a file with one object a line must be called .jsonl" if is_lines else "mend the file"
         raise DataError(
-            f"{path}: not valid JSON ({error.msg} at line {error.lineno}, column {error.colno}).{hint}"
+            f"{path}: not valid JSON ({error.msg} at line {error.lineno}, column {error.colno}). Fix: {hint}."
         ) from error
     except (DataError, ValueError, RecursionError) as error:
         raise DataError(
@@ -259,7 +262,9 @@ def _csv_rows(path: Path, delimiter: str | None) -> Iterator[Mapping[str, Any] |
             header = next(rows, [])
             header = [_utf8(name) for name in header]
         except (csv.Error, DataError) as error:
-            raise DataError(f"{path}: its first line is not readable as CSV in UTF-8: {error}.") from error
+            raise DataError(
+                f"{path}: its first line is not readable as CSV in UTF-8: {error}. Fix: save it as CSV UTF-8."
+            ) from error
         if twice := _first_twice(header):
             raise DataError(f"{path}: column {twice[0]!r} stands twice in its first line. Rename one of them.")
         num_empty = 0

@@ -99,8 +99,12 @@ def load_demonstrations(config: DataConfig, task: Task, *, section: str = "data"
             ignored |= {"the column of tools, which the system message spells out"}
         unread.update(ignored | _unread_of_messages(row, columns or Columns()))
     if not found:
-        tail = f" ({len(skipped)} rows were skipped; the first: {skipped[0]})" if skipped else ""
-        raise DataError(f"{where}: no rows to learn from{tail}.")
+        if not skipped:
+            raise DataError(f"{where}: no rows to learn from. Fix: a file that has some.")
+        raise DataError(
+            f"{where}: no rows to learn from ({len(skipped)} rows were skipped; the first: {skipped[0]}). Fix: mend "
+            f"the rows, or say how they are to be read ({section}.prompt_column, {section}.messages_column and others)."
+        )
     return DemonstrationSet(tuple(found), where, tuple(skipped), fingerprint(found), unread)
 
 
