@@ -12,6 +12,7 @@ from typing import Literal
 
 from onpolicy_sdft.errors import TaskError
 from onpolicy_sdft.tasks.denials import is_denied_after, is_denied_before
+from onpolicy_sdft.tasks.plain_numbers import plain_numbers
 from onpolicy_sdft.tasks.plain_text import without_thoughts
 from onpolicy_sdft.tasks.protocol import (
     Task,
@@ -21,7 +22,7 @@ from onpolicy_sdft.tasks.protocol import (
     require_bool,
     short_message,
 )
-from onpolicy_sdft.tasks.quantities import number_alone, plain_numbers, quantities
+from onpolicy_sdft.tasks.quantities import number_alone, quantities
 from onpolicy_sdft.types import CheckResult, Demonstration
 
 _MATCHES = ("whole", "contains")

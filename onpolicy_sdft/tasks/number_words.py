@@ -32,6 +32,10 @@ BREAKS = _words(". , ! ? : ; so")
 #: What is said before them leads to what stands behind; what stands behind them is a reason of what is said before.
 CONCLUSION = _words("so then therefore thus hence leaving leaves rounds rounded rounding")
 REASON = _words("because")
+#: Before a number that an answer begins with.
+LEADING = _words("therefore thus so then simply just exactly only now still equal to equals a an the total of option")
+#: A number behind them is what a sentence says of what stands before them.
+PREDICATES = _words("is are was were be been has have had need needs take takes cost costs get gets pay pays")
 #: A number behind such a verb may say more of the one before.
 REMARK = _words(", ; : - — which that this it")
 #: A number behind them tells of a condition of the result: anywhere, and where a clause begins with them.
