@@ -33,7 +33,7 @@ BREAKS = _words(". , ! ? : ; so")
 CONCLUSION = _words("so then therefore thus hence leaving leaves rounds rounded rounding")
 REASON = _words("because")
 #: Before a number that an answer begins with.
-LEADING = _words("therefore thus so then simply just exactly only now still equal to equals a an the total of option")
+LEADING = _words("therefore thus so then simply just exactly only now still equal to equals a option")
 #: A number behind them is what a sentence says of what stands before them.
 PREDICATES = _words("is are was were be been has have had need needs take takes cost costs get gets pay pays")
 #: A number behind such a verb may say more of the one before.
@@ -47,6 +47,8 @@ NEW = _words(
     "then thus therefore hence not while during using via has have had was were will would can that it this there we",
     "i he she they",
 )
+#: Before what a clause begins with.
+OPENING = _words("that so then and but therefore thus hence")
 NOT = _words(r"not never neither nor isn't isn’t aren't wasn't cannot without except hardly scarcely ≠ \neq \ne")
 NOT_IN_TWO = frozenset(
     [("rather", "than"), ("instead", "of"), ("other", "than"), ("anything", "but"), ("no", "longer"), ("far", "from")]
@@ -54,6 +56,7 @@ NOT_IN_TWO = frozenset(
 #: A number behind them, or before them, is a bound.
 COMPARED = _words("< > ≤ ≥ ≠ <= >=")
 MORE = COMPARED | {"or", "+"}
+PARTS = _words("half third quarter twice double triple thrice")
 #: A number behind them is a part of another one: "less than 5", "half of 10", "x + 5".
 CHANGING = _words(
     r"than least most under below above exceed exceeds between over < > ≤ ≥ <= >= \leq \geq \le \ge",

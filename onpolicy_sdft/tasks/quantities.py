@@ -75,7 +75,7 @@ _SCALE = re.compile(r"[ ]?(?:([^\W\d_]+)|([百千万萬만亿億억]))")
 _GOES_ON = re.compile(
     r"(?:[:'^]\d+|\.\d+)+|[ ]?/[ ]?\d+|[ ]?\^|[ ]?√|[ ]?‰|[ ]?[)}][ ]?\^[ ]?\{?-?\d*\}?"
     r"|[ ](?:factorial|to the \w+ power)\b"
-    r"|[ ]?\\(?!approx|times|cdot|div)[a-z]+|\.(?:\(\d|\\)"
+    r"|[ ]?\\(?!approx|times|cdot|div|implies|[Rr]ightarrow|end\b)[a-z]+|\.(?:\(\d|\\)"
 )
 #: Of these commands, and of any that stands right behind a number, the arguments are no numbers of their own.
 _COMMAND = r"\\(?:[dtc]?(?:frac|binom)|over(?:line|set|brace)|under(?:set|brace)|bar|dot|stackrel)(?![a-z])"
@@ -91,7 +91,7 @@ _LONGEST_ARGUMENT = 200  # of a command, in characters
 #: Where numbers begin; words are read over with the digits in them (H2O, x_1, COVID-19), and so are powers of units.
 _SCANNER = re.compile(
     r"(?P<code>(?:USD|EUR|GBP|JPY|CNY|INR|RMB|CHF|CAD|AUD|Rs)\.?(?=[ ]?-?\d))"
-    r"|(?P<word>[^\W\d_\u2e80-\uffff]{2,}-\d[\w.]*|[^\W\d_\u2e80-\uffff](?:[^\W\u2e80-\uffff])*)"
+    r"|(?P<word>[^\W\d_\u2e80-\uffff]{2,}-\d[\w.]*|[^\W\d_\u2e80-\uffff](?:[^\W\u2e80-\uffff])*(?:(?<=_)\{\s?\d+\s?\})?)"
     rf"|(?P<command>{_COMMAND})"
     r"|(?P<unit>\^\s{0,3}\{?\s{0,3}-?\d+|(?<=[^\W\d_])_\{?\d+)"
     r"|(?P<number>\.?\d)",
@@ -113,6 +113,12 @@ _SEVERAL = re.compile(
 )
 #: Words after which a minus that stands by itself is a sign: what follows is a value.
 _STATING = frozenset({"is", "are", "be", "was", "equals", "to", "of", "get", "gives", "answer"})
+#: What rounds a number, and is none of its own: "rounded to 2 decimal places".
+_PLACES = re.compile(
+    r"[ ](?:decimal (?:places?|digits?|points?)|significant (?:figures?|digits?)|d\.?p\b|s\.?f\b|sig figs?)"
+)
+_ROUNDED_TO = re.compile(r"\bto(?: the)?\s$")
+_BAR = re.compile(r"\A\|$|(?:^|\n)[^|\n]*[\s$(=]\|$")
 _WINDOW = 40
 
 
@@ -146,7 +152,11 @@ def quantities(text: str) -> Iterator[Quantity]:
         position = end
         if _ORDINAL.match(text, end):
             continue
+        if _PLACES.match(text, end) and _ROUNDED_TO.search(text[max(0, found.start() - _WINDOW) : found.start()]):
+            continue
         start, sign = _signed(text, found.start())
+        if text[end : end + 1] == "|" and _BAR.search(text[max(0, start - _WINDOW) : start]):
+            sign = 0  # |6|, but not a cell of a table
         yield Quantity(start, end, None if value is None or sign == 0 else sign * value)
 
 

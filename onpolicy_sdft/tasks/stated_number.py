@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fractions import Fraction
-from itertools import pairwise
+from itertools import dropwhile, pairwise
 
 from onpolicy_sdft.tasks import number_words as known
 from onpolicy_sdft.tasks.answer_marker import MAX_LINE, Marked, marked_text
@@ -18,6 +18,10 @@ from onpolicy_sdft.tasks.plain_text import CHANGED_MIND, without_next_question, 
 
 #: The end of a sentence whose next one says something new: not "6 sq. ft." nor "6. That is 2 more".
 _FULL_STOP = re.compile(r"[.!?](?=\s+[^a-z\s])(?!\s+(?:That|This) (?:is|was)\b)|;(?!\s+(?:this|that|which|it)\b)|\n")
+#: From an operation to its result.
+_LEADS_ON = re.compile(r",\s?(?:which (?:is|equals|gives|makes)|so|giving|making|that is)[\s$]{0,3}$")
+_BOLD_LABEL_END = re.compile(r"[^.,;\d\n]{0,30}:\x1f")
+_OF_MORE = re.compile(r"\s(?:[^\W\d_]+\s)?(?:more|less|fewer)\b")
 _CLAUSE = re.compile(r"[,;:()]")
 #: What numbers a line. "18. That is all" is none where nothing has the numbers up to 17, nor is "Step 7" alone.
 _LABEL = re.compile(
@@ -31,6 +35,10 @@ _EXPLAINED = re.compile(
     r"(?:\n|[.!?]\s)[\s*#>-]{0,8}(?:(?:let['’]?s|let us|let me|we can|to|quick|double)[ -]){0,2}"
     r"(?:(?:double[- ])?check|verif|explanation|proof|note|reason|because)",
     re.IGNORECASE,
+)
+#: A model offers more: "Would you like to see 2 other ways?"
+_OFFER = re.compile(
+    r"^\W*(?:Would you|Do you|Shall I|Should I|Can I|May I|Want me|Let me know|If you['’]?d? )[^?]*\?\W*$", re.I
 )
 _REFERENCE = re.compile(
     r"\b(?:see|from|in|by|using) (?:step|note|part|figure|table|equation|section|line|page|example)s? \(?\d{1,3}\b",
@@ -96,15 +104,34 @@ def _in_first_sentence(line: str, statements: Sequence[Statement]) -> tuple[Frac
     """
     stated = next((each for each in statements if not (each.is_denied or (each.is_remark and each.start))), None)
     value = None if stated is None else stated.value
+    if stated is not None and stated.is_work:
+        place = statements.index(stated) + 1
+        behind = statements[place : place + 1]
+        if behind and _LEADS_ON.search(line[stated.end : behind[0].start]) and not _OF_MORE.match(line, behind[0].end):
+            return behind[0].value, False
+    ends = [
+        place
+        for place, (left, right) in enumerate(pairwise(statements))
+        if _FULL_STOP.search(line, left.end, right.start)
+    ]
+    sentence = statements[: ends[0] + 1] if ends else statements
     words = set(filter(str.isalpha, tokens(line[: statements[0].start])))
+    if _is_subject(line, sentence):
+        return _result(line, sentence), True
     if not words - known.LEADING or statements[0].is_denied:
         return value, False
-    ends = [place for place, (left, right) in enumerate(pairwise(statements)) if _FULL_STOP.search(line, left.end, right.start)]
-    sentence = statements[: ends[0] + 1] if ends else statements
     told = _result(line, sentence)
     if told is None and len(sentence) > 1 and _is_predicate(line, sentence):
         return value, True
     return told, True
+
+
+def _is_subject(line: str, sentence: Sequence[Statement]) -> bool:
+    """Whether a sentence says a bold number of its first one: "4 tickets cost **48**"."""
+    bold = [each for each in sentence if each.is_bold]
+    if len(bold) != 1 or bold[0] in sentence[:1] or bold[0].is_remark:
+        return False
+    return len(tokens(line[sentence[0].end : bold[0].start])) > 1
 
 
 def _is_predicate(line: str, statements: Sequence[Statement]) -> bool:
@@ -163,8 +190,8 @@ def _last_of(lines: Sequence[str]) -> Fraction | None:
     with_numbers = [number for number, line in enumerate(lines) if _DIGIT.search(line)]
     for number in reversed(with_numbers[-_MAX_LINES:]):
         line = ("\n" if number else "") + lines[number][-MAX_LINE:]  # "- 3" is an item of a list, unless it is alone
-        if stated := statements_of(line):
-            return _result(line, stated)
+        if not _OFFER.search(line) and (stated := statements_of(line)):
+            return _result(line, [each for each in stated if not _is_of_whom(line, each)] or stated)
     return None
 
 
@@ -185,7 +212,8 @@ def _result(line: str, stated: Sequence[Statement]) -> Fraction | None:
         if kept and known.REASON & set(words):
             break
         is_said_of = words and words[-1] in known.VERBS and not known.REMARK & set(words)
-        if known.CONCLUSION & set(words) or (is_said_of and kept and not known.VERBS & set(tokens(kept[0][1]))):
+        starts_anew = words[-2:] == ["to", "get"] or known.CONCLUSION & set(words)
+        if starts_anew or (is_said_of and kept and not known.VERBS & set(tokens(kept[0][1]))):
             kept.clear()  # "so she has 5", "twice 7 is 14", but not "Ann is 7 and Tim is 14"
         if not each.is_denied and not (each.is_remark and kept):
             kept.append((each, gap))
@@ -201,8 +229,18 @@ def _result(line: str, stated: Sequence[Statement]) -> Fraction | None:
 
 def _is_condition(stated: Statement, gap: str) -> bool:
     """Whether a number is told of a condition, not of the result: "After 3 days, ..." or "... after 3 days"."""
-    words = tokens(_CLAUSE.split(gap)[-1])
+    words = list(dropwhile(lambda word: word in known.OPENING, tokens(_CLAUSE.split(gap)[-1])))
+    if words[:1] == ["each"] and not set(words) <= {"each", "of", "the"}:
+        words = words[1:]  # "each pays 20", but "each of the 5"
     return bool(words) and (words[0] in known.CONDITION_AHEAD or bool(known.CONDITION & set(words)))
+
+
+def _is_of_whom(line: str, stated: Statement) -> bool:
+    """Whether a number says of whom or what something is told: "the 2 of them have 8", "**Total of 3 days:** 8"."""
+    if _BOLD_LABEL_END.match(line, stated.end):
+        return True
+    of_whom = re.compile(r"\s(?:of|between) (?:them|us|you)\b").match(line, stated.end)
+    return of_whom is not None and tokens(line[: stated.start])[-1:] == ["the"]
 
 
 def _is_beside(stated: Statement, gap: str) -> bool:
