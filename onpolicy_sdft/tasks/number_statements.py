@@ -7,6 +7,7 @@ its equation that are one number are the same; else it has none.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -92,9 +93,9 @@ def _settle(text: str, found: Sequence[Quantity], links: list[_Link], bold: Sequ
         elif link == "alternative" and before == "equals" and after == "apart":
             links[place] = "apart" if tokens(between) == ["in"] else link
         elif link == "alternative" and not (known.OR | {"and"}) & set(tokens(between)):
-            is_told_of = [any(first < each.start < last for first, last in bold) for each in found[place : place + 2]]
+            are_bold = [_is_bold(bold, each.start, each.end) for each in found[place : place + 2]]
             links[place] = (
-                "apart" if is_told_of[0] != is_told_of[1] or _ends_condition(text, found[place], between) else link
+                "apart" if are_bold[0] != are_bold[1] or _ends_condition(text, found[place], between) else link
             )
         elif link == "apart" and place > start and _IN_BRACKETS.search(between):
             inside = [*links[start:place], "equals"]
@@ -131,6 +132,11 @@ def _bold_places(text: str) -> list[tuple[int, int]]:
         return []
     places = list(zip(marks[::2], marks[1::2], strict=True))
     return [place for place in places if not (text[slice(*place)].endswith(":") or text.startswith(":", place[1] + 1))]
+
+
+def _is_bold(bold: Sequence[tuple[int, int]], start: int, end: int) -> bool:
+    place = bisect_right(bold, (start, 0)) - 1
+    return place >= 0 and end <= bold[place][1]
 
 
 def _statement(
@@ -171,7 +177,7 @@ def _statement(
     is_work = value is None and not has_unknown and (set(links) == {"operation"} or _is_part(ahead, numbers))
     is_equation = "equals" in links or (bool(ahead) and ahead[-1] in known.EQUALS)
     is_result = ahead[-2:] in (["total", "of"], ["sum", "of"]) or _RESULT.match(behind_it) is not None
-    is_bold = any(start <= numbers[0].start and numbers[-1].end <= end for start, end in bold)
+    is_bold = _is_bold(bold, numbers[0].start, numbers[-1].end)
     return Statement(
         numbers[0].start, numbers[-1].end, value, is_denied, is_aside, is_equation, is_result, is_bold, is_work
     )
@@ -281,4 +287,5 @@ def _is_unit(words: Sequence[str]) -> bool:
 
 
 def tokens(text: str) -> list[str]:
+    """Return the words and signs of a text in lower case, without those that are read over."""
     return [token for token in _TOKEN.findall(text.lower()) if token not in known.TRANSPARENT]

@@ -41,6 +41,9 @@ REMARK = _words(", ; : - — which that this it")
 #: A number behind them tells of a condition of the result: anywhere, and where a clause begins with them.
 CONDITION = _words("after before if when while during because since per every")
 CONDITION_AHEAD = CONDITION | _words("in for with at of from on by over out to as given within each")
+#: A number right behind them is told of a condition; right behind these, of what a sentence speaks of.
+AROUND = _words("in for at on over within per every after before during")
+OF_SUBJECT = AROUND | _words("the of these those all both each from with by as to and or day week test number")
 #: Words that begin something new: a number behind them does not belong to the one before.
 NEW = _words(
     "because since as for in at with from on after before when if so which where who given per each every into but",

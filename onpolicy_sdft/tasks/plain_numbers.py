@@ -6,7 +6,7 @@ import re
 from decimal import Decimal
 
 from onpolicy_sdft.tasks.numerals import numeral
-from onpolicy_sdft.tasks.plain_text import plain_characters, without_wrappers
+from onpolicy_sdft.tasks.plain_text import plain_characters, without_struck, without_wrappers
 
 #: Stands for a bold mark; white space to patterns, and in no text that a model writes.
 BOLD = "\x1f"
@@ -22,7 +22,6 @@ _ANNOTATION = re.compile(r"<<[^<>\n]*>>")  # of GSM8K: <<48/2=24>>24
 #: Lines of aligned formulas, as in "2x &= 14" and what stands below it.
 _ALIGNED = re.compile(r"&\s{0,3}(?==)")
 _LINE_BREAK = re.compile(r"\\\\(?=\s)")
-_STRUCK = re.compile(r"~~[^~\n]{1,200}~~|<(s|del|strike)>[^<\n]{0,200}</\1>")
 _ANSWER_TAG = re.compile(r"<(/?)(?:final_answer|SOLUTION)>")
 #: Tags around an answer say nothing, but for those of the answer itself, of raised and of struck text.
 _TAG = re.compile(
@@ -41,7 +40,7 @@ def plain_numbers(text: str) -> str:
 
 def with_bold(text: str) -> str:
     """Return what :func:`plain_numbers` does, with :data:`BOLD` where it has the blanks of bold marks."""
-    text = _ANSWER_TAG.sub(r"<\1answer>", _STRUCK.sub(" ", text.replace(BOLD, " ")))
+    text = _ANSWER_TAG.sub(r"<\1answer>", without_struck(text.replace(BOLD, " ")))
     text = _LINE_BREAK.sub("\n", _ALIGNED.sub("", _SOURCE.sub("", _TAG.sub(" ", text))))
     text = without_wrappers(text.replace("{,}", ",").replace(r"\$", "$").replace(r"\%", "%"))
     text = _ANNOTATION.sub("", _DEGREES.sub("°", text.replace(r"\pm", "±")))

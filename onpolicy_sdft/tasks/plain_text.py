@@ -61,6 +61,7 @@ _WRAPPER = re.compile(
     r"|emph)\s*\{([^{}]*)\}"
 )
 _NUM_PASSES = 3  # of wrappers inside wrappers
+_STRUCK = re.compile(r"~~[^~\n]{1,200}~~|<(s|del|strike)>[^<\n]{0,200}</\1>")
 _SPACING = re.compile(
     r"\\(?:[,;:! ]|left(?![a-z])|right(?![a-z])|quad(?![a-z])|qquad(?![a-z])|displaystyle(?![a-z])|[()\[\]])"
 )
@@ -108,6 +109,11 @@ def without_next_question(text: str, says: Callable[[str], object]) -> str:
 def is_blank(text: str) -> bool:
     """Whether a text says nothing behind its thoughts: it has nothing that can be seen."""
     return not any(unicodedata.category(each)[0] not in "CZ" for each in without_thoughts(text))
+
+
+def without_struck(text: str) -> str:
+    """Return a text without what is struck out in it: "~~A~~ B" says B."""
+    return _STRUCK.sub(" ", text)
 
 
 def without_wrappers(text: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fractions import Fraction
-from itertools import dropwhile, pairwise
+from itertools import dropwhile, islice, pairwise, takewhile
 
 from onpolicy_sdft.tasks import number_words as known
 from onpolicy_sdft.tasks.answer_marker import MAX_LINE, Marked, marked_text
@@ -21,6 +21,7 @@ _FULL_STOP = re.compile(r"[.!?](?=\s+[^a-z\s])(?!\s+(?:That|This) (?:is|was)\b)|
 #: From an operation to its result.
 _LEADS_ON = re.compile(r",\s?(?:which (?:is|equals|gives|makes)|so|giving|making|that is)[\s$]{0,3}$")
 _BOLD_LABEL_END = re.compile(r"[^.,;\d\n]{0,30}:\x1f")
+_OF_WHOM = re.compile(r"\s(?:of|between) (?:them|us|you)\b")
 _OF_MORE = re.compile(r"\s(?:[^\W\d_]+\s)?(?:more|less|fewer)\b")
 _CLAUSE = re.compile(r"[,;:()]")
 #: What numbers a line. "18. That is all" is none where nothing has the numbers up to 17, nor is "Step 7" alone.
@@ -33,7 +34,7 @@ _LABEL = re.compile(
 #: Where a text goes on to say why its answer is right.
 _EXPLAINED = re.compile(
     r"(?:\n|[.!?]\s)[\s*#>-]{0,8}(?:(?:let['’]?s|let us|let me|we can|to|quick|double)[ -]){0,2}"
-    r"(?:(?:double[- ])?check|verif|explanation|proof|note|reason|because)",
+    r"(?:(?:double[- ])?check|verif|explanation|proof|note|reason)",
     re.IGNORECASE,
 )
 #: A model offers more: "Would you like to see 2 other ways?"
@@ -45,7 +46,9 @@ _REFERENCE = re.compile(
     re.IGNORECASE,
 )
 _MAX_LINES = 100  # lines with numbers that are read
+_MAX_STEPS = 30  # lines of a solution that are read
 _DIGIT = re.compile(r"\d")
+_DIGITS = re.compile(r"\d+")
 
 
 def final_number(text: str) -> Fraction | None:
@@ -81,7 +84,7 @@ def _stated(text: str) -> Fraction | None:
 def _behind_marker(marked: Marked) -> Fraction | None:
     first, _, rest = marked.text.lstrip().partition("\n")
     if marked.is_heading and _LABEL.match(first):
-        return _worked_out(first + "\n" + rest, None)
+        return _worked_out(first + "\n" + rest, None, is_work=False, is_told=True)
     is_below = "\n" in marked.text[: len(marked.text) - len(marked.text.lstrip())]
     line = ("\n" if is_below else "") + first[:MAX_LINE]
     statements = statements_of(line)
@@ -89,8 +92,9 @@ def _behind_marker(marked: Marked) -> Fraction | None:
         # "The answer is therefore easy to see: ... 18" states its number further on.
         return _last_stated(rest)
     value, is_told = _in_first_sentence(line, statements)
-    if marked.is_heading and (is_told or _is_work(line, statements[0])):
-        value = _worked_out(first + "\n" + rest, value)
+    is_work = marked.is_heading and _is_work(line, statements)
+    if marked.is_heading and (is_told or is_work):
+        value = _worked_out(first + "\n" + rest, value, is_work, is_told)
     if doubt := CHANGED_MIND.search(first + rest, statements[0].end):
         later = _last_stated((first + rest)[doubt.end() :])
         return value if later is None or later == value else None
@@ -119,7 +123,7 @@ def _in_first_sentence(line: str, statements: Sequence[Statement]) -> tuple[Frac
     if _is_subject(line, sentence):
         return _result(line, sentence), True
     if not words - known.LEADING or statements[0].is_denied:
-        return value, False
+        return value, statements[0].is_equation or statements[0].is_denied
     told = _result(line, sentence)
     if told is None and len(sentence) > 1 and _is_predicate(line, sentence):
         return value, True
@@ -131,35 +135,64 @@ def _is_subject(line: str, sentence: Sequence[Statement]) -> bool:
     bold = [each for each in sentence if each.is_bold]
     if len(bold) != 1 or bold[0] in sentence[:1] or bold[0].is_remark:
         return False
-    return len(tokens(line[sentence[0].end : bold[0].start])) > 1
+    between = tokens(line[sentence[0].end : bold[0].start])
+    return len(between) > 1 and between[-1] not in known.CONDITION_AHEAD
 
 
 def _is_predicate(line: str, statements: Sequence[Statement]) -> bool:
-    """Whether the first number is what a sentence says: "It takes 12 hours for 3 workers", not "the 3 workers take"."""
-    before = tokens(line[: statements[0].start])[-1:]
-    behind = tokens(line[statements[0].end : statements[-1].start])
-    return set(before) <= known.PREDICATES and not known.PREDICATES & set(behind)
+    """Whether the first number is what a sentence says: "It takes 12 hours for 3 workers", not "the 3 workers take".
+
+    That is so where nothing is said of the numbers behind it, or where they are all told of conditions and purposes.
+    """
+    first, *others = statements
+    ahead = tokens(line[: first.start])
+    behind = list(takewhile(lambda word: word not in ("who", "whose"), tokens(line[first.end : statements[-1].start])))
+    if behind[:1] == ["times"]:
+        return False
+    if set(ahead[-1:]) <= known.PREDICATES and not known.PREDICATES & set(behind):
+        return True
+    gaps = [tokens(line[left.end : right.start]) for left, right in pairwise(statements)]
+    is_said = not set(ahead[-1:]) & known.OF_SUBJECT and not _is_condition(first, line[: first.start])
+    return is_said and bool(others) and all(gap[-1:] and (gap[-1] in known.AROUND or "to" in gap[-2:]) for gap in gaps)
 
 
-def _is_work(line: str, first: Statement) -> bool:
-    return first.is_equation and len(list(_DIGIT.finditer(line, first.start, first.end))) > 1
+def _is_work(line: str, statements: Sequence[Statement]) -> bool:
+    """Whether a line works something out in its first sentence: "First, 5 + 3 = 8. ..."."""
+    for left, right in zip(statements, [*statements[1:], None], strict=True):
+        if _is_worked(line, left):
+            return True
+        if right is not None and _FULL_STOP.search(line, left.end, right.start):
+            break
+    return False
 
 
-def _worked_out(text: str, first: Fraction | None) -> Fraction | None:
-    """Return the result of a solution that stands behind a heading ("Answer:"), of which ``first`` is the beginning.
+def _is_worked(line: str, stated: Statement) -> bool:
+    """Whether an equation leads to a number: "5 + 3 = 8", not "x = 8"."""
+    return stated.is_equation and len(list(islice(_DIGITS.finditer(line, stated.start, stated.end), 2))) > 1
 
-    The last number is the result where equations lead to it; where nothing tells the two apart, there is none.
+
+def _worked_out(text: str, first: Fraction | None, is_work: bool, is_told: bool) -> Fraction | None:
+    """Return the result of a solution that stands behind a heading ("Answer:").
+
+    The last number is the result where equations lead to it; where nothing tells first and last apart, there is none.
+
+    Args:
+        text: What stands behind the heading.
+        first: The number that its first sentence says.
+        is_work: Whether that sentence works something out.
+        is_told: Whether that sentence has words before its number.
     """
     text = _EXPLAINED.split(text, maxsplit=1)[0]
     last = _last_stated(text)
     if last is None or last == first:
-        return first
+        return None if is_work and last is None and "\n" in text.strip() else first
     lines = [line for line in text.split("\n") if line.strip()]
-    with_numbers = [line[:MAX_LINE] for line in _without_labels(lines) if _DIGIT.search(line)][-_MAX_LINES:]
-    results = {each.value for line in with_numbers for each in statements_of(line) if each.is_equation}
-    if last in results:
-        return last if first not in results or _is_work(lines[0], statements_of(lines[0][:MAX_LINE])[0]) else None
-    return first if first in results else None
+    with_numbers = [line[:MAX_LINE] for line in _without_labels(lines) if _DIGIT.search(line)][-_MAX_STEPS:]
+    said = [(line, each) for line in with_numbers for each in statements_of(line) if each.is_equation]
+    worked = {each.value for line, each in said if _is_worked(line, each)} - {None}
+    if last in {each.value for _, each in said} and (first not in worked or (is_work and is_told)):
+        return last
+    return first if worked == {first} else None
 
 
 def states_number(text: str) -> bool:
@@ -239,8 +272,7 @@ def _is_of_whom(line: str, stated: Statement) -> bool:
     """Whether a number says of whom or what something is told: "the 2 of them have 8", "**Total of 3 days:** 8"."""
     if _BOLD_LABEL_END.match(line, stated.end):
         return True
-    of_whom = re.compile(r"\s(?:of|between) (?:them|us|you)\b").match(line, stated.end)
-    return of_whom is not None and tokens(line[: stated.start])[-1:] == ["the"]
+    return _OF_WHOM.match(line, stated.end) is not None and tokens(line[: stated.start])[-1:] == ["the"]
 
 
 def _is_beside(stated: Statement, gap: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 from types import MappingProxyType
 
 from onpolicy_sdft.tasks.quantities import Quantity
@@ -49,7 +50,7 @@ def converted(text: str, numbers: Sequence[Quantity], links: Sequence[str]) -> F
     if not set(links) <= {"equals", "alternative"}:
         return None
     forms, is_about = [[numbers[0]]], False
-    for left, right in zip(numbers, numbers[1:], strict=False):
+    for left, right in pairwise(numbers):
         between = text[left.end : right.start]
         if _AGAIN.search(between):
             forms.append([])
