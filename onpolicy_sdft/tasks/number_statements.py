@@ -27,14 +27,17 @@ _SENTENCE_END = re.compile(r"[.!?;:\n](?=\s|$)")
 _RESULT = re.compile(r"(?:\s+[^\W\d_]+){0,2}\s+(?:left|remaining|remain|remains|in total|altogether|in all|total)\b")
 _UNKNOWN = re.compile(r"[^\W\d_]\Z|^\\[dtc]?frac.*(?<![\\a-z])[a-z]\b", re.IGNORECASE)  # 3x, \frac{x}{2}
 _ASIDE = re.compile(r"\s\($")  # "5 (3 + 2)"
+_BOLD_LABEL = re.compile(
+    r"\W*(?:Day|Week|Month|Year|Step|Part|Case|Option|Method|Round|Level|Test)\s\d+\W*", re.IGNORECASE
+)
 _IN_BRACKETS = re.compile(r"^[^()]{0,20}\([^()\d]{0,20}$")
 _FUNCTION = re.compile(r"(?<![A-Za-z\\])[fghpqFGHPCTSVANRL]\(\s?$")
 _FUNCTION_END = re.compile(r"\s?\)\s?=")
 _NEXT_UNKNOWN = re.compile(
-    r"(?:[\s,;.$&]|→|⇒|->|=>|\\(?:implies|Rightarrow|rightarrow|to)\b|and\b|so\b|thus\b|then\b|therefore\b|hence\b)++"
+    r"(?:[\s,;.$&]|→|⇒|⟹|->|=>|\\(?:implies|Rightarrow|rightarrow|to)\b|and\b|so\b|thus\b|then\b|therefore\b|hence\b)++"
     r"([a-zA-Z])\s?=[\s$]{0,3}"
 )
-_COEFFICIENT = re.compile(r"(\d{1,4})[ ]?[a-zA-Zπ]{1,3}\s?=")
+_COEFFICIENT = re.compile(r"(\d{1,4})[ ]?[a-zA-Zπ]{1,3}(?:\^\d)?\s?=")
 _EACH = re.compile(r"\s(?:each|apiece)\s?=")
 _CLAUSE = re.compile(r"[,;:()]")
 _MAX_GAP = 60
@@ -131,7 +134,11 @@ def _bold_places(text: str) -> list[tuple[int, int]]:
     if len(marks) % 2:
         return []
     places = list(zip(marks[::2], marks[1::2], strict=True))
-    return [place for place in places if not (text[slice(*place)].endswith(":") or text.startswith(":", place[1] + 1))]
+    return [
+        (start, end)
+        for start, end in places
+        if text[end - 1] != ":" and text[end + 1 : end + 2] != ":" and not _BOLD_LABEL.fullmatch(text, start + 1, end)
+    ]
 
 
 def _is_bold(bold: Sequence[tuple[int, int]], start: int, end: int) -> bool:

@@ -10,7 +10,7 @@ def _words(*lines: str) -> frozenset[str]:
 #: Read over.
 TRANSPARENT = _words("( ) [ ] { } $ € £ ¥ ₹ % ° _ ` \" ' # percent approximately about roughly around exactly")
 #: Both sides are the same number.
-EQUALS = _words(r"= ≈ → ⇒ ≡ equals => -> \approx \implies \rightarrow")
+EQUALS = _words(r"= ≈ → ⇒ ⟹ ≡ equals => -> \approx \implies \rightarrow")
 VERBS = _words("is are gives makes")
 #: An expression that is not worked out.
 OPERATIONS = _words(

@@ -22,13 +22,13 @@ _ANNOTATION = re.compile(r"<<[^<>\n]*>>")  # of GSM8K: <<48/2=24>>24
 #: Lines of aligned formulas, as in "2x &= 14" and what stands below it.
 _ALIGNED = re.compile(r"&\s{0,3}(?==)")
 _LINE_BREAK = re.compile(r"\\\\(?=\s)")
-_ANSWER_TAG = re.compile(r"<(/?)(?:final_answer|SOLUTION)>")
+_ANSWER_TAG = re.compile(r"<(/?)(?:(?i:final_answer|answer)|SOLUTION)>")
 #: Tags around an answer say nothing, but for those of the answer itself, of raised and of struck text.
 _TAG = re.compile(
     r"(?:(?<!\w)<|<(?=/|[a-z]{2}))(?!/?answer\b|su[bp]\b|(?:s|del|strike)>)/?[a-z][a-z_]{0,20}\s?/?>|<\|[\w ]{1,30}\|>"
 )
 _SOURCE = re.compile(r"(?<=[\d%])[ ]?\[\d{1,2}\](?=[.,;]?\s*(?:\Z|\n|[A-Z]))")  # "The answer is 6 [1]."
-_BOLD_OR_POWER = re.compile(r"(?<![\d*.,])(\d+(?:\.\d+)?)\*\*(-?\d+)(?![\d*])")
+_BOLD_OR_POWER = re.compile(r"(?<![\d*.,])(\d+(?:\.\d+)?)(?:\*\*| \*\* )(-?\d+)(?![\d*])")
 
 _CROSS = re.compile(r"(?<=[\d)])(?<!\b0)x(?=[\d(])")  # 4x3, but not 0x3
 

@@ -41,6 +41,7 @@ _EXPLAINED = re.compile(
 _OFFER = re.compile(
     r"^\W*(?:Would you|Do you|Shall I|Should I|Can I|May I|Want me|Let me know|If you['’]?d? )[^?]*\?\W*$", re.I
 )
+_SECOND = re.compile(r"\n[ \t\x1f>*#_-]{0,8}[(\[]?2[.)\]]")
 _REFERENCE = re.compile(
     r"\b(?:see|from|in|by|using) (?:step|note|part|figure|table|equation|section|line|page|example)s? \(?\d{1,3}\b",
     re.IGNORECASE,
@@ -83,9 +84,9 @@ def _stated(text: str) -> Fraction | None:
 
 def _behind_marker(marked: Marked) -> Fraction | None:
     first, _, rest = marked.text.lstrip().partition("\n")
-    if marked.is_heading and _LABEL.match(first):
-        return _worked_out(first + "\n" + rest, None, is_work=False, is_told=True)
     is_below = "\n" in marked.text[: len(marked.text) - len(marked.text.lstrip())]
+    if (marked.is_heading or is_below) and _is_listed(first, rest, is_below):
+        return _worked_out(first + "\n" + rest, None, is_work=False, is_told=True)
     line = ("\n" if is_below else "") + first[:MAX_LINE]
     statements = statements_of(line)
     if not statements:
@@ -99,6 +100,14 @@ def _behind_marker(marked: Marked) -> Fraction | None:
         later = _last_stated((first + rest)[doubt.end() :])
         return value if later is None or later == value else None
     return value
+
+
+def _is_listed(first: str, rest: str, is_below: bool) -> bool:
+    """Whether a line is the first of a list or of steps; "1. That is all" is none where no second one follows."""
+    label = _LABEL.match(first)
+    if label is None or label[2]:
+        return label is not None
+    return int(label[1]) == 1 and (is_below or _SECOND.search("\n" + rest) is not None)
 
 
 def _in_first_sentence(line: str, statements: Sequence[Statement]) -> tuple[Fraction | None, bool]:
