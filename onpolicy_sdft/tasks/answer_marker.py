@@ -29,9 +29,11 @@ _BETWEEN_ANSWERS = re.compile(
 _WHOLE_NUMBER = re.compile(r"[\s*:=]*+-?\d[\d,]*[\s*]*+(?:\.[\s*]*+)?(?:$|\n)")
 _SAYS = re.compile(r"\b(?:is|are|was|be|equals|ist|es|est|é|è)\b|[=是为は]", re.IGNORECASE)
 _HEADING = re.compile(r"\w+[\s*#]*(?:[:：]|\n)[\s*#]*")
+#: Before a heading that announces the way to an answer: "To find the answer:".
 _WAY_TO = re.compile(
-    r"(?:\b(?:(?:to|can|let['’]s|let us) (?:get|answer)|find|finding|determine|calculate|compute|figure out|work out"
-    r"|work through|reach|arrive at)(?: (?:the|our|your|an|a|final|correct|right|this))*|\bto|step[- ]by[- ]step) $",
+    r"(?:\b(?:(?:to|can|let['’]s|let us) (?:get|answer)|find|finding|determine|calculate|compute|express|write|round"
+    r"|convert|check|verify|confirm|figure out|work out|work through|reach|arrive at)"
+    r"(?: (?:the|our|your|an|a|final|correct|right|this))*|\bto|step[- ]by[- ]step) $",
     re.IGNORECASE,
 )
 _WINDOW = 60

@@ -27,16 +27,21 @@ _SENTENCE_END = re.compile(r"[.!?;:\n](?=\s|$)")
 _RESULT = re.compile(r"(?:\s+[^\W\d_]+){0,2}\s+(?:left|remaining|remain|remains|in total|altogether|in all|total)\b")
 _UNKNOWN = re.compile(r"[^\W\d_]\Z|^\\[dtc]?frac.*(?<![\\a-z])[a-z]\b", re.IGNORECASE)  # 3x, \frac{x}{2}
 _ASIDE = re.compile(r"\s\($")  # "5 (3 + 2)"
+#: What is bold and no result: "**Day 3** - she runs 5 miles".
 _BOLD_LABEL = re.compile(
     r"\W*(?:Day|Week|Month|Year|Step|Part|Case|Option|Method|Round|Level|Test)\s\d+\W*", re.IGNORECASE
 )
+#: "1 hour 30 minutes (90 minutes)"
 _IN_BRACKETS = re.compile(r"^[^()]{0,20}\([^()\d]{0,20}$")
+#: "f(3) = 9"
 _FUNCTION = re.compile(r"(?<![A-Za-z\\])[fghpqFGHPCTSVANRL]\(\s?$")
 _FUNCTION_END = re.compile(r"\s?\)\s?=")
+#: Between an equation and its solution: "3x = 15, so x = 5".
 _NEXT_UNKNOWN = re.compile(
     r"(?:[\s,;.$&]|→|⇒|⟹|->|=>|\\(?:implies|Rightarrow|rightarrow|to)\b|and\b|so\b|thus\b|then\b|therefore\b|hence\b)++"
     r"([a-zA-Z])\s?=[\s$]{0,3}"
 )
+#: "4s = 4 × 5 = 20", and "2 tickets at $3 each = $6"
 _COEFFICIENT = re.compile(r"(\d{1,4})[ ]?[a-zA-Zπ]{1,3}(?:\^\d)?\s?=")
 _EACH = re.compile(r"\s(?:each|apiece)\s?=")
 _CLAUSE = re.compile(r"[,;:()]")

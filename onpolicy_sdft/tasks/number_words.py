@@ -59,6 +59,7 @@ NOT_IN_TWO = frozenset(
 #: A number behind them, or before them, is a bound.
 COMPARED = _words("< > ≤ ≥ ≠ <= >=")
 MORE = COMPARED | {"or", "+"}
+#: "half of 40" is worked out next, "six and a half (6.5)" is a number.
 PARTS = _words("half third quarter twice double triple thrice")
 #: A number behind them is a part of another one: "less than 5", "half of 10", "x + 5".
 CHANGING = _words(

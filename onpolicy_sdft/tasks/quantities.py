@@ -118,6 +118,7 @@ _PLACES = re.compile(
     r"[ ](?:decimal (?:places?|digits?|points?)|significant (?:figures?|digits?)|d\.?p\b|s\.?f\b|sig figs?)"
 )
 _ROUNDED_TO = re.compile(r"\bto(?: the)?\s$")
+#: |6|, but not a cell of a table.
 _BAR = re.compile(r"\A\|$|(?:^|\n)[^|\n]*[\s$(=]\|$")
 _WINDOW = 40
 
@@ -156,7 +157,7 @@ def quantities(text: str) -> Iterator[Quantity]:
             continue
         start, sign = _signed(text, found.start())
         if text[end : end + 1] == "|" and _BAR.search(text[max(0, start - _WINDOW) : start]):
-            sign = 0  # |6|, but not a cell of a table
+            sign = 0
         yield Quantity(start, end, None if value is None or sign == 0 else sign * value)
 
 

@@ -41,7 +41,7 @@ _EXPLAINED = re.compile(
 _OFFER = re.compile(
     r"^\W*(?:Would you|Do you|Shall I|Should I|Can I|May I|Want me|Let me know|If you['’]?d? )[^?]*\?\W*$", re.I
 )
-_SECOND = re.compile(r"\n[ \t\x1f>*#_-]{0,8}[(\[]?2[.)\]]")
+_SECOND = re.compile(r"(?:\n[ \t\x1f>*#_-]{0,8}|[.!?]\s)[(\[]?2[.)\]]\D")
 _REFERENCE = re.compile(
     r"\b(?:see|from|in|by|using) (?:step|note|part|figure|table|equation|section|line|page|example)s? \(?\d{1,3}\b",
     re.IGNORECASE,
@@ -107,7 +107,7 @@ def _is_listed(first: str, rest: str, is_below: bool) -> bool:
     label = _LABEL.match(first)
     if label is None or label[2]:
         return label is not None
-    return int(label[1]) == 1 and (is_below or _SECOND.search("\n" + rest) is not None)
+    return int(label[1]) == 1 and (is_below or _SECOND.search(f"{first}\n{rest}") is not None)
 
 
 def _in_first_sentence(line: str, statements: Sequence[Statement]) -> tuple[Fraction | None, bool]:
@@ -156,7 +156,7 @@ def _is_predicate(line: str, statements: Sequence[Statement]) -> bool:
     first, *others = statements
     ahead = tokens(line[: first.start])
     behind = list(takewhile(lambda word: word not in ("who", "whose"), tokens(line[first.end : statements[-1].start])))
-    if behind[:1] == ["times"]:
+    if behind[:1] == ["times"] or any(each.is_equation for each in others):
         return False
     if set(ahead[-1:]) <= known.PREDICATES and not known.PREDICATES & set(behind):
         return True
@@ -193,12 +193,14 @@ def _worked_out(text: str, first: Fraction | None, is_work: bool, is_told: bool)
     """
     text = _EXPLAINED.split(text, maxsplit=1)[0]
     last = _last_stated(text)
-    if last is None or last == first:
-        return None if is_work and last is None and "\n" in text.strip() else first
+    if last == first or (last is None and not is_work):
+        return first
     lines = [line for line in text.split("\n") if line.strip()]
     with_numbers = [line[:MAX_LINE] for line in _without_labels(lines) if _DIGIT.search(line)][-_MAX_STEPS:]
     said = [(line, each) for line in with_numbers for each in statements_of(line) if each.is_equation]
     worked = {each.value for line, each in said if _is_worked(line, each)} - {None}
+    if last is None:
+        return first if first in worked and "\n" not in text.strip() else None
     if last in {each.value for _, each in said} and (first not in worked or (is_work and is_told)):
         return last
     return first if worked == {first} else None
