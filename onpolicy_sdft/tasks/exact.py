@@ -32,8 +32,8 @@ _MAX_PLACES = 1500  # of a number or of words in a text
 _WINDOW, _WINDOW_AFTER = 40, 100
 #: What has the words of a denial and is none.
 _AFFIRMED = re.compile(
-    r"\b(?:(?:can't|cannot|can not|won't) go wrong with|(?:if|unless) I(?:'m| am) (?:not )?(?:mistaken|wrong)"
-    r"|(?<=is )not (?:only|just|merely|simply)|(?<=was )not (?:only|just|merely|simply))(?!\w)",
+    r"\b(?:(?:can't|cannot|can not|won't) go wrong with|(?:if|unless) I(?:'m| am) (?:not )?(?:mistaken|wrong))\b"
+    r"|(?:(?<=is )not|(?<=was )not|(?<=is)n't|(?<=was)n't) (?:only|just|merely|simply)\b",
     re.IGNORECASE,
 )
 #: A sentence of its own behind an answer: "Paris. Isn't Lyon bigger?", "Paris. Can't be London."
