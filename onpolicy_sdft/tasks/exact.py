@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Literal
 
 from onpolicy_sdft.errors import TaskError
 from onpolicy_sdft.tasks.denials import is_denied_after, is_denied_before
-from onpolicy_sdft.tasks.plain_text import without_thoughts
+from onpolicy_sdft.tasks.plain_numbers import plain_numbers
+from onpolicy_sdft.tasks.plain_text import without_struck, without_thoughts
 from onpolicy_sdft.tasks.protocol import (
     Task,
     bad_field,
@@ -21,17 +23,29 @@ from onpolicy_sdft.tasks.protocol import (
     require_bool,
     short_message,
 )
-from onpolicy_sdft.tasks.quantities import number_alone, plain_numbers, quantities
+from onpolicy_sdft.tasks.quantities import number_alone, quantities
 from onpolicy_sdft.types import CheckResult, Demonstration
 
 _MATCHES = ("whole", "contains")
 _ALIASES = "aliases"
 _MAX_PLACES = 1500  # of a number or of words in a text
-_WINDOW = 20
+_WINDOW, _WINDOW_AFTER = 40, 100
+#: What has the words of a denial and is none.
+_AFFIRMED = re.compile(
+    r"\b(?:(?:can't|cannot|can not|won't) go wrong with|(?:if|unless) I(?:'m| am) (?:not )?(?:mistaken|wrong))\b"
+    r"|(?:(?<=is )not|(?<=was )not|(?<=is)n't|(?<=was)n't) (?:only|just|merely|simply)\b",
+    re.IGNORECASE,
+)
+#: A sentence of its own behind an answer: "Paris. Isn't Lyon bigger?", "Paris. Can't be London."
+_SAYS_MORE = re.compile(
+    r"[)\]\"'*]{0,4}[.!][)\]\"'*]{0,4}\s(?:\w+n't|cannot)\s(?!(?:be\s)?(?:the\s)?(?:right|correct|true|it|that|possible)\b)",
+    re.IGNORECASE,
+)
+_ARROW = re.compile(r"(?<![<>=-])[-=]>")
 _MORE_BEFORE = re.compile(
     r"(?:\d\s?[-+*/×÷·]|\b(?:than|least|most|over|under|above|below|between|up to|twice|thrice|double|triple"
     r"|(?:half|third|quarter|percent|square|root|multiple|factor) of|times|plus|minus|divided by|multiplied by)"
-    r"|\d\s(?:to|or|x)|%\sof|[<>≤≥])\s*$|\d[x×]$",
+    r"|\d\s(?:to|or|x)|%\sof|between\s\S{1,12}(?:\s[^\W\d_]{1,12})?\sand|[<>≤≥])\s*$|\d[x×]$",
     re.IGNORECASE,
 )
 _MORE_AFTER = re.compile(
@@ -95,7 +109,7 @@ class Exact(Task):
         accepted = self._accepted(demonstration)
         number = number_in_field(demonstration, self.answer_field)
         is_number = number is not None and number_alone(completion) == number
-        if is_number or (_holds_any(answer, accepted) if self.match == "contains" else answer in accepted):
+        if is_number or (self._holds_any(completion, accepted) if self.match == "contains" else answer in accepted):
             return CheckResult(True, answer=answer)
         lines = (
             ["What the question asks for does not stand in the answer."]
@@ -128,20 +142,35 @@ class Exact(Task):
             texts += aliases
         return [self._normalise(text) for text in texts]
 
+    def _holds_any(self, text: str, accepted: Sequence[str]) -> bool:
+        """Say whether a text has one of several answers; numbers are looked for all at once."""
+        numbers = {words: _value(words) for words in accepted}
+        names = [words for words, value in numbers.items() if value is None]
+        wanted = {value for value in numbers.values() if value is not None}
+        text = without_struck(text)
+        plain = _AFFIRMED.sub(" ", text.translate(_STRAIGHT)).replace("**", "")
+        for each in dict.fromkeys([text, plain]) if names else []:
+            line, ends = self._in_one_line(each)
+            if any(_holds_words(line, words, ends) for words in names):
+                return True
+        return bool(wanted) and _holds_number(plain_numbers(_ARROW.sub("→", self._normalise(text))), wanted)
+
+    def _in_one_line(self, text: str) -> tuple[str, list[int]]:
+        """Return a normalised text with the places where its lines end."""
+        text = self._in_one_spelling(text)
+        if not self.ignore_whitespace:
+            return text, [found.start() for found in re.finditer("\n", text)]
+        lines = [" ".join(line.split()) for line in text.split("\n")]
+        lines = [line for line in lines if line]
+        return " ".join(lines), list(accumulate((len(line) + 1 for line in lines), initial=-1))[1:]
+
     def _normalise(self, text: str) -> str:
+        text = self._in_one_spelling(text)
+        return " ".join(text.split()) if self.ignore_whitespace else text
+
+    def _in_one_spelling(self, text: str) -> str:
         text = unicodedata.normalize("NFC", text).translate(_STRAIGHT).strip()
-        if self.ignore_whitespace:
-            text = " ".join(text.split())
         return text.casefold() if self.ignore_case else text
-
-
-def _holds_any(text: str, accepted: Sequence[str]) -> bool:
-    """Say whether a text has one of several answers; numbers are looked for all at once."""
-    numbers = {words: _value(words) for words in accepted}
-    if any(value is None and _holds_words(text, words) for words, value in numbers.items()):
-        return True
-    wanted = {value for value in numbers.values() if value is not None}
-    return bool(wanted) and _holds_number(plain_numbers(text), wanted)
 
 
 def _value(words: str) -> Fraction | None:
@@ -157,8 +186,14 @@ def _holds_number(text: str, wanted: Collection[Fraction]) -> bool:
     )
 
 
-def _holds_words(text: str, words: str) -> bool:
-    """Say whether a text has ``words``, not as a part of a longer word or number."""
+def _holds_words(text: str, words: str, ends: Sequence[int]) -> bool:
+    """Say whether a text has ``words``, not as a part of a longer word or number.
+
+    Args:
+        text: A text in one line.
+        words: An answer.
+        ends: Where the lines of the text ended: the next one says nothing of an answer at the end of one.
+    """
     before, after = _NO_WORD_BEFORE[_is_spaced(words[0])], _NO_WORD_AFTER[_is_spaced(words[-1])]
     is_measure = words[0].isdigit()
     if is_measure:
@@ -167,14 +202,18 @@ def _holds_words(text: str, words: str) -> bool:
     if words[-1].isdigit():
         after += r"(?![.,/:'^]\d)(?!\s?/\s?\d)(?!\s\d{3}(?!\d))"
     found = islice(re.finditer(before + re.escape(words) + after, text), _MAX_PLACES)
-    return any(_stands(text, *each.span(), is_measure) for each in found)
+    return any(_stands(text, *each.span(), is_measure, ends) for each in found)
 
 
-def _stands(text: str, start: int, end: int, is_number: bool) -> bool:
+def _stands(text: str, start: int, end: int, is_number: bool, ends: Sequence[int] = ()) -> bool:
     """Whether a text does not take back what it has, nor make more of a number."""
     if is_number and _is_of_more(text, start, end):
         return False
-    return not is_denied_before(text, start) and not is_denied_after(text, end)
+    if is_denied_before(text, start):
+        return False
+    place = bisect_left(ends, end)
+    behind = text[end : min([end + _WINDOW_AFTER, *ends[place : place + 1]])]
+    return _SAYS_MORE.match(behind) is not None or not is_denied_after(behind, 0)
 
 
 def _is_of_more(text: str, start: int, end: int) -> bool:

@@ -24,10 +24,19 @@ _END_OF_THOUGHTS = (
     "[BEGIN FINAL RESPONSE]",
     "<|channel|>final<|message|>",
     "assistantfinal",
+    "◁/think▷",
+    "<end_working_out>",
 )
+_BEGIN = (
+    r"<(?:seed:)?think>|<thinking>|<thought>|<reasoning>|\[THINK\]|<\|START_THINKING\|>|<\|begin_of_thought\|>|◁think▷"
+    r"|<start_working_out>"
+)
+_BEGIN_OF_THOUGHTS = re.compile(_BEGIN)
+#: What a text begins with that only thinks; of gpt-oss, a call may follow its thoughts without an end of them.
 _THINKING = re.compile(
-    r"\s*(?:<(?:seed:)?think>|<thinking>|<thought>|<reasoning>|\[THINK\]|<\|START_THINKING\|>"
-    r"|<\|begin_of_thought\|>|<\|channel>thought\b)"
+    rf"\s*(?:{_BEGIN}|<\|channel>thought\b"
+    r"|(?:(?:<\|start\|>assistant)?<\|channel\|>analysis\b|analysis(?=[A-Z]))(?!.*\bto=))",
+    re.DOTALL,
 )
 
 #: Words with which a text takes back what it has said.
@@ -52,6 +61,7 @@ _WRAPPER = re.compile(
     r"|emph)\s*\{([^{}]*)\}"
 )
 _NUM_PASSES = 3  # of wrappers inside wrappers
+_STRUCK = re.compile(r"~~[^~\n]{1,200}~~|<(s|del|strike)>[^<\n]{0,200}</\1>")
 _SPACING = re.compile(
     r"\\(?:[,;:! ]|left(?![a-z])|right(?![a-z])|quad(?![a-z])|qquad(?![a-z])|displaystyle(?![a-z])|[()\[\]])"
 )
@@ -63,11 +73,24 @@ _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
 
 
 def without_thoughts(text: str) -> str:
-    """Return what stands behind the last thought of a text; nothing where the thought has no end."""
-    end = max(text.rfind(mark) + len(mark) if mark in text else 0 for mark in _END_OF_THOUGHTS)
-    if end:
+    """Return what stands behind the last thought of a text that has something behind it.
+
+    That is nothing where a thought has no end.
+    """
+    end, start = _last_end(text)
+    if not end:
+        return "" if _THINKING.match(text) else text
+    if text[end:].strip():
         return text[end:]
-    return "" if _THINKING.match(text) else text
+    before, _ = _last_end(text[:start])  # "<think>a</think>6<think>b</think>" says 6
+    between = text[before:start] if before else ""
+    thought = _BEGIN_OF_THOUGHTS.search(between)
+    return between[: thought.start()] if thought else between
+
+
+def _last_end(text: str) -> tuple[int, int]:
+    """Return where the last end mark of thoughts ends and begins; 0 where there is none."""
+    return max((place + len(mark), place) if (place := text.rfind(mark)) >= 0 else (0, 0) for mark in _END_OF_THOUGHTS)
 
 
 def without_next_question(text: str, says: Callable[[str], object]) -> str:
@@ -86,6 +109,11 @@ def without_next_question(text: str, says: Callable[[str], object]) -> str:
 def is_blank(text: str) -> bool:
     """Whether a text says nothing behind its thoughts: it has nothing that can be seen."""
     return not any(unicodedata.category(each)[0] not in "CZ" for each in without_thoughts(text))
+
+
+def without_struck(text: str) -> str:
+    """Return a text without what is struck out in it: "~~A~~ B" says B."""
+    return _STRUCK.sub(" ", text)
 
 
 def without_wrappers(text: str) -> str:

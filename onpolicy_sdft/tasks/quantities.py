@@ -10,24 +10,14 @@ import calendar
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from decimal import Decimal
 from fractions import Fraction
 from types import MappingProxyType
 
-from onpolicy_sdft.tasks.plain_text import braced, plain_characters, without_wrappers
+from onpolicy_sdft.tasks.numerals import DECIMAL_COMMA, MAX_CHARACTERS, NUMERAL, numeral
+from onpolicy_sdft.tasks.plain_numbers import plain_numbers
+from onpolicy_sdft.tasks.plain_text import braced
 
-# A longer run of digits is a model that loops, not an answer; it also bounds the arithmetic.
-_MAX_CHARACTERS = 100
 _MAX_EXPONENT = 400
-
-_NUMERAL = re.compile(r"\d+(?:[.,'’_]\d+|[ ]\d{3}(?!\d))*|\.\d+")
-_GROUPED = re.compile(  # 1,234,567.8  1 234 567,8  1'234.5  1_000  12,34,567
-    r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?|[1-9]\d{0,2}(?:([ '’_])\d{3})(?:\1\d{3})*(?:[.,]\d+)?"
-    r"|[1-9]\d?(?:,\d{2})+,\d{3}(?:\.\d+)?"
-)
-_GROUPED_BY_POINTS = re.compile(r"[1-9]\d{0,2}(?:\.\d{3}){2,}(?:,\d+)?|[1-9]\d{0,2}(?:\.\d{3})+,\d+")
-_PLAIN = re.compile(r"\d+(?:\.\d+)?|\.\d+")
-_DECIMAL_COMMA = re.compile(r"0,\d+|[1-9]\d*,\d{1,2}")
 
 #: What a word behind a number multiplies it by; those of one letter stand right behind it.
 _SCALES = MappingProxyType(
@@ -49,7 +39,7 @@ _GRAND = re.compile(r"[ ]grand\b([ ]?\w)?")  # "5 grand", but not "5 grand piano
 _ONE_LETTER = frozenset("kKMB")
 #: Words of which nobody can tell what they multiply by: a thousand in Spanish, a million in English.
 _UNSURE = frozenset({"mil", *_ONE_LETTER})
-_PARTS = MappingProxyType({"half": Fraction(1, 2), "third": Fraction(1, 3), "quarter": Fraction(1, 4)})
+_PARTS = MappingProxyType({"half": 2, "halve": 2, "third": 3, "quarter": 4})
 #: "3 tenths"; "3 tenth graders" are three of them.
 _NTHS = MappingProxyType(
     {
@@ -72,12 +62,20 @@ _TIMES_TEN = re.compile(r"[ ]?(?:[×x*·⋅]|\\times\b|\\cdot\b)[ ]?10(?=[ ]?\^)
 _NAMED_POWER = re.compile(r"[ ](?:(squared)|cubed)\b")
 _OVER = re.compile(r"[ ]?/[ ]?")
 _MIXED = re.compile(r"(?:[ ]|[ ]and[ ])(\d+)[ ]?/[ ]?(\d+)(?![\d/.,]*\d)(?![ ]?/)")
-_AND_A_PART = re.compile(r"[ ]and[ ](?:a|one)[ ](half|third|quarter)\b|[ ](half|third|quarter)s?\b")
+_HOW_MANY = MappingProxyType({"a": 1, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7})
+_PART_NAMES = "|".join(["half", "halve", "third", "quarter", *_NTHS])
+_AND_A_PART = re.compile(rf"[ ]and[ ]({'|'.join(_HOW_MANY)})[ -]({_PART_NAMES})s?\b")
+#: "3 halves"; "3 quarters" may be coins, and "8 half-dollars" or "8 third graders" are eight.
+_PARTS_OF_ONE = re.compile(
+    r"[ ](?:(?P<halves>halves)|(?P<quarters>quarters)|(?P<counted>(?:half|third)-(?=[a-z])|third[ ](?=grade))"
+    r"|half|thirds?|quarter)(?:(?<=[- ])|\b)"
+)
+_FEW_QUARTERS = 4
 _SCALE = re.compile(r"[ ]?(?:([^\W\d_]+)|([百千万萬만亿億억]))")
 _GOES_ON = re.compile(
     r"(?:[:'^]\d+|\.\d+)+|[ ]?/[ ]?\d+|[ ]?\^|[ ]?√|[ ]?‰|[ ]?[)}][ ]?\^[ ]?\{?-?\d*\}?"
     r"|[ ](?:factorial|to the \w+ power)\b"
-    r"|[ ]?\\(?!approx|times|cdot|div)[a-z]+|\.(?:\(\d|\\)"
+    r"|[ ]?\\(?!approx|times|cdot|div|implies|[Rr]ightarrow|end\b)[a-z]+|\.(?:\(\d|\\)"
 )
 #: Of these commands, and of any that stands right behind a number, the arguments are no numbers of their own.
 _COMMAND = r"\\(?:[dtc]?(?:frac|binom)|over(?:line|set|brace)|under(?:set|brace)|bar|dot|stackrel)(?![a-z])"
@@ -87,26 +85,15 @@ _MAX_ARGUMENTS = 2
 _REPEATING = re.compile(
     r"(\d{1,20})\.(\d{0,20})(?:\\(?:overline|bar|dot)[ ]?(?:\{[ ]?(\d{1,20})[ ]?\}|(\d))|\((\d{1,20})\))"
 )
-#: LaTeX commands glued to a digit ("\times4") would be words with a digit in them.
-_GLUED_COMMAND = re.compile(r"(\\[A-Za-z]+)(?=\d)")
-#: "5!" ends a sentence, but not inside a formula or a box.
-_FACTORIAL = re.compile(r"(?<=[\d)])!+(?=\s*[}$=])")
 _BEHIND = re.compile(r"[^\W\d_]+(?:\.[a-z])?|π|√")
-_LATEX_FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{\s*([-+]?[\d.,]+)\s*\}|(\d))\s*(?:\{\s*([-+]?[\d.,]+)\s*\}|(\d))")
-_EMPHASIS = re.compile(r"(?<![\w*)])(?<!\d )\*(-?[$\d][^*\n]{0,30})\*(?![\d*])")
 _LONGEST_ARGUMENT = 200  # of a command, in characters
-_LONGEST_PART = 20  # of such a fraction: decimals are exact to 28 digits
-_ANNOTATION = re.compile(r"<<[^<>\n]*>>")  # of GSM8K: <<48/2=24>>24
-_BOLD_OR_POWER = re.compile(r"(?<![\d*.,])(\d+(?:\.\d+)?)\*\*(-?\d+)(?![\d*])")
-
-_CROSS = re.compile(r"(?<=[\d)])(?<!\b0)x(?=[\d(])")  # 4x3, but not 0x3
 
 #: Where numbers begin; words are read over with the digits in them (H2O, x_1, COVID-19), and so are powers of units.
 _SCANNER = re.compile(
     r"(?P<code>(?:USD|EUR|GBP|JPY|CNY|INR|RMB|CHF|CAD|AUD|Rs)\.?(?=[ ]?-?\d))"
-    r"|(?P<word>[^\W\d_\u2e80-\uffff]{2,}-\d[\w.]*|[^\W\d_\u2e80-\uffff](?:[^\W\u2e80-\uffff])*)"
+    r"|(?P<word>[^\W\d_\u2e80-\uffff]{2,}-\d[\w.]*|[^\W\d_\u2e80-\uffff](?:[^\W\u2e80-\uffff])*(?:(?<=_)\{\s?\d+\s?\})?)"
     rf"|(?P<command>{_COMMAND})"
-    r"|(?P<unit>\^\s*\{?\s*-?\d+|(?<=[^\W\d_])_\{?\d+)"
+    r"|(?P<unit>\^\s{0,3}\{?\s{0,3}-?\d+|(?<=[^\W\d_])_\{?\d+)"
     r"|(?P<number>\.?\d)",
 )
 _BEFORE = re.compile(
@@ -126,6 +113,13 @@ _SEVERAL = re.compile(
 )
 #: Words after which a minus that stands by itself is a sign: what follows is a value.
 _STATING = frozenset({"is", "are", "be", "was", "equals", "to", "of", "get", "gives", "answer"})
+#: What rounds a number, and is none of its own: "rounded to 2 decimal places".
+_PLACES = re.compile(
+    r"[ ](?:decimal (?:places?|digits?|points?)|significant (?:figures?|digits?)|d\.?p\b|s\.?f\b|sig figs?)"
+)
+_ROUNDED_TO = re.compile(r"\bto(?: the)?\s$")
+#: |6|, but not a cell of a table.
+_BAR = re.compile(r"\A\|$|(?:^|\n)[^|\n]*[\s$(=]\|$")
 _WINDOW = 40
 
 
@@ -139,15 +133,6 @@ class Quantity:
 
 
 _DAY = re.compile(r"\d{1,2}(?!\d)")
-
-
-def plain_numbers(text: str) -> str:
-    r"""Undo typography around numbers: LaTeX, bold marks, dashes, full-width digits."""
-    text = without_wrappers(text.replace("{,}", ",").replace(r"\$", "$").replace(r"\%", "%"))
-    text = _ANNOTATION.sub("", re.sub(r"\^\s*\{?\s*\\circ\s*\}?", "°", text.replace(r"\pm", "±")))
-    text = _GLUED_COMMAND.sub(r"\1 ", _FACTORIAL.sub(r"\\factorial{}", _CROSS.sub("×", text)))
-    text = _BOLD_OR_POWER.sub(r"\1^\2", plain_characters(text))
-    return _LATEX_FRACTION.sub(_written_out, _EMPHASIS.sub(r" \1 ", text.replace("**", " ")))
 
 
 def quantities(text: str) -> Iterator[Quantity]:
@@ -168,32 +153,20 @@ def quantities(text: str) -> Iterator[Quantity]:
         position = end
         if _ORDINAL.match(text, end):
             continue
+        if _PLACES.match(text, end) and _ROUNDED_TO.search(text[max(0, found.start() - _WINDOW) : found.start()]):
+            continue
         start, sign = _signed(text, found.start())
+        if text[end : end + 1] == "|" and _BAR.search(text[max(0, start - _WINDOW) : start]):
+            sign = 0
         yield Quantity(start, end, None if value is None or sign == 0 else sign * value)
 
 
 def number_alone(text: str) -> Fraction | None:
     """Return the value of a text that is one number and nothing else, else None."""
     text = plain_numbers(text).strip()
-    found = list(quantities(text)) if len(text) <= _MAX_CHARACTERS else []
+    found = list(quantities(text)) if len(text) <= MAX_CHARACTERS else []
     is_whole = len(found) == 1 and found[0].start == 0 and found[0].end == len(text)
     return found[0].value if is_whole else None
-
-
-def numeral(digits: str) -> Fraction | None:
-    """Return the value of digits with separators; None where they are none of the forms of a number."""
-    if len(digits) > _MAX_CHARACTERS:
-        return None
-    if _GROUPED.fullmatch(digits):
-        is_space = any(mark in digits for mark in " '’_")
-        digits = re.sub(r"[ '’_]", "", digits).replace(",", "." if is_space else "")
-    elif _GROUPED_BY_POINTS.fullmatch(digits):
-        digits = digits.replace(".", "").replace(",", ".")
-    elif _DECIMAL_COMMA.fullmatch(digits):
-        digits = digits.replace(",", ".")
-    elif not _PLAIN.fullmatch(digits):
-        return None
-    return Fraction(Decimal(digits))
 
 
 def _read(text: str, start: int) -> tuple[Fraction | None, int]:
@@ -202,13 +175,13 @@ def _read(text: str, start: int) -> tuple[Fraction | None, int]:
         return None, date.end()
     if repeating := _REPEATING.match(text, start):
         return _behind(text, _repeating(repeating), repeating.end())
-    found = _NUMERAL.match(text, start)
+    found = NUMERAL.match(text, start)
     if found is None:
         return None, start + 1
-    listed = _DECIMAL_COMMA.fullmatch(found.group()) and _is_list(text, start, found.end())
+    listed = DECIMAL_COMMA.fullmatch(found.group()) and _is_list(text, start, found.end())
     value, end = _powered(text, None if listed else numeral(found.group()), found.end())
     if over := _OVER.match(text, end):
-        bottom = _NUMERAL.match(text, over.end())
+        bottom = NUMERAL.match(text, over.end())
         if bottom is not None:
             under, end = _powered(text, numeral(bottom.group()), bottom.end())
             value = value / under if value is not None and under and " " not in found.group() else None
@@ -236,10 +209,13 @@ def _mixed(text: str, value: Fraction, end: int) -> tuple[Fraction | None, int]:
     if part := _MIXED.match(text, end):
         top, bottom = int(part[1]), int(part[2])
         return (value + Fraction(top, bottom) if bottom else None), part.end()
-    if (named := _AND_A_PART.match(text, end)) and named[1]:
-        return value + _PARTS[named[1]], named.end()
-    if named:  # "3 quarters"
-        return None, named.end()
+    if named := _AND_A_PART.match(text, end):
+        return value + Fraction(_HOW_MANY[named[1]], _PARTS.get(named[2]) or _NTHS[named[2]]), named.end()
+    if named := _PARTS_OF_ONE.match(text, end):
+        if named["halves"]:
+            return value / 2, named.end()
+        is_count = named["counted"] or (named["quarters"] and value > _FEW_QUARTERS)
+        return (value, end) if is_count else (None, named.end())
     return value, end
 
 
@@ -324,26 +300,6 @@ def _signed(text: str, start: int) -> tuple[int, int]:
             return begins, 0  # x-3, x - 3
         return begins, 0 if is_alone and name.lower() not in _STATING else value
     return begins, value
-
-
-def _written_out(found: re.Match[str]) -> str:
-    r"""Write ``\frac{-1}{2}`` as ``-1/2``, apart from a whole number before it."""
-    top, bottom = (found[1] or found[2]), (found[3] or found[4])
-    values = [_part(part.lstrip("+-")) for part in (top, bottom)]
-    if None in values or max(len(top), len(bottom)) > _LONGEST_PART or (bottom.startswith("-") and top.startswith("-")):
-        return found.group()
-    sign = "-" if "-" in (top[0], bottom[0]) else ""
-    digits = f"{values[0]}/{values[1]}"
-    is_mixed = found.string[found.start() - 1 : found.start()].isdigit() and found.start() > 0
-    return f"{' ' if is_mixed else ''}{sign}{digits}"
-
-
-def _part(digits: str) -> str | None:
-    """Return a part of a fraction without separators; None where it is no number."""
-    if digits.isdigit():
-        return digits
-    value = numeral(digits)
-    return None if value is None else f"{Decimal(value.numerator) / value.denominator:f}"
 
 
 def _raised(value: Fraction | None, exponent: int) -> Fraction | None:

@@ -1,69 +1,55 @@
 r"""Which number a text states: the one behind its answer marker, else the last one.
 
-Numbers that stand side by side are one statement (``5 + 3 = 8``, "3 or 4", "2 hours 30 minutes"). A statement has a
-value where it is one number, or where all sides of its equation that are one number are the same; else it has none.
+Numbers that stand side by side are one statement (:mod:`~onpolicy_sdft.tasks.number_statements`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
-from typing import Literal
+from itertools import dropwhile, islice, pairwise, takewhile
 
 from onpolicy_sdft.tasks import number_words as known
-from onpolicy_sdft.tasks.denials import denies_number, is_number_denied_after
-from onpolicy_sdft.tasks.plain_text import CHANGED_MIND, braced, without_next_question, without_thoughts
-from onpolicy_sdft.tasks.quantities import Quantity, plain_numbers, quantities
+from onpolicy_sdft.tasks.answer_marker import MAX_LINE, Marked, marked_text
+from onpolicy_sdft.tasks.number_statements import Statement, statements_of, tokens
+from onpolicy_sdft.tasks.plain_numbers import with_bold
+from onpolicy_sdft.tasks.plain_text import CHANGED_MIND, without_next_question, without_thoughts
 
-#: How two numbers beside each other belong together.
-_Link = Literal["equals", "operation", "alternative", "verb", "apart"]
-
-_MARKER = re.compile(
-    r"(?P<boxed>\\boxed\s*\{)|\#{4}|(?P<tag><answer>)"
-    r"|(?:(?<!/)(?<!\b(?:per|one) )(?<!\bfirst )(?<!\bsecond )(?<!\bthird )(?<!\bnext )(?<!\ban )"
-    r"\banswer\b|\bAntwort\b|\brespuesta\b|\brépons?e\b|\bresposta\b|\brisposta\b|\bответ\b|答案|答え)"
-    r"(?:[^\n.\d=:：]{0,40}?(?:\b(?:is|are|was|be|equals|ist|es|est|é|è)\b|[:：=是为は])(?:\s*[:：=])?|[\s*#]*\n|\s+(?=[-$\d]))",
-    re.IGNORECASE,
-)
-#: What a marker begins with, in lower case.
-_MARKER_STARTS = (
-    "\\boxed", "####", "<answer>", "answer", "antwort", "respuesta", "répon", "resposta", "risposta", "ответ", "答案",
-    "答え",
-)  # fmt: skip
-_TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|\\[a-z]+|[<>]=|=>|->|\S")
-#: Between two answers that follow each other: nothing but the first number, and what leads on to the second.
-_BETWEEN_ANSWERS = re.compile(
-    r"[\s*:=]*+(-?\d[\d,]*)[*]*+\.?\s++(?:[^\w\n]|(?:so|and|the|my|final)\b)*+", re.IGNORECASE
-)
-#: Whole numbers alone: of 16.67 and 17, or of $5 and 500 cents, one may be the other in another form.
-_WHOLE_NUMBER = re.compile(r"[\s*:=]*+-?\d[\d,]*[\s*]*+(?:\.[\s*]*+)?(?:$|\n)")
-_BETWEEN_BOXES = re.compile(r"[^.!?\n]{0,60}")
-_SENTENCE_END = re.compile(r"[.!?;:\n](?=\s|$)")
 #: The end of a sentence whose next one says something new: not "6 sq. ft." nor "6. That is 2 more".
 _FULL_STOP = re.compile(r"[.!?](?=\s+[^a-z\s])(?!\s+(?:That|This) (?:is|was)\b)|;(?!\s+(?:this|that|which|it)\b)|\n")
+#: From an operation to its result.
+_LEADS_ON = re.compile(r",\s?(?:which (?:is|equals|gives|makes)|so|giving|making|that is)[\s$]{0,3}$")
+_BOLD_LABEL_END = re.compile(r"[^.,;\d\n]{0,30}:\x1f")
+_OF_WHOM = re.compile(r"\s(?:of|between) (?:them|us|you)\b")
+_OF_MORE = re.compile(r"\s(?:[^\W\d_]+\s)?(?:more|less|fewer)\b")
 _CLAUSE = re.compile(r"[,;:()]")
-_RESULT = re.compile(r"(?:\s+[^\W\d_]+){0,2}\s+(?:left|remaining|remain|remains|in total|altogether|in all|total)\b")
-_UNKNOWN = re.compile(r"[^\W\d_]\Z|^\\[dtc]?frac.*(?<![\\a-z])[a-z]\b", re.IGNORECASE)  # 3x, \frac{x}{2}
-_ASIDE = re.compile(r"\s\($")  # "5 (3 + 2)"
 #: What numbers a line. "18. That is all" is none where nothing has the numbers up to 17, nor is "Step 7" alone.
 _LABEL = re.compile(
-    r"[ \t>*#_-]{0,8}(?:[(\[]?(\d{1,2})(?:[.)]\)?|\])[*_]{0,2}[ ]+(?=\S)"
+    r"[ \t\x1f>*#_-]{0,8}(?:[(\[]?(\d{1,2})(?:[.)]\)?|\])[*_\x1f]{0,2}[ ]+(?=[\S\x1f])"
     r"|(?:Step|Note|Part|Case|Point|Item|Remark|Method|Check|Stage|Phase|Rule|Example|Hint|Option|Footnote|Figure"
-    r"|Table|Section|Equation|Chapter|Source)[ ]\(?(\d{1,3})\)?[*_]{0,3}\s?(?:[.:)-][*_]{0,3}(?=\s+\S)|$))",
+    r"|Table|Section|Equation|Chapter|Source)[ ]\(?(\d{1,3})\)?[*_]{0,3}\s?(?:[.:)-][*_\x1f]{0,3}(?=\s+\S)|$))",
     re.IGNORECASE,
 )
+#: Where a text goes on to say why its answer is right.
+_EXPLAINED = re.compile(
+    r"(?:\n|[.!?]\s)[\s*#>-]{0,8}(?:(?:let['’]?s|let us|let me|we can|to|quick|double)[ -]){0,2}"
+    r"(?:(?:double[- ])?check|verif|explanation|proof|note|reason)",
+    re.IGNORECASE,
+)
+#: A model offers more: "Would you like to see 2 other ways?"
+_OFFER = re.compile(
+    r"^\W*(?:Would you|Do you|Shall I|Should I|Can I|May I|Want me|Let me know|If you['’]?d? )[^?]*\?\W*$", re.I
+)
+_SECOND = re.compile(r"(?:\n[ \t\x1f>*#_-]{0,8}|[.!?]\s)[(\[]?2[.)\]]\D")
 _REFERENCE = re.compile(
     r"\b(?:see|from|in|by|using) (?:step|note|part|figure|table|equation|section|line|page|example)s? \(?\d{1,3}\b",
     re.IGNORECASE,
 )
-_READ_FOR_MARKERS = 16_000  # characters at the end of a text
-_MAX_GAP = 60
-_MAX_LINE, _MAX_LINES = 1000, 100  # characters of a line, and lines with numbers, that are read
+_MAX_LINES = 100  # lines with numbers that are read
+_MAX_STEPS = 30  # lines of a solution that are read
 _DIGIT = re.compile(r"\d")
-_UNIT_WORDS = 2  # words of a unit between two numbers, as in "5 square feet"
+_DIGITS = re.compile(r"\d+")
 
 
 def final_number(text: str) -> Fraction | None:
@@ -85,7 +71,7 @@ def final_number(text: str) -> Fraction | None:
         Takes the place of ``find_last_integer`` in the code of Yang et al. (ACL 2024,
         arXiv:2402.13669), which reads "3 4" as 34 and finds two unparseable answers equal.
     """
-    text = without_next_question(plain_numbers(without_thoughts(text)), lambda before: _stated(before) is not None)
+    text = without_next_question(with_bold(without_thoughts(text)), lambda before: _stated(before) is not None)
     return _stated(text)
 
 
@@ -93,83 +79,136 @@ def _stated(text: str) -> Fraction | None:
     marked = marked_text(text)
     if marked is None:
         return _last_stated(text)
-    if isinstance(marked, _Several):
-        return None
-    return _behind_marker(marked)
+    return _behind_marker(marked) if marked.is_one else None
 
 
-def _behind_marker(marked: str) -> Fraction | None:
-    first, _, rest = marked.lstrip().partition("\n")
-    is_below = "\n" in marked[: len(marked) - len(marked.lstrip())]
-    line = ("\n" if is_below else "") + first[:_MAX_LINE]
-    statements = _statements(line)
+def _behind_marker(marked: Marked) -> Fraction | None:
+    first, _, rest = marked.text.lstrip().partition("\n")
+    is_below = "\n" in marked.text[: len(marked.text) - len(marked.text.lstrip())]
+    if (marked.is_heading or is_below) and _is_listed(first, rest, is_below):
+        return _worked_out(first + "\n" + rest, None, is_work=False, is_told=True)
+    line = ("\n" if is_below else "") + first[:MAX_LINE]
+    statements = statements_of(line)
     if not statements:
         # "The answer is therefore easy to see: ... 18" states its number further on.
         return _last_stated(rest)
-    stated = next((each for each in statements if not (each.is_denied or (each.is_remark and each.start))), None)
-    value = None if stated is None else stated.value
+    value, is_told = _in_first_sentence(line, statements)
+    is_work = marked.is_heading and _is_work(line, statements)
+    if marked.is_heading and (is_told or is_work):
+        value = _worked_out(first + "\n" + rest, value, is_work, is_told)
     if doubt := CHANGED_MIND.search(first + rest, statements[0].end):
         later = _last_stated((first + rest)[doubt.end() :])
         return value if later is None or later == value else None
     return value
 
 
-class _Several(str):
-    """What stands behind the last of several answers that contradict one another: no single answer."""
+def _is_listed(first: str, rest: str, is_below: bool) -> bool:
+    """Whether a line is the first of a list or of steps; "1. That is all" is none where no second one follows."""
+    label = _LABEL.match(first)
+    if label is None or label[2]:
+        return label is not None
+    return int(label[1]) == 1 and (is_below or _SECOND.search(f"{first}\n{rest}") is not None)
 
 
-def marked_text(text: str) -> str | None:
-    """Return what stands after the last answer marker, or None where there is no marker.
+def _in_first_sentence(line: str, statements: Sequence[Statement]) -> tuple[Fraction | None, bool]:
+    """Return the number that a sentence behind a marker gives, and whether it does so with words before it.
 
-    A marker behind which there is no digit at all says nothing about the one before: "I hope this answer is helpful!"
+    "5 apples in 3 bags" begins with its number; "After 3 weeks, she has 60" is read as a sentence without a marker.
     """
-    markers = list(_MARKER.finditer(text, max(_first_marker(text), len(text) - _READ_FOR_MARKERS)))
-    if not markers:
-        return None
-    last_digit = max((found.start() for found in _DIGIT.finditer(text)), default=-1)
-    while len(markers) > 1 and markers[-1].end() > last_digit:
-        markers.pop()
-    last, behind = markers[-1], text[markers[-1].end() :]
-    if last["tag"]:
-        return behind.partition("</answer>")[0]
-    if not last["boxed"]:
-        first = _BETWEEN_ANSWERS.fullmatch(text, markers[-2].end(), last.start()) if len(markers) > 1 else None
-        if first is not None and _WHOLE_NUMBER.match(behind):
-            said, said_last = (_statements(line[:_MAX_LINE])[:1] for line in (first[1], behind.split("\n")[0]))
-            if said and said_last and None not in (values := {said[0].value, said_last[0].value}) and len(values) > 1:
-                return _Several(behind)
-        return f" not {behind}" if denies_number(text[: last.start()], last.group()) else behind
-    inside = braced(text, last.end())
-    if len(markers) > 1 and markers[-2]["boxed"]:
-        other = markers[-2].end() + len(braced(text, markers[-2].end())) + 1
-        if braced(text, markers[-2].end()) != inside and _BETWEEN_BOXES.fullmatch(text, other, last.start()):
-            return _Several(inside)
-    return inside
+    stated = next((each for each in statements if not (each.is_denied or (each.is_remark and each.start))), None)
+    value = None if stated is None else stated.value
+    if stated is not None and stated.is_work:
+        place = statements.index(stated) + 1
+        behind = statements[place : place + 1]
+        if behind and _LEADS_ON.search(line[stated.end : behind[0].start]) and not _OF_MORE.match(line, behind[0].end):
+            return behind[0].value, False
+    ends = [
+        place
+        for place, (left, right) in enumerate(pairwise(statements))
+        if _FULL_STOP.search(line, left.end, right.start)
+    ]
+    sentence = statements[: ends[0] + 1] if ends else statements
+    words = set(filter(str.isalpha, tokens(line[: statements[0].start])))
+    if _is_subject(line, sentence):
+        return _result(line, sentence), True
+    if not words - known.LEADING or statements[0].is_denied:
+        return value, statements[0].is_equation or statements[0].is_denied
+    told = _result(line, sentence)
+    if told is None and len(sentence) > 1 and _is_predicate(line, sentence):
+        return value, True
+    return told, True
 
 
-def _first_marker(text: str) -> int:
-    """Return a place that no marker stands before: trying the pattern at every character takes most of a check."""
-    lowered = text.lower()
-    places = [place for start in _MARKER_STARTS if (place := lowered.find(start)) >= 0]
-    return min(places, default=len(text)) if len(lowered) == len(text) else 0
+def _is_subject(line: str, sentence: Sequence[Statement]) -> bool:
+    """Whether a sentence says a bold number of its first one: "4 tickets cost **48**"."""
+    bold = [each for each in sentence if each.is_bold]
+    if len(bold) != 1 or bold[0] in sentence[:1] or bold[0].is_remark:
+        return False
+    between = tokens(line[sentence[0].end : bold[0].start])
+    return len(between) > 1 and between[-1] not in known.CONDITION_AHEAD
+
+
+def _is_predicate(line: str, statements: Sequence[Statement]) -> bool:
+    """Whether the first number is what a sentence says: "It takes 12 hours for 3 workers", not "the 3 workers take".
+
+    That is so where nothing is said of the numbers behind it, or where they are all told of conditions and purposes.
+    """
+    first, *others = statements
+    ahead = tokens(line[: first.start])
+    behind = list(takewhile(lambda word: word not in ("who", "whose"), tokens(line[first.end : statements[-1].start])))
+    if behind[:1] == ["times"] or any(each.is_equation for each in others):
+        return False
+    if set(ahead[-1:]) <= known.PREDICATES and not known.PREDICATES & set(behind):
+        return True
+    gaps = [tokens(line[left.end : right.start]) for left, right in pairwise(statements)]
+    is_said = not set(ahead[-1:]) & known.OF_SUBJECT and not _is_condition(first, line[: first.start])
+    return is_said and bool(others) and all(gap[-1:] and (gap[-1] in known.AROUND or "to" in gap[-2:]) for gap in gaps)
+
+
+def _is_work(line: str, statements: Sequence[Statement]) -> bool:
+    """Whether a line works something out in its first sentence: "First, 5 + 3 = 8. ..."."""
+    for left, right in zip(statements, [*statements[1:], None], strict=True):
+        if _is_worked(line, left):
+            return True
+        if right is not None and _FULL_STOP.search(line, left.end, right.start):
+            break
+    return False
+
+
+def _is_worked(line: str, stated: Statement) -> bool:
+    """Whether an equation leads to a number: "5 + 3 = 8", not "x = 8"."""
+    return stated.is_equation and len(list(islice(_DIGITS.finditer(line, stated.start, stated.end), 2))) > 1
+
+
+def _worked_out(text: str, first: Fraction | None, is_work: bool, is_told: bool) -> Fraction | None:
+    """Return the result of a solution that stands behind a heading ("Answer:").
+
+    The last number is the result where equations lead to it; where nothing tells first and last apart, there is none.
+
+    Args:
+        text: What stands behind the heading.
+        first: The number that its first sentence says.
+        is_work: Whether that sentence works something out.
+        is_told: Whether that sentence has words before its number.
+    """
+    text = _EXPLAINED.split(text, maxsplit=1)[0]
+    last = _last_stated(text)
+    if last == first or (last is None and not is_work):
+        return first
+    lines = [line for line in text.split("\n") if line.strip()]
+    with_numbers = [line[:MAX_LINE] for line in _without_labels(lines) if _DIGIT.search(line)][-_MAX_STEPS:]
+    said = [(line, each) for line in with_numbers for each in statements_of(line) if each.is_equation]
+    worked = {each.value for line, each in said if _is_worked(line, each)} - {None}
+    if last is None:
+        return first if first in worked and "\n" not in text.strip() else None
+    if last in {each.value for _, each in said} and (first not in worked or (is_work and is_told)):
+        return last
+    return first if worked == {first} else None
 
 
 def states_number(text: str) -> bool:
     """Whether a text marks its answer as one."""
-    return marked_text(plain_numbers(without_thoughts(text))) is not None
-
-
-@dataclass(frozen=True, slots=True)
-class _Statement:
-    """Numbers that belong together."""
-
-    start: int
-    end: int
-    value: Fraction | None
-    is_denied: bool  # "not 5", "rather than 5"
-    is_remark: bool  # "(3 red)" behind another number
-    is_equation: bool
-    is_result: bool  # "5 left", "a total of 5"
+    return marked_text(with_bold(without_thoughts(text))) is not None
 
 
 def _last_stated(text: str) -> Fraction | None:
@@ -194,13 +233,13 @@ def _without_labels(lines: Sequence[str]) -> list[str]:
 def _last_of(lines: Sequence[str]) -> Fraction | None:
     with_numbers = [number for number, line in enumerate(lines) if _DIGIT.search(line)]
     for number in reversed(with_numbers[-_MAX_LINES:]):
-        line = ("\n" if number else "") + lines[number][-_MAX_LINE:]  # "- 3" is an item of a list, unless it is alone
-        if stated := _statements(line):
-            return _result(line, stated)
+        line = ("\n" if number else "") + lines[number][-MAX_LINE:]  # "- 3" is an item of a list, unless it is alone
+        if not _OFFER.search(line) and (stated := statements_of(line)):
+            return _result(line, [each for each in stated if not _is_of_whom(line, each)] or stated)
     return None
 
 
-def _result(line: str, stated: Sequence[_Statement]) -> Fraction | None:
+def _result(line: str, stated: Sequence[Statement]) -> Fraction | None:
     """Return what the last sentence with numbers states.
 
     That is the equation in "120/24 = 5 hours to read 120 pages", and what is left where a condition or a reason is put
@@ -208,13 +247,17 @@ def _result(line: str, stated: Sequence[_Statement]) -> Fraction | None:
     """
     gaps = [line[start : each.start] for start, each in zip([0, *(each.end for each in stated)], stated, strict=False)]
     first = max((place for place, gap in enumerate(gaps) if place and _FULL_STOP.search(gap)), default=0)
-    kept: list[tuple[_Statement, str]] = []
+    bold = [each for each in stated[first:] if each.is_bold and not each.is_denied]
+    if len(bold) == 1:
+        return bold[0].value
+    kept: list[tuple[Statement, str]] = []
     for each, gap in zip(stated[first:], gaps[first:], strict=True):
-        words = _tokens(gap)
+        words = tokens(gap)
         if kept and known.REASON & set(words):
             break
         is_said_of = words and words[-1] in known.VERBS and not known.REMARK & set(words)
-        if known.CONCLUSION & set(words) or (is_said_of and kept and not known.VERBS & set(_tokens(kept[0][1]))):
+        starts_anew = words[-2:] == ["to", "get"] or known.CONCLUSION & set(words)
+        if starts_anew or (is_said_of and kept and not known.VERBS & set(tokens(kept[0][1]))):
             kept.clear()  # "so she has 5", "twice 7 is 14", but not "Ann is 7 and Tim is 14"
         if not each.is_denied and not (each.is_remark and kept):
             kept.append((each, gap))
@@ -228,143 +271,21 @@ def _result(line: str, stated: Sequence[_Statement]) -> Fraction | None:
     return values.pop() if len(values) == 1 else None
 
 
-def _is_condition(stated: _Statement, gap: str) -> bool:
+def _is_condition(stated: Statement, gap: str) -> bool:
     """Whether a number is told of a condition, not of the result: "After 3 days, ..." or "... after 3 days"."""
-    words = _tokens(_CLAUSE.split(gap)[-1])
+    words = list(dropwhile(lambda word: word in known.OPENING, tokens(_CLAUSE.split(gap)[-1])))
+    if words[:1] == ["each"] and not set(words) <= {"each", "of", "the"}:
+        words = words[1:]  # "each pays 20", but "each of the 5"
     return bool(words) and (words[0] in known.CONDITION_AHEAD or bool(known.CONDITION & set(words)))
 
 
-def _is_beside(stated: _Statement, gap: str) -> bool:
-    """Whether a number behind an equation belongs to it: "= 5 hours to read 120 pages", not "= 5, which is 2 more"."""
-    return not stated.is_equation and not (known.BREAKS | known.VERBS) & set(_tokens(gap))
-
-
-def _statements(text: str) -> list[_Statement]:
-    found = list(quantities(text))
-    links = [_link(text, left, right) for left, right in pairwise(found)]
-    for place, link in enumerate(links):
-        before, after = links[place - 1] if place else "apart", links[place + 1] if place + 1 < len(links) else "apart"
-        if link == "verb":  # "5 + 3 is 8", but not "the price of 3 is 8"
-            links[place] = "equals" if before == "operation" else "apart"
-        elif link == "alternative" and after in ("operation", "equals"):
-            # "8, and 8 * 2 = 16" goes on with something new, "8 and 9" does not.
-            gap = set(_tokens(text[found[place].end : found[place + 1].start]))
-            links[place] = "apart" if gap and not known.OR & gap else "alternative"
-        elif link == "alternative" and before == "equals" and after == "apart":
-            links[place] = "apart" if _tokens(text[found[place].end : found[place + 1].start]) == ["in"] else link
-    statements, start = [], 0
-    for place, link in enumerate([*links, "apart"][: len(found)]):
-        if link == "apart":
-            last = found[start - 1].end if start else 0
-            statements.append(_statement(text, last, found[start : place + 1], links[start:place]))
-            start = place + 1
-    return statements
-
-
-def _statement(text: str, before: int, numbers: Sequence[Quantity], links: Sequence[_Link]) -> _Statement:
-    """Read numbers that belong together, with the words around them."""
-    ahead = _tokens(_SENTENCE_END.split(text[max(before, numbers[0].start - _MAX_GAP) : numbers[0].start])[-1])[-4:]
-    behind_it = text[numbers[-1].end : numbers[-1].end + _MAX_GAP]
-    behind = [] if behind_it.lstrip().startswith("(") else _tokens(behind_it[:20])[:1]
-    rather = tuple(ahead[-2:]) in known.NOT_IN_TWO
-    is_aside = before > 0 and _ASIDE.search(text[before : numbers[0].start]) is not None
-    is_denied = (
-        (_is_denied(ahead, "equals" in links) or rather)
-        or denies_number(text[before : numbers[0].start], "")
-        or is_number_denied_after(text, numbers[-1].end)
-    )
-    is_counted = bool(ahead) and ahead[-1] in known.COUNTS and text[numbers[0].start - 1] == " "  # "three 6-packs"
-    is_open = (
-        is_counted
-        or (behind and behind[0] in known.MORE)
-        or "between" in ahead
-        or (len(numbers) == 1 and _is_bound(ahead))
-    )
-    # 7x = 14 says nothing of x yet.
-    has_unknown = any(each.value is None and _UNKNOWN.search(text[each.start : each.end]) for each in numbers)
-    value = None if is_open or has_unknown else _value(numbers, links)
-    is_equation = "equals" in links or (bool(ahead) and ahead[-1] in known.EQUALS)
-    is_result = ahead[-2:] in (["total", "of"], ["sum", "of"]) or _RESULT.match(behind_it) is not None
-    return _Statement(numbers[0].start, numbers[-1].end, value, is_denied, is_aside, is_equation, is_result)
-
-
-def _is_denied(ahead: Sequence[str], is_equation: bool) -> bool:
-    """Whether the words before a number say that it is not the one: "not 5", but "without it, 5" does not."""
-    for word in reversed(ahead[-1:] if is_equation else ahead[-3:]):
-        if word in known.NOT or word.endswith(("n't", "n’t")):
-            return True
-        if word in known.VERBS | known.EQUALS:
-            return False
-    return False
-
-
-def _value(numbers: Sequence[Quantity], links: Sequence[_Link]) -> Fraction | None:
-    """Return the value of numbers that belong together: that of the sides of an equation that are one number."""
-    values = {number.value for number in numbers}
-    if "alternative" in links:  # "1/2 or 0.5" is one number all the same
-        return values.pop() if len(values) == 1 and set(links) == {"alternative"} else None
-    sides: list[list[Quantity]] = [[numbers[0]]]
-    for number, link in zip(numbers[1:], links, strict=True):
-        if link == "equals":
-            sides.append([])
-        sides[-1].append(number)
-    single = {side[0].value for side in sides if len(side) == 1} - {None}
-    return single.pop() if len(single) == 1 else None
-
-
-def _is_bound(ahead: Sequence[str]) -> bool:
-    """Whether the words before a number make another one of it: "less than 5", "half of 10", "x + 5"."""
-    if list(ahead[-2:]) == ["up", "to"]:
+def _is_of_whom(line: str, stated: Statement) -> bool:
+    """Whether a number says of whom or what something is told: "the 2 of them have 8", "**Total of 3 days:** 8"."""
+    if _BOLD_LABEL_END.match(line, stated.end):
         return True
-    last = [word for word in ahead if word not in ("the", "a", "of")]
-    return bool(last) and last[-1] in known.CHANGING
+    return _OF_WHOM.match(line, stated.end) is not None and tokens(line[: stated.start])[-1:] == ["the"]
 
 
-def _link(text: str, left: Quantity, right: Quantity) -> _Link:
-    """Say how two numbers beside each other belong together."""
-    if right.start - left.end > _MAX_GAP:
-        return "apart"
-    gap = _tokens(text[left.end : right.start])
-    words = set(gap)
-    between = text[left.end : right.start]
-    if not gap:  # "3 4", but not "5 (3 + 2)"
-        if between == "(":
-            return "operation"
-        return "apart" if "\n" in between or re.search(r"\s\(", between) else "alternative"
-    if gap[-1] in known.RATES:
-        return "operation"
-    if gap[-1] in known.SIGNS or (gap[0] in known.SIGNS and len(gap) <= 1 + _UNIT_WORDS and _is_unit(gap[1:])):
-        return "operation"  # "8 + Riley's 5"
-    if gap[-1] == "=" and not (known.BREAKS & words) and not (gap[-2:-1] and len(gap[-2]) == 1):
-        return "equals"  # "42 red and blue balls = 32", but not "x = 3 and y = 4"
-    if gap in ([":"], ["in"]) or words & known.COMPARED:  # a ratio, "1 in 7", a range
-        return "alternative"
-    if "rather" in words:
-        return "apart"
-    if "(" in between and all(map(str.isalpha, words)):
-        return "apart"
-    if gap[-1] in known.OPERATIONS:
-        return "operation"
-    if words & (known.ENDS | known.NEW | known.NOT):
-        return "apart"
-    if words & known.VERBS:
-        return "verb" if len(gap) == 1 else "apart"
-    if words & known.EQUALS:
-        return "alternative" if words & (known.OR | known.AND) - {"-", "/"} else "equals"
-    while gap[0] not in known.OR | known.AND and len(gap) > 1:
-        gap = gap[1:]  # the unit
-    if len(words) > 2 * _UNIT_WORDS or (gap[0] == "to" and len(gap) > 1):  # "5 hours to read 120 pages"
-        return "apart"
-    if gap[0] in known.OR | known.AND and len(gap) <= 1 + _UNIT_WORDS:
-        return "alternative"
-    # "2 hours 30 minutes", but not "18 because 5 + 6"
-    is_counted = re.match(r"\s*[^\W\d_]", text[right.end : right.end + 2]) is not None
-    return "alternative" if (is_counted or len(gap) == 1) and "\n" not in between else "apart"
-
-
-def _is_unit(words: Sequence[str]) -> bool:
-    return all(word[0].isalpha() for word in words) and not set(words) & (known.NEW | known.AND | known.OR)
-
-
-def _tokens(text: str) -> list[str]:
-    return [token for token in _TOKEN.findall(text.lower()) if token not in known.TRANSPARENT]
+def _is_beside(stated: Statement, gap: str) -> bool:
+    """Whether a number behind an equation belongs to it: "= 5 hours to read 120 pages", not "= 5, which is 2 more"."""
+    return not stated.is_equation and not (known.BREAKS | known.VERBS) & set(tokens(gap))
