@@ -10,7 +10,7 @@ from textwrap import dedent
 from onpolicy_sdft.tasks.plain_text import without_thoughts
 from onpolicy_sdft.tasks.syntax import parse_module
 
-_FENCE = re.compile(r"[ \t]*(?:(?:[-*+]|\d{1,3}[.)])[ \t]+|(?:>[ \t]*)++)?(`{3,}|~{3,})[ \t]*([\w+.-]*)[^`\n]*$")
+_FENCE = re.compile(r"[ \t]*(?:(?:[-*+]|\d{1,3}[.)])[ \t]+|(?:>[ \t]*)++)?(`{3,}+|~{3,}+)[ \t]*+([\w+.-]*+)[^`\n]*+$")
 _PYTHON = frozenset({"", "python", "py", "python3", "ipython", "tool_code"})
 _PRE = re.compile(r"<pre><code(?: class=\"(?:language-)?python\")?>([^<]*)</code></pre>")
 #: A whole line that says of a block that it is not the answer: "Don't do this:", "A common mistake:".
@@ -35,7 +35,7 @@ _NO_BREAK = "\u00a0"
 #: Blanks of other kinds that stand for an indentation.
 _INDENT = re.compile(r"^[ \t]*[\u00a0\u2000-\u200a\u202f\u3000][ \t\u00a0\u2000-\u200a\u202f\u3000]*", re.MULTILINE)
 _GLUED = re.compile(r"^([ \t]*```(?:python3?|py))[ \t]+(?=(?:async def|def|class|from|import|@)\b)", re.MULTILINE)
-_ONE_LINE = re.compile(r"^[ \t]*```(?:python3?|py)?[ \t]*(?=[^`\n]*[ (:=])([^`\n]+)```[ \t]*$", re.MULTILINE)
+_ONE_LINE = re.compile(r"^[ \t]*```(?:python3?|py)?[ \t]*+(?=[^`\n]*[ (:=])([^`\n]++)```[ \t]*$", re.MULTILINE)
 _PROMPT = re.compile(r"^(?:>>>|\.\.\.)(?: |$)")
 _CODE_LINE = re.compile(r"[ \t]*(?:async def |def |class |import |from \w|@\w|\w+\s*=(?!=))")
 _SAID = 200  # characters at the end of a line before a block that are read

@@ -40,11 +40,11 @@ _WRAPPERS = (
 )
 #: What is no JSON and yet written: bare keys and single quotes (JavaScript), a comma behind the last item,
 #: arguments in single quotes (Glaive).
-_BARE_KEY = re.compile(r'("(?:\\.|[^"\\])*+(?:"|\Z))|(?<=[{,])(\s*+)([A-Za-z_]\w*+)(?=\s*+:)', re.DOTALL)
+_BARE_KEY = re.compile(r'("(?:\\.|[^"\\])*+(?:"|\\?\Z))|(?<=[{,])(\s*+)([A-Za-z_]\w*+)(?=\s*+:)', re.DOTALL)
 _SINGLE_STRING = re.compile(
-    r'("(?:\\.|[^"\\])*+(?:"|\Z))|(?<=[{\[,:\s])\'((?:[^\'\\\n]|\\.)*+)\'(?=\s*+[,:}\]])', re.DOTALL
+    r'("(?:\\.|[^"\\])*+(?:"|\\?\Z))|(?<=[{\[,:\s])\'((?:[^\'\\\n]|\\.)*+)\'(?=\s*+[,:}\]])', re.DOTALL
 )
-_LAST_COMMA = re.compile(r'("(?:\\.|[^"\\])*+(?:"|\Z))|,(?=\s*[}\]])', re.DOTALL)
+_LAST_COMMA = re.compile(r'("(?:\\.|[^"\\])*+(?:"|\\?\Z))|,(?=\s*[}\]])', re.DOTALL)
 _SINGLE_QUOTED = re.compile(r":\s*'(\{(?:[^'\\]|\\.)*+)'", re.DOTALL)
 _OPENING = re.compile(r"[{\[]")
 _MAX_OBJECTS = 200  # JSON objects, or tags, of a text that are looked at
