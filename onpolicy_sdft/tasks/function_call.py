@@ -31,6 +31,8 @@ FORMS = ("python", "json", "tags")
 _INTRODUCED = re.compile(r"(?<![\w.])(?:([A-Za-z_][\w.]*)(?=\()|[\"'`]([A-Za-z_][\w.]*)[\"'`]|([A-Za-z]+_\w+))")
 #: What a text does not show: comments of HTML, and what is struck out.
 _STRUCK = re.compile(r"<!--.*?(?:-->|\Z)|(?<!~)~~(?!~)[^~\n]+~~(?!~)|<(del|s|strike)>[^<]*</\1>", re.DOTALL)
+#: A name with marks of Markdown in it: get\_weather(, **get_weather**(.
+_MARKED_NAME = re.compile(r"(?<![\w\\*])(?:\w++(?:\\_\w*+)++(?=[ ]?\()|\*\*([A-Za-z_](?:\w|\\_)*+)\*\*(?=\())")
 _CURLY = frozenset("“”‘’")
 _STRAIGHT = str.maketrans(dict.fromkeys("“”", '"'))
 #: A string between curly single quotes; the closing one is an apostrophe, too, where a letter follows: ‘O’Brien’.
@@ -61,6 +63,7 @@ def find_calls(
     """
     # Text in an argument may look so as well; only what holds a call is left out.
     text = _STRUCK.sub(lambda struck: "" if re.search(r"[({]", struck[0]) else struck[0], without_thoughts(text))
+    text = _MARKED_NAME.sub(lambda name: (name[1] or name[0]).replace("\\", ""), text)
     found = [*json_calls(text, names), *unquoted_calls(text)] if "json" in forms else []
     found += tagged_calls(text, strings) if "tags" in forms else []
     found = [call for call in found if not names or ast.unparse(call.func) in names]
