@@ -60,7 +60,8 @@ _RIGHT = re.compile(r"\b(?:correct|right|true|answers?|possible|valid)\b", re.IG
 #: Right before an option: it is another one than the answer.
 _ANOTHER = re.compile(
     r"\b(?:(?:an)?other|second[- ]best|next[- ]best|tempting|runner[- ]up)(?: wrong| incorrect| possible)?"
-    r" (?:answer|option|choice|one)(?: is| was| would be)?:?\s*[\"'(]*$",
+    r" (?:answer|option|choice|one)(?: is| was| would be)?:?\s*[\"'(]*$"
+    r"|\bover (?:option )?[\"'(]*$",
     re.IGNORECASE,
 )
 #: Marks of Markdown; a star between digits is a sign of arithmetic.
@@ -121,7 +122,11 @@ def read_passage(text: str, choices: Mapping[str, str], is_stated: bool) -> Read
     if len(mentions) > MAX_MENTIONS:
         return Reading(None, True)
     granted = [each.span() for each in islice(_GRANTED.finditer(text), MAX_MENTIONS)]
-    mentions = [each for each in mentions if not any(start <= each.start < end for start, end in granted)]
+    mentions = [
+        each
+        for each in mentions
+        if not any(start <= each.start < end for start, end in granted) and not _is_another(text, each.start)
+    ]
     denied = _taken_back(text, mentions)
     stands = _without_rivals(text, [each for each in mentions if each not in denied])
     if stands and (explains := _EXPLAINS.search(text, stands[0].end)):
@@ -166,10 +171,7 @@ def _without_lists(text: str, mentions: list[Mention]) -> list[Mention]:
 
 def _taken_back(text: str, mentions: Sequence[Mention]) -> list[Mention]:
     """Return the mentions that a text takes back; what is said of the last one of a list is said of all."""
-    denied = [
-        (is_denied_before(text, each.start) or _is_another(text, each.start), is_denied_after(text, each.end))
-        for each in mentions
-    ]
+    denied = [(is_denied_before(text, each.start), is_denied_after(text, each.end)) for each in mentions]
     gaps = [text[left.end : right.start] for left, right in pairwise(mentions)]
     joined = [_LISTED.fullmatch(gap) is not None for gap in gaps]
     for place in range(len(gaps)):

@@ -26,7 +26,8 @@ _MARKER = re.compile(
 )
 #: Before what looks like a marker: it speaks of all options, or of others, or of what is still to be done.
 _NO_MARKER = re.compile(
-    r"\b(?:each|every|all|any|(?:an)?other|wrong|incorrect|false|worst|second[- ]best|next[- ]best|tempting|if|when|why"
+    r"\b(?:each|every|all|any|one|some|first|second|third|(?:an)?other|wrong|incorrect|false|worst|second[- ]best"
+    r"|next[- ]best|tempting|if|when|why"
     r"|whether|should|would|could|can|do|did|to|finding|which|what)"
     r"(?: (?:find|determine|get|choose|identify|give|select|pick|arrive at|reach|justify|explain|of|the|these|those|my"
     r"|your|answer|correct|right|best|possible|given|wrong|incorrect|single|remaining|and))* ?$",
@@ -47,7 +48,7 @@ _FINAL_VERDICT = re.compile(
     r"|[✅✓✔☑])|not (?:the )?(?:correct|right)?(?: ?answer| ?option| ?choice)?|(?:incorrect|wrong)|[❌✗✘✖☒])\W*$",
     re.IGNORECASE,
 )
-_CALLED_RIGHT = re.compile(r"(?<!not )(?<!n['’]t )\b(?:correct|right)\b", re.IGNORECASE)
+_CALLED_RIGHT = re.compile(r"(?<!not )(?<!n['’]t )\b(?:correct|right|best|answer|also|this is it)\b", re.IGNORECASE)
 _NO = re.compile(r"(?:^|(?<=[.!?]\s)|(?<=\n))no, (?=\S)", re.IGNORECASE)
 _RIGHT_MARK, _WRONG_MARK = re.compile(r"\W{0,4}[✅✓✔☑]"), re.compile(r"\W{0,4}[❌✗✘✖☒]")
 #: Words around an option that add nothing to it, in a sentence that picks it and says no more.
@@ -254,6 +255,9 @@ def _picked_before_others(lines: Sequence[str], choices: Mapping[str, str]) -> s
     """Return the option that the first line picks and says no more, where others are explained in the lines below."""
     label = _just_an_option(lines[0], choices) if lines else None
     others = [(line, _labelled(line, choices)) for line in lines[1:]]
+    named = list(dict.fromkeys([label, *(other for _, other in others if other)]))
+    if label and named == list(choices)[: len(named)] and _restated(lines[0], choices):
+        return None  # it goes through the options from the first one on
     for line, other in others:
         is_bare = other is not None and _just_an_option(line, choices) is not None and not _WRONG_MARK.match(line)
         if other == label or is_bare or (other and _CALLED_RIGHT.search(line)):
