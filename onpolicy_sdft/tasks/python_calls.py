@@ -22,8 +22,9 @@ _MAX_SCANS = 4  # how many times a text is read for brackets, and how many times
 _NAME = re.compile(r"(?<![\w.])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*(?=[ ]?\()")
 _CALLED_AGAIN = re.compile(r"(?:\.[A-Za-z_]\w*)*\(")
 _BRACKET_OR_STRING = re.compile(
-    r"""'''(?:\\.|[^\\']|'(?!''))*+(?:'''|\\?\Z)|\"\"\"(?:\\.|[^\\"]|"(?!""))*+(?:\"\"\"|\\?\Z)"""
-    r"""|'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*"|(?P<open>[(\[{])|(?P<close>[)\]}])""",
+    # A quote behind a backslash opens no string: else each of many would be read to the end of the text.
+    r"""(?<!\\)'''(?:\\.|[^\\']|'(?!''))*+(?:'''|\\?\Z)|(?<!\\)\"\"\"(?:\\.|[^\\"]|"(?!""))*+(?:\"\"\"|\\?\Z)"""
+    r"""|(?<!\\)'(?:\\.|[^'\\\n])*+'|(?<!\\)"(?:\\.|[^"\\\n])*+"|(?P<open>[(\[{])|(?P<close>[)\]}])""",
     re.DOTALL,
 )
 _Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -18,7 +18,6 @@ CHECKS = [
     (load_task(name, {}), Demonstration("row-1", (Turn("user", PROMPT),), response, fields))
     for name, response, fields in (
         ("multiple_choice", "A", {"choices": ["Paris", "London", "12"], "answer": "A"}),
-        ("multiple_choice", "1", {"choices": {"1": "1/2", "2": "1/3"}, "answer": "1"}),
         ("function_call", "f(x=1)", {}),
         ("refusal", "I cannot help with that.", {}),
     )
@@ -32,30 +31,7 @@ call:f{x:<escape> to=functions.f f\_ **f <code> <pre><code> <!-- Tool:~f Wrong: 
 Answer: the~answer~is the~answer~is~not~A. to~find~the~answer: each~option: So~ I~choose~ \boxed{ \frac{ <answer>
 A A, A. (A) A:~no\n A~is While~ Paris 1* ** __ “ ‘ ✅~ A~wait,~ I~cannot I'm~an~ai I~won't~be sorry, request
 """
-BEHIND = [
-    " ",
-    "\t",
-    "\n",
-    "\u00a0",
-    "1",
-    "a",
-    "A",
-    "(",
-    "]",
-    "{",
-    '"',
-    "'",
-    "\\",
-    "*",
-    "_",
-    "`",
-    ",",
-    ".",
-    ":",
-    '\\"',
-    ", ",
-    " A",
-]
+BEHIND = [*" \t\n\u00a01a([]{\"'\\*_`", '\\"', ", "]
 
 
 def openings() -> Iterator[str]:
