@@ -72,7 +72,8 @@ _NEEDS_NOT = (
     r"(?:need|require|take|have|include|specify|want|only|just)\b(?! (?:to|calling)\b))"
 )
 _DENIED_AFTER = re.compile(
-    rf"[`'\"*]*[^\S\n]*{_NEEDS_NOT}"
+    # In the same line, or where the next one goes on with the sentence or is nothing but a cross.
+    rf"[`'\"*]*(?:[^\S\n]*|\s*(?=(?-i:[a-z])|[❌✗✘✖]\s*\Z)){_NEEDS_NOT}"
     r"(?:fail(?:s|ed)\b|\?\s*(?:no|nope|never|not)\b|[❌✗✘✖]"
     r"|(?:would|will|might|may|could|can)\s+(?:fail|break|crash|raise|error|go wrong)\b"
     r"|:?[ ]?\(?(?:wrong|incorrect|invalid)\b|,?\s*but\s+(?:I|we)\s+(?:lack|have\s+no)\b"
