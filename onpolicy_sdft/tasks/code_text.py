@@ -81,7 +81,7 @@ def programs(completion: str) -> list[str]:
     if "```" not in text:
         text = _QUOTED.sub(r"```\n\1```", text)
         text = text.strip().strip("`") if text.count("`") == 2 and text.strip().startswith("`") else text
-    elif text.count("```") == 1 and (end := _BARE_FENCE.search(text)) and _CODE_LINE.match(text.lstrip()):
+    elif text.count("```") == 1 and (end := _BARE_FENCE.search(text)) and _is_closing(text, end):
         text = text[: end.start()]  # the fence that opens the code is part of the prompt
     fenced = [each for each in _fenced(text) if each[0].strip() and len(each[0]) <= _MAX_CODE]
     if not fenced:
@@ -91,6 +91,12 @@ def programs(completion: str) -> list[str]:
     first = [piece for piece, (_, said) in zip(parsed, standing, strict=True) if not _DOUBTED.search(said)]
     found = _of_pieces(first)[: _MAX_PROGRAMS - 1] if len(first) < len(parsed) else []
     return list(dict.fromkeys([*found, *_of_pieces(parsed)]))[:_MAX_PROGRAMS]
+
+
+def _is_closing(text: str, fence: re.Match[str]) -> bool:
+    """Whether code stands before the only fence of a text and not behind it."""
+    behind = text[fence.end() :].split("\n")
+    return _CODE_LINE.match(text.lstrip()) is not None and not any(map(_CODE_LINE.match, behind))
 
 
 def _parsed(code: str) -> _Parsed:
