@@ -60,8 +60,9 @@ _RIGHT = re.compile(r"\b(?:correct|right|true|answers?|possible|valid)\b", re.IG
 #: Right before an option: it is another one than the answer.
 _ANOTHER = re.compile(
     r"\b(?:(?:an)?other|second[- ]best|next[- ]best|tempting|runner[- ]up)(?: wrong| incorrect| possible)?"
-    r" (?:answer|option|choice|one)(?: is| was| would be)?:?\s*[\"'(]*$"
-    r"|\bover (?:option )?[\"'(]*$",
+    r" (?:answer|option|choice|one)(?: is| was| would be)?:?\s*(?:the )?[\"'(]*$"
+    r"|\bwhy (?:is|are|was|not)(?: (?:option|choice|the))* [\"'(]*$"
+    r"|\bover (?:option |the )?[\"'(]*$",
     re.IGNORECASE,
 )
 #: Marks of Markdown; a star between digits is a sign of arithmetic.
@@ -122,11 +123,9 @@ def read_passage(text: str, choices: Mapping[str, str], is_stated: bool) -> Read
     if len(mentions) > MAX_MENTIONS:
         return Reading(None, True)
     granted = [each.span() for each in islice(_GRANTED.finditer(text), MAX_MENTIONS)]
-    mentions = [
-        each
-        for each in mentions
-        if not any(start <= each.start < end for start, end in granted) and not _is_another(text, each.start)
-    ]
+    mentions = _without_others(
+        text, [each for each in mentions if not any(start <= each.start < end for start, end in granted)]
+    )
     denied = _taken_back(text, mentions)
     stands = _without_rivals(text, [each for each in mentions if each not in denied])
     if stands and (explains := _EXPLAINS.search(text, stands[0].end)):
@@ -183,8 +182,17 @@ def _taken_back(text: str, mentions: Sequence[Mention]) -> list[Mention]:
     return [each for each, (before, after) in zip(mentions, denied, strict=True) if before or after]
 
 
-def _is_another(text: str, start: int) -> bool:
-    return _ANOTHER.search(text[max(0, start - _WINDOW) : start]) is not None
+def _without_others(text: str, mentions: Sequence[Mention]) -> list[Mention]:
+    """Leave out what is called another option than the answer: "the other option is A. London"."""
+    kept = list[Mention]()
+    last: Mention | None = None
+    for each in mentions:
+        is_same = last is not None and last.label == each.label and not text[last.end : each.start].strip(" .:,)(-")
+        if is_same or _ANOTHER.search(text[max(0, each.start - _WINDOW) : each.start]):
+            last = each
+        else:
+            kept, last = [*kept, each], None
+    return kept
 
 
 def _is_listed(gaps: Sequence[str], joined: Sequence[bool]) -> bool:

@@ -230,7 +230,8 @@ def _picked_in_all(text: str, choices: Mapping[str, str]) -> str | None:
         first, *rest = _SENTENCE.split(text, maxsplit=1)
         if rest and CHANGED_MIND.match(rest[0]):
             return _corrected(rest[0], read_passage(first, choices, is_stated=True).label, choices)
-        return read_passage(lines[0], choices, is_stated=True).label
+        verdict = _VERDICT.match(_behind_label(lines[0], choices)[1])
+        return None if verdict and not verdict["right"] else read_passage(lines[0], choices, is_stated=True).label
     return read_passage(text, choices, is_stated=False).label
 
 
@@ -238,17 +239,24 @@ def _verdicts(lines: Sequence[str], choices: Mapping[str, str]) -> list[str]:
     """Return the options that are called right where a text goes through them, one a line: "A: No", "B: Yes"."""
     found, num_lines = dict[str, bool](), 0
     for line in lines:
-        label = re.match(rf"\W{{0,8}}(?:[Oo]ption )?({either_of(choices)})\b", line)
+        label, rest = _behind_label(line, choices)
         if label is None:
             continue
-        rest = re.sub(rf"^\W{{0,8}}{re.escape(choices[label[1]])}", "", line[label.end() :], flags=re.IGNORECASE)
         verdict = _VERDICT.match(rest) or _FINAL_VERDICT.search(rest, max(0, len(rest) - _WINDOW))
         num_lines += 1
         if verdict:
-            found[label[1]] = found.get(label[1], False) or verdict["right"] is not None
+            found[label] = found.get(label, False) or verdict["right"] is not None
         elif _RIGHT_MARK.match(line) or _WRONG_MARK.match(line):
-            found[label[1]] = found.get(label[1], False) or _RIGHT_MARK.match(line) is not None
+            found[label] = found.get(label, False) or _RIGHT_MARK.match(line) is not None
     return [label for label, is_right in found.items() if is_right] if len(found) > 1 else []
+
+
+def _behind_label(line: str, choices: Mapping[str, str]) -> tuple[str | None, str]:
+    """Return the label a line begins with, and what stands behind it and its words."""
+    found = re.match(rf"\W{{0,8}}(?:[Oo]ption )?({either_of(choices)})\b", line)
+    if found is None:
+        return None, ""
+    return found[1], re.sub(rf"^\W{{0,8}}{re.escape(choices[found[1]])}", "", line[found.end() :], flags=re.IGNORECASE)
 
 
 def _picked_before_others(lines: Sequence[str], choices: Mapping[str, str]) -> str | None:
@@ -262,7 +270,9 @@ def _picked_before_others(lines: Sequence[str], choices: Mapping[str, str]) -> s
         is_bare = other is not None and _just_an_option(line, choices) is not None and not _WRONG_MARK.match(line)
         if other == label or is_bare or (other and _CALLED_RIGHT.search(line)):
             return None
-    return label if any(other for _, other in others) else None
+    if label is None or not any(other for _, other in others):
+        return None
+    return _corrected("\n".join(line for line, other in others if not other), label, choices)
 
 
 def _picked_behind_all(lines: Sequence[str], choices: Mapping[str, str]) -> str | None:

@@ -28,7 +28,8 @@ _NEGATION = re.compile(
 #: What is the wrong one is not picked: "the least likely answer is A", "Wrong: A".
 _WRONG = re.compile(
     r"(?:\b(?:wrong|incorrect|worst|false|eliminated|excluded|ruled out|(?:least|less) \w+)|[✗✘❌✖])"
-    r"(?:[^\S\n]+(?:one|option|choice|answer))?(?:[^\S\n]+(?:is|are|would be))?[^\S\n]*:?[^\S\n]*[(\"']*$",
+    r"(?:[^\S\n]+(?:one|option|choice|answer))?(?:[^\S\n]+(?:is|are|would be))?[^\S\n]*:?[^\S\n]*"
+    r"(?:the[^\S\n])?[(\"']*$",
     re.IGNORECASE,
 )
 _TURN = re.compile(r"\b(?:but|instead(?! of))\b|[,.:;]", re.IGNORECASE)

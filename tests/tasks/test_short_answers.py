@@ -196,7 +196,7 @@ def picks() -> list[tuple[str, str | None, list[str]]]:
 
 @pytest.mark.parametrize(("text", "label", "choices"), picks())
 def test_what_is_picked_is_what_people_read(text: str, label: str | None, choices: list[str]) -> None:
-    assert chosen_label(text, dict(zip("ABCD", choices, strict=True))) == label
+    assert chosen_label(text, dict(zip("ABCD", choices, strict=False))) == label
 
 
 @pytest.mark.parametrize(
