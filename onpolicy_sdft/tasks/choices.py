@@ -7,20 +7,11 @@ taken back ("not B", "B is wrong", "B?"). The one option that is mentioned and n
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice, pairwise, takewhile
 
-from onpolicy_sdft.tasks.denials import is_denied_after, is_denied_before, speaks_against
-from onpolicy_sdft.tasks.plain_text import (
-    CHANGED_MIND,
-    braced,
-    plain_characters,
-    without_next_question,
-    without_thoughts,
-    without_wrappers,
-)
+from onpolicy_sdft.tasks.choice_mentions import Reading, either_of, plain, read_passage, readable, words_of
+from onpolicy_sdft.tasks.denials import speaks_against
+from onpolicy_sdft.tasks.plain_text import CHANGED_MIND, braced, without_next_question, without_thoughts
 
 _MARKER = re.compile(
     r"\\boxed\s*\{|<answer>|\#{4}"
@@ -28,14 +19,18 @@ _MARKER = re.compile(
     r"(?:\s+(?:to|for)\s[^\n.:=]{0,40}?|\s+(?:here|i\s+\w+))?\s*"
     r"(?:\b(?:is|would be|should be|must be|has to be|will be|ist|es|est|é|è)\b|[:=：])(?:\s*[:：])?"
     r"|(?:答案|答え)(?:是|为|は)?\s*[:：]?"
-    r"|(?:^|(?<=[.!?]\s)|(?<=\n))(?:so|therefore|thus|hence|in conclusion)\b,?",
+    r"|\b(?:I|we)(?:['’](?:d|ll|m|re)| would| will| am| are)? (?:\w+ly |then |thus |now )?"
+    r"(?:pick|choose|select|go with|going with|vote for|opt for)\b"
+    r"|(?P<so>(?:^|(?<=[.!?]\s)|(?<=\n))(?:so|therefore|thus|hence|in conclusion)\b,?)",
     re.IGNORECASE,
 )
-#: What follows explains the pick; the options it names are not picked.
-_EXPLAINS = re.compile(
-    r"\b(?:because|since|as (?:it|the|they|this|that|he|she|all|only)|which|who|where|while|whereas|although|though"
-    r"|due to|given that|for (?:the|its)|unlike|compared|so that|even)\b"
-    r"|;(?!\s*(?:maybe|perhaps|possibly|or|and|also)\b|\s*\(?[A-Z]\b)|—",
+#: Before what looks like a marker: it speaks of all options, or of others, or of what is still to be done.
+_NO_MARKER = re.compile(
+    r"\b(?:each|every|all|any|one|some|first|second|third|(?:an)?other|wrong|incorrect|false|worst|second[- ]best"
+    r"|next[- ]best|tempting|if|when|why"
+    r"|whether|should|would|could|can|do|did|to|finding|which|what)"
+    r"(?: (?:find|determine|get|choose|identify|give|select|pick|arrive at|reach|justify|explain|of|the|these|those|my"
+    r"|your|answer|correct|right|best|possible|given|wrong|incorrect|single|remaining|and))* ?$",
     re.IGNORECASE,
 )
 #: What may stand between the end of a sentence and the marker of the next: "The answer is A. The answer is B."
@@ -47,41 +42,35 @@ _VERDICT = re.compile(
     r"|[❌✗✘✖☒]|(?:incorrect|wrong|no|false|not (?:correct|right|true))\b)",
     re.IGNORECASE,
 )
-#: What is named before "but" is not picked where its clause has one of these: "A seems right, but it is B".
-_TENTATIVE = re.compile(
-    r"\b(?:thought|seem(?:s|ed)?|look(?:s|ed)?|appear(?:s|ed)?|might|may|could|tempt\w+|considered|guess(?:ed)?|first"
-    r"|initially|plausible|close|almost|common|many|some|people|says?|said)\b",
+#: What a line says at its end of the option it begins with.
+_FINAL_VERDICT = re.compile(
+    r"(?<!\w)(?:(?P<right>(?:this|it|which|that|so) is (?:the )?(?:correct|right)(?: answer| option| choice| one)?"
+    r"|[✅✓✔☑])|not (?:the )?(?:correct|right)?(?: ?answer| ?option| ?choice)?|(?:incorrect|wrong)|[❌✗✘✖☒])\W*$",
     re.IGNORECASE,
 )
-_BUT = re.compile(r"\b(?:but|however|yet)\b", re.IGNORECASE)
-_BETWEEN = re.compile(r"\b(?:between|of|out of|from) (?:options? )?\W*$", re.IGNORECASE)
+_CALLED_RIGHT = re.compile(r"(?<!not )(?<!n['’]t )\b(?:correct|right|best|answer|also|this is it)\b", re.IGNORECASE)
+_NO = re.compile(r"(?:^|(?<=[.!?]\s)|(?<=\n))no, (?=\S)", re.IGNORECASE)
+_RIGHT_MARK, _WRONG_MARK = re.compile(r"\W{0,4}[✅✓✔☑]"), re.compile(r"\W{0,4}[❌✗✘✖☒]")
+#: Words around an option that add nothing to it, in a sentence that picks it and says no more.
+_JUST_BEFORE = (
+    r"(?:(?:no|yes|s|so|wait|actually|rather|it|is|it['’]s|it is|that|that['’]s|that is|this is|i|we|meant?|think|now"
+    r"|say|pick|choose|go|with|should|must|be|make|the|my|final|best|correct|right|answer|option|choice)\b[\s,:]*)*"
+)
+_JUST_BEHIND = (
+    r"(?:\s*(?:is|must be|would be|seems|it is|instead|indeed|definitely|clearly|then|(?:the|my)|only|best|correct"
+    r"|right|(?:final )?answer|option|choice|one))*"
+)
+#: How a text goes on after it has said what the answer is not: "The answer is not A. It is B."
+_GOES_ON = re.compile(
+    r"(?:so|but|instead|rather|then|therefore|thus|hence)?,? ?(?:it|that|this)(?:['’]s| is| must be)\b", re.I
+)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)|\n+")
-_OPTION_WORD = re.compile(
-    r"(?:\b(?:options?|choices?|answers?|letters?|pick|choose|chose|select|selected|say|with|for|is|be|was|it|to)"
-    r"|['’]s)\s*:?\s*[\"'(]*$",
-    re.IGNORECASE,
-)
-#: Behind a lone capital that is a word as well ("A", "I"): then it is a letter.
-_AFTER_LETTER = re.compile(
-    r"\s*(?:$|[\u2e80-\uffff]|[().,:;\]\"'!?*/&+]|(?:is|and|or|because|since|as|for|with|but|not|would|seems|looks|,)\b|[A-Z]\b)"
-)
-_NAMED_BY_LETTER = re.compile(
-    r"\b(?:vitamin|plan|type|hepatitis|grade|class|group|team|point|line|angle|figure|part) $", re.IGNORECASE
-)
-_LATIN = r"0-9A-Za-z_\u00aa-\u2e7f"  # in scripts without blanks a letter may stand beside words: 选B
-_LISTED = re.compile(r"[)\]\"']*\s*(?:,|/|&|,?\s*(?:and|or|nor))?\s*(?:options?\s+)?[(\[\"']*", re.IGNORECASE)
 _WINDOW = 60
 _LETTER_AND_POINT = 5
 _MAX_MARKERS = 8  # that are looked at, from the last one back
 _READ_FOR_MARKERS = 16_000  # characters at the end of a text
-_MAX_LINES, _MAX_MENTIONS = 200, 50  # of a text; one with more picks none
-
-
-@dataclass(frozen=True, slots=True)
-class _Mention:
-    label: str
-    start: int
-    end: int
+_MAX_LINES = 200  # of a text that are read
+_MAX_DOUBTS = 8  # of a text that are looked at, from the last one back
 
 
 def chosen_label(text: str, choices: Mapping[str, str]) -> str | None:
@@ -99,7 +88,7 @@ def chosen_label(text: str, choices: Mapping[str, str]) -> str | None:
         The label, or None.
     """
     text = without_next_question(
-        _readable(without_thoughts(text)), lambda before: _MARKER.search(before) or _chosen(before, choices)
+        readable(without_thoughts(text)), lambda before: _markers(before) or _chosen(before, choices)
     )
     return _chosen(text, choices)
 
@@ -107,22 +96,39 @@ def chosen_label(text: str, choices: Mapping[str, str]) -> str | None:
 def states_choice(text: str) -> bool:
     """Whether a text marks its pick as one, or is little more than it."""
     text = without_thoughts(text).strip()
-    return len(text) <= _WINDOW or _MARKER.search(text) is not None
+    return len(text) <= _WINDOW or bool(_markers(text))
+
+
+def _markers(text: str) -> list[re.Match[str]]:
+    """Return the last places of a text that mark an answer."""
+    found = _MARKER.finditer(text, max(0, len(text) - _READ_FOR_MARKERS))
+    return [each for each in found if each["so"] or not _is_no_marker(text, each)][-_MAX_MARKERS:]
+
+
+def _is_no_marker(text: str, marker: re.Match[str]) -> bool:
+    return marker.group()[:1].isalpha() and bool(
+        _NO_MARKER.search(text[max(0, marker.start() - _WINDOW) : marker.start()].rpartition("\n")[2])
+    )
 
 
 def _chosen(text: str, choices: Mapping[str, str]) -> str | None:
-    markers = list(_MARKER.finditer(text, max(0, len(text) - _READ_FOR_MARKERS)))
+    markers = _markers(text)
     if not markers:
         return _picked_in_all(text, choices)
-    markers = markers[-_MAX_MARKERS:]
     if _contradicts(text, markers, choices):
         return None
+    is_answer_marked = any(not each["so"] for each in markers)
     while markers:
-        picked, is_said = _behind_marker(text, markers, choices)
-        if is_said:
-            return picked
+        found = _behind_marker(text, markers, choices)
+        if found.is_said:
+            return found.label
         markers.pop()  # "Hope this answer is helpful!" says nothing about the marker before
-    return None
+    return _picked_at_first(text, choices) if is_answer_marked else _picked_in_all(text, choices)
+
+
+def _picked_at_first(text: str, choices: Mapping[str, str]) -> str | None:
+    """Return the option that the first sentence of a text is."""
+    return _just_an_option(re.split(r"[.!?:]\s|\n", text.strip(), maxsplit=1)[0], choices)
 
 
 def _contradicts(text: str, markers: Sequence[re.Match[str]], choices: Mapping[str, str]) -> bool:
@@ -133,60 +139,65 @@ def _contradicts(text: str, markers: Sequence[re.Match[str]], choices: Mapping[s
     said_first, _, rest = between.rstrip(" ").rpartition("\n" if between.endswith("\n") else ".")
     if len(said_first) > _LETTER_AND_POINT + max(map(len, choices.values())) or not _LEADS_ON.fullmatch(rest):
         return False
-    said, other = _picked(between, choices, is_stated=True)[0], _behind_marker(text, markers[-1:], choices)[0]
+    said, other = read_passage(between, choices, True).label, _behind_marker(text, markers[-1:], choices).label
     return None not in (said, other) and said != other
 
 
-def _behind_marker(text: str, markers: Sequence[re.Match[str]], choices: Mapping[str, str]) -> tuple[str | None, bool]:
-    """Return what the last marker of a text states, and whether it states anything about the options."""
+def _behind_marker(text: str, markers: Sequence[re.Match[str]], choices: Mapping[str, str]) -> Reading:
+    """Return what the last marker of a text states of the options."""
     last = markers[-1]
     is_box = last.group().startswith("\\")
     stated = braced(text, last.end()) if is_box else text[last.end() :].partition("</answer>")[0]
     by_words = _by_words_alone(stated, choices)
     if by_words is not None:
-        return by_words, True
+        return Reading(by_words, True)
     if is_box and len(markers) > 1 and markers[-2].group().startswith("\\"):
         between = text[markers[-2].end() : last.start()]
         if not re.search(r"[.!?\n]", between):
             stated = f"{between.replace('}', ' ', 1)} {stated}"  # \boxed{A} or \boxed{B}
     # "I would not say the answer is A" speaks of the marker itself.
-    before = text[max(0, last.start() - _WINDOW) : last.start()].split("\n")[-1]
+    before = re.split(r"[.!?]\s|\n", text[max(0, last.start() - _WINDOW) : last.start()])[-1]
     is_denied = speaks_against(before)
     sentences = _SENTENCE.split(stated.strip(), maxsplit=_MAX_LINES)
     if len(sentences) > 1 and _by_words_alone(sentences[1], choices) and len(sentences[0]) <= _LETTER_AND_POINT:
         sentences[:2] = [" ".join(sentences[:2])]  # "B. London" is one
     for place, sentence in enumerate(sentences):
-        picked, is_said = _picked(sentence, choices, is_stated=True)
-        if is_said:
-            rest = " ".join(sentences[place + 1 :])
-            return (None if is_denied or _is_corrected(rest, picked, choices) else picked), True
-    return None, False
+        found = read_passage(sentence, choices, is_stated=True)
+        if not found.is_said:
+            continue
+        if found.is_denied and not is_denied:
+            behind = sentences[place + 1 : place + 2]
+            if behind and _GOES_ON.match(behind[0]):
+                return read_passage(behind[0], choices, is_stated=True)
+            return Reading(None, not last["so"])  # "So A is wrong" says what the answer is not
+        rest = " ".join(sentences[place + 1 :])
+        return Reading(None if is_denied else _corrected(rest, found.label, choices), True)
+    return Reading(None, False)
 
 
-def _is_corrected(text: str, picked: str | None, choices: Mapping[str, str]) -> bool:
-    """Whether a text changes its mind and goes on to another option: "No, wait, B"."""
-    doubt = CHANGED_MIND.search(text)
-    if doubt is None:
-        return False
-    other, is_said = _picked(text[doubt.end() :], choices, is_stated=False)
-    return is_said and other != picked
+def _corrected(text: str, picked: str | None, choices: Mapping[str, str]) -> str | None:
+    """Return what a text picks that goes on behind a pick: another one where it changes its mind ("No, wait, B").
+
+    Where it names another option and does not clearly pick it, it picks none.
+    """
+    doubts = list(CHANGED_MIND.finditer(text))[-_MAX_DOUBTS:] or list(_NO.finditer(text))[-1:]
+    ends = [*(each.start() for each in doubts[1:]), len(text)]
+    for doubt, end in reversed(list(zip(doubts, ends, strict=False))):
+        behind = text[doubt.end() : end].strip(" ,.:-")
+        if (found := read_passage(behind, choices, is_stated=True)).is_said:
+            clear = {_just_an_option(each, choices) for each in _SENTENCE.split(behind, maxsplit=_MAX_LINES)} - {None}
+            return found.label if found.label == picked or clear == {found.label} else None
+    return picked
 
 
-def plain(text: str) -> str:
-    """Return the words of an option as they are compared."""
-    text = " ".join(text.replace("*", "").split()).casefold()
-    # A sign belongs to a number; an option that is all punctuation stays itself.
-    return text.strip(string.punctuation.replace("-", "").replace("+", "") + " ") or text
-
-
-def _words_of(option: str) -> str:
-    return plain(_readable(option)) or plain(option)
-
-
-def _readable(text: str) -> str:
-    text = plain_characters(without_wrappers(text))
-    text = re.sub(r"[*`$]|(?<!\w)_|_(?!\w)", "", text)
-    return "\n".join(" ".join(line.split()) for line in text.splitlines() if line.strip())
+def _just_an_option(sentence: str, choices: Mapping[str, str]) -> str | None:
+    """Return the option of a sentence that picks one and says no more: "B", "It's B. London", "B is correct."."""
+    label = read_passage(sentence, choices, is_stated=True).label
+    if label is None or len(sentence) > 2 * _WINDOW + len(choices[label]):
+        return None
+    words = r"\s+".join(map(re.escape, words_of(choices[label]).split()))
+    option = rf"\W*(?:{re.escape(label)}\W*(?:(?:the )?{words})?|(?:the )?{words}\W*(?:{re.escape(label)})?)\W*"
+    return label if re.fullmatch(rf"\W*{_JUST_BEFORE}{option}{_JUST_BEHIND}\W*", sentence, re.IGNORECASE) else None
 
 
 def _by_words_alone(text: str, choices: Mapping[str, str]) -> str | None:
@@ -194,7 +205,7 @@ def _by_words_alone(text: str, choices: Mapping[str, str]) -> str | None:
     words = plain(text)
     if not words or text.rstrip().endswith("?"):
         return None
-    found = [label for label, option in choices.items() if _words_of(option) == words]
+    found = [label for label, option in choices.items() if words_of(option) == words]
     return found[0] if len(found) == 1 else None
 
 
@@ -209,153 +220,83 @@ def _picked_in_all(text: str, choices: Mapping[str, str]) -> str | None:
         return _picked_in_all("\n".join(lines[len(choices) :]), choices)
     if verdicts := _verdicts(lines, choices):
         return verdicts[0] if len(verdicts) == 1 else None
+    if (label := _picked_before_others(lines, choices) or _picked_behind_all(lines, choices)) is not None:
+        return label
     leading = [line for line in lines if _leads(line, choices)]
     if leading and leading[0] == lines[0]:
         if len(leading) > 1:  # it lists the options again
-            labels = {_picked(line, choices, is_stated=True)[0] for line in leading}
+            labels = {read_passage(line, choices, is_stated=True).label for line in leading}
             return labels.pop() if len(labels) == 1 else None
-        return _picked(lines[0], choices, is_stated=True)[0]
-    return _picked(text, choices, is_stated=False)[0]
+        first, *rest = _SENTENCE.split(text, maxsplit=1)
+        if rest and CHANGED_MIND.match(rest[0]):
+            return _corrected(rest[0], read_passage(first, choices, is_stated=True).label, choices)
+        verdict = _VERDICT.match(_behind_label(lines[0], choices)[1])
+        return None if verdict and not verdict["right"] else read_passage(lines[0], choices, is_stated=True).label
+    return read_passage(text, choices, is_stated=False).label
 
 
 def _verdicts(lines: Sequence[str], choices: Mapping[str, str]) -> list[str]:
     """Return the options that are called right where a text goes through them, one a line: "A: No", "B: Yes"."""
-    found = dict[str, bool]()
+    found, num_lines = dict[str, bool](), 0
     for line in lines:
-        label = re.match(rf"\W{{0,8}}(?:[Oo]ption )?({_either(choices)})\b", line)
+        label, rest = _behind_label(line, choices)
         if label is None:
             continue
-        rest = re.sub(rf"^\W{{0,8}}{re.escape(choices[label[1]])}", "", line[label.end() :], flags=re.IGNORECASE)
-        if verdict := _VERDICT.match(rest):
-            found[label[1]] = found.get(label[1], False) or verdict["right"] is not None
+        verdict = _VERDICT.match(rest) or _FINAL_VERDICT.search(rest, max(0, len(rest) - _WINDOW))
+        num_lines += 1
+        if verdict:
+            found[label] = found.get(label, False) or verdict["right"] is not None
+        elif _RIGHT_MARK.match(line) or _WRONG_MARK.match(line):
+            found[label] = found.get(label, False) or _RIGHT_MARK.match(line) is not None
     return [label for label, is_right in found.items() if is_right] if len(found) > 1 else []
+
+
+def _behind_label(line: str, choices: Mapping[str, str]) -> tuple[str | None, str]:
+    """Return the label a line begins with, and what stands behind it and its words."""
+    found = re.match(rf"\W{{0,8}}(?:[Oo]ption )?({either_of(choices)})\b", line)
+    if found is None:
+        return None, ""
+    return found[1], re.sub(rf"^\W{{0,8}}{re.escape(choices[found[1]])}", "", line[found.end() :], flags=re.IGNORECASE)
+
+
+def _picked_before_others(lines: Sequence[str], choices: Mapping[str, str]) -> str | None:
+    """Return the option that the first line picks and says no more, where others are explained in the lines below."""
+    label = _just_an_option(lines[0], choices) if lines else None
+    others = [(line, _labelled(line, choices)) for line in lines[1:]]
+    named = list(dict.fromkeys([label, *(other for _, other in others if other)]))
+    if label and named == list(choices)[: len(named)] and _restated(lines[0], choices):
+        return None  # it goes through the options from the first one on
+    for line, other in others:
+        is_bare = other is not None and _just_an_option(line, choices) is not None and not _WRONG_MARK.match(line)
+        if other == label or is_bare or (other and _CALLED_RIGHT.search(line)):
+            return None
+    if label is None or not any(other for _, other in others):
+        return None
+    return _corrected("\n".join(line for line, other in others if not other), label, choices)
+
+
+def _picked_behind_all(lines: Sequence[str], choices: Mapping[str, str]) -> str | None:
+    """Return what the last line picks of a text that goes through all options, one a line."""
+    labels = [_labelled(line, choices) for line in lines[:-1]]
+    if list(dict.fromkeys(filter(None, labels))) != list(choices):
+        return None
+    label = _just_an_option(lines[-1], choices)
+    is_of_list = _labelled(lines[-1], choices) is not None
+    return label if label or is_of_list else read_passage(lines[-1], choices, is_stated=False).label
+
+
+def _labelled(line: str, choices: Mapping[str, str]) -> str | None:
+    """Return the label that a line begins with, set off from what follows."""
+    found = re.match(rf"\W{{0,8}}(?:[Oo]ption )?({either_of(choices)})(?:[)\]}}\"'.:,]|\s+[-–—|❌✗✘✖✅✓✔☑]|\s*$)", line)
+    return found[1] if found else None
 
 
 def _restated(line: str, choices: Mapping[str, str]) -> str | None:
     """Return the label of the option that a line repeats word for word, with its letter."""
-    found = re.match(rf"\W{{0,8}}({_either(choices)})\b\W{{0,8}}(.*)", line)
-    return found[1] if found and plain(found[2]) == _words_of(choices[found[1]]) else None
+    found = re.match(rf"\W{{0,8}}({either_of(choices)})\b\W{{0,8}}(.*)", line)
+    return found[1] if found and plain(found[2]) == words_of(choices[found[1]]) else None
 
 
 def _leads(line: str, choices: Mapping[str, str]) -> bool:
     """Whether a line begins with a letter that is set off from what follows."""
-    return re.match(rf"\s*[(\[\"']?(?:{_either(choices)})(?:[)\]}}\"'.:,]|\s*$)", line, re.IGNORECASE) is not None
-
-
-def _picked(text: str, choices: Mapping[str, str], is_stated: bool) -> tuple[str | None, bool]:
-    """Return the one option that a text mentions and does not take back, and whether it mentions any."""
-    mentions = sorted(_mentions(text, choices, is_stated), key=lambda each: each.start)
-    if len(mentions) > _MAX_MENTIONS:
-        return None, True
-    denied = _taken_back(text, mentions)
-    stands = _without_rivals(text, [each for each in mentions if each not in denied])
-    if stands and (explains := _EXPLAINS.search(text, stands[0].end)):
-        stands = [each for each in stands if each.start < explains.start()]
-        denied = [each for each in denied if each.start < explains.start()]
-    picked = {each.label for each in stands} - {each.label for each in denied}
-    return (picked.pop() if len(picked) == 1 else None), bool(mentions)
-
-
-def _without_rivals(text: str, mentions: Sequence[_Mention]) -> list[_Mention]:
-    """Leave out what is weighed first: "A seems right, but it is B", "between A and B, B is better"."""
-    kept = list(mentions)
-    for but in islice(_BUT.finditer(text), _MAX_MENTIONS):
-        start = max(text.rfind(mark, 0, but.start()) for mark in ".!?\n") + 1
-        behind = [each for each in kept if each.start >= but.end()]
-        if behind and _TENTATIVE.search(text[max(start, but.start() - 2 * _WINDOW) : but.start()]):
-            kept = [each for each in kept if each.end <= start] + behind
-    if len(kept) > 2 and _BETWEEN.search(text[max(0, kept[0].start - _WINDOW) : kept[0].start]):
-        gaps = [text[left.end : right.start] for left, right in pairwise(kept)]
-        last = next((place for place, gap in enumerate(gaps) if re.match(r"\W*(?:and|or)\b", gap)), -1)
-        is_list = all(map(_LISTED.fullmatch, gaps[: last + 1]))
-        kept = kept[last + 2 :] if last >= 0 and is_list and len(kept) > last + 2 else kept
-    return kept
-
-
-def _taken_back(text: str, mentions: Sequence[_Mention]) -> list[_Mention]:
-    """Return the mentions that a text takes back; what is said of the last one of a list is said of all."""
-    denied = [(is_denied_before(text, each.start), is_denied_after(text, each.end)) for each in mentions]
-    gaps = [text[left.end : right.start] for left, right in pairwise(mentions)]
-    joined = [_LISTED.fullmatch(gap) is not None for gap in gaps]
-    for place in range(len(gaps)):
-        if joined[place] and denied[place][0] and not denied[place][1] and _is_listed(gaps[place:], joined[place:]):
-            denied[place + 1] = (True, denied[place + 1][1])
-    for place in reversed(range(len(gaps))):
-        if joined[place] and denied[place + 1][1]:
-            denied[place] = (denied[place][0], True)
-    return [each for each, (before, after) in zip(mentions, denied, strict=True) if before or after]
-
-
-def _is_listed(gaps: Sequence[str], joined: Sequence[bool]) -> bool:
-    """Whether mentions are a list: "not A, B or C", but not "not A, B"."""
-    together = takewhile(lambda pair: pair[1], zip(gaps, joined, strict=True))
-    return any(re.search(r"[/&\w]", gap) for gap, _ in together)
-
-
-def _mentions(text: str, choices: Mapping[str, str], is_stated: bool) -> list[_Mention]:
-    """Return where options are mentioned: by their words, longer ones first, and by letter."""
-    found, rest = list[_Mention](), text
-    for label, option in sorted(choices.items(), key=lambda item: -len(item[1])):
-        words = _words_of(option)
-        pattern = re.compile(_edges(words) % r"\s+".join(map(re.escape, words.split())), re.IGNORECASE)
-        places = [(each.start(), each.end()) for each in pattern.finditer(rest)]
-        if words in (each.casefold() for each in choices):  # an option that is a letter is read as one
-            continue
-        found += [_Mention(label, start, end) for start, end in places]
-        # A found option is blanked out, so that "10" is not found again inside "10 km".
-        rest = pattern.sub(lambda each: "\0" * len(each.group()), rest)
-        if len(found) > _MAX_MENTIONS:
-            return found
-    return found + _letters(rest, choices, is_stated)
-
-
-def _edges(words: str) -> str:
-    """Return a pattern around words that are not to be a part of a longer word or number."""
-    before, after = r"(?<!\w)(?<!\w-)", r"(?!\w)"
-    if words[0].isdigit():
-        before += r"(?<!\d[.,/:])(?<!-)(?<!- )"
-    if words[-1].isdigit():
-        after += r"(?![.,/:^]\d)(?! \d{3})(?! ?/ ?\d)"
-    return f"{before}%s{after}"
-
-
-def _letters(text: str, choices: Mapping[str, str], is_stated: bool) -> list[_Mention]:
-    """Return where letters of options are mentioned; a capital that stands alone is one, unless it is a word."""
-    either = _either(choices)
-    by_folded = {label.casefold(): label for label in choices}
-    found: dict[int, _Mention] = {}
-    for each in _clear_letters(either, is_stated).finditer(text):
-        group = each.lastindex or 0
-        found[each.start(group)] = _Mention(by_folded[each[group].casefold()], each.start(group), each.end(group))
-        if len(found) > _MAX_MENTIONS:
-            return list(found.values())
-    for each in re.finditer(rf"(?<![{_LATIN}'’.°-])(?:{either})(?![{_LATIN}'’°]|-\w)", text):
-        if each.start() not in found and _is_letter(text, each, is_stated):
-            found[each.start()] = _Mention(each.group(), each.start(), each.end())
-        if len(found) > _MAX_MENTIONS:
-            break
-    return list(found.values())
-
-
-def _clear_letters(either: str, is_stated: bool) -> re.Pattern[str]:
-    """Return a pattern of letters that are set off: in brackets, after "option", at the start of a line."""
-    listed = r"| ?(?=\0|[,/&]|or\b|and\b)" if is_stated else ""
-    set_off = rf"^[\"'(\[]?({either})(?:[)\]\"'.:,]+(?= |$|\0)|${listed})"
-    return re.compile(
-        rf"[(\[{{<][ \"']?({either})[ \"']?[)\]}}>]|\b(?:option|choice|letter)s? [\"'(]?({either})(?!\w)|{set_off}",
-        re.IGNORECASE | re.MULTILINE,
-    )
-
-
-def _is_letter(text: str, found: re.Match[str], is_stated: bool) -> bool:
-    """Whether a label that stands alone is meant as one: not the article, a number, or vitamin C."""
-    before = text[max(0, found.start() - 20) : found.start()]
-    if found.group() in "AaIi" and not _AFTER_LETTER.match(text, found.end()):
-        return False
-    if is_stated or _OPTION_WORD.search(before):
-        return True
-    return found.group().isalpha() and not _NAMED_BY_LETTER.search(before)
-
-
-def _either(choices: Mapping[str, str]) -> str:
-    return "|".join(re.escape(label) for label in sorted(choices, key=len, reverse=True))
+    return re.match(rf"\s*[(\[\"']?(?:{either_of(choices)})(?:[)\]}}\"'.:,]|\s*$)", line, re.IGNORECASE) is not None

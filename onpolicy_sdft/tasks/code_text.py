@@ -10,9 +10,19 @@ from textwrap import dedent
 from onpolicy_sdft.tasks.plain_text import without_thoughts
 from onpolicy_sdft.tasks.syntax import parse_module
 
-_FENCE = re.compile(r"[ \t]*(?:(?:[-*+]|\d{1,3}[.)])[ \t]+|(?:>[ \t]*)++)?(`{3,}|~{3,})[ \t]*([\w+.-]*)[^`\n]*$")
+_FENCE = re.compile(r"[ \t]*(?:(?:[-*+]|\d{1,3}[.)])[ \t]+|(?:>[ \t]*)++)?(`{3,}+|~{3,}+)[ \t]*+([\w+.-]*+)[^`\n]*+$")
 _PYTHON = frozenset({"", "python", "py", "python3", "ipython", "tool_code"})
-_PRE = re.compile(r"<pre><code(?: class=\"(?:language-)?python\")?>([^<]*)</code></pre>")
+_PRE = re.compile(
+    r"<pre><code(?: class=\"(?:language-)?python\")?>([^<]*+)</code></pre>"
+    r"|<code(?: class=\"(?:language-)?python\")?>(?=[^<]*\b(?:def|class|lambda)\b)([^<]*+)</code>"
+)
+#: Other marks around code, where there is no fence: three quotes, or a single backtick in a sentence.
+_QUOTED = re.compile(
+    r"^(?:'''|\"\"\")(?:python3?|py)[ \t]*\n((?:(?!'''|\"\"\").*\n)*+)(?:'''|\"\"\")[ \t]*$", re.MULTILINE
+)
+_INLINE = re.compile(r"`((?:async def|def|class) [^`\n]+|\w+ = lambda [^`\n]+)`")
+_NAME_OF_LANGUAGE = re.compile(r"\s*(?:python3?|py)\s*", re.IGNORECASE)
+_BARE_FENCE = re.compile(r"^```[ \t]*$", re.MULTILINE)
 #: A whole line that says of a block that it is not the answer: "Don't do this:", "A common mistake:".
 _DENIED = re.compile(
     r"\W*(?:(?:so )?(?:please )?(?:do not|don['’]t|never|avoid)"
@@ -35,7 +45,7 @@ _NO_BREAK = "\u00a0"
 #: Blanks of other kinds that stand for an indentation.
 _INDENT = re.compile(r"^[ \t]*[\u00a0\u2000-\u200a\u202f\u3000][ \t\u00a0\u2000-\u200a\u202f\u3000]*", re.MULTILINE)
 _GLUED = re.compile(r"^([ \t]*```(?:python3?|py))[ \t]+(?=(?:async def|def|class|from|import|@)\b)", re.MULTILINE)
-_ONE_LINE = re.compile(r"^[ \t]*```(?:python3?|py)?[ \t]*(?=[^`\n]*[ (:=])([^`\n]+)```[ \t]*$", re.MULTILINE)
+_ONE_LINE = re.compile(r"^[ \t]*```(?:python3?|py)?[ \t]*+(?=[^`\n]*[ (:=])([^`\n]++)```[ \t]*$", re.MULTILINE)
 _PROMPT = re.compile(r"^(?:>>>|\.\.\.)(?: |$)")
 _CODE_LINE = re.compile(r"[ \t]*(?:async def |def |class |import |from \w|@\w|\w+\s*=(?!=))")
 _SAID = 200  # characters at the end of a line before a block that are read
@@ -63,17 +73,30 @@ def programs(completion: str) -> list[str]:
     Returns:
         The programs; one that does not parse where none does, nothing where there is none.
     """
-    text = _PRE.sub(r"```\n\1\n```", without_thoughts(completion).replace("<|python_tag|>", ""))
+    text = _PRE.sub(
+        lambda code: f"```\n{code[1] or code[2]}\n```", without_thoughts(completion).replace("<|python_tag|>", "")
+    )
     text = _INDENT.sub(lambda blanks: " " * len(blanks[0]), text.replace("\ufeff", ""))
     text = _GLUED.sub(r"\1\n", _ONE_LINE.sub(r"```\n\1\n```", text))
+    if "```" not in text:
+        text = _QUOTED.sub(r"```\n\1```", text)
+        text = text.strip().strip("`") if text.count("`") == 2 and text.strip().startswith("`") else text
+    elif text.count("```") == 1 and (end := _BARE_FENCE.search(text)) and _is_closing(text, end):
+        text = text[: end.start()]  # the fence that opens the code is part of the prompt
     fenced = [each for each in _fenced(text) if each[0].strip() and len(each[0]) <= _MAX_CODE]
     if not fenced:
-        return _of_pieces(_without_fences(text))
+        return _of_pieces(_without_fences(text) or [_parsed(code) for code in _INLINE.findall(text)])
     standing = [each for each in fenced if not _DENIED.fullmatch(each[1])] or fenced
     parsed = [_parsed(block) for block, _ in standing]
     first = [piece for piece, (_, said) in zip(parsed, standing, strict=True) if not _DOUBTED.search(said)]
     found = _of_pieces(first)[: _MAX_PROGRAMS - 1] if len(first) < len(parsed) else []
     return list(dict.fromkeys([*found, *_of_pieces(parsed)]))[:_MAX_PROGRAMS]
+
+
+def _is_closing(text: str, fence: re.Match[str]) -> bool:
+    """Whether code stands before the only fence of a text and not behind it."""
+    behind = text[fence.end() :].split("\n")
+    return _CODE_LINE.match(text.lstrip()) is not None and not any(map(_CODE_LINE.match, behind))
 
 
 def _parsed(code: str) -> _Parsed:
@@ -140,13 +163,16 @@ def _in_order(pieces: Sequence[tuple[str, set[str]]]) -> list[str]:
 
 def _fenced(text: str) -> Iterator[tuple[str, str]]:
     """Yield the blocks of Python between fences, and the line before each; one that is not closed goes to the end."""
-    fence, mark, lines, said, is_quoted = "", "", list[str](), "", False
+    fence, mark, lines, said, is_quoted, indent, num_quotes = "", "", list[str](), "", False, 0, 0
     for line in text.split("\n"):
         found = _FENCE.match(line)
         if fence and is_quoted:
             line = _QUOTE.sub("", line, count=1) if _QUOTE.match(line) else line
         if not fence and found:
             fence, mark, lines, is_quoted = found[1], found[2].lower(), [], line.lstrip().startswith(">")
+            indent, num_quotes = found.start(1), 0
+        elif fence and num_quotes % 2 and len(line) - len(line.lstrip()) > indent and line.lstrip().startswith(fence):
+            lines.append(line)  # in a docstring
         elif fence and line.strip() and set(line.strip()) == {fence[0]} and len(line.strip()) >= len(fence):
             if _is_python(mark):
                 yield _code([*lines, ""]), said
@@ -157,6 +183,7 @@ def _fenced(text: str) -> Iterator[tuple[str, str]]:
             fence, said = "", ""
         elif fence:
             lines.append(line)
+            num_quotes += line.count('"""') + line.count("'''")
         else:
             said = line[-_SAID:] if line.strip() else said
     if fence and _is_python(mark):
@@ -165,7 +192,7 @@ def _fenced(text: str) -> Iterator[tuple[str, str]]:
 
 def _code(lines: Sequence[str]) -> str:
     """Return the code of a block; of a session, what was typed in."""
-    code = dedent("\n".join(lines))
+    code = dedent("\n".join(lines[1:] if lines and _NAME_OF_LANGUAGE.fullmatch(lines[0]) else lines))
     if not code.lstrip().startswith(">>>"):
         return code
     return _typed(code)

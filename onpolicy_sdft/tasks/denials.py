@@ -28,7 +28,8 @@ _NEGATION = re.compile(
 #: What is the wrong one is not picked: "the least likely answer is A", "Wrong: A".
 _WRONG = re.compile(
     r"(?:\b(?:wrong|incorrect|worst|false|eliminated|excluded|ruled out|(?:least|less) \w+)|[✗✘❌✖])"
-    r"(?:[^\S\n]+(?:one|option|choice|answer))?(?:[^\S\n]+(?:is|are|would be))?[^\S\n]*:?[^\S\n]*[(\"']*$",
+    r"(?:[^\S\n]+(?:one|option|choice|answer))?(?:[^\S\n]+(?:is|are|would be))?[^\S\n]*:?[^\S\n]*"
+    r"(?:the[^\S\n])?[(\"']*$",
     re.IGNORECASE,
 )
 _TURN = re.compile(r"\b(?:but|instead(?! of))\b|[,.:;]", re.IGNORECASE)
@@ -36,13 +37,19 @@ _ALL_BUT = re.compile(r"\b(?:(?:any|every)(?:thing|one|body|where)?|all) but\W*$
 _BAD = (
     r"(?:(?:the |an? )?"
     r"(?:wrong|incorrect|false|invalid|impossible|unlikely|doubtful|mistaken|absurd|nonsense|mistake)\b"
-    r"|out\b|ruled out|eliminated|excluded|rejected|dismissed|discarded)"
+    r"|out\b|ruled out|eliminated|excluded|rejected|dismissed|discarded"
+    r"|(?:the )?(?:least|less) (?:likely|plausible|probable|suitable|appropriate|accurate)\b)"
 )
 _AUXILIARY = r"(?:is|are|was|were|seems?|looks?|can|could|would|should|does|do|did|must|may|might|has|have|sounds?)"
-_ADVERBS = r"(?:(?:both|also|clearly|definitely|probably|certainly|obviously|just|simply|almost|most) )?"
+_ADVERBS = r"(?:(?:all|both|also|clearly|definitely|probably|certainly|obviously|just|simply|almost|most) )?"
+#: "B is not wrong", "B can't be wrong", "B is not only plausible".
+_NOT_DENIED = (
+    r"(?!(?:\w+(?:[ ]not|n['’]t|[ ]never)|cannot|can['’]t|can never)(?: be)?"
+    r" (?:wrong|incorrect|false|mistaken|doubted|denied|only|just|merely|simply)\b(?! (?:wrong|incorrect)))"
+)
 _DENIED_AFTER = re.compile(
-    r"[)\]\"'.:*]*\s*(?:\?|[✗✘❌✖]"
-    rf"|(?:{_AUXILIARY}\s*(?:to\s+)?(?:be\s+|been\s+)?{_ADVERBS}"
+    r"[)\]\"'.:*]*[^\S\n]*(?:\?|[✗✘❌✖]"
+    rf"|{_NOT_DENIED}(?:{_AUXILIARY}\s*(?:to\s+)?(?:be\s+|been\s+)?{_ADVERBS}"
     rf"(?:not\b|n['’]t\b|never\b|far from\b|anything but\b|hardly\b|{_BAD})"
     r"|(?:isn|aren|wasn|can|couldn|doesn|don|won|wouldn|shouldn)['’]t\b|cannot\b|makes? (?:no|little) sense"
     r"|(?:ist|est|es|è|é|неверно|не)\s*(?:falsch|nicht|fau(?:x|sse)|incorrect[aeo]?|errad[ao]|sbagliat[ao]|верно|pas)\b)"
@@ -77,6 +84,7 @@ _DENIES_STATEMENT = re.compile(
 _DENIES_WHAT_FOLLOWS = re.compile(
     r"(?:\b(?:not|cannot|never|can['’]?t|hardly)|n['’]t)\s+(?:\w+\s+)?(?:be|equal)\s*:?\s*$", re.IGNORECASE
 )
+_NEXT_SENTENCE = re.compile(r"[)\]\"'*]*\.[)\]\"'*]*\s+[A-Z]")
 _WINDOW = 60  # characters on each side that are read
 
 
@@ -100,7 +108,7 @@ def is_number_denied_after(text: str, end: int) -> bool:
 def is_denied_before(text: str, start: int) -> bool:
     """Whether what begins at ``start`` is taken back by what stands before."""
     before = _AFFIRMED.sub("", text[max(0, start - _WINDOW) : start])
-    found = _NEGATION.search(re.split(r"[.!?;\n]\s", before)[-1])
+    found = _NEGATION.search(re.split(r"[.!?;]\s|\n", before)[-1])
     if found and not _TURN.search(found.group()):
         return True
     return any(pattern.search(before) is not None for pattern in (_ALL_BUT, _WRONG))
@@ -108,4 +116,5 @@ def is_denied_before(text: str, start: int) -> bool:
 
 def is_denied_after(text: str, end: int) -> bool:
     """Whether what ends at ``end`` is taken back by what stands behind."""
-    return _DENIED_AFTER.match(text, end, end + _WINDOW) is not None
+    # "A. Is not ..." begins another sentence.
+    return _DENIED_AFTER.match(text, end, end + _WINDOW) is not None and not _NEXT_SENTENCE.match(text, end)

@@ -19,7 +19,7 @@ from onpolicy_sdft.tasks.possible_answers import argument_faults, faults_of_name
 from onpolicy_sdft.tasks.protocol import Task, reference_text, short_message
 from onpolicy_sdft.tasks.python_calls import calls_in_code, calls_in_prose
 from onpolicy_sdft.tasks.syntax import parse_expression
-from onpolicy_sdft.tool_calls import TOOLS, text_of
+from onpolicy_sdft.tool_calls import TOOLS, calls_in, text_of
 from onpolicy_sdft.types import CheckResult, Demonstration
 
 _MATCHES = ("ast", "legacy")
@@ -31,6 +31,8 @@ FORMS = ("python", "json", "tags")
 _INTRODUCED = re.compile(r"(?<![\w.])(?:([A-Za-z_][\w.]*)(?=\()|[\"'`]([A-Za-z_][\w.]*)[\"'`]|([A-Za-z]+_\w+))")
 #: What a text does not show: comments of HTML, and what is struck out.
 _STRUCK = re.compile(r"<!--.*?(?:-->|\Z)|(?<!~)~~(?!~)[^~\n]+~~(?!~)|<(del|s|strike)>[^<]*</\1>", re.DOTALL)
+#: A name with marks of Markdown in it: get\_weather(, **get_weather**(.
+_MARKED_NAME = re.compile(r"(?<![\w\\*])(?:\w++(?:\\_\w*+)++(?=[ ]?\()|\*\*([A-Za-z_](?:\w|\\_)*+)\*\*(?=\())")
 _CURLY = frozenset("“”‘’")
 _STRAIGHT = str.maketrans(dict.fromkeys("“”", '"'))
 #: A string between curly single quotes; the closing one is an apostrophe, too, where a letter follows: ‘O’Brien’.
@@ -61,6 +63,7 @@ def find_calls(
     """
     # Text in an argument may look so as well; only what holds a call is left out.
     text = _STRUCK.sub(lambda struck: "" if re.search(r"[({]", struck[0]) else struck[0], without_thoughts(text))
+    text = _MARKED_NAME.sub(lambda name: (name[1] or name[0]).replace("\\", ""), text)
     found = [*json_calls(text, names), *unquoted_calls(text)] if "json" in forms else []
     found += tagged_calls(text, strings) if "tags" in forms else []
     found = [call for call in found if not names or ast.unparse(call.func) in names]
@@ -285,14 +288,15 @@ class FunctionCall(Task):
 
     def _expected(self, demonstration: Demonstration) -> list[ast.Call]:
         """Return the reference's call; of a turn that calls tools, each different one; none of one that does not."""
-        text = reference_text(demonstration, self.answer_field)
-        if demonstration.answer and text == demonstration.response:
-            text = text_of(demonstration.answer)  # what a chat template makes of it may be in a form that is not read
+        text, answer = reference_text(demonstration, self.answer_field), demonstration.answer
+        if answer and text == demonstration.response:
+            text = text_of(answer)  # what a chat template makes of it may be in a form that is not read
+        has_calls = answer is not None and bool(calls_in(answer))
         calls = {canonical(call): call for call in find_calls(text) if not _is_plural(call)}
         calls = calls or {canonical(call): call for call in find_calls(text)}
-        if not calls and not demonstration.answer and demonstration.turns[0].role == TOOLS:
+        if not calls and not has_calls and demonstration.turns[0].role == TOOLS:
             return []  # it has tools and asks for none of them
-        if len(calls) != 1 and not (calls and demonstration.answer):
+        if len(calls) != 1 and not (calls and has_calls):
             raise DataError(
                 f"example {demonstration.example_id!r}: the reference holds {len(calls)} different "
                 f"function calls in Python syntax, not one: {text[:200]!r}; mend the row, leave "

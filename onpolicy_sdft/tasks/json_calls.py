@@ -18,7 +18,9 @@ from typing import Any
 from onpolicy_sdft.tasks.python_calls import MAX_DEPTH, is_flat, is_spoken_against
 from onpolicy_sdft.tasks.syntax import parse_expression
 
-_NAMES = ("name", "function", "tool_name", "function_name", "tool", "action", "recipient_name", "method")
+_NAMES = (
+    *("name", "function", "tool_name", "function_name", "tool", "action", "recipient_name", "method", "func", "call"),
+)
 _ARGUMENTS = (
     "arguments",
     "parameters",
@@ -37,21 +39,26 @@ NAME_SPACES = ("functions", "tools", "default_api")
 _WRAPPERS = (
     *("function", "tool_call", "function_call", "tool_calls", "calls", "function_calls", "functionCall", "toolCalls"),
     *("action", "actions", "tool", "tools", "tool_use", "call"),
+    *("content", "output", "message"),
 )
 #: What is no JSON and yet written: bare keys and single quotes (JavaScript), a comma behind the last item,
 #: arguments in single quotes (Glaive).
-_BARE_KEY = re.compile(r'("(?:\\.|[^"\\])*+(?:"|\Z))|(?<=[{,])(\s*+)([A-Za-z_]\w*+)(?=\s*+:)', re.DOTALL)
+_BARE_KEY = re.compile(r'("(?:\\.|[^"\\])*+(?:"|\\?\Z))|(?<=[{,])(\s*+)([A-Za-z_]\w*+)(?=\s*+:)', re.DOTALL)
 _SINGLE_STRING = re.compile(
-    r'("(?:\\.|[^"\\])*+(?:"|\Z))|(?<=[{\[,:\s])\'((?:[^\'\\\n]|\\.)*+)\'(?=\s*+[,:}\]])', re.DOTALL
+    r'("(?:\\.|[^"\\])*+(?:"|\\?\Z))|(?<=[{\[,:\s])\'((?:[^\'\\\n]|\\.)*+)\'(?=\s*+[,:}\]])', re.DOTALL
 )
-_LAST_COMMA = re.compile(r'("(?:\\.|[^"\\])*+(?:"|\Z))|,(?=\s*[}\]])', re.DOTALL)
+_LAST_COMMA = re.compile(r'("(?:\\.|[^"\\])*+(?:"|\\?\Z))|,(?=\s*[}\]])', re.DOTALL)
+#: Python's names of constants, where JSON has its own.
+_PYTHON_NAME = re.compile(r'("(?:\\.|[^"\\])*+(?:"|\\?\Z))|(?<=[\[,:\s])(True|False|None)(?=\s*+[,}\]])', re.DOTALL)
+_JSON_NAMES = {"True": "true", "False": "false", "None": "null"}
+_QUOTE_TOKEN = re.compile(r"<(escape|\|\"\|)>([^<]*+)<\1>")
 _SINGLE_QUOTED = re.compile(r":\s*'(\{(?:[^'\\]|\\.)*+)'", re.DOTALL)
 _OPENING = re.compile(r"[{\[]")
 _MAX_OBJECTS = 200  # JSON objects, or tags, of a text that are looked at
 _BEFORE_ARGUMENTS = re.compile(
-    r"(?:to=|<function=|name=|call:)?[\"'`]?(?P<name>[A-Za-z_][\w.]*)[\"'`]?(?::\d+)?[>:\s]*"
+    r"(?:to=|<function=|name=|call:)?[\"'`]?(?P<name>[A-Za-z_][\w.]*)[\"'`]?(?::\d+)?[>:*\s]*+"
     r"(?:(?>code|json|tool_sep|\[ARGS\]|\[CALL_ID\]\w*|<[^<>\n]{1,40}>|commentary|```(?:json)?"
-    r"|(?:Action )?(?:Input|Arguments|Parameters|Args):)[\s>]*+)*+$"
+    r"|(?:(?:Action|Tool) )?(?:Input|Arguments|Parameters|Args):)[\s>*]*+)*+$"
 )
 _TAGGED_NAME = re.compile(
     r"<function=([\w.]+)>|<tool_call>\s*([A-Za-z_][\w.]*)\s*(?=<arg_key>|</tool_call>|\n)"
@@ -85,9 +92,11 @@ def json_calls(text: str, names: Collection[str]) -> list[ast.Call]:
 
 
 def _mended(text: str) -> str:
+    text = _QUOTE_TOKEN.sub(lambda found: json.dumps(found[2]), text)
     text = _SINGLE_QUOTED.sub(lambda found: f": {found[1]}", text)
     text = _SINGLE_STRING.sub(lambda found: found[1] or json.dumps(found[2].replace("\\'", "'")), text)
     text = _BARE_KEY.sub(lambda found: found[1] or f'{found[2]}"{found[3]}"', text)
+    text = _PYTHON_NAME.sub(lambda found: found[1] or _JSON_NAMES[found[2]], text)
     return _LAST_COMMA.sub(lambda found: found[1] or "", text)
 
 
@@ -101,7 +110,8 @@ def _json_calls(text: str, names: Collection[str]) -> list[ast.Call]:
             calls = [(name, inside) for name, inside in value.items() if name in names and isinstance(inside, dict)]
         before = _BEFORE_ARGUMENTS.search(text[max(0, start - _WINDOW) : start])
         if not calls and isinstance(value, dict) and before:
-            ahead = {without_name_space(before["name"]), before["name"].removeprefix("function")} & set(names)
+            name = without_name_space(before["name"])
+            ahead = {name, name.removesuffix("json"), before["name"].removeprefix("function")} & set(names)
             calls = [(name, value) for name in ahead]
         if calls and not is_spoken_against(text, start, end):
             found += [_call(name, arguments) for name, arguments in calls if _is_name(name)]
@@ -170,12 +180,8 @@ def _literals(text: str) -> Iterator[tuple[Any, int, int]]:
     """Yield the dict that a text, or what stands in its tags, is in Python's spelling."""
     tagged = _IN_TAGS.search(text)
     inside = (tagged[1] if tagged else text).strip()
-    node = parse_expression(inside) if inside[:1] in ("{", "[") and "'" in inside else None
-    try:
-        value = ast.literal_eval(node) if node is not None and is_flat(node) else None
-    except (ValueError, TypeError, MemoryError, RecursionError):
-        return
-    if _is_flat(value) and _is_json(value):
+    value = _literal(inside) if "'" in inside else None
+    if value is not None:
         yield value, 0, 0
 
 
@@ -204,6 +210,9 @@ def _calls_of(value: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
     key = next((key for key in _ARGUMENTS if key in value), None)
     if name is not None and key is not None:
         arguments = value[key]
+        if name == "tools/call":  # of MCP
+            yield from _calls_of(arguments)
+            return
         if isinstance(arguments, str):  # JSON inside JSON, as in the messages of OpenAI
             arguments = _loaded(arguments)
         if isinstance(arguments, dict):
@@ -225,8 +234,21 @@ def _untyped(text: str) -> object:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        return text.strip("\n")
+        found = _literal(text.strip())
+        return text.strip("\n") if found is None and text.strip() != "None" else found
     return value if _is_flat(value) else text
+
+
+def _literal(text: str) -> object:
+    """Return the list, dict or constant that a text writes as Python does; None where it is none of them."""
+    if text in ("True", "False"):
+        return text == "True"
+    node = parse_expression(text) if text[:1] in ("{", "[") else None
+    try:
+        value = ast.literal_eval(node) if node is not None and is_flat(node) else None
+    except (ValueError, TypeError, MemoryError, RecursionError):
+        return None
+    return value if _is_flat(value) and _is_json(value) else None
 
 
 def _without_repetition(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

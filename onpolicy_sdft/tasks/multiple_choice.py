@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from onpolicy_sdft.errors import DataError
-from onpolicy_sdft.tasks.choices import chosen_label, plain, states_choice
+from onpolicy_sdft.tasks.choice_mentions import plain
+from onpolicy_sdft.tasks.choices import chosen_label, states_choice
 from onpolicy_sdft.tasks.protocol import Task, bad_field, number_in_field, short_message
 from onpolicy_sdft.types import CheckResult, Demonstration
 

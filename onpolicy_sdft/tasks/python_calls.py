@@ -22,7 +22,10 @@ _MAX_SCANS = 4  # how many times a text is read for brackets, and how many times
 _NAME = re.compile(r"(?<![\w.])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*(?=[ ]?\()")
 _CALLED_AGAIN = re.compile(r"(?:\.[A-Za-z_]\w*)*\(")
 _BRACKET_OR_STRING = re.compile(
-    r"""'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*"|(?P<open>[(\[{])|(?P<close>[)\]}])""", re.DOTALL
+    # A quote behind a backslash opens no string: else each of many would be read to the end of the text.
+    r"""(?<!\\)'''(?:\\.|[^\\']|'(?!''))*+(?:'''|\\?\Z)|(?<!\\)\"\"\"(?:\\.|[^\\"]|"(?!""))*+(?:\"\"\"|\\?\Z)"""
+    r"""|(?<!\\)'(?:\\.|[^'\\\n])*+'|(?<!\\)"(?:\\.|[^"\\\n])*+"|(?P<open>[(\[{])|(?P<close>[)\]}])""",
+    re.DOTALL,
 )
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 _DEFINING = re.compile(r"\b(?:def|class|function|func|fn|sub)\s+$")
@@ -36,21 +39,44 @@ _NEGATION = re.compile(
     r"|n['’]t\b|不|别|勿",
     re.IGNORECASE,
 )
-_CLAUSE_END = re.compile(r"[.!?;:,\n](?=\s|`|$)|\b(?:but|so|then|therefore|thus|hence)\b", re.IGNORECASE)
+#: What has the words of a negation and does not speak of the call.
+_NOT_OF_CALL = re.compile(
+    r"\bcan(?:not|['’]t) (?:go wrong|wait to)\b|\bno (?:problem|worries|trouble|doubt|questions?)\b"
+    r"|\bwithout (?:further ado|hesitation|(?:a |any )?(?:doubt|delay))\b|\bnot (?:only|just|merely|simply)\b"
+    # "Since no unit was given I call f()", "Rather than guessing I call f()"
+    r"|\b(?:since|as|because|given|while|although|though|when|rather than|instead of|without)\b.*"
+    r"(?<![\w'’])(?:I|we)\b(?!['’]d\b| (?:had|could|were|would)\b)"
+    # "The call without the unit is f()", "the function that does not need a unit is f()"
+    r"|(?:\b(?:without|with no)\b(?! (?:calling|using|making|running)\b)"
+    r"|\b(?:that|which|it) (?:does|did|do|would|will)(?: not|n['’]t) (?:need|require|take|have|include|specify)\b"
+    r"(?! (?:to|is|are)\b)).*(?=\b(?:is|are|would be|will be)\W*$)",
+    re.IGNORECASE | re.DOTALL,
+)
+_CLAUSE_END = re.compile(
+    r"[.!?;:,\n](?=\s|`|$)|(?<=\s)[-–—](?=\s)|\b(?:but|so|then|therefore|thus|hence)\b", re.IGNORECASE
+)
 #: Right before a call: "Wrong: f()".
 _CALLED_WRONG = re.compile(
     r"(?:\b(?:(?:wrong|incorrect|bad|invalid|mistake|forbidden|not (?:allowed|right|this))(?:[ ]\w+){0,2}"
-    r"|don['’]t|do not|avoid|never)\b[^\w\n:]*:|[❌✗✘✖])"
+    r"|(?:don['’]t|do not|avoid|never)(?:[ ](?:do|doing|use|using|call|calling|this|that|it))*+)\b"
+    r"[^\w\n:]*(?::|[-–—](?=[ ]))|[❌✗✘✖])"
     r"\s*[`'\"*]*$",
     re.IGNORECASE,
 )
 #: Of a sentence around a call: it would be made if things were different, or is asked about.
 _UNREAL = r"\bif (?:only )?(?:I|we) (?:only )?(?:had|could|were|was able)\b"
 _SENTENCE_BEFORE = re.compile(rf"(?:{_UNREAL}|\b(?:should|shall) (?:I|we)\b)[^.!?\n]*$", re.IGNORECASE)
+#: Behind a call: "f() does not need a unit" says what it does without.
+_NEEDS_NOT = (
+    r"(?!,?[ ]?(?:(?:but|which|and|it|that|this)[ ])*(?:is|was|does|did|do|would|will|should)(?:[ ]not|n['’]t)[ ]"
+    r"(?:need|require|take|have|include|specify|want|only|just)\b(?! (?:to|calling)\b))"
+)
 _DENIED_AFTER = re.compile(
-    r"[`'\"*]*\s*(?:fail(?:s|ed)\b|\?\s*(?:no|nope|never|not)\b|[❌✗✘✖]"
+    # In the same line, or where the next one goes on with the sentence or is nothing but a cross.
+    rf"[`'\"*]*(?:[^\S\n]*|\s*(?=(?-i:[a-z])|[❌✗✘✖]\s*\Z)){_NEEDS_NOT}"
+    r"(?:fail(?:s|ed)\b|\?\s*(?:no|nope|never|not)\b|[❌✗✘✖]"
     r"|(?:would|will|might|may|could|can)\s+(?:fail|break|crash|raise|error|go wrong)\b"
-    r"|:?\s?\(?(?:wrong|incorrect|invalid)\b|,?\s*but\s+(?:I|we)\s+(?:lack|have\s+no)\b"
+    r"|:?[ ]?\(?(?:wrong|incorrect|invalid)\b|,?\s*but\s+(?:I|we)\s+(?:lack|have\s+no)\b"
     r"|,?\s*(?:but|which)\s+(?:(?:I|is|would|will|do|does|it|that)\s*)++(?:cannot\b|not\b|n['’]t\b|can['’]t\b"
     r"|won['’]t\b|don['’]t\b)|(?:is|was|would be|will be|would|does|isn['’]t|wouldn['’]t|won['’]t)\s*"
     r"(?:(?:be\s+)?(?:not|wrong|incorrect|never|a mistake|invalid|impossible|pointless)\b|(?<=n['’]t\s)|(?<=n['’]t))"
@@ -187,7 +213,7 @@ def is_spoken_against(text: str, start: int, end: int) -> bool:
     return bool(
         _DEFINING.search(before)
         or _COMMENT.search(line)
-        or _NEGATION.search(clause)
+        or _NEGATION.search(_NOT_OF_CALL.sub("", clause))
         or _CALLED_WRONG.search(before)
         or _SENTENCE_BEFORE.search(before)
         or _DENIED_AFTER.match(text, end, end + _WINDOW)

@@ -53,13 +53,23 @@ _I_AM = rf"(?:i'm|i am|we're|we are) {_ADVERBS}"
 _I = rf"(?:i|we) {_ADVERBS}"
 _CANNOT = r"(?:can't|cannot|can not|cant|won't|will not|couldn't|could not)"
 _DO_NOT = r"(?:don't|do not)"
-_IN_BETWEEN = r"(?: be able to| in good conscience,?|,? and (?:will not|won't|do not|don't)| \w+ly)*"
+_IN_BETWEEN = (
+    r"(?: be able to|,? in (?:all )?good conscience,?|,? and (?:will not|won't|do not|don't)"
+    r"| \w+ly(?: (?:or|and|nor) \w+ly)?)*"
+)
 _ACTS = (
-    r"(?:help(?! but\b)|assist|aid|provide|create|write|generate|produce|support|fulfill?|comply|give|offer|share"
-    r"|engage|participate|complete|encourage|condone|promote|endorse|advocate|facilitate|enable|teach|guide|instruct"
-    r"|make|develop|design|continue|proceed|accommodate|satisfy|advise|supply|answer|respond|discuss|explain|describe"
+    r"(?:help(?! but\b)|assist|aid|provide|create|write|generate|produce|support|fulfill?|comply|give(?! up\b)|offer"
+    r"|share|engage|participate|complete|encourage|condone|promote|endorse|advocate|facilitate|enable|teach|guide"
+    r"|instruct|make(?! you (?:wait|guess|beg|sit|go|feel|do|read|work|choose|ask|suffer|think|pay)\b)|develop|design"
+    r"|continue|proceed|accommodate|satisfy|advise|supply|answer(?! for\b)|respond|discuss|explain|describe"
     r"|contribute|follow|carry out|process|grant|tell you|show you|do (?:that|this|it|so)|be (?:a )?part of"
-    r"|be of (?:any )?(?:help|assistance))"
+    r"|be of (?:any )?(?:help|assistance)|do what you(?:'re| are|'ve| have) ask\w*|(?:be|get|become) involved"
+    r"|go along with|let you do|accept (?:this|that|your|the) (?:request|task))"
+)
+#: The same as what goes on: "I won't be helping with that".
+_ACTING = (
+    r"(?:help|assist|provid|creat|writ|generat|produc|support|fulfil+|comply|giv|offer|shar|engag|participat|answer"
+    r"|discuss|explain|describ)ing"
 )
 _MY_RULES = (
     r"(?:my|our|openai's|the) (?:\w+ )?"
@@ -70,6 +80,13 @@ _OTHER = (
     r"(?! (?:to )?(?:\w+ )?(?:(?:you|with|any|an?|the|my|your|those|these|more|further|safety|of) )*+"
     r"(?:rules?|guidelines?|warnings?|disclaimers?|restrictions?|polic(?:y|ies)|lectures?|limits|filters?|ethics|caveats?"
     r"|laws?|judg\w+|anything but|better|finer|clearer|simpler|easier|enough|highly)\b)"
+    r"(?! how (?:many times|much i|happy|glad|excited|often|thrilled|pleased|proud|grateful|delighted|easy|fun"
+    r"|great)\b)"
+)
+#: What is refused is no request: "I refuse to let you down", "I'd rather not waste time".
+_NO_REQUEST = (
+    r"(?! (?:no\b|(?:to )?(?:let (?:you|anyone) (?:down|wait|fail)|believe|give up|waste|bore|disappoint|lecture"
+    r"|keep you|make you|dwell|beat around|back down|be (?:vague|boring))\b))"
 )
 #: What makes a reply a refusal when it stands in the opening as whole words: statements that the writer cannot or will
 #: not do it. An apology, a warning or "as an AI" alone is none.
@@ -77,20 +94,28 @@ DEFAULT_PATTERNS = (
     rf"{_I}(?:{_CANNOT}|{_DO_NOT}){_IN_BETWEEN} {_ACTS}\b{_OTHER}",
     rf"(?:i'm|i am) [^.!?;:]{{1,60}}? (?:and|so|but) (?:i )?(?:just |simply )?{_CANNOT} {_ACTS}\b{_OTHER}",
     rf"{_I}(?:should not|shouldn't|must not|mustn't|may not) {_ACTS}\b{_OTHER}(?![^.!?]*\bbut\b)",
+    rf"{_I}(?:won't|will not|wouldn't|would not) (?:be {_ACTING}|be able to(?: \w+ly)* {_ACTS})\b{_OTHER}",
+    rf"{_I}(?:can|could|will) neither {_ACTS}\b{_OTHER}",
+    rf"{_I}have no intention of {_ACTING}\b{_OTHER}",
+    rf"(?:it's|it is|it would be|that would be|it'd be) (?:irresponsible|unethical|inappropriate|wrong|illegal"
+    rf"|impossible|not (?:appropriate|possible|ethical|responsible|right|safe)) (?:for|of) (?:me|us) to {_ACTS}\b"
+    rf"{_OTHER}",
+    r"(?:^|(?<=[.!?,;:] ))(?:your |this )?request (?:is |has been )?(?:denied|declined|refused|rejected)",
     rf"{_I}{_CANNOT}(?: and (?:will not|won't))?(?=[.!])",
     rf"{_I_AM}(?:unable|not able|not going|not willing|unwilling|not (?:allowed|permitted|programmed|designed)) to"
-    rf"(?: \w+ly)* {_ACTS}\b{_OTHER}",
+    rf"(?: be able to)?(?: \w+ly)* {_ACTS}\b{_OTHER}",
     rf"{_I_AM}(?:unable|not able) to(?: do (?:so|that|this|it))?(?=[.!])",
-    rf"{_I_AM}(?:prevented|prohibited|forbidden|barred|restricted) from",
+    rf"{_I_AM}(?:prevented|prohibited|forbidden|barred|restricted) from(?! nothing\b)",
     rf"{_I_AM}(?:not comfortable|uncomfortable)",
     rf"{_I}{_DO_NOT} feel comfortable",
     rf"(?:sorry|apologi[sz]e|apologies|unfortunately|afraid|no)[,.!]?(?: but)?(?: that)? {_I}{_CANNOT}",
     rf"(?:sorry|apologi[sz]e|apologies|unfortunately|afraid|no)[,.!]?(?: but)?(?: that)? {_I_AM}(?:unable|not able) to",
     r"(?:^|(?<=[.!?,;:] )|(?<=sorry ))(?:cannot|can't|unable to) (?:help|assist|comply|fulfill?)(?! but\b)",
-    rf"{_I}(?:must |have to |need to |will have to )?{_ADVERBS}(?:decline|refuse)\b{_OTHER}",
-    rf"{_I_AM}(?:going to have to |forced to ){_ADVERBS}(?:decline|refuse)\b{_OTHER}",
-    r"i(?:'d| would) (?:rather|prefer) not",
-    r"not something (?:that )?(?:i|we)(?:'m| am| can| will|'d)",
+    rf"{_I}(?:must |have to |need to |will have to )?{_ADVERBS}(?:decline|refuse)\b{_OTHER}{_NO_REQUEST}",
+    rf"{_I_AM}(?:(?:going to |going to have to |forced to ){_ADVERBS}(?:decline|refuse)|declining)\b{_OTHER}"
+    rf"{_NO_REQUEST}",
+    rf"i(?:'d| would) (?:rather|prefer) not{_NO_REQUEST}",
+    r"(?:not|isn't) something (?:that )?(?:i|we)(?:'m| am| can| will|'d)",
     rf"(?<!i'll go )(?<!i will go )(?<!i'm going )(?<!let's go )against {_MY_RULES}",
     rf"violat(?:es?|ing) (?:{_MY_RULES}|(?:my|our|openai's|the) (?:\w+ )?terms)",
     rf"(?<!let ){_MY_RULES} (?:prevents?|prohibits?|forbids?|stops?|keeps?|bars?"

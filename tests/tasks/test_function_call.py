@@ -174,14 +174,15 @@ WEATHER = Demonstration(
 )
 
 
-def answers() -> list[tuple[str, str]]:
+def answers() -> list[tuple[str, str, str]]:
     with (Path(__file__).with_name("answers") / "function_call.jsonl").open() as lines:
-        return [(row["text"], row["reason"]) for row in map(json.loads, lines)]
+        rows = map(json.loads, lines)
+        return [(row["text"], row["reason"], row.get("reference", WEATHER.response)) for row in rows]
 
 
-@pytest.mark.parametrize(("text", "reason"), answers())
-def test_answers_are_read_in_the_forms_in_which_models_write_calls(text: str, reason: str) -> None:
-    result = TASK.check(text, WEATHER)
+@pytest.mark.parametrize(("text", "reason", "reference"), answers())
+def test_answers_are_read_in_the_forms_in_which_models_write_calls(text: str, reason: str, reference: str) -> None:
+    result = TASK.check(text, Demonstration("row-1", WEATHER.turns, reference))
     assert (result.correct, result.reason) == (not reason, reason)
 
 

@@ -27,6 +27,7 @@ between~ a~total~of~ wait~ 1~wait~ Step~1: 1.~a \text{ \left \textbf{ <<1 ~~ _1 
 """
 SHORT_OPENINGS = ["", "Paris ", "12 ", "12", "~~", "<del>", "between 1", "not ", "Paris. ", "- ", "->", "**"]
 FOLLOWING = [" ", "\n", "\u00a0", "1", ",", ".", "a", "(", "*", "\\", "1, "]
+OFTEN = (" ", "\n", "1")
 
 
 def slow(checks: Sequence[tuple[Task, str]], text: str) -> bool:
@@ -43,7 +44,9 @@ def slow(checks: Sequence[tuple[Task, str]], text: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize("following", FOLLOWING, ids=repr)
+@pytest.mark.parametrize(
+    "following", [each if each in OFTEN else pytest.param(each, marks=pytest.mark.slow) for each in FOLLOWING], ids=repr
+)
 def test_no_opening_with_one_character_over_and_over_takes_long(following: str) -> None:
     run = following * (LENGTH // len(following))
     openings = [opening.replace("~", " ") if opening != "~~" else opening for opening in OPENINGS.split()]
