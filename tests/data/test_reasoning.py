@@ -246,3 +246,14 @@ def test_reasoning_beside_an_answer_leaves_the_tasks_wording_in_the_prompt(tmp_p
         asked.append(load_demonstrations(config, load_task("math_word_problem", {})).demonstrations[0].turns)
     assert asked[0] == asked[1]
     assert asked[0][-1].content != "2 + 2?"
+
+
+def test_an_answer_that_reasons_and_calls_no_tool_asks_for_none(tmp_path):
+    tools = [{"name": "weather", "parameters": {}}]
+    answer = {"role": "assistant", "content": "Hello.", "reasoning": "No tool is needed."}
+    row = {"messages": [{"role": "user", "content": "Hi"}, answer], "tools": tools}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    task = load_task("function_call", {})
+    (demonstration,) = load_demonstrations(DataConfig(path=str(tmp_path / "rows.jsonl")), task).demonstrations
+    assert task.check("Hello!", demonstration).correct
+    assert not task.check("weather()", demonstration).correct
