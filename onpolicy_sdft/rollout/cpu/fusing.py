@@ -36,13 +36,15 @@ class Packed:
         """Multiply and apply an activation of oneDNN's."""
         # The operation that Inductor compiles linears to. F.linear goes to MKL in float32, at half the speed on CPUs
         # whose AVX-512 MKL does not use.
-        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, activation, [], algorithm)
-        return y
+        same = x.to(self.weight.dtype)  # adapters hand on float32; not every CPU multiplies that by bfloat16
+        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(same, self.weight, self.bias, activation, [], algorithm)
+        return y.to(x.dtype)
 
     def times(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """Multiply, then number by number with another result."""
-        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, "mul")
-        return y
+        same = [each.to(self.weight.dtype) for each in (x, other)]
+        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(*same, self.weight, self.bias, "mul")
+        return y.to(x.dtype)
 
 
 @dataclass(frozen=True)
