@@ -240,11 +240,8 @@ def main() -> None:
         found[kind] = {**asked, **counts, "longest_seconds": round(longest, 2)}
         print(kind, found[kind], flush=True)
     if arguments.results:
-        about = {
-            "git": git_state(ROOT),
-            "hardware": hardware(),
-            "versions": package_versions(("onpolicy_sdft", "jsonargparse", "pyarrow", "transformers")),
-        }
+        versions = package_versions(["jsonargparse", "pyarrow", "transformers", "tokenizers"])
+        about = {"git": git_state(ROOT), "hardware": hardware(), "versions": versions}
         write_json_atomic(arguments.results / "fuzz.json", {**about, "kinds": found})
         columns = ("kind", "cases", "read", "refused, with a way on", "anything else", "longest, seconds")
         lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
