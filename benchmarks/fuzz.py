@@ -46,7 +46,7 @@ EMBEDDED = "embedded:smollm2-135m-instruct"
 SLOW = 5.0
 #: What an error says when it says what to do.
 WAY_ON = re.compile(
-    r"Fix|Mend|Give |Set |Use |Rename|Save |Did you mean|nearest option|must be|one of|--[a-z]|"
+    r"Fix|Mend|Give |give a value|Set |Use |Rename|Save |Did you mean|nearest option|must be|one of|--[a-z]|"
     r"is not usable: expected |Lower |In a \.jsonl"
 )
 
