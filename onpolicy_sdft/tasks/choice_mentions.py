@@ -212,7 +212,7 @@ def find_mentions(text: str, choices: Mapping[str, str], is_stated: bool) -> lis
             continue
         found += [Mention(label, start, end) for start, end in places]
         # A found option is blanked out, so that "10" is not found again inside "10 km".
-        rest = pattern.sub(lambda each: "\0" * len(each.group()), rest)
+        rest = pattern.sub(lambda each: "\0" * len(each.group()), rest) if places else rest
         if len(found) > MAX_MENTIONS:
             return found
     return found + _letters(rest, choices, is_stated)
