@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -201,9 +202,14 @@ def read_config(folder: Path, draw: random.Random) -> None:
     load_config(path, **flags)
 
 
+@cache
+def _options() -> list[str]:
+    page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+    return re.findall(r"^\| `([a-z_.]+)`", page, re.MULTILINE)
+
+
 def _option_names(draw: random.Random) -> list[str]:
-    known = re.findall(r"^\| `([a-z_.]+)`", (ROOT / "docs" / "options.md").read_text(encoding="utf-8"), re.MULTILINE)
-    name = draw.choice(known)
+    name = draw.choice(_options())
     return [name, name, name, name[:-1], f"{name}.x", name.partition(".")[0]]
 
 

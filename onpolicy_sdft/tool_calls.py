@@ -19,7 +19,7 @@ TOOLS = "tools"
 REASONING = ("reasoning_content", "reasoning", "thinking")
 _CALLS = ("tool_calls", "function_call")
 #: What else a message may hold for the chat template, by its role.
-EXTRA = {"assistant": ("tool_calls", "function_call", *REASONING), "tool": ("name", "tool_call_id")}
+EXTRA = {"assistant": (*_CALLS, *REASONING), "tool": ("name", "tool_call_id")}
 
 
 def read_tools(value: Any) -> Turn:

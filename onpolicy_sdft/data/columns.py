@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from onpolicy_sdft.data.conversations import SPEAKERS
 from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.tool_calls import is_empty
 
@@ -213,4 +214,4 @@ def is_conversation(value: Any) -> bool:
     """Whether a column holds a whole conversation: messages that begin before an answer."""
     first = value[0] if isinstance(value, list) and value else None
     speaker = first.get("role", first.get("from")) if isinstance(first, Mapping) else None
-    return speaker in ("user", "system", "developer", "human")
+    return isinstance(speaker, str) and SPEAKERS.get(speaker) in ("user", "system")

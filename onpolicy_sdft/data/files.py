@@ -47,7 +47,7 @@ def find_files(place: str) -> list[Path]:
         return [path]
     if path.is_dir():
         there = sorted(each for each in path.iterdir() if each.is_file() and not each.name.startswith("."))
-        found = [each for each in there if _ending(each) and each.name not in _NO_ROWS]
+        found = [each for each in there if _has_rows(each)]
         if left := [each.name for each in there if each not in found]:
             logger.info(f"not read in {path}: {', '.join(left[:5])}{' ...' if len(left) > 5 else ''}")
     else:
@@ -64,7 +64,7 @@ def find_files(place: str) -> list[Path]:
 def _below(path: Path) -> str:
     """Say which folders below one have files that can be read."""
     files = path.rglob("*") if path.is_dir() else ()
-    folders = sorted({str(each.parent) for each in files if _ending(each) and each.name not in _NO_ROWS})
+    folders = sorted({str(each.parent) for each in files if _has_rows(each)})
     return f" Files that can be read stand in {', '.join(folders[:3])}." if folders else ""
 
 
@@ -97,11 +97,11 @@ def file_rows(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
     ending = _ending(path)
     try:
         if ending == ".jsonl":
-            yield from _json_lines(path)
+            yield from _without_empty_end(_json_lines(path))
         elif ending == ".json":
             yield from _json_array(path)
         elif ending in (".csv", ".tsv"):
-            yield from _csv_rows(path, "\t" if ending == ".tsv" else None)
+            yield from _without_empty_end(_csv_rows(path, "\t" if ending == ".tsv" else None))
         elif ending == ".parquet":
             yield from _parquet_rows(path)
         elif ending == ".arrow":
@@ -117,6 +117,11 @@ def file_rows(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
         raise DataError(
             f"{path}: not readable as {COMPRESSED[path.suffix.lower()]}: {error}. Fix: a whole file."
         ) from error
+
+
+def _has_rows(path: Path) -> bool:
+    """Whether a file of a folder is read: not one that describes the others."""
+    return bool(_ending(path)) and path.name not in _NO_ROWS
 
 
 def _ending(path: Path) -> str:
@@ -181,16 +186,24 @@ def _refuse_twice(path: Path, fields: Any, kind: str) -> None:
             _refuse_twice(path, [nested.field(index) for index in range(nested.num_fields)], f"field of {field.name!r}")
 
 
-def _json_lines(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
-    with _open(path) as lines:
+def _without_empty_end(
+    rows: Iterable[Mapping[str, Any] | DataError | None],
+) -> Iterator[Mapping[str, Any] | DataError]:
+    """Put an error in the place of each empty line (None) but those at the end of a file, which are no rows."""
+    num_empty = 0
+    for row in rows:
+        if row is None:
+            num_empty += 1
+            continue
+        yield from (DataError("an empty line") for _ in range(num_empty))
         num_empty = 0
+        yield row
+
+
+def _json_lines(path: Path) -> Iterator[Mapping[str, Any] | DataError | None]:
+    with _open(path) as lines:
         for line in lines:
-            if not line.strip():  # at the end of a file it is no row
-                num_empty += 1
-                continue
-            yield from (DataError("an empty line") for _ in range(num_empty))
-            num_empty = 0
-            yield _json_row(line)
+            yield _json_row(line) if line.strip() else None
 
 
 def _json_row(line: bytes) -> Mapping[str, Any] | DataError:
@@ -252,7 +265,7 @@ def _json_array(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
         yield row if isinstance(row, dict) else DataError(f"not an object but {type(row).__name__}")
 
 
-def _csv_rows(path: Path, delimiter: str | None) -> Iterator[Mapping[str, Any] | DataError]:
+def _csv_rows(path: Path, delimiter: str | None) -> Iterator[Mapping[str, Any] | DataError | None]:
     csv.field_size_limit(_LONGEST_CELL)  # 131,072 characters otherwise: less than a long document
     delimiter = _delimiter(path) if delimiter is None else delimiter
     # Bytes that are no UTF-8 come as half characters, so that one bad row does not cost the file.
@@ -267,18 +280,12 @@ def _csv_rows(path: Path, delimiter: str | None) -> Iterator[Mapping[str, Any] |
             ) from error
         if twice := _first_twice(header):
             raise DataError(f"{path}: column {twice[0]!r} stands twice in its first line. Rename one of them.")
-        num_empty = 0
         while True:
             try:
                 row = next(rows, None)
                 if row is None:
                     return
-                if not row:  # at the end of a file it is no row
-                    num_empty += 1
-                    continue
-                yield from (DataError("an empty line") for _ in range(num_empty))
-                num_empty = 0
-                yield _csv_row([_utf8(cell) for cell in row], header)
+                yield _csv_row([_utf8(cell) for cell in row], header) if row else None
             except (csv.Error, DataError) as error:
                 yield DataError(f"{error} (line {rows.line_num} of the file)")
 

@@ -323,10 +323,10 @@ class Renderer:
             return None  # all of them are the template's own: no turn has to be looked at
         for place, turn in enumerate(turns):
             said = f"{turn.content}\n{turn.extra}"
+            is_answer = place == len(turns) - 1 and not generation
+            own = self.markup.thoughts if is_answer else frozenset[int]()
             (text,), seam = broken([said], self.writer.spelled) if generation else ([said], "")  # as prompts are read
             for part in text.split(seam) if seam else [text]:
-                is_answer = place == len(turns) - 1 and not generation
-                own = self.markup.thoughts if is_answer else frozenset[int]()
                 spelled = [token for token in self._control_among(self.text_ids(part)) if token not in own]
                 for name in map(self.markup.control.__getitem__, spelled):
                     # What stands for unknown characters too is markup only where it is spelled.

@@ -77,8 +77,9 @@ def load_demonstrations(config: DataConfig, task: Task, *, section: str = "data"
         try:
             if isinstance(row, DataError):
                 raise row
-            if columns is not None and columns.messages is not None:  # a table may have them as JSON text
-                row = {**row, columns.messages: parsed(row.get(columns.messages))} if columns.messages in row else row
+            talk = None if columns is None else columns.messages
+            if talk is not None and isinstance(row.get(talk), str):  # a table has them as JSON text
+                row = {**row, talk: parsed(row[talk])}
             ignored = set() if _is_made(config) else left_unread(row, columns or Columns(), config)
             read = _demonstrations(row, number, place, columns or Columns(), config, task)
             if read[0].example_id in seen:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from huggingface_hub import HfApi
 from peft import PeftModel
-from transformers.utils import FEATURE_EXTRACTOR_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
-from transformers.utils.hub import cached_file
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
 
 from onpolicy_sdft.errors import ConfigError, ModelError
 from onpolicy_sdft.models.card import CARD_MARK, model_card, where_base_is
 from onpolicy_sdft.models.language import other_parts
+from onpolicy_sdft.models.load import file_beside
 from onpolicy_sdft.models.randomness import own_dropout
 
 if TYPE_CHECKING:
@@ -92,12 +92,9 @@ def _copy_processors(model: PreTrainedModel | PeftModel, directory: Path) -> Non
     plain = cast("PreTrainedModel", model.get_base_model() if isinstance(model, PeftModel) else model)
     if not other_parts(plain):
         return
-    source = str(plain.config._name_or_path)
-    for name in dict.fromkeys((PROCESSOR_NAME, IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, FEATURE_EXTRACTOR_NAME)):
-        found = cached_file(
-            source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-        )
-        if found is not None:
+    source, revision = str(plain.config._name_or_path), getattr(plain.config, "_commit_hash", None)
+    for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME):
+        if found := file_beside(source, name, revision):
             shutil.copyfile(found, directory / name)
 
 

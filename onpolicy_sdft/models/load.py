@@ -79,14 +79,20 @@ def load_tokenizer(source: str, config: ModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def file_beside(source: str, name: str, revision: str | None) -> Path | None:
+    """Return a file that may stand beside a model, of its folder or the hub; None: it is not there."""
+    found = cached_file(
+        source, name, revision=revision, _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+    return None if found is None else Path(found)
+
+
 def _processor_template(source: str, revision: str | None) -> str | None:
     """Return the chat template that models which see pictures may have with their processor; None: there is none."""
     for name in (LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE, PROCESSOR_NAME):
-        found = cached_file(
-            source, name, revision=revision, _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )  # fmt: skip
-        template = json.loads(Path(found).read_text(encoding="utf-8")).get("chat_template") if found else None
+        found = file_beside(source, name, revision)
+        template = json.loads(found.read_text(encoding="utf-8")).get("chat_template") if found else None
         if template:
             return str(template)
     return None

@@ -160,7 +160,7 @@ def _sample_and_verify_with_kernels(
         raw_NV, head = blended.mixed_NV, replace(head, scale=1.0, softcap=None)
     if batch_params.changes_logits:
         changed_NV = _penalised(head.finish(raw_NV), texts, batch_params[where.slots_N], where)
-        changed_NV = batch_params.leave_out_missing(changed_NV)
+        changed_NV = batch_params.vocabulary.leave_out_missing(changed_NV)
     drawn = draw_rows(texts, batch_params, rows, raw_NV, head, changed_NV)
     if blended is not None:
         drawn = replace(drawn, logprobs=logprobs_at(blended.own_NV, drawn.token_ids))

@@ -303,9 +303,8 @@ class _KeyedDrawing(LogitsProcessor):
 
     def _process(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Put each row through its own distribution, with its own prefix and without the padding before it."""
-        never = [] if self.vocabulary is None else self.vocabulary.without_token(scores.shape[-1])
-        if never:
-            scores = scores.index_fill(-1, torch.tensor(never, device=scores.device), -torch.inf)
+        if self.vocabulary is not None:
+            scores = self.vocabulary.restrict(scores)
         if not any(len(group) for group, _ in self.groups):
             return scores
         processed = scores.clone()

@@ -68,6 +68,17 @@ class Vocabulary:
         """Return the ids below ``size`` that have no token."""
         return [*(each for each in self.missing if each < size), *range(self.num_tokens, size)]
 
+    def restrict(self, logits_BV: torch.Tensor) -> torch.Tensor:
+        """Return logits of the first ids alone, those without a token left out; the same tensor where all have one."""
+        is_padded = self.num_tokens < logits_BV.shape[-1]
+        return self.leave_out_missing(logits_BV[:, : self.num_tokens] if is_padded else logits_BV)
+
+    def leave_out_missing(self, logits_BV: torch.Tensor) -> torch.Tensor:
+        """Give the ids that have no token inside the vocabulary no probability."""
+        if not self.missing:
+            return logits_BV
+        return logits_BV.index_fill(-1, _on_device(self.missing, logits_BV.device), -torch.inf)
+
     def within(self, size: int) -> Vocabulary:
         """Return the part of it that a model with ``size`` ids can write."""
         return Vocabulary(min(self.num_tokens, size), tuple(each for each in self.missing if each < size))
@@ -145,9 +156,7 @@ class BatchSamplingParams:
             num_candidates: Sort this many likeliest tokens first, and all of them only if they do not settle every
                 row; None sorts all at once and reads nothing back from the device.
         """
-        if self.vocabulary.num_tokens < logits_BV.shape[-1]:
-            logits_BV = logits_BV[:, : self.vocabulary.num_tokens]
-        logits_BV = self.leave_out_missing(logits_BV)
+        logits_BV = self.vocabulary.restrict(logits_BV)
         if self.is_raw:
             return logits_BV
         scaled_BV = logits_BV / self.temperature_B[:, None].to(logits_BV.dtype)
@@ -159,13 +168,6 @@ class BatchSamplingParams:
         if width < size and not bool(settled_B.all()):
             floor_B, _ = self._floor(scaled_BV, size)
         return scaled_BV.masked_fill(scaled_BV < floor_B[:, None], -torch.inf)
-
-    def leave_out_missing(self, logits_BV: torch.Tensor) -> torch.Tensor:
-        """Give the ids that have no token inside the vocabulary no probability."""
-        if not self.vocabulary.missing:
-            return logits_BV
-        missing = _on_device(self.vocabulary.missing, logits_BV.device)
-        return logits_BV.index_fill(-1, missing, -torch.inf)
 
     def penalise(self, logits_BV: torch.Tensor, prefixes_BL: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
         """Lower the logits of tokens that stand in a row's own prefix.

@@ -99,6 +99,9 @@ class VLLMBackend:
         self.stop_token_ids = tuple(stop_token_ids)
         self.options = options
         self.vocabulary = vocabulary
+        size = inner_model(model).config.get_text_config().vocab_size
+        never = frozenset() if vocabulary is None else frozenset(vocabulary.without_token(size))
+        self._allowed = [each for each in range(size) if each not in never] if never else None
         self.stats = RolloutStats()
         weights = embedding_weight(inner_model(model))
         self.device = weights.device
@@ -261,8 +264,6 @@ class VLLMBackend:
         from vllm import SamplingParams as Asked
         from vllm.sampling_params import RequestOutputKind
 
-        size = inner_model(self.model).config.vocab_size
-        never = set() if self.vocabulary is None else set(self.vocabulary.without_token(size))
         return Asked(
             temperature=params.temperature,
             top_k=0 if params.greedy else params.top_k,
@@ -272,7 +273,7 @@ class VLLMBackend:
             max_tokens=request.max_new_tokens,
             stop_token_ids=list(self.stop_token_ids),
             ignore_eos=True,  # a terminator is one of ours
-            allowed_token_ids=[each for each in range(size) if each not in never] if never else None,
+            allowed_token_ids=self._allowed,
             logprobs=0,  # of the drawn token alone
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,

@@ -206,10 +206,10 @@ def find_mentions(text: str, choices: Mapping[str, str], is_stated: bool) -> lis
     found, rest = list[Mention](), text
     for label, option in sorted(choices.items(), key=lambda item: -len(item[1])):
         words = words_of(option)
-        pattern = re.compile(_edges(words) % r"\s+".join(map(re.escape, words.split())), re.IGNORECASE)
-        places = [(each.start(), each.end()) for each in pattern.finditer(rest)]
         if words in (each.casefold() for each in choices):  # an option that is a letter is read as one
             continue
+        pattern = re.compile(_edges(words) % r"\s+".join(map(re.escape, words.split())), re.IGNORECASE)
+        places = [(each.start(), each.end()) for each in pattern.finditer(rest)]
         found += [Mention(label, start, end) for start, end in places]
         # A found option is blanked out, so that "10" is not found again inside "10 km".
         rest = pattern.sub(lambda each: "\0" * len(each.group()), rest) if places else rest
