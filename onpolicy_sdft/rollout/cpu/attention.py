@@ -21,7 +21,7 @@ from numba import prange, types
 from numba.extending import overload
 
 from onpolicy_sdft.rollout.cpu import KEY_BLOCK
-from onpolicy_sdft.rollout.cpu.jit import jit
+from onpolicy_sdft.rollout.cpu.jit import inlined, jit
 from onpolicy_sdft.rollout.cpu.vectors import LANES, STRIP, larger, multiply_register, multiply_strip
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _load_typed(x):  # type: ignore[no-untyped-def]
     return lambda x: x
 
 
-@jit(fastmath=True)
+@inlined(fastmath=True)
 def _scores_of(q_RD: Any, blocks_XW: Any, first: int, last: int, scores_RJ: Any) -> None:
     """Multiply queries with the keys from ``first``, the start of a block, up to ``last``."""
     size = q_RD.shape[1]
@@ -102,7 +102,7 @@ def _scores_of(q_RD: Any, blocks_XW: Any, first: int, last: int, scores_RJ: Any)
             multiply_strip(q_RD, 0, blocks_XW, j // KEY_BLOCK * size, strip, size, scores_RJ, j - first + strip)
 
 
-@jit(fastmath=True)
+@inlined(fastmath=True)
 def _weigh(row_J: Any, low: int, high: int, softcap: Any, has_sink: bool, sink: Any) -> None:
     """Turn one row's scores into weights in place; those outside [low, high) become 0."""
     seen_J = row_J[low:high]  # counted from 0: an index that might be negative is not vectorised
@@ -124,7 +124,7 @@ def _weigh(row_J: Any, low: int, high: int, softcap: Any, has_sink: bool, sink: 
     row_J[high:] = _f32(0.0)
 
 
-@jit(fastmath=True)
+@inlined(fastmath=True)
 def _mix(weights_RJ: Any, values_LD: Any, first: int, last: int, out_RD: Any) -> None:
     """Sum values from ``first`` up to ``last`` by weight, strip by strip of their numbers."""
     num_rows, size = out_RD.shape

@@ -15,13 +15,13 @@ import torch
 from numba import prange
 
 from onpolicy_sdft.rollout.cpu.attention import as_array, start_threads
-from onpolicy_sdft.rollout.cpu.jit import jit
+from onpolicy_sdft.rollout.cpu.jit import inlined, jit
 
 _WORTH_THREADS = 1 << 16  # numbers; below, waking the other threads takes longer than the work
 _f32 = np.float32
 
 
-@jit(fastmath=True)
+@inlined(fastmath=True)
 def _norm_row(x_RC: Any, weight_C: Any, offset: Any, epsilon: Any, out_RC: Any, r: int) -> None:
     size, total = x_RC.shape[1], _f32(0.0)
     for c in range(size):
@@ -43,7 +43,7 @@ def _norm_threaded(x_RC: Any, weight_C: Any, offset: Any, epsilon: Any, out_RC: 
         _norm_row(x_RC, weight_C, offset, epsilon, out_RC, r)
 
 
-@jit(fastmath=True)
+@inlined(fastmath=True)
 def _rotate_token(x_NHD: Any, cos_ND: Any, sin_ND: Any, out_NHD: Any, n: int) -> None:
     half = x_NHD.shape[2] // 2
     for h in range(x_NHD.shape[1]):
@@ -65,7 +65,7 @@ def _rotate_threaded(x_NHD: Any, cos_ND: Any, sin_ND: Any, out_NHD: Any) -> None
         _rotate_token(x_NHD, cos_ND, sin_ND, out_NHD, n)
 
 
-@jit()
+@inlined()
 def _store_token(
     keys_NHD: Any, values_NHD: Any, slot: int, position: int, keys_SHBDW: Any, values_SHLD: Any, n: int
 ) -> None:

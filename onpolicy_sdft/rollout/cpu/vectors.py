@@ -18,7 +18,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from onpolicy_sdft.rollout.cpu.jit import jit
+from onpolicy_sdft.rollout.cpu.jit import inlined
 
 
 def _registers() -> tuple[int, int]:
@@ -110,7 +110,7 @@ _six, _three, _two, _one = (_strip(rows, _VECTORS) for rows in (6, 3, 2, 1))
 _six_narrow, _one_narrow = _strip(6, 1), _strip(1, 1)
 
 
-@jit(fastmath=True)
+@inlined(fastmath=True)
 def multiply_strip(
     a_RN: Any, first: int, b_NC: Any, b_row: int, column: int, count: int, out_RC: Any, out_column: int
 ) -> None:
@@ -140,7 +140,7 @@ def multiply_strip(
         _one(a_RN, r, first, b_NC, b_row, column, count, out_RC, out_column)
 
 
-@jit(fastmath=True)
+@inlined(fastmath=True)
 def multiply_register(
     a_RN: Any, first: int, b_NC: Any, b_row: int, column: int, count: int, out_RC: Any, out_column: int
 ) -> None:
