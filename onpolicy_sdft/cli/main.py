@@ -76,3 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"sdft {verb}: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        from onpolicy_sdft.runs.disk import way_on
+
+        if (way := way_on(error)) is None:
+            raise
+        print(f"sdft {verb}: {error}. Fix: {way}.", file=sys.stderr)
+        return 2

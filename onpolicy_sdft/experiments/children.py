@@ -15,9 +15,9 @@ from onpolicy_sdft.runs.files import read_json
 
 
 def is_done(path: Path, config: RunConfig) -> bool:
-    """Whether a run has ended well: it has left its model and, where it is scored, its scores."""
+    """Whether a run has ended well: it has left its model, its report and, where it is scored, its scores."""
     run = RunDirectory(path)
-    if not run.model_path.is_dir():
+    if not run.model_path.is_dir() or not run.report_path.is_file():
         return False
     if not config.eval.before_and_after or not (evaluation_sets(config) or config.eval.kl_prompts):
         return True

@@ -42,6 +42,10 @@ PLAIN_TEMPLATE = (
 
 
 _SAFETENSORS_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+_PICKLE = (
+    "{source} has its weights in {name}, not in safetensors: a pickle, which may run code of whoever wrote it, and is "
+    "not loaded. Fix: if you trust it, load it once with transformers or PEFT and save it with save_pretrained(FOLDER)."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +158,14 @@ def _load_weights(source: str, config: ModelConfig) -> tuple[PreTrainedModel, to
             trust_remote_code=config.trust_remote_code,
             dtype=DTYPES[config.dtype],
             attn_implementation=None if config.attn_implementation == "sdpa" else config.attn_implementation,
+            use_safetensors=True,  # other files are pickles, which may run code of whoever wrote them
             **_quantisation(config),
         )
         own = described.dtype
     except (OSError, ValueError) as error:
+        for pickle in ("pytorch_model.bin", "pytorch_model.bin.index.json"):
+            if file_beside(source, pickle, config.revision):
+                raise ModelError(_PICKLE.format(source=source, name=pickle)) from error
         raise ModelError(
             f"Cannot load model.name={config.name!r}: {error}. Give a local path, a hub id, or one of "
             f"{', '.join(embedded.PREFIX + name for name in embedded.EMBEDDED_MODELS)}."
@@ -237,6 +245,9 @@ def is_adapter(source: str, revision: str | None = None) -> bool:
 
 def _merged(model: PreTrainedModel, adapter: str, config: ModelConfig) -> PreTrainedModel:
     from peft import PeftModel
+
+    if not file_beside(adapter, "adapter_model.safetensors", config.revision):
+        raise ModelError(_PICKLE.format(source=adapter, name="adapter_model.bin"))
 
     revision: dict[str, Any] = {} if config.revision is None else {"revision": config.revision}
     merged: PreTrainedModel = PeftModel.from_pretrained(model, adapter, **revision).merge_and_unload()

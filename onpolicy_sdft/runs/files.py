@@ -11,7 +11,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -69,7 +70,7 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
     # Beside the target: os.replace is atomic within one file system only.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as stream:
+        with _named(path), temporary.open("wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
@@ -158,7 +159,7 @@ def append_jsonl(path: Path, *records: Mapping[str, Any]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     data = _lines(records)
-    with path.open("a+b") as stream:
+    with _named(path), path.open("a+b") as stream:
         data = _mend_tail(stream) + data
         stream.write(data)
 
@@ -212,6 +213,17 @@ def read_jsonl_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
             ) from error
         records.append((line, record))
     return records
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let an error of a write name the file: the system names it only where a file is opened."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno:  # the system's
+            error.filename = error.filename or str(path)
+        raise
 
 
 def _lines(records: Iterable[Mapping[str, Any]]) -> bytes:

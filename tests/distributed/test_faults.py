@@ -1,10 +1,13 @@
-"""The campaign of kills, in short."""
+"""The campaigns of kills and of full disks, in short."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import ROOT
@@ -12,17 +15,49 @@ from harness import ROOT
 from onpolicy_sdft.runs.files import read_json
 
 
+@pytest.fixture
+def campaign(model_dir: Path, tmp_path: Path) -> Callable[..., Any]:
+    """Return what runs a campaign with flags and gives back its record."""
+
+    def run(name: str, *flags: str) -> Any:
+        always = ["--model", str(model_dir), "--results", str(tmp_path)]
+        done = subprocess.run(
+            [sys.executable, "-m", f"benchmarks.faults.{name}", *always, *flags],
+            cwd=ROOT, capture_output=True, text=True, timeout=580, check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+        return read_json(tmp_path / ("faults.json" if name == "kills" else f"{name}.json"))
+
+    return run
+
+
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_run_that_is_killed_again_and_again_loses_nothing(config, tmp_path, ranks):
-    flags = {"kills": 2, "ranks": ranks, "steps": 8, "longest": 1.0, "config": config, "results": tmp_path}
-    done = subprocess.run(
-        [sys.executable, "benchmarks/faults.py", "--folder", str(tmp_path / "runs")]
-        + [part for name, value in flags.items() for part in (f"--{name}", str(value))],
-        cwd=ROOT, capture_output=True, text=True, timeout=580, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    found = read_json(tmp_path / "faults.json")
-    assert found["lost"] == []
-    assert len(found["kills"]) == 2
-    assert any(kill["inside_checkpoint"] for kill in found["kills"])
+@pytest.mark.parametrize(
+    ("job", "ranks"),
+    [("training", 1), *(pytest.param(*each, marks=pytest.mark.slow) for each in
+     (("training", 2), ("sequence", 1), ("sweep", 1), ("distillation", 1)))],
+)  # fmt: skip
+def test_a_job_that_is_killed_again_and_again_loses_nothing(campaign, tmp_path, job, ranks):
+    flags = {"kills": 2, "jobs": job, "ranks": ranks, "longest": 1.0, "folder": tmp_path / "runs"}
+    found = campaign("kills", *(part for name, value in flags.items() for part in (f"--{name}", str(value))))
+    outcome = found["jobs"][job]
+    assert outcome["lost"] == []
+    assert len(outcome["kills"]) == 2
+    assert outcome["kills"][1]["phase"] in outcome["kills"][1]["inside"]
+
+
+def _has_mounts_of_its_own() -> bool:
+    try:
+        return not subprocess.run(["unshare", "--map-root-user", "--mount", "true"], check=False).returncode
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not _has_mounts_of_its_own(), reason="the system permits no file systems of one's own")
+def test_a_run_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(campaign):
+    found = campaign("disk", "--cases", "4")
+    assert {each["ended"] for each in found["cases"]} == {2}
+    assert [each["problems"] for each in found["cases"]] == [[]] * 5

@@ -101,11 +101,14 @@ def test_scores_are_read_from_the_run_directory(tmp_path, finished_run):
     }
 
 
-def test_a_run_is_done_once_it_has_its_model_and_the_scores_it_was_to_have(tmp_path, finished_run):
+def test_a_run_is_done_once_it_has_its_model_its_report_and_its_scores(tmp_path, finished_run):
     config = RunConfig()
     assert not is_done(tmp_path / "none", config)
     finished_run(tmp_path / "run")
     assert is_done(tmp_path / "run", config)
+    (tmp_path / "run" / "report.html").unlink()  # killed while it drew its plots
+    assert not is_done(tmp_path / "run", config)
+    (tmp_path / "run" / "report.html").touch()
     summary = read_json(tmp_path / "run" / "eval" / "summary.json")
     write_json_atomic(tmp_path / "run" / "eval" / "summary.json", {"before": summary["before"]})
     assert not is_done(tmp_path / "run", config)

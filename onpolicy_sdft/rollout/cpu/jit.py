@@ -29,8 +29,8 @@ def inlined(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Return numba's decorator for what kernels call: it becomes part of each of them.
 
     A call that is left would reach other machine code in the process that compiled it (the function's own) than in
-    processes that find the kernel on disk (the copy that was compiled into it), with other roundings: the first start on
-    a machine would not write what later ones write.
+    processes that find the kernel on disk (the copy that was compiled into it), with other roundings: the first start
+    on a machine would not write what later ones write.
     """
     return jit(forceinline=True, **options)
 
