@@ -35,11 +35,11 @@ def run(arguments: Sequence[str]) -> int:
 
     starter = make_starter(built.data, built.model, options.eval_path, options.output_dir)
     target.write_text(starter.text, encoding="utf-8")
-    print(f"{starter.num_rows} rows, task {starter.task}: {target} is written. Read it, then:")
     for what, number in starter.unread.items():
         print(f"not read in {number} of the rows: {what}")
     if starter.skipped:
         print(f"{len(starter.skipped)} rows cannot be read and are left out, the first: {starter.skipped[0]}")
+    print(f"{starter.num_rows} rows, task {starter.task}: {target} is written. Read it, then:")
     print(f"  sdft probe --config {target}    # is the model, shown the demonstration, a good teacher?")
     print(f"  sdft train --config {target}")
     return 0

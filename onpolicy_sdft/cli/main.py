@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sdft {verb}: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        from onpolicy_sdft.runs.disk import way_on
+        from onpolicy_sdft.system_errors import way_on
 
         if (way := way_on(error)) is None:
             raise

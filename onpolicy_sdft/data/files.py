@@ -93,7 +93,22 @@ def _part(path: Path, above: Path) -> str:
 
 
 def file_rows(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
-    """Yield the rows of a file in their order, and an error in the place of each that cannot be read."""
+    """Yield the rows of a file in their order, and an error in the place of each that cannot be read.
+
+    Raises:
+        DataError: If it is no file of rows, or another program wrote to it meanwhile.
+    """
+    before = path.stat()
+    yield from _rows(path)
+    after = path.stat()
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise DataError(
+            f"{path} was changed while it was read (it had {before.st_size} bytes, now {after.st_size}), so some rows "
+            "may be old and some new. Fix: start again when it is written, or name a copy."
+        )
+
+
+def _rows(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
     ending = _ending(path)
     try:
         if ending == ".jsonl":

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from onpolicy_sdft.errors import RunDirectoryError
-from onpolicy_sdft.runs.files import differences, read_json, write_json_atomic
+from onpolicy_sdft.runs.files import differences, file_digest, read_json, write_json_atomic
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 _WEIGHTS, _OPTIMIZER, _STATE = "trainable.safetensors", "optimizer.pt", "state.json"
 _RANKS, _TEACHER = "ranks.pt", "teacher.pt"
-_VERSION = 6
+_VERSION = 7
 
 
 class Keeper(Protocol):
@@ -202,7 +202,7 @@ def newest_checkpoint(run: RunDirectory) -> tuple[Path, dict[str, Any]] | None:
     steps = run.checkpoint_steps()
     for step in reversed(steps):
         source = run.checkpoint_path(step)
-        if why := _what_is_torn(source):
+        if why := _what_is_torn(source) or _what_is_changed(source):
             logger.warning(f"checkpoint {source} is skipped: {why}")
         else:
             record: dict[str, Any] = read_json(source / _STATE)
@@ -246,12 +246,20 @@ def _what_is_torn(source: Path) -> str:
         return str(error)
     if not isinstance(record, dict) or "version" not in record or "identity" not in record:
         return f"{_STATE} was not written by this program"
-    for name, size in record.get("sizes", {}).items():
+    for name, file in record.get("files", {}).items():
         path = source / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes of {size}"
+        if path.stat().st_size != file["size"]:
+            return f"{name} has {path.stat().st_size} bytes of {file['size']}"
+    return ""
+
+
+def _what_is_changed(source: Path) -> str:
+    """Return which file of a checkpoint that is not torn has other bytes than were written; empty if none has."""
+    for name, file in read_json(source / _STATE).get("files", {}).items():
+        if file_digest(source / name) != file["sha256"]:
+            return f"{name} has other bytes than were written (a disk or a copy that went wrong)"
     return ""
 
 
@@ -260,8 +268,8 @@ def _write_files(scratch: Path, parts: Mapping[str, Any]) -> None:
     save_file(parts[_WEIGHTS], scratch / _WEIGHTS)
     for name in (_OPTIMIZER, _RANKS, _TEACHER):
         torch.save(parts[name], scratch / name)
-    sizes = {file.name: file.stat().st_size for file in scratch.iterdir()}
-    write_json_atomic(scratch / _STATE, {**parts[_STATE], "sizes": sizes})
+    files = {file.name: {"size": file.stat().st_size, "sha256": file_digest(file)} for file in scratch.iterdir()}
+    write_json_atomic(scratch / _STATE, {**parts[_STATE], "files": files})
     for file in scratch.iterdir():
         _sync(file)
 

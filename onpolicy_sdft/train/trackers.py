@@ -11,8 +11,11 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
+from queue import Queue
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from accelerate.tracking import (
@@ -158,20 +161,29 @@ def _swanlab_key() -> str | None:
 class Tracking(Callback):
     """Sends what a run comes to, to its trackers.
 
+    They work in a thread of their own: one whose server does not answer holds nobody up.
+
     Args:
         trackers: Not started yet.
         config: How often rollouts are shown.
         options: Nested options of the run, which the trackers show.
+        patience: Seconds that trackers have, when the run ends, for what they still hold.
     """
 
     def __init__(
-        self, trackers: Sequence[GeneralTracker], config: TrackingConfig, options: Mapping[str, Any] | None = None
+        self,
+        trackers: Sequence[GeneralTracker],
+        config: TrackingConfig,
+        options: Mapping[str, Any] | None = None,
+        patience: float = 60.0,
     ) -> None:
-        self.trackers, self.config = trackers, config
+        self.trackers, self.config, self.patience = trackers, config, patience
+        self._waiting: Queue[_Sent | None] = Queue()
+        Thread(target=_work, args=[self._waiting], daemon=True, name="trackers").start()
         for tracker in trackers:
-            tracker.start()
+            self._send(tracker.start).result()  # what is wrong with it ends the run before anything is lost
             if options:
-                tracker.store_init_configuration(flatten(options))
+                self._send(partial(tracker.store_init_configuration, flatten(options))).result()
 
     def on_step_end(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of a step."""
@@ -194,15 +206,45 @@ class Tracking(Callback):
 
     def finish(self) -> None:
         """Write what is still held back, and close."""
-        for tracker in self.trackers:
-            self._try(tracker.finish, None)
+        ended = [self._try(tracker.finish, None) for tracker in self.trackers]
+        self._waiting.put(None)
+        if wait(ended, self.patience).not_done:
+            logger.warning(
+                f"at the end: trackers did not take everything within {self.patience:g} s; metrics.jsonl has it all"
+            )
 
-    @staticmethod
-    def _try(send: Callable[[], object], step: int | None) -> None:
+    def _send(self, act: Callable[[], object]) -> _Sent:
+        sent = _Sent(act)
+        self._waiting.put(sent)
+        return sent
+
+    def _try(self, act: Callable[[], object], step: int | None) -> _Sent:
+        def tried() -> None:
+            try:
+                act()
+            except Exception as error:  # a tracker's network is no reason to lose a run; metrics.jsonl has it all
+                logger.warning(f"{'at the end' if step is None else f'step {step}'}: a tracker failed: {error}")
+
+        return self._send(tried)
+
+
+class _Sent(Future[None]):
+    """Something to be done by the thread of the trackers."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        super().__init__()
+        self.act = act
+
+
+def _work(waiting: Queue[_Sent | None]) -> None:
+    """Do what comes in its order. All in one thread: MLflow knows its run by the thread that began it."""
+    while (sent := waiting.get()) is not None:
         try:
-            send()
-        except Exception as error:  # a tracker's network is no reason to lose a run; metrics.jsonl has it all
-            logger.warning(f"{'at the end' if step is None else f'step {step}'}: a tracker failed: {error}")
+            sent.act()
+        except BaseException as error:
+            sent.set_exception(error)
+        else:
+            sent.set_result(None)
 
 
 def _show_rollouts(tracker: GeneralTracker, rows: Sequence[Sequence[str]], step: int) -> None:

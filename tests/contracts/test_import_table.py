@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "onpolicy_sdft"
-BASE = {"errors", "log", "machine", "shapes", "tool_calls", "types", "versions", "wheels"}
+BASE = {"errors", "log", "machine", "shapes", "system_errors", "tool_calls", "types", "versions", "wheels"}
 PARTS = {"config", "runs", "tasks", "models", "objectives", "data", "screening", "rollout"}
 
 #: Room -> rooms it may import from, besides itself and those of ``BASE``.
@@ -15,6 +15,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "log": set(),
     "machine": set(),
+    "system_errors": set(),
     "shapes": set(),
     "tool_calls": set(),
     "types": set(),

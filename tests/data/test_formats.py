@@ -15,6 +15,7 @@ import pytest
 
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.config.schema import DataConfig
+from onpolicy_sdft.data.files import file_rows
 from onpolicy_sdft.data.sources import load_demonstrations
 from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.fitting.gate import hold_back
@@ -442,3 +443,22 @@ def test_a_hub_set_is_streamed_where_its_options_say_so(tmp_path):
     files = {"data_files": str(tmp_path / "rows.jsonl"), "streaming": True}
     found = load_demonstrations(DataConfig(name="json", options=files, limit=1), FreeForm())
     assert [row.response for row in found.demonstrations] == [SAID]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".json", ".parquet"])
+def test_a_file_that_another_program_writes_to_meanwhile_is_refused(ending, tmp_path):
+    path = tmp_path / f"rows{ending}"
+    if ending == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([PLAIN] * 3), path)
+    elif ending == ".csv":
+        path.write_text("prompt,response\n" + f"{ASKED},{SAID}\n" * 3)
+    elif ending == ".json":
+        path.write_text(json.dumps([PLAIN] * 3))
+    else:
+        write(path, [PLAIN] * 3)
+    rows = file_rows(path)
+    next(rows)
+    with path.open("ab") as more:
+        more.write(b"\n")
+    with pytest.raises(DataError, match=r"was changed while it was read .* Fix: "):
+        list(rows)

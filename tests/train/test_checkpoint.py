@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,15 @@ def foreign(folder: Path) -> None:
     (folder / "state.json").write_text('{"global_step": 3}')
 
 
+def flip(folder: Path, name: str) -> None:
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+
+
 DAMAGE = {
+    "a bit of the weights": (partial(flip, name="trainable.safetensors"), "trainable.safetensors has other bytes"),
+    "a bit of the optimizer": (partial(flip, name="optimizer.pt"), "optimizer.pt has other bytes"),
     "cut off": (cut_off, "optimizer.pt has"),
     "foreign": (foreign, "not written by this program"),
     "no record": (lambda folder: (folder / "state.json").unlink(), "does not exist"),

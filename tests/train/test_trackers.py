@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from threading import Event
 
 import pytest
 from accelerate import PartialState
@@ -77,6 +79,40 @@ def test_a_tracker_that_fails_costs_a_warning(tmp_path, logged):
     assert logged == [
         "warning: step 3: a tracker failed: no network", "warning: at the end: a tracker failed: still none",
     ]  # fmt: skip
+
+
+def test_a_tracker_that_hangs_holds_nobody_up_and_is_named_at_the_end(logged):
+    class Hanging:
+        answers = Event()
+
+        def start(self):
+            pass
+
+        def log(self, values, step):
+            self.answers.wait(60)
+
+        def finish(self):
+            pass
+
+    tracking = trackers.Tracking([Hanging()], TrackingConfig(), patience=0.2)
+    started = time.monotonic()
+    for step in range(100):
+        tracking.on_step_end(step, {"loss/nll": 1.0})
+    tracking.finish()
+    Hanging.answers.set()
+    assert time.monotonic() - started < 10
+    assert logged == [
+        "warning: at the end: trackers did not take everything within 0.2 s; metrics.jsonl has it all",
+    ]  # fmt: skip
+
+
+def test_a_tracker_that_cannot_start_ends_the_run():
+    class Wrong:
+        def start(self):
+            raise ConnectionError("no key")
+
+    with pytest.raises(ConnectionError, match="no key"):
+        trackers.Tracking([Wrong()], TrackingConfig())
 
 
 def test_a_run_sends_its_scores_and_steps(tmp_path, model_dir):

@@ -1,4 +1,4 @@
-"""Errors of a disk are told from a program's own, and say what to do."""
+"""Errors of a disk and of memory are told from a program's own, and say what to do."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import os
 import pytest
 
 from onpolicy_sdft.cli import main as cli
-from onpolicy_sdft.runs.disk import way_on
 from onpolicy_sdft.runs.files import append_jsonl, write_json_atomic
+from onpolicy_sdft.system_errors import way_on
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EIO, errno.EMFILE])
