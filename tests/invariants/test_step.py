@@ -110,6 +110,21 @@ def test_a_skipped_step_neither_takes_nor_loses_a_refresh_of_the_teacher(make_be
     assert trainer.state.num_updates == 4
 
 
+@pytest.mark.parametrize("targets", ["demonstrations", "policy"])
+def test_a_step_with_logits_that_are_no_numbers_changes_nothing_and_is_counted(make_bench, targets):
+    bench = make_bench(targets=targets)
+    before = {n: p.clone() for n, p in bench.model.named_parameters()}
+    embedding = bench.model.get_input_embeddings().weight
+    with torch.no_grad():
+        whole = embedding.clone()
+        embedding.fill_(math.nan)
+    assert bench.step().skipped
+    with torch.no_grad():
+        embedding.copy_(whole)
+    assert all(torch.equal(p, before[n]) for n, p in bench.model.named_parameters())
+    assert bench.step().skipped == ""
+
+
 @pytest.mark.parametrize("poison", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(make_bench, poison):
     bench = make_bench(targets="demonstrations")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,14 @@ from onpolicy_sdft.rollout.cpu import attention, passes, vectors
 from onpolicy_sdft.rollout.cpu.jit import jit
 print(jit()(lambda x: x + 1)(np.float32(1)))
 """
+
+NORM = """
+import torch
+from onpolicy_sdft.rollout.cpu import passes
+passes.rms_norm(torch.ones(2, 32), torch.ones(32), 0.0, 1e-6)
+print(sum(passes._norm.stats.cache_misses.values()))
+"""
+ROOT = Path(__file__).parents[2]
 
 
 def test_kernels_compile_without_a_cache_and_it_is_said_once():
@@ -47,6 +56,23 @@ def test_kernels_call_only_what_becomes_part_of_them():
                     calls[node.name] = {each.id for each in called if isinstance(each, ast.Name)}
     assert list(decorated.values()).count("jit") >= 7
     assert {name for inner in calls.values() for name in inner if decorated.get(name) == "jit"} == set()
+
+
+def test_kernels_are_compiled_anew_when_any_of_their_files_changes(tmp_path):
+    package = shutil.copytree(
+        ROOT / "onpolicy_sdft", tmp_path / "onpolicy_sdft", ignore=shutil.ignore_patterns("*.nb?")
+    )
+    code = [sys.executable, "-c", NORM]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+
+    def num_compiled() -> int:
+        done = subprocess.run(code, capture_output=True, text=True, check=True, env=environment, cwd=tmp_path)
+        return int(done.stdout)
+
+    assert [num_compiled(), num_compiled()] == [1, 0]
+    with (package / "rollout" / "cpu" / "vectors.py").open("a") as file:
+        file.write("# another version\n")
+    assert [num_compiled(), num_compiled()] == [1, 0]
 
 
 def digest(found: torch.Tensor) -> str:
