@@ -76,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"sdft {verb}: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read the output (head, less) has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere at the end
+        return 141
     except Exception as error:
         from onpolicy_sdft.system_errors import way_on
 

@@ -156,6 +156,8 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[RunConfig, 
     """
     try:
         namespace = parser.parse_args(list(arguments))
+    except BrokenPipeError:  # somebody reads the first lines of the help
+        raise
     except (ArgumentError, OSError) as error:
         raise ConfigError(explain(str(error), parser)) from error
     except ValueError as error:  # a null byte, or half a character: no file can be called that
@@ -203,6 +205,8 @@ def load_plan(kind: type[Plan], prog: str, description: str, arguments: Sequence
     parser.add_options(kind)
     try:
         namespace = parser.parse_args(list(arguments))
+    except BrokenPipeError:  # somebody reads the first lines of the help
+        raise
     except (ArgumentError, OSError) as error:
         raise ConfigError(explain(str(error), parser)) from error
     built = parser.instantiate(namespace)

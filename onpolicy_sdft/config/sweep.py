@@ -99,6 +99,8 @@ def load_sweep(arguments: Sequence[str], parser: ArgumentParser | None = None) -
     own, shared = _split_run_options(arguments)
     try:
         namespace = parser.parse_args(own)
+    except BrokenPipeError:  # somebody reads the first lines of the help
+        raise
     except (ArgumentError, OSError) as error:
         raise ConfigError(_explain(str(error), parser)) from error
     built = parser.instantiate(namespace)

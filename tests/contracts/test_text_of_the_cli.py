@@ -60,6 +60,16 @@ def test_the_help_of_a_verb_is_quick_and_needs_no_torch(verb):
     assert time.perf_counter() - started < 10
 
 
+@pytest.mark.parametrize("arguments", [["plan", "--help_all"], ["configs", "list"]])
+def test_output_that_is_read_no_further_ends_quietly(arguments):
+    program = subprocess.Popen(
+        [sys.executable, "-m", "onpolicy_sdft", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    program.stdout.close()  # as head does
+    assert program.stderr.read() == ""
+    assert program.wait() == 141
+
+
 def test_the_module_is_the_same_program_as_the_script():
     command = [sys.executable, "-m", "onpolicy_sdft", "trian"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
