@@ -30,6 +30,7 @@ RUN: dict[str, Any] = {
     "eval.kl_prompts": 2, "eval.kl_max_new_tokens": 4,
 }  # fmt: skip
 SHARED = {name: value for name, value in OPTIONS.items() if not name.startswith("lora")}
+REPORT = "onpolicy_sdft.api.trainer.build_report"
 ADAPTERS = LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
@@ -54,6 +55,13 @@ def what_was_learned(run: Path) -> tuple[Any, ...]:
     scores = {stage: [(each["label"], each["score"]) for each in summary[stage]["sets"]] for stage in summary}
     weights = (run / "model" / "adapter_model.safetensors").read_bytes()
     return metrics, read_jsonl(run / "rollouts.jsonl"), scores, summary["after"]["kl"]["mean"], weights
+
+
+@pytest.fixture(autouse=True)
+def _reports_are_written_where_they_count(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the report of a run out, which takes as long as some steps, but for the test that asks for it."""
+    if request.function is not test_objects_in_memory_make_the_run_of_the_command_bit_for_bit:
+        monkeypatch.setattr(REPORT, lambda run: [])
 
 
 def test_objects_in_memory_make_the_run_of_the_command_bit_for_bit(tmp_path, model_dir):
@@ -97,22 +105,23 @@ def test_the_run_is_used_without_the_program_that_made_it(tmp_path, model_dir, c
 
 
 def test_a_model_that_is_in_no_files_is_kept_with_the_run(tmp_path, model_dir, tiny_model, tokenizer, logged):
+    options = {**SHARED, **RUN, **ONE_STEP}
     trainer = SDFTTrainer(
-        tiny_model(), tokenizer, ROWS, config={**SHARED, **RUN, "lora.r": 2, "train.output_dir": str(tmp_path / "run")}
+        tiny_model(), tokenizer, ROWS, config={**options, "lora.r": 2, "train.output_dir": str(tmp_path / "run")}
     )
     trainer.train()
-    assert load_run(tmp_path / "run").sample(["say one"]) == trainer.sample(["say one"])
+    assert says(load_run(tmp_path / "run")) == says(trainer)
     changed, _ = load(model_dir)
     with torch.no_grad():
         changed.model.norm.weight.mul_(1.5)
     changed_run = tmp_path / "changed"
-    SDFTTrainer(changed, None, ROWS, config={**SHARED, **RUN, "train.output_dir": str(changed_run)}).train()
+    SDFTTrainer(changed, None, ROWS, config={**options, "train.output_dir": str(changed_run)}).train()
     assert any("it is kept with the run" in line for line in logged)
     assert torch.equal(load_run(changed_run).bundle.loaded.model.model.norm.weight, changed.model.norm.weight)
     with pytest.raises(ConfigError, match=r"goes on from another run.*Fix: save it"):
         SDFTTrainer(
             tiny_model(), tokenizer, ROWS,
-            config={**SHARED, **RUN, "train.init_from": str(tmp_path / "run"), "train.output_dir": str(tmp_path / "b")},
+            config={**options, "train.init_from": str(tmp_path / "run"), "train.output_dir": str(tmp_path / "b")},
         ).train()  # fmt: skip
 
 
@@ -159,6 +168,28 @@ def options_of(tmp_path: Path, name: str = "run", **more: Any) -> dict[str, Any]
     return {**SHARED, **RUN, "lora.r": 4, **quick, **more}
 
 
+def says(model: Any) -> list[str]:
+    return model.sample(["say one"], max_new_tokens=16)  # enough to tell models apart, of 256
+
+
+ONE_STEP = {"train.max_steps": 1, "eval.kl_prompts": 0}  # where it does not count how much was learned
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, model_dir) -> SDFTTrainer:
+    """A trainer whose run in ``run`` is finished, to be read only."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(REPORT, lambda run: [])
+        trainer = SDFTTrainer(str(model_dir), None, ROWS, ROWS[:2], config=options_of(folder))
+        trainer.train()
+    return trainer
+
+
+def options_of_finished(finished: SDFTTrainer, **more: Any) -> dict[str, Any]:
+    return options_of(finished.run.path.parent, **more)
+
+
 def test_a_callback_hears_of_everything_in_order(tmp_path, model_dir):
     write_run(tmp_path, model_dir)
     validation = [questions(tmp_path, "quick", limit=2)]
@@ -184,7 +215,7 @@ def test_a_callback_hears_of_everything_in_order(tmp_path, model_dir):
     ]
 
 
-def test_a_callback_ends_the_run_after_a_whole_step_and_it_can_go_on(tmp_path, model_dir):
+def test_a_callback_ends_the_run_after_a_whole_step_and_it_can_go_on(tmp_path, model_dir, finished):
     outcome = SDFTTrainer(
         str(model_dir), None, ROWS, config=options_of(tmp_path), callbacks=[Watcher(), Watcher(last=2)]
     ).train()
@@ -192,9 +223,8 @@ def test_a_callback_ends_the_run_after_a_whole_step_and_it_can_go_on(tmp_path, m
     assert (tmp_path / "run" / "model").is_dir()
     again = SDFTTrainer(str(model_dir), None, ROWS, config=options_of(tmp_path, **{"train.resume": "auto"}))
     assert again.train().result.reason == "finished"
-    whole = SDFTTrainer(str(model_dir), None, ROWS, config=options_of(tmp_path, "whole"), callbacks=[Watcher()])
-    whole.train()
-    adapters = [(tmp_path / name / "model" / "adapter_model.safetensors").read_bytes() for name in ("run", "whole")]
+    runs = tmp_path / "run", finished.run.path
+    adapters = [(run / "model" / "adapter_model.safetensors").read_bytes() for run in runs]
     assert adapters[0] == adapters[1]
 
 
@@ -206,7 +236,7 @@ def test_an_error_in_a_callback_costs_no_step(tmp_path, model_dir):
 
 
 def test_a_function_is_the_check_of_rollouts_and_of_evaluations(tmp_path, model_dir):
-    options = {**options_of(tmp_path, **{"screening.check": "fallback"})}
+    options = options_of(tmp_path, **ONE_STEP, **{"screening.check": "fallback"})
     options.pop("task.name")
     trainer = SDFTTrainer(str(model_dir), None, ROWS, ROWS[:3], task=is_said, config=options)
     trainer.train()
@@ -228,7 +258,7 @@ def test_a_function_is_the_check_of_rollouts_and_of_evaluations(tmp_path, model_
 
 
 def test_a_check_of_a_program_that_has_ended_is_replaced_for_every_set(tmp_path, model_dir, capsys):
-    options = options_of(tmp_path)
+    options = options_of(tmp_path, **ONE_STEP)
     options.pop("task.name")
     SDFTTrainer(str(model_dir), None, ROWS, {"seen": ROWS[:3]}, task=is_said, config=options).train()
     checks = tmp_path / "my_checks.py"
@@ -276,7 +306,7 @@ def test_sets_keep_apart_whatever_they_are_called(tmp_path, model_dir):
 
 def test_a_model_that_was_trained_already_is_not_trained_again(tmp_path, model_dir):
     model, tokenizer = load(model_dir)
-    first = SDFTTrainer(model, tokenizer, ROWS, config=options_of(tmp_path))
+    first = SDFTTrainer(model, tokenizer, ROWS, config=options_of(tmp_path, **ONE_STEP))
     first.train()
     with pytest.raises(ModelError, match=r"carries adapters.*load it afresh"):
         SDFTTrainer(model, tokenizer, ROWS, config=options_of(tmp_path, "second"))
@@ -287,17 +317,17 @@ def test_a_model_that_was_trained_already_is_not_trained_again(tmp_path, model_d
 def test_the_base_that_a_failed_start_leaves_is_not_the_next_ones(tmp_path, model_dir, tiny_model, tokenizer):
     bad = [*ROWS, {"prompt": "", "response": "x"}]
     with pytest.raises(DataError):
-        SDFTTrainer(tiny_model(), tokenizer, bad, config=options_of(tmp_path)).train()
+        SDFTTrainer(tiny_model(), tokenizer, bad, config=options_of(tmp_path, **ONE_STEP)).train()
     assert (tmp_path / "run" / "base").is_dir()
-    other = SDFTTrainer(tiny_model(seed=1), tokenizer, ROWS, config=options_of(tmp_path))
+    other = SDFTTrainer(tiny_model(seed=1), tokenizer, ROWS, config=options_of(tmp_path, **ONE_STEP))
     other.train()
-    assert load_run(tmp_path / "run").sample(["say one"]) == other.sample(["say one"])
+    assert says(load_run(tmp_path / "run")) == says(other)
     with pytest.raises(DataError):
-        SDFTTrainer(tiny_model(), tokenizer, bad, config=options_of(tmp_path, "named")).train()
-    named = SDFTTrainer(str(model_dir), None, ROWS, config=options_of(tmp_path, "named"))
+        SDFTTrainer(tiny_model(), tokenizer, bad, config=options_of(tmp_path, "named", **ONE_STEP)).train()
+    named = SDFTTrainer(str(model_dir), None, ROWS, config=options_of(tmp_path, "named", **ONE_STEP))
     named.train()
     assert not (tmp_path / "named" / "base").exists()
-    assert load_run(tmp_path / "named").sample(["say one"]) == named.sample(["say one"])
+    assert says(load_run(tmp_path / "named")) == says(named)
 
 
 def test_a_model_whose_files_are_gone_or_of_another_kind_is_kept(tmp_path, model_dir):
@@ -313,48 +343,44 @@ def test_a_model_whose_files_are_gone_or_of_another_kind_is_kept(tmp_path, model
     assert not is_in_files(held, "")
 
 
-def test_a_refused_resume_leaves_the_rows_of_the_run(tmp_path, model_dir):
-    SDFTTrainer(str(model_dir), None, ROWS, config=options_of(tmp_path)).train()
-    before = (tmp_path / "run" / "data" / "train.jsonl").read_bytes()
-    with pytest.raises(DataError, match=r"train.jsonl holds other rows.*another train.output_dir"):
-        SDFTTrainer(str(model_dir), None, ROWS[:5], config=options_of(tmp_path, **{"train.resume": "auto"})).train()
-    assert (tmp_path / "run" / "data" / "train.jsonl").read_bytes() == before
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        ({"train.resume": "auto"}, DataError, r"train.jsonl holds other rows.*another train.output_dir"),
+        ({}, RunDirectoryError, "already holds a run"),
+    ],
+)
+def test_a_run_that_is_there_keeps_its_rows(finished, model_dir, more, error, message):
+    rows = finished.run.path / "data" / "train.jsonl"
+    before = rows.read_bytes()
+    with pytest.raises(error, match=message):
+        SDFTTrainer(str(model_dir), None, ROWS[:5], ROWS[:2], config=options_of_finished(finished, **more)).train()
+    assert rows.read_bytes() == before
 
 
-def test_an_earlier_export_is_replaced_and_other_files_are_not(tmp_path, model_dir):
-    trainer = SDFTTrainer(str(model_dir), None, ROWS, config=options_of(tmp_path))
-    trainer.train()
-    trainer.save_model(tmp_path / "out", merged=True)
-    trainer.save_model(tmp_path / "out")
+def test_an_earlier_export_is_replaced_and_other_files_are_not(finished, tmp_path):
+    finished.save_model(tmp_path / "out", merged=True)
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    finished.save_model(tmp_path / "out")
     assert not (tmp_path / "out" / "model.safetensors").exists()
     with pytest.raises(ConfigError, match="is inside the run itself"):
-        trainer.save_model(tmp_path / "run" / "model")
+        finished.save_model(finished.run.path / "model")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("x")
     with pytest.raises(ConfigError, match="holds other files"):
-        trainer.save_model(tmp_path / "mine")
+        finished.save_model(tmp_path / "mine")
 
 
 def test_limits_and_splits_of_the_config_do_not_get_in_the_way(tmp_path, model_dir):
-    options = options_of(tmp_path, **{"eval.limit": 2, "data.split": "test"})
+    options = options_of(tmp_path, **ONE_STEP, **{"eval.limit": 2, "data.split": "test"})
     trainer = SDFTTrainer(str(model_dir), None, ROWS, ROWS, config=options)
     trainer.train()
     assert read_json(tmp_path / "run" / "eval" / "summary.json")["after"]["sets"][0]["n"] == 2
 
 
-def test_a_run_that_is_there_keeps_its_rows(tmp_path, model_dir):
-    SDFTTrainer(str(model_dir), None, ROWS, config=options_of(tmp_path)).train()
-    before = (tmp_path / "run" / "data" / "train.jsonl").read_bytes()
-    with pytest.raises(RunDirectoryError, match="already holds a run"):
-        SDFTTrainer(str(model_dir), None, ROWS[:5], config=options_of(tmp_path)).train()
-    assert (tmp_path / "run" / "data" / "train.jsonl").read_bytes() == before
-
-
-def test_a_report_is_shown_in_place(tmp_path, model_dir):
-    trainer = SDFTTrainer(str(model_dir), None, ROWS, ROWS[:2], config=options_of(tmp_path))
-    trainer.train()
-    assert "test" in str(trainer.report())
-    html = trainer.report()._repr_html_()
+def test_a_report_is_shown_in_place(finished):
+    assert "test" in str(finished.report())
+    html = finished.report()._repr_html_()
     assert html.count("<img") >= 3
     assert "report.html" in html
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import threading
 import time
@@ -14,15 +15,19 @@ import yaml
 from tiny import say, write_rows
 
 from onpolicy_sdft.cli.main import main
-from onpolicy_sdft.config.load import load_plan
+from onpolicy_sdft.config.load import load_config, load_plan
+from onpolicy_sdft.config.schema import RunConfig
 from onpolicy_sdft.config.sequence import SequenceConfig
+from onpolicy_sdft.experiments.sequence import run_sequence
 from onpolicy_sdft.runs.commands import Finish
+from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import write_json_atomic, write_jsonl_atomic
 
 
 def leave_run(path: Path, score: float = 0.5, kl: float | None = 0.1, steps: int = 4, before: float = 0.25) -> None:
     """Write what a finished run of ``steps`` steps leaves, as far as a sweep reads it."""
     (path / "model").mkdir(parents=True)
+    (path / "report.html").touch()
     entry = {"label": "task", "retention": False, "score": score, "low": 0.0, "high": 1.0, "n": 8}
     after_kl = None if kl is None else {"mean": kl, "low": kl, "high": kl}
     write_json_atomic(
@@ -99,8 +104,7 @@ def rows(path: Path, words: Sequence[str]) -> str:
     return str(write_rows(path, say(*words)))
 
 
-@pytest.fixture
-def tiny(tmp_path: Path, model_dir: Path) -> Callable[..., SequenceConfig]:
+def make_tiny(tmp_path: Path, model_dir: Path) -> Callable[..., SequenceConfig]:
     """Return a maker of sequences: options of :class:`SequenceConfig` by keyword."""
     data = {
         "red": rows(tmp_path / "red.jsonl", ["one", "two", "three", "four", "five", "six"]),
@@ -136,6 +140,11 @@ def tiny(tmp_path: Path, model_dir: Path) -> Callable[..., SequenceConfig]:
     return make
 
 
+@pytest.fixture
+def tiny(tmp_path: Path, model_dir: Path) -> Callable[..., SequenceConfig]:
+    return make_tiny(tmp_path, model_dir)
+
+
 class InProcess:
     """Runs the program's commands without a process each, and remembers them."""
 
@@ -161,9 +170,64 @@ class InProcess:
         return Finish(2, f"sdft train: {reason}", 0.0)
 
 
+def leave_report(run: RunDirectory) -> list[Path]:
+    """Leave an empty report, without which no run is done: the plots of each take seconds."""
+    run.report_path.touch()
+    return [run.report_path]
+
+
+def keep_loads(monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunConfig]:
+    """Keep configs by the text of their files: a sequence is planned again and again, a tenth of a second each."""
+    kept: dict[Any, RunConfig] = {}
+
+    def load(*files: str | Path, **overrides: Any) -> RunConfig:
+        if not all(Path(file).is_file() for file in files):
+            return load_config(*files, **overrides)
+        key = Path.cwd(), *(Path(file).read_bytes() for file in files), repr(overrides)
+        if key not in kept:
+            kept[key] = load_config(*files, **overrides)
+        return copy.deepcopy(kept[key])
+
+    for module in ("sequence", "sequence_plan"):
+        monkeypatch.setattr(f"onpolicy_sdft.experiments.{module}.load_config", load)
+    return load
+
+
+def run_in_process(monkeypatch: pytest.MonkeyPatch) -> InProcess:
+    """Run the commands of sequences in this process, each text of options loaded once."""
+    runner, load = InProcess(), keep_loads(monkeypatch)
+    monkeypatch.setattr("onpolicy_sdft.report.html.build_report", leave_report)
+    monkeypatch.setattr("onpolicy_sdft.experiments.sequence.run_logged", runner)
+    for verb in ("train", "distill"):
+        monkeypatch.setattr(f"onpolicy_sdft.cli.{verb}.make_parser", lambda prog, description: prog)
+        monkeypatch.setattr(f"onpolicy_sdft.cli.{verb}.parse", lambda prog, arguments: (load(arguments[1]), None))
+    return runner
+
+
+@pytest.fixture(autouse=True)
+def _each_text_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_loads(monkeypatch)
+
+
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> InProcess:
-    runner = InProcess()
-    monkeypatch.setattr("onpolicy_sdft.report.html.build_report", lambda run: [])  # plots of each run take seconds
-    monkeypatch.setattr("onpolicy_sdft.experiments.sequence.run_logged", runner)
-    return runner
+    return run_in_process(monkeypatch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """A sequence that ran to its end without a stop, to be read only."""
+
+    make: Callable[..., SequenceConfig]  # what its config came from
+    output: Path
+    commands: list[list[str]]
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Whole:
+    folder = tmp_path_factory.mktemp("whole")
+    make = make_tiny(folder, model_dir)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        runner = run_in_process(monkeypatch)
+        output = run_sequence(make(), ["sdft"]).parent
+    return Whole(make, output, runner.commands)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tiny import WORDS, say, write_rows
 
-from onpolicy_sdft.config.load import make_parser, parse
+from onpolicy_sdft.config.load import kept_parser, parse
 from onpolicy_sdft.config.sweep import SweepConfig, load_sweep, shown_value
 from onpolicy_sdft.errors import SdftError
 from onpolicy_sdft.experiments.sweep import run_sweep
@@ -69,11 +69,13 @@ def small(tmp_path: Path, model_dir: Path) -> list[str]:
 def in_this_process(command: Sequence[str], log: Path) -> Finish:
     """Do a command's job without a process of its own and without drawing: thirty of those would take minutes."""
     verb, *arguments = command[command.index("onpolicy_sdft") + 1 :]
-    config, _ = parse(make_parser(f"sdft {verb}", ""), arguments)
+    config, _ = parse(kept_parser(f"sdft {verb}"), arguments)
     began, code = time.monotonic(), 0
     try:
         if verb == "train":
-            code = fit(config).result.exit_code
+            outcome = fit(config)
+            code = outcome.result.exit_code
+            outcome.run.report_path.touch()  # without which it is not done
         else:
             run_distill(config, [])
     except SdftError as error:

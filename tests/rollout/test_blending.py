@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -93,10 +94,19 @@ def assert_plain(model, requests, params, *tries, closeness=1e-6):
                 assert getattr(rollout, name) == pytest.approx(figures[name], abs=closeness), name
 
 
-@pytest.mark.parametrize("params", PARAMS.values(), ids=PARAMS)
-@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
-def test_tokens_and_figures_are_those_of_plain_forwards_mixed(weight, params):
-    model, requests = make("llama", torch.float64), pair(weight=weight)
+# At the ends "own" and "filtered" are those of the test below that compares with a prompt alone.
+AT_AN_END = {("greedy", 0.0), ("penalised", 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("name", "weight"),
+    [
+        pytest.param(*case, marks=() if case[1] == 0.3 or case in AT_AN_END else (pytest.mark.slow,))
+        for case in itertools.product(PARAMS, [0.0, 0.3, 1.0])
+    ],
+)
+def test_tokens_and_figures_are_those_of_plain_forwards_mixed(name, weight):
+    model, requests, params = make("llama", torch.float64), pair(4, weight=weight, limit=6), PARAMS[name]
     shapes = ({"num_slots": 2, "max_draft_tokens": 0}, {"num_slots": 5}, {"num_slots": 12, "prefill_tokens": 9})
     assert_plain(model, requests, params, *(engine(model, **shape).generate(requests, params) for shape in shapes))
 
@@ -111,7 +121,7 @@ def test_every_family_is_blended(family):
 def test_with_no_weight_it_is_the_own_text_and_with_all_of_it_the_bare_prompts():
     model = with_adapter(make("qwen2", torch.float64))
     for weight, prompts in ((0.0, 0), (1.0, 1)):
-        requests = pair(weight=weight)
+        requests = pair(weight=weight, limit=6)
         alone = [replace(r, prompt_token_ids=r.prompts[prompts], blend=None) for r in requests]
         for params in (PARAMS["own"], PARAMS["filtered"]):
             blended, expected = (engine(model).generate(each, params) for each in (requests, alone))
@@ -133,46 +143,59 @@ def test_drafts_are_verified_against_the_blended_law():
 
 
 @pytest.mark.parametrize("grid", [False, True])
-@pytest.mark.parametrize("num_slots", [2, 3, 8])
-def test_calls_may_mix_requests_that_are_blended_with_others(grid, num_slots):
-    model, requests, params = make("llama", torch.float64), pair(7, every=2), SamplingParams(0.9)
-    mixed = engine(model, grid=grid, num_slots=num_slots).generate(requests, params)
+def test_calls_may_mix_requests_that_are_blended_with_others(grid):
+    model, requests, params = make("llama", torch.float64), pair(5, limit=6, every=2), SamplingParams(0.9)
     alone = [engine(model, grid=grid).generate([request], params)[0] for request in requests]
-    assert tokens(mixed) == tokens(alone)
-    assert [bool(rollout.bare_logprobs) for rollout in mixed] == [request.blend is not None for request in requests]
-    for mine, theirs in zip(mixed, alone, strict=True):
-        for name in FLOATS:
-            assert getattr(mine, name) == pytest.approx(getattr(theirs, name), abs=1e-9)
+    for num_slots in (2, 3, 8):
+        mixed = engine(model, grid=grid, num_slots=num_slots).generate(requests, params)
+        assert tokens(mixed) == tokens(alone)
+        assert [bool(rollout.bare_logprobs) for rollout in mixed] == [r.blend is not None for r in requests]
+        for mine, theirs in zip(mixed, alone, strict=True):
+            for name in FLOATS:
+                assert getattr(mine, name) == pytest.approx(getattr(theirs, name), abs=1e-9)
 
 
 def test_a_request_without_a_blend_after_a_call_with_some_is_written_as_before():
     model, params = make("llama", torch.float64), SamplingParams()
     for grid in (False, True):
         one = engine(model, grid=grid)
-        before = one.generate(ask(5), params)
+        before = one.generate(ask(5, 8), params)
         one.generate(pair(5), params)
-        assert one.generate(ask(5), params) == before
+        assert one.generate(ask(5, 8), params) == before
 
 
-@pytest.mark.parametrize("params", PARAMS.values(), ids=PARAMS)
-@pytest.mark.parametrize("max_drafts", [0, 3])
-@pytest.mark.parametrize("budget", [None, 0.2])
-def test_the_grid_writes_what_the_ragged_path_writes(params, max_drafts, budget):
-    model, requests = make("llama", torch.float64), pair(7, budget=budget, every=3) + pair(4, weight=0.7)[1:]
-    ragged, grid = (
-        engine(model, grid=grid, num_slots=5, max_draft_tokens=max_drafts).generate(requests, params)
-        for grid in (False, True)
-    )
-    assert tokens(grid) == tokens(ragged)
-    for mine, theirs in zip(grid, ragged, strict=True):
-        for name in FLOATS:
-            assert getattr(mine, name) == pytest.approx(getattr(theirs, name), abs=1e-6)
+@pytest.mark.parametrize(
+    ("name", "budget"),
+    [
+        ("own", None), ("own", 0.2), ("greedy", 0.2), ("filtered", None), ("filtered", 0.2), ("penalised", 0.2),
+        *(pytest.param(name, None, marks=pytest.mark.slow) for name in ("greedy", "penalised")),
+    ],
+)  # fmt: skip
+def test_the_grid_writes_what_the_ragged_path_writes(name, budget):
+    model, params = make("llama", torch.float64), PARAMS[name]
+    requests = pair(5, budget=budget, limit=6, every=2) + pair(3, weight=0.7, limit=6)[1:]
+    ragged = engine(model, num_slots=5, max_draft_tokens=0).generate(requests, params)
+    helped = [  # half of the drafts are what will be written, with an error in it
+        replace(r, draft_token_ids=((*text[:4], 7, *text[5:]),) if index % 2 else r.draft_token_ids)
+        for index, (r, text) in enumerate(zip(requests, tokens(ragged), strict=True))
+    ]
+    accepted = []
+    for grid, max_drafts in ((True, 0), (True, 3), (False, 3)):
+        one = engine(model, grid=grid, num_slots=5, max_draft_tokens=max_drafts)
+        written = one.generate(helped, params)
+        accepted.append(one.stats.num_accepted_tokens)
+        assert tokens(written) == tokens(ragged)
+        for mine, theirs in zip(written, ragged, strict=True):
+            for each in FLOATS:
+                assert getattr(mine, each) == pytest.approx(getattr(theirs, each), abs=1e-6)
+    assert accepted[0] == 0 < accepted[1]
+    assert accepted[2] > 0
 
 
 @pytest.mark.parametrize("params", PARAMS.values(), ids=PARAMS)
 def test_transformers_generate_writes_the_same(params):
     model = make("llama", torch.float64)
-    requests = pair(7, every=2) + pair(4, budget=0.1)[1:]
+    requests = pair(5, limit=6, every=2) + pair(4, budget=0.1, limit=6)[1:]
     theirs = HFBackend(model, (END,), END, 3).generate(requests, params)
     ours = engine(model).generate(requests, params)
     assert tokens(theirs) == tokens(ours)
@@ -214,14 +237,14 @@ class Again:
 def test_blended_requests_may_join_a_call_that_had_none(num, options):
     """Where its slots hold no pair, as one slot does not, they are written in a call of their own."""
     model, params, more = make("llama", torch.float64), SamplingParams(), pair(3)
-    written = engine(model, **options).generate(ask(num), params, listener=Again(more))
-    assert tokens(written[:num]) == tokens(engine(model).generate(ask(num), params))
+    written = engine(model, **options).generate(ask(num, 8), params, listener=Again(more))
+    assert tokens(written[:num]) == tokens(engine(model).generate(ask(num, 8), params))
     assert_plain(model, more[::-1], params, written[num:])
 
 
 def test_a_pair_that_joins_a_call_for_which_one_slot_was_asked_is_refused():
     with pytest.raises(ConfigError, match=r"num_slots=1.*takes 2 slots"):
-        engine(make("llama"), num_slots=1).generate(ask(2), SamplingParams(), listener=Again(pair(1)))
+        engine(make("llama"), num_slots=1).generate(ask(2, 4), SamplingParams(), listener=Again(pair(1)))
 
 
 def test_a_call_with_memory_for_one_slot_says_that_a_pair_takes_two():
@@ -233,9 +256,9 @@ def test_a_call_with_memory_for_one_slot_says_that_a_pair_takes_two():
 def test_slots_that_are_given_back_leave_room_for_a_pair():
     model = make("llama")
     one = engine(model, num_slots=2)
-    before = tokens(one.generate(pair(), SamplingParams()))
+    before = tokens(one.generate(pair(3), SamplingParams()))
     assert one.release()
-    assert tokens(one.generate(pair(), SamplingParams())) == before
+    assert tokens(one.generate(pair(3), SamplingParams())) == before
 
 
 def test_what_is_recorded_is_the_teachers_own_law():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -29,15 +30,21 @@ def addresses(call):
     return texts + [t.data_ptr() for t in (*call.pool.cache.keys, *call.pool.cache.values)]
 
 
-@pytest.mark.parametrize("max_drafts", [0, 3])
+PARAMS = {"own": SamplingParams(), "greedy": SamplingParams(0.0), "filtered": SamplingParams(0.7, 20, 0.9)}
+#: Each law and each number of drafts is compiled once; the other pairs, which take seconds each, are slow.
+COMPILED = {("own", 0), ("greedy", 0), ("filtered", 3)}
+
+
 @pytest.mark.parametrize(
-    "params",
-    [SamplingParams(), SamplingParams(0.0), SamplingParams(0.7, 20, 0.9)],
-    ids=["own", "greedy", "filtered"],
+    ("name", "max_drafts", "compiled"),
+    [
+        pytest.param(*pair, compiled, marks=() if not compiled or pair in COMPILED else (pytest.mark.slow,))
+        for compiled in (False, True)
+        for pair in itertools.product(PARAMS, (0, 3))
+    ],
 )
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "fullgraph"])
-def test_a_captured_step_writes_what_the_engine_writes_and_moves_no_buffer(compiled, params, max_drafts):
-    model = make("llama", torch.float64)
+def test_a_captured_step_writes_what_the_engine_writes_and_moves_no_buffer(name, max_drafts, compiled):
+    model, params = make("llama", torch.float64), PARAMS[name]
     requests = [replace(request, max_new_tokens=18) for request in ask(6)]
     expected = engine(model, num_slots=6, max_draft_tokens=max_drafts).generate(requests, params)
     torch._dynamo.reset()
