@@ -5,6 +5,7 @@
 #     DRY_RUN=1 NUM_GPUS=4 GPU_MEMORY=24 bash launch/multi_gpu.sh --config ...     # the plan and the command, nothing else
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+command -v accelerate >/dev/null || PATH="$PWD/.venv/bin:$PATH" # no environment is active: the checkout's own
 NUM_GPUS="${NUM_GPUS:-$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)}"
 if [ "$NUM_GPUS" -lt 1 ]; then
     echo "multi_gpu.sh: no GPU was found; NUM_GPUS=N says how many processes to start" >&2

@@ -7,6 +7,7 @@
 # HEAD is the address of the machine with NODE_RANK=0; PORT (29500) must be free there. BACKEND as in multi_gpu.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+command -v accelerate >/dev/null || PATH="$PWD/.venv/bin:$PATH" # no environment is active: the checkout's own
 for name in NUM_NODES NODE_RANK HEAD; do
     if [ -z "${!name:-}" ]; then
         echo "multi_node.sh: $name is unset; see the head of this file" >&2

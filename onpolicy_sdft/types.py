@@ -167,7 +167,7 @@ class Rollout:
     finish_reason: FinishReason
     bare_logprobs: tuple[float, ...] = ()  # of a blended text: log pi(y_t | bare prompt) at temperature 1, in nats
     blends: tuple[float, ...] = ()  # of a blended text: the b each token was drawn with
-    hidden: torch.Tensor | None = field(default=None, compare=False, repr=False)  # [C, D], see Record
+    hidden: torch.Tensor | None = field(default=None, compare=False, repr=False)  # [C, D], see RecordOptions
     top: TopLogprobs | None = field(default=None, compare=False, repr=False)
 
 
@@ -209,7 +209,7 @@ class Measures:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What the student learns for one demonstration."""
+    """What the student learns from one rollout, or in its place."""
 
     pair: PromptPair
     token_ids: tuple[int, ...]  # the loss tokens, terminator included when there is one

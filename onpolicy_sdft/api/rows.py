@@ -48,8 +48,7 @@ def write_rows(rows: Rows, path: Path, *, fixed: bool = False) -> Path:
         if fixed and path.is_file():
             raise DataError(
                 f"{path} holds other rows than those that are given, and belongs to a run. Fix: the same rows to "
-                "go on with "
-                "that run, or another train.output_dir."
+                "go on with that run, or another train.output_dir."
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes_atomic(path, content)

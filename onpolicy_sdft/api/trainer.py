@@ -152,8 +152,7 @@ class SDFTTrainer:
         if self._has_begun:
             raise ConfigError(
                 "This trainer has begun a run already, and its model is not what it was. Fix: a new trainer with "
-                "a fresh "
-                "model; with train.resume auto it goes on where the run stopped."
+                "a fresh model; with train.resume auto it goes on where the run stopped."
             )
         config = self._write()
         if config.train.deterministic:
@@ -179,8 +178,7 @@ class SDFTTrainer:
         if num_ranks() > 1:
             raise ConfigError(
                 f"evaluate() works in one process, and {num_ranks()} were launched. Fix: eval_dataset is scored "
-                "before "
-                f"and after training by all of them; or sdft eval {self.run.path} afterwards."
+                f"before and after training by all of them; or sdft eval {self.run.path} afterwards."
             )
         if self.outcome is not None:
             return self._score(self._trained(), self.run)

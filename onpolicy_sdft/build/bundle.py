@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 
 from onpolicy_sdft.data.renderer import Renderer
+from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.models.generation import settle_generation
 from onpolicy_sdft.models.load import LoadedModel, is_slow_in_bfloat16, load, load_tokenizer, terminator_ids
 from onpolicy_sdft.models.lora import inner_model
@@ -21,7 +22,8 @@ from onpolicy_sdft.rollout.hf_trial import hf_backend
 from onpolicy_sdft.rollout.memory import kv_budget
 from onpolicy_sdft.rollout.sampling import Vocabulary
 from onpolicy_sdft.rollout.vllm import VLLMOptions, require_vllm
-from onpolicy_sdft.rollout.vllm_trial import vllm_backend
+from onpolicy_sdft.rollout.vllm_server import ServerOptions, require_server
+from onpolicy_sdft.rollout.vllm_trial import server_backend, vllm_backend
 from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.types import ONE_RANK, Ranks, SamplingParams
 
@@ -93,6 +95,12 @@ class ModelBundle:
             return self._hf_backend(model, batch_size, False)
         if config.backend == "vllm":
             return self._vllm_backend(model, config, learning_bytes)
+        if config.backend == "vllm_server":
+            asked = ServerOptions(
+                config.server_url, config.server_weights, config.server_timeout, config.prefill_tokens,
+                config.max_mismatch,
+            )  # fmt: skip
+            return server_backend(model, self.stop_token_ids, asked, self.vocabulary)
         if config.backend == "engine":
             attention = None if config.attention == "auto" else config.attention
             options = EngineOptions(
@@ -147,9 +155,13 @@ def load_bundle(
         together: How ranks write with weights that are divided among them.
         tokenizer_from: Folder of the tokenizer and chat template that an adapter was trained with; None: the model's.
         given: The model, where it is there already.
+
+    Raises:
+        ConfigError: If more ranks than one ask for one vLLM server.
+        MissingDependencyError: If vLLM is asked for and not installed.
+        TrainingError: If a vLLM server is asked for and does not answer.
     """
-    if config.rollout.backend == "vllm":
-        require_vllm()
+    _require_writer(config, ranks)
     if given is None:
         logger.info(f"loading {config.model.name}")
     loaded = load(config.model) if given is None else given
@@ -166,6 +178,19 @@ def load_bundle(
     stop_token_ids = tuple(sorted({*terminator_ids(loaded.model, loaded.tokenizer), renderer.terminator_id}))
     settle_generation(loaded.model, stop_token_ids)
     return ModelBundle(loaded, renderer, stop_token_ids, ranks, together)
+
+
+def _require_writer(config: RunConfig, ranks: Ranks) -> None:
+    """Refuse to load anything where the program that is to write is not there."""
+    if config.rollout.backend == "vllm":
+        require_vllm()
+    if config.rollout.backend == "vllm_server":
+        if ranks.num_ranks > 1:
+            raise ConfigError(
+                f"rollout.backend=vllm_server serves one process, and this run has {ranks.num_ranks} ranks. Fix: "
+                "--rollout.backend vllm (each rank has a vLLM of its own) or engine, or start the run with one rank."
+            )
+        require_server(config.rollout.server_url, config.model.name)
 
 
 def context_window(bundle: ModelBundle) -> int | None:

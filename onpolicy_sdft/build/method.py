@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from onpolicy_sdft.build.bundle import ModelBundle
     from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.models.reading import WeightProvider
     from onpolicy_sdft.rollout.backend import OnProgress, RolloutBackend

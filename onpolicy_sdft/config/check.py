@@ -10,7 +10,7 @@ from onpolicy_sdft.config.bounds import check_bounds
 from onpolicy_sdft.config.check_backend import READS_WHOLE
 from onpolicy_sdft.config.check_method import check_method
 from onpolicy_sdft.config.check_vllm import check_vllm
-from onpolicy_sdft.config.schema import IN_MEMORY, EvalSetConfig, OptimConfig, RunConfig, SourceConfig
+from onpolicy_sdft.config.schema import IN_MEMORY, TEXT_RULES, EvalSetConfig, OptimConfig, RunConfig, SourceConfig
 from onpolicy_sdft.errors import ConfigError
 
 #: Label of the set that ``eval.path`` makes.
@@ -116,16 +116,7 @@ def _check_rollout(config: RunConfig) -> None:
             "rollout.temperature=0 is greedy, so top_k, top_p and min_p would do nothing. "
             "Fix: a temperature above 0, or leave them at 0, 1 and 0."
         )
-    if rollout.temperature == 0 and "resample" in {
-        config.screening.banned,
-        config.screening.empty,
-        config.screening.truncated,
-        config.screening.looping,
-        config.screening.length,
-        config.screening.control,
-        config.screening.answer_only,
-        config.screening.check,
-    }:
+    if rollout.temperature == 0 and any(getattr(config.screening, rule) == "resample" for rule in TEXT_RULES):
         raise ConfigError(
             "A greedy rollout (rollout.temperature=0) drawn again is the same rollout, so a screening verdict "
             "'resample' cannot help. Fix: a temperature above 0, or the verdict fallback."

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from onpolicy_sdft.config.check_feedback import check_feedback
-from onpolicy_sdft.config.check_review import MEASURED, check_review
-from onpolicy_sdft.config.schema import RolloutConfig, RunConfig
+from onpolicy_sdft.config.check_review import check_review
+from onpolicy_sdft.config.schema import REVIEW_RULES, TEXT_RULES, RolloutConfig, RunConfig
 from onpolicy_sdft.errors import ConfigError
-
-_VERDICTS = ("banned", "empty", "truncated", "looping", "length", "check", "answer_only", "control")
 
 
 def check_method(config: RunConfig) -> None:
@@ -61,7 +59,7 @@ def _check_sharded(config: RunConfig) -> None:
     """Without a whole copy there is only what all ranks do together: writing and learning, in equal numbers."""
     if config.rollout.weights != "sharded":
         return
-    resampling = [name for name in _VERDICTS if getattr(config.screening, name) == "resample"]
+    resampling = [name for name in TEXT_RULES if getattr(config.screening, name) == "resample"]
     ways_out = {
         "--rollout.backend hf": config.rollout.backend != "hf",
         "--objective.name nll": config.objective.name != "nll" or config.objective.anchor_kl > 0,
@@ -232,7 +230,7 @@ def _check_score_function(config: RunConfig) -> None:
         )
     choosing = [
         name
-        for name in (*_VERDICTS, *(name for name in MEASURED if name != "support"))
+        for name in (*TEXT_RULES, *(name for name in REVIEW_RULES if name != "support"))
         if getattr(config.screening, name) != "keep"
     ]
     if choosing:

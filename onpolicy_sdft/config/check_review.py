@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from onpolicy_sdft.config.schema import RunConfig
+from onpolicy_sdft.config.schema import REVIEW_RULES, RunConfig
 from onpolicy_sdft.errors import ConfigError
-
-#: Rules that judge all rollouts of a step at once.
-MEASURED = ("surprise", "leak", "support", "steps", "agreement", "solved")
 
 
 def check_review(config: RunConfig) -> None:
@@ -23,19 +20,17 @@ def check_review(config: RunConfig) -> None:
 
 def _check_verdicts(config: RunConfig) -> None:
     screening = config.screening
-    for name in MEASURED:
+    for name in REVIEW_RULES:
         if getattr(screening, name) == "resample":
             raise ConfigError(
                 f"screening.{name}=resample: this rule judges all rollouts of a step at once, after the last was "
                 f"written. Fix: --rollout.num_samples 4 --screening.pick best --screening.{name} fallback (or drop)."
             )
-    bounds = {"surprise": screening.max_surprise, "leak": screening.max_leak}
-    for name, bound in bounds.items():
-        if getattr(screening, name) != "keep" and bound is None and not config.probe.num_examples:
-            raise ConfigError(
-                f"screening.{name}={getattr(screening, name)} has no bound: screening.max_{name} is unset, and "
-                f"probe.num_examples=0 finds none. Fix: --screening.max_{name} 0.6, or --probe.num_examples 16."
-            )
+    if screening.surprise != "keep" and screening.max_surprise is None and not config.probe.num_examples:
+        raise ConfigError(
+            f"screening.surprise={screening.surprise} has no bound: screening.max_surprise is unset, and "
+            "probe.num_examples=0 finds none. Fix: --screening.max_surprise 0.6, or --probe.num_examples 16."
+        )
     if screening.fallback_clip is not None and config.train.targets != "policy":
         raise ConfigError(
             f"screening.fallback_clip={screening.fallback_clip:g} is for demonstrations that stand in for a refused "

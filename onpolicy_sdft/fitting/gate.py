@@ -14,7 +14,7 @@ from onpolicy_sdft.data.eval_sets import EvalSet
 from onpolicy_sdft.data.sources import DemonstrationSet, fingerprint
 from onpolicy_sdft.eval.evaluate import score_sets
 from onpolicy_sdft.eval.first_probe import restore_probe
-from onpolicy_sdft.tasks.protocol import checks
+from onpolicy_sdft.tasks.protocol import has_check
 from onpolicy_sdft.train.alarms import Alarms, signals
 from onpolicy_sdft.train.checkpoint import Checkpointer
 from onpolicy_sdft.train.gate import Answers, Gate
@@ -62,17 +62,17 @@ def hold_back(
     if not asked:
         return rows, ()
     prompts = Counter(row.prompt for row in rows.demonstrations)
-    has_check = [checks(task, row) for row in rows.demonstrations]
+    is_checked = [has_check(task, row) for row in rows.demonstrations]
     groups: dict[str, list[int]] = {}  # answers of one conversation: each is in the prompt of those behind it
     for index, row in enumerate(rows.demonstrations):
         groups.setdefault(row.conversation or row.example_id, []).append(index)
     candidates = [
         group
         for group in groups.values()
-        if all(prompts[rows.demonstrations[index].prompt] == 1 and has_check[index] for index in group)
+        if all(prompts[rows.demonstrations[index].prompt] == 1 and is_checked[index] for index in group)
     ]
     why = ""
-    if not any(has_check):
+    if not any(is_checked):
         why = "the task has no check that could tell"
     drawn = random.Random(f"held back {config.train.seed}").sample(candidates, min(number, len(candidates)))
     chosen = set[int]()
@@ -106,7 +106,7 @@ def gate_sets(
     found += [
         replace(questions, demonstrations=questions.demonstrations[: config.gate.rows])
         for questions in sets
-        if questions.retention and all(checks(questions.task, row) for row in questions.demonstrations)
+        if questions.retention and all(has_check(questions.task, row) for row in questions.demonstrations)
     ]
     return tuple(found)
 

@@ -20,7 +20,7 @@ from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import file_digest, read_json, write_json_atomic, write_text_atomic
 from onpolicy_sdft.runs.manifest import collect_manifest
 from onpolicy_sdft.tasks.own_files import own_files
-from onpolicy_sdft.train.checkpoint import newest_checkpoint, refuse_other_run
+from onpolicy_sdft.train.checkpoint import checkpoint_to_resume, newest_checkpoint
 
 if TYPE_CHECKING:
     from onpolicy_sdft.build.base import Start
@@ -49,7 +49,7 @@ def claim_run(
     """Make the run directory ours, on the first rank: refuse another run's, write what this run is."""
     run = RunDirectory.create(config.train.output_dir, resume=config.train.resume == "auto")
     held.enter_context(run.claimed())
-    refuse_other_run(run, identity)
+    checkpoint_to_resume(run, identity)
     _write_identity(config, data, identity, run, command, backend)
     return run
 

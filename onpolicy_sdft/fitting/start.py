@@ -58,7 +58,7 @@ def find_start(config: RunConfig) -> Start | None:
             f"{earlier.optim.name}, and this run is of {config.optim.name}. Fix: the same, or "
             "--train.keep_optimizer false."
         )
-    found = newest_checkpoint(run)
+    found = newest_checkpoint(run, every_byte=True)
     if found is None:
         raise RunDirectoryError(
             f"train.init_from={train.init_from} has no checkpoint to start from. Fix: finish that run first "

@@ -1,7 +1,6 @@
 """vLLM as a backend: in this process, on a copy of the weights that is handed over before every call.
 
-vLLM writes tokens and says how likely they were where it drew them; everything else that a rollout records comes from
-one forward of the trained model over each text (``rescoring.py``), which also tells how far the two are apart.
+What both ways to vLLM share is in ``vllm_base.py``; a server of its own is in ``vllm_server.py``.
 
 Lost beside the engine: noise keyed by request (a call has one seed, so what is written depends on vLLM's batches and
 kernels, and a resumed run does not repeat its rollouts bit by bit), drafts, blending, requests that join a call.
@@ -17,21 +16,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from onpolicy_sdft.errors import ConfigError, MissingDependencyError, ModelError, TrainingError
+from onpolicy_sdft.errors import MissingDependencyError, ModelError
 from onpolicy_sdft.models.lora import embedding_weight, inner_model
 from onpolicy_sdft.models.trace import no_trace
-from onpolicy_sdft.rollout.backend import NO_LISTENER, NO_RECORD, Listener, OnProgress, RolloutStats, ignore_progress
+from onpolicy_sdft.rollout.backend import OnProgress
 from onpolicy_sdft.rollout.memory import MAX_SLOTS, Budget, show_bytes
-from onpolicy_sdft.rollout.rescoring import Rescorer, Written
+from onpolicy_sdft.rollout.rescoring import Written
+from onpolicy_sdft.rollout.vllm_base import VLLMBase, config_for_vllm
 from onpolicy_sdft.rollout.weights import whole_weights
-from onpolicy_sdft.types import NoiseKey, RecordOptions, Rollout, RolloutProgress, RolloutRequest, SamplingParams
+from onpolicy_sdft.types import NoiseKey, RolloutProgress, RolloutRequest, SamplingParams
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 _NEEDED = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 #: Unless the user says otherwise: nothing is sent home, and no lines about every hand-over.
 _WANTED = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-_PREFILL_TOKENS = {"cpu": 1024, "cuda": 8192}  # of one forward, where nothing else is said
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +73,7 @@ def require_vllm() -> None:
         ) from error
 
 
-class VLLMBackend:
+class VLLMBackend(VLLMBase):
     """Rollouts through vLLM, which is started at once.
 
     Args:
@@ -95,18 +93,11 @@ class VLLMBackend:
         options: VLLMOptions,
         vocabulary: Vocabulary | None = None,
     ) -> None:
-        self.model = model
-        self.stop_token_ids = tuple(stop_token_ids)
+        super().__init__(model, stop_token_ids, options.prefill_tokens, vocabulary)
         self.options = options
-        self.vocabulary = vocabulary
-        size = inner_model(model).config.get_text_config().vocab_size
-        never = frozenset() if vocabulary is None else frozenset(vocabulary.without_token(size))
-        self._allowed = [each for each in range(size) if each not in never] if never else None
-        self.stats = RolloutStats()
+        self._allowed = [each for each in range(self.size) if each not in self.never] if self.never else None
         weights = embedding_weight(inner_model(model))
-        self.device = weights.device
         self.dtype = "bfloat16" if options.bfloat16 else str(weights.dtype).removeprefix("torch.")
-        self.prefill_tokens = options.prefill_tokens or _PREFILL_TOKENS.get(self.device.type, 1024)
         self._sleeps = self.device.type == "cuda"
         require_vllm()
         with _own_state(), no_trace(model):
@@ -125,10 +116,8 @@ class VLLMBackend:
 
         _hide_from_vllm()
         inner, options = inner_model(self.model), self.options
-        config = deepcopy(inner.config)
-        config.architectures = [type(inner).__name__]
         with tempfile.TemporaryDirectory() as folder:
-            config.save_pretrained(folder)
+            config_for_vllm(inner).save_pretrained(folder)
             return LLM(
                 model=folder,
                 load_format="dummy",  # weights are handed over
@@ -153,66 +142,36 @@ class VLLMBackend:
         """Positions that one text can have."""
         return int(self.llm.llm_engine.vllm_config.model_config.max_model_len)
 
-    def generate(
-        self,
-        requests: Sequence[RolloutRequest],
-        params: SamplingParams,
-        on_progress: OnProgress = ignore_progress,
-        record: RecordOptions = NO_RECORD,
-        listener: Listener = NO_LISTENER,
-    ) -> list[Rollout]:
-        """Write one completion per request; see :class:`~onpolicy_sdft.rollout.backend.RolloutBackend`.
+    @property
+    def max_mismatch(self) -> float | None:
+        """See ``rollout.max_mismatch``."""
+        return self.options.max_mismatch
 
-        The listener hears of completions when all are there, and is never asked for more.
+    def _why_longest(self) -> str:
+        budget = self.options.kv_budget
+        return (
+            f"as the model allows and as fit {show_bytes(budget.num_bytes)} ({budget.origin}). Fix: raise "
+            "rollout.kv_gib, or lower context.max_teacher_tokens or rollout.max_new_tokens."
+        )
 
-        Raises:
-            ConfigError: If a request is longer than memory allows.
-            TrainingError: If vLLM's numbers are further off the model's than ``rollout.max_mismatch``.
-        """
-        self.stats = RolloutStats()
-        if not requests:
-            return []
-        self._refuse_long(requests)
+    def _mend_mismatch(self) -> str:
+        return (
+            "--rollout.decode_copy none or --model.dtype float32 (vLLM writes in the dtype of the weights then), "
+            "--rollout.graphs false"
+        )
+
+    def _write(
+        self, requests: Sequence[RolloutRequest], params: SamplingParams, on_progress: OnProgress
+    ) -> list[Written]:
         started = time.perf_counter()
-        with no_trace(self.model):
-            with _own_state():
-                try:
-                    self._hand_over()
-                    self.stats.weights_seconds = time.perf_counter() - started
-                    _seed([request.key for request in requests])
-                    written = self._write(requests, params, on_progress)
-                finally:
-                    self._sleep()
-            self.stats.decode_seconds = time.perf_counter() - started - self.stats.weights_seconds
-            rollouts = self._rescore(written, record)
-        for place, rollout in enumerate(rollouts):
-            listener.ended(place, rollout)
-        self.stats.num_tokens = sum(len(rollout.token_ids) for rollout in rollouts)
-        self.stats.num_prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
-        self.stats.total_seconds = time.perf_counter() - started
-        self._refuse_mismatch()
-        return rollouts
-
-    def release(self) -> bool:
-        """Give nothing back: on a GPU vLLM's memory is given back after every call, elsewhere it cannot be."""
-        return False
-
-    def state(self) -> dict[str, Any]:
-        """Return nothing: shapes follow from the requests."""
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Restore nothing."""
-
-    def _refuse_long(self, requests: Sequence[RolloutRequest]) -> None:
-        longest = max(len(request.prompt_token_ids) + request.max_new_tokens for request in requests)
-        if longest > self.longest:
-            budget = self.options.kv_budget
-            raise ConfigError(
-                f"A text of {longest} positions (prompt and rollout.max_new_tokens), but vLLM takes {self.longest}: as "
-                f"the model allows and as fit {show_bytes(budget.num_bytes)} ({budget.origin}). Fix: raise "
-                "rollout.kv_gib, or lower context.max_teacher_tokens or rollout.max_new_tokens."
-            )
+        with _own_state():
+            try:
+                self._hand_over()
+                self.stats.weights_seconds = time.perf_counter() - started
+                _seed([request.key for request in requests])
+                return self._run(requests, params, on_progress)
+            finally:
+                self._sleep()
 
     def _hand_over(self) -> None:
         """Give vLLM the weights that the model shows now; keys and values of others are forgotten."""
@@ -228,7 +187,7 @@ class VLLMBackend:
         if self._sleeps:
             self.llm.sleep(level=2)
 
-    def _write(
+    def _run(
         self, requests: Sequence[RolloutRequest], params: SamplingParams, on_progress: OnProgress
     ) -> list[Written]:
         engine, found = self.llm.llm_engine, dict[str, Any]()
@@ -265,37 +224,10 @@ class VLLMBackend:
         from vllm.sampling_params import RequestOutputKind
 
         return Asked(
-            temperature=params.temperature,
-            top_k=0 if params.greedy else params.top_k,
-            top_p=1.0 if params.greedy else params.top_p,
-            min_p=0.0 if params.greedy else params.min_p,
-            repetition_penalty=params.repetition_penalty,
-            max_tokens=request.max_new_tokens,
-            stop_token_ids=list(self.stop_token_ids),
-            ignore_eos=True,  # a terminator is one of ours
+            **self._asked(request, params),
             allowed_token_ids=self._allowed,
-            logprobs=0,  # of the drawn token alone
-            detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-
-    def _rescore(self, written: Sequence[Written], record: RecordOptions) -> list[Rollout]:
-        rescorer = Rescorer(inner_model(self.model), self.vocabulary, self.prefill_tokens)
-        found = dict[int, Rollout]()
-        for place, rollout, differences in rescorer(written, record):
-            found[place] = rollout
-            self.stats.add_mismatch(differences)
-        return [found[place] for place in range(len(written))]
-
-    def _refuse_mismatch(self) -> None:
-        bound, mean = self.options.max_mismatch, self.stats.mean_mismatch
-        if bound is not None and mean is not None and not mean <= bound:
-            raise TrainingError(
-                f"vLLM's log-probabilities are {mean:.4f} nats a token off the trained model's (largest "
-                f"{self.stats.mismatch_max:.3f}), and rollout.max_mismatch={bound:g}. Fix: --rollout.decode_copy none "
-                "or --model.dtype float32 (vLLM writes in the dtype of the weights then), --rollout.graphs false, "
-                "--rollout.backend engine, or a larger bound."
-            )
 
 
 def _hide_from_vllm() -> None:

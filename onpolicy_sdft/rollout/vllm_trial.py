@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 from onpolicy_sdft.errors import ModelError, SdftError
 from onpolicy_sdft.models.lora import inner_model
+from onpolicy_sdft.models.seam import UnsupportedModel
 from onpolicy_sdft.models.trial import texts
 from onpolicy_sdft.rollout.vllm import VLLMBackend, VLLMOptions
+from onpolicy_sdft.rollout.vllm_server import ServerOptions, VLLMServerBackend
 from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingParams
 
 if TYPE_CHECKING:
@@ -21,10 +23,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from onpolicy_sdft.rollout.sampling import Vocabulary
+    from onpolicy_sdft.rollout.vllm_base import VLLMBase
 
 logger = logging.getLogger(__name__)
 
 _NUM_TOKENS = 3
+_GREEDY = SamplingParams(temperature=0.0)
 #: Nats a token that rounding explains. What was not handed over, or means something else, is off by more.
 _TOLERANCE = {"float32": 0.02, "bfloat16": 0.3, "float16": 0.1}
 
@@ -64,11 +68,46 @@ def vllm_backend(
     return backend
 
 
-def how_far_vllm_is_off(backend: VLLMBackend) -> float:
+def server_backend(
+    model: PreTrainedModel | PeftModel,
+    stop_token_ids: Sequence[int],
+    options: ServerOptions,
+    vocabulary: Vocabulary | None = None,
+) -> VLLMServerBackend:
+    """Return the backend over a vLLM server, tried, and say what is lost beside the engine.
+
+    Raises:
+        ConfigError: If the folder for weights cannot be used.
+        ModelError: If the server cannot be used as it was started, or writes with other numbers than the model has.
+        TrainingError: If it does not answer, or does not take the weights.
+    """
+    name = type(inner_model(model)).__name__
+    backend = VLLMServerBackend(model, stop_token_ids, options, vocabulary)
+    try:
+        # The second also tells the log-probabilities that a token was drawn with from those of the whole vocabulary.
+        off = max(how_far_vllm_is_off(backend, params) for params in (_GREEDY, SamplingParams(0.5, top_k=4)))
+    except UnsupportedModel as error:
+        raise ModelError(f"{name} cannot be handed to vLLM: {error}. Fix: --rollout.backend engine.") from error
+    if not off <= _TOLERANCE.get(backend.dtype, max(_TOLERANCE.values())):
+        raise ModelError(
+            f"The log-probabilities of the vLLM server at rollout.server_url={options.url} are {off:.2g} nats a token "
+            f"off {name}'s own, in {backend.dtype}: it serves another model, or another run hands weights to it, too. "
+            f"Fix: start it with {backend.start}, or --rollout.backend engine."
+        )
+    logger.info(
+        f"rollouts go through the vLLM server at {options.url} in {backend.dtype}, off the model's log-probabilities "
+        f"by {off:.1g} nats a token: weights are handed over in {backend.folder} before every call. Lost beside the "
+        "engine: tokens that are the same to the bit (rounding depends on what is written together), drafts, "
+        "rollout.blend"
+    )
+    return backend
+
+
+def how_far_vllm_is_off(backend: VLLMBase, params: SamplingParams = _GREEDY) -> float:
     """Return the mean distance of vLLM's log-probabilities from the model's, in nats a token."""
     prompts = texts(inner_model(backend.model).config.get_text_config().vocab_size)
     requests = [RolloutRequest(text, NoiseKey(0, 0, str(row)), _NUM_TOKENS) for row, text in enumerate(prompts)]
-    backend.generate(requests, SamplingParams(temperature=0.0))
+    backend.generate(requests, params)
     mean = backend.stats.mean_mismatch
     assert mean is not None
     return mean

@@ -1,4 +1,4 @@
-"""Which of several rollouts of one demonstration is learned: a right one, a new one, the least surprising one."""
+"""Which of several rollouts of one demonstration is learned: a kept one, a new one, the least surprising one."""
 
 from __future__ import annotations
 

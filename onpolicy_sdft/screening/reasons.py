@@ -10,14 +10,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from onpolicy_sdft.config.schema import TEXT_RULES
+
 if TYPE_CHECKING:
     from onpolicy_sdft.screening.bare import BareAnswers
 
 #: Reasons that one text shows, cheapest first.
-REASONS = ("empty", "truncated", "control", "looping", "banned", "length", "answer_only", "check_error", "check")
-
-#: Reasons that take the policy's own view of a text, see ``review.py``.
-REVIEW_REASONS = ("surprise", "leak", "support", "steps", "agreement", "solved")
+REASONS = (*TEXT_RULES[:-1], "check_error", "check")
 
 #: Sentences or lines that state an answer and nothing else.
 _STEPS_OF_AN_ANSWER = 2

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, TypeVar
 
-from onpolicy_sdft.screening.reasons import REVIEW_REASONS
+from onpolicy_sdft.config.schema import REVIEW_RULES
 from onpolicy_sdft.screening.screen import refused
-from onpolicy_sdft.tasks.protocol import Checker, checks
+from onpolicy_sdft.tasks.protocol import Checker, has_check
 from onpolicy_sdft.types import Measures, NoiseKey, PromptPair, Rollout, RolloutRequest, Target, Verdict
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Review:
         self.seed = seed
         self.given = Limits(config.max_surprise, config.max_leak, config.min_support)
         self.limits = self.given
-        self.verdicts: dict[str, Verdict] = {reason: getattr(config, reason) for reason in REVIEW_REASONS}
+        self.verdicts: dict[str, Verdict] = {reason: getattr(config, reason) for reason in REVIEW_RULES}
 
     def __call__(self, targets: Sequence[Target], step: int) -> list[Target]:
         """Return the targets with their measures, and with the verdicts that follow from these."""
@@ -127,7 +127,7 @@ class Review:
             "agreement": _above(self.config.min_agreement, measures.agreement),
             "solved": _above(measures.solved_rate, self.config.max_solved_rate),
         }
-        return next((name for name in REVIEW_REASONS if self.verdicts[name] != "keep" and holds[name]), "")
+        return next((name for name in REVIEW_RULES if self.verdicts[name] != "keep" and holds[name]), "")
 
     def _judge(self, target: Target) -> Target:
         if target.rollout is None or target.verdict not in ("keep", "fallback"):
@@ -205,7 +205,7 @@ class Review:
         return [_with(target, agreement=rates.get(_name(target))) for target in targets]
 
     def _has_check(self, target: Target) -> bool:
-        return checks(self.task, target.pair.demonstration)
+        return has_check(self.task, target.pair.demonstration)
 
     def _check(self, targets: Sequence[Target], texts: Sequence[str]) -> list[bool]:
         """Check texts as answers to the prompts of targets."""

@@ -13,7 +13,7 @@ from onpolicy_sdft.screening.bare import BareAnswers, num_steps
 from onpolicy_sdft.screening.mentions import Mentions
 from onpolicy_sdft.screening.reasons import REASONS, is_answer_only, is_looping, is_too_long, is_too_short
 from onpolicy_sdft.screening.watch import Resample, Watch
-from onpolicy_sdft.tasks.protocol import CHECK_ERROR, Checker, checks
+from onpolicy_sdft.tasks.protocol import CHECK_ERROR, Checker, has_check
 from onpolicy_sdft.tool_calls import TOOLS
 from onpolicy_sdft.types import CheckResult, PromptPair, Rollout, Target, Verdict
 
@@ -142,7 +142,7 @@ class Screen:
 
     def _is_right(self, pair: PromptPair, result: Callable[[], CheckResult]) -> bool:
         """Whether a check that tells right from wrong accepts a text."""
-        return checks(self.task, pair.demonstration) and result().correct
+        return has_check(self.task, pair.demonstration) and result().correct
 
     def is_answer_only(self, pair: PromptPair, rollout: Rollout, text: str) -> bool:
         """Whether a rollout leaves out the work of the policy's bare answers; False where these are not known."""

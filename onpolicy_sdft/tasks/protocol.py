@@ -113,7 +113,7 @@ class Task(Protocol):
         return
 
 
-def checks(task: Task, demonstration: Demonstration) -> bool:
+def has_check(task: Task, demonstration: Demonstration) -> bool:
     """Whether a task tells right from wrong answers to a demonstration's question."""
     of_row = getattr(task, "task_of", None)  # several tasks in one, see mixed.py
     return bool(getattr(of_row(demonstration) if of_row else task, "has_check", True))

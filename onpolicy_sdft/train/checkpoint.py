@@ -94,11 +94,7 @@ class Checkpointer:
             shutil.rmtree(left, ignore_errors=True)
         try:
             _write_files(scratch, parts)
-        except (
-            OSError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:  # torch and safetensors have their own for a full disk
+        except (OSError, RuntimeError, SafetensorError) as error:  # two of them have their own for a full disk
             shutil.rmtree(scratch, ignore_errors=True)
             steps = self.run.checkpoint_steps()
             stands = f"that of step {steps[-1]} stands" if steps else "there is no earlier one"
@@ -131,7 +127,7 @@ class Checkpointer:
             RunDirectoryError: If it was made by a run with other data or settings, is of another version, or none is
                 whole.
         """
-        found = self.backend.on_first(lambda: refuse_other_run(self.run, self.identity))
+        found = self.backend.on_first(lambda: checkpoint_to_resume(self.run, self.identity, every_byte=True))
         if found is None:
             return None
         source, record = found
@@ -159,7 +155,7 @@ class Checkpointer:
             RunDirectoryError: If that checkpoint is not whole any more.
         """
         source = self.run.checkpoint_path(step)
-        if why := self.backend.on_first(lambda: _what_is_torn(source)):
+        if why := self.backend.on_first(lambda: _what_is_torn(source) or _what_is_changed(source)):
             raise RunDirectoryError(
                 f"The best state of the gate, {source}, cannot be loaded: {why}. Fix: another train.output_dir."
             )
@@ -169,7 +165,9 @@ class Checkpointer:
         self.weights.restore(torch.load(source / _TEACHER, weights_only=True, map_location="cpu", mmap=True))
 
 
-def refuse_other_run(run: RunDirectory, identity: Mapping[str, Any]) -> tuple[Path, dict[str, Any]] | None:
+def checkpoint_to_resume(
+    run: RunDirectory, identity: Mapping[str, Any], *, every_byte: bool = False
+) -> tuple[Path, dict[str, Any]] | None:
     """Refuse to go on from the newest whole checkpoint if another run made it; call it before anything is written.
 
     Returns:
@@ -178,7 +176,7 @@ def refuse_other_run(run: RunDirectory, identity: Mapping[str, Any]) -> tuple[Pa
     Raises:
         RunDirectoryError: If its identity differs, naming what does, it is of another version, or none is whole.
     """
-    found = newest_checkpoint(run)
+    found = newest_checkpoint(run, every_byte=every_byte)
     if found is None:
         return None
     source, record = found
@@ -193,8 +191,12 @@ def refuse_other_run(run: RunDirectory, identity: Mapping[str, Any]) -> tuple[Pa
     return source, record
 
 
-def newest_checkpoint(run: RunDirectory) -> tuple[Path, dict[str, Any]] | None:
+def newest_checkpoint(run: RunDirectory, *, every_byte: bool = False) -> tuple[Path, dict[str, Any]] | None:
     """Return the newest whole checkpoint of a run and its record; None when it has none.
+
+    Args:
+        run: The run.
+        every_byte: Compare the bytes of its files with what was written, too, not only their sizes: reads them all.
 
     Raises:
         RunDirectoryError: If none of those it has is whole, or it is of another version.
@@ -202,7 +204,7 @@ def newest_checkpoint(run: RunDirectory) -> tuple[Path, dict[str, Any]] | None:
     steps = run.checkpoint_steps()
     for step in reversed(steps):
         source = run.checkpoint_path(step)
-        if why := _what_is_torn(source) or _what_is_changed(source):
+        if why := _what_is_torn(source) or (_what_is_changed(source) if every_byte else ""):
             logger.warning(f"checkpoint {source} is skipped: {why}")
         else:
             record: dict[str, Any] = read_json(source / _STATE)

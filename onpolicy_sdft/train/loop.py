@@ -97,7 +97,9 @@ class Loop:
     _asked_to_stop: bool = False  # by a callback
 
     def fit(self) -> FitResult:
-        """Train until the plan, a budget, an early stop or a signal ends it; always leaves a checkpoint.
+        """Train until the plan, a budget, an early stop or a signal ends it.
+
+        Leaves a checkpoint of the last whole step; of several ranks an error leaves the last one that was due.
 
         Raises:
             TrainingError: After ``train.max_bad_steps`` steps in a row without an update.

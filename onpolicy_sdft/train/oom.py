@@ -91,7 +91,7 @@ class OomRetry:
     def _out_of_memory(self, said: str) -> TrainingError:
         budget = self.pairing.micro_batch_tokens >> self.state.num_halvings
         return TrainingError(
-            f"Out of memory while learning micro-batches of {budget} tokens (rank {self.backend.rank}): {said}. "
+            f"Out of memory while scoring or learning {budget} tokens at once (rank {self.backend.rank}): {said}. "
             "Fix: a lower train.micro_batch_tokens or rollout.kv_fraction, model.gradient_checkpointing, or a "
             "backend that divides more (launch/accelerate)."
         )

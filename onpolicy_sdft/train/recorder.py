@@ -108,7 +108,7 @@ def _rates(values: Mapping[str, float], num_targets: int) -> dict[str, float]:
 def mean_of_each(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return the mean of each value over the ranks: a rate's over those that have one; else one without counts as 0.
 
-    Of what is the largest of a rank, the largest.
+    Of ``*_max``, which is the largest of a rank, the largest over the ranks.
     """
     found = {}
     for name in sorted({name for each in values for name in each}):

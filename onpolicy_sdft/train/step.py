@@ -67,15 +67,15 @@ class Trainer:
 
     def train_step(self, batch: StepBatch) -> StepMetrics:
         """Sample, screen and learn one batch of demonstrations; every rank calls it with the same batch."""
-        record, step = self.recorder.begin(), self.state.step
-        examples = self.source.begin(batch.mine, step)
-        sample = partial(self.source.rollouts, step=step)
+        record, sample = self.recorder.begin(), partial(self.source.rollouts, step=self.state.step)
+        with record.phase("rollout"):
+            examples = self.source.begin(batch.mine, self.state.step)  # a feedback teacher's student tries first
         with self.source.open(), self.screen.watch(examples) as watch:
             with record.phase("rollout"):
                 rollouts = sample(examples, watch=watch)  # 1. Rollout: current weights, demonstration in context
             with record.phase("screen"):  # 2. Screen: each text as it ended; may sample again
                 drawn = watch.targets(rollouts, lambda again, attempt: sample(again, attempt=attempt))
-        record.note(self.source.figures(), watch.figures(), self.screen.figures())  # before the review samples, too
+        record.note(self.source.figures(), watch.figures(), self.screen.figures())  # now: the review samples as well
         with record.phase("screen"):
             targets = self.review(drawn)  # what the policy makes of them, shown the bare prompt only
         with record.phase("rollout_wait"):
@@ -83,7 +83,7 @@ class Trainer:
         with record.phase("learn"):
             update = self.retry.learn(self.learn, targets)  # 3. Pair with the bare prompt, 4. Learn
         if not update.skipped:
-            self.weights.follow(self.state.num_updates + 1)  # 5. Follow: the average moves
+            self.weights.follow(self.state.num_updates + 1)  # the average of the weights moves
             self.schedule.step()
         self.source.remember(all_targets)  # these rollouts are the next epoch's drafts
         self.state.advance(update, all_targets if self.picks_best else ())

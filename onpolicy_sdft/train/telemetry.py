@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+from onpolicy_sdft.config.schema import REVIEW_RULES
 from onpolicy_sdft.objectives.objective import LOSS_PARTS
-from onpolicy_sdft.screening.reasons import REASONS, REVIEW_REASONS
+from onpolicy_sdft.screening.reasons import REASONS
 from onpolicy_sdft.types import Target
 
 _OVERLAP_NGRAM = 4
@@ -65,7 +66,7 @@ def screen_metrics(targets: Sequence[Target]) -> dict[str, float]:
     values = {f"screen/{name}_rate": verdicts[name] / len(written) for name in ("keep", "fallback", "drop")}
     if len(drawn) > len(written):  # others of the same demonstration were learned in their place
         values["screen/spare_rate"] = 1 - len(written) / len(drawn)
-    rules = (*REASONS, *REVIEW_REASONS)
+    rules = (*REASONS, *REVIEW_RULES)
     values |= {f"screen/reason/{name}_rate": reasons[name] / len(written) for name in rules}
     costs = Counter(target.reason for target in written if target.correct and target.verdict in ("fallback", "drop"))
     values |= {

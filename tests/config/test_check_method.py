@@ -67,7 +67,7 @@ LAW_AT_ATTEMPT = {"rollout.prompt": "student", "objective.name": "reverse_kl", *
         ({"rollout.temperature_end": 0.0}, "above 0"),
         ({"rollout.temperature_end": 0.5, "train.max_loss_tokens": 9}, "drop one of them"),
         ({"objective.name": "sampled_reverse_kl", **KEEP}, "--rollout.prompt student"),
-        ({"objective.name": "sampled_reverse_kl", "rollout.prompt": "student"}, "screening.banned=fallback"),
+        ({"objective.name": "sampled_reverse_kl", "rollout.prompt": "student"}, "screening.empty=fallback"),
         (
             {"objective.name": "sampled_reverse_kl", "rollout.prompt": "student", "rollout.temperature": 0.6, **KEEP},
             "the student's own samples",
@@ -77,7 +77,7 @@ LAW_AT_ATTEMPT = {"rollout.prompt": "student", "objective.name": "reverse_kl", *
         ({"screening.weigh_by_failure": True}, "--screening.bare_samples 4"),
         ({"screening.bare_samples": 2}, "no rule reads them"),
         ({"screening.max_leak": 0.0}, "above 0, or null"),
-        ({"screening.leak": "drop", "probe.num_examples": 0}, "--screening.max_leak 0.6"),
+        ({"screening.surprise": "drop", "probe.num_examples": 0}, "--screening.max_surprise 0.6"),
         ({"screening.agreement": "drop"}, "--rollout.num_samples 4"),
         ({"screening.agreement": "drop", "rollout.num_samples": 2, "screening.check": "keep"}, "asks for none"),
         ({"train.targets": "demonstrations", "screening.fallback_clip": 3.0}, "--objective.clip"),

@@ -41,6 +41,49 @@ def test_options_that_vllm_cannot_serve_are_refused_with_the_way_out(options, wa
 
 
 @pytest.mark.parametrize(
+    ("options", "way_out"),
+    [
+        ({"rollout.blend": 0.5}, "--rollout.backend engine, or leave it at 0.0"),
+        ({"rollout.merge_adapter": False}, "leave it at True"),
+        ({"rollout.max_draft_tokens": 0}, "leave it at 8"),
+        ({"rollout.temperature": 0.001}, "0.01 and above"),
+        ({"model.load_in_4bit": True}, "--model.load_in_4bit false"),
+        ({"rollout.server_url": "127.0.0.1:8000"}, "Fix: one such as http://127.0.0.1:8000"),
+        ({"rollout.server_url": "ftp://127.0.0.1"}, "'ftp://127.0.0.1' is no address"),
+        ({"rollout.server_url": "http://"}, "'http://' is no address"),
+        ({"rollout.server_url": "http://host:port"}, "'http://host:port' is no address"),
+        ({"rollout.server_url": "http://host:99999"}, "'http://host:99999' is no address"),
+        ({"rollout.server_weights": ""}, "a folder, or leave it unset"),
+        ({"rollout.server_timeout": 0.0}, "it must be above 0"),
+        ({"rollout.num_slots": 4}, "--max-num-seqs of vllm serve"),
+        ({"rollout.kv_gib": 4.0}, "--kv-cache-memory-bytes of vllm serve"),
+        ({"rollout.kv_fraction": 0.5}, "--gpu-memory-utilization of vllm serve"),
+        ({"rollout.graphs": False}, "--enforce-eager of vllm serve"),
+        ({"rollout.decode_copy": "bfloat16"}, "--dtype of vllm serve"),
+        ({"rollout.backend": "vllm", "rollout.server_url": "http://other:8000"}, "--rollout.backend vllm_server"),
+        ({"rollout.backend": "engine", "rollout.server_weights": "/weights"}, "--rollout.backend vllm_server"),
+        ({"rollout.backend": "hf", "rollout.server_timeout": 5.0}, "leave it at 1800"),
+    ],
+)
+def test_options_that_a_vllm_server_cannot_serve_are_refused_with_the_way_out(options, way_out):
+    with pytest.raises(ConfigError) as refused:
+        check(config_with(**{"rollout.backend": "vllm_server", **options}))
+    assert way_out in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"rollout.max_mismatch": 0.1, "rollout.prefill_tokens": 64}, {"rollout.temperature": 0.0},
+        {"rollout.server_url": "https://[::1]:80/path", "rollout.server_weights": "/dev/shm/mine"},
+        {"rollout.num_samples": 4, "rollout.server_timeout": 60.0},
+    ],
+)  # fmt: skip
+def test_what_a_vllm_server_can_serve_is_taken(options):
+    check(config_with(**{"rollout.backend": "vllm_server", **options}))
+
+
+@pytest.mark.parametrize(
     "options",
     [
         {}, {"rollout.max_mismatch": 0.1}, {"rollout.temperature": 0.0}, {"rollout.top_p": 0.9},

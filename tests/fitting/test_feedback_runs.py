@@ -70,6 +70,7 @@ def test_a_run_with_feedback_counts_what_is_solved_and_resumes_bit_for_bit(confi
     assert all(torch.equal(first[name], second[name]) for name in first)
 
     steps = [row["values"] for row in read_jsonl(Path(whole) / "metrics.jsonl")]
+    assert all(0 < step["time/attempt_seconds"] < step["time/rollout_seconds"] for step in steps)
     rollouts = read_jsonl(Path(whole) / "rollouts.jsonl")
     solved = [row for row in rollouts if row["reason"] == "solved"]
     assert solved

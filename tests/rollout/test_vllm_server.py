@@ -166,11 +166,11 @@ def test_the_longest_text_is_written_and_a_run_learns_what_the_server_writes(ser
     assert max(found) < 1e-3
 
 
-@pytest.mark.parametrize("other", [{"head_dim": 64}, {"vocab_size": 300}, {"head_dim": 8}])
-def test_a_server_of_another_model_is_refused_and_goes_on_to_serve_its_own(servers, model, other):
+def test_a_server_of_another_model_is_refused_and_goes_on_to_serve_its_own(servers, model):
+    """vLLM reads heads of another size without a word. Of another vocabulary it says so, and is of no use then."""
     options = ServerOptions(servers[0].url)
-    with pytest.raises((ModelError, TrainingError), match=r"(another model|the trained model at the server).*"):
-        server_backend(make_model(**{"head_dim": 32} | other), (TERMINATOR,), options)
+    with pytest.raises(ModelError, match=r"it serves another model.*Fix: start it with"):
+        server_backend(make_model(head_dim=64), (TERMINATOR,), options, VOCABULARY)
     backend = server_backend(model, (TERMINATOR,), options, VOCABULARY)
     assert tokens(backend.generate(ask(), GREEDY)) == tokens(by_generate(model, ask()))
 
@@ -182,11 +182,11 @@ def test_a_server_that_was_started_without_the_flags_is_refused(servers, model):
 
 def test_a_server_that_dies_while_it_writes_ends_the_call(servers, serve, model):
     backend = serve(model)
+    backend.generate(ask(), GREEDY)
     threading.Timer(2.0, servers[0].kill).start()
     started = time.monotonic()
-    with pytest.raises(TrainingError, match=r"cannot be used.*start it again"):
-        for _ in range(60):
-            backend.generate(ask(PROMPTS * 20, limit=1000), SamplingParams())
-    assert time.monotonic() - started < 120
-    with pytest.raises(TrainingError, match="ConnectionRefusedError"):
+    with pytest.raises(TrainingError, match=r"/inference/v1/generate: .*start it again"):
+        backend.generate(ask(PROMPTS * 20, limit=1000), SamplingParams())
+    assert time.monotonic() - started < 60
+    with pytest.raises(TrainingError, match=r"/health: .*start it again"):
         serve(model)
