@@ -26,13 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.faults.jobs import OPTIONS, flags, write_rows
-from benchmarks.faults.runs import differences, make_model
+from benchmarks.faults.runs import differences, make_model, num_steps, write_result
 from onpolicy_sdft.cli.main import main as sdft
-from onpolicy_sdft.runs.files import write_json_atomic, write_text_atomic
-from onpolicy_sdft.runs.manifest import git_state, hardware
-from onpolicy_sdft.versions import package_versions
 
-ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 300.0  # seconds: a run that takes so long hangs
 _INSIDE = "SDFT_OWN_MOUNTS"  # set in the namespace
 
@@ -97,11 +93,6 @@ def disk(place: Path, size: int) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def steps_of(output: Path) -> int:
-    log = output / "metrics.jsonl"
-    return log.read_bytes().count(b"\n") if log.is_file() else 0
-
-
 def problems_of(code: int, said: str) -> list[str]:
     """Say what is wrong with how a command ended on a bad disk."""
     if code not in (0, 2) or "Traceback" in said:
@@ -118,7 +109,7 @@ def disturbed(folder: Path, place: Path, whole: Path, size: int, *, read_only: b
                 subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
             code, said = run(command(folder, output))
             last = next((line for line in reversed(said.strip().splitlines()) if line), "")
-            cases.append(Case(what, code, last, steps_of(output), tuple(problems_of(code, said))))
+            cases.append(Case(what, code, last, num_steps(output), tuple(problems_of(code, said))))
         subprocess.run(["mount", "-o", "remount,rw,size=1g", str(place)], check=True)
         again, more = run(command(folder, output))
         if again:
@@ -177,27 +168,16 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="Directory for disk.json and disk.md.")
     options = parser.parse_args()
     if _INSIDE not in os.environ:
-        inside = [
-            "unshare",
-            "--map-root-user",
-            "--mount",
-            sys.executable,
-            "-m",
-            "benchmarks.faults.disk",
-            *sys.argv[1:],
-        ]
+        own_mounts = ["unshare", "--map-root-user", "--mount"]
+        inside = [*own_mounts, sys.executable, "-m", "benchmarks.faults.disk", *sys.argv[1:]]
         sys.exit(subprocess.run(inside, env={**os.environ, _INSIDE: "1"}, check=False).returncode)
     started = time.monotonic()
     cases = campaign(options)
     print(table(cases))
     print(f"{time.monotonic() - started:.0f} s")
     if options.results:
-        record = {
-            "command": ["-m benchmarks.faults.disk", *sys.argv[1:]], "cases": [asdict(each) for each in cases],
-            "git": git_state(ROOT), "hardware": hardware(), "versions": package_versions(["torch", "transformers"]),
-        }  # fmt: skip
-        write_json_atomic(options.results / "disk.json", record)
-        write_text_atomic(options.results / "disk.md", table(cases) + "\n")
+        found = {"cases": [asdict(each) for each in cases]}
+        write_result(options.results, "disk", "benchmarks.faults.disk", table(cases), found)
     sys.exit(any(each.problems for each in cases))
 
 

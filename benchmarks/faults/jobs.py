@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from benchmarks.faults.runs import differences, sequence_differences
-from onpolicy_sdft.runs.files import read_json, read_jsonl
+from benchmarks.faults.runs import differences, num_steps, sequence_differences
+from onpolicy_sdft.runs.files import read_json
 
 SDFT = [sys.executable, "-m", "onpolicy_sdft"]
 STEPS = 12
@@ -51,11 +51,6 @@ def flags(options: dict[str, Any]) -> list[str]:
     ]
 
 
-def _run_steps(output: Path) -> int:
-    log = output / "metrics.jsonl"
-    return len(read_jsonl(log)) if log.is_file() else 0
-
-
 def write_rows(folder: Path, num_rows: int = 96) -> None:
     """Write rows of two tasks."""
     for name in ("one", "two"):
@@ -86,7 +81,7 @@ def training(folder: Path, num_ranks: int, launch: str) -> Job:
         ]
 
     phases = ("checkpoint", "rollout", "learning", "evaluation", "export")
-    return Job("training", command, differences, phases, _run_steps, num_ranks)
+    return Job("training", command, differences, phases, num_steps, num_ranks)
 
 
 def sequence(folder: Path) -> Job:
@@ -102,7 +97,7 @@ def sequence(folder: Path) -> Job:
     path.write_text(yaml.safe_dump({"options": common, "stages": stages, "adapter_handoff": "merge"}))
 
     def steps(output: Path) -> int:
-        return sum(_run_steps(log.parent) for log in output.glob("*/metrics.jsonl"))
+        return sum(num_steps(log.parent) for log in output.glob("*/metrics.jsonl"))
 
     return Job(
         "sequence", lambda output: [*SDFT, "continual", "--config", str(path), "--output_dir", str(output)],
@@ -130,7 +125,7 @@ def sweep(folder: Path) -> Job:
         return found if same else [*found, "table.csv differs"]
 
     def steps(output: Path) -> int:
-        return sum(_run_steps(log.parent) for log in output.glob("runs/*/metrics.jsonl"))
+        return sum(num_steps(log.parent) for log in output.glob("runs/*/metrics.jsonl"))
 
     return Job(
         "sweep", lambda output: [*SDFT, "sweep", "--config", str(path), "--output_dir", str(output)], compare,

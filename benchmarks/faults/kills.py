@@ -26,18 +26,13 @@ from dataclasses import asdict, dataclass, field
 from itertools import cycle
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import psutil
 
 from benchmarks.faults import jobs
-from benchmarks.faults.runs import make_model
+from benchmarks.faults.runs import ROOT, make_model, write_result
 from onpolicy_sdft.runs.directory import RunDirectory
-from onpolicy_sdft.runs.files import write_json_atomic, write_text_atomic
-from onpolicy_sdft.runs.manifest import git_state, hardware
-from onpolicy_sdft.versions import package_versions
 
-ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("one rank, SIGKILL", "all, SIGKILL", "launcher, SIGKILL", "launcher, SIGTERM")
 PATIENCE = 300.0  # seconds: a command that shows nothing for so long hangs, and that is a failure
 
@@ -251,13 +246,8 @@ def main() -> None:
         outcomes[name] = campaign.run(max(1, round(options.kills * share / sum(shares.values()))))
     print(table(outcomes))
     if options.results:
-        record: dict[str, Any] = {
-            "command": ["-m benchmarks.faults.kills", *sys.argv[1:]],
-            "jobs": {name: asdict(outcome) for name, outcome in outcomes.items()}, "git": git_state(ROOT),
-            "hardware": hardware(), "versions": package_versions(["torch", "transformers", "peft", "accelerate"]),
-        }  # fmt: skip
-        write_json_atomic(options.results / "faults.json", record)
-        write_text_atomic(options.results / "faults.md", table(outcomes) + "\n")
+        found = {"jobs": {name: asdict(outcome) for name, outcome in outcomes.items()}}
+        write_result(options.results, "faults", "benchmarks.faults.kills", table(outcomes), found)
     sys.exit(any(outcome.lost for outcome in outcomes.values()))
 
 

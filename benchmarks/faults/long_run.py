@@ -22,12 +22,9 @@ from typing import Any
 import psutil
 
 from benchmarks.faults.jobs import OPTIONS, SDFT, flags, write_rows
-from benchmarks.faults.runs import make_model
-from onpolicy_sdft.runs.files import read_jsonl, write_json_atomic, write_text_atomic
-from onpolicy_sdft.runs.manifest import git_state, hardware
-from onpolicy_sdft.versions import package_versions
+from benchmarks.faults.runs import ROOT, make_model, write_result
+from onpolicy_sdft.runs.files import read_jsonl, write_json_atomic
 
-ROOT = Path(__file__).resolve().parents[2]
 MOST_GROWTH = 0.05  # of the memory, from a twentieth of the steps on
 LARGEST_REPORT = 5 << 20
 LONGEST_OPENING = 2.0  # seconds
@@ -151,12 +148,7 @@ def main() -> None:
     problems = problems_of(found)
     print(table(found, problems))
     if options.results:
-        record = {
-            "command": ["-m benchmarks.faults.long_run", *sys.argv[1:]], **found, "git": git_state(ROOT),
-            "hardware": hardware(), "versions": package_versions(["torch", "transformers", "peft"]),
-        }  # fmt: skip
-        write_json_atomic(options.results / "long_run.json", record)
-        write_text_atomic(options.results / "long_run.md", table(found, problems) + "\n")
+        write_result(options.results, "long_run", "benchmarks.faults.long_run", table(found, problems), found)
     sys.exit(bool(problems))
 
 

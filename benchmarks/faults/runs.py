@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.models.load import resolve_source
 from onpolicy_sdft.runs.directory import RunDirectory
-from onpolicy_sdft.runs.files import read_json, read_jsonl
+from onpolicy_sdft.runs.files import file_digest, read_json, read_jsonl, write_json_atomic, write_text_atomic
+from onpolicy_sdft.runs.manifest import git_state, hardware
+from onpolicy_sdft.versions import package_versions
 
+ROOT = Path(__file__).resolve().parents[2]
 #: Figures of a step that depend on nothing but the run itself.
 FIGURES = ("loss/total", "train/grad_norm", "train/num_loss_tokens", "train/total_loss_tokens")
 
@@ -30,17 +34,34 @@ def make_model(folder: Path, source: Path | None = None) -> None:
     LlamaForCausalLM(LlamaConfig(vocab_size=49152, **sizes, max_position_embeddings=512)).save_pretrained(folder)
 
 
+def num_steps(output: Path) -> int:
+    """Return how many steps the log of a run has."""
+    log = output / "metrics.jsonl"
+    return len(read_jsonl(log)) if log.is_file() else 0
+
+
+def write_result(folder: Path, name: str, module: str, table: str, found: Mapping[str, Any]) -> None:
+    """Write ``NAME.json`` and ``NAME.md``: what was found, by which command, where and on what."""
+    versions = package_versions(["torch", "transformers", "peft", "accelerate"])
+    about = {"command": [f"-m {module}", *sys.argv[1:]], "git": git_state(ROOT), "hardware": hardware()}
+    write_json_atomic(folder / f"{name}.json", {**about, "versions": versions, **found})
+    write_text_atomic(folder / f"{name}.md", table + "\n")
+
+
 def digest(output: Path) -> str:
     """Return the SHA-256 of the trained weights of the newest checkpoint."""
     run = RunDirectory(output)
-    path = run.checkpoint_path(run.checkpoint_steps()[-1]) / "trainable.safetensors"
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return file_digest(run.checkpoint_path(run.checkpoint_steps()[-1]) / "trainable.safetensors")
 
 
 def scores(output: Path) -> dict[str, Any]:
-    """Return the scores of a run's result by name, without times."""
-    path = output / "result.json"
-    return read_json(path).get("scores", {}) if path.is_file() else {}
+    """Return what evaluations left: every answer, and the scores without how quickly they were reached."""
+    stages = read_json(output / "eval" / "summary.json")
+    for stage in stages.values():
+        stage.pop("taken_from", None)  # a path
+        for questions in stage["sets"]:
+            questions.pop("tokens_per_second")
+    return {"summary": stages, **{path.name: read_jsonl(path) for path in (output / "eval").glob("*.jsonl")}}
 
 
 def differences(whole: Path, disturbed: Path) -> list[str]:
@@ -56,17 +77,14 @@ def differences(whole: Path, disturbed: Path) -> list[str]:
             break
     if digest(whole) != digest(disturbed):
         found.append("the weights differ")
-    one, two = (
-        read_jsonl(each / "rollouts.jsonl") if (each / "rollouts.jsonl").is_file() else []
-        for each in (whole, disturbed)
-    )
-    if one != two:
+    if read_jsonl(whole / "rollouts.jsonl") != read_jsonl(disturbed / "rollouts.jsonl"):
         found.append("the recorded rollouts differ")
-    if scores(whole) != scores(disturbed):
-        found.append("the scores differ")
-    for name in ("report.html", "result.json"):
-        if (whole / name).is_file() != (disturbed / name).is_file():
-            found.append(f"{name} is missing")
+    one, two = scores(whole), scores(disturbed)
+    found += [f"eval/{name} differs" for name in sorted({*one, *two}) if one.get(name) != two.get(name)]
+    if read_json(whole / "result.json") != read_json(disturbed / "result.json"):
+        found.append("result.json differs")
+    if not (disturbed / "report.html").is_file():
+        found.append("report.html is missing")
     return found
 
 

@@ -7,7 +7,7 @@ import difflib
 import functools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
@@ -145,6 +145,31 @@ def make_parser(prog: str, description: str) -> Parser:
     return parser
 
 
+def parse_arguments(
+    parser: ArgumentParser,
+    arguments: Sequence[str],
+    explained: Callable[[str, ArgumentParser], str] | None = None,
+) -> Namespace:
+    """Parse the command line.
+
+    Args:
+        parser: Of a verb.
+        arguments: As typed.
+        explained: Turns the parser's message into a line for people; None: :func:`explain`.
+
+    Raises:
+        ConfigError: With the field, the value and the nearest valid name.
+    """
+    try:
+        return parser.parse_args(list(arguments))
+    except BrokenPipeError:  # somebody reads the first lines of the help
+        raise
+    except (ArgumentError, OSError) as error:
+        raise ConfigError((explained or explain)(str(error), parser)) from error
+    except ValueError as error:  # a null byte, or half a character: no file can be called that
+        raise ConfigError(f"An option has a character that is not usable ({error}). Fix: take it out.") from error
+
+
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[RunConfig, Namespace]:
     """Parse the command line to a checked config.
 
@@ -154,14 +179,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[RunConfig, 
     Raises:
         ConfigError: With the field, the value and the nearest valid name.
     """
-    try:
-        namespace = parser.parse_args(list(arguments))
-    except BrokenPipeError:  # somebody reads the first lines of the help
-        raise
-    except (ArgumentError, OSError) as error:
-        raise ConfigError(explain(str(error), parser)) from error
-    except ValueError as error:  # a null byte, or half a character: no file can be called that
-        raise ConfigError(f"An option has a character that is not usable ({error}). Fix: take it out.") from error
+    namespace = parse_arguments(parser, arguments)
     config = to_config(parser, namespace)
     check(config)
     return config, namespace
@@ -203,13 +221,7 @@ def load_plan(kind: type[Plan], prog: str, description: str, arguments: Sequence
     parser = Parser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of options; flags after it win.")
     parser.add_options(kind)
-    try:
-        namespace = parser.parse_args(list(arguments))
-    except BrokenPipeError:  # somebody reads the first lines of the help
-        raise
-    except (ArgumentError, OSError) as error:
-        raise ConfigError(explain(str(error), parser)) from error
-    built = parser.instantiate(namespace)
+    built = parser.instantiate(parse_arguments(parser, arguments))
     return kind(**{item.name: built[item.name] for item in dataclasses.fields(kind)})
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
 from onpolicy_sdft.config.bounds import check_bounds, number
-from onpolicy_sdft.config.load import Parser, Verbatim, explain, field_names, make_parser
+from onpolicy_sdft.config.load import Parser, Verbatim, explain, field_names, make_parser, parse_arguments
 from onpolicy_sdft.config.shipped import ROOT, here_or_shipped
 from onpolicy_sdft.errors import ConfigError
 
@@ -97,12 +97,7 @@ def load_sweep(arguments: Sequence[str], parser: ArgumentParser | None = None) -
     """
     parser = make_sweep_parser() if parser is None else parser
     own, shared = _split_run_options(arguments)
-    try:
-        namespace = parser.parse_args(own)
-    except BrokenPipeError:  # somebody reads the first lines of the help
-        raise
-    except (ArgumentError, OSError) as error:
-        raise ConfigError(_explain(str(error), parser)) from error
+    namespace = parse_arguments(parser, own, _explain)
     built = parser.instantiate(namespace)
     config = SweepConfig(**{item.name: built[item.name] for item in fields(SweepConfig)})
     config.options = {**config.options, **cast(dict[str, Verbatim], shared)}

