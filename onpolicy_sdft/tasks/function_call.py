@@ -160,7 +160,7 @@ def legacy_standard(text: str) -> str:
 
 @dataclass(frozen=True)
 class FunctionCall(Task):
-    """The completion makes the reference's call, and no other; where the reference is a turn with several, all of them.
+    """The completion makes the reference's call, and no other; where it is a turn or a list with several, all of them.
 
     With ``match="ast"`` calls compare as syntax (see :func:`canonical`); a completion with two
     different calls is wrong. Only functions that the prompt or the reference names are called; what a text mentions,
@@ -265,11 +265,12 @@ class FunctionCall(Task):
         """Return the different calls a completion makes: of known functions, or of others where there are none."""
         strings = _text_arguments(self._possible(demonstration), expected)
         known = names | known_names(demonstration)
+        all_asked = set(map(canonical, expected)) if len(expected) > 1 else set()
         for text, of in ((completion, known), (completion[:_SEEN], set[str]())):
             found = find_calls(text, of, self.forms, strings)
             calls = {canonical(call): call for call in found if ast.unparse(call.func) in names or not _is_plural(call)}
             if len(calls) > 1:  # "Use `get()`: get(a=1)" mentions it first
-                calls = {key: call for key, call in calls.items() if not _is_mention(call)} or calls
+                calls = {key: call for key, call in calls.items() if key in all_asked or not _is_mention(call)} or calls
             if calls:
                 return calls
         return {}
@@ -287,7 +288,7 @@ class FunctionCall(Task):
         return self.reference_answer(demonstration)
 
     def _expected(self, demonstration: Demonstration) -> list[ast.Call]:
-        """Return the reference's call; of a turn that calls tools, each different one; none of one that does not."""
+        """Return the reference's call; of a list or a turn with calls, each different one; of a turn without, none."""
         text, answer = reference_text(demonstration, self.answer_field), demonstration.answer
         if answer and text == demonstration.response:
             text = text_of(answer)  # what a chat template makes of it may be in a form that is not read
@@ -296,11 +297,11 @@ class FunctionCall(Task):
         calls = calls or {canonical(call): call for call in find_calls(text)}
         if not calls and not has_calls and demonstration.turns[0].role == TOOLS:
             return []  # it has tools and asks for none of them
-        if len(calls) != 1 and not (calls and has_calls):
+        if len(calls) != 1 and not (calls and (has_calls or text.lstrip().startswith("["))):
             raise DataError(
                 f"example {demonstration.example_id!r}: the reference holds {len(calls)} different "
-                f"function calls in Python syntax, not one: {text[:200]!r}; mend the row, leave "
-                "it out, or compare as text with --task.options '{match: legacy}'"
+                f"function calls in Python syntax, not one: {text[:200]!r}; mend the row (several that are all asked "
+                "for are a list), leave it out, or compare as text with --task.options '{match: legacy}'"
             )
         return list(calls.values())
 

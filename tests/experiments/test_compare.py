@@ -20,7 +20,7 @@ from onpolicy_sdft.runs.files import read_json
 
 ROOT = Path(__file__).parents[2]
 COMPARISONS = sorted((ROOT / "configs" / "compare").glob("*.yaml"))
-SEQUENCES = sorted((ROOT / "configs" / "continual").glob("*.yaml"))
+SEQUENCES = sorted([*(ROOT / "configs" / "continual").glob("*.yaml"), ROOT / "configs/recipes/tool_use_science.yaml"])
 
 
 @pytest.fixture

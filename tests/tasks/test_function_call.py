@@ -100,6 +100,17 @@ def test_a_call_inside_prose_brackets_is_found() -> None:
     assert TASK.check("use a function(see f(x=1) or so!)", row).correct
 
 
+@pytest.mark.parametrize(
+    "reference", ["[f(x=1), g()]", '[{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}]']
+)
+def test_a_reference_that_is_a_list_asks_for_all_of_its_calls(reference: str) -> None:
+    row = demonstration('Action: f\nAction Input: {"x": 1}\nAction: g\nAction Input: {}', answer=reference)
+    TASK.check_demonstration(row)
+    assert TASK.check(row.response, row).correct
+    for completion in ("f(x=1)", "f(x=1)\ng(y=2)", "f(x=1)\ng()\nf(x=2)"):
+        assert TASK.check(completion, row).reason == "wrong_calls"
+
+
 @pytest.mark.parametrize("response", ["f(x=<value>)", "no call", "f(x=1); f(x=2)"])
 def test_a_reference_that_is_not_one_call_is_refused_by_name(response: str) -> None:
     with pytest.raises(DataError, match=r"row-1.*match: legacy"):
