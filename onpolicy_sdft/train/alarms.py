@@ -33,6 +33,7 @@ class Signal:
     fix: str
     relative: bool = False  # the limit is a multiple of the reference
     adds: bool = False  # or what lies between it and the reference
+    least_rise: float = 0.0  # a multiple of next to nothing is nothing
     bare: str = ""  # key of the same quantity of the policy's own bare answers
     min_length: float = 0.0  # shortest rollouts, on average, that this is asked of
     is_rate: bool = False  # shown in per cent
@@ -75,6 +76,12 @@ def signals(config: AlarmConfig, length_ratio: float, truncated_rate: float) -> 
         Signal(
             "alarms.entropy_fall", "rollout/entropy", True, config.entropy_fall, "rollouts lost their variety",
             "a lower optim.lr or fewer steps", relative=True,
+        ),
+        Signal(
+            "alarms.entropy_rise", "rollout/entropy", False, config.entropy_rise,
+            "rollouts become random: few sampled texts a step teach mostly their own noise",
+            "a lower optim.lr, a larger train.batch_size, or looser screening.* where most targets are dropped",
+            relative=True, least_rise=0.2,
         ),
         Signal(
             "alarms.shared_start_rise", "rollout/shared_start", False, config.shared_start_rise,
@@ -123,9 +130,10 @@ class Alarms:
         self.patience = max(patience, math.ceil(_FEWEST_ROLLOUTS / num_rollouts))
         self.reference_steps = reference_steps
         self.history: list[Alarm] = []
-        self._first: dict[str, list[float]] = {}  # the first steps, by metric
-        self._bare: dict[str, float] = {}  # the first known value of bare answers, by metric
-        self._beyond: dict[str, list[int]] = {}  # the steps in a row beyond the limit, by metric
+        # By option, since two may watch one metric:
+        self._first: dict[str, list[float]] = {}  # the first steps
+        self._bare: dict[str, float] = {}  # the first known value of bare answers
+        self._beyond: dict[str, list[int]] = {}  # the steps in a row beyond the limit
         self._said: list[str] = []
 
     def watch(self, step: int, values: Mapping[str, float]) -> list[Alarm]:
@@ -152,39 +160,39 @@ class Alarms:
     def _watch(self, signal: Signal, step: int, values: Mapping[str, float]) -> Alarm | None:
         # Wrong answers say little of what right ones look like; later ones are of weights that may have collapsed.
         if signal.bare in values and values.get("bare/of_right"):
-            self._bare.setdefault(signal.key, values[signal.bare])
+            self._bare.setdefault(signal.option, values[signal.bare])
         value = values.get(signal.key, math.nan)
         if math.isnan(value) or values.get("rollout/mean_length", math.inf) < signal.min_length:
             return None
         before = self._reference(signal)
         limit = _limit(signal, before)
         if limit is None or not (value < limit if signal.falls else value > limit):
-            self._beyond[signal.key] = []
+            self._beyond[signal.option] = []
             self._learn(signal, value)
             return None
-        steps = self._beyond[signal.key] = [*self._beyond.get(signal.key, []), step]
-        if len(steps) < self.patience or signal.key in self._said:
+        steps = self._beyond[signal.option] = [*self._beyond.get(signal.option, []), step]
+        if len(steps) < self.patience or signal.option in self._said:
             return None
-        self._said.append(signal.key)
+        self._said.append(signal.option)
         return Alarm(step, steps[0], signal.key, before, value, self._line(signal, steps[0], before, value, limit))
 
     def _reference(self, signal: Signal) -> float | None:
         if not signal.relative:
             return None
-        if signal.key in self._bare:
-            return self._bare[signal.key]
-        first = self._first.get(signal.key)
+        if signal.option in self._bare:
+            return self._bare[signal.option]
+        first = self._first.get(signal.option)
         return median(first) if first else None
 
     def _learn(self, signal: Signal, value: float) -> None:
-        first = self._first.setdefault(signal.key, [])
+        first = self._first.setdefault(signal.option, [])
         if signal.relative and len(first) < self.reference_steps:
             first.append(value)
 
     def _line(self, signal: Signal, since: int, before: float | None, value: float, limit: float) -> str:
         change = f"{signal.key} {signal.show(value)}"
         if before is not None:
-            whose = "the bare answers'" if signal.key in self._bare else "that of the first steps"
+            whose = "the bare answers'" if signal.option in self._bare else "that of the first steps"
             change = f"{signal.key} {signal.show(before)} ({whose}) -> {signal.show(value)}"
         beyond = "below" if signal.falls else "above"
         return (
@@ -198,4 +206,7 @@ def _limit(signal: Signal, before: float | None) -> float | None:
         return signal.limit
     if before is None or signal.limit is None:
         return None
-    return signal.limit + before if signal.adds else signal.limit * before
+    if signal.adds:
+        return signal.limit + before
+    multiple = signal.limit * before
+    return max(multiple, before + signal.least_rise) if signal.least_rise else multiple

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 _WEIGHTS, _OPTIMIZER, _STATE = "trainable.safetensors", "optimizer.pt", "state.json"
 _RANKS, _TEACHER = "ranks.pt", "teacher.pt"
-_VERSION = 7
+_VERSION = 8
 
 
 class Keeper(Protocol):
