@@ -147,7 +147,11 @@ def test_every_shipped_sequence_plans(path):
     assert len(plan_sequence(config)) == len(config.stages)
 
 
-@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.slow if "full" in path.stem else ()) for path in COMPARISONS],
+    ids=lambda path: path.name,
+)
 def test_every_shipped_comparison_plans(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert path.read_text().startswith("# ")

@@ -77,7 +77,15 @@ def run_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pa
     return make
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(
+            kind, marks=() if kind in ("shared head", "experts", "shared rows", "all at once") else pytest.mark.slow
+        )
+        for kind in KINDS
+    ],
+)
 def test_both_exports_are_what_was_trained_and_without_adapters_the_base(run_of, tmp_path, kind):
     family, _, part = KINDS[kind]
     model, run = run_of(kind)

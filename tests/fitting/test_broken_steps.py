@@ -30,20 +30,32 @@ class Mine(Exact):
 """
 
 
-@pytest.fixture
-def config(tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    model = shutil.copytree(model_dir, tmp_path / "model")
-    (tmp_path / "mine.py").write_text(TASK)
-    (tmp_path / "helper.py").write_text("ANSWER = 1\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "teacher.j2").write_text("{{ question }} Shown: {{ demonstration }}")
+def write_config(folder: Path, model_dir: Path, patch: pytest.MonkeyPatch) -> Path:
+    model = shutil.copytree(model_dir, folder / "model")
+    (folder / "mine.py").write_text(TASK)
+    (folder / "helper.py").write_text("ANSWER = 1\n")
+    patch.syspath_prepend(folder)
+    (folder / "teacher.j2").write_text("{{ question }} Shown: {{ demonstration }}")
     options = {
-        "lora.dropout": 0.2, "task.name": f"{tmp_path / 'mine.py'}:Mine", "context.template": tmp_path / "teacher.j2",
+        "lora.dropout": 0.2, "task.name": f"{folder / 'mine.py'}:Mine", "context.template": folder / "teacher.j2",
         "rollout.max_new_tokens": 6, "rollout.num_samples": 2, "eval.before_and_after": False,
         "teacher.weights": "ema", "teacher.half_life": 2.0, "optim.lr": 0.01, "optim.warmup_steps": 0,
-        "train.batch_size": 3, "train.max_steps": 4, "train.checkpoint_steps": 3, "train.output_dir": tmp_path / "run",
+        "train.batch_size": 3, "train.max_steps": 4, "train.checkpoint_steps": 3, "train.output_dir": folder / "run",
     }  # fmt: skip
-    return write_run(tmp_path, model, [(f"say {i}", f"{i}" * 3) for i in range(6)], **options)
+    return write_run(folder, model, [(f"say {i}", f"{i}" * 3) for i in range(6)], **options)
+
+
+@pytest.fixture
+def config(tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return write_config(tmp_path, model_dir, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> dict[str, torch.Tensor]:
+    """What the undisturbed run trains."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        return trained(write_config(folder, model_dir, patch), folder / "run")
 
 
 def trained(config: Path, output: Path, **options: object) -> dict[str, torch.Tensor]:
@@ -63,8 +75,7 @@ PHASES = {
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_a_step_that_breaks_anywhere_is_done_again_bit_for_bit(config, tmp_path, monkeypatch, phase):
-    whole = trained(config, tmp_path / "whole")
+def test_a_step_that_breaks_anywhere_is_done_again_bit_for_bit(config, whole, tmp_path, monkeypatch, phase):
     owner, name = PHASES[phase]
     real, calls = getattr(owner, name), []
 

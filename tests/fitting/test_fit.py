@@ -84,16 +84,24 @@ AVERAGED = {
 BLENDED = {"rollout.blend": 0.5, "rollout.min_p_end": 0.05, "rollout.num_samples": 2}
 
 
-@pytest.mark.parametrize("lora", ["true", "false"], ids=["lora", "full"])
+METHODS = {
+    "sdft": {"train.targets": "policy"}, "sft": {"train.targets": "demonstrations"}, "averaged teacher": AVERAGED,
+    "blended": BLENDED,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "method",
-    [{"train.targets": "policy"}, {"train.targets": "demonstrations"}, AVERAGED, BLENDED],
-    ids=["sdft", "sft", "averaged teacher", "blended"],
+    ("method", "lora"),
+    [
+        pytest.param(method, lora, marks=() if lora == (method != "sft") else pytest.mark.slow)
+        for method in METHODS
+        for lora in (True, False)
+    ],
 )
 def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(files, method, lora):
     common = {
         "lora.enabled": lora,
-        **method,
+        **METHODS[method],
         "eval.before_and_after": False,
         "optim.schedule": "cosine",
     }

@@ -181,7 +181,7 @@ def test_to_go_on_regardless_is_said_in_the_last_line_and_in_the_card(files):
     assert not (files["run"] / "checkpoints" / "step-000000").exists()
 
 
-@pytest.mark.parametrize("action", ["continue", "rollback"])
+@pytest.mark.parametrize("action", ["rollback", pytest.param("continue", marks=pytest.mark.slow)])
 def test_a_resumed_run_is_asked_the_rest_and_repeats_the_uninterrupted_one(files, action):
     options = {
         "gate.action": action, "gate.rollback_lr_factor": 1e-6, "lora.dropout": 0.2, "train.max_steps": 9,

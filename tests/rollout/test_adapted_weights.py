@@ -50,7 +50,7 @@ def adapted(kind: str, dtype: torch.dtype = torch.float32) -> Any:
     [
         pytest.param(
             kind, merge, id=f"{kind}, {'merged' if merge else 'unmerged'}",
-            marks=[] if merge or kind in ("experts", "all at once") else pytest.mark.slow,
+            marks=[] if kind in ("experts", "all at once") else pytest.mark.slow,
         )
         for kind in KINDS
         for merge in (True, False)

@@ -54,7 +54,14 @@ def test_another_step_draws_other_tokens(tiny_model):
 
 @pytest.mark.parametrize(
     "params",
-    [SamplingParams(), SamplingParams(temperature=0.7), SamplingParams(top_p=0.8), SamplingParams(top_k=5)],
+    [
+        SamplingParams(),
+        SamplingParams(temperature=0.7, top_p=0.8),
+        *(
+            pytest.param(SamplingParams(**one), marks=pytest.mark.slow)
+            for one in ({"temperature": 0.7}, {"top_p": 0.8}, {"top_k": 5})
+        ),
+    ],
 )
 def test_the_first_two_tokens_follow_the_exact_law(tiny_model, params):
     """Chi-square against enumeration on a small vocabulary."""

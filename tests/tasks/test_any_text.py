@@ -108,16 +108,22 @@ def test_bytes_and_characters_of_any_kind_never_make_a_check_raise(seed: int) ->
             pass
 
 
-@pytest.mark.parametrize("part", dict.fromkeys(parts()), ids=repr)
+def some(texts: list[str], each: int) -> list[Any]:
+    """Return one of so many texts for the default tests, and the others for the slow ones."""
+    return [text if not i % each else pytest.param(text, marks=pytest.mark.slow) for i, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize("part", some(list(dict.fromkeys(parts())), 3), ids=repr)
 def test_no_part_over_and_over_takes_long(part: str) -> None:
     text = part * (LENGTH // len(part.encode("utf-8", "replace")))
     assert not {name: seconds for name, seconds in judge(text) if seconds > SECONDS and not is_quick(name, text)}
 
 
-def test_no_mixture_of_two_parts_over_and_over_takes_long() -> None:
-    random_, known = random.Random(0), parts()
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))])
+def test_no_mixture_of_two_parts_over_and_over_takes_long(seed: int) -> None:
+    random_, known = random.Random(seed), parts()
     slow = []
-    for _ in range(40):
+    for _ in range(12):
         pair = "".join(random_.sample(known, 2)) + random_.choice(["", " "])
         text = pair * (LENGTH // len(pair.encode("utf-8", "replace")))
         slow += [(name, pair) for name, seconds in judge(text) if seconds > SECONDS and not is_quick(name, text)]
@@ -165,7 +171,7 @@ half~of~ 12~to~ {2,5} roots~are~ as~the~expert~ I~cannot~ a~solution~above~ i'm~
 """
 
 
-@pytest.mark.parametrize("opening", OPENINGS.split(), ids=repr)
+@pytest.mark.parametrize("opening", some(OPENINGS.split(), 2), ids=repr)
 def test_no_cut_off_opening_over_and_over_takes_a_second(opening: str) -> None:
     part = opening.replace("~", " ")
     for text in ((part * 32_000)[:32_000], (part * 3_200)[:3_200].strip() + "\n" + part):

@@ -32,7 +32,7 @@ Answer: the~answer~is the~answer~is~not~A. to~find~the~answer: each~option: So~ 
 A A, A. (A) A:~no\n A~is While~ Paris 1* ** __ “ ‘ ✅~ A~wait,~ I~cannot I'm~an~ai I~won't~be sorry, request
 """
 BEHIND = [*" \t\n\u00a01a([]{\"'\\*_`", '\\"', ", "]
-OFTEN = (" ", "\n", "a", '\\"')
+OFTEN = (" ", "a")
 
 
 def openings() -> Iterator[str]:
