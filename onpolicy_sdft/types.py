@@ -219,6 +219,7 @@ class Target:
     rollout: Rollout | None  # None when the demonstration was the source from the start
     attempt: int = 0
     correct: bool | None = None  # the check's verdict on the rollout; None: it was not asked
+    is_verbatim: bool = False  # the rollout is what the teacher was shown, word for word
     measures: Measures | None = None
     weight: float = 1.0  # of its loss tokens
 

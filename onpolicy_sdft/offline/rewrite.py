@@ -16,6 +16,7 @@ from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.offline.file import DistilledRow, read_rows
 from onpolicy_sdft.offline.legacy import legacy_reason
 from onpolicy_sdft.runs.files import append_jsonl
+from onpolicy_sdft.screening.reasons import is_verbatim
 from onpolicy_sdft.screening.review import Review
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.types import PromptPair, Rollout, Target
@@ -126,7 +127,7 @@ def count_rows(rows: Sequence[DistilledRow]) -> Mapping[str, Any]:
         "verdicts": dict(verdicts),
         "reasons": dict(reasons),
         "keep_rate": len(kept) / max(1, len(rows)),
-        "verbatim_rate": sum(row.rewritten.strip() == row.original.strip() for row in kept) / max(1, len(rows)),
+        "verbatim_rate": sum(is_verbatim(row.rewritten, row.original) for row in kept) / max(1, len(rows)),
         "mean_characters_original": sum(len(row.original) for row in rows) / max(1, len(rows)),
         "mean_characters_learned": sum(len(row.response) for row in rows) / max(1, len(rows)),
     }

@@ -54,7 +54,7 @@ METRICS = (
         "4-grams of a rollout that its demonstration has",
         "diversity",
     ),
-    Metric("rollout/verbatim_rate", _SHARE, "rollouts that are the demonstration word for word", "diversity"),
+    Metric("rollout/verbatim_rate", _SHARE, "rollouts that are word for word what the teacher was shown", "diversity"),
     Metric("rollout/surprise", _NATS, "mean -log p of a rollout under the bare prompt", "surprise"),
     Metric("rollout/surprise_max", "nats", "the largest of a rollout's tokens, a mean over rollouts"),
     Metric(

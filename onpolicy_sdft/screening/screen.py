@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 from onpolicy_sdft.machine import num_cores
 from onpolicy_sdft.screening.bare import BareAnswers, num_steps
 from onpolicy_sdft.screening.mentions import Mentions
-from onpolicy_sdft.screening.reasons import REASONS, is_answer_only, is_looping, is_too_long, is_too_short
+from onpolicy_sdft.screening.reasons import (
+    REASONS,
+    is_answer_only,
+    is_looping,
+    is_too_long,
+    is_too_short,
+    is_verbatim,
+)
 from onpolicy_sdft.screening.watch import Resample, Watch
 from onpolicy_sdft.tasks.protocol import CHECK_ERROR, Checker, has_check
 from onpolicy_sdft.tool_calls import TOOLS
@@ -171,10 +178,16 @@ class Screen:
         text = self.decode(rollout.token_ids)
         if pair.feedback is not None and pair.feedback.drop:
             is_right = not pair.feedback.message
-            return Target(pair, (), text, "drop", pair.feedback.drop, rollout, attempt, correct=is_right)
+            return Target(
+                pair, (), text, "drop", pair.feedback.drop, rollout, attempt, is_right,
+                is_verbatim(text, pair.demonstration.shown),
+            )  # fmt: skip
         result = cache(lambda: self.check(text, pair.demonstration))
         reason = self.reason(pair, rollout, text, result)
-        target = Target(pair, self._ended(pair, rollout), text, "keep", "", rollout, attempt)
+        target = Target(
+            pair, self._ended(pair, rollout), text, "keep", "", rollout, attempt,
+            is_verbatim=is_verbatim(text, pair.demonstration.shown),
+        )  # fmt: skip
         # The check is worth asking also of a whole text that is refused.
         if self.verdicts["check"] != "keep" and reason not in ("empty", "truncated", "control", "looping"):
             target = replace(target, correct=result().correct)

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from onpolicy_sdft.screening.reasons import is_verbatim
 from onpolicy_sdft.train.telemetry import without_records
 from onpolicy_sdft.types import ONE_RANK, NoiseKey, PromptPair, Ranks, Rollout, RolloutRequest, Target
 
@@ -73,7 +74,8 @@ class Probe:
         """Return a text as it was written, with the check's verdict."""
         text = self.screen.decode(rollout.token_ids)
         correct = self.screen.check(text, pair.demonstration).correct
-        return Target(pair, rollout.token_ids, text, "keep", "", rollout, correct=correct)
+        copied = is_verbatim(text, pair.demonstration.shown)
+        return Target(pair, rollout.token_ids, text, "keep", "", rollout, correct=correct, is_verbatim=copied)
 
     def _screened(self, pair: PromptPair, rollout: Rollout) -> Target:
         """Return what the screen makes of a text, checked also where a cheaper reason refuses it."""

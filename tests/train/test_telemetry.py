@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -67,7 +69,7 @@ def test_rates_are_over_what_was_written():
     assert screen["screen/keep_rate"] == pytest.approx(1 / 3)
     assert screen["screen/reason/check_rate"] == pytest.approx(1 / 3)
     assert screen["screen/mean_attempts"] == pytest.approx(5 / 3)
-    rollout = rollout_metrics(targets)
+    rollout = rollout_metrics([replace(targets[0], is_verbatim=True), *targets[1:]])
     assert rollout["rollout/mean_length"] == pytest.approx(7 / 3)
     assert rollout["rollout/length_ratio"] == pytest.approx(7 / 8)
     assert rollout["rollout/truncated_rate"] == pytest.approx(1 / 3)
