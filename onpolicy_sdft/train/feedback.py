@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from onpolicy_sdft.data.teacher_prompts import Fitted
-from onpolicy_sdft.rollout.backend import NO_RECORD, OnProgress, RolloutBackend, ignore_progress
+from onpolicy_sdft.rollout.backend import OnProgress, RolloutBackend, ignore_progress
 from onpolicy_sdft.rollout.drafts import DraftStore
 from onpolicy_sdft.train.source import PolicySource, Sampling, Watching
 from onpolicy_sdft.types import (
@@ -107,7 +107,7 @@ class FeedbackSource(PolicySource):
         All attempts at an example are made on each rank that has one of its samples, so that what is told does not
         depend on how samples are dealt out.
         """
-        started = time.perf_counter()
+        started, pairs = time.perf_counter(), super().begin(pairs, step)
         keys = [self._keys(pair, step) for pair in pairs]
         asked = {key: pair for pair, its in zip(pairs, keys, strict=True) for key in its}
         attempts = self._try(asked, step)
@@ -142,7 +142,7 @@ class FeedbackSource(PolicySource):
                 self.store.put(target.pair.demonstration.example_id, tried.prompt_token_ids, tried.token_ids)
 
     def figures(self) -> Mapping[str, float]:
-        """Return those of the last rollouts, and how the attempts went."""
+        """Return those of the step's rollouts, and how the attempts went."""
         return {**super().figures(), **self._figures}
 
     def _keys(self, pair: PromptPair, step: int) -> list[NoiseKey]:
@@ -156,7 +156,7 @@ class FeedbackSource(PolicySource):
         trying = self.trying
         requests = [self._request_behind(pair, key, pair.student_ids) for key, pair in asked.items()]
         with trying.writing():
-            rollouts = self.backend.generate(requests, self.sampling.params_at(step), self.on_progress, NO_RECORD)
+            rollouts = self._generate(requests, step, self.on_progress)
         texts = [trying.decode(rollout.token_ids) for rollout in rollouts]
         demonstrations = [pair.demonstration for pair in asked.values()]
         if trying.num_workers:

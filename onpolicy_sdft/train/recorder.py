@@ -57,7 +57,8 @@ class Recorder:
         finally:
             self._seconds[name] += self.clock() - began
         if name in ("rollout", "learn"):
-            self._memory[f"memory/{name}_mib"] = memory_mib(self.backend.device)
+            key = f"memory/{name}_mib"
+            self._memory[key] = max(self._memory.get(key, 0), memory_mib(self.backend.device))
 
     def note(self, *values: Mapping[str, float]) -> None:
         """Add values of this rank, to be averaged over the ranks."""
@@ -93,15 +94,14 @@ class Recorder:
             **review_metrics(targets),
             **length_metrics(targets, self.num_skipped),
         }
-        return StepMetrics(state.step, update.skipped, values | _rates(values, len(targets)), tuple(targets))
+        return StepMetrics(state.step, update.skipped, values | _rates(values, len(found)), tuple(targets))
 
 
-def _rates(values: Mapping[str, float], num_targets: int) -> dict[str, float]:
-    """Return tokens a second of the rollout and of the whole step."""
+def _rates(values: Mapping[str, float], num_ranks: int) -> dict[str, float]:
+    """Return the tokens a second of all ranks: learned in the step's time, sampled in the time of sampling."""
     rates = {"train/tokens_per_second": values["train/num_loss_tokens"] / max(1e-9, values["time/step_seconds"])}
-    seconds = values["time/rollout_seconds"] - values.get("time/attempt_seconds", 0.0)
-    if "rollout/mean_length" in values and seconds > 0:
-        rates["rollout/tokens_per_second"] = values["rollout/mean_length"] * num_targets / seconds
+    if seconds := values.get("time/sampling_seconds", 0.0):
+        rates["rollout/tokens_per_second"] = num_ranks * values["rollout/num_tokens"] / seconds
     return rates
 
 
