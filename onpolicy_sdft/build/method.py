@@ -292,19 +292,18 @@ def make_trying(
         weights: Shows the live ones, with which the student tries.
         num_workers: Checks run at once, where they take long.
     """
-    feedback, rollout, task = config.feedback, config.rollout, data.task
+    feedback, rollout = config.feedback, config.rollout
     if not feedback.enabled:
         return None
     return Trying(
         num_samples=rollout.num_samples,
         num_attempts=rollout.num_samples if rollout.prompt == "student" else feedback.num_attempts,
-        check=Checker(task, config.screening.max_check_errors),
+        check=partial(Checker(data.task, config.screening.max_check_errors).all, num_workers=num_workers),
         decode=bundle.renderer.decode,
         prompt=partial(data.prepared.prompts.fit, shows_attempt=feedback.show_attempt),
         writing=partial(weights.showing, "live"),
         solved=feedback.solved,
         reveal=feedback.reveal,
-        num_workers=0 if getattr(task, "check_is_quick", False) else num_workers,
     )
 
 

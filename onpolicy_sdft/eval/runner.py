@@ -6,7 +6,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,9 @@ if TYPE_CHECKING:
     from onpolicy_sdft.data.renderer import Renderer
     from onpolicy_sdft.rollout.backend import OnProgress, RolloutBackend
     from onpolicy_sdft.tasks.protocol import Task
+
+
+_CHECKS_AT_ONCE = 2  # a code check waits for its subprocess
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +95,10 @@ def check_answers(
     decode: Callable[[Sequence[int]], str],
 ) -> list[AnswerRecord]:
     """Check each answer and return one record each."""
-    check = Checker(task)
-
-    def record(pair: tuple[Demonstration, Rollout]) -> AnswerRecord:
-        question, rollout = pair
-        text = decode(rollout.token_ids)
-        result = check(text, question)
-        return {
+    texts = [decode(rollout.token_ids) for rollout in rollouts]
+    results = Checker(task).all(texts, asked, _CHECKS_AT_ONCE)
+    return [
+        {
             "example_id": question.example_id,
             "sample": rollout.key.sample_index,
             "correct": result.correct,
@@ -111,9 +110,8 @@ def check_answers(
             "num_tokens": len(rollout.token_ids),
             "finish_reason": rollout.finish_reason,
         }
-
-    with ThreadPoolExecutor(2) as pool:  # a code check waits for its subprocess
-        return list(pool.map(record, zip(asked, rollouts, strict=True)))
+        for question, rollout, text, result in zip(asked, rollouts, texts, results, strict=True)
+    ]
 
 
 def summarise(questions: EvalSet, records: Sequence[AnswerRecord], num_samples: int, seconds: float) -> SetScore:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 
@@ -44,9 +43,8 @@ def refused_demonstrations(screen: Screen, pairs: Sequence[PromptPair], max_new_
         pairs: All rows, of which as many as are worth the time are looked at, spread over them.
         max_new_tokens: Longest rollout; a longer demonstration is truncated.
     """
-    is_quick = bool(getattr(screen.task, "check_is_quick", False))
     pairs = [pair for pair in pairs if pair.demonstration.response]
-    looked_at = pairs[:: max(1, -(-len(pairs) // (_MOST if is_quick else _MOST_SLOWLY)))]
+    looked_at = pairs[:: max(1, -(-len(pairs) // (_MOST if screen.check.is_quick else _MOST_SLOWLY)))]
 
     def reason_of(one: PromptPair) -> str:
         said = one.response_ids[:max_new_tokens]
@@ -57,11 +55,7 @@ def refused_demonstrations(screen: Screen, pairs: Sequence[PromptPair], max_new_
         text = one.demonstration.response
         return screen.reason(one, rollout, text, cache(lambda: screen.check(text, one.demonstration)))
 
-    if is_quick:
-        reasons = list(map(reason_of, looked_at))
-    else:
-        with ThreadPoolExecutor(max(1, screen.num_workers), "check") as workers:
-            reasons = list(workers.map(reason_of, looked_at))
+    reasons = screen.check.map(reason_of, screen.num_workers, looked_at)
     found = [(one, reason) for one, reason in zip(looked_at, reasons, strict=True) if reason]
     first = f"{found[0][0].demonstration.example_id!r}, by {found[0][1]}" if found else ""
     return Refused(len(looked_at), Counter(reason for _, reason in found), first)

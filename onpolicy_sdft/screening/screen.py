@@ -93,7 +93,7 @@ class Screen:
         """Return what judges the draws of these examples while others are still written."""
         # Threads of pure Python would only take turns with the one that writes.
         asks = any(self.verdicts[reason] != "keep" for reason in ("check", *_OVERRULED))
-        waits = asks and not getattr(self.task, "check_is_quick", False)
+        waits = asks and not self.check.is_quick
         may_resample = "resample" in self.verdicts.values()
         max_attempts = self.config.max_attempts if may_resample else 1
         return Watch(self.judge, pairs, max_attempts, self.num_workers if waits else 0)

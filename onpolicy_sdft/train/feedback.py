@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -52,13 +51,12 @@ class Trying:
 
     num_samples: int  # rollouts of each demonstration and step
     num_attempts: int  # attempts at each; as many as samples where the attempts are the rollouts
-    check: Callable[[str, Demonstration], CheckResult]
+    check: Callable[[Sequence[str], Sequence[Demonstration]], Sequence[CheckResult]]
     decode: Callable[[Sequence[int]], str]
     prompt: Prompting
     writing: Callable[[], AbstractContextManager[None]]  # puts the student's weights in place
     solved: Literal["drop", "learn"] = "drop"  # what becomes of an attempt that is right
     reveal: bool = False  # tell what is right as well
-    num_workers: int = 0  # checks run at once; 0: in the thread that writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +156,7 @@ class FeedbackSource(PolicySource):
         with trying.writing():
             rollouts = self._generate(requests, step, self.on_progress)
         texts = [trying.decode(rollout.token_ids) for rollout in rollouts]
-        demonstrations = [pair.demonstration for pair in asked.values()]
-        if trying.num_workers:
-            with ThreadPoolExecutor(trying.num_workers, "attempts") as workers:
-                results = list(workers.map(trying.check, texts, demonstrations))
-        else:
-            results = list(map(trying.check, texts, demonstrations))
+        results = trying.check(texts, [pair.demonstration for pair in asked.values()])
         return dict(zip(asked, map(_Attempt, rollouts, texts, results), strict=True))
 
     def _request(self, example: PromptPair, key: NoiseKey) -> RolloutRequest:
