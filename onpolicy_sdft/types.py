@@ -7,8 +7,8 @@ D hidden size, K kept alternatives.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -105,10 +105,20 @@ class SamplingParams:
     min_p: float = 0.0
     repetition_penalty: float = 1.0  # 1: none; looks at the whole prefix, prompt included
 
+    @classmethod
+    def of(cls, options: object) -> Self:
+        """Take them from options of the same names."""
+        return cls(**{each.name: getattr(options, each.name) for each in fields(cls)})
+
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is always taken."""
         return self.temperature == 0.0
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether unlikely tokens are never drawn."""
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
 
 
 @dataclass(frozen=True, slots=True)

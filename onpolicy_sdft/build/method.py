@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from onpolicy_sdft.build.bundle import ModelBundle, context_window, sampling_params
+from onpolicy_sdft.build.bundle import ModelBundle, context_window
 from onpolicy_sdft.build.data import Data
 from onpolicy_sdft.data.templates import TeacherContext, template_wording
 from onpolicy_sdft.errors import ConfigError
@@ -30,7 +30,16 @@ from onpolicy_sdft.train.pairing import Pairing
 from onpolicy_sdft.train.scoring import Scorer
 from onpolicy_sdft.train.source import PolicySource, Sampling
 from onpolicy_sdft.train.teacher_scorer import TeacherScorer
-from onpolicy_sdft.types import ONE_RANK, PromptPair, Ranks, RecordOptions, Rollout, RolloutRequest, Turn
+from onpolicy_sdft.types import (
+    ONE_RANK,
+    PromptPair,
+    Ranks,
+    RecordOptions,
+    Rollout,
+    RolloutRequest,
+    SamplingParams,
+    Turn,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -239,7 +248,7 @@ def make_sampling(config: RunConfig, num_steps: int) -> Sampling:
     """Return how a config's rollouts are written."""
     rollout = config.rollout
     return Sampling(
-        params=sampling_params(rollout),
+        params=SamplingParams.of(rollout),
         max_new_tokens=rollout.max_new_tokens,
         seed=config.train.seed,
         prompt=rollout.prompt,

@@ -38,8 +38,8 @@ def _export(arguments: Sequence[str]) -> int:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy.")
     parser.add_argument("--seed", type=int, default=0, help="Of sampled answers.")
     options = parse_options(parser, arguments)
+    from onpolicy_sdft.eval.answers import Asking
     from onpolicy_sdft.eval.helpfulness import export_outputs
-    from onpolicy_sdft.eval.prompts import Asking
 
     asking = Asking(options.max_new_tokens, options.temperature, options.seed)
     num_answers = export_outputs(
@@ -84,8 +84,8 @@ def _judge(arguments: Sequence[str]) -> int:
 
 
 def _local_judge(options: Namespace) -> tuple[Any, dict[str, Any]]:
+    from onpolicy_sdft.eval.answers import Asking
     from onpolicy_sdft.eval.helpfulness import LocalJudge
-    from onpolicy_sdft.eval.prompts import Asking
 
     name = options.judge.removeprefix(LOCAL_PREFIX)
     asking = Asking(options.max_new_tokens, options.temperature, 0)

@@ -29,7 +29,7 @@ def run(arguments: Sequence[str]) -> int:
         help="embedded:NAME, or a name or path that sentence-transformers loads.",
     )
     options = parse_options(parser, arguments)
-    from onpolicy_sdft.eval.prompts import Asking
+    from onpolicy_sdft.eval.answers import Asking
     from onpolicy_sdft.eval.shift import ShiftOptions, run_shift
     from onpolicy_sdft.runs.progress import print_table
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from onpolicy_sdft.data.eval_sets import EvalSet
 from onpolicy_sdft.data.sources import fingerprint
-from onpolicy_sdft.eval.answers import EVAL_STEP, AnswerRecord, Kept, digest, write_in_chunks
+from onpolicy_sdft.eval.answers import AnswerRecord, Asking, Kept, digest, write_in_chunks
 from onpolicy_sdft.eval.intervals import mean_interval, wilson_interval
 from onpolicy_sdft.tasks.protocol import Checker
-from onpolicy_sdft.types import ONE_RANK, Demonstration, NoiseKey, Ranks, Rollout, RolloutRequest, SamplingParams
+from onpolicy_sdft.types import ONE_RANK, Demonstration, Ranks, Rollout
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import EvalConfig
@@ -59,25 +59,21 @@ def score_set(
     Greedy at ``eval.temperature`` 0, else sampled ``eval.num_samples`` times with noise keyed by the question. Ranks
     share the questions and all get the score. With ``kept``, what was answered outlives an interruption.
     """
+    asking = Asking(questions.max_new_tokens, config.temperature, config.seed)
     requests = [
-        RolloutRequest(
-            prompt_token_ids=renderer.student_ids(question.turns),
-            key=NoiseKey(config.seed, EVAL_STEP, question.example_id, sample),
-            max_new_tokens=questions.max_new_tokens,
-        )
+        asking.request(renderer.student_ids(question.turns), question.example_id, sample)
         for question in questions.demonstrations
         for sample in range(config.num_samples)
     ]
     asked = [question for question in questions.demonstrations for _ in range(config.num_samples)]
-    params = SamplingParams(temperature=config.temperature)
 
     def write(indices: Sequence[int]) -> tuple[list[AnswerRecord], float]:
         started = time.perf_counter()
-        written = backend.generate([requests[index] for index in indices], params, on_progress)
+        written = backend.generate([requests[index] for index in indices], asking.params, on_progress)
         seconds = time.perf_counter() - started
         return check_answers([asked[index] for index in indices], written, questions.task, renderer.decode), seconds
 
-    what = digest(requests, params, fingerprint(list(questions.demonstrations)), _describe(questions.task))
+    what = digest(requests, asking.params, fingerprint(list(questions.demonstrations)), _describe(questions.task))
     records, seconds = write_in_chunks(requests, write, what, on_progress, ranks, kept)
     return summarise(questions, records, config.num_samples, seconds)
 

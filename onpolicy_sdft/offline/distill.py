@@ -28,6 +28,7 @@ from onpolicy_sdft.runs.manifest import collect_manifest
 from onpolicy_sdft.runs.progress import Progress, show_writing
 from onpolicy_sdft.train.probe import Probe
 from onpolicy_sdft.train.source import PolicySource
+from onpolicy_sdft.types import SamplingParams
 
 if TYPE_CHECKING:
     from onpolicy_sdft.build.bundle import ModelBundle
@@ -152,11 +153,13 @@ def _claim(directory: Path, config: RunConfig, data: Data, command: Sequence[str
 def _identity(config: RunConfig, data: Data) -> dict[str, Any]:
     """What decides which rows are written."""
     whole = dataclasses.asdict(config)
-    params = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "decode_copy")
     return {
         "data": data.loaded.fingerprint,
         "model": {**whole["model"], "cache_dir": None},
-        "rollout": {name: whole["rollout"][name] for name in params},
+        "rollout": {
+            **dataclasses.asdict(SamplingParams.of(config.rollout)),
+            **{name: whole["rollout"][name] for name in ("max_new_tokens", "decode_copy")},
+        },
         "rules": config.distill.rules,
         "seed": config.train.seed,
         **{section: whole[section] for section in ("task", "context", "screening", "probe")},
