@@ -92,7 +92,13 @@ class NoiseKey:
     step: int
     example_id: str
     sample_index: int = 0
-    attempt: int = 0
+    attempt: int = 0  # which draw of a target, from 0; draws for other ends have the numbers below
+
+
+FIRST_TRY = -1  # the student's own, which the teacher is told of (train/feedback.py)
+BARE_ANSWER = 1_000_000  # the review's answers to a bare prompt, counted on from here
+SECOND_HALF = 2_000_000  # bare continuations of a rollout's first half, likewise
+PROBE_BARE, PROBE_TAUGHT = 3_000_000, 3_000_001  # of a probe: the policy's bare answer, what its teacher writes
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, TypeVar
 from onpolicy_sdft.config.schema import REVIEW_RULES
 from onpolicy_sdft.screening.screen import refused
 from onpolicy_sdft.tasks.protocol import Checker, has_check
-from onpolicy_sdft.types import Measures, NoiseKey, PromptPair, Rollout, RolloutRequest, Target, Verdict
+from onpolicy_sdft.types import (
+    BARE_ANSWER,
+    SECOND_HALF,
+    Measures,
+    NoiseKey,
+    PromptPair,
+    Rollout,
+    RolloutRequest,
+    Target,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import ScreeningConfig
@@ -28,10 +38,6 @@ _Key = TypeVar("_Key", str, int)
 
 #: Example, sample and text of the rewrites of a rank.
 _Named = list[tuple[str, int, str]]
-
-#: Attempts of noise keys that no draw of a target has: bare answers, and continuations of a rollout's first half.
-_BARE_ATTEMPT, _STEP_ATTEMPT = 1_000_000, 2_000_000
-
 
 #: Rewrites of other rows that a rewrite without a check is compared with.
 _NUM_CONTROLS = 3
@@ -221,7 +227,7 @@ class Review:
         asked = [(target, sample) for target in kept for sample in range(self.config.step_samples)]
         written = self.sample(
             [
-                self._request(target, step, _STEP_ATTEMPT + sample, halves[id(target)], self.config.step_samples)
+                self._request(target, step, SECOND_HALF + sample, halves[id(target)], self.config.step_samples)
                 for target, sample in asked
             ],
             step,
@@ -239,7 +245,7 @@ class Review:
         first = {_name(target): target for target in reversed(written)}
         asked = [(target, sample) for target in first.values() for sample in range(self.config.bare_samples)]
         count = self.config.bare_samples
-        requests = [self._request(target, step, _BARE_ATTEMPT + sample, (), count) for target, sample in asked]
+        requests = [self._request(target, step, BARE_ANSWER + sample, (), count) for target, sample in asked]
         answers = self.sample(requests, step)
         texts = [self.decode(rollout.token_ids) for rollout in answers]
         rates = _rates((_name(target) for target, _ in asked), self._check([target for target, _ in asked], texts))

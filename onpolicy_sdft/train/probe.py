@@ -9,15 +9,22 @@ from typing import TYPE_CHECKING
 
 from onpolicy_sdft.screening.reasons import is_verbatim
 from onpolicy_sdft.train.telemetry import without_records
-from onpolicy_sdft.types import ONE_RANK, NoiseKey, PromptPair, Ranks, Rollout, RolloutRequest, Target
+from onpolicy_sdft.types import (
+    ONE_RANK,
+    PROBE_BARE,
+    PROBE_TAUGHT,
+    NoiseKey,
+    PromptPair,
+    Ranks,
+    Rollout,
+    RolloutRequest,
+    Target,
+)
 
 if TYPE_CHECKING:
     from onpolicy_sdft.screening.review import Review
     from onpolicy_sdft.screening.screen import Screen
     from onpolicy_sdft.train.source import PolicySource
-
-#: Attempts of the noise keys of a probe: no draw of a step has them.
-_BARE_ATTEMPT, _TAUGHT_ATTEMPT = 3_000_000, 3_000_001
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +53,7 @@ class Probe:
         requests = [
             RolloutRequest(
                 pair.student_ids,
-                NoiseKey(sampling.seed, step, pair.demonstration.example_id, 0, _BARE_ATTEMPT),
+                NoiseKey(sampling.seed, step, pair.demonstration.example_id, 0, PROBE_BARE),
                 sampling.max_new_tokens,
             )
             for pair in self._share()
@@ -64,7 +71,7 @@ class Probe:
             for pair in self.source.begin(self._share(), step)
         ]
         with self.source.open():
-            written = self.source.rollouts(pairs, step=step, attempt=_TAUGHT_ATTEMPT)
+            written = self.source.rollouts(pairs, step=step, attempt=PROBE_TAUGHT)
         rewritten = zip(pairs, written, strict=True)
         screened = [self._screened(pair, rollout) for pair, rollout in rewritten if rollout is not None]
         with self.policy():
