@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from onpolicy_sdft.runs.directory import RunDirectory
     from onpolicy_sdft.train.alarms import Alarms
     from onpolicy_sdft.train.checkpoint import Checkpointer
-    from onpolicy_sdft.train.gate import Answers, Check, Drop, Gate
+    from onpolicy_sdft.train.gate import Answers, Drop, Gate, GateCheck
     from onpolicy_sdft.train.panel import TrainProgress
     from onpolicy_sdft.train.state import TrainState
 
@@ -64,6 +64,8 @@ class Guards:
         """
         if self.gate is None:
             return reason
+        if self.gate.stopped:  # by the run that this one goes on from
+            return GATE
         alarmed = any(alarm.step == state.step for alarm in self.alarms.history)
         why = self.gate.due(state.step, alarmed=alarmed, ended=bool(reason))
         if not why:
@@ -82,11 +84,6 @@ class Guards:
         self.write()
         return GATE if self.gate.stopped else reason
 
-    @property
-    def stopped(self) -> bool:
-        """Whether the gate ended this run."""
-        return self.gate is not None and self.gate.stopped
-
     def write(self) -> None:
         """Write alarms and checks as they are known now; a resumed run has no line twice."""
         if not self.is_first:
@@ -97,10 +94,10 @@ class Guards:
             lines = ({**asdict(check), "scores": check.scores} for check in self.gate.history)
             write_jsonl_atomic(self.run.gate_path, lines)
 
-    def _show(self, check: Check) -> None:
+    def _show(self, check: GateCheck) -> None:
         self.progress.show_scores(check.step, {f"{label} (gate)": score for label, score in check.scores.items()})
 
-    def _outcome(self, check: Check, drops: Mapping[str, Drop]) -> str:
+    def _outcome(self, check: GateCheck, drops: Mapping[str, Drop]) -> str:
         assert self.gate is not None
         found = ", ".join(f"{label} {drop.text()}" for label, drop in drops.items())
         if check.passed:
@@ -120,7 +117,7 @@ class Guards:
         )
 
 
-def _scores(check: Check) -> str:
+def _scores(check: GateCheck) -> str:
     return ", ".join(f"{label} {sum(rows)}/{len(rows)}" for label, rows in check.correct.items())
 
 
