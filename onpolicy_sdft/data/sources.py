@@ -273,8 +273,7 @@ def _system(row: Mapping[str, Any], config: DataConfig) -> str | None:
 
 
 def _id_column(config: DataConfig) -> str | None:
-    has_ids = config.name is not None and config.name.startswith((EMBEDDED_PREFIX, PUBLISHED_PREFIX))
-    return config.id_column or ("id" if has_ids else None)
+    return config.id_column or ("id" if _is_made(config) else None)
 
 
 def _example_id(row: Mapping[str, Any], number: int, id_column: str | None, question: str, response: str) -> str:

@@ -45,7 +45,7 @@ from onpolicy_sdft.models.sizes import count_parameters
 from onpolicy_sdft.offline.file import apply_distilled, find_file, read_rows
 from onpolicy_sdft.rollout.hf import CollectiveDecoding
 from onpolicy_sdft.runs.directory import RunDirectory
-from onpolicy_sdft.runs.files import file_digest, read_json, read_jsonl, write_json_atomic
+from onpolicy_sdft.runs.files import file_digest, read_json, write_json_atomic
 from onpolicy_sdft.runs.manifest import git_state
 from onpolicy_sdft.train.backend import Backend
 from onpolicy_sdft.train.callbacks import Callback, scores_of
@@ -373,7 +373,7 @@ def _recall(found: _Loaded, run: RunDirectory, progress: TrainProgress) -> None:
     """Show what the run directory has already: the scores of the start, and the steps of a resumed run."""
     if found.is_scored:
         progress.show_scores(0, scores_in(scores_of(read_json(run.eval_summary_path)["before"])))
-    for record in read_jsonl(run.metrics_path) if run.metrics_path.is_file() else ():
+    for record in run.read_metrics():
         progress.recall_step(record["step"], record["values"])
 
 

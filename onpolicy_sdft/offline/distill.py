@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from onpolicy_sdft.build.bundle import load_bundle
+from onpolicy_sdft.build.cuda import gpu_names
 from onpolicy_sdft.build.data import load_rows, make_prompt_pairs
 from onpolicy_sdft.build.method import make_pairing, make_review, make_sampling, make_screen, make_weights
 from onpolicy_sdft.build.preflight import print_preflight
@@ -140,10 +139,9 @@ def _claim(directory: Path, config: RunConfig, data: Data, command: Sequence[str
                 "Use the same settings, or another distill.output_dir."
             )
         return
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     manifest = collect_manifest(
         command=list(command), seeds={"train.seed": config.train.seed, "data.seed": config.data.seed},
-        data_fingerprint={"train": data.loaded.fingerprint}, gpu_names=gpus,
+        data_fingerprint={"train": data.loaded.fingerprint}, gpu_names=gpu_names(),
     )  # fmt: skip
     write_text_atomic(directory / "config.yaml", dump_config(config))
     write_json_atomic(directory / "manifest.json", manifest)

@@ -206,9 +206,13 @@ class Review:
         """Count how many of a demonstration's rollouts the check accepts; all of them are on one rank."""
         if self.verdicts["agreement"] == "keep":
             return list(targets)
-        written = [target for target in targets if target.rollout is not None and self._has_check(target)]
+        written = self._checkable(targets)
         rates = _rates(map(_name, written), (bool(target.correct) for target in written))
         return [_with(target, agreement=rates.get(_name(target))) for target in targets]
+
+    def _checkable(self, targets: Sequence[Target]) -> list[Target]:
+        """Return those whose rollouts the check can judge."""
+        return [target for target in targets if target.rollout is not None and self._has_check(target)]
 
     def _has_check(self, target: Target) -> bool:
         return has_check(self.task, target.pair.demonstration)
@@ -241,7 +245,7 @@ class Review:
         """Let the bare policy answer each prompt itself, once for all samples of a demonstration."""
         if not self.config.bare_samples:
             return list(targets)
-        written = [target for target in targets if target.rollout is not None and self._has_check(target)]
+        written = self._checkable(targets)
         first = {_name(target): target for target in reversed(written)}
         asked = [(target, sample) for target in first.values() for sample in range(self.config.bare_samples)]
         count = self.config.bare_samples

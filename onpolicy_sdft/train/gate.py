@@ -53,6 +53,11 @@ def compare(before: Sequence[float], after: Sequence[float]) -> Drop:
     return Drop(sum(before) / n, sum(after) / n, lost, gained, n, p_value)
 
 
+def list_drops(drops: Mapping[str, Drop]) -> str:
+    """Word what became of several sets."""
+    return ", ".join(f"{label} {drop.text()}" for label, drop in drops.items())
+
+
 @dataclass(frozen=True, slots=True)
 class Answers:
     """Which rows of the gate's sets were answered right, and how much was written for it."""

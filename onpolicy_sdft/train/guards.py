@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from onpolicy_sdft.runs.files import write_jsonl_atomic
+from onpolicy_sdft.train.gate import list_drops
 from onpolicy_sdft.train.optim import scale_rates
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class Guards:
 
     def _outcome(self, check: GateCheck, drops: Mapping[str, Drop]) -> str:
         assert self.gate is not None
-        found = ", ".join(f"{label} {drop.text()}" for label, drop in drops.items())
+        found = list_drops(drops)
         if check.passed:
             return f"{found}: passed"
         options, worse = self.gate.config, [label for label, drop in drops.items() if self.gate.is_beyond(drop)]
