@@ -63,6 +63,7 @@ if TYPE_CHECKING:
 
     from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.models.weights import PolicyWeights
+    from onpolicy_sdft.train.probe import Probe
 
 logger = logging.getLogger(__name__)
 
@@ -209,14 +210,9 @@ def _fit(config: RunConfig, command: Sequence[str], given: Given, held: ExitStac
     trainer = make_trainer(config, bundle, data, model, backend, plan, progress)
     weights = trainer.weights
     model = weights.model  # from here on weights are read only
-    start = found.start
-    if start is not None:
-        load_start_weights(config, start, trainer)
-    probe = probe_of(config, trainer, data.prepared.pairs)
-    goes_on = config.train.resume == "auto" and backend.on_first(lambda: bool(run.checkpoint_steps()))
-    if probe is not None and not goes_on:  # before anything that takes long: it may refuse the settings
-        probe_first(config, probe)
-        keep_probe(trainer)
+    if found.start is not None:
+        load_start_weights(config, found.start, trainer)
+    probe = _probe(found, trainer, run)  # before anything that takes long: it may refuse the settings
     callbacks = [*given.callbacks, *_open_trackers(config, run, backend, held)]
     _score_start(found, run, weights, callbacks)
     guards = make_guards(config, bundle, data, found.gated, trainer, run, identity, progress)
@@ -256,6 +252,17 @@ def _fit(config: RunConfig, command: Sequence[str], given: Given, held: ExitStac
     # Of several ranks none keeps it: what holds their process group has to be gone before the group is.
     trained = LoadedRun(config, bundle, model, run) if backend.num_ranks == 1 else None
     return TrainOutcome(run, result, summary, is_first, verdict, trained)
+
+
+def _probe(found: _Loaded, trainer: Trainer, run: RunDirectory) -> Probe | None:
+    """Probe a run that has not begun yet; return its probe, if it has one."""
+    config, backend = found.config, found.backend
+    probe = probe_of(config, trainer, found.data.prepared.pairs)
+    goes_on = config.train.resume == "auto" and backend.on_first(lambda: bool(run.checkpoint_steps()))
+    if probe is not None and not goes_on:
+        probe_first(config, probe)
+        keep_probe(trainer)
+    return probe
 
 
 def _open_trackers(config: RunConfig, run: RunDirectory, backend: Backend, held: ExitStack) -> list[Callback]:
