@@ -77,11 +77,12 @@ def load_demonstrations(config: DataConfig, task: Task, *, section: str = "data"
         try:
             if isinstance(row, DataError):
                 raise row
-            talk = None if columns is None else columns.messages
+            known = columns or Columns()  # of no format so far: the usual names say what is missing
+            talk = known.messages
             if talk is not None and isinstance(row.get(talk), str):  # a table has them as JSON text
                 row = {**row, talk: parsed(row[talk])}
-            ignored = set() if _is_made(config) else left_unread(row, columns or Columns(), config)
-            read = _demonstrations(row, number, place, columns or Columns(), config, task)
+            ignored = set() if _is_made(config) else left_unread(row, known, config)
+            read = _demonstrations(row, number, place, known, config, task)
             if read[0].example_id in seen:
                 raise DataError(
                     f"id {read[0].example_id!r} also stands in {seen[read[0].example_id]}; ids must be unique"
@@ -96,9 +97,9 @@ def load_demonstrations(config: DataConfig, task: Task, *, section: str = "data"
             continue
         seen[read[0].example_id] = place.rpartition(", ")[2]
         found += read
-        if find_tools(row, columns or Columns(), config) and read[0].turns[0].role != TOOLS:
+        if find_tools(row, known, config) and read[0].turns[0].role != TOOLS:
             ignored |= {"the column of tools, which the system message spells out"}
-        unread.update(ignored | _unread_of_messages(row, columns or Columns()))
+        unread.update(ignored | _unread_of_messages(row, known))
     if not found:
         if not skipped:
             raise DataError(f"{where}: no rows to learn from. Fix: a file that has some.")
