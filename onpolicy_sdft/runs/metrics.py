@@ -71,7 +71,12 @@ METRICS = (
     Metric("rollout/num_slots", _COUNT, "completions that are written at once"),
     Metric("rollout/slot_occupancy", _SHARE, "how busy the slots were"),
     Metric("rollout/tokens_per_forward", _TOKENS, "written a decode forward, over all slots"),
-    Metric("rollout/tokens_per_second", "tokens a second", "sampled tokens over the time of sampling", "speed"),
+    Metric(
+        "rollout/tokens_per_second",
+        "tokens a second",
+        "sampled by all ranks, in the time of the slowest",
+        "speed",
+    ),
     Metric(
         "rollout/accept_rate",
         _SHARE,
