@@ -119,7 +119,7 @@ def distill(
 
 
 def count_rows(rows: Sequence[DistilledRow]) -> Mapping[str, Any]:
-    """Return how many rows were kept, and why the others were not: counts, and rates of all rows."""
+    """Return how many rows were kept, those copied word for word among them, and why others were not; rates of all."""
     verdicts, reasons = Counter(row.verdict for row in rows), Counter(row.reason for row in rows if row.reason)
     kept = [row for row in rows if row.verdict == "keep"]
     return {

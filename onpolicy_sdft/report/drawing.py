@@ -19,15 +19,13 @@ BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY, BLACK = "#CC79A7", "#56B4E9", "#999999", "#000000"
 CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK, GREY)
 LINES = ("-", "--", ":", "-.")
+MANY_STEPS = 30  # from here on curves are smoothed and drawn without markers
+_LEGEND_CHARACTERS = 110  # of a legend's row, line samples and gaps included
 
 
 def look_of(number: int) -> tuple[str, str]:
     """Return the colour and the line of the curve with this number."""
     return CYCLE[number % len(CYCLE)], LINES[number // len(CYCLE) % len(LINES)]
-
-
-MANY_STEPS = 30  # from here on curves are smoothed and drawn without markers
-_LEGEND_CHARACTERS = 110  # of a legend's row, line samples and gaps included
 
 
 def series(metrics: Sequence[Record], key: str) -> tuple[list[int], list[float]]:

@@ -264,7 +264,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def sync_to_disk(path: Path) -> None:
-    """Make what was written to a file, or renamed in a directory, durable, where the system lets both be synced."""
+    """Make a file that was written, or a directory in which one was renamed, durable, where the system can."""
     if os.name != "posix":
         return
     descriptor = os.open(path, os.O_RDONLY)

@@ -176,18 +176,12 @@ class Screen:
         if rollout is None:
             return Target(pair, pair.response_ids, pair.demonstration.response, "keep", "", None, attempt)
         text = self.decode(rollout.token_ids)
+        copied = is_verbatim(text, pair.demonstration.shown)
+        target = Target(pair, self._ended(pair, rollout), text, "keep", "", rollout, attempt, is_verbatim=copied)
         if pair.feedback is not None and pair.feedback.drop:
-            is_right = not pair.feedback.message
-            return Target(
-                pair, (), text, "drop", pair.feedback.drop, rollout, attempt, is_right,
-                is_verbatim(text, pair.demonstration.shown),
-            )  # fmt: skip
+            return refused(replace(target, correct=not pair.feedback.message), "drop", pair.feedback.drop)
         result = cache(lambda: self.check(text, pair.demonstration))
         reason = self.reason(pair, rollout, text, result)
-        target = Target(
-            pair, self._ended(pair, rollout), text, "keep", "", rollout, attempt,
-            is_verbatim=is_verbatim(text, pair.demonstration.shown),
-        )  # fmt: skip
         # The check is worth asking also of a whole text that is refused.
         if self.verdicts["check"] != "keep" and reason not in ("empty", "truncated", "control", "looping"):
             target = replace(target, correct=result().correct)

@@ -65,7 +65,7 @@ class Guards:
         """
         if self.gate is None:
             return reason
-        if self.gate.stopped:  # by the run that this one goes on from
+        if self.gate.stopped:  # before the run was resumed
             return GATE
         alarmed = any(alarm.step == state.step for alarm in self.alarms.history)
         why = self.gate.due(state.step, alarmed=alarmed, ended=bool(reason))
