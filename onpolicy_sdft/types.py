@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -94,11 +94,11 @@ class NoiseKey:
     sample_index: int = 0
     attempt: int = 0  # which draw of a target, from 0; draws for other ends have the numbers below
 
-
-FIRST_TRY = -1  # the student's own, which the teacher is told of (train/feedback.py)
-BARE_ANSWER = 1_000_000  # the review's answers to a bare prompt, counted on from here
-SECOND_HALF = 2_000_000  # bare continuations of a rollout's first half, likewise
-PROBE_BARE, PROBE_TAUGHT = 3_000_000, 3_000_001  # of a probe: the policy's bare answer, what its teacher writes
+    FIRST_TRY: ClassVar[int] = -1  # the student's own, which the teacher is told of (train/feedback.py)
+    BARE_ANSWER: ClassVar[int] = 1_000_000  # the review's answers to a bare prompt, counted on from here
+    SECOND_HALF: ClassVar[int] = 2_000_000  # bare continuations of a rollout's first half, likewise
+    PROBE_BARE: ClassVar[int] = 3_000_000  # the policy's answer to a bare prompt of a probe
+    PROBE_TAUGHT: ClassVar[int] = 3_000_001  # what its teacher writes there
 
 
 @dataclass(frozen=True, slots=True)

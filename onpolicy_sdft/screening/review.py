@@ -15,17 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from onpolicy_sdft.config.schema import REVIEW_RULES
 from onpolicy_sdft.screening.screen import refused
 from onpolicy_sdft.tasks.protocol import Checker, has_check
-from onpolicy_sdft.types import (
-    BARE_ANSWER,
-    SECOND_HALF,
-    Measures,
-    NoiseKey,
-    PromptPair,
-    Rollout,
-    RolloutRequest,
-    Target,
-    Verdict,
-)
+from onpolicy_sdft.types import Measures, NoiseKey, PromptPair, Rollout, RolloutRequest, Target, Verdict
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import ScreeningConfig
@@ -231,7 +221,7 @@ class Review:
         asked = [(target, sample) for target in kept for sample in range(self.config.step_samples)]
         written = self.sample(
             [
-                self._request(target, step, SECOND_HALF + sample, halves[id(target)], self.config.step_samples)
+                self._request(target, step, NoiseKey.SECOND_HALF + sample, halves[id(target)], self.config.step_samples)
                 for target, sample in asked
             ],
             step,
@@ -249,7 +239,7 @@ class Review:
         first = {_name(target): target for target in reversed(written)}
         asked = [(target, sample) for target in first.values() for sample in range(self.config.bare_samples)]
         count = self.config.bare_samples
-        requests = [self._request(target, step, BARE_ANSWER + sample, (), count) for target, sample in asked]
+        requests = [self._request(target, step, NoiseKey.BARE_ANSWER + sample, (), count) for target, sample in asked]
         answers = self.sample(requests, step)
         texts = [self.decode(rollout.token_ids) for rollout in answers]
         rates = _rates((_name(target) for target, _ in asked), self._check([target for target, _ in asked], texts))

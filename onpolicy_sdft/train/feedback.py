@@ -22,7 +22,6 @@ from onpolicy_sdft.rollout.backend import OnProgress, RolloutBackend, ignore_pro
 from onpolicy_sdft.rollout.drafts import DraftStore
 from onpolicy_sdft.train.source import PolicySource, Sampling, Watching
 from onpolicy_sdft.types import (
-    FIRST_TRY,
     CheckResult,
     Demonstration,
     Feedback,
@@ -146,7 +145,7 @@ class FeedbackSource(PolicySource):
         """Return the keys of the attempts at an example; one that comes twice in a step has two sets."""
         number, seed, name = self.trying.num_attempts, self.sampling.seed, pair.demonstration.example_id
         first = pair.sample_index // self.trying.num_samples * number
-        before = 0 if self.sampling.prompt == "student" else FIRST_TRY  # the attempts are the rollouts there
+        before = 0 if self.sampling.prompt == "student" else NoiseKey.FIRST_TRY  # the attempts are the rollouts there
         return [NoiseKey(seed, step, name, first + index, before) for index in range(number)]
 
     def _try(self, asked: Mapping[NoiseKey, PromptPair], step: int) -> dict[NoiseKey, _Attempt]:

@@ -9,17 +9,7 @@ from typing import TYPE_CHECKING
 
 from onpolicy_sdft.screening.reasons import is_verbatim
 from onpolicy_sdft.train.telemetry import without_records
-from onpolicy_sdft.types import (
-    ONE_RANK,
-    PROBE_BARE,
-    PROBE_TAUGHT,
-    NoiseKey,
-    PromptPair,
-    Ranks,
-    Rollout,
-    RolloutRequest,
-    Target,
-)
+from onpolicy_sdft.types import ONE_RANK, NoiseKey, PromptPair, Ranks, Rollout, RolloutRequest, Target
 
 if TYPE_CHECKING:
     from onpolicy_sdft.screening.review import Review
@@ -53,7 +43,7 @@ class Probe:
         requests = [
             RolloutRequest(
                 pair.student_ids,
-                NoiseKey(sampling.seed, step, pair.demonstration.example_id, 0, PROBE_BARE),
+                NoiseKey(sampling.seed, step, pair.demonstration.example_id, 0, NoiseKey.PROBE_BARE),
                 sampling.max_new_tokens,
             )
             for pair in self._share()
@@ -71,7 +61,7 @@ class Probe:
             for pair in self.source.begin(self._share(), step)
         ]
         with self.source.open():
-            written = self.source.rollouts(pairs, step=step, attempt=PROBE_TAUGHT)
+            written = self.source.rollouts(pairs, step=step, attempt=NoiseKey.PROBE_TAUGHT)
         rewritten = zip(pairs, written, strict=True)
         screened = [self._screened(pair, rollout) for pair, rollout in rewritten if rollout is not None]
         with self.policy():
