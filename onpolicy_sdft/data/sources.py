@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,13 +101,17 @@ def load_demonstrations(config: DataConfig, task: Task, *, section: str = "data"
             ignored |= {"the column of tools, which the system message spells out"}
         unread.update(ignored | _unread_of_messages(row, known))
     if not found:
-        if not skipped:
-            raise DataError(f"{where}: no rows to learn from. Fix: a file that has some.")
-        raise DataError(
-            f"{where}: no rows to learn from ({len(skipped)} rows were skipped; the first: {skipped[0]}). Fix: mend "
-            f"the rows, or say how they are to be read ({section}.prompt_column, {section}.messages_column and others)."
-        )
+        raise _no_rows(where, skipped, section)
     return DemonstrationSet(tuple(found), where, tuple(skipped), fingerprint(found), unread)
+
+
+def _no_rows(where: str, skipped: Sequence[str], section: str) -> DataError:
+    if not skipped:
+        return DataError(f"{where}: no rows to learn from. Fix: a file that has some.")
+    return DataError(
+        f"{where}: no rows to learn from ({len(skipped)} rows were skipped; the first: {skipped[0]}). Fix: mend "
+        f"the rows, or say how they are to be read ({section}.prompt_column, {section}.messages_column and others)."
+    )
 
 
 def _unread_of_messages(row: Mapping[str, Any], columns: Columns) -> set[str]:
