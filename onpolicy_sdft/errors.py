@@ -7,6 +7,15 @@ To add a category, subclass :class:`SdftError` and the closest standard error.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return a hint for a message, a blank before it, where one of the names is spelled much alike; else nothing."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
 
 class SdftError(Exception):
     """Base of every error meant for the person who runs the program."""

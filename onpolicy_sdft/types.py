@@ -7,8 +7,8 @@ D hidden size, K kept alternatives.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +92,13 @@ class NoiseKey:
     step: int
     example_id: str
     sample_index: int = 0
-    attempt: int = 0
+    attempt: int = 0  # which draw of a target, from 0; draws for other ends have the numbers below
+
+    FIRST_TRY: ClassVar[int] = -1  # the student's own, which the teacher is told of (train/feedback.py)
+    BARE_ANSWER: ClassVar[int] = 1_000_000  # the review's answers to a bare prompt, counted on from here
+    SECOND_HALF: ClassVar[int] = 2_000_000  # bare continuations of a rollout's first half, likewise
+    PROBE_BARE: ClassVar[int] = 3_000_000  # the policy's answer to a bare prompt of a probe
+    PROBE_TAUGHT: ClassVar[int] = 3_000_001  # what its teacher writes there
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +111,20 @@ class SamplingParams:
     min_p: float = 0.0
     repetition_penalty: float = 1.0  # 1: none; looks at the whole prefix, prompt included
 
+    @classmethod
+    def of(cls, options: object) -> Self:
+        """Take them from options of the same names."""
+        return cls(**{each.name: getattr(options, each.name) for each in fields(cls)})
+
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is always taken."""
         return self.temperature == 0.0
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether unlikely tokens are never drawn."""
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +235,7 @@ class Target:
     rollout: Rollout | None  # None when the demonstration was the source from the start
     attempt: int = 0
     correct: bool | None = None  # the check's verdict on the rollout; None: it was not asked
+    is_verbatim: bool = False  # the rollout is what the teacher was shown, word for word
     measures: Measures | None = None
     weight: float = 1.0  # of its loss tokens
 

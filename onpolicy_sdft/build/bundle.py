@@ -25,7 +25,7 @@ from onpolicy_sdft.rollout.vllm import VLLMOptions, require_vllm
 from onpolicy_sdft.rollout.vllm_server import ServerOptions, require_server
 from onpolicy_sdft.rollout.vllm_trial import server_backend, vllm_backend
 from onpolicy_sdft.rollout.weights import LocalWeights
-from onpolicy_sdft.types import ONE_RANK, Ranks, SamplingParams
+from onpolicy_sdft.types import ONE_RANK, Ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -197,8 +197,3 @@ def context_window(bundle: ModelBundle) -> int | None:
     """Positions the model has; None when its config does not say."""
     window = getattr(bundle.loaded.model.config.get_text_config(), "max_position_embeddings", None)
     return None if window is None else int(window)
-
-
-def sampling_params(config: RolloutConfig) -> SamplingParams:
-    """Return the sampling parameters of a config."""
-    return SamplingParams(config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty)

@@ -12,6 +12,13 @@ _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 _REPEATABLE = (":4096:8", ":16:8")  # buffers and KiB with which cuBLAS adds in one order, as NVIDIA has it
 
 
+def gpu_names() -> list[str]:
+    """Return the names of the GPUs that this process sees."""
+    import torch
+
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+
+
 def make_repeatable(option: str) -> None:
     """Let products of matrices on a GPU repeat bit for bit; where it is too late for that, say so.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from onpolicy_sdft.build.bundle import ModelBundle, context_window, sampling_params
+from onpolicy_sdft.build.bundle import ModelBundle, context_window
 from onpolicy_sdft.build.data import Data
 from onpolicy_sdft.data.templates import TeacherContext, template_wording
 from onpolicy_sdft.errors import ConfigError
@@ -30,7 +30,16 @@ from onpolicy_sdft.train.pairing import Pairing
 from onpolicy_sdft.train.scoring import Scorer
 from onpolicy_sdft.train.source import PolicySource, Sampling
 from onpolicy_sdft.train.teacher_scorer import TeacherScorer
-from onpolicy_sdft.types import ONE_RANK, PromptPair, Ranks, RecordOptions, Rollout, RolloutRequest, Turn
+from onpolicy_sdft.types import (
+    ONE_RANK,
+    PromptPair,
+    Ranks,
+    RecordOptions,
+    Rollout,
+    RolloutRequest,
+    SamplingParams,
+    Turn,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -239,7 +248,7 @@ def make_sampling(config: RunConfig, num_steps: int) -> Sampling:
     """Return how a config's rollouts are written."""
     rollout = config.rollout
     return Sampling(
-        params=sampling_params(rollout),
+        params=SamplingParams.of(rollout),
         max_new_tokens=rollout.max_new_tokens,
         seed=config.train.seed,
         prompt=rollout.prompt,
@@ -292,19 +301,18 @@ def make_trying(
         weights: Shows the live ones, with which the student tries.
         num_workers: Checks run at once, where they take long.
     """
-    feedback, rollout, task = config.feedback, config.rollout, data.task
+    feedback, rollout = config.feedback, config.rollout
     if not feedback.enabled:
         return None
     return Trying(
         num_samples=rollout.num_samples,
         num_attempts=rollout.num_samples if rollout.prompt == "student" else feedback.num_attempts,
-        check=Checker(task, config.screening.max_check_errors),
+        check=partial(Checker(data.task, config.screening.max_check_errors).all, num_workers=num_workers),
         decode=bundle.renderer.decode,
         prompt=partial(data.prepared.prompts.fit, shows_attempt=feedback.show_attempt),
         writing=partial(weights.showing, "live"),
         solved=feedback.solved,
         reveal=feedback.reveal,
-        num_workers=0 if getattr(task, "check_is_quick", False) else num_workers,
     )
 
 

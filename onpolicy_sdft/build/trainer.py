@@ -65,7 +65,7 @@ def make_trainer(
     progress: Progress,
 ) -> Trainer:
     """Put the parts of a step together over a model that has not been trained yet."""
-    reader, sizes = _make_reader(config, model, backend, progress), sizes_of(model)  # before parameters are divided
+    reader, sizes = _make_reader(config, model, backend), sizes_of(model)  # before parameters are divided
     packed = learns_packed(config, model, backend.device, backend.autocast)
     if config.train.compile:
         logger.info(f"{_compile(model, backend.name)} layers are compiled when they first learn")
@@ -109,9 +109,7 @@ def make_trainer(
     )
 
 
-def _make_reader(
-    config: RunConfig, model: PreTrainedModel | PeftModel, backend: Backend, progress: Progress
-) -> WeightProvider:
+def _make_reader(config: RunConfig, model: PreTrainedModel | PeftModel, backend: Backend) -> WeightProvider:
     if backend.shards.in_place or config.rollout.weights == "sharded":
         return LiveWeights(model, backend.shards)
     keeps = keeps_gathered(config)

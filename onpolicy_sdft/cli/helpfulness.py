@@ -9,7 +9,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from onpolicy_sdft.cli.target import option_parser, parse_options, split_target
+from onpolicy_sdft.cli.target import add_asking_options, asking_of, option_parser, parse_options, split_target
 from onpolicy_sdft.errors import ConfigError
 
 LOCAL_PREFIX = "local:"
@@ -28,23 +28,14 @@ def _export(arguments: Sequence[str]) -> int:
     parser = option_parser("sdft helpfulness export", "Write a model's answers as AlpacaEval's model_outputs.")
     parser.add_argument("target", help="Run directory, local model, hub id or embedded name.")
     parser.add_argument("--output", type=str, help="The file.", required=True)
-    parser.add_argument("--prompts", type=str, help="A file of rows, or set:LABEL of a run (default: general prompts).")
-    parser.add_argument(
-        "--prompt_column", type=str, default="instruction", help="Column of the instruction, of a file."
-    )
-    parser.add_argument("--num_prompts", type=int, help="Take the first so many (default: all).")
+    add_asking_options(parser, "instruction", 512)
     parser.add_argument("--generator", type=str, help="Name of the model in the file (default: the target's).")
-    parser.add_argument("--max_new_tokens", type=int, default=512, help="Longest answer.")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy.")
-    parser.add_argument("--seed", type=int, default=0, help="Of sampled answers.")
     options = parse_options(parser, arguments)
     from onpolicy_sdft.eval.helpfulness import export_outputs
-    from onpolicy_sdft.eval.prompts import Asking
 
-    asking = Asking(options.max_new_tokens, options.temperature, options.seed)
     num_answers = export_outputs(
-        options.target, options.prompts, options.prompt_column, options.num_prompts, asking, options.generator,
-        Path(options.output),
+        options.target, options.prompts, options.prompt_column, options.num_prompts, asking_of(options),
+        options.generator, Path(options.output),
     )  # fmt: skip
     print(f"{num_answers} answers        {options.output}")
     return 0
@@ -85,10 +76,9 @@ def _judge(arguments: Sequence[str]) -> int:
 
 def _local_judge(options: Namespace) -> tuple[Any, dict[str, Any]]:
     from onpolicy_sdft.eval.helpfulness import LocalJudge
-    from onpolicy_sdft.eval.prompts import Asking
 
     name = options.judge.removeprefix(LOCAL_PREFIX)
-    asking = Asking(options.max_new_tokens, options.temperature, 0)
+    asking = asking_of(options)
     facts = {"judge": name, "max_new_tokens": asking.max_new_tokens, "temperature": asking.temperature}
     return LocalJudge(name, asking), facts
 

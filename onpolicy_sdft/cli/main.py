@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
-from onpolicy_sdft.errors import SdftError
+from onpolicy_sdft.errors import SdftError, did_you_mean
 
 #: Verb -> what it does, as in ``sdft --help``. Each lives in ``cli/VERB.py`` with ``run(arguments) -> exit code``.
 VERBS = {
@@ -54,9 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     verb, *rest = arguments
     if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        print(f"sdft: there is no verb {verb!r}.{hint}\n\n{usage()}", file=sys.stderr)
+        print(f"sdft: there is no verb {verb!r}.{did_you_mean(verb, VERBS)}\n\n{usage()}", file=sys.stderr)
         return 2
     if verb != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         print(

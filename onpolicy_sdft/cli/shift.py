@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onpolicy_sdft.cli.target import option_parser, parse_options
+from onpolicy_sdft.cli.target import add_asking_options, asking_of, option_parser, parse_options
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -14,14 +14,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("runs", nargs="+", help="Run directories of one base model.")
     parser.add_argument("--output", type=str, help="Directory for shift.json and records.jsonl.", required=True)
-    parser.add_argument(
-        "--prompts", type=str, help="A file of rows, or set:LABEL of the first run (default: general prompts)."
-    )
-    parser.add_argument("--prompt_column", type=str, default="prompt", help="Column of the prompt, of a file.")
-    parser.add_argument("--num_prompts", type=int, help="Take the first so many (default: all).")
-    parser.add_argument("--max_new_tokens", type=int, default=256, help="Longest answer.")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy.")
-    parser.add_argument("--seed", type=int, default=0, help="Of sampled answers.")
+    add_asking_options(parser, "prompt", 256)
     parser.add_argument(
         "--embedder",
         type=str,
@@ -29,14 +22,12 @@ def run(arguments: Sequence[str]) -> int:
         help="embedded:NAME, or a name or path that sentence-transformers loads.",
     )
     options = parse_options(parser, arguments)
-    from onpolicy_sdft.eval.prompts import Asking
     from onpolicy_sdft.eval.shift import ShiftOptions, run_shift
     from onpolicy_sdft.runs.progress import print_table
 
     chosen = ShiftOptions(
-        options.prompts, options.prompt_column, options.num_prompts,
-        Asking(options.max_new_tokens, options.temperature, options.seed), options.embedder,
-    )  # fmt: skip
+        options.prompts, options.prompt_column, options.num_prompts, asking_of(options), options.embedder
+    )
     summary = run_shift(options.runs, options.output, chosen, ["sdft", "shift", *arguments])
     rows = [
         (

@@ -22,7 +22,7 @@ def print_summary(run: RunDirectory, result: FitResult) -> None:
     sentence = kl_sentence(summary)
     if sentence:
         print(sentence)
-    metrics = [record["values"] for record in read_jsonl(run.metrics_path)] if run.metrics_path.is_file() else []
+    metrics = [record["values"] for record in run.read_metrics()]
     if metrics:
         seconds = sum(values["time/step_seconds"] for values in metrics)
         learned = sum(values["train/num_loss_tokens"] for values in metrics)

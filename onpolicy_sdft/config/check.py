@@ -12,6 +12,7 @@ from onpolicy_sdft.config.check_method import check_method
 from onpolicy_sdft.config.check_vllm import check_vllm
 from onpolicy_sdft.config.schema import IN_MEMORY, TEXT_RULES, EvalSetConfig, OptimConfig, RunConfig, SourceConfig
 from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.types import SamplingParams
 
 #: Label of the set that ``eval.path`` makes.
 TEST_LABEL = "test"
@@ -110,8 +111,7 @@ def _check_rollout(config: RunConfig) -> None:
             "rollout.deterministic=true takes the engine's shapes from the options alone, but rollout.num_slots is "
             "unset. Fix: set it (128 is what a CPU gets by itself)."
         )
-    narrowed = rollout.top_k > 0 or rollout.top_p < 1 or rollout.min_p > 0 or bool(rollout.min_p_end)
-    if rollout.temperature == 0 and narrowed:
+    if rollout.temperature == 0 and (SamplingParams.of(rollout).leaves_out or rollout.min_p_end):
         raise ConfigError(
             "rollout.temperature=0 is greedy, so top_k, top_p and min_p would do nothing. "
             "Fix: a temperature above 0, or leave them at 0, 1 and 0."

@@ -6,6 +6,7 @@ from onpolicy_sdft.config.check_feedback import check_feedback
 from onpolicy_sdft.config.check_review import check_review
 from onpolicy_sdft.config.schema import REVIEW_RULES, TEXT_RULES, RolloutConfig, RunConfig
 from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.types import SamplingParams
 
 
 def check_method(config: RunConfig) -> None:
@@ -240,10 +241,9 @@ def _check_score_function(config: RunConfig) -> None:
             f"({', '.join(f'screening.{name}' for name in choosing)})."
         )
     rollout = config.rollout
-    tempered = rollout.temperature != 1 or rollout.temperature_end not in (None, 1.0)
-    narrowed = rollout.top_k or rollout.top_p < 1 or rollout.min_p or rollout.min_p_end
-    off_params = tempered or narrowed or rollout.repetition_penalty != 1
-    if rollout.temperature == 0 or (off_params and config.objective.importance == "none"):
+    is_moved = rollout.temperature_end not in (None, 1.0) or bool(rollout.min_p_end)
+    is_another = is_moved or SamplingParams.of(rollout) != SamplingParams()
+    if rollout.temperature == 0 or (is_another and config.objective.importance == "none"):
         raise ConfigError(
             "objective.name=sampled_reverse_kl is an expectation over the student's own samples, but rollout.* "
             f"samples another (temperature={rollout.temperature:g}, top_k={rollout.top_k}, ...). "

@@ -19,7 +19,7 @@ from onpolicy_sdft.config.check import check
 from onpolicy_sdft.config.help import HelpAll, short_help
 from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig
 from onpolicy_sdft.config.shipped import here_or_shipped
-from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -311,10 +311,8 @@ def _explain_value(message: str, name: str) -> str:
     wanted = [kind for kind in dict.fromkeys(kinds) if not kind.startswith(("typing.Literal", "dot import path"))]
     wanted = ["null" if "NoneType" in kind else re.sub(r"<class '(\w+)'>", r"\1", kind) for kind in wanted]
     wanted.sort(key="null".__eq__)  # versions of the parser differ in their order
-    near = difflib.get_close_matches(value, choices, n=1)
-    hint = f" The nearest is {near[0]!r}." if near else ""
     expected = " or ".join([*map(repr, choices), *wanted]) or "a list of options, each with a name"
-    return f"{name}={value!r:.160} is not usable: expected {expected}.{hint}"
+    return f"{name}={value!r:.160} is not usable: expected {expected}.{did_you_mean(value, choices)}"
 
 
 def _nearest_option(name: str, names: Sequence[str]) -> str | None:

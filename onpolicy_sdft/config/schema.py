@@ -560,7 +560,7 @@ class AlarmConfig:
     """Alarm when by this much more of the rollouts than at first is a beginning that rollouts of other rows have, too:
     one sentence for every question. Not asked of rollouts under ``min_tokens``."""
     max_verbatim_rate: float | None = number(0.5, at_least=0, below=1)
-    """Alarm when a larger share of the rollouts copies its demonstration token by token."""
+    """Alarm when a larger share of the rollouts copies its demonstration word for word."""
     min_tokens: int = number(16, at_least=0)
     """Copies are no alarm where rollouts are shorter than this on average: short answers are alike by nature."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,11 +77,12 @@ def load_demonstrations(config: DataConfig, task: Task, *, section: str = "data"
         try:
             if isinstance(row, DataError):
                 raise row
-            talk = None if columns is None else columns.messages
+            known = columns or Columns()  # of no format so far: the usual names say what is missing
+            talk = known.messages
             if talk is not None and isinstance(row.get(talk), str):  # a table has them as JSON text
                 row = {**row, talk: parsed(row[talk])}
-            ignored = set() if _is_made(config) else left_unread(row, columns or Columns(), config)
-            read = _demonstrations(row, number, place, columns or Columns(), config, task)
+            ignored = set() if _is_made(config) else left_unread(row, known, config)
+            read = _demonstrations(row, number, place, known, config, task)
             if read[0].example_id in seen:
                 raise DataError(
                     f"id {read[0].example_id!r} also stands in {seen[read[0].example_id]}; ids must be unique"
@@ -96,17 +97,21 @@ def load_demonstrations(config: DataConfig, task: Task, *, section: str = "data"
             continue
         seen[read[0].example_id] = place.rpartition(", ")[2]
         found += read
-        if find_tools(row, columns or Columns(), config) and read[0].turns[0].role != TOOLS:
+        if find_tools(row, known, config) and read[0].turns[0].role != TOOLS:
             ignored |= {"the column of tools, which the system message spells out"}
-        unread.update(ignored | _unread_of_messages(row, columns or Columns()))
+        unread.update(ignored | _unread_of_messages(row, known))
     if not found:
-        if not skipped:
-            raise DataError(f"{where}: no rows to learn from. Fix: a file that has some.")
-        raise DataError(
-            f"{where}: no rows to learn from ({len(skipped)} rows were skipped; the first: {skipped[0]}). Fix: mend "
-            f"the rows, or say how they are to be read ({section}.prompt_column, {section}.messages_column and others)."
-        )
+        raise _no_rows(where, skipped, section)
     return DemonstrationSet(tuple(found), where, tuple(skipped), fingerprint(found), unread)
+
+
+def _no_rows(where: str, skipped: Sequence[str], section: str) -> DataError:
+    if not skipped:
+        return DataError(f"{where}: no rows to learn from. Fix: a file that has some.")
+    return DataError(
+        f"{where}: no rows to learn from ({len(skipped)} rows were skipped; the first: {skipped[0]}). Fix: mend "
+        f"the rows, or say how they are to be read ({section}.prompt_column, {section}.messages_column and others)."
+    )
 
 
 def _unread_of_messages(row: Mapping[str, Any], columns: Columns) -> set[str]:
@@ -273,8 +278,7 @@ def _system(row: Mapping[str, Any], config: DataConfig) -> str | None:
 
 
 def _id_column(config: DataConfig) -> str | None:
-    has_ids = config.name is not None and config.name.startswith((EMBEDDED_PREFIX, PUBLISHED_PREFIX))
-    return config.id_column or ("id" if has_ids else None)
+    return config.id_column or ("id" if _is_made(config) else None)
 
 
 def _example_id(row: Mapping[str, Any], number: int, id_column: str | None, question: str, response: str) -> str:

@@ -12,7 +12,6 @@ student's; ``example`` follows Shenfeld et al. (2026, arXiv:2601.19897).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -23,7 +22,7 @@ from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.nodes import TemplateData
 from jinja2.sandbox import SandboxedEnvironment
 
-from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.errors import ConfigError, did_you_mean
 from onpolicy_sdft.tool_calls import TOOLS
 from onpolicy_sdft.types import Demonstration, Feedback, Turn
 
@@ -262,9 +261,7 @@ def _from_file(template: str) -> ContextTemplate:
     if path.is_file():
         return ContextTemplate(path.read_text(encoding="utf-8"))
     names = [*TEMPLATES, PRIOR_TURN]
-    near = difflib.get_close_matches(template, names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ConfigError(
-        f"context.template={template!r} is neither a template nor a file.{hint} "
+        f"context.template={template!r} is neither a template nor a file.{did_you_mean(template, names)} "
         f"There are: {', '.join(sorted(names))}, or the path of a Jinja file."
     )

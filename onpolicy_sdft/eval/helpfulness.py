@@ -12,12 +12,12 @@ from onpolicy_sdft.build.bundle import context_window
 from onpolicy_sdft.build.loaded import load_target
 from onpolicy_sdft.errors import ModelError, RunDirectoryError
 from onpolicy_sdft.eval.alpaca import generator_of, pair_up, read_outputs, to_outputs
-from onpolicy_sdft.eval.answers import EVAL_STEP, remove_kept
+from onpolicy_sdft.eval.answers import Asking, remove_kept
 from onpolicy_sdft.eval.judge import Judge, Preference, Question, Reply, count_wins, parse_verdict, questions_of
-from onpolicy_sdft.eval.prompts import Asking, answer, load_prompts
+from onpolicy_sdft.eval.prompts import answer, load_prompts
 from onpolicy_sdft.runs.files import append_jsonl, read_jsonl, write_json_atomic
 from onpolicy_sdft.runs.progress import Progress
-from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingParams, Turn
+from onpolicy_sdft.types import Turn
 
 if TYPE_CHECKING:
     pass
@@ -89,7 +89,7 @@ class LocalJudge:
         """Ask; see :data:`~onpolicy_sdft.eval.judge.Judge`."""
         bundle, rollout = self.finished.bundle, self.finished.config.rollout
         backend = bundle.backend(self.finished.model, rollout, rollout.batch_size)
-        params, window = SamplingParams(temperature=self.asking.temperature), context_window(bundle)
+        window = context_window(bundle)
         ids = [bundle.renderer.student_ids([Turn("user", prompt)]) for prompt in prompts]
         fits = [window is None or len(own) + self.asking.max_new_tokens <= window for own in ids]
         for index in (place for place, fit in enumerate(fits) if not fit):
@@ -97,13 +97,8 @@ class LocalJudge:
         left = [index for index, fit in enumerate(fits) if fit]
         for start in range(0, len(left), _LOCAL_CHUNK):
             chunk = left[start : start + _LOCAL_CHUNK]
-            requests = [
-                RolloutRequest(
-                    ids[index], NoiseKey(self.asking.seed, EVAL_STEP, prompts[index]), self.asking.max_new_tokens
-                )
-                for index in chunk
-            ]
-            for index, written in zip(chunk, backend.generate(requests, params), strict=True):
+            requests = [self.asking.request(ids[index], prompts[index]) for index in chunk]
+            for index, written in zip(chunk, backend.generate(requests, self.asking.params), strict=True):
                 yield index, Reply(bundle.renderer.decode(written.token_ids))
 
 

@@ -5,7 +5,6 @@ Source: https://github.com/EleutherAI/lm-evaluation-harness (library ``lm_eval``
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.data.chat_template import OwnMarkup
-from onpolicy_sdft.errors import ConfigError, DataError, MissingDependencyError
+from onpolicy_sdft.errors import ConfigError, DataError, MissingDependencyError, did_you_mean
 from onpolicy_sdft.rollout.sampling import Vocabulary
 from onpolicy_sdft.runs.files import dumps_strict
 
@@ -134,10 +133,9 @@ class Harness:
         known = list(self.tasks.all_tasks)
         for name in names:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f" The nearest is {near[0]!r}." if near else ""
                 raise ConfigError(
-                    f"lm-eval has no task {name!r}.{hint} Tasks of your own: --include_path DIR (their YAML files)."
+                    f"lm-eval has no task {name!r}.{did_you_mean(name, known)} "
+                    "Tasks of your own: --include_path DIR (their YAML files)."
                 )
 
     def run(

@@ -120,9 +120,9 @@ def run_probe(
             with Progress(f"probe at T={temperature:g}", None, "tokens") as progress:
                 probe = _make_probe(asked, bundle, data, weights, progress)
                 if answers is None:
-                    row, answers = _ask_bare(probe, temperature, progress)
+                    row, answers = _ask_bare(probe, temperature)
                     bare.append(row)
-                row = _ask_teacher(probe, template, temperature, answers, progress)
+                row = _ask_teacher(probe, template, temperature, answers)
             conditioned.append(row)
             if problem := teaches_shortcuts(row, answers, config):
                 problems.append((row, f"T={temperature:g}: {problem}"))
@@ -144,7 +144,7 @@ def _make_probe(
     return Probe(data.prepared.pairs, source, screen, reviewer, partial(weights.showing, "live"))
 
 
-def _ask_bare(probe: Probe, temperature: float, progress: Progress) -> tuple[ProbeRow, BareAnswers]:
+def _ask_bare(probe: Probe, temperature: float) -> tuple[ProbeRow, BareAnswers]:
     """Return the row of the bare prompt, and the answers that the others are compared with."""
     logger.info(f"T={temperature:g}: bare answers")
     started = time.perf_counter()
@@ -154,7 +154,7 @@ def _ask_bare(probe: Probe, temperature: float, progress: Progress) -> tuple[Pro
     return summarise(targets, answers, probe.screen, BARE, temperature, seconds), answers
 
 
-def _ask_teacher(probe: Probe, template: str, temperature: float, answers: BareAnswers, progress: Progress) -> ProbeRow:
+def _ask_teacher(probe: Probe, template: str, temperature: float, answers: BareAnswers) -> ProbeRow:
     """Return the row of a template; scoring counts in its time, as it does in a step."""
     logger.info(f"T={temperature:g}: {template}")
     probe.screen.bare = answers

@@ -46,7 +46,7 @@ class ProbeRow:
     keep_rate: float  # the screen's verdicts, no second attempts
     reasons: dict[str, int]  # rollouts refused, by reason
     refused_right: dict[str, int]  # of them, those that the check accepts
-    verbatim_rate: float  # the demonstration, word for word
+    verbatim_rate: float  # see `Target.is_verbatim`
     worth_rate: float  # kept, and neither a copy nor only an answer
     answer_only_rate: float  # without the work that bare answers do
     surprise: float  # mean -log p under the bare prompt, nats a token
@@ -93,7 +93,7 @@ def summarise(
     refused = [target for target, _ in rollouts if target.verdict != "keep"]
     right = sum(bool(target.correct) for target, _ in rollouts)
     pairs = list(zip(texts, rollouts, strict=True))
-    copies = [text.strip() == target.pair.demonstration.shown.strip() for text, (target, _) in pairs]
+    copies = [target.is_verbatim for target, _ in rollouts]
     shorts = [screen.is_answer_only(target.pair, rollout, text) for text, (target, rollout) in pairs]
     num_tokens = sum(len(rollout.token_ids) for _, rollout in rollouts)
     measures = [target.measures for target, _ in rollouts if target.measures is not None]

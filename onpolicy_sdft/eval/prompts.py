@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,27 +13,18 @@ from onpolicy_sdft.config.schema import DataConfig
 from onpolicy_sdft.data.eval_sets import EvalSet, load_eval_sets
 from onpolicy_sdft.data.sources import load_demonstrations
 from onpolicy_sdft.errors import ConfigError
-from onpolicy_sdft.eval.answers import AnswerRecord, Kept, answer_prompts
+from onpolicy_sdft.eval.answers import AnswerRecord, Asking, Kept, answer_prompts
 from onpolicy_sdft.eval.evaluate import chunk_size, files_identity, model_identity
 from onpolicy_sdft.eval.retention import general_prompts
 from onpolicy_sdft.runs.progress import Progress, tick
 from onpolicy_sdft.tasks.free_form import FreeForm
-from onpolicy_sdft.types import Demonstration, SamplingParams, Turn
+from onpolicy_sdft.types import Demonstration, Turn
 
 if TYPE_CHECKING:
     from onpolicy_sdft.build.loaded import LoadedRun
     from onpolicy_sdft.config.schema import RunConfig
 
 SET_PREFIX = "set:"
-
-
-@dataclass(frozen=True, slots=True)
-class Asking:
-    """How prompts are answered."""
-
-    max_new_tokens: int
-    temperature: float  # 0: greedy
-    seed: int  # of samples
 
 
 def load_prompts(
@@ -100,10 +90,7 @@ def answer(
     backend = finished.bundle.backend(finished.model, rollout, finished.config.eval.batch_size)
     kept = Kept(path, f"{weights_identity(finished)}, {rollout.decode_copy} copy", chunk_size(finished.bundle))
     with Progress(description, len(prompts), "answers") as progress:
-        return answer_prompts(
-            prompts, backend, finished.bundle.renderer, SamplingParams(temperature=asking.temperature),
-            asking.max_new_tokens, asking.seed, tick(progress), kept,
-        )  # fmt: skip
+        return answer_prompts(prompts, backend, finished.bundle.renderer, asking, tick(progress), kept)
 
 
 def weights_identity(finished: LoadedRun) -> str:

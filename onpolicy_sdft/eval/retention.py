@@ -20,11 +20,11 @@ import torch
 
 from onpolicy_sdft.data.collate import collate, split_by_budget
 from onpolicy_sdft.errors import ConfigError
-from onpolicy_sdft.eval.answers import EVAL_STEP
+from onpolicy_sdft.eval.answers import Asking
 from onpolicy_sdft.eval.intervals import ratio_interval
 from onpolicy_sdft.models.policy import head_of, hidden_at_loss_tokens
 from onpolicy_sdft.models.trace import no_trace
-from onpolicy_sdft.types import NoiseKey, RolloutProgress, RolloutRequest, SamplingParams, TrainingRow, Turn
+from onpolicy_sdft.types import RolloutProgress, TrainingRow, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,11 +85,9 @@ def write_base_completions(
 ) -> list[BaseCompletion]:
     """Let the base model answer general prompts, sampled from its own distribution with fixed noise keys."""
     prompts = general_prompts(num_prompts)
-    requests = [
-        RolloutRequest(renderer.student_ids([Turn("user", prompt)]), NoiseKey(0, EVAL_STEP, name), max_new_tokens)
-        for name, prompt in prompts
-    ]
-    rollouts = backend.generate(requests, SamplingParams(), on_progress)
+    asking = Asking(max_new_tokens, temperature=1.0, seed=0)
+    requests = [asking.request(renderer.student_ids([Turn("user", prompt)]), name) for name, prompt in prompts]
+    rollouts = backend.generate(requests, asking.params, on_progress)
     return [
         BaseCompletion(name, prompt, renderer.decode(r.token_ids), r.prompt_token_ids, r.token_ids)
         for (name, prompt), r in zip(prompts, rollouts, strict=True)

@@ -6,22 +6,24 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from onpolicy_sdft.data.eval_sets import EvalSet
 from onpolicy_sdft.data.sources import fingerprint
-from onpolicy_sdft.eval.answers import EVAL_STEP, AnswerRecord, Kept, digest, write_in_chunks
+from onpolicy_sdft.eval.answers import AnswerRecord, Asking, Kept, digest, write_in_chunks
 from onpolicy_sdft.eval.intervals import mean_interval, wilson_interval
 from onpolicy_sdft.tasks.protocol import Checker
-from onpolicy_sdft.types import ONE_RANK, Demonstration, NoiseKey, Ranks, Rollout, RolloutRequest, SamplingParams
+from onpolicy_sdft.types import ONE_RANK, Demonstration, Ranks, Rollout
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import EvalConfig
     from onpolicy_sdft.data.renderer import Renderer
     from onpolicy_sdft.rollout.backend import OnProgress, RolloutBackend
     from onpolicy_sdft.tasks.protocol import Task
+
+
+_CHECKS_AT_ONCE = 2  # a code check waits for its subprocess
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,25 +59,21 @@ def score_set(
     Greedy at ``eval.temperature`` 0, else sampled ``eval.num_samples`` times with noise keyed by the question. Ranks
     share the questions and all get the score. With ``kept``, what was answered outlives an interruption.
     """
+    asking = Asking(questions.max_new_tokens, config.temperature, config.seed)
     requests = [
-        RolloutRequest(
-            prompt_token_ids=renderer.student_ids(question.turns),
-            key=NoiseKey(config.seed, EVAL_STEP, question.example_id, sample),
-            max_new_tokens=questions.max_new_tokens,
-        )
+        asking.request(renderer.student_ids(question.turns), question.example_id, sample)
         for question in questions.demonstrations
         for sample in range(config.num_samples)
     ]
     asked = [question for question in questions.demonstrations for _ in range(config.num_samples)]
-    params = SamplingParams(temperature=config.temperature)
 
     def write(indices: Sequence[int]) -> tuple[list[AnswerRecord], float]:
         started = time.perf_counter()
-        written = backend.generate([requests[index] for index in indices], params, on_progress)
+        written = backend.generate([requests[index] for index in indices], asking.params, on_progress)
         seconds = time.perf_counter() - started
         return check_answers([asked[index] for index in indices], written, questions.task, renderer.decode), seconds
 
-    what = digest(requests, params, fingerprint(list(questions.demonstrations)), _describe(questions.task))
+    what = digest(requests, asking.params, fingerprint(list(questions.demonstrations)), _describe(questions.task))
     records, seconds = write_in_chunks(requests, write, what, on_progress, ranks, kept)
     return summarise(questions, records, config.num_samples, seconds)
 
@@ -93,13 +91,10 @@ def check_answers(
     decode: Callable[[Sequence[int]], str],
 ) -> list[AnswerRecord]:
     """Check each answer and return one record each."""
-    check = Checker(task)
-
-    def record(pair: tuple[Demonstration, Rollout]) -> AnswerRecord:
-        question, rollout = pair
-        text = decode(rollout.token_ids)
-        result = check(text, question)
-        return {
+    texts = [decode(rollout.token_ids) for rollout in rollouts]
+    results = Checker(task).all(texts, asked, _CHECKS_AT_ONCE)
+    return [
+        {
             "example_id": question.example_id,
             "sample": rollout.key.sample_index,
             "correct": result.correct,
@@ -111,9 +106,8 @@ def check_answers(
             "num_tokens": len(rollout.token_ids),
             "finish_reason": rollout.finish_reason,
         }
-
-    with ThreadPoolExecutor(2) as pool:  # a code check waits for its subprocess
-        return list(pool.map(record, zip(asked, rollouts, strict=True)))
+        for question, rollout, text, result in zip(asked, rollouts, texts, results, strict=True)
+    ]
 
 
 def summarise(questions: EvalSet, records: Sequence[AnswerRecord], num_samples: int, seconds: float) -> SetScore:

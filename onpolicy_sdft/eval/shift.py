@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from onpolicy_sdft.build.loaded import load_model, load_run
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
-from onpolicy_sdft.eval.answers import AnswerRecord, remove_kept
+from onpolicy_sdft.eval.answers import AnswerRecord, Asking, remove_kept
 from onpolicy_sdft.eval.embedders import cosine_similarities, load_embedder
 from onpolicy_sdft.eval.evaluate import measure_kl
 from onpolicy_sdft.eval.intervals import mean_interval
-from onpolicy_sdft.eval.prompts import Asking, answer, load_prompts
+from onpolicy_sdft.eval.prompts import answer, load_prompts
 from onpolicy_sdft.eval.retention import BaseCompletion, BaseKL
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import differences, write_json_atomic, write_jsonl_atomic

@@ -172,7 +172,7 @@ def _run(config: CompareConfig, sequence: SequenceConfig, command: list[str]) ->
         run = str(stages[0].path.relative_to(output))
         tuning.append({"method": trial.method, "lr": trial.lr, "score": score, "stopped": stopped, "run": run})
         scored.append((stages[0].path, stages[0].config))
-    chosen = {method: choose(config, method, tuning) for method in config.methods}
+    chosen = {method: choose(method, tuning) for method in config.methods}
     for entry in tuning:
         entry["chosen"] = entry["lr"] == chosen[entry["method"]] and not entry["stopped"]
     rows: list[dict[str, Any]] = []
@@ -229,7 +229,7 @@ def _with_base_scores(
     return dataclasses.replace(own, base_scores=str(donor)), stages
 
 
-def choose(config: CompareConfig, method: str, tuning: Sequence[Mapping[str, Any]]) -> float | None:
+def choose(method: str, tuning: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the learning rate with the best validation score; of equals the smaller, which moves the model less."""
     mine = [entry for entry in tuning if entry["method"] == method and not entry["stopped"]]
     if not mine:

@@ -110,7 +110,7 @@ def rows_of(sequence: Path) -> list[TrainingRow]:
 
 
 def _of_run(run: RunDirectory, output: Path) -> dict[str, Any]:
-    metrics = read_jsonl(run.metrics_path)
+    metrics = run.read_metrics()
     result = read_json(run.result_path) if run.result_path.is_file() else {}
     return {
         "ended_by": result.get("reason"),

@@ -175,7 +175,7 @@ class _Work:
             Progress("sweep", len(self.rows), "runs", start=num_done) as progress,
             ThreadPoolExecutor(self.config.max_parallel) as pool,
         ):
-            unwritten = self._distil(pool, [runs[row.name] for row in left], progress)
+            unwritten = self._distil(pool, [runs[row.name] for row in left])
             futures: dict[Future[Finish], Row] = {}
             for row in left:
                 run = runs[row.name]
@@ -192,7 +192,7 @@ class _Work:
                 raise
         return self.write()
 
-    def _distil(self, pool: ThreadPoolExecutor, runs: Sequence[PlannedRun], progress: Progress) -> Mapping[str, Finish]:
+    def _distil(self, pool: ThreadPoolExecutor, runs: Sequence[PlannedRun]) -> Mapping[str, Finish]:
         """Write the distilled sets that runs need and that are not there; return how those ended that failed."""
         needed = {run.distilled.name: run.distilled for run in runs if run.distilled is not None}
         missing = [each for each in needed.values() if not (self.directory / each.name / "summary.json").is_file()]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from onpolicy_sdft.config.sweep import canonical, shown_value
 from onpolicy_sdft.runs.directory import RunDirectory
-from onpolicy_sdft.runs.files import read_json, read_jsonl, write_json_atomic, write_text_atomic
+from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_atomic
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.sweep import SweepConfig
@@ -70,7 +70,7 @@ def read_scores(path: Path, metrics: Sequence[str] = ()) -> dict[str, float]:
     scores = {f"eval/{item['label']}/score": item["score"] for item in after.get("sets", [])}
     kl = after.get("kl") or {}
     scores |= {name: kl[key] for name, key in (("eval/kl", "mean"), ("eval/nll", "nll_mean")) if key in kl}
-    steps = [record["values"] for record in read_jsonl(run.metrics_path)] if run.metrics_path.is_file() else []
+    steps = [record["values"] for record in run.read_metrics()]
     scores["train/steps"] = len(steps)
     if steps:
         scores["train/total_loss_tokens"] = steps[-1]["train/total_loss_tokens"]

@@ -67,22 +67,13 @@ def export(
             raise ConfigError(f"--output {output} is inside the run itself. Fix: another directory.")
     finished = load_run(target)
     assert finished.run is not None
-    model = finished.model
     base = base_of(finished.run, finished.config).name
-    if push_to_hub is not None and not merged and _is_here_only(model, base):
+    if push_to_hub is not None and not merged and _is_here_only(finished.model, base):
         raise ConfigError(f"The adapter of {target} stands on {base}, which is on this machine only. Fix: --merged.")
-    if not merged and isinstance(model, PeftModel) and is_adapter(base):
+    if not merged and isinstance(finished.model, PeftModel) and is_adapter(base):
         raise ConfigError(f"The adapter of {target} stands on {base}, an adapter itself. Fix: --merged.")
     facts = {**_facts(finished), "merged": str(merged).lower()}
-    if not isinstance(model, PeftModel):
-        if dtype is not None:
-            hold_in(model, getattr(torch, dtype))
-    elif merged:
-        if finished.config.model.load_in_4bit:
-            raise ConfigError("--merged cannot fold an adapter into a 4-bit base. Fix: export the adapter alone.")
-        model = merge_adapter(model, finished.bundle.loaded.stored_dtype if dtype is None else getattr(torch, dtype))
-    elif dtype is not None:
-        raise ConfigError(f"--dtype {dtype} is for whole models, not for an adapter. Fix: --merged, or leave it out.")
+    model = _as_asked(finished, dtype, merged=merged)
     if not isinstance(model, PeftModel):
         facts["dtype"] = str(model.dtype).removeprefix("torch.") + ("" if dtype is None else ", as asked")
         logger.info(f"the weights are {facts['dtype']}")
@@ -96,6 +87,22 @@ def export(
             push_folder(directory, push_to_hub, private=private, revision=revision)
             logger.info(f"pushed to {push_to_hub}")
     return Path(output) if output is not None else None
+
+
+def _as_asked(finished: LoadedRun, dtype: str | None, *, merged: bool) -> PreTrainedModel | PeftModel:
+    """Return a run's model as it is to be written."""
+    model, wanted = finished.model, None if dtype is None else getattr(torch, dtype)
+    if not isinstance(model, PeftModel):
+        if wanted is not None:
+            hold_in(model, wanted)
+        return model
+    if merged:
+        if finished.config.model.load_in_4bit:
+            raise ConfigError("--merged cannot fold an adapter into a 4-bit base. Fix: export the adapter alone.")
+        return merge_adapter(model, wanted or finished.bundle.loaded.stored_dtype)
+    if dtype is not None:
+        raise ConfigError(f"--dtype {dtype} is for whole models, not for an adapter. Fix: --merged, or leave it out.")
+    return model
 
 
 def _is_here_only(model: PreTrainedModel | PeftModel, base: str) -> bool:

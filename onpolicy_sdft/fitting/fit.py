@@ -45,7 +45,7 @@ from onpolicy_sdft.models.sizes import count_parameters
 from onpolicy_sdft.offline.file import apply_distilled, find_file, read_rows
 from onpolicy_sdft.rollout.hf import CollectiveDecoding
 from onpolicy_sdft.runs.directory import RunDirectory
-from onpolicy_sdft.runs.files import file_digest, read_json, read_jsonl, write_json_atomic
+from onpolicy_sdft.runs.files import file_digest, read_json, write_json_atomic
 from onpolicy_sdft.runs.manifest import git_state
 from onpolicy_sdft.train.backend import Backend
 from onpolicy_sdft.train.callbacks import Callback, scores_of
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
 
     from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.models.weights import PolicyWeights
+    from onpolicy_sdft.train.probe import Probe
 
 logger = logging.getLogger(__name__)
 
@@ -209,14 +210,9 @@ def _fit(config: RunConfig, command: Sequence[str], given: Given, held: ExitStac
     trainer = make_trainer(config, bundle, data, model, backend, plan, progress)
     weights = trainer.weights
     model = weights.model  # from here on weights are read only
-    start = found.start
-    if start is not None:
-        load_start_weights(config, start, trainer)
-    probe = probe_of(config, trainer, data.prepared.pairs)
-    goes_on = config.train.resume == "auto" and backend.on_first(lambda: bool(run.checkpoint_steps()))
-    if probe is not None and not goes_on:  # before anything that takes long: it may refuse the settings
-        probe_first(config, probe)
-        keep_probe(trainer)
+    if found.start is not None:
+        load_start_weights(config, found.start, trainer)
+    probe = _probe(found, trainer, run)  # before anything that takes long: it may refuse the settings
     callbacks = [*given.callbacks, *_open_trackers(config, run, backend, held)]
     _score_start(found, run, weights, callbacks)
     guards = make_guards(config, bundle, data, found.gated, trainer, run, identity, progress)
@@ -256,6 +252,17 @@ def _fit(config: RunConfig, command: Sequence[str], given: Given, held: ExitStac
     # Of several ranks none keeps it: what holds their process group has to be gone before the group is.
     trained = LoadedRun(config, bundle, model, run) if backend.num_ranks == 1 else None
     return TrainOutcome(run, result, summary, is_first, verdict, trained)
+
+
+def _probe(found: _Loaded, trainer: Trainer, run: RunDirectory) -> Probe | None:
+    """Probe a run that has not begun yet; return its probe, if it has one."""
+    config, backend = found.config, found.backend
+    probe = probe_of(config, trainer, found.data.prepared.pairs)
+    goes_on = config.train.resume == "auto" and backend.on_first(lambda: bool(run.checkpoint_steps()))
+    if probe is not None and not goes_on:
+        probe_first(config, probe)
+        keep_probe(trainer)
+    return probe
 
 
 def _open_trackers(config: RunConfig, run: RunDirectory, backend: Backend, held: ExitStack) -> list[Callback]:
@@ -373,7 +380,7 @@ def _recall(found: _Loaded, run: RunDirectory, progress: TrainProgress) -> None:
     """Show what the run directory has already: the scores of the start, and the steps of a resumed run."""
     if found.is_scored:
         progress.show_scores(0, scores_in(scores_of(read_json(run.eval_summary_path)["before"])))
-    for record in read_jsonl(run.metrics_path) if run.metrics_path.is_file() else ():
+    for record in run.read_metrics():
         progress.recall_step(record["step"], record["values"])
 
 

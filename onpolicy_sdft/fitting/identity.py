@@ -11,8 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from onpolicy_sdft.build.cuda import gpu_names
 from onpolicy_sdft.config.load import dump_config
 from onpolicy_sdft.data.sources import fingerprint
 from onpolicy_sdft.errors import ConfigError
@@ -155,12 +154,11 @@ def _write_identity(
     command: Sequence[str],
     backend: Backend,
 ) -> None:
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     manifest = collect_manifest(
         command=list(command),
         seeds={"train.seed": config.train.seed, "eval.seed": config.eval.seed, "data.seed": config.data.seed},
         data_fingerprint={"train": data.loaded.fingerprint},
-        gpu_names=gpus,
+        gpu_names=gpu_names(),
         extra={
             "num_ranks": backend.num_ranks,
             "base": {name: value for name, value in identity.items() if name.startswith("base ")},

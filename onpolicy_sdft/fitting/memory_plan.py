@@ -39,7 +39,6 @@ class PlanOutcome:
     """What a run would take."""
 
     sizes: Sizes
-    num_gpus: int
     rows: tuple[Estimate, ...]
     rollouts_a_step: int
     rollouts_a_rank: int  # an even share; they are dealt by length, so a rank can have a few more
@@ -69,7 +68,7 @@ def plan(config: RunConfig, num_gpus: int, gpu_gib: float) -> PlanOutcome:
     )
     usable = gpu_gib * GIB * (1 - RESERVE)
     fitting = [row.backend for row in rows if row.peak <= usable]
-    return PlanOutcome(sizes, num_gpus, rows, rollouts, share, fitting[0] if fitting else None)
+    return PlanOutcome(sizes, rows, rollouts, share, fitting[0] if fitting else None)
 
 
 def estimate(config: RunConfig, sizes: Sizes, backend: str, num_gpus: int, most: int) -> Estimate:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.runs.files import read_json, read_jsonl
-from onpolicy_sdft.train.gate import Drop, compare
+from onpolicy_sdft.train.gate import Drop, compare, list_drops
 
 if TYPE_CHECKING:
     from onpolicy_sdft.runs.directory import RunDirectory
@@ -43,11 +43,11 @@ def reach_verdict(run: RunDirectory, gate: Gate | None, max_p_value: float, summ
     elif stopped and gate is not None:
         parts.append(f"the gate stopped training, and the model is that of step {gate.best_step}")
     if worse:
-        parts.append(f"WORSE THAN THE START on {_listed(worse)}")
+        parts.append(f"WORSE THAN THE START on {list_drops(worse)}")
     if lower:
-        parts.append(f"lower than at the start, which may be chance, on {_listed(lower)}")
+        parts.append(f"lower than at the start, which may be chance, on {list_drops(lower)}")
     if drops and not (worse or lower or is_start):
-        parts.append(f"not worse than the start on {_listed(drops)}")
+        parts.append(f"not worse than the start on {list_drops(drops)}")
     if not drops:
         parts.append("not compared with the start: no rows were answered before and after")
     return RunVerdict("; ".join(parts), bool(worse), is_start)
@@ -82,7 +82,3 @@ def _shares(run: RunDirectory, stage: str, label: str) -> dict[str, float]:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _listed(drops: Mapping[str, Drop]) -> str:
-    return ", ".join(f"{label} {drop.text()}" for label, drop in drops.items())

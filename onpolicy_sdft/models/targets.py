@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.errors import ConfigError, did_you_mean
 from onpolicy_sdft.models.beside import trained_beside
 
 if TYPE_CHECKING:
@@ -38,10 +37,9 @@ def misspelt(lora: LoraConfig, peft_config: PeftLoraConfig, names: Sequence[str]
     if not wrong:
         return ""
     last = sorted({name.rpartition(".")[2] for name in names} - {""})
-    near = difflib.get_close_matches(wrong[0].rpartition(".")[2], last, n=1, cutoff=0.5)
-    there = f"Did you mean {near[0]!r}?" if near else f"Its modules are called {', '.join(last)}."
+    hint = did_you_mean(wrong[0].rpartition(".")[2], last) or f" Its modules are called {', '.join(last)}."
     return (
-        f"lora.target_modules={lora.target_modules!r}: {wrong[0]!r} matches no module of the model. {there} "
+        f"lora.target_modules={lora.target_modules!r}: {wrong[0]!r} matches no module of the model.{hint} "
         "Fix: correct the name or leave it out; all-linear takes every linear layer but the head."
     )
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from onpolicy_sdft.build.bundle import load_bundle
+from onpolicy_sdft.build.cuda import gpu_names
 from onpolicy_sdft.build.data import load_rows, make_prompt_pairs
 from onpolicy_sdft.build.method import make_pairing, make_review, make_sampling, make_screen, make_weights
 from onpolicy_sdft.build.preflight import print_preflight
@@ -28,6 +27,7 @@ from onpolicy_sdft.runs.manifest import collect_manifest
 from onpolicy_sdft.runs.progress import Progress, show_writing
 from onpolicy_sdft.train.probe import Probe
 from onpolicy_sdft.train.source import PolicySource
+from onpolicy_sdft.types import SamplingParams
 
 if TYPE_CHECKING:
     from onpolicy_sdft.build.bundle import ModelBundle
@@ -139,10 +139,9 @@ def _claim(directory: Path, config: RunConfig, data: Data, command: Sequence[str
                 "Use the same settings, or another distill.output_dir."
             )
         return
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     manifest = collect_manifest(
         command=list(command), seeds={"train.seed": config.train.seed, "data.seed": config.data.seed},
-        data_fingerprint={"train": data.loaded.fingerprint}, gpu_names=gpus,
+        data_fingerprint={"train": data.loaded.fingerprint}, gpu_names=gpu_names(),
     )  # fmt: skip
     write_text_atomic(directory / "config.yaml", dump_config(config))
     write_json_atomic(directory / "manifest.json", manifest)
@@ -152,11 +151,13 @@ def _claim(directory: Path, config: RunConfig, data: Data, command: Sequence[str
 def _identity(config: RunConfig, data: Data) -> dict[str, Any]:
     """What decides which rows are written."""
     whole = dataclasses.asdict(config)
-    params = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "decode_copy")
     return {
         "data": data.loaded.fingerprint,
         "model": {**whole["model"], "cache_dir": None},
-        "rollout": {name: whole["rollout"][name] for name in params},
+        "rollout": {
+            **dataclasses.asdict(SamplingParams.of(config.rollout)),
+            **{name: whole["rollout"][name] for name in ("max_new_tokens", "decode_copy")},
+        },
         "rules": config.distill.rules,
         "seed": config.train.seed,
         **{section: whole[section] for section in ("task", "context", "screening", "probe")},

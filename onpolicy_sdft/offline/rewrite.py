@@ -16,6 +16,7 @@ from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.offline.file import DistilledRow, read_rows
 from onpolicy_sdft.offline.legacy import legacy_reason
 from onpolicy_sdft.runs.files import append_jsonl
+from onpolicy_sdft.screening.reasons import is_verbatim
 from onpolicy_sdft.screening.review import Review
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.types import PromptPair, Rollout, Target
@@ -118,7 +119,7 @@ def distill(
 
 
 def count_rows(rows: Sequence[DistilledRow]) -> Mapping[str, Any]:
-    """Return how many rows were kept, and why the others were not: counts, and rates of all rows."""
+    """Return how many rows were kept, those copied word for word among them, and why others were not; rates of all."""
     verdicts, reasons = Counter(row.verdict for row in rows), Counter(row.reason for row in rows if row.reason)
     kept = [row for row in rows if row.verdict == "keep"]
     return {
@@ -126,7 +127,7 @@ def count_rows(rows: Sequence[DistilledRow]) -> Mapping[str, Any]:
         "verdicts": dict(verdicts),
         "reasons": dict(reasons),
         "keep_rate": len(kept) / max(1, len(rows)),
-        "verbatim_rate": sum(row.rewritten.strip() == row.original.strip() for row in kept) / max(1, len(rows)),
+        "verbatim_rate": sum(is_verbatim(row.rewritten, row.original) for row in kept) / max(1, len(rows)),
         "mean_characters_original": sum(len(row.original) for row in rows) / max(1, len(rows)),
         "mean_characters_learned": sum(len(row.response) for row in rows) / max(1, len(rows)),
     }

@@ -27,7 +27,6 @@ class Packed:
 
     text: str  # JSON that can stand in a script element
     num_recorded: int
-    num_shown: int
     notice: str  # which rows are left out and where they are; empty where all are there
 
 
@@ -82,7 +81,7 @@ def pack(logs: Sequence[RolloutLog], max_bytes: int) -> Packed:
     names = script_json([log.run for log in logs])
     packed = ",\n".join(rows[key] for key in sorted(rows))
     text = f'{{"runs": {names},\n"texts": [{",".join(room.parts)}],\n"rows": [{packed}]}}'
-    return Packed(text, len(records), len(rows), _notice(left_out, len(records), logs))
+    return Packed(text, len(records), _notice(left_out, len(records), logs))
 
 
 def script_json(value: Any) -> str:

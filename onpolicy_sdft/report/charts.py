@@ -30,6 +30,7 @@ from onpolicy_sdft.report.drawing import (
     Record,
     finish,
     from_zero,
+    look_of,
     new_figure,
     plot_line,
     plot_text,
@@ -216,8 +217,8 @@ def _picture_of_tracks(key: str, metric: Metric, tracks: Sequence[Track], ends: 
             continue
         number = looks[track.label]
         label = None if track.label in named else plot_text(track.label, 40)
-        scaled, line = [value * _scale(metric.unit) for value in values], LINES[number // len(CYCLE) % len(LINES)]
-        plot_line(axes, steps, scaled, label, CYCLE[number % len(CYCLE)], line, size=4 if few else 2.5, faint=few)
+        scaled = [value * _scale(metric.unit) for value in values]
+        plot_line(axes, steps, scaled, label, *look_of(number), size=4 if few else 2.5, faint=few)
         drawn.append(track)
         named.add(track.label)
     if not drawn:

@@ -23,6 +23,11 @@ MANY_STEPS = 30  # from here on curves are smoothed and drawn without markers
 _LEGEND_CHARACTERS = 110  # of a legend's row, line samples and gaps included
 
 
+def look_of(number: int) -> tuple[str, str]:
+    """Return the colour and the line of the curve with this number."""
+    return CYCLE[number % len(CYCLE)], LINES[number // len(CYCLE) % len(LINES)]
+
+
 def series(metrics: Sequence[Record], key: str) -> tuple[list[int], list[float]]:
     """Pick one metric out of the log.
 

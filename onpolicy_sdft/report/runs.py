@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -85,10 +85,14 @@ def several_runs(members: Sequence[Member], reader: Reader) -> Part:
     add_guards(part, members, reader)
     add_origins(part, members, reader)
     part.add("Scores", part.attempt("eval/summary.json", "the scores", lambda: _scores_of_several(members, reader)))
-    tracks = [Track(m.name, m.records.metrics, reader.sources([m], "metrics.jsonl")) for m in members]
-    add_overlays(part, tracks)
+    add_overlays(part, tracks_of(members, reader))
     add_training(part, members, reader)
     return part
+
+
+def tracks_of(members: Sequence[Member], reader: Reader) -> list[Track]:
+    """Return the figures of runs, to be drawn over one another."""
+    return [Track(m.name, m.records.metrics, reader.sources([m], "metrics.jsonl")) for m in members]
 
 
 def add_guards(part: Part, members: Sequence[Member], reader: Reader) -> None:
@@ -154,9 +158,13 @@ def _scores_of_one(member: Member, source: str) -> list[Block | None]:
         stage = summary.get(name) or {}
         sentence = kl_sentence({"after": stage})
         if sentence:
-            data_of_kl = {key: value for key, value in stage["kl"].items() if key != "sums"}
-            blocks.append(Sentence(f"kl_{name}", sentence, data_of_kl, (source,)))
+            blocks.append(Sentence(f"kl_{name}", sentence, _without_sums(stage["kl"]), (source,)))
     return [block for block in blocks if not isinstance(block, Table) or block.text.rows]
+
+
+def _without_sums(kl: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of a divergence without what each prompt adds to them."""
+    return {key: value for key, value in kl.items() if key not in ("sums", "nll_sums")}
 
 
 def _scores_of_several(members: Sequence[Member], reader: Reader) -> list[Block | None]:
@@ -176,7 +184,7 @@ def _scores_of_several(members: Sequence[Member], reader: Reader) -> list[Block 
             row |= {key: entry.get(key) for key in ("mean_length", "truncated_rate", "tokens_per_second", "note")}
             rows.append(row)
         if stage.get("kl"):
-            kl = {key: value for key, value in stage["kl"].items() if key != "sums"}
+            kl = _without_sums(stage["kl"])
             shifts.append({"run": member.name, **kl, "kl": _bounds(kl, ""), "nll": _bounds(kl, "nll_")})
     sets = list(dict.fromkeys(row["set"] for row in rows))
     rows.sort(key=lambda row: (row["kind"] != "task", sets.index(row["set"])))

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from onpolicy_sdft.report.charts import Track
 from onpolicy_sdft.report.document import (
     Block,
     Column,
@@ -23,7 +22,7 @@ from onpolicy_sdft.report.document import (
 from onpolicy_sdft.report.drawing import png_bytes
 from onpolicy_sdft.report.origins import origin_blocks, origin_of_object, start_of
 from onpolicy_sdft.report.reading import Member, Reader
-from onpolicy_sdft.report.runs import add_overlays, add_training
+from onpolicy_sdft.report.runs import add_overlays, add_training, tracks_of
 from onpolicy_sdft.report.sequence_plots import cell, draw_forgetting, draw_matrix, draw_stages, stage_names
 
 #: What each figure means; A[i, j] is the score on task j after i stages, row 0 the base model.
@@ -58,8 +57,7 @@ def sequence_part(path: Path, name: str, reader: Reader) -> Part:
     for title, make in (("Accuracy", matrix_blocks), ("Learning and forgetting", _figures)):
         part.add(title, part.attempt(source, title.lower(), partial(make, sequence, source)), is_summary=True)
     members = stage_members(path, sequence, reader, part)
-    tracks = [Track(m.name, m.records.metrics, reader.sources([m], "metrics.jsonl")) for m in members]
-    add_overlays(part, tracks)
+    add_overlays(part, tracks_of(members, reader))
     add_training(part, members, reader)
     return part
 

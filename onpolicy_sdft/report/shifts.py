@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from onpolicy_sdft.report.document import Block, Column, Part, Picture, interval, make_table, plain, share, used
-from onpolicy_sdft.report.drawing import CYCLE, LINES, new_figure, plot_text, png_bytes, style
+from onpolicy_sdft.report.drawing import look_of, new_figure, plot_text, png_bytes, style
 from onpolicy_sdft.report.origins import origin_blocks, origin_of_object, start_of
 from onpolicy_sdft.report.reading import Reader
 
@@ -61,7 +61,7 @@ def draw_similarities(shift: Mapping[str, Any]) -> Figure | None:
     figure, axes = new_figure()
     figure.set_figheight(3.8)
     for number, run in enumerate(known):
-        color, line = CYCLE[number % len(CYCLE)], LINES[number // len(CYCLE) % len(LINES)]
+        color, line = look_of(number)
         values = np.asarray(run["similarities"], dtype=float)
         weights = np.full(len(values), 1 / len(values))
         label = f"{plot_text(run['name'], 32)} (mean {values.mean():.3f})"

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from onpolicy_sdft.experiments.sweep_results import plain_text
-from onpolicy_sdft.report.drawing import CYCLE, LINES, figure_legend, panels, plot_text
+from onpolicy_sdft.report.drawing import CYCLE, figure_legend, look_of, panels, plot_text
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -56,7 +56,7 @@ def draw_axis(field: str, axes_of_sweep: Mapping[str, Sequence[Any]], table: Row
         for number, (name, rows) in enumerate(groups.items()):
             points = [(row["point"][field], row["scores"][metric]) for row in rows if metric in row["scores"]]
             offset = 0.5 * (number - (len(groups) - 1) / 2) / max(1, len(groups))
-            color, line = CYCLE[number % len(CYCLE)], LINES[number // len(CYCLE) % len(LINES)]
+            color, line = look_of(number)
             label = plot_text(name, 40) or None
             if is_numeric(values):
                 _line(axes, points, color, line, label)

@@ -7,7 +7,7 @@ from typing import Any
 
 from onpolicy_sdft.report.charts import CHARTS, MIB_PER_GIB, PART_COLORS, PARTS, memory_names
 from onpolicy_sdft.report.document import Block, Column, Picture, Table, Tile, Tiles, count, make_table, plain, share
-from onpolicy_sdft.report.drawing import new_figure, plot_text, png_bytes, series, style
+from onpolicy_sdft.report.drawing import Record, new_figure, plot_text, png_bytes, series, style
 from onpolicy_sdft.report.reading import Member, Reader
 
 _COLLAPSE: Mapping[str, tuple[str, str]] = {
@@ -162,11 +162,15 @@ def _collapse_table(members: Sequence[Member], sources: tuple[str, ...]) -> Tabl
     return make_table("collapse", "Signs of collapse", columns, rows, sources, caption=caption)
 
 
+def _names_in(metrics: Sequence[Record]) -> list[str]:
+    return sorted({key for record in metrics for key in record.get("values") or {}})
+
+
 def _verdict_table(members: Sequence[Member], sources: tuple[str, ...]) -> Table | None:
     rows, keys = [], dict.fromkeys(f"screen/{name}_rate" for name in ("keep", "fallback", "drop"))
     for member in members:
         metrics = member.records.metrics
-        names = sorted({key for record in metrics for key in record.get("values") or {}})
+        names = _names_in(metrics)
         reasons = [key for key in names if key.startswith("screen/reason/")]
         rates = {key: mean(finite(metrics, key)) for key in (*keys, *reasons) if key in names}
         if rates:
@@ -184,7 +188,7 @@ def _rule_table(members: Sequence[Member], sources: tuple[str, ...]) -> Table | 
     rows = []
     for member in members:
         metrics = member.records.metrics
-        names = sorted({key for record in metrics for key in record.get("values") or {}})
+        names = _names_in(metrics)
         for key in (name for name in names if name.startswith("screen/refused_right/")):
             rule = key.split("/")[-1]
             right, refused = mean(finite(metrics, key)), mean(finite(metrics, f"screen/reason/{rule}"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
 from onpolicy_sdft.types import RecordOptions, RolloutProgress
@@ -61,7 +61,7 @@ NO_LISTENER: Listener = _Silent()
 
 @dataclass
 class RolloutStats:
-    """What one call of a backend did; a count or a time is 0 where the backend does not know it."""
+    """What one call of a backend did, or several; a count or a time is 0 where the backend does not know it."""
 
     num_tokens: int = 0  # kept, over all completions
     num_prompt_tokens: int = 0  # of all prompts
@@ -69,6 +69,7 @@ class RolloutStats:
     num_prefill_forwards: int = 0
     num_decode_forwards: int = 0
     num_decode_rows: int = 0  # completions advanced, summed over decode forwards
+    num_decode_slots: int = 0  # slots there were for them, likewise
     num_forward_tokens: int = 0  # run through the layers by ragged forwards, padding not counted
     num_padding_tokens: int = 0  # beside them, so that forwards are of few shapes
     num_blended_tokens: int = 0  # of blended texts
@@ -78,7 +79,7 @@ class RolloutStats:
     num_rescored_tokens: int = 0  # written by another program, and looked at by the model itself
     mismatch_sum: float = 0.0  # of the distances between their log-probabilities, nats
     mismatch_max: float = 0.0
-    num_slots: int = 0
+    num_slots: int = 0  # of several calls the most
     num_out_of_memory: int = 0  # times the slots were halved for running out of it
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0  # model, attention and sampling of decode forwards
@@ -110,9 +111,19 @@ class RolloutStats:
         self.mismatch_sum += sum(distances)
         self.mismatch_max = max(self.mismatch_max, *distances)
 
+    def add(self, other: RolloutStats) -> None:
+        """Count another call as well."""
+        for name in (each.name for each in fields(self)):
+            pair = getattr(self, name), getattr(other, name)
+            setattr(self, name, max(pair) if name in ("num_slots", "mismatch_max") else sum(pair))
+
     def figures(self) -> dict[str, float]:
         """Return the figures of a training step's log."""
-        found = {} if self.mean_blend is None else {"rollout/blend": self.mean_blend}
+        if not self.num_tokens:
+            return {}
+        found = {"rollout/num_tokens": self.num_tokens, "time/sampling_seconds": self.total_seconds}
+        if self.mean_blend is not None:
+            found["rollout/blend"] = self.mean_blend
         if self.mean_mismatch is not None:
             found |= {"rollout/mismatch": self.mean_mismatch, "rollout/mismatch_max": self.mismatch_max}
         if not self.num_slots:
@@ -120,7 +131,7 @@ class RolloutStats:
         forwards = max(1, self.num_decode_forwards)
         return found | {
             "rollout/num_slots": self.num_slots,
-            "rollout/slot_occupancy": self.num_decode_rows / forwards / self.num_slots,
+            "rollout/slot_occupancy": self.num_decode_rows / max(1, self.num_decode_slots),
             "rollout/tokens_per_forward": self.num_tokens / forwards,
             **({} if self.accept_rate is None else {"rollout/accept_rate": self.accept_rate}),
             "rollout/drafted_rate": self.num_drafted_tokens / max(1, self.num_tokens),

@@ -62,7 +62,6 @@ class Call:
         prefill_tokens = engine.options.prefill_tokens or _PREFILL_TOKENS.get(self.device.type, 1024)
         self.scheduler = Scheduler(self.requests, pool.num_slots, prefill_tokens)
         self.stats = engine.stats
-        self.stats.num_prompt_tokens = sum(len(prompt) for request in requests for prompt in request.prompts)
         self.draft_ends: dict[int, list[int]] = {}  # slot -> where each text of its draft source ends
         self.drafted: dict[int, list[int]] = {}  # slot -> draft tokens kept and looked at so far
         self.written: dict[int, int] = {}  # slot -> tokens of its completion so far
@@ -73,12 +72,14 @@ class Call:
 
     def run(self) -> None:
         """Admit, decode, collect, until nobody waits, no slot is live and the listener asks for nothing more."""
-        while self.scheduler.num_waiting or self.scheduler.live or self._join(is_last=True):
-            self._join()
-            self._admit()
-            if self.scheduler.live:
-                self._decode()
-        self.stats.attention_seconds = self.pool.cache.kernels.seconds
+        try:
+            while self.scheduler.num_waiting or self.scheduler.live or self._join(is_last=True):
+                self._join()
+                self._admit()
+                if self.scheduler.live:
+                    self._decode()
+        finally:
+            self.stats.attention_seconds += self.pool.cache.kernels.seconds
 
     def _join(self, is_last: bool = False) -> bool:
         """Take in what the listener asks for by now, and say whether there was any that these slots can hold."""
@@ -89,10 +90,9 @@ class Call:
         self.requests += more
         self._lay_out_requests()
         fits = [self.pool.holds(request, self.engine.options.max_draft_tokens) for request in more]
-        for index, (request, does_fit) in enumerate(zip(more, fits, strict=True), first):
+        for index, does_fit in enumerate(fits, first):
             if does_fit:  # the engine writes the others in a call of their own
                 self.scheduler.add(index)
-                self.stats.num_prompt_tokens += sum(map(len, request.prompts))
         return any(fits)
 
     def _lay_out_requests(self) -> None:
@@ -197,6 +197,7 @@ class Call:
         accepted = settled.accepted_B.tolist()
         self.stats.num_decode_forwards += 1
         self.stats.num_decode_rows += len(slots)
+        self.stats.num_decode_slots += self.pool.num_slots
         self.stats.num_drafted_tokens += sum(num_drafts)
         self.stats.num_accepted_tokens += sum(accepted)
         for slot, kind, drafts, kept in zip(slots, kinds, num_drafts, accepted, strict=True):

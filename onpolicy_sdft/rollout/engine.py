@@ -133,6 +133,7 @@ class RolloutEngine:
         except BaseException:
             self.steps.drop()  # nobody knows what they would read now
             raise
+        self.stats.num_prompt_tokens = sum(len(prompt) for request in asked.requests for prompt in request.prompts)
         self.stats.total_seconds = time.perf_counter() - started
         return asked.rollouts()
 

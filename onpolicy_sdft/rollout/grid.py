@@ -54,6 +54,7 @@ class GridCall(Call):
             self.engine.acceptance.saw_rows(num_tokens - num_accepted, num_with_drafts, num_seen, num_accepted)
         self.stats.num_decode_forwards += num_steps
         self.stats.num_decode_rows += num_tokens - num_accepted
+        self.stats.num_decode_slots += num_steps * self.pool.num_slots
         self.stats.num_drafted_tokens += num_drafted
         self.stats.num_accepted_tokens += num_accepted
         self._leave(finished, num_tokens)

@@ -199,7 +199,7 @@ def _head_input(model: PreTrainedModel, see: Callable[[torch.Tensor], None]) -> 
         handle.remove()
 
 
-class _Pairing:
+class _BlendedRows:
     """The rows of bare prompts: which completion each belongs to, and what was recorded of it."""
 
     def __init__(self, requests: list[RolloutRequest]) -> None:
@@ -276,7 +276,7 @@ class _KeyedDrawing(LogitsProcessor):
         self.on_progress = on_progress
         self.words_B2 = key_words([request.key for request in requests])
         self.draws: list[Draw] = []
-        self.pairs = _Pairing(requests)
+        self.blended = _BlendedRows(requests)
         self.live = [True] * len(requests)
 
     def see_hidden(self, hidden_BTD: torch.Tensor) -> None:
@@ -289,17 +289,17 @@ class _KeyedDrawing(LogitsProcessor):
         positions_B = torch.full((len(self.requests),), position, device=scores.device)
         forced = torch.full_like(scores, -torch.inf)
         scores_RV = scores.clamp(min=torch.finfo(scores.dtype).min)  # as the engine does
-        own_BV, scores = scores_RV[: len(self.requests)], self.pairs.mix(scores_RV)
+        own_BV, scores = scores_RV[: len(self.requests)], self.blended.mix(scores_RV)
         processed = self._process(input_ids, scores)
         words_B2, greedy_B = self.words_B2.to(scores.device), self.greedy_B.to(scores.device)
         if self.record.top_k:
             self.top.append(likeliest(own_BV, self.record.top_k))
         drawn = draw(scores, processed, greedy_B, words_B2, positions_B)
-        if self.pairs.blends:
+        if self.blended.blends:
             drawn = replace(drawn, logprobs=logprobs_at(own_BV, drawn.token_ids))
         self.draws.append(drawn)
         self._report(drawn.token_ids.tolist(), position)
-        return forced.scatter_(1, self.pairs.give(drawn.token_ids)[:, None], 0.0)
+        return forced.scatter_(1, self.blended.give(drawn.token_ids)[:, None], 0.0)
 
     def _process(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Put each row through its own distribution, with its own prefix and without the padding before it."""
@@ -328,11 +328,11 @@ class _KeyedDrawing(LogitsProcessor):
             torch.stack([getattr(d, name) for d in self.draws], dim=1).tolist()
             for name in ("token_ids", "logprobs", "sampling_logprobs", "entropies")
         )
-        found, of_pairs = [], self.pairs.recorded()
+        found, recorded = [], self.blended.recorded()
         for row, request in enumerate(self.requests):
             kept, stopped = cut_at_terminator(token_ids[row], self.stop_token_ids, request.max_new_tokens)
             hidden, top = self.hidden[:kept], self.top[:kept]
-            bare_logprobs, blends = of_pairs.get(row, ((), ()))
+            bare_logprobs, blends = recorded.get(row, ((), ()))
             found.append(
                 Rollout(
                     key=request.key,

@@ -44,7 +44,7 @@ class Asked:
     """
 
     def __init__(self, requests: Sequence[RolloutRequest], listener: Listener) -> None:
-        self._requests = list(requests)
+        self.requests = list(requests)  # with those that joined
         self._found: list[Rollout | None] = [None] * len(requests)
         self._listener = listener
         self._places: list[int] = []  # which request each one of the running call is
@@ -55,7 +55,7 @@ class Asked:
         """Return the requests of the next call: all that have no completion."""
         self._places = [index for index, rollout in enumerate(self._found) if rollout is None]
         self._num_before = self._num_ended
-        return [self._requests[index] for index in self._places]
+        return [self.requests[index] for index in self._places]
 
     def rollouts(self) -> list[Rollout]:
         """Return the completions, in the order in which they were asked for."""
@@ -71,7 +71,7 @@ class Asked:
     def more(self, num_ended: int) -> Sequence[RolloutRequest]:
         """Ask for more after so many completions of the running call."""
         more = self._listener.more(self._num_before + num_ended)
-        self._places += range(len(self._requests), len(self._requests) + len(more))
-        self._requests += more
+        self._places += range(len(self.requests), len(self.requests) + len(more))
+        self.requests += more
         self._found += [None] * len(more)
         return more

@@ -123,7 +123,7 @@ class BatchSamplingParams:
             is_raw=not vocabulary.missing
             and all(params in (SamplingParams(), SamplingParams(temperature=0.0)) for params in each_params),
             is_penalised=any(params.repetition_penalty != 1.0 for params in each_params),
-            is_filtered=any(params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0 for params in drawn),
+            is_filtered=any(params.leaves_out for params in drawn),
             vocabulary=vocabulary,
         )
 

@@ -14,6 +14,7 @@ from onpolicy_sdft.errors import ConfigError, RunDirectoryError
 from onpolicy_sdft.runs.claim import claimed
 from onpolicy_sdft.runs.files import (
     append_jsonl,
+    read_jsonl,
     read_jsonl_lines,
     write_bytes_atomic,
 )
@@ -248,6 +249,10 @@ class RunDirectory:
             record: ``{"step", "skipped", "time", "values"}``.
         """
         append_jsonl(self.metrics_path, record)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return the records of ``metrics.jsonl``, none where no step was taken."""
+        return read_jsonl(self.metrics_path) if self.metrics_path.is_file() else []
 
     def append_rollouts(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Add sampled rollouts of one step to ``rollouts.jsonl``.

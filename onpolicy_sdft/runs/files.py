@@ -78,7 +78,7 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_directory(path.parent)
+    sync_to_disk(path.parent)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -263,8 +263,8 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not strict JSON")
 
 
-def _sync_directory(path: Path) -> None:
-    """Make a rename durable, where the system lets a directory be synced."""
+def sync_to_disk(path: Path) -> None:
+    """Make a file that was written, or a directory in which one was renamed, durable, where the system can."""
     if os.name != "posix":
         return
     descriptor = os.open(path, os.O_RDONLY)

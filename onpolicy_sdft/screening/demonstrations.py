@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 
 from onpolicy_sdft.screening.screen import Screen
+from onpolicy_sdft.tasks.protocol import CHECK_ERROR
 from onpolicy_sdft.types import NoiseKey, PromptPair, Rollout
 
 _MOST = 10_000  # demonstrations that are looked at
@@ -21,7 +21,8 @@ class Refused:
 
     num_looked_at: int
     by_rule: Counter[str]
-    first: str  # example and rule of the first one; empty where there is none
+    first_id: str = ""  # the first one
+    first_rule: str = ""  # that refuses it
 
     def line(self) -> str:
         """Say it in one line."""
@@ -29,10 +30,10 @@ class Refused:
         if not self.by_rule:
             return said
         rules = ", ".join(f"{rule} {number}" for rule, number in self.by_rule.most_common())
-        rule = self.first.rpartition(" ")[2]
+        option = "check" if self.first_rule == CHECK_ERROR else self.first_rule
         return (
-            f"{said}: {rules}. The first: {self.first}. Fix: mend these rows, or the rule that refuses what is to be "
-            f"learned: --screening.{'check' if rule == 'check_error' else rule} keep."
+            f"{said}: {rules}. The first: {self.first_id!r}, by {self.first_rule}. Fix: mend these rows, or the rule "
+            f"that refuses what is to be learned: --screening.{option} keep."
         )
 
 
@@ -44,9 +45,8 @@ def refused_demonstrations(screen: Screen, pairs: Sequence[PromptPair], max_new_
         pairs: All rows, of which as many as are worth the time are looked at, spread over them.
         max_new_tokens: Longest rollout; a longer demonstration is truncated.
     """
-    is_quick = bool(getattr(screen.task, "check_is_quick", False))
     pairs = [pair for pair in pairs if pair.demonstration.response]
-    looked_at = pairs[:: max(1, -(-len(pairs) // (_MOST if is_quick else _MOST_SLOWLY)))]
+    looked_at = pairs[:: max(1, -(-len(pairs) // (_MOST if screen.check.is_quick else _MOST_SLOWLY)))]
 
     def reason_of(one: PromptPair) -> str:
         said = one.response_ids[:max_new_tokens]
@@ -57,11 +57,6 @@ def refused_demonstrations(screen: Screen, pairs: Sequence[PromptPair], max_new_
         text = one.demonstration.response
         return screen.reason(one, rollout, text, cache(lambda: screen.check(text, one.demonstration)))
 
-    if is_quick:
-        reasons = list(map(reason_of, looked_at))
-    else:
-        with ThreadPoolExecutor(max(1, screen.num_workers), "check") as workers:
-            reasons = list(workers.map(reason_of, looked_at))
-    found = [(one, reason) for one, reason in zip(looked_at, reasons, strict=True) if reason]
-    first = f"{found[0][0].demonstration.example_id!r}, by {found[0][1]}" if found else ""
-    return Refused(len(looked_at), Counter(reason for _, reason in found), first)
+    reasons = screen.check.map(reason_of, screen.num_workers, looked_at)
+    found = [(one.demonstration.example_id, reason) for one, reason in zip(looked_at, reasons, strict=True) if reason]
+    return Refused(len(looked_at), Counter(reason for _, reason in found), *(found[0] if found else ()))

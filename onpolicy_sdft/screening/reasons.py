@@ -52,6 +52,11 @@ def is_answer_only(num_tokens: int, num_steps: int, num_reference: int, bare: Ba
     return is_short and 2 * num_tokens < num_reference
 
 
+def is_verbatim(text: str, shown: str) -> bool:
+    """Whether a completion is what the teacher was shown, word for word; space around it does not count."""
+    return text.strip() == shown.strip()
+
+
 def is_too_short(num_tokens: int, num_reference: int, shortest: float) -> bool:
     """Whether a completion is much shorter than the demonstration."""
     return num_tokens < shortest * num_reference

@@ -29,10 +29,6 @@ _Key = TypeVar("_Key", str, int)
 #: Example, sample and text of the rewrites of a rank.
 _Named = list[tuple[str, int, str]]
 
-#: Attempts of noise keys that no draw of a target has: bare answers, and continuations of a rollout's first half.
-_BARE_ATTEMPT, _STEP_ATTEMPT = 1_000_000, 2_000_000
-
-
 #: Rewrites of other rows that a rewrite without a check is compared with.
 _NUM_CONTROLS = 3
 
@@ -200,9 +196,13 @@ class Review:
         """Count how many of a demonstration's rollouts the check accepts; all of them are on one rank."""
         if self.verdicts["agreement"] == "keep":
             return list(targets)
-        written = [target for target in targets if target.rollout is not None and self._has_check(target)]
+        written = self._checkable(targets)
         rates = _rates(map(_name, written), (bool(target.correct) for target in written))
         return [_with(target, agreement=rates.get(_name(target))) for target in targets]
+
+    def _checkable(self, targets: Sequence[Target]) -> list[Target]:
+        """Return those whose rollouts the check can judge."""
+        return [target for target in targets if target.rollout is not None and self._has_check(target)]
 
     def _has_check(self, target: Target) -> bool:
         return has_check(self.task, target.pair.demonstration)
@@ -221,7 +221,7 @@ class Review:
         asked = [(target, sample) for target in kept for sample in range(self.config.step_samples)]
         written = self.sample(
             [
-                self._request(target, step, _STEP_ATTEMPT + sample, halves[id(target)], self.config.step_samples)
+                self._request(target, step, NoiseKey.SECOND_HALF + sample, halves[id(target)], self.config.step_samples)
                 for target, sample in asked
             ],
             step,
@@ -235,11 +235,11 @@ class Review:
         """Let the bare policy answer each prompt itself, once for all samples of a demonstration."""
         if not self.config.bare_samples:
             return list(targets)
-        written = [target for target in targets if target.rollout is not None and self._has_check(target)]
+        written = self._checkable(targets)
         first = {_name(target): target for target in reversed(written)}
         asked = [(target, sample) for target in first.values() for sample in range(self.config.bare_samples)]
         count = self.config.bare_samples
-        requests = [self._request(target, step, _BARE_ATTEMPT + sample, (), count) for target, sample in asked]
+        requests = [self._request(target, step, NoiseKey.BARE_ANSWER + sample, (), count) for target, sample in asked]
         answers = self.sample(requests, step)
         texts = [self.decode(rollout.token_ids) for rollout in answers]
         rates = _rates((_name(target) for target, _ in asked), self._check([target for target, _ in asked], texts))

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 from onpolicy_sdft.machine import num_cores
 from onpolicy_sdft.screening.bare import BareAnswers, num_steps
 from onpolicy_sdft.screening.mentions import Mentions
-from onpolicy_sdft.screening.reasons import REASONS, is_answer_only, is_looping, is_too_long, is_too_short
+from onpolicy_sdft.screening.reasons import (
+    REASONS,
+    is_answer_only,
+    is_looping,
+    is_too_long,
+    is_too_short,
+    is_verbatim,
+)
 from onpolicy_sdft.screening.watch import Resample, Watch
 from onpolicy_sdft.tasks.protocol import CHECK_ERROR, Checker, has_check
 from onpolicy_sdft.tool_calls import TOOLS
@@ -86,7 +93,7 @@ class Screen:
         """Return what judges the draws of these examples while others are still written."""
         # Threads of pure Python would only take turns with the one that writes.
         asks = any(self.verdicts[reason] != "keep" for reason in ("check", *_OVERRULED))
-        waits = asks and not getattr(self.task, "check_is_quick", False)
+        waits = asks and not self.check.is_quick
         may_resample = "resample" in self.verdicts.values()
         max_attempts = self.config.max_attempts if may_resample else 1
         return Watch(self.judge, pairs, max_attempts, self.num_workers if waits else 0)
@@ -169,12 +176,12 @@ class Screen:
         if rollout is None:
             return Target(pair, pair.response_ids, pair.demonstration.response, "keep", "", None, attempt)
         text = self.decode(rollout.token_ids)
+        copied = is_verbatim(text, pair.demonstration.shown)
+        target = Target(pair, self._ended(pair, rollout), text, "keep", "", rollout, attempt, is_verbatim=copied)
         if pair.feedback is not None and pair.feedback.drop:
-            is_right = not pair.feedback.message
-            return Target(pair, (), text, "drop", pair.feedback.drop, rollout, attempt, correct=is_right)
+            return refused(replace(target, correct=not pair.feedback.message), "drop", pair.feedback.drop)
         result = cache(lambda: self.check(text, pair.demonstration))
         reason = self.reason(pair, rollout, text, result)
-        target = Target(pair, self._ended(pair, rollout), text, "keep", "", rollout, attempt)
         # The check is worth asking also of a whole text that is refused.
         if self.verdicts["check"] != "keep" and reason not in ("empty", "truncated", "control", "looping"):
             target = replace(target, correct=result().correct)

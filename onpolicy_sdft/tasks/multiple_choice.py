@@ -13,22 +13,6 @@ from onpolicy_sdft.tasks.protocol import Task, bad_field, number_in_field, short
 from onpolicy_sdft.types import CheckResult, Demonstration
 
 
-def list_choices(question: str, choices: Sequence[str]) -> str:
-    """Write a question with its options under it, labelled A, B, C, ...
-
-    Args:
-        question: The bare question.
-        choices: At most 26 options.
-
-    Returns:
-        The prompt that shows the options.
-    """
-    assert len(choices) <= len(string.ascii_uppercase)
-    labels = string.ascii_uppercase[: len(choices)]
-    lines = [f"{label}. {text}" for label, text in zip(labels, choices, strict=True)]
-    return "\n".join([question, "", *lines])
-
-
 @dataclass(frozen=True)
 class MultipleChoice(Task):
     """The completion picks the right option, by its letter or its words.
@@ -37,7 +21,7 @@ class MultipleChoice(Task):
     ``{"label": [...], "text": [...]}``; and a field ``answer_field``: the label, or the option's
     words as text, or its position counted from 0 (2.0 as well, as a Parquet column with gaps has it), in this order:
     where the labels are 1, 2 and 3, the answer 1 is the first option. The prompt
-    lists the options (:func:`list_choices` writes one).
+    lists the options.
 
     Attributes:
         choices_field: Column of the options.

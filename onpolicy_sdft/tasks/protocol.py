@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Any, Protocol
 
 from onpolicy_sdft.errors import DataError, SdftError, TaskError
-from onpolicy_sdft.types import CheckResult, Demonstration
+from onpolicy_sdft.types import CheckResult, Demonstration, T
 
 #: Bounds of the message of a check: a model is to read it beside the question and its own attempt.
 MESSAGE_LINES, LINE_CHARACTERS = 5, 240
@@ -138,6 +138,11 @@ class Checker:
         self.num_checks = self.num_errors = 0
         self._lock = Lock()
 
+    @property
+    def is_quick(self) -> bool:
+        """Whether a check takes so little time that threads would only take turns."""
+        return bool(getattr(self.task, "check_is_quick", False))
+
     def __call__(self, text: str, demonstration: Demonstration) -> CheckResult:
         """Check one text."""
         failed: Exception | None = None
@@ -164,17 +169,21 @@ class Checker:
     def all(
         self, texts: Sequence[str], demonstrations: Sequence[Demonstration], num_workers: int = 0
     ) -> list[CheckResult]:
-        """Check several texts, in order; at once where the check takes long.
+        """Check several texts; see :meth:`map`."""
+        return self.map(self, num_workers, texts, demonstrations)
+
+    def map(self, function: Callable[..., T], num_workers: int, *columns: Sequence[Any]) -> list[T]:
+        """Return what a function that checks gives, in order; several are called at once where a check takes long.
 
         Args:
-            texts: One each.
-            demonstrations: Whose questions they answer.
-            num_workers: Checks run at once; 0: one after the other.
+            function: Called with one value of each column.
+            num_workers: Calls at once; 0: one after the other.
+            *columns: Of one length.
         """
-        if num_workers and not getattr(self.task, "check_is_quick", False):
+        if num_workers and not self.is_quick:
             with ThreadPoolExecutor(num_workers, "check") as workers:
-                return list(workers.map(self, texts, demonstrations))
-        return list(map(self, texts, demonstrations))
+                return list(workers.map(function, *columns))
+        return list(map(function, *columns))
 
 
 def work_of(task: Task) -> Callable[[Demonstration], str]:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from onpolicy_sdft.errors import RunDirectoryError
-from onpolicy_sdft.runs.files import differences, file_digest, read_json, write_json_atomic
+from onpolicy_sdft.runs.files import differences, file_digest, read_json, sync_to_disk, write_json_atomic
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
@@ -105,7 +105,7 @@ class Checkpointer:
         if target.exists():
             target.rename(old)  # not deleted before the new one is there
         os.replace(scratch, target)
-        _sync(target.parent)
+        sync_to_disk(target.parent)
         shutil.rmtree(old, ignore_errors=True)
         steps = self.run.checkpoint_steps()
         torn = {earlier for earlier in steps if _what_is_torn(self.run.checkpoint_path(earlier))}
@@ -132,14 +132,14 @@ class Checkpointer:
             return None
         source, record = found
         self.backend.load_weights(load_file(source / _WEIGHTS))
-        extra = torch.load(source / _OPTIMIZER, weights_only=True, map_location="cpu", mmap=True)
+        extra = _load(source / _OPTIMIZER)
         self.backend.load_optimizer_state(extra["optimizer"])
         self.schedule.load_state_dict(extra["schedule"])
-        saved = torch.load(source / _RANKS, weights_only=True, map_location="cpu", mmap=True)
+        saved = _load(source / _RANKS)
         by_rank = saved["by_rank"]
         own = by_rank[self.backend.rank if len(by_rank) == self.backend.num_ranks else 0]
         self.source.restore({"own": own, "common": saved["common"]})
-        self.weights.restore(torch.load(source / _TEACHER, weights_only=True, map_location="cpu", mmap=True))
+        self.weights.restore(_load(source / _TEACHER))
         for name, value in record["state"].items():
             setattr(state, name, value)
         for name, guard in self.guards.items():
@@ -162,7 +162,7 @@ class Checkpointer:
         load_start(source, self.backend, self.schedule, with_optimizer=True)
         earlier = read_json(source / _STATE)["state"]
         state.learned, state.bare = earlier["learned"], earlier["bare"]
-        self.weights.restore(torch.load(source / _TEACHER, weights_only=True, map_location="cpu", mmap=True))
+        self.weights.restore(_load(source / _TEACHER))
 
 
 def checkpoint_to_resume(
@@ -235,7 +235,7 @@ def load_start(checkpoint: Path, backend: Backend, schedule: LRScheduler, *, wit
     """
     backend.load_weights(load_file(weights_file(checkpoint)))
     if with_optimizer:
-        saved = torch.load(checkpoint / _OPTIMIZER, weights_only=True, map_location="cpu", mmap=True)["optimizer"]
+        saved = _load(checkpoint / _OPTIMIZER)["optimizer"]
         own = [{k: v for k, v in group.items() if k != "params"} for group in schedule.optimizer.param_groups]
         backend.load_optimizer_state({"state": saved["state"], "groups": own})
 
@@ -273,12 +273,8 @@ def _write_files(scratch: Path, parts: Mapping[str, Any]) -> None:
     files = {file.name: {"size": file.stat().st_size, "sha256": file_digest(file)} for file in scratch.iterdir()}
     write_json_atomic(scratch / _STATE, {**parts[_STATE], "files": files})
     for file in scratch.iterdir():
-        _sync(file)
+        sync_to_disk(file)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _load(path: Path) -> Any:
+    return torch.load(path, weights_only=True, map_location="cpu", mmap=True)

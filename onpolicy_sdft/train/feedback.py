@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from onpolicy_sdft.data.teacher_prompts import Fitted
-from onpolicy_sdft.rollout.backend import NO_RECORD, OnProgress, RolloutBackend, ignore_progress
+from onpolicy_sdft.rollout.backend import OnProgress, RolloutBackend, ignore_progress
 from onpolicy_sdft.rollout.drafts import DraftStore
 from onpolicy_sdft.train.source import PolicySource, Sampling, Watching
 from onpolicy_sdft.types import (
@@ -33,8 +32,6 @@ from onpolicy_sdft.types import (
     Target,
 )
 
-#: ``NoiseKey.attempt`` of what is written before the first draw.
-_BEFORE = -1
 SOLVED, NO_ROOM = "solved", "no_room"
 
 
@@ -52,13 +49,12 @@ class Trying:
 
     num_samples: int  # rollouts of each demonstration and step
     num_attempts: int  # attempts at each; as many as samples where the attempts are the rollouts
-    check: Callable[[str, Demonstration], CheckResult]
+    check: Callable[[Sequence[str], Sequence[Demonstration]], Sequence[CheckResult]]
     decode: Callable[[Sequence[int]], str]
     prompt: Prompting
     writing: Callable[[], AbstractContextManager[None]]  # puts the student's weights in place
     solved: Literal["drop", "learn"] = "drop"  # what becomes of an attempt that is right
     reveal: bool = False  # tell what is right as well
-    num_workers: int = 0  # checks run at once; 0: in the thread that writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +103,7 @@ class FeedbackSource(PolicySource):
         All attempts at an example are made on each rank that has one of its samples, so that what is told does not
         depend on how samples are dealt out.
         """
-        started = time.perf_counter()
+        started, pairs = time.perf_counter(), super().begin(pairs, step)
         keys = [self._keys(pair, step) for pair in pairs]
         asked = {key: pair for pair, its in zip(pairs, keys, strict=True) for key in its}
         attempts = self._try(asked, step)
@@ -142,28 +138,23 @@ class FeedbackSource(PolicySource):
                 self.store.put(target.pair.demonstration.example_id, tried.prompt_token_ids, tried.token_ids)
 
     def figures(self) -> Mapping[str, float]:
-        """Return those of the last rollouts, and how the attempts went."""
+        """Return those of the step's rollouts, and how the attempts went."""
         return {**super().figures(), **self._figures}
 
     def _keys(self, pair: PromptPair, step: int) -> list[NoiseKey]:
         """Return the keys of the attempts at an example; one that comes twice in a step has two sets."""
         number, seed, name = self.trying.num_attempts, self.sampling.seed, pair.demonstration.example_id
         first = pair.sample_index // self.trying.num_samples * number
-        before = 0 if self.sampling.prompt == "student" else _BEFORE  # the attempts are the rollouts there
+        before = 0 if self.sampling.prompt == "student" else NoiseKey.FIRST_TRY  # the attempts are the rollouts there
         return [NoiseKey(seed, step, name, first + index, before) for index in range(number)]
 
     def _try(self, asked: Mapping[NoiseKey, PromptPair], step: int) -> dict[NoiseKey, _Attempt]:
         trying = self.trying
         requests = [self._request_behind(pair, key, pair.student_ids) for key, pair in asked.items()]
         with trying.writing():
-            rollouts = self.backend.generate(requests, self.sampling.params_at(step), self.on_progress, NO_RECORD)
+            rollouts = self._generate(requests, step, self.on_progress)
         texts = [trying.decode(rollout.token_ids) for rollout in rollouts]
-        demonstrations = [pair.demonstration for pair in asked.values()]
-        if trying.num_workers:
-            with ThreadPoolExecutor(trying.num_workers, "attempts") as workers:
-                results = list(workers.map(trying.check, texts, demonstrations))
-        else:
-            results = list(map(trying.check, texts, demonstrations))
+        results = trying.check(texts, [pair.demonstration for pair in asked.values()])
         return dict(zip(asked, map(_Attempt, rollouts, texts, results), strict=True))
 
     def _request(self, example: PromptPair, key: NoiseKey) -> RolloutRequest:

@@ -53,6 +53,11 @@ def compare(before: Sequence[float], after: Sequence[float]) -> Drop:
     return Drop(sum(before) / n, sum(after) / n, lost, gained, n, p_value)
 
 
+def list_drops(drops: Mapping[str, Drop]) -> str:
+    """Word what became of several sets."""
+    return ", ".join(f"{label} {drop.text()}" for label, drop in drops.items())
+
+
 @dataclass(frozen=True, slots=True)
 class Answers:
     """Which rows of the gate's sets were answered right, and how much was written for it."""
@@ -62,7 +67,7 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class GateCheck:
     """One look of the gate."""
 
     step: int
@@ -93,7 +98,7 @@ class Gate:
     def __init__(self, config: GateConfig, step_tokens: float) -> None:
         self.config = config
         self.step_tokens = step_tokens
-        self.history: list[Check] = []
+        self.history: list[GateCheck] = []
         self.every = 0  # steps between two planned checks; known once the start was answered
         self.next_step = 0  # of the next planned check
         self.best_step = 0  # of the state that a stop keeps
@@ -117,9 +122,9 @@ class Gate:
         """Store the answers before the first step, which all later ones are compared with."""
         cost = answers.num_tokens / (self.config.max_cost * self.step_tokens)
         self.every = self.next_step = self.config.every_steps or max(1, math.ceil(cost))
-        self.history.append(Check(0, "start", answers.correct))
+        self.history.append(GateCheck(0, "start", answers.correct))
 
-    def judge(self, step: int, why: str, answers: Answers) -> tuple[Check, dict[str, Drop]]:
+    def judge(self, step: int, why: str, answers: Answers) -> tuple[GateCheck, dict[str, Drop]]:
         """Compare answers with those at the start; say what follows, and remember the best state.
 
         Returns:
@@ -129,7 +134,7 @@ class Gate:
             self.next_step += self.every
         start = self.history[0].correct
         drops = {label: compare(start[label], rows) for label, rows in answers.correct.items()}
-        check = Check(step, why, answers.correct, passed=not any(map(self.is_beyond, drops.values())))
+        check = GateCheck(step, why, answers.correct, passed=not any(map(self.is_beyond, drops.values())))
         if not check.passed:
             check = replace(check, action=self._action(why))
             self.num_rollbacks += check.action == "rollback"
@@ -140,7 +145,7 @@ class Gate:
         return check, drops
 
     @property
-    def best(self) -> Check:
+    def best(self) -> GateCheck:
         """The best state that passed."""
         return next(check for check in reversed(self.history) if check.step == self.best_step)
 
@@ -163,7 +168,7 @@ class Gate:
         """Restore :meth:`state`."""
         for name in ("every", "next_step", "best_step", "num_rollbacks", "stopped"):
             setattr(self, name, state[name])
-        self.history = [Check(**entry) for entry in state["history"]]
+        self.history = [GateCheck(**entry) for entry in state["history"]]
 
     def _action(self, why: str) -> str:
         goes_back = self.config.action == "rollback"

@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from onpolicy_sdft.runs.files import write_jsonl_atomic
+from onpolicy_sdft.train.gate import list_drops
 from onpolicy_sdft.train.optim import scale_rates
 
 if TYPE_CHECKING:
     from onpolicy_sdft.runs.directory import RunDirectory
     from onpolicy_sdft.train.alarms import Alarms
     from onpolicy_sdft.train.checkpoint import Checkpointer
-    from onpolicy_sdft.train.gate import Answers, Check, Drop, Gate
+    from onpolicy_sdft.train.gate import Answers, Drop, Gate, GateCheck
     from onpolicy_sdft.train.panel import TrainProgress
     from onpolicy_sdft.train.state import TrainState
 
@@ -64,6 +65,8 @@ class Guards:
         """
         if self.gate is None:
             return reason
+        if self.gate.stopped:  # before the run was resumed
+            return GATE
         alarmed = any(alarm.step == state.step for alarm in self.alarms.history)
         why = self.gate.due(state.step, alarmed=alarmed, ended=bool(reason))
         if not why:
@@ -82,11 +85,6 @@ class Guards:
         self.write()
         return GATE if self.gate.stopped else reason
 
-    @property
-    def stopped(self) -> bool:
-        """Whether the gate ended this run."""
-        return self.gate is not None and self.gate.stopped
-
     def write(self) -> None:
         """Write alarms and checks as they are known now; a resumed run has no line twice."""
         if not self.is_first:
@@ -97,12 +95,12 @@ class Guards:
             lines = ({**asdict(check), "scores": check.scores} for check in self.gate.history)
             write_jsonl_atomic(self.run.gate_path, lines)
 
-    def _show(self, check: Check) -> None:
+    def _show(self, check: GateCheck) -> None:
         self.progress.show_scores(check.step, {f"{label} (gate)": score for label, score in check.scores.items()})
 
-    def _outcome(self, check: Check, drops: Mapping[str, Drop]) -> str:
+    def _outcome(self, check: GateCheck, drops: Mapping[str, Drop]) -> str:
         assert self.gate is not None
-        found = ", ".join(f"{label} {drop.text()}" for label, drop in drops.items())
+        found = list_drops(drops)
         if check.passed:
             return f"{found}: passed"
         options, worse = self.gate.config, [label for label, drop in drops.items() if self.gate.is_beyond(drop)]
@@ -120,7 +118,7 @@ class Guards:
         )
 
 
-def _scores(check: Check) -> str:
+def _scores(check: GateCheck) -> str:
     return ", ".join(f"{label} {sum(rows)}/{len(rows)}" for label, rows in check.correct.items())
 
 

@@ -15,7 +15,6 @@ import torch
 from onpolicy_sdft.data.order import batch_indices
 from onpolicy_sdft.errors import ConfigError, NoUpdateError
 from onpolicy_sdft.train.batch import StepBatch, make_batch
-from onpolicy_sdft.train.guards import GATE
 from onpolicy_sdft.train.signals import StopRequest, stop_on_signals
 
 if TYPE_CHECKING:
@@ -107,12 +106,12 @@ class Loop:
         state = self.trainer.state
         with self.progress, stop_on_signals() as stop:
             self.guards.begin(state)
-            reason = self._reason_to_stop(stop)
+            reason = self._agree_to_end(stop)
             while not reason:
                 try:
                     self._step()
                     self._check_bad_steps()
-                    reason = self._reason_to_stop(stop)
+                    reason = self._agree_to_end(stop)
                 except Exception:
                     # Whatever it is (a check, a full disk): the whole steps before it are not lost. Of several ranks
                     # one may be alone with it, and saving takes all of them. Half an update is no state to go on from.
@@ -158,14 +157,17 @@ class Loop:
         pairs = [self.pairs[index] for index in indices]
         return make_batch(pairs, self.trainer.num_samples, self.trainer.backend)
 
-    def _reason_to_stop(self, stop: StopRequest) -> str:
+    def _agree_to_end(self, stop: StopRequest) -> str:
+        """Return why training ends here on all ranks, empty to go on; without a signal the gate has the last word."""
+        self._share_requests(stop)
+        if stop.signal is not None:
+            return "SIGTERM" if stop.exit_code == 143 else "SIGINT"
+        return self.guards.judge(self.trainer.state, self._reason_to_end())
+
+    def _share_requests(self, stop: StopRequest) -> None:
+        """Let all ranks know of a signal or a callback that asks one of them to stop."""
         signals, asked = zip(*self.trainer.backend.gather((stop.signal, self._asked_to_stop)), strict=True)
         stop.signal, self._asked_to_stop = max(signals, key=lambda number: number or 0), any(asked)
-        if stop.signal is not None:  # whichever rank got it: all stop after the same step
-            return "SIGTERM" if stop.exit_code == 143 else "SIGINT"
-        if self.guards.stopped:
-            return GATE
-        return self.guards.judge(self.trainer.state, self._reason_to_end())
 
     def _reason_to_end(self) -> str:
         state, config = self.trainer.state, self.config
@@ -218,7 +220,7 @@ class Loop:
                 {"step": metrics.step, "skipped": metrics.skipped, "time": self.wall_clock(), "values": values}
             )
             samples = metrics.targets[: self.config.train.rollout_samples]
-            self.run.append_rollouts([self._sample(metrics.step, target) for target in samples])
+            self.run.append_rollouts([self._rollout_record(metrics.step, target) for target in samples])
         self.progress.show_step(metrics.step, values)
         self._notice(metrics, values)
 
@@ -227,7 +229,7 @@ class Loop:
             logger.warning(f"step {metrics.step} was skipped ({metrics.skipped})")
         self.guards.watch(metrics.step, values)
 
-    def _sample(self, step: int, target: Target) -> dict[str, Any]:
+    def _rollout_record(self, step: int, target: Target) -> dict[str, Any]:
         demonstration, rollout = target.pair.demonstration, target.rollout
         logprobs, feedback = rollout.logprobs if rollout else (), target.pair.feedback
         return {

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from onpolicy_sdft.screening.reasons import is_verbatim
 from onpolicy_sdft.train.telemetry import without_records
 from onpolicy_sdft.types import ONE_RANK, NoiseKey, PromptPair, Ranks, Rollout, RolloutRequest, Target
 
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
     from onpolicy_sdft.screening.review import Review
     from onpolicy_sdft.screening.screen import Screen
     from onpolicy_sdft.train.source import PolicySource
-
-#: Attempts of the noise keys of a probe: no draw of a step has them.
-_BARE_ATTEMPT, _TAUGHT_ATTEMPT = 3_000_000, 3_000_001
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ class Probe:
         requests = [
             RolloutRequest(
                 pair.student_ids,
-                NoiseKey(sampling.seed, step, pair.demonstration.example_id, 0, _BARE_ATTEMPT),
+                NoiseKey(sampling.seed, step, pair.demonstration.example_id, 0, NoiseKey.PROBE_BARE),
                 sampling.max_new_tokens,
             )
             for pair in self._share()
@@ -63,7 +61,7 @@ class Probe:
             for pair in self.source.begin(self._share(), step)
         ]
         with self.source.open():
-            written = self.source.rollouts(pairs, step=step, attempt=_TAUGHT_ATTEMPT)
+            written = self.source.rollouts(pairs, step=step, attempt=NoiseKey.PROBE_TAUGHT)
         rewritten = zip(pairs, written, strict=True)
         screened = [self._screened(pair, rollout) for pair, rollout in rewritten if rollout is not None]
         with self.policy():
@@ -73,7 +71,8 @@ class Probe:
         """Return a text as it was written, with the check's verdict."""
         text = self.screen.decode(rollout.token_ids)
         correct = self.screen.check(text, pair.demonstration).correct
-        return Target(pair, rollout.token_ids, text, "keep", "", rollout, correct=correct)
+        copied = is_verbatim(text, pair.demonstration.shown)
+        return Target(pair, rollout.token_ids, text, "keep", "", rollout, correct=correct, is_verbatim=copied)
 
     def _screened(self, pair: PromptPair, rollout: Rollout) -> Target:
         """Return what the screen makes of a text, checked also where a cheaper reason refuses it."""

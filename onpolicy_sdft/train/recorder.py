@@ -57,7 +57,8 @@ class Recorder:
         finally:
             self._seconds[name] += self.clock() - began
         if name in ("rollout", "learn"):
-            self._memory[f"memory/{name}_mib"] = memory_mib(self.backend.device)
+            key = f"memory/{name}_mib"
+            self._memory[key] = max(self._memory.get(key, 0), memory_mib(self.backend.device))
 
     def note(self, *values: Mapping[str, float]) -> None:
         """Add values of this rank, to be averaged over the ranks."""
@@ -75,7 +76,7 @@ class Recorder:
         seconds = self._seconds | {"step": self.clock() - self._began}
         seconds["learn"] -= seconds["score"]
         mine = {f"time/{name}_seconds": value for name, value in seconds.items()} | self._mine
-        found = self.backend.gather((mine, self._memory))
+        by_rank, memory = zip(*self.backend.gather((mine, self._memory)), strict=True)
         values = {
             **loss_metrics(self.objective, update.loss_sum, update.parts, update.num_counted_tokens),
             **({"train/grad_norm": update.grad_norm} if update.num_counted_tokens else {}),
@@ -86,22 +87,21 @@ class Recorder:
             **({"train/padding_rate": update.padding_rate} if update.num_micro_batches else {}),
             "train/num_halvings": state.num_halvings,
             "train/num_releases": state.num_releases,
-            **mean_of_each([values for values, _ in found]),
-            **{name: max(memory[name] for _, memory in found) for name in self._memory},
+            **mean_of_each(by_rank),
+            **{name: max(own[name] for own in memory) for name in self._memory},
             **rollout_metrics(targets),
             **screen_metrics(targets),
             **review_metrics(targets),
             **length_metrics(targets, self.num_skipped),
         }
-        return StepMetrics(state.step, update.skipped, values | _rates(values, len(targets)), tuple(targets))
+        return StepMetrics(state.step, update.skipped, values | _rates(values, by_rank), tuple(targets))
 
 
-def _rates(values: Mapping[str, float], num_targets: int) -> dict[str, float]:
-    """Return tokens a second of the rollout and of the whole step."""
+def _rates(values: Mapping[str, float], by_rank: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return tokens a second of all ranks: learned over the step's time, sampled over the slowest rank's sampling."""
     rates = {"train/tokens_per_second": values["train/num_loss_tokens"] / max(1e-9, values["time/step_seconds"])}
-    seconds = values["time/rollout_seconds"] - values.get("time/attempt_seconds", 0.0)
-    if "rollout/mean_length" in values and seconds > 0:
-        rates["rollout/tokens_per_second"] = values["rollout/mean_length"] * num_targets / seconds
+    if seconds := max(own.get("time/sampling_seconds", 0.0) for own in by_rank):
+        rates["rollout/tokens_per_second"] = sum(own.get("rollout/num_tokens", 0) for own in by_rank) / seconds
     return rates
 
 

@@ -14,6 +14,7 @@ from onpolicy_sdft.rollout.backend import (
     Listener,
     OnProgress,
     RolloutBackend,
+    RolloutStats,
     ignore_progress,
 )
 from onpolicy_sdft.rollout.drafts import DraftStore
@@ -67,7 +68,7 @@ class TargetSource(Protocol):
         ...
 
     def figures(self) -> Mapping[str, float]:
-        """Return figures of the last rollouts for the log."""
+        """Return figures for the log, of all that was written since the step began."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -147,6 +148,7 @@ class PolicySource:
         self.on_progress = on_progress
         self.store = DraftStore(0) if store is None else store
         self.writing = writing
+        self.stats = RolloutStats()  # of the step so far
 
     def rollouts(
         self, pairs: Sequence[PromptPair], *, step: int, attempt: int = 0, watch: Watching | None = None
@@ -157,21 +159,17 @@ class PolicySource:
             name = pair.demonstration.example_id
             return self._request(pair, NoiseKey(self.sampling.seed, step, name, pair.sample_index, attempt))
 
-        written = self.backend.generate(
-            [request(pair, attempt) for pair in pairs],
-            self.sampling.params_at(step),
-            self.on_progress,
-            self.sampling.record,
-            NO_LISTENER if watch is None else _Listening(watch, request),
-        )
-        return written[: len(pairs)]
+        requests = [request(pair, attempt) for pair in pairs]
+        listener = NO_LISTENER if watch is None else _Listening(watch, request)
+        return self._generate(requests, step, self.on_progress, self.sampling.record, listener)[: len(pairs)]
 
     def answers(self, requests: Sequence[RolloutRequest], step: int) -> Sequence[Rollout]:
         """Write completions of other prompts, with the sampling parameters of a step and the weights in place."""
-        return self.backend.generate(requests, self.sampling.params_at(step))
+        return self._generate(requests, step)
 
     def begin(self, pairs: Sequence[PromptPair], step: int) -> list[PromptPair]:
         """Return the examples as they are."""
+        self.stats = RolloutStats()
         return list(pairs)
 
     def open(self) -> AbstractContextManager[None]:
@@ -191,7 +189,7 @@ class PolicySource:
 
     def figures(self) -> Mapping[str, float]:
         """Return how busy the slots were and how often drafts were kept."""
-        return self.backend.stats.figures()
+        return self.stats.figures()
 
     def state(self) -> dict[str, Any]:
         """Return the draft store and what the backend chose its shapes by."""
@@ -201,6 +199,19 @@ class PolicySource:
         """Restore :meth:`state`."""
         self.backend.restore(state["own"])
         self.store.restore(state["common"])
+
+    def _generate(
+        self,
+        requests: Sequence[RolloutRequest],
+        step: int,
+        on_progress: OnProgress = ignore_progress,
+        record: RecordOptions = NO_RECORD,
+        listener: Listener = NO_LISTENER,
+    ) -> list[Rollout]:
+        """Call the backend with the sampling parameters of a step, and count the call."""
+        written = self.backend.generate(requests, self.sampling.params_at(step), on_progress, record, listener)
+        self.stats.add(self.backend.stats)
+        return written
 
     def _request(self, example: PromptPair, key: NoiseKey) -> RolloutRequest:
         return self._request_behind(example, key, self.sampling.prompt_of(example, key))

@@ -75,9 +75,9 @@ class Trainer:
                 rollouts = sample(examples, watch=watch)  # 1. Rollout: current weights, demonstration in context
             with record.phase("screen"):  # 2. Screen: each text as it ended; may sample again
                 drawn = watch.targets(rollouts, lambda again, attempt: sample(again, attempt=attempt))
-        record.note(self.source.figures(), watch.figures(), self.screen.figures())  # now: the review samples as well
         with record.phase("screen"):
             targets = self.review(drawn)  # what the policy makes of them, shown the bare prompt only
+        record.note(self.source.figures(), watch.figures(), self.screen.figures())
         with record.phase("rollout_wait"):
             all_targets = batch.gather(targets)
         with record.phase("learn"):

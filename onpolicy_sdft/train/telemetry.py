@@ -94,7 +94,7 @@ def rollout_metrics(targets: Sequence[Target]) -> dict[str, float]:
         "rollout/distinct_2": distinct_n([r.token_ids for r, _ in pairs], 2),
         "rollout/shared_start": shared_start([(v.demonstration.example_id, r.token_ids) for r, v in pairs]),
         "rollout/demonstration_overlap": sum(overlap(r.token_ids, v.response_ids) for r, v in pairs) / len(pairs),
-        "rollout/verbatim_rate": sum(r.token_ids == v.response_ids for r, v in pairs) / len(pairs),
+        "rollout/verbatim_rate": sum(target.is_verbatim for target in targets) / len(pairs),
     }
 
 

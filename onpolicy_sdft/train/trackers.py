@@ -6,7 +6,6 @@ of accelerate, add its name to ``NAMES`` and an extra of that name to the packag
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import secrets
@@ -28,7 +27,7 @@ from accelerate.tracking import (
     get_available_trackers,
 )
 
-from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.errors import ConfigError, did_you_mean
 from onpolicy_sdft.runs.files import read_json, write_json_atomic
 from onpolicy_sdft.train.callbacks import Callback
 
@@ -123,10 +122,8 @@ def check_trackers(names: Sequence[str]) -> None:
     available = {str(name) for name in get_available_trackers()}
     for name in names:
         if name not in NAMES:
-            nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)[0]
             raise ConfigError(
-                f"train.trackers: {name!r} is not a tracker. The nearest is {nearest!r}; "
-                f"choose from {', '.join(NAMES)}."
+                f"train.trackers: {name!r} is not a tracker.{did_you_mean(name, NAMES)} Choose from {', '.join(NAMES)}."
             )
         if name not in available:
             raise ConfigError(

@@ -171,7 +171,7 @@ def test_an_unknown_flag_that_is_near_to_none_lists_its_section():
         ("--lora.enabled=3", "lora.enabled='3' is not usable: expected bool."),
         ("--optim.betas=[0.9]", "optim.betas='[0.9]' is not usable: expected tuple with 2 elements."),
         ("--teacher.device=cpuu", "teacher.device='cpuu' is not usable: expected 'auto' or 'cpu'. "
-         "The nearest is 'cpu'."),
+         "Did you mean 'cpu'?"),
         ("--train.seed=null", "train.seed='null' is not usable: expected int."),
         ("--eval.sets=null", "eval.sets='null' is not usable: expected list."),
     ],

@@ -11,7 +11,7 @@ from onpolicy_sdft.config.schema import ContextConfig, EvalConfig
 from onpolicy_sdft.data.eval_sets import EvalSet
 from onpolicy_sdft.data.renderer import Renderer
 from onpolicy_sdft.errors import RunDirectoryError
-from onpolicy_sdft.eval.answers import EVAL_STEP, Kept, answer_prompts, digest, remove_kept, write_in_chunks
+from onpolicy_sdft.eval.answers import EVAL_STEP, Asking, Kept, answer_prompts, digest, remove_kept, write_in_chunks
 from onpolicy_sdft.eval.runner import score_set
 from onpolicy_sdft.rollout.backend import ignore_progress
 from onpolicy_sdft.rollout.hf import HFBackend
@@ -221,7 +221,7 @@ def test_answers_that_nobody_checks_keep_the_tokens_of_prompt_and_answer(tmp_pat
     prompts = [Demonstration(name, (Turn("user", f"say {name}"),), "") for name in NAMES[:4]]
     backend = HFBackend(tiny_model(), (END,), END, batch_size=4)
     found = answer_prompts(
-        prompts, backend, renderer, SamplingParams(temperature=0.0), 5, 0, ignore_progress, kept(tmp_path, size=3)
+        prompts, backend, renderer, Asking(5, temperature=0.0, seed=0), ignore_progress, kept(tmp_path, size=3)
     )
     assert [record["prompt"] for record in found] == [prompt.prompt for prompt in prompts]
     assert [tuple(record["prompt_ids"]) for record in found] == [renderer.student_ids(p.turns) for p in prompts]

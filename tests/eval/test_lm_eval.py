@@ -188,7 +188,7 @@ def test_the_real_harness_runs_local_tasks_without_a_hub(model_dir, tmp_path, ca
     assert read_json(tmp_path / "out" / "my_words.json")["n"] == 5
     assert "my_choice" in capsys.readouterr().out
     assert main([*command, "--tasks", "my_chioce"]) == 2
-    assert "The nearest is 'my_choice'" in capsys.readouterr().err
+    assert "Did you mean 'my_choice'?" in capsys.readouterr().err
 
 
 @pytest.mark.slow

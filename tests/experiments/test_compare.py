@@ -85,8 +85,8 @@ def test_a_method_that_stopped_learning_is_a_result_and_is_not_tried_again(tiny,
 
 def test_of_equal_validation_scores_the_smaller_rate_is_chosen(comparison):
     tried = [{"method": "sft", "lr": lr, "score": score, "stopped": ""} for lr, score in ((3, 0.5), (1, 0.5), (2, 0.4))]
-    assert choose(comparison, "sft", tried) == 1.0
-    assert choose(comparison, "sdft", tried) is None
+    assert choose("sft", tried) == 1.0
+    assert choose("sdft", tried) is None
 
 
 def test_rates_are_chosen_on_validation_questions_of_the_first_stage(tiny, comparison):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from onpolicy_sdft.config.schema import ScreeningConfig
 from onpolicy_sdft.errors import TrainingError
-from onpolicy_sdft.types import SamplingParams
+from onpolicy_sdft.types import RolloutRequest, SamplingParams
 
 DEVICE_DTYPE = torch.float64
 
@@ -243,3 +243,41 @@ def test_what_a_broken_off_micro_batch_held_is_free_before_it_is_done_again(make
     finally:
         gc.enable()
     assert held
+
+
+@pytest.mark.parametrize("rollouts", ["hf", "engine"])
+def test_what_a_step_logs_of_sampling_is_of_all_its_calls(make_bench, rollouts, monkeypatch):
+    screening = ScreeningConfig(truncated="resample", max_attempts=3)
+    bench = make_bench(rollouts=rollouts, screening=screening, max_new_tokens=6)
+    trainer, backend = bench.trainer, bench.rollout_backend
+    generate, calls = backend.generate, []
+
+    def spy(*args, **options):
+        written = generate(*args, **options)
+        calls.append(dataclasses.replace(backend.stats))
+        return written
+
+    def review(targets, step):
+        keys = [dataclasses.replace(target.rollout.key, attempt=1_000_000) for target in targets]
+        requests = [RolloutRequest(t.pair.student_ids, key, 3) for t, key in zip(targets, keys, strict=True)]
+        assert len(trainer.source.answers(requests, step)) == len(targets)
+        return targets
+
+    monkeypatch.setattr(backend, "generate", spy)
+    trainer.reviewer = review
+    for _ in range(2):
+        calls.clear()
+        values = bench.step().values
+        assert len(calls) > 1
+        num_tokens, seconds = sum(call.num_tokens for call in calls), sum(call.total_seconds for call in calls)
+        assert values["rollout/num_tokens"] == num_tokens > calls[-1].num_tokens
+        assert values["time/sampling_seconds"] == pytest.approx(seconds)
+        assert values["rollout/tokens_per_second"] == pytest.approx(num_tokens / seconds)
+        if rollouts == "hf":
+            continue
+        forwards = sum(call.num_decode_forwards for call in calls)
+        rows = sum(call.num_decode_rows for call in calls)
+        assert values["rollout/num_slots"] == 4
+        assert values["rollout/slot_occupancy"] == pytest.approx(rows / forwards / 4)
+        assert values["rollout/tokens_per_forward"] == pytest.approx(num_tokens / forwards)
+        assert values["time/rollout_decode_seconds"] == pytest.approx(sum(call.decode_seconds for call in calls))

@@ -78,11 +78,25 @@ def test_a_greedy_text_was_drawn_with_certainty(tiny_model):
             assert differences == pytest.approx([0.0] * len(differences), abs=1e-5)
 
 
+def test_rates_of_several_calls_are_of_their_sums():
+    total = RolloutStats()
+    total.add(RolloutStats(num_tokens=30, num_slots=2, num_decode_forwards=10, num_decode_rows=20, num_decode_slots=20,
+                           num_drafted_tokens=10, num_accepted_tokens=9, total_seconds=1.0))  # fmt: skip
+    total.add(RolloutStats(num_tokens=10, num_slots=4, num_decode_forwards=10, num_decode_rows=10, num_decode_slots=40,
+                           num_drafted_tokens=30, num_accepted_tokens=1, total_seconds=3.0))  # fmt: skip
+    figures = total.figures()
+    assert (figures["rollout/num_tokens"], figures["time/sampling_seconds"]) == (40, 4.0)
+    assert (figures["rollout/accept_rate"], figures["rollout/drafted_rate"]) == (10 / 40, 40 / 40)
+    assert (figures["rollout/num_slots"], figures["rollout/slot_occupancy"]) == (4, 30 / 60)
+    assert figures["rollout/tokens_per_forward"] == 2
+
+
 def test_mismatch_is_a_mean_over_all_tokens_and_the_largest():
-    stats = RolloutStats()
+    stats = RolloutStats(num_tokens=3)
     assert "rollout/mismatch" not in stats.figures()
     stats.add_mismatch((0.1, -0.3))
     stats.add_mismatch((0.2,))
-    assert stats.figures() == pytest.approx({"rollout/mismatch": 0.2, "rollout/mismatch_max": 0.3})
+    figures = stats.figures()
+    assert (figures["rollout/mismatch"], figures["rollout/mismatch_max"]) == pytest.approx((0.2, 0.3))
     stats.add_mismatch((math.nan,))
     assert stats.mean_mismatch == math.inf

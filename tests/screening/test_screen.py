@@ -188,6 +188,15 @@ def test_without_a_rollout_the_demonstration_is_the_target_and_nothing_is_checke
     assert judge.task.asked == []
 
 
+def test_a_copy_is_verbatim_by_its_words_whatever_becomes_of_it():
+    pair = make_pair()
+    hinted = replace(pair, demonstration=replace(pair.demonstration, privileged="a hint"))
+    draws = [(pair, f" {RESPONSE}\n"), (pair, "yes"), (hinted, RESPONSE), (hinted, "a hint")]
+    targets = screen()([shown for shown, _ in draws], [rollout(text) for _, text in draws], never)
+    assert [target.is_verbatim for target in targets] == [True, False, False, True]
+    assert targets[0].verdict == "fallback"  # it has no yes
+
+
 def test_targets_come_in_the_order_of_the_examples():
     names = [f"id-{i}" for i in range(20)]
     rollouts = [rollout("yes, sir") if i % 3 else None if i % 2 else rollout("no, sir") for i in range(20)]

@@ -10,7 +10,7 @@ import pytest
 
 from onpolicy_sdft.errors import DataError, TaskError
 from onpolicy_sdft.tasks import load_task
-from onpolicy_sdft.tasks.multiple_choice import chosen_label, list_choices
+from onpolicy_sdft.tasks.multiple_choice import chosen_label
 from onpolicy_sdft.types import Demonstration, Turn
 
 CITIES = ["Paris", "London", "New York", "York"]
@@ -19,6 +19,10 @@ CHOICE = load_task("multiple_choice", {})
 
 def demonstration(response: str, prompt: str = "Which?", **fields: object) -> Demonstration:
     return Demonstration("row-1", (Turn("user", prompt),), response, fields)
+
+
+def list_choices(question: str, choices: list[str]) -> str:
+    return "\n".join([question, "", *(f"{label}. {text}" for label, text in zip("ABCDEF", choices, strict=False))])
 
 
 @pytest.mark.parametrize(

