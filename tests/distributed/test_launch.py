@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from harness import ROOT, figures
+from harness import ROOT, figures, weights
 from ranks import free_port
 
 from onpolicy_sdft.runs.files import read_json
 
 ACCELERATE = Path(sys.executable).with_name("accelerate")
 LAUNCHED = "tests/distributed/launched.py"
+PROGRAM = "tests/distributed/program.py"
 PLAIN = ("-m", "onpolicy_sdft")
 on_cpus = pytest.mark.skipif(torch.cuda.is_available(), reason="on GPUs the plain command is right")
 
@@ -45,6 +46,16 @@ def test_a_launch_file_trains_on_two_ranks_and_the_first_reports(config, tmp_pat
     assert read_json(tmp_path / "run" / "manifest.json")["num_ranks"] == 2
     assert (tmp_path / "run" / "report.html").is_file()
     assert done.stdout.count("run directory") == 1
+
+
+@on_cpus
+def test_a_program_with_objects_in_memory_trains_on_two_ranks_what_it_trains_on_one(config, tmp_path):
+    done = launch("ddp", config, tmp_path / "two", PROGRAM, ACCELERATE_USE_CPU="true")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert read_json(tmp_path / "two" / "manifest.json")["num_ranks"] == 2
+    command = [sys.executable, PROGRAM, "train", "--config", str(config), "--train.max_steps", "2"]
+    subprocess.run([*command, "--train.output_dir", str(tmp_path / "one")], cwd=ROOT, check=True, capture_output=True)
+    torch.testing.assert_close(weights(tmp_path / "two"), weights(tmp_path / "one"), rtol=0, atol=1e-5)
 
 
 @on_cpus
