@@ -1,7 +1,7 @@
-"""TRL's SFTTrainer and SDFTTrainer in the step benchmark; see ``steps.py``. TRL must be importable:
+"""TRL's SFTTrainer, SDFTTrainer and SDPOTrainer in the step benchmark; see ``steps.py``. TRL must be importable:
 
     pip install --no-deps --target /tmp/trl trl==1.16.0
-    PYTHONPATH=/tmp/trl python -m benchmarks.adapters.step_trl '{"trainer": "sdft", "model": DIR, "rows": FILE, ...}'
+    PYTHONPATH=/tmp/trl python -m benchmarks.adapters.step_trl '{"trainer": "sdft", "model": DIR, "rows": [...], ...}'
 
 The trainer runs its own ``train()``; a callback holds it between steps.
 """
@@ -12,7 +12,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from benchmarks.adapters.steps import Channel, peak_mib
+from onpolicy_sdft.tasks import load_task
+from onpolicy_sdft.types import Demonstration, Turn
 
 
 class Held(TrainerCallback):
@@ -70,7 +72,7 @@ class Held(TrainerCallback):
 
 
 def common(settings: dict[str, Any], output: str) -> dict[str, Any]:
-    """Return options of both trainers."""
+    """Return options of all trainers."""
     return {
         "output_dir": output, "per_device_train_batch_size": settings["rows_a_forward"],
         "gradient_accumulation_steps": settings["batch_size"] // settings["rows_a_forward"],
@@ -78,6 +80,15 @@ def common(settings: dict[str, Any], output: str) -> dict[str, Any]:
         "lr_scheduler_type": "constant", "max_grad_norm": 1.0, "adam_beta2": 0.95, "num_train_epochs": 1,
         "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none", "save_strategy": "no",
         "logging_strategy": "no", "disable_tqdm": True, "seed": 0,
+    }  # fmt: skip
+
+
+def sampled(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return options of the trainers that sample."""
+    return {
+        "num_generations": settings["num_samples"], "generation_batch_size": settings["batch_size"],
+        "max_prompt_length": None, "max_completion_length": settings["max_new_tokens"], "temperature": 1.0, "top_k": 0,
+        "top_p": 1.0, "shuffle_dataset": False, **settings["options"],
     }  # fmt: skip
 
 
@@ -94,8 +105,8 @@ def make_sft(settings: dict[str, Any], model: Any, tokenizer: Any, held: Held, o
     ]
     args = SFTConfig(**common(settings, output), completion_only_loss=True, packing=False, max_length=None)
     trainer = SFTTrainer(
-        model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[held],
-        peft_config=lora(settings),
+        model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
+        peft_config=LoraConfig(**settings["lora"]),
     )  # fmt: skip
     compute = trainer.compute_loss
 
@@ -110,7 +121,7 @@ def make_sft(settings: dict[str, Any], model: Any, tokenizer: Any, held: Held, o
 
 
 def make_sdft(settings: dict[str, Any], model: Any, tokenizer: Any, held: Held, output: str) -> Any:
-    """Return an SDFTTrainer that divides over the whole vocabulary, one sample a prompt."""
+    """Return an SDFTTrainer that divides over the whole vocabulary."""
     from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 
     rows = [
@@ -118,34 +129,63 @@ def make_sdft(settings: dict[str, Any], model: Any, tokenizer: Any, held: Held, 
         for row in settings["rows"]
     ]
     args = SDFTConfig(
-        **common(settings, output), num_generations=1, generation_batch_size=settings["batch_size"],
-        max_prompt_length=None, max_completion_length=settings["max_new_tokens"], temperature=1.0, top_k=0, top_p=1.0,
-        shuffle_dataset=False, distillation_mode="full_logits", num_loss_tokens_to_skip=0,
-        teacher_prompt_template=settings["teacher_prompt"], **settings["options"],
+        **common(settings, output), **sampled(settings), distillation_mode="full_logits", num_loss_tokens_to_skip=0,
+        teacher_prompt_template=settings["teacher_prompt"],
     )  # fmt: skip
     trainer = SDFTTrainer(
-        model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[held],
-        peft_config=lora(settings),
+        model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
+        peft_config=LoraConfig(**settings["lora"]),
     )  # fmt: skip
+    return counting(trainer, held)
+
+
+def make_sdpo(settings: dict[str, Any], model: Any, tokenizer: Any, held: Held, output: str) -> Any:
+    """Return an SDPOTrainer with the task's check as the reward and a feedback made of the row's fields."""
+    from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
+
+    task = load_task(**settings["task"])
+    demonstrations = [
+        Demonstration(str(index), (Turn("user", row["prompt"]),), row["response"], row["fields"])
+        for index, row in enumerate(settings["rows"])
+    ]
+
+    def right(completions: Sequence[list[dict[str, str]]], index: Sequence[int], **_: Any) -> list[float]:
+        texts = [turns[0]["content"] for turns in completions]
+        return [float(task.check(text, demonstrations[i]).correct) for text, i in zip(texts, index, strict=True)]
+
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "privileged_context": settings["feedback"].format(**row["fields"]),
+            "index": index,
+        }
+        for index, row in enumerate(settings["rows"])
+    ]
+    args = SDPOConfig(**common(settings, output), **sampled(settings), include_environment_feedback=True)
+    trainer = SDPOTrainer(
+        model, held.timed("rollout", right), args=args, train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer, peft_config=LoraConfig(**settings["lora"]),
+    )  # fmt: skip
+    return counting(trainer, held)
+
+
+def counting(trainer: Any, held: Held) -> Any:
+    """Have the parts of a trainer that samples timed, and its tokens counted."""
     trainer._generate = held.timed("rollout", trainer._generate)
     trainer._forward_logits = held.timed("score", trainer._forward_logits, without_gradient=True)
     prepare = trainer._prepare_training_batch
 
     def counted(inputs: Any) -> Any:
         batch = prepare(inputs)
-        num_tokens = int(batch["completion_mask"].sum())
-        held.num_tokens += num_tokens
+        written = batch["completion_mask"]
+        learned = written * batch.get("self_distillation_mask", torch.ones(1))[:, None]
+        held.num_tokens += int(learned.sum())
         held.num_prompt_tokens += int(batch["prompt_mask"].sum())
-        held.num_teacher_tokens += int(batch["teacher_attention_mask"].sum()) - num_tokens
+        held.num_teacher_tokens += int(batch["teacher_attention_mask"].sum() - written.sum())
         return batch
 
     trainer._prepare_training_batch = counted
     return trainer
-
-
-def lora(settings: dict[str, Any]) -> LoraConfig:
-    """Return the adapters of the run config."""
-    return LoraConfig(**settings["lora"], target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def main() -> None:
@@ -154,8 +194,9 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(settings["model"])
     held = Held(channel, settings)
     with tempfile.TemporaryDirectory() as output:
-        make = {"sft": make_sft, "sdft": make_sdft}[settings["trainer"]]
+        make = {"sft": make_sft, "sdft": make_sdft, "sdpo": make_sdpo}[settings["trainer"]]
         trainer = make(settings, model, tokenizer, held, output)
+        trainer.add_callback(held)  # the last one: the average of an averaged teacher belongs to the step
         channel.say({"ready": True, "num_parameters": sum(p.numel() for p in trainer.model.parameters())})
         trainer.train()
 

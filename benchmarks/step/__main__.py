@@ -1,4 +1,4 @@
-"""One optimizer step of each method, of this project and of TRL, side by side: seconds, their split, peak memory.
+"""One optimizer step of each method, of this project, TRL and a plain loop, side by side: seconds, split, peak memory.
 
     pip install --no-deps --target /tmp/trl trl==1.16.0
     python -m benchmarks.step --trl /tmp/trl --results benchmarks/results
@@ -15,6 +15,7 @@ import os
 import statistics
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -68,26 +69,36 @@ class Contender:
 
 
 def start(name: str, settings: dict[str, Any], trl: Path | None, folder: Path) -> Contender:
-    """Start a contender."""
+    """Start a contender: ``benchmarks.adapters.step_ADAPTER``, with all it needs as JSON."""
     asked = settings["contenders"][name]
+    adapter = asked["adapter"]
     overrides = {**settings["overrides"], "data.limit": settings["num_rows"], **asked.get("overrides", {})}
-    config = load_config(ROOT / settings["run_config"], **overrides)
     log = folder / f"{name.replace(' ', '_').replace(',', '')}.log"
-    if asked["adapter"] == "own":
+    if adapter == "own":
         files = [settings["run_config"], f"configs/methods/{asked['method']}.yaml"]
-        given = {"configs": files, "overrides": overrides}
-        return Contender([sys.executable, "-m", "benchmarks.adapters.step_own", json.dumps(given)], {}, log)
-    _, loaded = load_rows(config)
-    given = {
-        "trainer": asked["trainer"], "options": asked.get("options", {}), "model": str(resolve_source(config.model)),
-        "rows": [{"prompt": d.prompt, "response": d.response} for d in loaded.demonstrations],
-        "batch_size": config.train.batch_size, "rows_a_forward": asked["rows_a_forward"],
-        "lr": config.optim.lr, "max_new_tokens": config.rollout.max_new_tokens,
-        "teacher_prompt": settings["trl_teacher_prompt"],
-        "lora": {"r": config.lora.r, "lora_alpha": config.lora.alpha, "lora_dropout": config.lora.dropout},
-    }  # fmt: skip
-    command = [sys.executable, "-m", "benchmarks.adapters.step_trl", json.dumps(given)]
-    return Contender(command, {"PYTHONPATH": str(trl), "TRL_EXPERIMENTAL_SILENCE": "1"}, log)
+        given: dict[str, Any] = {"configs": files, "overrides": overrides}
+    else:
+        config = load_config(ROOT / settings["run_config"], **overrides)
+        _, loaded = load_rows(config)
+        checked = "feedback" in asked  # the command has room for 128 KiB
+        given = {
+            "options": {}, **asked, "model": str(resolve_source(config.model)), "task": asdict(config.task),
+            "rows": [
+                {"prompt": d.prompt, "response": d.response, **({"fields": dict(d.fields)} if checked else {})}
+                for d in loaded.demonstrations
+            ],
+            "num_samples": config.rollout.num_samples,
+            "batch_size": config.train.batch_size * config.rollout.num_samples,
+            "lr": config.optim.lr, "max_new_tokens": config.rollout.max_new_tokens,
+            "teacher_prompt": settings.get("teacher_prompt"),
+            "lora": {
+                "r": config.lora.r, "lora_alpha": config.lora.alpha, "lora_dropout": config.lora.dropout,
+                "target_modules": "all-linear", "task_type": "CAUSAL_LM",
+            },
+        }  # fmt: skip
+    command = [sys.executable, "-m", f"benchmarks.adapters.step_{adapter}", json.dumps(given)]
+    environment = {"PYTHONPATH": str(trl), "TRL_EXPERIMENTAL_SILENCE": "1"} if adapter == "trl" else {}
+    return Contender(command, environment, log)
 
 
 def gigaflops(step: dict[str, float], num_parameters: float) -> float:
@@ -172,7 +183,7 @@ def run_group(names: list[str], settings: dict[str, Any], options: argparse.Name
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, default=Path(__file__).with_name("nll.yaml"))
-    parser.add_argument("--trl", type=Path, help="Directory with TRL; without it only this project's trainers run.")
+    parser.add_argument("--trl", type=Path, help="Directory with TRL; without it TRL's trainers are left out.")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--only", nargs="+", help="Contenders by name.")
     parser.add_argument("--results", type=Path)
@@ -183,7 +194,7 @@ def main() -> None:
     settings["num_rows"] = num_steps * settings["overrides"]["train.batch_size"]
     options.logs.mkdir(parents=True, exist_ok=True)
     wanted = {
-        name for name, contender in settings["contenders"].items() if contender["adapter"] == "own" or options.trl
+        name for name, contender in settings["contenders"].items() if contender["adapter"] != "trl" or options.trl
     } & set(options.only or settings["contenders"])
     chosen = [[name for name in group if name in wanted] for group in settings["groups"]]
     groups = [run_group(names, settings, options) for names in chosen if names]
