@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 import time
@@ -26,12 +27,14 @@ SAVES = (
 def jobs(tmp_path: Path, monkeypatch):
     pytest.importorskip("submitit")
     monkeypatch.setattr(cluster, "_POLL_SECONDS", 0.02)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job cannot be cancelled where it is ignored
 
     def make(**slurm) -> SweepConfig:
         parameters = {"timeout_min": 2, "cluster": "local", **slurm}
         return SweepConfig(launcher="submitit", slurm=parameters, output_dir=str(tmp_path / "sweep"))
 
-    return make
+    yield make
+    signal.signal(signal.SIGINT, before)
 
 
 def python(code: str) -> list[str]:
