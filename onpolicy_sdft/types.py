@@ -207,6 +207,7 @@ class Feedback:
     sibling: str = ""  # another attempt at the same prompt, which is right
     stands: bool = False  # the attempt is the rollout of this step: no other is written
     drop: str = ""  # why nothing is learned; empty where something is
+    result: CheckResult | None = None  # of the check of the attempt: where it stands, it is not checked again
 
 
 @dataclass(frozen=True, slots=True)

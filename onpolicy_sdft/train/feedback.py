@@ -175,9 +175,11 @@ class FeedbackSource(PolicySource):
         own, is_rollout = attempts[sample % len(attempts)], self.sampling.prompt == "student"
         if own.is_right:
             drop = SOLVED if self.trying.solved == "drop" else ""
-            return replace(pair, feedback=Feedback(own.rollout, own.text, "", stands=True, drop=drop)), 0
+            return replace(
+                pair, feedback=Feedback(own.rollout, own.text, "", stands=True, drop=drop, result=own.result)
+            ), 0
         sibling = next((attempt.text for attempt in attempts if attempt.is_right), "")
-        feedback = Feedback(own.rollout, own.text, self._message(own), sibling, stands=is_rollout)
+        feedback = Feedback(own.rollout, own.text, self._message(own), sibling, stands=is_rollout, result=own.result)
         fitted = self.trying.prompt(pair.demonstration, feedback)
         if fitted is None:
             return replace(pair, feedback=replace(feedback, stands=True, drop=NO_ROOM)), 0

@@ -268,6 +268,22 @@ def test_with_the_students_view_the_attempts_are_the_rollouts(make):
     assert RIGHT in bench.told(pairs[0])
 
 
+def test_an_attempt_that_is_the_rollout_is_checked_once(make):
+    class Counted:
+        num_checks, name = 0, "counted"
+
+        def check(self, completion: str, demonstration: Demonstration) -> Any:
+            Counted.num_checks += 1
+            return TASK.check(completion, demonstration)
+
+    bench = make({("a", 0): RIGHT}, view="student", task=Counted(), solved="learn")
+    pairs = bench.source.begin(bench.pairs, 0)
+    screen = Screen(ScreeningConfig(check="drop"), Counted(), bench.script.renderer.decode, 0)
+    found = screen(pairs, bench.source.rollouts(pairs, step=0), lambda again, attempt: [])
+    assert [target.correct for target in found] == [True, False]
+    assert Counted.num_checks == 2
+
+
 def test_the_attempt_is_a_draft_of_the_rewrite_and_of_the_next_attempt(make):
     bench = make()
     pairs = bench.source.begin(bench.pairs, 0)
