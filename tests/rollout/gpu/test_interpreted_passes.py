@@ -76,8 +76,13 @@ def test_positions_are_rotated_as_by_the_model(size):
     torch.testing.assert_close(passes.rotate(x, cos, sin), own)
 
 
-@pytest.mark.parametrize("adapted", [False, True], ids=["plain", "adapter"])
-@pytest.mark.parametrize("copy", ["none", "packed", "auto"])
+@pytest.mark.parametrize(
+    ("copy", "adapted"),
+    [
+        ("packed", False), ("none", True), ("auto", True),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("none", False), ("auto", False), ("packed", True))),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "phi3", "gpt_neox"])
 def test_what_is_replaced_computes_the_models_own_logits_and_is_put_back(family, copy, adapted):
     plain = model_of(family)
@@ -92,7 +97,17 @@ def test_what_is_replaced_computes_the_models_own_logits_and_is_put_back(family,
         assert not any("forward" in module.__dict__ for module in model.modules())
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "phi3", "llama, adapted"])
+#: Those whose layers are least alike; the others are slow.
+UNLIKE = {"qwen3", "gemma2", "gpt_oss", "phi3", "llama, adapted"}
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=() if name in UNLIKE else pytest.mark.slow)
+        for name in [*FAMILIES, "phi3", "llama, adapted"]
+    ],
+)
 def test_a_rollout_is_the_one_of_a_cpu(family):
     model = with_adapter(make("llama")) if family == "llama, adapted" else model_of(family)
     requests, record = ask(3, limit=4), RecordOptions(hidden=True)
