@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onpolicy_sdft.build.bundle import context_window
 from onpolicy_sdft.build.loaded import load_target
@@ -18,9 +18,6 @@ from onpolicy_sdft.eval.prompts import answer, load_prompts
 from onpolicy_sdft.runs.files import append_jsonl, read_jsonl, write_json_atomic
 from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.types import Turn
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
