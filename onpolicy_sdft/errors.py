@@ -11,9 +11,9 @@ import difflib
 from collections.abc import Iterable
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return a hint for a message, a blank before it, where one of the names is spelled much alike; else nothing."""
-    near = difflib.get_close_matches(name, list(names), n=1)
+def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return a hint for a message, a blank before it, where one of the names is at least so much alike (0 to 1)."""
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=cutoff)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 

@@ -33,7 +33,11 @@ def parse_options(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace
 
 def add_asking_options(parser: ArgumentParser, column: str, max_new_tokens: int) -> None:
     """Add which prompts a model answers, and how it is asked; see :func:`asking_of`."""
-    parser.add_argument("--prompts", type=str, help="A file of rows, or set:LABEL of a run (default: general prompts).")
+    parser.add_argument(
+        "--prompts",
+        type=str,
+        help="A file of rows, or set:LABEL of a run, of several the first (default: general prompts).",
+    )
     parser.add_argument("--prompt_column", type=str, default=column, help="Column of the prompt, of a file.")
     parser.add_argument("--num_prompts", type=int, help="Take the first so many (default: all).")
     parser.add_argument("--max_new_tokens", type=int, default=max_new_tokens, help="Longest answer.")

@@ -551,7 +551,7 @@ class AlarmConfig:
     entropy_fall: float | None = number(0.25, above=0, below=1)
     """Alarm below this fraction of the entropy of rollouts."""
     entropy_rise: float | None = number(1.6, above=1)
-    """Alarm above this multiple of the entropy of rollouts, and 0.2 nats more than at first: their noise is learned."""
+    """Alarm above this multiple of the entropy of rollouts, and 0.2 nats more than at first: texts become random."""
     min_keep_rate: float | None = number(0.1, above=0, below=1)
     """Alarm when a smaller share of the rollouts is kept."""
     surprise_rise: float | None = number(3.0, above=1)

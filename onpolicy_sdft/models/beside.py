@@ -49,7 +49,7 @@ def _refuse_unmatched(option: str, asked: Sequence[str], names: Sequence[str]) -
     for name in asked:
         if not any(each == name or each.endswith(f".{name}") for each in names):
             last = sorted({each.rpartition(".")[2] for each in names} - {""})
-            hint = did_you_mean(name.rpartition(".")[2], last) or f" There are {', '.join(last)}."
+            hint = did_you_mean(name.rpartition(".")[2], last, cutoff=0.5) or f" There are {', '.join(last)}."
             raise ConfigError(
                 f"lora.{option}={list(asked)!r}: {name!r} matches nothing in the model.{hint} Fix: correct the "
                 "name or leave it out."

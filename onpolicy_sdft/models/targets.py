@@ -37,7 +37,7 @@ def misspelt(lora: LoraConfig, peft_config: PeftLoraConfig, names: Sequence[str]
     if not wrong:
         return ""
     last = sorted({name.rpartition(".")[2] for name in names} - {""})
-    hint = did_you_mean(wrong[0].rpartition(".")[2], last) or f" Its modules are called {', '.join(last)}."
+    hint = did_you_mean(wrong[0].rpartition(".")[2], last, cutoff=0.5) or f" Its modules are called {', '.join(last)}."
     return (
         f"lora.target_modules={lora.target_modules!r}: {wrong[0]!r} matches no module of the model.{hint} "
         "Fix: correct the name or leave it out; all-linear takes every linear layer but the head."

@@ -180,8 +180,7 @@ class Screen:
         target = Target(pair, self._ended(pair, rollout), text, "keep", "", rollout, attempt, is_verbatim=copied)
         if pair.feedback is not None and pair.feedback.drop:
             return refused(replace(target, correct=not pair.feedback.message), "drop", pair.feedback.drop)
-        tried = pair.feedback if pair.feedback is not None and pair.feedback.rollout is rollout else None
-        known = None if tried is None else tried.result
+        known = pair.feedback.result if pair.feedback is not None and pair.feedback.rollout is rollout else None
         result = cache(lambda: known or self.check(text, pair.demonstration))
         reason = self.reason(pair, rollout, text, result)
         # The check is worth asking also of a whole text that is refused.

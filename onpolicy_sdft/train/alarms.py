@@ -33,7 +33,7 @@ class Signal:
     fix: str
     relative: bool = False  # the limit is a multiple of the reference
     adds: bool = False  # or what lies between it and the reference
-    least_rise: float = 0.0  # a multiple of next to nothing is nothing
+    least_rise: float = -math.inf  # a multiple of next to nothing is nothing
     bare: str = ""  # key of the same quantity of the policy's own bare answers
     min_length: float = 0.0  # shortest rollouts, on average, that this is asked of
     is_rate: bool = False  # shown in per cent
@@ -79,7 +79,7 @@ def signals(config: AlarmConfig, length_ratio: float, truncated_rate: float) -> 
         ),
         Signal(
             "alarms.entropy_rise", "rollout/entropy", False, config.entropy_rise,
-            "rollouts become random: few sampled texts a step teach mostly their own noise",
+            "rollouts become random, as where a step goes too far for the few texts that it learns",
             "a lower optim.lr, a larger train.batch_size, or looser screening.* where most targets are dropped",
             relative=True, least_rise=0.2,
         ),
@@ -206,7 +206,4 @@ def _limit(signal: Signal, before: float | None) -> float | None:
         return signal.limit
     if before is None or signal.limit is None:
         return None
-    if signal.adds:
-        return signal.limit + before
-    multiple = signal.limit * before
-    return max(multiple, before + signal.least_rise) if signal.least_rise else multiple
+    return signal.limit + before if signal.adds else max(signal.limit * before, before + signal.least_rise)

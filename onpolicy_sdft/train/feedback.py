@@ -175,9 +175,8 @@ class FeedbackSource(PolicySource):
         own, is_rollout = attempts[sample % len(attempts)], self.sampling.prompt == "student"
         if own.is_right:
             drop = SOLVED if self.trying.solved == "drop" else ""
-            return replace(
-                pair, feedback=Feedback(own.rollout, own.text, "", stands=True, drop=drop, result=own.result)
-            ), 0
+            feedback = Feedback(own.rollout, own.text, "", stands=True, drop=drop, result=own.result)
+            return replace(pair, feedback=feedback), 0
         sibling = next((attempt.text for attempt in attempts if attempt.is_right), "")
         feedback = Feedback(own.rollout, own.text, self._message(own), sibling, stands=is_rollout, result=own.result)
         fitted = self.trying.prompt(pair.demonstration, feedback)

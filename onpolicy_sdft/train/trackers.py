@@ -123,7 +123,8 @@ def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         if name not in NAMES:
             raise ConfigError(
-                f"train.trackers: {name!r} is not a tracker.{did_you_mean(name, NAMES)} Choose from {', '.join(NAMES)}."
+                f"train.trackers: {name!r} is not a tracker.{did_you_mean(name, NAMES, cutoff=0.0)} "
+                f"Choose from {', '.join(NAMES)}."
             )
         if name not in available:
             raise ConfigError(
