@@ -300,6 +300,11 @@ class Ranks(Protocol):
         """Number of processes."""
         ...
 
+    @property
+    def num_local_ranks(self) -> int:
+        """Number of processes on this machine."""
+        ...
+
     def gather(self, value: T) -> list[T]:
         """Return every rank's value, by rank, on every rank."""
         ...
@@ -315,6 +320,7 @@ class OneRank:
 
     rank: int = 0
     num_ranks: int = 1
+    num_local_ranks: int = 1
 
     def gather(self, value: T) -> list[T]:
         """Return the value alone."""

@@ -72,9 +72,9 @@ class ModelBundle:
         return self.backends[key]
 
     def _kv_fraction(self, config: RolloutConfig) -> float:
-        # Ranks on CPUs see the same free memory; those on GPUs have each their own.
+        # Ranks on the CPUs of a machine see the same free memory; those on GPUs have each their own.
         on_cpu = self.loaded.model.device.type == "cpu"
-        return config.kv_fraction / (self.ranks.num_ranks if on_cpu else 1)
+        return config.kv_fraction / (self.ranks.num_local_ranks if on_cpu else 1)
 
     def new_backend(
         self,
@@ -156,12 +156,7 @@ def load_bundle(
         tokenizer_from: Folder of the tokenizer and chat template that an adapter was trained with; None: the model's.
         given: The model, where it is there already.
 
-    Raises:
-        ConfigError: If more ranks than one ask for one vLLM server.
-        MissingDependencyError: If vLLM is asked for and not installed.
-        TrainingError: If a vLLM server is asked for and does not answer.
     """
-    _require_writer(config, ranks)
     if given is None:
         logger.info(f"loading {config.model.name}")
     loaded = load(config.model) if given is None else given
@@ -180,8 +175,14 @@ def load_bundle(
     return ModelBundle(loaded, renderer, stop_token_ids, ranks, together)
 
 
-def _require_writer(config: RunConfig, ranks: Ranks) -> None:
-    """Refuse to load anything where the program that is to write is not there."""
+def require_writer(config: RunConfig, ranks: Ranks = ONE_RANK) -> None:
+    """Refuse to load a model that is to write where the program it writes through is not there.
+
+    Raises:
+        ConfigError: If more ranks than one ask for one vLLM server.
+        MissingDependencyError: If vLLM is asked for and not installed.
+        TrainingError: If a vLLM server is asked for and does not answer.
+    """
     if config.rollout.backend == "vllm":
         require_vllm()
     if config.rollout.backend == "vllm_server":

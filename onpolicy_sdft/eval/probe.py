@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from onpolicy_sdft.build.bundle import ModelBundle, load_bundle
+from onpolicy_sdft.build.bundle import ModelBundle, load_bundle, require_writer
 from onpolicy_sdft.build.data import Data
 from onpolicy_sdft.build.method import (
     learns_packed,
@@ -84,6 +84,7 @@ def run_probe(
         raise ConfigError("A probe needs at least one of each: --num_examples, --templates, --temperatures.")
     for name in templates:
         TeacherContext(name, config.context.show)  # an unknown one is refused before anything is written
+    require_writer(config)
     bundle = load_bundle(config)
     task = load_task(config.task.name, config.task.options)
     loaded = load_demonstrations(config.data, task)

@@ -106,10 +106,10 @@ def _refuse_other_bases(runs: Sequence[RunDirectory], configs: Sequence[RunConfi
     for run, config in zip(runs[1:], configs[1:], strict=True):
         theirs = _base_facts(config)
         if differing := differences(first, theirs):
-            key = differing[0]
+            name, (asked, other) = next(iter(differing.items()))
             raise ConfigError(
-                f"{run.path} has another {key} than {runs[0].path}: {theirs[key]!r}, not {first[key]!r}; answers are "
-                "compared with those of one base model. Fix: one call for the runs of each."
+                f"{run.path} has another {name} than {runs[0].path}: {other!r}, not {asked!r}; answers are compared "
+                "with those of one base model. Fix: one call for the runs of each."
             )
 
 

@@ -23,7 +23,7 @@ from onpolicy_sdft.experiments.sequence_results import collect
 from onpolicy_sdft.runs.claim import claimed
 from onpolicy_sdft.runs.commands import STOPPED_CODES, run_logged, sdft_command
 from onpolicy_sdft.runs.directory import RunDirectory
-from onpolicy_sdft.runs.files import differences, read_json, write_json_atomic, write_text_atomic
+from onpolicy_sdft.runs.files import differences, list_differences, read_json, write_json_atomic, write_text_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -131,10 +131,9 @@ def _refuse_other(stage: Stage) -> None:
         return
     saved, now = (_deciding(config) for config in (load_config(stage.path / "config.yaml"), stage.config))
     if differing := differences(saved, now):
-        key = differing[0]
         raise RunDirectoryError(
-            f"{stage.path} was run with other options ({', '.join(differing)}): {key} was {saved[key]!r}, now "
-            f"{now[key]!r}. Fix: another output_dir, or delete that stage and those after it."
+            f"{stage.path} was run with other options: {list_differences(differing)}. Fix: another output_dir, or "
+            "delete that stage and those after it."
         )
 
 
@@ -157,10 +156,9 @@ def _refuse_other_set(place: Path, asked: RunConfig) -> None:
         for config in (load_config(place / "config.yaml"), asked)
     )
     if differing := differences(saved, now):
-        key = differing[0]
         raise RunDirectoryError(
-            f"{place} was distilled with other options ({', '.join(differing)}): {key} was {saved[key]!r}, now "
-            f"{now[key]!r}. Fix: another distilled_dir, or delete that set."
+            f"{place} was distilled with other options: {list_differences(differing)}. Fix: another distilled_dir, or "
+            "delete that set."
         )
 
 

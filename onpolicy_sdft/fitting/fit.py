@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from onpolicy_sdft.build.base import Start, base_of, has_base, make_base
-from onpolicy_sdft.build.bundle import ModelBundle, context_window, load_bundle
+from onpolicy_sdft.build.bundle import ModelBundle, context_window, load_bundle, require_writer
 from onpolicy_sdft.build.data import Data, load_rows, make_prompt_pairs, refuse_unaskable
 from onpolicy_sdft.build.given import NOTHING, Given
 from onpolicy_sdft.build.identity import base_identity
@@ -123,6 +123,7 @@ class _Loaded:
 
 def _load(config: RunConfig, backend: Backend, given: Given) -> _Loaded:
     """Load rows, model and questions, and say what was found; whatever does not fit is refused here."""
+    require_writer(config, backend)
     task, rows = load_rows(config, given.tasks)
     rows, held_back = hold_back(config, task, rows)
     sets = load_eval_sets(evaluation_sets(config), tasks=given.tasks)

@@ -6,10 +6,11 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from onpolicy_sdft.config.computing import computing_of
 from onpolicy_sdft.data.eval_sets import EvalSet
 from onpolicy_sdft.data.sources import DemonstrationSet, fingerprint
 from onpolicy_sdft.eval.evaluate import score_sets
@@ -156,7 +157,8 @@ def make_guards(
     backend, weights = trainer.backend, trainer.weights
     alarms, gate = make_alarms(config), make_gate(config, data, sets)
     checkpointer = Checkpointer(
-        run, backend, trainer.schedule, trainer.source, weights, identity, config.train.keep_checkpoints,
+        run, backend, trainer.schedule, trainer.source, weights, identity, computing_of(asdict(config)),
+        config.train.keep_checkpoints,
         guards={"alarms": alarms} if gate is None else {"alarms": alarms, "gate": gate},
         pinned=tuple if gate is None else lambda: gate.pinned,
     )  # fmt: skip

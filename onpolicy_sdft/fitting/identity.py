@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.build.cuda import gpu_names
+from onpolicy_sdft.config.computing import without_computing
 from onpolicy_sdft.config.load import dump_config
 from onpolicy_sdft.data.sources import fingerprint
 from onpolicy_sdft.errors import ConfigError
@@ -112,7 +113,7 @@ def identity_of(
         date: What a chat template that reads the clock sees; empty for others.
     """
     frozen = dataclasses.asdict(config)
-    same = ("targets", "seed", "batch_size", "precision", "micro_batch_tokens", "layout")
+    same = ("targets", "seed", "batch_size", "precision")
     train = {key: frozen["train"][key] for key in same}
     if config.train.max_steps is None:
         train["num_epochs"] = config.train.num_epochs
@@ -126,10 +127,10 @@ def identity_of(
         **base,
         "task": frozen["task"],
         "task files": [_task_digest(each["name"]) for each in _tasks(frozen)],
-        "model": {**frozen["model"], "cache_dir": None},
+        "model": without_computing("model", frozen["model"]),
         **{section: frozen[section] for section in _FROZEN_SECTIONS},
         "context": {**frozen["context"], "date": None},  # said above, for templates that have one
-        "rollout": {**frozen["rollout"], "weights": None},  # where they are read from changes nothing
+        "rollout": without_computing("rollout", frozen["rollout"]),
         "replay": [source["task"] for source in frozen["replay"]["sources"]],  # the rest is in the data's fingerprint
         "start": None if start is None else [start.digest, config.train.adapter_handoff, config.train.keep_optimizer],
         "train": train,

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onpolicy_sdft.build.base import Start, is_merged
+from onpolicy_sdft.config.computing import without_computing
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
 from onpolicy_sdft.eval.evaluate import eval_identity
 from onpolicy_sdft.runs.directory import RunDirectory
-from onpolicy_sdft.runs.files import differences, file_digest, read_json, write_json_atomic
+from onpolicy_sdft.runs.files import differences, file_digest, list_differences, read_json, write_json_atomic
 from onpolicy_sdft.train.checkpoint import load_start, newest_checkpoint, weights_file
 
 if TYPE_CHECKING:
@@ -47,9 +48,8 @@ def find_start(config: RunConfig) -> Start | None:
         )
     mine, theirs = (_weights_of(each, train.adapter_handoff) for each in (config, earlier))
     if differing := differences(theirs, mine):
-        key = differing[0]
         raise ConfigError(
-            f"train.init_from={train.init_from} has another {key}: {theirs[key]!r}, this run {mine[key]!r}. Fix: "
+            f"train.init_from={train.init_from} is a run of another model: {list_differences(differing)}. Fix: "
             "the same model and adapters" + (", or --train.adapter_handoff merge." if config.lora.enabled else ".")
         )
     if train.keep_optimizer and earlier.optim.name != config.optim.name:
@@ -69,9 +69,8 @@ def find_start(config: RunConfig) -> Start | None:
 
 def _weights_of(config: RunConfig, handoff: str) -> dict[str, object]:
     """What must be the same so that one run's weights mean anything in another."""
-    model = {**dataclasses.asdict(config.model), "cache_dir": None}
-    for name in ("dtype", "attn_implementation", "gradient_checkpointing"):  # how they are held, not what they are
-        model.pop(name)
+    model = without_computing("model", dataclasses.asdict(config.model))
+    del model["dtype"]  # how they are held, not what they are
     if handoff == "merge":
         return {"model": model, "lora.enabled": config.lora.enabled}
     lora = {name: value for name, value in dataclasses.asdict(config.lora).items() if name != "dropout"}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onpolicy_sdft.build.bundle import load_bundle
+from onpolicy_sdft.build.bundle import load_bundle, require_writer
 from onpolicy_sdft.build.cuda import gpu_names
 from onpolicy_sdft.build.data import load_rows, make_prompt_pairs
 from onpolicy_sdft.build.method import make_pairing, make_review, make_sampling, make_screen, make_weights
@@ -22,7 +22,7 @@ from onpolicy_sdft.offline.file import FILE_NAME
 from onpolicy_sdft.offline.legacy import legacy_agrees
 from onpolicy_sdft.offline.rewrite import Judge, LegacyJudge, ScreenJudge, count_rows, distill
 from onpolicy_sdft.runs.claim import claimed
-from onpolicy_sdft.runs.files import differences, read_json, write_json_atomic, write_text_atomic
+from onpolicy_sdft.runs.files import differences, list_differences, read_json, write_json_atomic, write_text_atomic
 from onpolicy_sdft.runs.manifest import collect_manifest
 from onpolicy_sdft.runs.progress import Progress, show_writing
 from onpolicy_sdft.train.probe import Probe
@@ -62,6 +62,7 @@ def run_distill(config: RunConfig, command: Sequence[str]) -> DistillOutcome:
     task, loaded = load_rows(config)
     if any(not row.response for row in loaded.demonstrations):
         raise DataError(f"{loaded.where}: rows have no response to rewrite. Fix: --data.response_column COLUMN.")
+    require_writer(config)
     bundle = load_bundle(config)
     data = make_prompt_pairs(config, bundle, task, loaded)
     print_preflight(data, config, bundle, screens=config.distill.rules == "default")
@@ -133,10 +134,9 @@ def _claim(directory: Path, config: RunConfig, data: Data, command: Sequence[str
     if path.exists() and config.distill.resume == "auto":
         saved = read_json(path)
         if differing := differences(saved, identity):
-            key = differing[0]
             raise RunDirectoryError(
-                f"{directory} was distilled with another {key}: {saved.get(key)!r}, now {identity.get(key)!r}. "
-                "Use the same settings, or another distill.output_dir."
+                f"{directory} was distilled with other settings: {list_differences(differing)}. Fix: the same "
+                "settings, or another distill.output_dir."
             )
         return
     manifest = collect_manifest(

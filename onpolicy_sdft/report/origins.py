@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from onpolicy_sdft.report.document import Block, Column, Listing, Sentence, Table, make_table, plain, used
-from onpolicy_sdft.report.reading import Member, Reader, flatten
-from onpolicy_sdft.runs.files import dumps_strict
+from onpolicy_sdft.report.reading import Member, Reader
+from onpolicy_sdft.runs.files import dumps_strict, flatten
 
 _NUM_NAMES = 3  # of runs that share a value, before they are only counted
 _PLACES = ("train.output_dir", "output_dir")  # where a run stands is no option of what it does

@@ -133,18 +133,35 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the keys, in order, whose values differ between a record that was read from JSON and one in memory.
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by dotted name."""
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return what differs between a record that was read from JSON and one in memory.
 
     Args:
         saved: As read.
         now: As it would be written.
 
     Returns:
-        Keys of either.
+        Both values by dotted name, in the order of the names; None where a record has none.
     """
-    written = json.loads(json.dumps(dict(now)))
-    return sorted(key for key in {*saved, *written} if saved.get(key) != written.get(key))
+    before, after = flatten(saved), flatten(json.loads(json.dumps(dict(now))))
+    names = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+    return {name: (before.get(name), after.get(name)) for name in names}
+
+
+def list_differences(differing: Mapping[str, tuple[Any, Any]]) -> str:
+    """Return the first few differences as text, and how many there are besides."""
+    shown = [f"{name} was {before!r} and is {after!r} now" for name, (before, after) in differing.items()]
+    return "; ".join(shown[:3]) + (f"; and {len(shown) - 3} more" if len(shown) > 3 else "")
 
 
 def append_jsonl(path: Path, *records: Mapping[str, Any]) -> None:

@@ -15,7 +15,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from onpolicy_sdft.errors import RunDirectoryError
-from onpolicy_sdft.runs.files import differences, file_digest, read_json, sync_to_disk, write_json_atomic
+from onpolicy_sdft.runs.files import (
+    differences,
+    file_digest,
+    list_differences,
+    read_json,
+    sync_to_disk,
+    write_json_atomic,
+)
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
@@ -30,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 _WEIGHTS, _OPTIMIZER, _STATE = "trainable.safetensors", "optimizer.pt", "state.json"
 _RANKS, _TEACHER = "ranks.pt", "teacher.pt"
-_VERSION = 8
+_VERSION = 9
 
 
 class Keeper(Protocol):
@@ -60,6 +67,7 @@ class Checkpointer:
     source: TargetSource  # its draft store and what its shapes were chosen by
     weights: PolicyWeights  # their average, and those of earlier moments
     identity: Mapping[str, Any]  # what must be the same for a resumed run to mean anything
+    computing: Mapping[str, Any]  # what may be another where results need not be the same to the bit
     keep: int
     guards: Mapping[str, Keeper] = field(default_factory=dict)  # what watches the run, by name
     pinned: Callable[[], Collection[int]] = tuple  # steps whose checkpoint stays
@@ -71,10 +79,14 @@ class Checkpointer:
             state: Where the run is.
             replace: Write it also where there is one of this step.
         """
+        target = self.run.checkpoint_path(state.step)
+        if not replace and self.backend.on_first(lambda: target.exists() and not _what_is_torn(target)):
+            return target  # saved after this very step already
         source = self.source.state()
         by_rank = self.backend.gather(source["own"])
         optimizer = {"optimizer": self.backend.optimizer_state(), "schedule": self.schedule.state_dict()}
-        record = {"version": _VERSION, "state": asdict(state), "identity": dict(self.identity)}
+        record = {"version": _VERSION, "state": asdict(state)}
+        record |= {"identity": dict(self.identity), "computing": dict(self.computing)}
         record["guards"] = {name: guard.state() for name, guard in self.guards.items()}
         parts = {
             _WEIGHTS: self.backend.weights(),
@@ -83,12 +95,10 @@ class Checkpointer:
             _TEACHER: self.weights.state(keeps=self.backend.rank == 0),
             _STATE: record,
         }
-        return self.backend.on_first(lambda: self._write(state.step, parts, replace))
+        self.backend.on_first(lambda: self._write(state.step, target, parts))
+        return target
 
-    def _write(self, step: int, parts: Mapping[str, Any], replace: bool) -> Path:
-        target = self.run.checkpoint_path(step)
-        if not replace and target.exists() and not _what_is_torn(target):  # saved after this very step already
-            return target
+    def _write(self, step: int, target: Path, parts: Mapping[str, Any]) -> None:
         scratch, old = (target.with_name(f".{kind}-{target.name}") for kind in ("tmp", "old"))
         for left in (scratch, old):
             shutil.rmtree(left, ignore_errors=True)
@@ -112,7 +122,6 @@ class Checkpointer:
         whole = [earlier for earlier in steps if earlier not in torn]  # only these count as kept
         for earlier in (torn | set(whole[: -self.keep])) - set(self.pinned()):
             shutil.rmtree(self.run.checkpoint_path(earlier))
-        return target
 
     def resume(self, state: TrainState) -> Path | None:
         """Load the newest whole checkpoint into the model, optimizer, schedule and ``state``.
@@ -138,10 +147,16 @@ class Checkpointer:
         saved = _load(source / _RANKS)
         by_rank = saved["by_rank"]
         own = by_rank[self.backend.rank if len(by_rank) == self.backend.num_ranks else 0]
-        self.source.restore({"own": own, "common": saved["common"]})
         self.weights.restore(_load(source / _TEACHER))
         for name, value in record["state"].items():
             setattr(state, name, value)
+        if differing := differences(record["computing"], self.computing):
+            logger.warning(
+                "results go on equal up to rounding or noise, not to the bit: the checkpoint was computed otherwise "
+                f"({list_differences(differing)})"
+            )
+            own, state.num_halvings = None, 0  # chosen for what was asked then
+        self.source.restore({"own": own, "common": saved["common"]})
         for name, guard in self.guards.items():
             guard.restore(record["guards"][name])
         return source
@@ -159,10 +174,11 @@ class Checkpointer:
             raise RunDirectoryError(
                 f"The best state of the gate, {source}, cannot be loaded: {why}. Fix: another train.output_dir."
             )
+        # All is read before anything is changed: a file that cannot be read must not leave weights of two steps.
+        earlier, teacher = read_json(source / _STATE)["state"], _load(source / _TEACHER)
         load_start(source, self.backend, self.schedule, with_optimizer=True)
-        earlier = read_json(source / _STATE)["state"]
         state.learned, state.bare = earlier["learned"], earlier["bare"]
-        self.weights.restore(_load(source / _TEACHER))
+        self.weights.restore(teacher)
 
 
 def checkpoint_to_resume(
@@ -180,12 +196,9 @@ def checkpoint_to_resume(
     if found is None:
         return None
     source, record = found
-    saved, now = record["identity"], identity
-    if differing := differences(saved, now):
-        key = differing[0]
+    if differing := differences(record["identity"], identity):
         raise RunDirectoryError(
-            f"{source} belongs to a run with another {key}: it has {saved.get(key)!r}, this run {now.get(key)!r} "
-            f"({len(differing)} differences: {', '.join(differing)}). Use the same settings, or another "
+            f"{source} belongs to another run: {list_differences(differing)}. Fix: the same settings, or another "
             "train.output_dir."
         )
     return source, record
@@ -233,9 +246,10 @@ def load_start(checkpoint: Path, backend: Backend, schedule: LRScheduler, *, wit
 
     Learning rates are the new run's: its schedule begins anew.
     """
-    backend.load_weights(load_file(weights_file(checkpoint)))
-    if with_optimizer:
-        saved = _load(checkpoint / _OPTIMIZER)["optimizer"]
+    weights = load_file(weights_file(checkpoint))
+    saved = _load(checkpoint / _OPTIMIZER)["optimizer"] if with_optimizer else None
+    backend.load_weights(weights)
+    if saved is not None:
         own = [{k: v for k, v in group.items() if k != "params"} for group in schedule.optimizer.param_groups]
         backend.load_optimizer_state({"state": saved["state"], "groups": own})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -121,7 +122,8 @@ class Loop:
                 every = self.config.train.checkpoint_steps
                 if reason or (every and state.step % every == 0):
                     self._save()
-        return FitResult(reason, stop.exit_code)
+            asked = self._share_requests(stop)  # one may have come while the last checkpoint was written
+        return FitResult(asked.name, 128 + asked) if asked else FitResult(reason, 0)
 
     def _save(self) -> None:
         path = self.checkpointer.save(self.trainer.state)
@@ -159,15 +161,18 @@ class Loop:
 
     def _agree_to_end(self, stop: StopRequest) -> str:
         """Return why training ends here on all ranks, empty to go on; without a signal the gate has the last word."""
-        self._share_requests(stop)
-        if stop.signal is not None:
-            return "SIGTERM" if stop.exit_code == 143 else "SIGINT"
+        if asked := self._share_requests(stop):
+            return asked.name
         return self.guards.judge(self.trainer.state, self._reason_to_end())
 
-    def _share_requests(self, stop: StopRequest) -> None:
-        """Let all ranks know of a signal or a callback that asks one of them to stop."""
+    def _share_requests(self, stop: StopRequest) -> signal.Signals | None:
+        """Let all ranks know of a signal or a callback that asks one of them to stop; return the signal.
+
+        One that comes while ranks talk is not among what they were told: it waits for the next time.
+        """
         signals, asked = zip(*self.trainer.backend.gather((stop.signal, self._asked_to_stop)), strict=True)
-        stop.signal, self._asked_to_stop = max(signals, key=lambda number: number or 0), any(asked)
+        self._asked_to_stop = any(asked)
+        return max(filter(None, signals), default=None)
 
     def _reason_to_end(self) -> str:
         state, config = self.trainer.state, self.config

@@ -78,12 +78,11 @@ class OomRetry:
         return True
 
     def _split(self, targets: Sequence[Target]) -> bool:
-        """Halve micro-batches until there are more of them."""
-        groups = self.pairing.groups(targets, self.state.num_halvings)
+        """Halve micro-batches until a rank has more of them; return whether one could."""
+        before = groups = self.pairing.groups(targets, self.state.num_halvings)
         if self.backend.max_over_ranks(max(map(len, groups), default=1)) == 1:
             return False
-        num_groups = self.backend.max_over_ranks(len(groups))
-        while self.backend.max_over_ranks(len(groups)) == num_groups:
+        while not self.backend.max_over_ranks(int(len(groups) > len(before))):
             self.state.num_halvings += 1
             groups = self.pairing.groups(targets, self.state.num_halvings)
         return True

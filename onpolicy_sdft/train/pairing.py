@@ -43,10 +43,9 @@ class Pairing:
 
     def rows(self, targets: Sequence[Target]) -> list[TrainingRow]:
         """Return what is learned of a step's targets; dropped ones give nothing."""
-        found, has_demonstration = [], False
+        found, with_demonstration = [], set[str]()
         for target in targets:
-            pair = target.pair
-            has_demonstration = has_demonstration and bool(pair.sample_index)
+            pair, example_id = target.pair, target.pair.demonstration.example_id
             if len(target.token_ids) > self.num_skipped:
                 is_text = target.rollout is None or target.verdict == "fallback"
                 found.append(
@@ -62,8 +61,9 @@ class Pairing:
                     )
                 )
             # Once, however many samples of it are learned; where none is, the example is dropped whole.
-            if self.demonstration_weight and target.verdict not in ("drop", "spare") and not has_demonstration:
-                has_demonstration = True
+            is_due = self.demonstration_weight and example_id not in with_demonstration
+            if is_due and target.verdict not in ("drop", "spare"):
+                with_demonstration.add(example_id)
                 found.append(
                     TrainingRow(
                         pair.student_ids,

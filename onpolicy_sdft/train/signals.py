@@ -17,15 +17,7 @@ class StopRequest:
     """Whether, and by which signal, the run was asked to stop."""
 
     def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def __bool__(self) -> bool:
-        return self.signal is not None
-
-    @property
-    def exit_code(self) -> int:
-        """The shell's code for this signal: 143 for SIGTERM, 130 for Ctrl-C; 0 without one."""
-        return 0 if self.signal is None else 128 + self.signal
+        self.signal: signal.Signals | None = None
 
 
 @contextmanager
@@ -46,7 +38,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
         nonlocal asked_at
         now = time.monotonic()
         if request.signal is None:
-            request.signal, asked_at = number, now
+            request.signal, asked_at = signal.Signals(number), now
         elif now - asked_at >= _SAME_REQUEST_SECONDS:
             for other, handler in previous.items():
                 signal.signal(other, handler)

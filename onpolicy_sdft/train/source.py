@@ -196,8 +196,9 @@ class PolicySource:
         return {"own": self.backend.state(), "common": self.store.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state`."""
-        self.backend.restore(state["own"])
+        """Restore :meth:`state`; with ``own`` None shapes are chosen anew."""
+        if state["own"] is not None:
+            self.backend.restore(state["own"])
         self.store.restore(state["common"])
 
     def _generate(

@@ -28,7 +28,7 @@ from accelerate.tracking import (
 )
 
 from onpolicy_sdft.errors import ConfigError, did_you_mean
-from onpolicy_sdft.runs.files import read_json, write_json_atomic
+from onpolicy_sdft.runs.files import flatten, read_json, write_json_atomic
 from onpolicy_sdft.train.callbacks import Callback
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class Tracking(Callback):
         for tracker in trackers:
             self._send(tracker.start).result()  # what is wrong with it ends the run before anything is lost
             if options:
-                self._send(partial(tracker.store_init_configuration, flatten(options))).result()
+                self._send(partial(tracker.store_init_configuration, hyperparameters(options))).result()
 
     def on_step_end(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of a step."""
@@ -299,21 +299,7 @@ def open_trackers(
     return Tracking([NAMES[name](run_directory, config) for name in dict.fromkeys(names)], config, options)
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Write nested options with dotted names, as trackers take them.
-
-    Args:
-        config: Nested options.
-        prefix: Name of the section, with its dot.
-
-    Returns:
-        Option by dotted name; lists and None as text.
-    """
-    flat: dict[str, bool | int | float | str] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            known = isinstance(value, (bool, int, float, str))
-            flat[f"{prefix}{key}"] = value if known else str(value)
-    return flat
+def hyperparameters(config: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """Return nested options by dotted name, as trackers take them: lists and None as text."""
+    flat = flatten(config).items()
+    return {name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in flat}

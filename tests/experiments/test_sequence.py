@@ -69,7 +69,7 @@ def test_a_sequence_that_was_stopped_goes_on_and_ends_as_if_it_never_was(whole, 
 
 
 def test_finished_stages_of_other_options_are_refused_by_name(whole, in_process):
-    with pytest.raises(RunDirectoryError, match=r"optim\.lr was 0\.02, now 0\.5"):
+    with pytest.raises(RunDirectoryError, match=r"optim\.lr was 0\.02 and is 0\.5 now"):
         run_sequence(whole.make(options={"optim.lr": 0.5}), [])
     assert in_process.commands == []
 

@@ -17,11 +17,14 @@ from safetensors.torch import load_file
 from tiny import questions, write_run
 
 from onpolicy_sdft import evaluate, fit, load_config, load_run
+from onpolicy_sdft.build.given import Given
 from onpolicy_sdft.cli.main import main
 from onpolicy_sdft.errors import RunDirectoryError, TrainingError
 from onpolicy_sdft.models.sizes import model_sizes
 from onpolicy_sdft.rollout.memory import kv_budget
 from onpolicy_sdft.runs.files import read_json, read_jsonl
+from onpolicy_sdft.train.backend import Backend
+from onpolicy_sdft.train.callbacks import Callback
 from onpolicy_sdft.train.memory import memory_to_come
 
 
@@ -185,6 +188,50 @@ def stop_after(config: Any, step: int) -> None:
         RunDirectory.append_metrics = original  # type: ignore[method-assign]
     assert outcome.result.reason == "SIGTERM"
     assert outcome.result.exit_code == 143
+
+
+def test_a_signal_that_comes_while_the_last_checkpoint_is_written_ends_the_run_there(files):
+    class Interrupted(Callback):
+        def on_save(self, step: int, path: Path) -> None:
+            if step == 2 and path.parent.name == "checkpoints":
+                os.kill(os.getpid(), signal.SIGINT)
+
+    options = {"train.max_steps": 2, "train.resume": "auto"}
+    outcome = fit(load_config(files["config"], **options), given=Given(callbacks=[Interrupted()]))
+    assert (outcome.result.reason, outcome.result.exit_code) == ("SIGINT", 130)
+    assert not outcome.run.model_path.exists()
+    outcome = fit(load_config(files["config"], **options))
+    assert (outcome.result.reason, outcome.result.exit_code) == ("finished", 0)
+    assert outcome.run.model_path.is_dir()
+
+
+def test_a_signal_that_comes_while_ranks_talk_is_not_lost(files, monkeypatch):
+    gather, talks = Backend.gather, []
+
+    def interrupted(self: Backend, value: Any) -> Any:
+        found = gather(self, value)
+        if value == (None, False):  # what ranks tell each other of signals and callbacks
+            talks.append(value)
+            if len(talks) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    monkeypatch.setattr(Backend, "gather", interrupted)
+    outcome = fit(load_config(files["config"], **{"eval.before_and_after": False}))
+    assert (outcome.result.reason, outcome.result.exit_code) == ("SIGTERM", 143)
+    assert [row["step"] for row in read_jsonl(outcome.run.path / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_run_goes_on_with_what_memory_asks_for_and_says_so(files, logged):
+    config = {"eval.before_and_after": False, "train.max_steps": 2}
+    fit(load_config(files["config"], **config))
+    less = {"train.micro_batch_tokens": 64, "model.gradient_checkpointing": True, "rollout.kv_gib": 0.01}
+    less |= {"rollout.num_slots": 2, "rollout.backend": "hf"}
+    fit(load_config(files["config"], **{**config, **less, "train.max_steps": 4, "train.resume": "auto"}))
+    assert [row["step"] for row in read_jsonl(files["output"] / "metrics.jsonl")] == [1, 2, 3, 4]
+    (said,) = (line for line in logged if "not to the bit" in line)
+    assert "model.gradient_checkpointing was False and is True now" in said
+    assert "and 2 more" in said
 
 
 def test_log_lines_behind_the_checkpoint_are_dropped_on_resume(files):

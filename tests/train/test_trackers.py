@@ -14,7 +14,7 @@ from onpolicy_sdft import fit, load_config
 from onpolicy_sdft.config.schema import TrackingConfig
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.train import trackers
-from onpolicy_sdft.train.trackers import check_trackers, flatten, open_trackers
+from onpolicy_sdft.train.trackers import check_trackers, hyperparameters, open_trackers
 from onpolicy_sdft.types import Demonstration, PromptPair, Target, Turn
 
 
@@ -204,4 +204,4 @@ def test_every_offered_tracker_is_one_of_accelerate():
 
 def test_nested_options_get_dotted_names():
     config = {"a": {"b": {"c": 1}, "d": [1, 2]}, "e": None, "f": True}
-    assert flatten(config) == {"a.b.c": 1, "a.d": "[1, 2]", "e": "None", "f": True}
+    assert hyperparameters(config) == {"a.b.c": 1, "a.d": "[1, 2]", "e": "None", "f": True}
