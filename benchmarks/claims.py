@@ -4,7 +4,7 @@
 named in one of two ways, and a last part `::mean` leaves its interval out:
 
 {FILE::ROW::COLUMN}  a cell of a table of benchmarks/results/FILE.md; ROW is the first cells of the row, with / between
-                     them, or `start` for the scores before training
+                     them, or `start` for the scores before training; COLUMN `*` is all cells behind the first
 {FILE.json::PATH}    a value of benchmarks/results/FILE.json; [key=value,...] picks one item of a list
 
 Pages other than docs/results.md have such text between `<!-- claims: NAME -->` and `<!-- /claims -->`.
@@ -66,11 +66,14 @@ def cell(file: str, row: str, column: str) -> str:
         scores = dict(each.rsplit(" ", 1) for each in before.group(1).split(", ")) if before else {}
         found = [scores[column]] if column in scores else []
     else:
-        key = row.split("/")
         matches = [
-            [cells[table[0].index(column)] for cells in table[1:] if cells[: len(key)] == key]
+            [
+                " | ".join(cells[1:]) if column == "*" else cells[table[0].index(column)]
+                for cells in table[1:]
+                if row == cells[0] or row.split("/") == cells[: row.count("/") + 1]
+            ]
             for table in tables(file)
-            if column in table[0]
+            if column == "*" or column in table[0]
         ]
         found = next((each for each in matches if len(each) == 1), [])
     if not found or found[0] == "-":
