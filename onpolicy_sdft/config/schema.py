@@ -466,7 +466,7 @@ class OptimConfig:
     decay_steps: int | None = number(None, at_least=1)
     """Of ``warmup_stable_decay``: steps in which the rate falls, linearly. Unset: a tenth of the run."""
     warmup_steps: int = number(2, at_least=0)
-    """Linear warm-up from 0: as in transformers, the first step of a warm-up changes nothing."""
+    """Linear warm-up: step k of it, counted from 1, has the rate ``lr * k / warmup_steps``."""
     max_grad_norm: float = number(1.0, at_least=0)
     """Clip the global gradient norm; 0 turns clipping off."""
 

@@ -35,7 +35,7 @@ METRICS = (
     Metric("train/grad_norm", "norm", "norm of the gradient before it is clipped (`optim.max_grad_norm`)", "gradient"),
     Metric("train/num_loss_tokens", _TOKENS, "learned in the step, by all ranks"),
     Metric("train/total_loss_tokens", _TOKENS, "learned since the run began"),
-    Metric("train/num_micro_batches", _COUNT, "forwards and backwards of the step, of this rank"),
+    Metric("train/num_micro_batches", _COUNT, "forwards and backwards of the step, on each rank"),
     Metric("train/padding_rate", _SHARE, "padding among the tokens of the micro-batches"),
     Metric("train/tokens_per_second", "tokens a second", "learned tokens over the whole step's time", "speed"),
     Metric("train/num_halvings", _COUNT, "times that micro-batches were halved since memory ran out"),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import yaml
 
 from onpolicy_sdft.cli.reference import PAGES
+from onpolicy_sdft.tasks.stated_number import final_number
 
 ROOT = Path(__file__).parents[2]
 TEXTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -62,3 +65,41 @@ def test_options_that_pages_name_are_there():
             section, option = name.split(".")
             if section in sections and option not in ("jsonl", "md", "py", "json", "yaml", "sh"):
                 assert name in known, f"{path.name}: {name}"
+
+
+def words_of_the_program() -> str:
+    """Return every string of the package but docstrings; the parts of one are joined, what is filled in is left out."""
+    texts = []
+    for path in (ROOT / "onpolicy_sdft").rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
+            if node in docstrings:
+                continue
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
+                texts.append("".join(str(part) for part in parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return "\n".join(texts)
+
+
+def test_messages_that_troubleshooting_quotes_are_printed():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = [
+        text for row in re.findall(r"^\| ([^|]*) \|", page, re.MULTILINE) for text in re.findall(r'"([^"]+)"', row)
+    ]
+    assert len(quoted) >= 10
+    printed = words_of_the_program()
+    for text in quoted:
+        parts = [re.escape(part) for part in text.split("...") if part]
+        assert re.search("[^\n]*".join(parts), printed), text
+
+
+def test_numbers_are_read_as_the_page_on_checks_says():
+    page = (ROOT / "docs" / "checks.md").read_text(encoding="utf-8")
+    table = page.partition("## How math_word_problem")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `([^`]+)` \| (\S+) \|", table, re.MULTILINE)
+    assert len(rows) > 15
+    for text, number in rows:
+        assert final_number(text) == (None if number == "none" else Fraction(number)), text

@@ -84,7 +84,7 @@ def test_copies_are_an_alarm_where_answers_are_long_enough_to_differ():
 
 
 def test_one_sentence_around_every_answer_is_noticed_where_answers_are_long_enough():
-    shares = (0.02, 0.01, 0.03, 0.02, 0.21, 0.25, 0.25, 0.3)  # OpenFunctions at 0.5B: docs/results.md
+    shares = (0.02, 0.01, 0.03, 0.02, 0.21, 0.25, 0.25, 0.3)  # OpenFunctions at 0.5B: docs/log.md
     steps = [{"rollout/shared_start": share, "rollout/mean_length": 70.0} for share in shares]
     (alarm,) = replay(make(), steps)
     assert (alarm.key, alarm.since, alarm.step) == ("rollout/shared_start", 5, 7)
@@ -94,7 +94,7 @@ def test_one_sentence_around_every_answer_is_noticed_where_answers_are_long_enou
 
 
 def test_texts_that_become_random_are_noticed_and_a_multiple_of_nothing_is_not():
-    # GSM8K at 0.5B, T = 1, steps of 8: docs/results.md
+    # GSM8K at 0.5B, T = 1, steps of 8: docs/log.md
     entropy = (0.35, 0.392, 0.43, 0.699, 0.628, 0.517, 0.68, 0.722, 1.022, 0.74)
     (alarm,) = replay(make(), [{"rollout/entropy": value} for value in entropy])
     assert (alarm.key, alarm.since, alarm.step) == ("rollout/entropy", 7, 9)
