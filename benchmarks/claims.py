@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,7 +123,7 @@ def show_metric(text: str) -> str:
 
 def show_rate(rate: float) -> str:
     """Return a learning rate as it is given on the command line."""
-    return f"{rate:.0e}".replace("e-0", "e-")
+    return np.format_float_scientific(rate, trim="-", exp_digits=1)
 
 
 def fill(text: str) -> str:

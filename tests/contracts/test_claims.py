@@ -13,7 +13,7 @@ from benchmarks import claims
 ROOT = Path(__file__).parents[2]
 SCORE = re.compile(r"(?<![\w.])[01]\.\d{3}(?!\d)")
 #: Results of sweeps, grids and comparisons: what is claimed of learning and forgetting.
-LEARNED = ("compare_", "decide_", "forgetting", "methods", "openfunctions", "recipe_")
+LEARNED = ("functions", "compare_", "decide_", "forgetting", "methods", "openfunctions", "recipe_")
 
 
 @pytest.fixture
