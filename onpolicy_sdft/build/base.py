@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import GenerationConfig
 
+from onpolicy_sdft.build.identity import weights_digest
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
 from onpolicy_sdft.models.embedded import PREFIX
@@ -23,7 +25,7 @@ from onpolicy_sdft.models.generation import listed_ids, settle_generation
 from onpolicy_sdft.models.load import is_adapter, load
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.runs.directory import RunDirectory
-from onpolicy_sdft.runs.files import file_digest
+from onpolicy_sdft.runs.files import differences, file_digest, read_json
 from onpolicy_sdft.train.checkpoint import weights_file
 
 if TYPE_CHECKING:
@@ -42,14 +44,18 @@ def adapter_off(model: PeftModel) -> Iterator[PreTrainedModel]:
 
 
 def base_context(
-    config: RunConfig, model: PreTrainedModel | PeftModel, *, untrained: bool = False
+    config: RunConfig, model: PreTrainedModel | PeftModel, run: RunDirectory, *, untrained: bool = False
 ) -> Callable[[], AbstractContextManager[PreTrainedModel]]:
     """Return a context that gives the base model: the adapter off, or a second copy for full fine-tuning.
 
     Args:
         config: Names the base model.
         model: The model at hand.
+        run: That trained it, or trains it.
         untrained: Whether it is still the base model itself.
+
+    Raises:
+        RunDirectoryError: If another model stands where the base model was.
     """
     if isinstance(model, PeftModel) and not is_merged(config):
         return lambda: adapter_off(model)
@@ -57,6 +63,9 @@ def base_context(
     if untrained and not goes_on and not isinstance(model, PeftModel):
         return lambda: nullcontext(model)
     base = load(config.model).model
+    if not goes_on:
+        found = {**_recorded_base(run), "base weights": weights_digest(base)}
+        refuse_other_base(run, config.model.name, found)
     base.to(model.device)  # type: ignore[arg-type]  # as in load_bundle
 
     @contextmanager
@@ -64,6 +73,34 @@ def base_context(
         yield base
 
     return second_copy
+
+
+def refuse_other_base(run: RunDirectory, name: str, found: Mapping[str, Any]) -> None:
+    """Refuse another base model than a run was trained on, under the same name.
+
+    Args:
+        run: The run.
+        name: Of what was loaded.
+        found: :func:`~onpolicy_sdft.build.identity.base_identity` of it.
+
+    Raises:
+        RunDirectoryError: Naming what differs.
+    """
+    recorded = _recorded_base(run)
+    differing = differences(recorded, found) if recorded else {}
+    if not differing:
+        return
+    text = f"{name} is not what {run.path} was trained on: another {', '.join(differing)}"
+    trained_with = read_json(run.manifest_path)["versions"]["transformers"]
+    if trained_with != transformers.__version__:  # which may hold the same weights in other parameters
+        logger.warning(f"{text}, or only held otherwise by transformers {transformers.__version__} than {trained_with}")
+        return
+    raise RunDirectoryError(f"{text}. Fix: put that model back.")
+
+
+def _recorded_base(run: RunDirectory) -> dict[str, Any]:
+    """Return what a run's record says of its base model; nothing if it says nothing."""
+    return dict(read_json(run.manifest_path).get("base", {})) if run.manifest_path.is_file() else {}
 
 
 @dataclass(frozen=True, slots=True)

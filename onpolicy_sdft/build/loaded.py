@@ -9,17 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import transformers
 from peft import PeftModel
 
-from onpolicy_sdft.build.base import base_of
+from onpolicy_sdft.build.base import base_of, refuse_other_base
 from onpolicy_sdft.build.bundle import ModelBundle, load_bundle
 from onpolicy_sdft.build.identity import base_identity
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.config.schema import RunConfig
 from onpolicy_sdft.errors import RunDirectoryError
 from onpolicy_sdft.runs.directory import RunDirectory
-from onpolicy_sdft.runs.files import differences, read_json
 from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingParams, Turn
 
 if TYPE_CHECKING:
@@ -92,30 +90,12 @@ def load_run(path: str | Path) -> LoadedRun:
     if (run.model_path / "adapter_config.json").is_file():
         on_base = dataclasses.replace(config, model=base_of(run, config))
         bundle = load_bundle(on_base, tokenizer_from=run.model_path)
-        _refuse_other_base(run, bundle)
+        refuse_other_base(run, bundle.loaded.source, base_identity(bundle))
         model = PeftModel.from_pretrained(bundle.loaded.model, run.model_path)
         return LoadedRun(config, bundle, model, run)
     tuned = dataclasses.replace(config, model=dataclasses.replace(config.model, name=str(run.model_path)))
     bundle = load_bundle(tuned)
     return LoadedRun(config, bundle, bundle.loaded.model, run)
-
-
-def _refuse_other_base(run: RunDirectory, bundle: ModelBundle) -> None:
-    """Refuse to put an adapter on another base model than it was trained on, under the same name.
-
-    Raises:
-        RunDirectoryError: Naming what differs.
-    """
-    manifest = read_json(run.manifest_path) if run.manifest_path.is_file() else {}
-    differing = differences(manifest["base"], base_identity(bundle)) if "base" in manifest else []
-    if not differing:
-        return
-    text = f"{bundle.loaded.source} is not what {run.path} was trained on: another {', '.join(differing)}"
-    trained_with = manifest["versions"]["transformers"]
-    if trained_with != transformers.__version__:  # which may hold the same weights in other parameters
-        logger.warning(f"{text}, or only held otherwise by transformers {transformers.__version__} than {trained_with}")
-        return
-    raise RunDirectoryError(f"{text}. Fix: put that model back.")
 
 
 def load_target(target: str) -> LoadedRun:

@@ -85,7 +85,9 @@ def evaluate(
     else:
         default = "runs/eval-" + "".join(c if c.isalnum() else "-" for c in str(target))
         run = RunDirectory.create(output or default, resume=True)
-    summary = evaluate_stage(config, finished.bundle, finished.model, sets, run, "eval", weights=weights)
+    summary = evaluate_stage(
+        config, finished.bundle, finished.model, sets, run, "eval", weights=weights, trained_in=finished.run
+    )
     return run, summary
 
 
@@ -140,6 +142,7 @@ def evaluate_stage(
     stage: str,
     ranks: Ranks = ONE_RANK,
     weights: str | None = None,
+    trained_in: RunDirectory | None = None,
 ) -> dict[str, Any]:
     """Score one stage of a run (``before``, ``after`` or ``eval``) and write records and summary.
 
@@ -157,6 +160,7 @@ def evaluate_stage(
         weights: Tells the model's weights from any others this run may have had, e.g. by the step they were trained
             to: answers of an interrupted call are kept where it is the same. None: an interrupted stage starts
             over.
+        trained_in: The run that trained the model; None: ``run``.
 
     Returns:
         The stage's part of ``eval/summary.json``.
@@ -170,7 +174,7 @@ def evaluate_stage(
 
     scores = score_sets(config, bundle, model, sets, stage, ranks, keep)
     entry = {"identity": eval_identity(config, sets), "weights": weights}
-    return ranks.on_first(partial(_write_stage, config, bundle, model, run, stage, scores, entry))
+    return ranks.on_first(partial(_write_stage, config, bundle, model, run, stage, scores, entry, trained_in or run))
 
 
 def chunk_size(bundle: ModelBundle) -> int:
@@ -203,6 +207,7 @@ def _write_stage(
     stage: str,
     scores: Sequence[SetScore],
     entry: Mapping[str, Any],
+    trained_in: RunDirectory,
 ) -> dict[str, Any]:
     summary = read_json(run.eval_summary_path) if run.eval_summary_path.is_file() else {}
     run.eval_path.mkdir(exist_ok=True)
@@ -210,9 +215,9 @@ def _write_stage(
         write_jsonl_atomic(run.eval_records_path(stage, score.label), score.records)
     kl = None
     if config.eval.kl_prompts:
-        completions = base_completions(config, bundle, model, run.eval_path, untrained=stage == "before")
+        completions = base_completions(config, bundle, model, trained_in, run.eval_path, untrained=stage == "before")
         if stage != "before":
-            kl = measure_kl(config, bundle, model, completions)
+            kl = measure_kl(config, bundle, model, trained_in, completions)
     scored = [_without_records(score) for score in scores]
     summary[stage] = {**entry, "sets": scored, "kl": _kl_entry(kl)}
     write_json_atomic(run.eval_summary_path, summary)
@@ -241,7 +246,13 @@ def has_stage(run: RunDirectory, stage: str, config: RunConfig, sets: Sequence[E
 
 
 def base_completions(
-    config: RunConfig, bundle: ModelBundle, model: PreTrainedModel | PeftModel, directory: Path, *, untrained: bool
+    config: RunConfig,
+    bundle: ModelBundle,
+    model: PreTrainedModel | PeftModel,
+    trained_in: RunDirectory,
+    directory: Path,
+    *,
+    untrained: bool,
 ) -> list[BaseCompletion]:
     """Read the base model's completions, or let it write them now; the file's name tells what it belongs to."""
     asked = (
@@ -260,7 +271,7 @@ def base_completions(
         ]
     with (
         Progress("base model: general prompts", config.eval.kl_prompts, "completions") as progress,
-        base_context(config, model, untrained=untrained)() as base,
+        base_context(config, model, trained_in, untrained=untrained)() as base,
     ):
         # The model itself with its adapter off keeps its engine; another copy, and its engine, live this long only.
         same = inner_model(base) is inner_model(model)
@@ -276,13 +287,15 @@ def measure_kl(
     config: RunConfig,
     bundle: ModelBundle,
     model: PreTrainedModel | PeftModel,
+    trained_in: RunDirectory,
     completions: Sequence[BaseCompletion],
 ) -> BaseKL:
     """Measure KL(base || model) on the base model's completions, with a progress bar."""
     with Progress("KL to the base model", len(completions), "completions") as progress:
         return kl_to_base(
-            inner_model(model), base_context(config, model), completions, bundle.pad_token_id, tick(progress)
-        )
+            inner_model(model), base_context(config, model, trained_in), completions, bundle.pad_token_id,
+            tick(progress),
+        )  # fmt: skip
 
 
 def _without_records(score: SetScore) -> dict[str, Any]:

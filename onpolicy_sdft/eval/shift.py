@@ -164,7 +164,7 @@ def _answers_of_run(
         )
         for record in base
     ]  # fmt: skip
-    return answers, measure_kl(finished.config, finished.bundle, finished.model, completions)
+    return answers, measure_kl(finished.config, finished.bundle, finished.model, run, completions)
 
 
 def _entry(

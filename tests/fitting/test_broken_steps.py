@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import write_run
+from tiny import questions, write_run
 
-from onpolicy_sdft import fit, load_config, load_run
+from onpolicy_sdft import evaluate, fit, load_config, load_run
 from onpolicy_sdft.errors import RunDirectoryError
 from onpolicy_sdft.models.weights import PolicyWeights
 from onpolicy_sdft.runs.files import read_jsonl
@@ -162,7 +162,7 @@ def test_a_resumed_run_refuses_to_read_other_things_than_it_began_with(config, t
     options = {"train.output_dir": str(tmp_path / "run"), "train.max_steps": 2}
     fit(load_config(config, **options))
     what = edit(tmp_path)
-    with pytest.raises(RunDirectoryError, match=f"another {what}"):
+    with pytest.raises(RunDirectoryError, match=f"belongs to another run: .*{what}"):
         trained(config, tmp_path / "run", **{"train.resume": "auto"})
 
 
@@ -175,7 +175,7 @@ def test_a_run_with_a_date_in_its_prompts_goes_on_with_that_date_on_another_day(
     assert fit(again).result.reason == "finished"
     assert "the chat template goes on with the date of the run's start: context.date=2026-11-01" in logged
     other = load_config(config, **{**options, "train.resume": "auto", "context.date": "2026-11-02"})
-    with pytest.raises(RunDirectoryError, match=r"another date in the chat template \(context\.date\).*'2026-11-01'"):
+    with pytest.raises(RunDirectoryError, match=r"date in the chat template \(context\.date\) was '2026-11-01'"):
         fit(other)
 
 
@@ -185,6 +185,15 @@ def test_an_adapter_is_not_put_on_another_base_of_the_same_name(config, tmp_path
     what = edit(tmp_path)
     with pytest.raises(RunDirectoryError, match=f"is not what .* was trained on: another {what}"):
         load_run(run)
+
+
+def test_a_run_that_trained_every_weight_is_not_compared_with_another_base_of_the_same_name(config, tmp_path):
+    options = {"train.max_steps": 1, "lora.enabled": False, "eval.kl_prompts": 2, "eval.sets": [questions(tmp_path)]}
+    run = fit(load_config(config, **options)).run.path
+    evaluate(run)
+    edit_weights(tmp_path)
+    with pytest.raises(RunDirectoryError, match="is not what .* was trained on: another base weights"):
+        evaluate(run, output=tmp_path / "elsewhere")
 
 
 def test_an_adapter_is_asked_by_the_template_it_was_trained_with(config, tmp_path):

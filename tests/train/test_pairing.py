@@ -5,8 +5,12 @@ from onpolicy_sdft.types import Demonstration, NoiseKey, PromptPair, Rollout, Ta
 
 
 def target(verdict: str, sample_index: int = 0, example_id: str = "a") -> Target:
-    pairs = PromptPair(Demonstration(example_id, (Turn("user", "q"),), "r"), (1,), (1, 2), (7, 8), sample_index=sample_index)
-    rollout = Rollout(NoiseKey(0, 0, example_id, sample_index), (1, 2), (5, 6), (-1.0,) * 2, (-1.0,) * 2, (0.5,) * 2, "stop")
+    pairs = PromptPair(
+        Demonstration(example_id, (Turn("user", "q"),), "r"), (1,), (1, 2), (7, 8), sample_index=sample_index
+    )
+    rollout = Rollout(
+        NoiseKey(0, 0, example_id, sample_index), (1, 2), (5, 6), (-1.0,) * 2, (-1.0,) * 2, (0.5,) * 2, "stop"
+    )
     token_ids = {"keep": (5, 6), "fallback": (7, 8), "drop": ()}[verdict]
     return Target(pairs, token_ids, "", verdict, "", rollout)
 
