@@ -146,10 +146,5 @@ def divergence(own_NV: torch.Tensor, bare_NV: torch.Tensor, weights_N: torch.Ten
     return (mixed_NV.exp() * (mixed_NV - bare_NV)).sum(-1)
 
 
-def logprobs_at(logits_NV: torch.Tensor, token_ids_N: torch.Tensor) -> torch.Tensor:
-    """Return the log-probabilities of tokens at temperature 1, [N]."""
-    return logits_NV.gather(-1, token_ids_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
-
-
 def _finite(logits_NV: torch.Tensor) -> torch.Tensor:
     return logits_NV.clamp_(min=torch.finfo(logits_NV.dtype).min)  # 0 * -inf would be nan

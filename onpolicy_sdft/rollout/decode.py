@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from onpolicy_sdft.models.policy import body, head_of
-from onpolicy_sdft.rollout.blending import Blended, logprobs_at
+from onpolicy_sdft.rollout.blending import Blended
 from onpolicy_sdft.rollout.drafts import look_up
-from onpolicy_sdft.rollout.sampling import Draw, draw, likeliest
+from onpolicy_sdft.rollout.sampling import Draw, draw, likeliest, logprobs_at
 from onpolicy_sdft.rollout.slots import Packing
 
 if TYPE_CHECKING:
@@ -96,10 +96,9 @@ def sample_and_verify(
     """Draw a token at every position, keep each row's tokens up to the first that differs from its draft, write them.
 
     Every token is drawn from the model's own distribution (or the blended one) with the noise of its own position,
-    whatever the
-    draft was, so the distribution of what is kept does not depend on the drafts. A drafted terminator may be drawn and
-    ends its
-    row. The penalty of a blended text looks at the row's own prefix, the teacher's prompt included.
+    whatever the draft was, so the distribution of what is kept does not depend on the drafts. A drafted terminator may
+    be drawn and ends its row. The penalty of a blended text looks at the row's own prefix, the teacher's prompt
+    included.
 
     Args:
         texts: What stands in the slots; changed in place.
@@ -182,7 +181,7 @@ def _penalised(
     logits_NV: torch.Tensor, texts: SlotTexts, batch_params: BatchSamplingParams, where: Places
 ) -> torch.Tensor:
     """Lower the logits of what stands in each row's own prefix, drafts before it included."""
-    if not batch_params.is_penalised:
+    if not batch_params.is_penalised:  # before whole prefixes are gathered in every step
         return logits_NV
     return batch_params.penalise(logits_NV, texts.tokens[where.slots_N], where.positions_N + 1)
 

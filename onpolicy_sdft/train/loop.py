@@ -201,10 +201,6 @@ class Loop:
         name, state = self.config.eval.best_metric, self.trainer.state
         if name is None:
             return metrics
-        if name not in metrics:
-            raise ConfigError(
-                f"eval.best_metric={name!r} is none of the validation metrics: {', '.join(sorted(metrics))}."
-            )
         if state.best_score is None or metrics[name] > state.best_score:
             state.best_score, state.validations_without_gain = metrics[name], 0
             if self.hooks.save_best is not None:

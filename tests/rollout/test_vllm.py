@@ -36,7 +36,7 @@ def serve():
         if not made:
             made.append(VLLMBackend(model, (TERMINATOR,), VLLMOptions(BUDGET, num_slots=256), VOCABULARY))
         made[0].model = model
-        made[0].options = VLLMOptions(BUDGET, num_slots=256, max_mismatch=max_mismatch)
+        made[0].max_mismatch = max_mismatch
         return made[0]
 
     return serving
