@@ -25,7 +25,7 @@ from onpolicy_sdft.screening.mentions import Mentions
 from onpolicy_sdft.screening.review import Prompts, Review
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks.protocol import Checker
-from onpolicy_sdft.train.feedback import FeedbackSource, Trying
+from onpolicy_sdft.train.feedback import AttemptOptions, FeedbackSource
 from onpolicy_sdft.train.pairing import Pairing
 from onpolicy_sdft.train.scoring import Scorer
 from onpolicy_sdft.train.source import PolicySource, Sampling
@@ -269,7 +269,7 @@ def make_policy_source(
     num_steps: int,
     weights: PolicyWeights,
     on_progress: OnProgress,
-    trying: Trying | None,
+    attempts: AttemptOptions | None,
     store: DraftStore | None = None,
 ) -> PolicySource:
     """Return what samples rollouts as a config says.
@@ -280,18 +280,18 @@ def make_policy_source(
         num_steps: Of the run, for what moves over it.
         weights: Those that write.
         on_progress: Told how far they have come.
-        trying: How the student tries first, where the teacher is told of it.
+        attempts: How the student tries first, where the teacher is told of it.
         store: Last rollouts, to draft from; None: none.
     """
-    source = partial(FeedbackSource, trying=trying) if trying is not None else PolicySource
+    source = partial(FeedbackSource, options=attempts) if attempts is not None else PolicySource
     # The student writes its own samples; what the teacher writes, its weights write.
     kind = config.teacher.weights if config.rollout.prompt == "teacher" else "live"
     return source(backend, make_sampling(config, num_steps), on_progress, store, writing=partial(weights.showing, kind))
 
 
-def make_trying(
+def make_attempt_options(
     config: RunConfig, bundle: ModelBundle, data: Data, weights: PolicyWeights, num_workers: int
-) -> Trying | None:
+) -> AttemptOptions | None:
     """Return how the student tries before the teacher writes; None where it does not.
 
     Args:
@@ -304,7 +304,7 @@ def make_trying(
     feedback, rollout = config.feedback, config.rollout
     if not feedback.enabled:
         return None
-    return Trying(
+    return AttemptOptions(
         num_samples=rollout.num_samples,
         num_attempts=rollout.num_samples if rollout.prompt == "student" else feedback.num_attempts,
         check=partial(Checker(data.task, config.screening.max_check_errors).all, num_workers=num_workers),

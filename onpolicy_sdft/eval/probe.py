@@ -16,6 +16,7 @@ from onpolicy_sdft.build.bundle import ModelBundle, load_bundle
 from onpolicy_sdft.build.data import Data
 from onpolicy_sdft.build.method import (
     learns_packed,
+    make_attempt_options,
     make_objective,
     make_pairing,
     make_policy_source,
@@ -23,7 +24,6 @@ from onpolicy_sdft.build.method import (
     make_sampling,
     make_scorer,
     make_screen,
-    make_trying,
     make_weights,
 )
 from onpolicy_sdft.data.order import permutation
@@ -136,8 +136,8 @@ def _make_probe(
 ) -> Probe:
     """Return what asks as a step with these options would."""
     backend = bundle.backend(bundle.loaded.model, config.rollout, config.rollout.batch_size)
-    trying = make_trying(config, bundle, data, weights, num_workers=0)
-    source = make_policy_source(config, backend, 1, weights, tick(progress), trying)
+    attempts = make_attempt_options(config, bundle, data, weights, num_workers=0)
+    source = make_policy_source(config, backend, 1, weights, tick(progress), attempts)
     screen = make_screen(config, bundle, data)
     pairing = make_pairing(config, bundle.pad_token_id)
     reviewer = make_review(config, bundle, data.task, pairing, weights, source.answers)

@@ -20,7 +20,7 @@ from onpolicy_sdft.build.bundle import ModelBundle, context_window, load_bundle
 from onpolicy_sdft.build.data import Data, load_rows, make_prompt_pairs, refuse_unaskable
 from onpolicy_sdft.build.given import NOTHING, Given
 from onpolicy_sdft.build.identity import base_identity
-from onpolicy_sdft.build.loaded import LoadedRun
+from onpolicy_sdft.build.loaded import ReadyModel
 from onpolicy_sdft.build.preflight import print_preflight
 from onpolicy_sdft.build.trainer import make_trainer
 from onpolicy_sdft.config.check import evaluation_sets
@@ -80,7 +80,7 @@ class TrainOutcome:
     summary: Mapping[str, Any]  # eval/summary.json; empty when nothing was scored
     is_first: bool = True  # of several ranks: the one that writes the report
     verdict: RunVerdict | None = None  # how the model compares with the start; None where none was left
-    trained: LoadedRun | None = None  # the model as it is in memory; None with several ranks
+    trained: ReadyModel | None = None  # the model as it is in memory; None with several ranks
 
 
 def fit(config: RunConfig, command: Sequence[str] = (), given: Given = NOTHING) -> TrainOutcome:
@@ -250,7 +250,7 @@ def _fit(config: RunConfig, command: Sequence[str], given: Given, held: ExitStac
     for callback in callbacks:
         callback.on_save(trainer.state.step, run.model_path)
     # Of several ranks none keeps it: what holds their process group has to be gone before the group is.
-    trained = LoadedRun(config, bundle, model, run) if backend.num_ranks == 1 else None
+    trained = ReadyModel(config, bundle, model, run) if backend.num_ranks == 1 else None
     return TrainOutcome(run, result, summary, is_first, verdict, trained)
 
 

@@ -265,7 +265,7 @@ class Call:
         return self._run(segments, num_padding)
 
     def _run(self, segments: list[Segment], num_padding: int) -> torch.Tensor:
-        packing = Packing.of(segments, self.device, num_padding, self.pool.cache.trash)
+        packing = Packing.of(segments, self.device, num_padding, self.pool.cache.padding_slot)
         return forward_hidden(self.model, self.texts, self.attention, packing)
 
     def _settle(self, hidden_MD: torch.Tensor, slots: list[int], num_drafts: list[int]) -> DecodeResult:

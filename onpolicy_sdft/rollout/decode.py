@@ -4,7 +4,7 @@ Nothing here reads a value back to the host, and every buffer it reads or writes
 :func:`grid_step` can be captured as a whole. On a CPU the engine calls the same parts with ragged packings.
 
 Shape letters: B rows (one slot each), Q tokens of a row (the pending one and its drafts), N packed tokens, M of them
-and of their partners where texts are blended, V vocabulary, D hidden size, T stop_token_ids, S slots.
+and of their partners where texts are blended, V vocabulary, D hidden size, T stop tokens, S slots.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class Rows:
     """The rows of a forward and where each drawn token belongs."""
 
-    slots_B: torch.Tensor  # [B] int64; the trash row for padding
+    slots_B: torch.Tensor  # [B] int64
     num_drafts_B: torch.Tensor  # [B] int64, at most Q - 1
     row_N: torch.Tensor  # [N] int64 row of each token that is drawn from
     offset_N: torch.Tensor  # [N] int64 its place within the row, below Q
@@ -232,7 +232,7 @@ def grid_step(
     row_N = torch.arange(num_rows, device=device).repeat_interleave(width)
     offset_N = torch.arange(width, device=device).repeat(num_rows)
     slots_N, positions_N, pair_N = slots_B[row_N], texts.lengths[slots_B[row_N]] + offset_N, None
-    if texts.pairs is not None:  # as many rows again; those without a partner work on the trash row
+    if texts.pairs is not None:  # as many rows again; those without a partner work on the padding slot
         partners_B, firsts_B = texts.pairs.level(texts, slots_B, width)
         itself_N = torch.arange(num_rows * width, device=device)
         pair_N = torch.where((partners_B < len(texts.lengths) - 1)[row_N], itself_N + num_rows * width, itself_N)

@@ -28,7 +28,7 @@ from onpolicy_sdft.rollout.backend import (
     ignore_progress,
 )
 from onpolicy_sdft.rollout.call import Call
-from onpolicy_sdft.rollout.grid import GridCall, Steps, is_watched, on_device
+from onpolicy_sdft.rollout.grid import GridCall, Steps, has_hooks_anywhere, on_device
 from onpolicy_sdft.rollout.joining import Asked
 from onpolicy_sdft.rollout.kernels import best_kernels
 from onpolicy_sdft.rollout.memory import Budget, kv_budget, show_bytes
@@ -228,7 +228,7 @@ class RolloutEngine:
         pool.make_room_for(record, needs, weight.shape[1])
         if self._uses_grid:
             addresses = pool.addresses(), self.weights.fingerprint(), self.stop_token_ids_T.data_ptr()
-            self.steps.keep_for(addresses, may_capture=not is_watched(model))
+            self.steps.keep_for(addresses, may_capture=not has_hooks_anywhere(model))
         return pool
 
     def _forget_pool(self) -> None:

@@ -251,7 +251,10 @@ class Backend:
         self.accelerator.backward(loss * self.num_ranks)
 
     def step_if_finite(self, loss_sum: float, max_norm: float) -> float:
-        """Clip and step, unless the loss is not finite on some rank; see :meth:`optimizer_step`."""
+        """Clip and step; return the norm before clipping.
+
+        Where loss or gradient is not finite, return a number that is not either, and leave weights and moments alone.
+        """
         if math.isfinite(loss_sum):
             return self.optimizer_step(max_norm)
         self.discard_gradients()

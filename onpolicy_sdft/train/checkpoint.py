@@ -33,7 +33,7 @@ _RANKS, _TEACHER = "ranks.pt", "teacher.pt"
 _VERSION = 8
 
 
-class Keeper(Protocol):
+class Stateful(Protocol):
     """Something that changes during training beside the model, and fits in a JSON object."""
 
     def state(self) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class Checkpointer:
     weights: PolicyWeights  # their average, and those of earlier moments
     identity: Mapping[str, Any]  # what must be the same for a resumed run to mean anything
     keep: int
-    guards: Mapping[str, Keeper] = field(default_factory=dict)  # what watches the run, by name
+    guards: Mapping[str, Stateful] = field(default_factory=dict)  # what watches the run, by name
     pinned: Callable[[], Collection[int]] = tuple  # steps whose checkpoint stays
 
     def save(self, state: TrainState, *, replace: bool = False) -> Path:
@@ -159,7 +159,7 @@ class Checkpointer:
             raise RunDirectoryError(
                 f"The best state of the gate, {source}, cannot be loaded: {why}. Fix: another train.output_dir."
             )
-        load_start(source, self.backend, self.schedule, with_optimizer=True)
+        load_weights_and_moments(source, self.backend, self.schedule, with_optimizer=True)
         earlier = read_json(source / _STATE)["state"]
         state.learned, state.bare = earlier["learned"], earlier["bare"]
         self.weights.restore(_load(source / _TEACHER))
@@ -228,11 +228,10 @@ def weights_file(checkpoint: Path) -> Path:
     return checkpoint / _WEIGHTS
 
 
-def load_start(checkpoint: Path, backend: Backend, schedule: LRScheduler, *, with_optimizer: bool) -> None:
-    """Start from another run's weights, and from its optimizer's moments if asked; every rank must call it.
-
-    Learning rates are the new run's: its schedule begins anew.
-    """
+def load_weights_and_moments(
+    checkpoint: Path, backend: Backend, schedule: LRScheduler, *, with_optimizer: bool
+) -> None:
+    """Load a checkpoint's weights, and its optimizer moments if asked; learning rates stay. Every rank must call it."""
     backend.load_weights(load_file(weights_file(checkpoint)))
     if with_optimizer:
         saved = _load(checkpoint / _OPTIMIZER)["optimizer"]
