@@ -32,7 +32,8 @@ from onpolicy_sdft.eval.first_probe import keep_probe, probe_first, probe_of, re
 from onpolicy_sdft.eval.retention import general_prompts
 from onpolicy_sdft.eval.turn_end import RARELY_ENDS, describe_turn_end, turn_end_probability
 from onpolicy_sdft.fitting.export import model_facts
-from onpolicy_sdft.fitting.gate import gate_sets, hold_back, make_guards
+from onpolicy_sdft.fitting.guards import make_guards
+from onpolicy_sdft.fitting.held_out import gate_sets, hold_back
 from onpolicy_sdft.fitting.identity import claim_run, earlier_date, identity_of, see_one_directory
 from onpolicy_sdft.fitting.start import find_start, inherit_scores, load_start_weights, trained_to
 from onpolicy_sdft.fitting.verdict import RunVerdict, reach_verdict
