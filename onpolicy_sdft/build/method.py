@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,6 +38,7 @@ from onpolicy_sdft.types import (
     Rollout,
     RolloutRequest,
     SamplingParams,
+    T,
     Turn,
 )
 
@@ -62,19 +63,13 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 def make_objective(config: RunConfig) -> Objective:
     """Return the objective of a config."""
     objective = config.objective
-    return Objective(
-        name=objective.name,
-        beta=objective.beta,
-        support=objective.support,
-        num_kept=objective.num_kept,
-        clip=objective.clip,
-        blend=objective.blend,
-        disagreement=objective.disagreement,
-        anchor_weight=objective.anchor_kl,
-        importance=objective.importance == "token",
-        importance_cap=objective.importance_cap,
-        chunk_tokens=objective.chunk_tokens,
-    )
+    return _by_name(Objective, objective, anchor_weight=objective.anchor_kl, importance=objective.importance == "token")
+
+
+def _by_name(kind: type[T], options: object, **others: Any) -> T:
+    """Make an object of options that are called as its fields, but for ``others``."""
+    names = [each.name for each in fields(kind) if each.name not in others]  # type: ignore[arg-type]
+    return kind(**{name: getattr(options, name) for name in names}, **others)
 
 
 def anchor_of(config: RunConfig) -> Literal["stage", "base"] | None:
@@ -247,20 +242,10 @@ def _measuring_prompts(config: RunConfig, bundle: ModelBundle) -> Prompts:
 def make_sampling(config: RunConfig, num_steps: int) -> Sampling:
     """Return how a config's rollouts are written."""
     rollout = config.rollout
-    return Sampling(
-        params=SamplingParams.of(rollout),
-        max_new_tokens=rollout.max_new_tokens,
-        seed=config.train.seed,
-        prompt=rollout.prompt,
-        demonstration_dropout=rollout.demonstration_dropout,
-        temperature_end=rollout.temperature_end,
-        min_p_end=rollout.min_p_end,
-        blend=rollout.blend,
-        blend_budget=rollout.blend_budget,
-        num_steps=num_steps,
-        record=_record(config),
-        drafts=tuple(rollout.drafts),
-    )
+    return _by_name(
+        Sampling, rollout, params=SamplingParams.of(rollout), seed=config.train.seed, num_steps=num_steps,
+        record=_record(config), drafts=tuple(rollout.drafts),
+    )  # fmt: skip
 
 
 def make_policy_source(

@@ -26,11 +26,11 @@ from onpolicy_sdft.build.method import (
     make_screen,
     make_weights,
 )
-from onpolicy_sdft.data.order import permutation
 from onpolicy_sdft.data.prepare import prepare
 from onpolicy_sdft.data.sources import load_demonstrations
 from onpolicy_sdft.data.templates import TeacherContext
 from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.eval.first_probe import choose_rows
 from onpolicy_sdft.eval.probe_rows import (
     BARE,
     ProbeRow,
@@ -90,11 +90,10 @@ def run_probe(
     total = len(loaded.demonstrations)
     if num_examples > total:
         raise ConfigError(f"num_examples={num_examples}, but there are {total} demonstrations. Fix: ask for fewer.")
-    chosen = {loaded.demonstrations[i].example_id for i in permutation(total, config.train.seed, 0)[:num_examples]}
+    probed = choose_rows(loaded.demonstrations, num_examples, config.train.seed)
+    chosen = {demonstration.example_id for demonstration in probed}
     # Other examples come from the whole set, as in training.
-    rows = loaded.demonstrations if config.context.show in ("others", "both") else [
-        demonstration for demonstration in loaded.demonstrations if demonstration.example_id in chosen
-    ]  # fmt: skip
+    rows = loaded.demonstrations if config.context.show in ("others", "both") else probed
     weights = make_weights(config, bundle.loaded.model, nullcontext)
     bare: list[ProbeRow] = []
     conditioned: list[ProbeRow] = []

@@ -362,6 +362,23 @@ class Backend:
         return whole.detach().cpu().contiguous() if self.rank == 0 else None
 
 
+class DividedBackend(Backend):
+    """What backends share that divide more than the work: weights stay float32, computed with under autocast."""
+
+    def _mixed_precision(self) -> str:
+        return "no"
+
+    def prepare(self, policy: Policy, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Let the policy's forward open autocast itself; see :meth:`Backend.prepare`."""
+        policy.forward = self.autocast()(policy.forward)  # type: ignore[method-assign, operator]  # a context decorates
+        return super().prepare(policy, optimizer)
+
+    @property
+    def can_repeat(self) -> bool:
+        """No: what a broken-off backward has gathered and reduced so far stays."""
+        return False
+
+
 def _number(value: Any) -> torch.Tensor:
     return value.detach().cpu() if isinstance(value, torch.Tensor) else torch.tensor(float(value))
 

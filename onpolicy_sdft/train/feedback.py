@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from onpolicy_sdft.data.teacher_prompts import Fitted
-from onpolicy_sdft.rollout.backend import OnProgress, RolloutBackend, ignore_progress
-from onpolicy_sdft.rollout.drafts import DraftStore
-from onpolicy_sdft.train.source import PolicySource, Sampling, Watching
+from onpolicy_sdft.train.source import PolicySource, Watching
 from onpolicy_sdft.types import (
     CheckResult,
     Demonstration,
@@ -75,25 +73,13 @@ class FeedbackSource(PolicySource):
     """Rollouts of a teacher that is told of the student's attempt.
 
     Args:
-        backend: Writes the completions.
-        sampling: How it is asked; the student is asked under the same distribution.
-        on_progress: Told how far the rollouts have come.
-        store: Last attempts, to draft from and to guess lengths by.
-        writing: Gives the context in which the weights that write rollouts are in place.
+        others: As of :class:`PolicySource`; the student is asked under the same distribution, the store is of attempts.
         options: How the student tries.
+        named: As ``others``.
     """
 
-    def __init__(
-        self,
-        backend: RolloutBackend,
-        sampling: Sampling,
-        on_progress: OnProgress = ignore_progress,
-        store: DraftStore | None = None,
-        writing: Callable[[], AbstractContextManager[None]] = nullcontext,
-        *,
-        options: AttemptOptions,
-    ) -> None:
-        super().__init__(backend, sampling, on_progress, store, writing)
+    def __init__(self, *others: Any, options: AttemptOptions, **named: Any) -> None:
+        super().__init__(*others, **named)
         self.options = options
         self._figures: dict[str, float] = {}
 

@@ -62,11 +62,7 @@ def make_plan(config: TrainConfig, num_examples: int, num_ranks: int = 1) -> Pla
     Raises:
         ConfigError: If a batch is larger than the data set, or smaller than the number of ranks.
     """
-    if config.batch_size < num_ranks:
-        raise ConfigError(
-            f"train.batch_size={config.batch_size} demonstrations a step, over all {num_ranks} ranks, leave some ranks "
-            f"without any. Fix: --train.batch_size {num_ranks} or more, or fewer ranks."
-        )
+    refuse_idle_ranks(config, num_ranks)
     if config.batch_size > num_examples:
         raise ConfigError(
             f"train.batch_size={config.batch_size} is more than the {num_examples} examples there are: one step "
@@ -76,6 +72,19 @@ def make_plan(config: TrainConfig, num_examples: int, num_ranks: int = 1) -> Pla
         return Plan(config.max_steps, None)
     num_presentations = num_examples * config.num_epochs
     return Plan(math.ceil(num_presentations / config.batch_size), num_presentations)
+
+
+def refuse_idle_ranks(config: TrainConfig, num_ranks: int) -> None:
+    """Refuse a batch that leaves some ranks without a demonstration.
+
+    Raises:
+        ConfigError: With the smallest that does not.
+    """
+    if config.batch_size < num_ranks:
+        raise ConfigError(
+            f"train.batch_size={config.batch_size} demonstrations a step, over all {num_ranks} ranks, leave some ranks "
+            f"without any. Fix: --train.batch_size {num_ranks} or more, or fewer ranks."
+        )
 
 
 @dataclass
