@@ -18,7 +18,7 @@ from onpolicy_sdft.build.bundle import load_bundle
 from onpolicy_sdft.build.cuda import make_repeatable
 from onpolicy_sdft.build.data import refuse_unaskable
 from onpolicy_sdft.build.given import Given
-from onpolicy_sdft.build.loaded import LoadedRun
+from onpolicy_sdft.build.loaded import ReadyModel
 from onpolicy_sdft.config.check import check, evaluation_sets
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig
@@ -186,10 +186,10 @@ class SDFTTrainer:
         config = replace(config, eval=replace(config.eval, kl_prompts=0))
         bundle = load_bundle(config, given=self._model)
         run = RunDirectory.create(f"{config.train.output_dir}-start", resume=True)
-        return self._score(LoadedRun(config, bundle, bundle.loaded.model, None), run)
+        return self._score(ReadyModel(config, bundle, bundle.loaded.model, None), run)
 
     def sample(self, prompts: Sequence[str], **options: Any) -> list[str]:
-        """Answer prompts with the trained model; see :meth:`~onpolicy_sdft.build.loaded.LoadedRun.sample`."""
+        """Answer prompts with the trained model; see :meth:`~onpolicy_sdft.build.loaded.ReadyModel.sample`."""
         return self._trained().sample(prompts, **options)
 
     def save_model(self, output: str | Path, *, merged: bool = False, dtype: str | None = None) -> Path:
@@ -240,7 +240,7 @@ class SDFTTrainer:
         if not self.run.model_path.is_dir():
             raise ConfigError(f"{self.run.path} has no model/ yet. Fix: train() to the end; {_GO_ON}.")
 
-    def _trained(self) -> LoadedRun:
+    def _trained(self) -> ReadyModel:
         """Return the trained model of this process."""
         if self.outcome is None:
             raise ConfigError("There is no trained model in this process. Fix: train() first, or load_run(DIRECTORY).")
@@ -254,7 +254,7 @@ class SDFTTrainer:
             )
         return self.outcome.trained
 
-    def _score(self, loaded: LoadedRun, run: RunDirectory) -> dict[str, float]:
+    def _score(self, loaded: ReadyModel, run: RunDirectory) -> dict[str, float]:
         sets = load_eval_sets(evaluation_sets(loaded.config), tasks=self._tasks)
         if not sets:
             raise ConfigError("There is no set to score on. Fix: eval_dataset=..., or eval.sets of the config.")

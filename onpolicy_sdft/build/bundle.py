@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ModelBundle:
-    """A model that can be asked: weights, prompts, stop_token_ids."""
+    """A model that can be asked: weights, prompts, stop tokens."""
 
     loaded: LoadedModel
     renderer: Renderer

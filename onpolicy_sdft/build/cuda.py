@@ -1,4 +1,4 @@
-"""What CUDA's libraries read from the environment once, when they start: set before anything uses a GPU."""
+"""CUDA beside what is computed: the GPUs' names, and what its libraries read from the environment when they start."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedRun:
+class ReadyModel:
     """A model with its prompts, and the run it came from if it came from one."""
 
     config: RunConfig  # of the run; ``model.name`` is the base model
@@ -74,7 +74,7 @@ def is_run(target: str | Path) -> bool:
     return (Path(target) / "manifest.json").is_file()
 
 
-def load_run(path: str | Path) -> LoadedRun:
+def load_run(path: str | Path) -> ReadyModel:
     """Load the trained model of a run directory.
 
     Raises:
@@ -92,19 +92,19 @@ def load_run(path: str | Path) -> LoadedRun:
         bundle = load_bundle(on_base, tokenizer_from=run.model_path)
         refuse_other_base(run, bundle.loaded.source, base_identity(bundle))
         model = PeftModel.from_pretrained(bundle.loaded.model, run.model_path)
-        return LoadedRun(config, bundle, model, run)
+        return ReadyModel(config, bundle, model, run)
     tuned = dataclasses.replace(config, model=dataclasses.replace(config.model, name=str(run.model_path)))
     bundle = load_bundle(tuned)
-    return LoadedRun(config, bundle, bundle.loaded.model, run)
+    return ReadyModel(config, bundle, bundle.loaded.model, run)
 
 
-def load_target(target: str) -> LoadedRun:
+def load_target(target: str) -> ReadyModel:
     """Load what a command was given: a run directory, or else the name of a model."""
     return load_run(target) if is_run(target) else load_model(target, RunConfig())
 
 
-def load_model(name: str, config: RunConfig) -> LoadedRun:
+def load_model(name: str, config: RunConfig) -> ReadyModel:
     """Load any model by hub id, path or embedded name, with the prompts of a config."""
     named = dataclasses.replace(config, model=dataclasses.replace(config.model, name=name))
     bundle = load_bundle(named)
-    return LoadedRun(config, bundle, bundle.loaded.model, None)
+    return ReadyModel(config, bundle, bundle.loaded.model, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +25,7 @@ from onpolicy_sdft.screening.mentions import Mentions
 from onpolicy_sdft.screening.review import Prompts, Review
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks.protocol import Checker
-from onpolicy_sdft.train.feedback import FeedbackSource, Trying
+from onpolicy_sdft.train.feedback import AttemptOptions, FeedbackSource
 from onpolicy_sdft.train.pairing import Pairing
 from onpolicy_sdft.train.scoring import Scorer
 from onpolicy_sdft.train.source import PolicySource, Sampling
@@ -38,6 +38,7 @@ from onpolicy_sdft.types import (
     Rollout,
     RolloutRequest,
     SamplingParams,
+    T,
     Turn,
 )
 
@@ -62,19 +63,13 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 def make_objective(config: RunConfig) -> Objective:
     """Return the objective of a config."""
     objective = config.objective
-    return Objective(
-        name=objective.name,
-        beta=objective.beta,
-        support=objective.support,
-        num_kept=objective.num_kept,
-        clip=objective.clip,
-        blend=objective.blend,
-        disagreement=objective.disagreement,
-        anchor_weight=objective.anchor_kl,
-        importance=objective.importance == "token",
-        importance_cap=objective.importance_cap,
-        chunk_tokens=objective.chunk_tokens,
-    )
+    return _by_name(Objective, objective, anchor_weight=objective.anchor_kl, importance=objective.importance == "token")
+
+
+def _by_name(kind: type[T], options: object, **others: Any) -> T:
+    """Make an object of options that are called as its fields, but for ``others``."""
+    names = [each.name for each in fields(kind) if each.name not in others]  # type: ignore[arg-type]
+    return kind(**{name: getattr(options, name) for name in names}, **others)
 
 
 def anchor_of(config: RunConfig) -> Literal["stage", "base"] | None:
@@ -247,20 +242,10 @@ def _measuring_prompts(config: RunConfig, bundle: ModelBundle) -> Prompts:
 def make_sampling(config: RunConfig, num_steps: int) -> Sampling:
     """Return how a config's rollouts are written."""
     rollout = config.rollout
-    return Sampling(
-        params=SamplingParams.of(rollout),
-        max_new_tokens=rollout.max_new_tokens,
-        seed=config.train.seed,
-        prompt=rollout.prompt,
-        demonstration_dropout=rollout.demonstration_dropout,
-        temperature_end=rollout.temperature_end,
-        min_p_end=rollout.min_p_end,
-        blend=rollout.blend,
-        blend_budget=rollout.blend_budget,
-        num_steps=num_steps,
-        record=_record(config),
-        drafts=tuple(rollout.drafts),
-    )
+    return _by_name(
+        Sampling, rollout, params=SamplingParams.of(rollout), seed=config.train.seed, num_steps=num_steps,
+        record=_record(config), drafts=tuple(rollout.drafts),
+    )  # fmt: skip
 
 
 def make_policy_source(
@@ -269,7 +254,7 @@ def make_policy_source(
     num_steps: int,
     weights: PolicyWeights,
     on_progress: OnProgress,
-    trying: Trying | None,
+    attempts: AttemptOptions | None,
     store: DraftStore | None = None,
 ) -> PolicySource:
     """Return what samples rollouts as a config says.
@@ -280,18 +265,18 @@ def make_policy_source(
         num_steps: Of the run, for what moves over it.
         weights: Those that write.
         on_progress: Told how far they have come.
-        trying: How the student tries first, where the teacher is told of it.
+        attempts: How the student tries first, where the teacher is told of it.
         store: Last rollouts, to draft from; None: none.
     """
-    source = partial(FeedbackSource, trying=trying) if trying is not None else PolicySource
+    source = partial(FeedbackSource, options=attempts) if attempts is not None else PolicySource
     # The student writes its own samples; what the teacher writes, its weights write.
     kind = config.teacher.weights if config.rollout.prompt == "teacher" else "live"
     return source(backend, make_sampling(config, num_steps), on_progress, store, writing=partial(weights.showing, kind))
 
 
-def make_trying(
+def make_attempt_options(
     config: RunConfig, bundle: ModelBundle, data: Data, weights: PolicyWeights, num_workers: int
-) -> Trying | None:
+) -> AttemptOptions | None:
     """Return how the student tries before the teacher writes; None where it does not.
 
     Args:
@@ -304,7 +289,7 @@ def make_trying(
     feedback, rollout = config.feedback, config.rollout
     if not feedback.enabled:
         return None
-    return Trying(
+    return AttemptOptions(
         num_samples=rollout.num_samples,
         num_attempts=rollout.num_samples if rollout.prompt == "student" else feedback.num_attempts,
         check=partial(Checker(data.task, config.screening.max_check_errors).all, num_workers=num_workers),

@@ -10,13 +10,13 @@ from onpolicy_sdft.build.data import Data
 from onpolicy_sdft.build.method import (
     keeps_gathered,
     learns_packed,
+    make_attempt_options,
     make_objective,
     make_pairing,
     make_policy_source,
     make_review,
     make_scorer,
     make_screen,
-    make_trying,
     make_weights,
 )
 from onpolicy_sdft.errors import ConfigError
@@ -28,7 +28,7 @@ from onpolicy_sdft.rollout.drafts import DraftStore
 from onpolicy_sdft.runs.progress import Progress, show_writing
 from onpolicy_sdft.screening.screen import num_free_cores
 from onpolicy_sdft.train.backend import Backend
-from onpolicy_sdft.train.feedback import Trying
+from onpolicy_sdft.train.feedback import AttemptOptions
 from onpolicy_sdft.train.loop import Plan
 from onpolicy_sdft.train.memory import memory_to_come
 from onpolicy_sdft.train.optim import make_optimizer, make_schedule
@@ -75,8 +75,8 @@ def make_trainer(
         logger.info(f"copies of earlier weights take {weights.num_bytes / 2**20:.1f} MiB ({config.teacher.device})")
     objective, num_workers = make_objective(config), num_free_cores(backend.num_local_ranks)
     to_come = memory_to_come(config, sizes, backend.name, backend.num_ranks)
-    trying = make_trying(config, bundle, data, weights, num_workers)
-    source = _make_source(config, bundle, plan, weights, progress, to_come, trying)
+    attempts = make_attempt_options(config, bundle, data, weights, num_workers)
+    source = _make_source(config, bundle, plan, weights, progress, to_come, attempts)
     pairing = make_pairing(config, bundle.pad_token_id, packed=packed)
     state, reviewer = TrainState(), None
     if isinstance(source, PolicySource) and config.rollout.weights != "sharded":  # nothing scores divided weights
@@ -128,13 +128,12 @@ def _make_source(
     weights: PolicyWeights,
     progress: Progress,
     learning_bytes: int,
-    trying: Trying | None,
+    attempts: AttemptOptions | None,
 ) -> TargetSource:
     if config.train.targets != "policy":
         return DemonstrationSource()
     rollout = config.rollout
     with weights.showing("live"):
         backend = bundle.backend(weights.model, rollout, rollout.batch_size, learning_bytes)
-    return make_policy_source(
-        config, backend, plan.num_steps, weights, show_writing(progress), trying, DraftStore(rollout.draft_store_tokens)
-    )
+    store = DraftStore(rollout.draft_store_tokens)
+    return make_policy_source(config, backend, plan.num_steps, weights, show_writing(progress), attempts, store)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onpolicy_sdft.config.schema import FeedbackConfig, RunConfig
+from onpolicy_sdft.config.schema import TEXT_RULES, FeedbackConfig, RunConfig
 from onpolicy_sdft.errors import ConfigError
 
 
@@ -73,7 +73,7 @@ def _check_student_view(config: RunConfig) -> None:
             f"feedback.enabled=true with rollout.prompt=student learns at wrong attempts, which screening.check="
             f"{screening.check} takes out. Fix: --screening.check keep, or --rollout.prompt teacher."
         )
-    for name in ("banned", "empty", "truncated", "looping", "length", "answer_only", "control"):
+    for name in TEXT_RULES:
         if getattr(screening, name) == "resample":
             raise ConfigError(
                 f"screening.{name}=resample draws another text, but with feedback.enabled=true and rollout.prompt="

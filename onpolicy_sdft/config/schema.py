@@ -182,8 +182,7 @@ class FeedbackConfig:
     """An attempt that is right: nothing is learned (reason ``solved``), or it is the rollout."""
     show_attempt: bool = True
     """Show the attempt itself; false shows only what the check says. A teacher whose distribution is learned at the
-    attempt
-    (``rollout.prompt student``) may copy it when it sees it."""
+    attempt (``rollout.prompt student``) may copy it when it sees it."""
     reveal: bool = False
     """Tell what is right as well, where the check has a short form of it (a number, a letter, a call)."""
 
@@ -399,8 +398,7 @@ class ObjectiveConfig:
     """Of ``jsd``, between 0 and 1."""
     support: Literal["full", "teacher", "student"] = "full"
     """Compare distributions over the whole vocabulary, or over the ``num_kept`` likeliest tokens of the teacher or the
-    student
-    and one bucket for all others."""
+    student and one bucket for all others."""
     num_kept: int = number(64, at_least=1)
     """See ``support``."""
     skip_tokens: int = number(0, at_least=0)

@@ -16,6 +16,7 @@ from onpolicy_sdft.screening.bare import BareAnswers
 from onpolicy_sdft.screening.review import Limits
 from onpolicy_sdft.train.probe import Probe
 from onpolicy_sdft.train.source import PolicySource
+from onpolicy_sdft.types import T
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig
@@ -36,13 +37,13 @@ def probe_of(config: RunConfig, trainer: Trainer, pairs: Sequence[PromptPair]) -
     if not config.probe.num_examples or not isinstance(source, PolicySource) or reviewer is None:
         return None
     policy = partial(trainer.weights.showing, "live")
-    return Probe(choose_rows(config, pairs), source, trainer.screen, reviewer, policy, trainer.backend)
+    rows = choose_rows(pairs, config.probe.num_examples, config.train.seed)
+    return Probe(rows, source, trainer.screen, reviewer, policy, trainer.backend)
 
 
-def choose_rows(config: RunConfig, pairs: Sequence[PromptPair]) -> list[PromptPair]:
-    """Return ``probe.num_examples`` rows, chosen by ``train.seed``."""
-    chosen = sorted(permutation(len(pairs), config.train.seed, 0)[: config.probe.num_examples])
-    return [pairs[index] for index in chosen]
+def choose_rows(rows: Sequence[T], number: int, seed: int) -> list[T]:
+    """Return so many rows, in their order, chosen by ``train.seed``."""
+    return [rows[index] for index in sorted(permutation(len(rows), seed, 0)[:number])]
 
 
 def probe_first(config: RunConfig, probe: Probe) -> None:

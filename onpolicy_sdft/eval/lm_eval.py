@@ -28,7 +28,7 @@ from onpolicy_sdft.runs.files import read_json, read_jsonl, write_json_atomic, w
 from onpolicy_sdft.versions import package_versions
 
 if TYPE_CHECKING:
-    from onpolicy_sdft.build.loaded import LoadedRun
+    from onpolicy_sdft.build.loaded import ReadyModel
 
 logger = logging.getLogger(__name__)
 
@@ -123,13 +123,13 @@ def _preset(options: LmEvalOptions) -> Preset | None:
     return PRESETS[options.preset]
 
 
-def _default_directory(finished: LoadedRun, target: str) -> Path:
+def _default_directory(finished: ReadyModel, target: str) -> Path:
     if finished.run is not None:
         return finished.run.eval_path / "lm_eval"
     return Path("runs") / ("lm_eval-" + "".join(c if c.isalnum() else "-" for c in target))
 
 
-def _identity(finished: LoadedRun, options: LmEvalOptions, preset: Preset | None) -> dict[str, Any]:
+def _identity(finished: ReadyModel, options: LmEvalOptions, preset: Preset | None) -> dict[str, Any]:
     """What decides a task's results."""
     num_fewshot = options.num_fewshot
     if num_fewshot is None and preset is not None:
@@ -145,7 +145,7 @@ def _identity(finished: LoadedRun, options: LmEvalOptions, preset: Preset | None
     }
 
 
-def _whole(finished: LoadedRun) -> Any:
+def _whole(finished: ReadyModel) -> Any:
     """Return the model with its adapter folded in, where that can be done."""
     model = finished.model
     return merge_adapter(model) if isinstance(model, PeftModel) and not finished.config.model.load_in_4bit else model

@@ -16,6 +16,7 @@ from onpolicy_sdft.build.bundle import ModelBundle, load_bundle, require_writer
 from onpolicy_sdft.build.data import Data
 from onpolicy_sdft.build.method import (
     learns_packed,
+    make_attempt_options,
     make_objective,
     make_pairing,
     make_policy_source,
@@ -23,14 +24,13 @@ from onpolicy_sdft.build.method import (
     make_sampling,
     make_scorer,
     make_screen,
-    make_trying,
     make_weights,
 )
-from onpolicy_sdft.data.order import permutation
 from onpolicy_sdft.data.prepare import prepare
 from onpolicy_sdft.data.sources import load_demonstrations
 from onpolicy_sdft.data.templates import TeacherContext
 from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.eval.first_probe import choose_rows
 from onpolicy_sdft.eval.probe_rows import (
     BARE,
     ProbeRow,
@@ -91,11 +91,10 @@ def run_probe(
     total = len(loaded.demonstrations)
     if num_examples > total:
         raise ConfigError(f"num_examples={num_examples}, but there are {total} demonstrations. Fix: ask for fewer.")
-    chosen = {loaded.demonstrations[i].example_id for i in permutation(total, config.train.seed, 0)[:num_examples]}
+    probed = choose_rows(loaded.demonstrations, num_examples, config.train.seed)
+    chosen = {demonstration.example_id for demonstration in probed}
     # Other examples come from the whole set, as in training.
-    rows = loaded.demonstrations if config.context.show in ("others", "both") else [
-        demonstration for demonstration in loaded.demonstrations if demonstration.example_id in chosen
-    ]  # fmt: skip
+    rows = loaded.demonstrations if config.context.show in ("others", "both") else probed
     weights = make_weights(config, bundle.loaded.model, nullcontext)
     bare: list[ProbeRow] = []
     conditioned: list[ProbeRow] = []
@@ -137,8 +136,8 @@ def _make_probe(
 ) -> Probe:
     """Return what asks as a step with these options would."""
     backend = bundle.backend(bundle.loaded.model, config.rollout, config.rollout.batch_size)
-    trying = make_trying(config, bundle, data, weights, num_workers=0)
-    source = make_policy_source(config, backend, 1, weights, tick(progress), trying)
+    attempts = make_attempt_options(config, bundle, data, weights, num_workers=0)
+    source = make_policy_source(config, backend, 1, weights, tick(progress), attempts)
     screen = make_screen(config, bundle, data)
     pairing = make_pairing(config, bundle.pad_token_id)
     reviewer = make_review(config, bundle, data.task, pairing, weights, source.answers)

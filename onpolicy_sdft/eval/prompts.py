@@ -21,7 +21,7 @@ from onpolicy_sdft.tasks.free_form import FreeForm
 from onpolicy_sdft.types import Demonstration, Turn
 
 if TYPE_CHECKING:
-    from onpolicy_sdft.build.loaded import LoadedRun
+    from onpolicy_sdft.build.loaded import ReadyModel
     from onpolicy_sdft.config.schema import RunConfig
 
 SET_PREFIX = "set:"
@@ -67,7 +67,7 @@ def _prompts_of_set(label: str, config: RunConfig | None) -> list[Demonstration]
 
 
 def answer(
-    finished: LoadedRun,
+    finished: ReadyModel,
     prompts: Sequence[Demonstration],
     asking: Asking,
     path: Path,
@@ -93,7 +93,7 @@ def answer(
         return answer_prompts(prompts, backend, finished.bundle.renderer, asking, tick(progress), kept)
 
 
-def weights_identity(finished: LoadedRun) -> str:
+def weights_identity(finished: ReadyModel) -> str:
     """Tell a model's weights from those of others."""
     if finished.run is not None:
         return f"{model_identity(finished.config.model)}, {files_identity(finished.run.model_path)}"

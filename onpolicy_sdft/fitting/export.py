@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 
 from onpolicy_sdft.build.base import base_of
-from onpolicy_sdft.build.loaded import LoadedRun, load_run
+from onpolicy_sdft.build.loaded import ReadyModel, load_run
 from onpolicy_sdft.data.sources import is_on_hub
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.models.card import HUB_DATA
@@ -89,7 +89,7 @@ def export(
     return Path(output) if output is not None else None
 
 
-def _as_asked(finished: LoadedRun, dtype: str | None, *, merged: bool) -> PreTrainedModel | PeftModel:
+def _as_asked(finished: ReadyModel, dtype: str | None, *, merged: bool) -> PreTrainedModel | PeftModel:
     """Return a run's model as it is to be written."""
     model, wanted = finished.model, None if dtype is None else getattr(torch, dtype)
     if not isinstance(model, PeftModel):
@@ -109,7 +109,7 @@ def _is_here_only(model: PreTrainedModel | PeftModel, base: str) -> bool:
     return isinstance(model, PeftModel) and (base.startswith(PREFIX) or Path(base).is_dir())
 
 
-def _facts(finished: LoadedRun) -> dict[str, str]:
+def _facts(finished: ReadyModel) -> dict[str, str]:
     assert finished.run is not None
     config = finished.config
     manifest = read_json(finished.run.manifest_path) if finished.run.manifest_path.is_file() else {}

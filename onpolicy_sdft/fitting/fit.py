@@ -20,7 +20,7 @@ from onpolicy_sdft.build.bundle import ModelBundle, context_window, load_bundle,
 from onpolicy_sdft.build.data import Data, load_rows, make_prompt_pairs, refuse_unaskable
 from onpolicy_sdft.build.given import NOTHING, Given
 from onpolicy_sdft.build.identity import base_identity
-from onpolicy_sdft.build.loaded import LoadedRun
+from onpolicy_sdft.build.loaded import ReadyModel
 from onpolicy_sdft.build.preflight import print_preflight
 from onpolicy_sdft.build.trainer import make_trainer
 from onpolicy_sdft.config.check import evaluation_sets
@@ -32,7 +32,8 @@ from onpolicy_sdft.eval.first_probe import keep_probe, probe_first, probe_of, re
 from onpolicy_sdft.eval.retention import general_prompts
 from onpolicy_sdft.eval.turn_end import RARELY_ENDS, describe_turn_end, turn_end_probability
 from onpolicy_sdft.fitting.export import model_facts
-from onpolicy_sdft.fitting.gate import gate_sets, hold_back, make_guards
+from onpolicy_sdft.fitting.guards import make_guards
+from onpolicy_sdft.fitting.held_out import gate_sets, hold_back
 from onpolicy_sdft.fitting.identity import claim_run, earlier_date, identity_of, see_one_directory
 from onpolicy_sdft.fitting.start import find_start, inherit_scores, load_start_weights, trained_to
 from onpolicy_sdft.fitting.verdict import RunVerdict, reach_verdict
@@ -80,7 +81,7 @@ class TrainOutcome:
     summary: Mapping[str, Any]  # eval/summary.json; empty when nothing was scored
     is_first: bool = True  # of several ranks: the one that writes the report
     verdict: RunVerdict | None = None  # how the model compares with the start; None where none was left
-    trained: LoadedRun | None = None  # the model as it is in memory; None with several ranks
+    trained: ReadyModel | None = None  # the model as it is in memory; None with several ranks
 
 
 def fit(config: RunConfig, command: Sequence[str] = (), given: Given = NOTHING) -> TrainOutcome:
@@ -251,7 +252,7 @@ def _fit(config: RunConfig, command: Sequence[str], given: Given, held: ExitStac
     for callback in callbacks:
         callback.on_save(trainer.state.step, run.model_path)
     # Of several ranks none keeps it: what holds their process group has to be gone before the group is.
-    trained = LoadedRun(config, bundle, model, run) if backend.num_ranks == 1 else None
+    trained = ReadyModel(config, bundle, model, run) if backend.num_ranks == 1 else None
     return TrainOutcome(run, result, summary, is_first, verdict, trained)
 
 

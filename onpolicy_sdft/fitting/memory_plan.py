@@ -15,6 +15,7 @@ from onpolicy_sdft.config.check_backend import why_not_on
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.models.sizes import Sizes, model_sizes
 from onpolicy_sdft.rollout.memory import MAX_SLOTS
+from onpolicy_sdft.train.loop import refuse_idle_ranks
 from onpolicy_sdft.train.memory import OFFLOADED, SHARDED, share_of, training_state, working_memory
 
 if TYPE_CHECKING:
@@ -53,11 +54,7 @@ def plan(config: RunConfig, num_gpus: int, gpu_gib: float) -> PlanOutcome:
     """
     if num_gpus < 1 or gpu_gib <= 0:
         raise ConfigError(f"A plan needs GPUs with memory: --gpus {num_gpus} --gpu_memory {gpu_gib:g}.")
-    if config.train.batch_size < num_gpus:
-        raise ConfigError(
-            f"train.batch_size={config.train.batch_size} demonstrations a step leave some of {num_gpus} ranks without "
-            f"any. Fix: --train.batch_size {num_gpus} or more."
-        )
+    refuse_idle_ranks(config.train, num_gpus)
     sizes = model_sizes(config.model, config.lora)
     rollouts = config.train.batch_size * config.rollout.num_samples
     share = math.ceil(rollouts / num_gpus)

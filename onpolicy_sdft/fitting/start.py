@@ -16,7 +16,7 @@ from onpolicy_sdft.errors import ConfigError, RunDirectoryError
 from onpolicy_sdft.eval.evaluate import eval_identity
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import differences, file_digest, list_differences, read_json, write_json_atomic
-from onpolicy_sdft.train.checkpoint import load_start, newest_checkpoint, weights_file
+from onpolicy_sdft.train.checkpoint import load_weights_and_moments, newest_checkpoint, weights_file
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig
@@ -88,7 +88,9 @@ def load_start_weights(config: RunConfig, start: Start, trainer: Trainer) -> Non
     Every rank must call it. With ``train.adapter_handoff=merge`` they are in the base already.
     """
     if config.train.adapter_handoff == "continue":
-        load_start(start.checkpoint, trainer.backend, trainer.schedule, with_optimizer=config.train.keep_optimizer)
+        load_weights_and_moments(
+            start.checkpoint, trainer.backend, trainer.schedule, with_optimizer=config.train.keep_optimizer
+        )
         logger.info(f"starting from {start.checkpoint}")
     trainer.weights.start_stage()
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.runs.files import read_json, read_jsonl
@@ -77,8 +78,4 @@ def _shares(run: RunDirectory, stage: str, label: str) -> dict[str, float]:
     path = run.eval_records_path(stage, label)
     for record in read_jsonl(path) if path.is_file() else []:
         samples.setdefault(record["example_id"], []).append(bool(record["correct"]))
-    return {example: _mean(each) for example, each in samples.items()}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    return {example: fmean(each) for example, each in samples.items()}

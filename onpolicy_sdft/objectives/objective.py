@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, Literal
 
 import torch
@@ -29,13 +30,6 @@ from onpolicy_sdft.shapes import pad_rows
 Name = Literal["nll", "forward_kl", "reverse_kl", "jsd", "sampled_reverse_kl"]
 Support = Literal["full", "teacher", "student"]
 
-#: What is summed over the loss tokens beside the loss: the objective's own losses, the nll of plain tokens and the
-#: anchor's divergences (each as weighted in the loss), how many losses were clipped, the importance weights and
-#: how many of them were capped, how many tokens the objective itself learned: all but the plain ones, and how many
-#: tokens of demonstrations that stand in were clipped.
-LOSS_PARTS = ("own", "plain", "anchor", "clipped", "importance", "capped", "own_tokens", "stand_in_clipped")
-_OWN, _PLAIN, _ANCHOR, _CLIPPED, _IMPORTANCE, _CAPPED, _OWN_TOKENS, _STAND_IN_CLIPPED = range(len(LOSS_PARTS))
-
 _CPU_CHUNK = 128  # larger ones are no faster there
 _GPU_BYTES = 1 << 29  # of a chunk's [C, V] tensors: few kernels, and little beside a micro-batch's activations
 _BYTES_A_LOGIT = 16  # logits and gradients, wide and narrow; a teacher's as many again, one chunk at a time
@@ -44,12 +38,25 @@ _BYTES_A_LOGIT = 16  # logits and gradients, wide and narrow; a teacher's as man
 _Losses = tuple[torch.Tensor, torch.Tensor]
 
 
+class LossPart(IntEnum):
+    """What is summed over the loss tokens beside the loss; losses as weighted in it."""
+
+    OWN = 0  # the objective's own losses
+    PLAIN = 1  # nll of plain tokens
+    ANCHOR = 2  # the anchor's divergences
+    CLIPPED = 3  # how many losses were clipped
+    IMPORTANCE = 4  # importance weights
+    CAPPED = 5  # how many of them were capped
+    OWN_TOKENS = 6  # how many tokens the objective itself learned: all but the plain ones
+    STAND_IN_CLIPPED = 7  # how many tokens of demonstrations that stand in were clipped
+
+
 @dataclass(frozen=True, slots=True)
 class Summed:
     """Sums over the loss tokens of a micro-batch."""
 
     loss_sum: torch.Tensor  # [] nats, float32 or wider; carries the gradient
-    figures: torch.Tensor  # [len(LOSS_PARTS)] float64, no gradient
+    figures: torch.Tensor  # [len(LossPart)] float64, no gradient
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +128,7 @@ class Objective:
         if labels_N.numel() == 0:
             zero = hidden_ND.sum() * 0.0 + head.weight_VD.sum() * 0.0
             zero = zero if head.bias_V is None else zero + head.bias_V.sum() * 0.0
-            return Summed(zero, torch.zeros(len(LOSS_PARTS), dtype=torch.float64, device=hidden_ND.device))
+            return Summed(zero, torch.zeros(len(LossPart), dtype=torch.float64, device=hidden_ND.device))
         work = _Work(self, head, labels_N, signals, with_gradient=torch.is_grad_enabled())
         loss_sum, figures = _ClosedForm.apply(hidden_ND, head.weight_VD, head.bias_V, work)  # type: ignore[no-untyped-call]
         return Summed(loss_sum, figures)
@@ -220,7 +227,7 @@ class _Work:
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else hidden_ND.dtype
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         loss_sum = torch.zeros((), dtype=wide, device=device)
-        figures = torch.zeros(len(LOSS_PARTS), dtype=torch.float64, device=device)
+        figures = torch.zeros(len(LossPart), dtype=torch.float64, device=device)
         narrow: dict[int, torch.Tensor] = {}  # the heads in the dtype of the products, each cast once
 
         def weight_of(head: HeadLike) -> torch.Tensor:
@@ -284,7 +291,7 @@ class _Work:
         if signals.clips_N is not None:  # of demonstrations that stand in, which are learned by nll
             clips_C = signals.clips_N[tokens].to(logprobs_CV.dtype)
             too_surprising_C = -logprobs_CV.gather(-1, labels_C[:, None])[:, 0] > clips_C
-            figures[_STAND_IN_CLIPPED] += too_surprising_C.sum()
+            figures[LossPart.STAND_IN_CLIPPED] += too_surprising_C.sum()
         if is_plain:
             loss_C, gradient_CV = nll(logprobs_CV, labels_C)
         else:
@@ -297,24 +304,24 @@ class _Work:
         if not is_plain and objective.clip is not None:
             clipped_C = loss_C > objective.clip
             loss_C, scale_C = loss_C.clamp_max(objective.clip), scale_C * ~clipped_C
-            figures[_CLIPPED] += clipped_C.sum()
+            figures[LossPart.CLIPPED] += clipped_C.sum()
         if not is_plain and objective.importance and signals.sampling_logprobs_M is not None:
             drawn_C = signals.sampling_logprobs_M[own].to(logprobs_CV.dtype)
             ratio_C = (logprobs_CV.gather(-1, labels_C[:, None])[:, 0] - drawn_C).exp().nan_to_num(1.0)
             rho_C = ratio_C.clamp_max(objective.importance_cap)
-            figures[_IMPORTANCE] += rho_C.sum()
-            figures[_CAPPED] += (ratio_C > objective.importance_cap).sum()
+            figures[LossPart.IMPORTANCE] += rho_C.sum()
+            figures[LossPart.CAPPED] += (ratio_C > objective.importance_cap).sum()
             weights_C, scale_C = weights_C * rho_C, scale_C * rho_C
         loss = (weights_C * loss_C).sum()
-        figures[_PLAIN if is_plain else _OWN] += loss
-        figures[_OWN_TOKENS] += 0 if is_plain else len(tokens)
+        figures[LossPart.PLAIN if is_plain else LossPart.OWN] += loss
+        figures[LossPart.OWN_TOKENS] += 0 if is_plain else len(tokens)
         gradient_CV.mul_(scale_C[:, None])
         if objective.anchor_weight and signals.anchor is not None:
             anchor_CV = read(TeacherHidden(signals.anchor.hidden_MD[tokens], signals.anchor.head))
             anchor_C, anchor_gradient_CV = DIVERGENCES["reverse_kl"](anchor_CV, logprobs_CV, objective.beta)
             weights_C = signals.weights_N[tokens].to(logprobs_CV.dtype) * objective.anchor_weight
             anchored = (weights_C * anchor_C).sum()
-            figures[_ANCHOR] += anchored
+            figures[LossPart.ANCHOR] += anchored
             loss = loss + anchored
             gradient_CV.addcmul_(anchor_gradient_CV, weights_C[:, None])
         return loss, gradient_CV

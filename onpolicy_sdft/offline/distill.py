@@ -113,7 +113,8 @@ def _judge(config: RunConfig, bundle: ModelBundle, data: Data, source: PolicySou
     pairing = make_pairing(config, bundle.pad_token_id)
     reviewer = make_review(config, bundle, data.task, pairing, weights, source.answers)
     if config.probe.num_examples:
-        probe_first(config, Probe(choose_rows(config, data.prepared.pairs), source, screen, reviewer))
+        rows = choose_rows(data.prepared.pairs, config.probe.num_examples, config.train.seed)
+        probe_first(config, Probe(rows, source, screen, reviewer))
     return ScreenJudge(screen, reviewer)
 
 

@@ -1,4 +1,6 @@
-"""One text under two prompts: the distribution of its next token, and the pairs of slots it is written in.
+"""Sampling from the normalised product of the teacher's and the bare prompt's distributions.
+
+Tokens are drawn in ``decode.sample_and_verify``; here are the mixture and the pairs of slots it is written in.
 
 A blended request has a slot for its own prompt (the teacher's, with the demonstration) and a partner for the bare
 prompt. Both hold the same completion. With p of the first and s of the second, tokens are drawn from
@@ -6,14 +8,14 @@ prompt. Both hold the same completion. With p of the first and s of the second, 
     q_b(y) = p(y)^(1 - b) s(y)^b / Z,    b in [0, 1],
 
 which is what the mixed logits (1 - b) log p + b log s give: at b = 0 the prompt's own distribution, at b = 1 the bare
-prompt's.
-Where a budget is given, b is the smallest that is not below the asked-for weight and keeps KL(q_b || s) within it.
+prompt's. Where a budget is given, b is the smallest that is not below the asked-for weight and keeps KL(q_b || s)
+within it.
 
 Sources: the product of teacher and student as a target, DemoPSD (arXiv:2607.02502), of divergences there; the bound on
 its distance, iSDFT (arXiv:2609.24646).
 
-Shape letters: S slots (row S is the trash row), C places of a completion, B rows, Q tokens of a row, N tokens that are
-drawn, M tokens of a forward, V vocabulary.
+Shape letters: S slots (row S is the padding slot), C places of a completion, B rows, Q tokens of a row, N tokens that
+are drawn, M tokens of a forward, V vocabulary.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ _BISECTIONS = 16  # b is known to 2^-16: the divergence is then off by less than
 class Pairs:
     """Which slot is whose partner, how their distributions are mixed, and what is recorded of it; a row each slot."""
 
-    partners: torch.Tensor  # [S+1] int64; the trash row where a slot has none
+    partners: torch.Tensor  # [S+1] int64; the padding slot where a slot has none
     weights: torch.Tensor  # [S+1]
     budgets: torch.Tensor  # [S+1] nats; inf: none
     bare_logprobs: torch.Tensor  # [S+1, C]
@@ -45,7 +47,7 @@ class Pairs:
 
     @staticmethod
     def make(num_slots: int, longest: int, dtype: torch.dtype, device: torch.device) -> Pairs:
-        """Allocate for ``num_slots`` and the trash row."""
+        """Allocate for ``num_slots`` and the padding slot."""
 
         def real(*shape: int) -> torch.Tensor:
             return torch.zeros(num_slots + 1, *shape, dtype=dtype, device=device)
@@ -73,7 +75,7 @@ class Pairs:
         """Write the next ``width`` tokens of slots, pending one and drafts, behind what their partners hold.
 
         Returns:
-            The partners, [B], and the position of the pending token in each, [B]; 0 in the trash row.
+            The partners, [B], and the position of the pending token in each, [B]; 0 in the padding slot.
         """
         partners_B = self.partners[slots_B]
         lengths_B = texts.lengths[slots_B]
@@ -144,11 +146,6 @@ def divergence(own_NV: torch.Tensor, bare_NV: torch.Tensor, weights_N: torch.Ten
     """Return KL(q_b || s) in nats, [N], for finite logits p and log-probabilities s."""
     mixed_NV = torch.log_softmax(mix(own_NV, bare_NV, weights_N), -1)
     return (mixed_NV.exp() * (mixed_NV - bare_NV)).sum(-1)
-
-
-def logprobs_at(logits_NV: torch.Tensor, token_ids_N: torch.Tensor) -> torch.Tensor:
-    """Return the log-probabilities of tokens at temperature 1, [N]."""
-    return logits_NV.gather(-1, token_ids_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
 
 
 def _finite(logits_NV: torch.Tensor) -> torch.Tensor:

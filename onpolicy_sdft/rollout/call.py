@@ -17,6 +17,7 @@ from onpolicy_sdft.rollout.backend import NO_LISTENER
 from onpolicy_sdft.rollout.decode import DecodeResult, Rows, forward_hidden, place_drafts, sample_and_verify
 from onpolicy_sdft.rollout.drafts import lay_out, look_up
 from onpolicy_sdft.rollout.joining import Joining
+from onpolicy_sdft.rollout.memory import choose_prefill_tokens
 from onpolicy_sdft.rollout.noise import key_words
 from onpolicy_sdft.rollout.sampling import CANDIDATES, BatchSamplingParams, Vocabulary
 from onpolicy_sdft.rollout.scheduler import PromptPiece, Scheduler
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from onpolicy_sdft.rollout.engine import RolloutEngine
     from onpolicy_sdft.rollout.pool import Pool
 
-_PREFILL_TOKENS = {"cpu": 1024, "cuda": 8192}
 #: A call that ends decodes every count of rows in turn, so that finer steps are seen at once and cost little memory.
 _decode_rows = partial(round_rows, an_octave=8)
 
@@ -59,7 +59,7 @@ class Call:
         self.stop_token_ids_T = engine.stop_token_ids_T
         self.texts.pairs = None
         self._lay_out_requests()
-        prefill_tokens = engine.options.prefill_tokens or _PREFILL_TOKENS.get(self.device.type, 1024)
+        prefill_tokens = choose_prefill_tokens(engine.options.prefill_tokens, self.device)
         self.scheduler = Scheduler(self.requests, pool.num_slots, prefill_tokens)
         self.stats = engine.stats
         self.draft_ends: dict[int, list[int]] = {}  # slot -> where each text of its draft source ends
@@ -265,7 +265,7 @@ class Call:
         return self._run(segments, num_padding)
 
     def _run(self, segments: list[Segment], num_padding: int) -> torch.Tensor:
-        packing = Packing.of(segments, self.device, num_padding, self.pool.cache.trash)
+        packing = Packing.of(segments, self.device, num_padding, self.pool.cache.padding_slot)
         return forward_hidden(self.model, self.texts, self.attention, packing)
 
     def _settle(self, hidden_MD: torch.Tensor, slots: list[int], num_drafts: list[int]) -> DecodeResult:

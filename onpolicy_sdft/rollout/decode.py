@@ -4,7 +4,7 @@ Nothing here reads a value back to the host, and every buffer it reads or writes
 :func:`grid_step` can be captured as a whole. On a CPU the engine calls the same parts with ragged packings.
 
 Shape letters: B rows (one slot each), Q tokens of a row (the pending one and its drafts), N packed tokens, M of them
-and of their partners where texts are blended, V vocabulary, D hidden size, T stop_token_ids, S slots.
+and of their partners where texts are blended, V vocabulary, D hidden size, T stop tokens, S slots.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from onpolicy_sdft.models.policy import body, head_of
-from onpolicy_sdft.rollout.blending import Blended, logprobs_at
+from onpolicy_sdft.rollout.blending import Blended
 from onpolicy_sdft.rollout.drafts import look_up
-from onpolicy_sdft.rollout.sampling import Draw, draw, likeliest
+from onpolicy_sdft.rollout.sampling import Draw, draw, likeliest, logprobs_at
 from onpolicy_sdft.rollout.slots import Packing
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class Rows:
     """The rows of a forward and where each drawn token belongs."""
 
-    slots_B: torch.Tensor  # [B] int64; the trash row for padding
+    slots_B: torch.Tensor  # [B] int64
     num_drafts_B: torch.Tensor  # [B] int64, at most Q - 1
     row_N: torch.Tensor  # [N] int64 row of each token that is drawn from
     offset_N: torch.Tensor  # [N] int64 its place within the row, below Q
@@ -96,10 +96,9 @@ def sample_and_verify(
     """Draw a token at every position, keep each row's tokens up to the first that differs from its draft, write them.
 
     Every token is drawn from the model's own distribution (or the blended one) with the noise of its own position,
-    whatever the
-    draft was, so the distribution of what is kept does not depend on the drafts. A drafted terminator may be drawn and
-    ends its
-    row. The penalty of a blended text looks at the row's own prefix, the teacher's prompt included.
+    whatever the draft was, so the distribution of what is kept does not depend on the drafts. A drafted terminator may
+    be drawn and ends its row. The penalty of a blended text looks at the row's own prefix, the teacher's prompt
+    included.
 
     Args:
         texts: What stands in the slots; changed in place.
@@ -182,7 +181,7 @@ def _penalised(
     logits_NV: torch.Tensor, texts: SlotTexts, batch_params: BatchSamplingParams, where: Places
 ) -> torch.Tensor:
     """Lower the logits of what stands in each row's own prefix, drafts before it included."""
-    if not batch_params.is_penalised:
+    if not batch_params.is_penalised:  # before whole prefixes are gathered in every step
         return logits_NV
     return batch_params.penalise(logits_NV, texts.tokens[where.slots_N], where.positions_N + 1)
 
@@ -233,7 +232,7 @@ def grid_step(
     row_N = torch.arange(num_rows, device=device).repeat_interleave(width)
     offset_N = torch.arange(width, device=device).repeat(num_rows)
     slots_N, positions_N, pair_N = slots_B[row_N], texts.lengths[slots_B[row_N]] + offset_N, None
-    if texts.pairs is not None:  # as many rows again; those without a partner work on the trash row
+    if texts.pairs is not None:  # as many rows again; those without a partner work on the padding slot
         partners_B, firsts_B = texts.pairs.level(texts, slots_B, width)
         itself_N = torch.arange(num_rows * width, device=device)
         pair_N = torch.where((partners_B < len(texts.lengths) - 1)[row_N], itself_N + num_rows * width, itself_N)

@@ -28,13 +28,13 @@ from onpolicy_sdft.rollout.backend import (
     ignore_progress,
 )
 from onpolicy_sdft.rollout.call import Call
-from onpolicy_sdft.rollout.grid import GridCall, Steps, is_watched, on_device
+from onpolicy_sdft.rollout.grid import GridCall, Steps, has_hooks_anywhere, on_device
 from onpolicy_sdft.rollout.joining import Asked
 from onpolicy_sdft.rollout.kernels import best_kernels
 from onpolicy_sdft.rollout.memory import Budget, kv_budget, show_bytes
 from onpolicy_sdft.rollout.pool import Pool, PoolNeeds, make_pool
 from onpolicy_sdft.rollout.speculation import WIDTHS, Acceptance, StepCosts
-from onpolicy_sdft.rollout.support import Served, examine
+from onpolicy_sdft.rollout.support import examine
 from onpolicy_sdft.types import RecordOptions, Rollout, RolloutRequest, SamplingParams
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from onpolicy_sdft.rollout.sampling import Vocabulary
+    from onpolicy_sdft.rollout.slots import LayerShape
     from onpolicy_sdft.rollout.weights import WeightsView
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ class RolloutEngine:
         self._fallback: KernelName | None = None
         self._uses_grid = model.device.type == "cuda" if options.grid is None else options.grid
         with on_device(model.device):
-            self.served = self._examine()
+            self.layer_shapes = self._examine()
         self._pool: Pool | None = None
         self._announced = False
 
@@ -214,9 +215,7 @@ class RolloutEngine:
         if pool is None:
             self._forget_pool()  # freed before a larger one is made
             kernels = self._kernels(weight.dtype)
-            pool, self.budget = make_pool(
-                needs, grown, self.served.shapes, self.options.num_slots, self.budget, kernels
-            )
+            pool, self.budget = make_pool(needs, grown, self.layer_shapes, self.options.num_slots, self.budget, kernels)
             if not self._announced:
                 copied = show_bytes(self.weights.num_bytes)
                 fused = self.weights.fused
@@ -229,14 +228,14 @@ class RolloutEngine:
         pool.make_room_for(record, needs, weight.shape[1])
         if self._uses_grid:
             addresses = pool.addresses(), self.weights.fingerprint(), self.stop_token_ids_T.data_ptr()
-            self.steps.keep_for(addresses, may_capture=not is_watched(model))
+            self.steps.keep_for(addresses, may_capture=not has_hooks_anywhere(model))
         return pool
 
     def _forget_pool(self) -> None:
         self.steps.drop()
         self._pool = None
 
-    def _examine(self) -> Served:
+    def _examine(self) -> tuple[LayerShape, ...]:
         """Find out whether the model can be served, with the plain sum where the device's own kernels fail it."""
         model = inner_model(self.model)
         kernels = self._kernels(embedding_weight(model).dtype)
@@ -245,10 +244,10 @@ class RolloutEngine:
         except UnsupportedModel as error:
             if kernels != "triton" or self.options.attention is not None:
                 raise
-            served = examine(model, "torch")
+            shapes = examine(model, "torch")
             self._fallback = "torch"
             logger.info(f"rollout engine: attention runs as the plain sum, which is slow: with triton {error}")
-            return served
+            return shapes
 
     def _kernels(self, dtype: torch.dtype) -> KernelName:
         """Return which implementation of attention serves numbers of a type."""

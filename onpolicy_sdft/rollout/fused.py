@@ -95,7 +95,7 @@ def _norm_of(module: nn.Module, passes: Passes) -> Forward | None:
     """Return a root-mean-square norm's forward in one pass."""
     weight = getattr(module, "weight", None)
     epsilon = norm_epsilon(module)
-    if not isinstance(weight, torch.Tensor) or epsilon is None or weight.dim() != 1 or is_watched(module):
+    if not isinstance(weight, torch.Tensor) or epsilon is None or weight.dim() != 1 or is_patched(module):
         return None
     norms = [_guarded(module.forward, weight.dtype, each) for each in passes.norms(weight, epsilon)]
     return _equal_one(module, norms, numbers(len(weight), weight.dtype, weight.device)) if norms else None
@@ -113,7 +113,7 @@ def _gated_unit_of(module: nn.Module, passes: Passes) -> Forward | None:
     act = getattr(module, "act_fn", getattr(module, "activation_fn", None))
     if not callable(act) or not all(isinstance(each, nn.Module) for each in linears):
         return None
-    if is_watched(module) or is_watched(act) or any(has_hooks(each) for each in linears):
+    if is_patched(module) or is_patched(act) or any(has_hooks(each) for each in linears):
         return None
     gate, up, down = (each for each in linears if each is not None)
     activation = activation_of(act, passes)
@@ -156,7 +156,7 @@ def _equal_one(module: nn.Module, candidates: list[Forward], x: torch.Tensor) ->
         return None
 
 
-def is_watched(module: Any) -> bool:
+def is_patched(module: Any) -> bool:
     """Whether somebody else looks at a module's calls, or has given it another forward."""
     return isinstance(module, nn.Module) and (has_hooks(module) or "forward" in module.__dict__)
 

@@ -2,7 +2,7 @@
 
 A step is :func:`~onpolicy_sdft.rollout.decode.grid_step` over a bucket of rows, run several times before the host looks
 at what it did. On CUDA it is captured in a graph the first time and replayed from then on; elsewhere it runs as it is,
-which is how it is tested. Rows without a slot, and those whose text has ended, work on the trash row.
+which is how it is tested. Rows without a slot, and those whose text has ended, work on the padding slot.
 
 Shape letters: B rows of the bucket.
 """
@@ -113,9 +113,9 @@ class GridStep:
 
     def __init__(self, call: GridCall, num_rows: int, max_drafts: int) -> None:
         self._model, self._pool, self._stop_token_ids_T = call.model, call.pool, call.stop_token_ids_T
-        self._max_drafts, self._trash = max_drafts, call.pool.cache.trash
+        self._max_drafts, self._padding_slot = max_drafts, call.pool.cache.padding_slot
         device = call.device
-        self._slots_B = torch.full((num_rows,), self._trash, dtype=torch.int64, device=device)
+        self._slots_B = torch.full((num_rows,), self._padding_slot, dtype=torch.int64, device=device)
         self._homes_B = self._slots_B.clone()  # where each row's text stands, also after it has ended
         self._counts = torch.zeros(4, dtype=torch.int64, device=device)
         self._num_live = 0
@@ -124,7 +124,7 @@ class GridStep:
     def load(self, slots: Sequence[int]) -> None:
         """Take the slots to advance."""
         self._num_live = len(slots)
-        padded = torch.tensor([*slots, *[self._trash] * (len(self._slots_B) - len(slots))])
+        padded = torch.tensor([*slots, *[self._padding_slot] * (len(self._slots_B) - len(slots))])
         self._slots_B.copy_(padded)
         self._homes_B.copy_(self._slots_B)
 
@@ -143,17 +143,17 @@ class GridStep:
             self._max_drafts,
         )  # fmt: skip
         if self._max_drafts:
-            is_live_B = (slots_B != self._trash).to(torch.int64)
+            is_live_B = (slots_B != self._padding_slot).to(torch.int64)
             seen_B = torch.minimum(num_drafts_B, settled.accepted_B + 1)
             has_drafts_B = (num_drafts_B > 0).to(torch.int64)
             counts = torch.stack([num_drafts_B, seen_B, settled.accepted_B, has_drafts_B])
             self._counts += (counts * is_live_B).sum(1)
-        slots_B.copy_(slots_B.masked_fill(settled.done_B, self._trash))
+        slots_B.copy_(slots_B.masked_fill(settled.done_B, self._padding_slot))
 
     def read(self) -> tuple[list[int], list[int]]:
         """Wait, and return the slots whose text has ended and how many tokens each loaded slot has written."""
         homes_B, texts = self._homes_B[: self._num_live], self._pool.texts
-        ended_B = (self._slots_B[: self._num_live] == self._trash).to(torch.int64)
+        ended_B = (self._slots_B[: self._num_live] == self._padding_slot).to(torch.int64)
         written_B = texts.lengths[homes_B] + 1 - texts.starts[homes_B]
         homes, ended, written = torch.stack([homes_B, ended_B, written_B]).tolist()
         return [slot for slot, is_over in zip(homes, ended, strict=True) if is_over], written
@@ -212,7 +212,7 @@ class Steps:
         return self._steps[key]
 
     def _capture(self, step: GridStep) -> None:
-        """Capture a step that has no slots loaded: it works on the trash row meanwhile.
+        """Capture a step that has no slots loaded: it works on the padding slot meanwhile.
 
         Raises:
             RuntimeError: If a capture that failed left the device unusable.
@@ -240,8 +240,8 @@ class Steps:
         step.graph = graph
 
 
-def is_watched(model: nn.Module) -> bool:
-    """Whether hooks look at a model's calls: replays would not run them."""
+def has_hooks_anywhere(model: nn.Module) -> bool:
+    """Whether hooks look at the calls of any part of a model: replays would not run them."""
     hooks = (hook for m in model.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
     # transformers' own for gradient checkpointing, which changes nothing without gradients.
     return any(getattr(hook, "__name__", "") != "make_inputs_require_grads" for hook in hooks)

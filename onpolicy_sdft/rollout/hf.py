@@ -25,9 +25,9 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.models.trace import no_trace
 from onpolicy_sdft.rollout.backend import NO_LISTENER, NO_RECORD, Listener, OnProgress, RolloutStats, ignore_progress
-from onpolicy_sdft.rollout.blending import logprobs_at, mix, within_budget
+from onpolicy_sdft.rollout.blending import mix, within_budget
 from onpolicy_sdft.rollout.noise import key_words
-from onpolicy_sdft.rollout.sampling import Draw, Vocabulary, cut_at_terminator, draw, likeliest, warpers
+from onpolicy_sdft.rollout.sampling import Draw, Vocabulary, cut_at_terminator, draw, likeliest, logprobs_at, warpers
 from onpolicy_sdft.rollout.weights import LocalWeights
 from onpolicy_sdft.shapes import round_tokens
 from onpolicy_sdft.types import (

@@ -13,6 +13,7 @@ _GIB = 2**30
 _LEAST_SHARE = 0.1  # of what is free, for keys and values; where it is in learning's way, it is given back then
 #: Completions at once, where nothing else is said: beyond, more rows stopped paying, or were not tried.
 MAX_SLOTS = {"cpu": 128, "cuda": 1024}
+_PREFILL_TOKENS = {"cpu": 1024, "cuda": 8192}  # of one forward, where nothing else is said
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,16 @@ def _free_bytes(device: torch.device) -> tuple[int, str]:
         return free_memory()
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0]) + unused, ""
+
+
+def max_slots(asked: int | None, device: torch.device) -> int:
+    """Return the completions to write at once: as asked, or what pays on the device."""
+    return asked or MAX_SLOTS.get(device.type, 64)
+
+
+def choose_prefill_tokens(asked: int | None, device: torch.device) -> int:
+    """Return the prompt tokens to read in one forward: as asked, or what pays on the device."""
+    return asked or _PREFILL_TOKENS.get(device.type, 1024)
 
 
 def show_bytes(num_bytes: int) -> str:
@@ -95,4 +106,4 @@ def choose_num_slots(
             f"({budget.origin}). Fix: raise rollout.kv_gib, or lower context.max_teacher_tokens or "
             "rollout.max_new_tokens."
         )
-    return max(least, min(asked or MAX_SLOTS.get(device.type, 64), num_requests, fit))
+    return max(least, min(max_slots(asked, device), num_requests, fit))

@@ -16,14 +16,12 @@ import torch
 
 from onpolicy_sdft.models.lora import embedding_weight
 from onpolicy_sdft.models.policy import Head, body, head_of
-from onpolicy_sdft.rollout.sampling import BatchSamplingParams, Vocabulary, likeliest
+from onpolicy_sdft.rollout.sampling import CHUNK, BatchSamplingParams, Vocabulary, likeliest
 from onpolicy_sdft.shapes import round_rows, round_tokens
 from onpolicy_sdft.types import RecordOptions, Rollout, RolloutRequest, SamplingParams, TopLogprobs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_CHUNK = 256  # tokens whose logits are alive at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +84,7 @@ class Rescorer:
         first, count = len(text.request.prompt_token_ids) - 1, len(text.token_ids)
         head = head_of(self.model)
         hidden_ND = hidden_TD[first : first + count].to(head.weight_VD.dtype)
-        chunks = [self._score(text, hidden_ND, head, start, record) for start in range(0, count, _CHUNK)]
+        chunks = [self._score(text, hidden_ND, head, start, record) for start in range(0, count, CHUNK)]
         logprobs, entropies, drawn = (
             tuple(torch.cat(column).tolist()) for column in zip(*(numbers for numbers, _ in chunks), strict=True)
         )
@@ -110,10 +108,10 @@ class Rescorer:
         self, text: Written, hidden_ND: torch.Tensor, head: Head, start: int, record: RecordOptions
     ) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], TopLogprobs | None]:
         """Return log-probabilities at temperature 1, entropies, and log-probabilities as drawn, [C] each."""
-        hidden_CD = hidden_ND[start : start + _CHUNK]
+        hidden_CD = hidden_ND[start : start + CHUNK]
         logits_CV = head.logits(hidden_CD)
         logits_CV = logits_CV.clamp(min=torch.finfo(logits_CV.dtype).min)  # as the engine does
-        token_ids = text.token_ids[start : start + _CHUNK]
+        token_ids = text.token_ids[start : start + CHUNK]
         drawn_C1 = torch.tensor(token_ids, device=logits_CV.device)[:, None]
         logp_CV = torch.log_softmax(logits_CV, dim=-1)
         logprobs_C = logp_CV.gather(1, drawn_C1)[:, 0]
@@ -132,10 +130,9 @@ class Rescorer:
         each = BatchSamplingParams.of(
             [params if text.params.greedy else text.params] * len(logits_CV), vocabulary, logits_CV.device
         )
-        if each.is_penalised:
-            ids_L = torch.tensor(text.request.prompt_token_ids + text.token_ids, device=logits_CV.device)
-            lengths_C = len(text.request.prompt_token_ids) + start + torch.arange(len(logits_CV), device=ids_L.device)
-            logits_CV = each.penalise(logits_CV, ids_L.expand(len(logits_CV), -1), lengths_C)
+        ids_L = torch.tensor(text.request.prompt_token_ids + text.token_ids, device=logits_CV.device)
+        lengths_C = len(text.request.prompt_token_ids) + start + torch.arange(len(logits_CV), device=ids_L.device)
+        logits_CV = each.penalise(logits_CV, ids_L.expand(len(logits_CV), -1), lengths_C)
         scores_CV = each.process(logits_CV)
         if each.is_filtered:
             own_C1 = logits_CV.gather(1, drawn_C1) / each.temperature_B[:, None].to(logits_CV.dtype)

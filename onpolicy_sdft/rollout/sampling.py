@@ -30,6 +30,7 @@ from onpolicy_sdft.types import SamplingParams, TopLogprobs
 BLOCK = 64  # ids of a block; V / 64 + 64 draws of noise a token
 BLOCK_IDS = 1 << 30  # blocks are numbered from here in the noise, above every vocabulary id
 CANDIDATES = 512  # likeliest tokens looked at before all of them are sorted
+CHUNK = 256  # tokens of given texts whose logits are alive at once
 
 
 def warpers(params: SamplingParams) -> LogitsProcessorList:
@@ -258,6 +259,11 @@ def likeliest(logits_BV: torch.Tensor, num_kept: int) -> TopLogprobs:
     """Return the likeliest tokens of each row with their log-probabilities at temperature 1."""
     top = logits_BV.topk(min(num_kept, logits_BV.shape[-1]), dim=-1)
     return TopLogprobs(top.indices, top.values - torch.logsumexp(logits_BV, -1, keepdim=True))
+
+
+def logprobs_at(logits_NV: torch.Tensor, token_ids_N: torch.Tensor) -> torch.Tensor:
+    """Return the log-probabilities of tokens at temperature 1, [N]."""
+    return logits_NV.gather(-1, token_ids_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
 
 
 def _draw_in_blocks(

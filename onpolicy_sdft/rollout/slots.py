@@ -1,6 +1,6 @@
 """Key-value slots: one request, one slot; every buffer at a fixed address for the life of the pool.
 
-Shape letters: S slots (row S is the trash row of padding), H key-value heads, L positions, D head size, N packed
+Shape letters: S slots (row S is the padding slot), H key-value heads, L positions, D head size, N packed
 tokens, A layers.
 """
 
@@ -45,22 +45,22 @@ class Segment:
 class Packing:
     """Which slot and position each packed token of a forward belongs to."""
 
-    slots_N: torch.Tensor  # [N] int64; the trash row for padding
+    slots_N: torch.Tensor  # [N] int64
     positions_N: torch.Tensor  # [N] int64
     segments: tuple[Segment, ...] | None  # known on the host; None inside a captured step
     rows: int  # B of a [B, Q] grid of tokens; 0 when tokens are packed raggedly
 
     @staticmethod
-    def of(segments: Sequence[Segment], device: torch.device, num_padding: int = 0, trash: int = 0) -> Packing:
+    def of(segments: Sequence[Segment], device: torch.device, num_padding: int = 0, padding_slot: int = 0) -> Packing:
         """Lay segments one behind the other.
 
         Args:
             segments: In order, without gaps.
             device: Of the tensors.
             num_padding: Tokens of padding behind them.
-            trash: The row that padding reads and writes.
+            padding_slot: The row that padding reads and writes.
         """
-        segments = [*segments, *_padding(segments, num_padding, trash)]
+        segments = [*segments, *_padding(segments, num_padding, padding_slot)]
         counts = [s.count for s in segments]
         slots = np.repeat([s.slot for s in segments], counts)
         positions = np.repeat([s.position - s.start for s in segments], counts) + np.arange(len(slots))
@@ -68,12 +68,12 @@ class Packing:
         return Packing(slots_N, positions_N, tuple(segments), 0)
 
 
-def _padding(segments: Sequence[Segment], num_padding: int, trash: int) -> list[Segment]:
+def _padding(segments: Sequence[Segment], num_padding: int, padding_slot: int) -> list[Segment]:
     """Return segments of padding behind others, none of them longer than the longest of those."""
     end = segments[-1].start + segments[-1].count
     counts = pieces(num_padding, max(segment.count for segment in segments))
     starts = accumulate(counts, initial=end)
-    return [Segment(start, count, trash, 0) for start, count in zip(starts, counts, strict=False)]
+    return [Segment(start, count, padding_slot, 0) for start, count in zip(starts, counts, strict=False)]
 
 
 class SlotCache(Cache):
@@ -121,7 +121,7 @@ class SlotCache(Cache):
         self.values = [buffer(s.num_heads, length, s.value_size) for s in shapes]
 
     @property
-    def trash(self) -> int:
+    def padding_slot(self) -> int:
         """Index of the row that padding writes to."""
         return self.num_slots
 
@@ -191,7 +191,7 @@ class SlotTexts:
     def make(
         num_slots: int, length: int, longest: int, source_length: int, float_dtype: torch.dtype, device: torch.device
     ) -> SlotTexts:
-        """Allocate for ``num_slots`` and the trash row, without what only some calls record."""
+        """Allocate for ``num_slots`` and the padding slot, without what only some calls record."""
         rows = num_slots + 1
 
         def whole(*shape: int) -> torch.Tensor:

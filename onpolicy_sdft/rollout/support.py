@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,14 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
-    """What the engine needs to know of a model it can serve."""
-
-    shapes: tuple[LayerShape, ...]  # of its attention layers, in the order of the cache
-
-
-def examine(model: PreTrainedModel, kernels: KernelName) -> Served:
+def examine(model: PreTrainedModel, kernels: KernelName) -> tuple[LayerShape, ...]:
     """Find out whether the engine writes what the model would write itself.
 
     Its config is read first; then three short texts are run through the slots, in two forwards, and compared with
@@ -38,20 +31,23 @@ def examine(model: PreTrainedModel, kernels: KernelName) -> Served:
         model: In place on its device.
         kernels: Implementation of attention that is to serve it.
 
+    Returns:
+        The shapes of its attention layers, in the order of the cache.
+
     Raises:
         UnsupportedModel: With the reason, if it does not.
     """
     refuse_by_config(model)
     try:
         with no_trace(model):
-            served, differs = _try(model, kernels)
+            shapes, differs = _try(model, kernels)
     except UnsupportedModel:
         raise
     except Exception as error:  # whatever a model's own code raises when its cache or attention is another
         raise UnsupportedModel(f"its forward failed over slots ({type(error).__name__}: {error})") from error
     if differs:
         raise UnsupportedModel(differs)
-    return served
+    return shapes
 
 
 class _ShapeRecorder(Cache):
@@ -86,7 +82,7 @@ def _shapes(model: PreTrainedModel) -> tuple[LayerShape, ...]:
     return tuple(recorder.shapes[layer] for layer in range(len(recorder.shapes)))
 
 
-def _try(model: PreTrainedModel, kernels: KernelName) -> tuple[Served, str]:
+def _try(model: PreTrainedModel, kernels: KernelName) -> tuple[tuple[LayerShape, ...], str]:
     weight = embedding_weight(model)
     shapes = _shapes(model)
     config = model.config.get_text_config()
@@ -101,8 +97,8 @@ def _try(model: PreTrainedModel, kernels: KernelName) -> tuple[Served, str]:
         last = [(slot, len(text) - 1, text[-1:]) for slot, text in enumerate(tried)]
         ours = _run(model, attention, last, as_grid=how.key_block == 0)  # as a GPU decodes
     if off := how_far_off(model, tried, ours, own):
-        return Served(shapes), f"its hidden states over slots are {off:.2g} (relative) off its own"
-    return Served(shapes), wrong_window(config, [each.window for each in attention.seen])
+        return shapes, f"its hidden states over slots are {off:.2g} (relative) off its own"
+    return shapes, wrong_window(config, [each.window for each in attention.seen])
 
 
 def _run(

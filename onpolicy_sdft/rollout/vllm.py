@@ -26,7 +26,7 @@ from onpolicy_sdft.errors import MissingDependencyError, ModelError
 from onpolicy_sdft.models.lora import embedding_weight, inner_model
 from onpolicy_sdft.models.trace import no_trace
 from onpolicy_sdft.rollout.backend import OnProgress
-from onpolicy_sdft.rollout.memory import MAX_SLOTS, Budget, show_bytes
+from onpolicy_sdft.rollout.memory import Budget, max_slots, show_bytes
 from onpolicy_sdft.rollout.rescoring import Written
 from onpolicy_sdft.rollout.vllm_base import VLLMBase, config_for_vllm
 from onpolicy_sdft.rollout.weights import whole_weights
@@ -93,7 +93,7 @@ class VLLMBackend(VLLMBase):
         options: VLLMOptions,
         vocabulary: Vocabulary | None = None,
     ) -> None:
-        super().__init__(model, stop_token_ids, options.prefill_tokens, vocabulary)
+        super().__init__(model, stop_token_ids, options.prefill_tokens, options.max_mismatch, vocabulary)
         self.options = options
         self._allowed = [each for each in range(self.size) if each not in self.never] if self.never else None
         weights = embedding_weight(inner_model(model))
@@ -125,7 +125,7 @@ class VLLMBackend(VLLMBase):
                 generation_config="vllm",  # the checkpoint's own would fill every unset field
                 dtype=self.dtype,
                 max_model_len=-1,  # as long as the model allows and one text fits the memory
-                max_num_seqs=options.num_slots or MAX_SLOTS.get(self.device.type, 64),
+                max_num_seqs=max_slots(options.num_slots, self.device),
                 max_num_batched_tokens=self.prefill_tokens,
                 kv_cache_memory_bytes=options.kv_budget.num_bytes,
                 gpu_memory_utilization=0.01,  # not used beside the bytes, but refused where the model's weights are
@@ -141,11 +141,6 @@ class VLLMBackend(VLLMBase):
     def longest(self) -> int:
         """Positions that one text can have."""
         return int(self.llm.llm_engine.vllm_config.model_config.max_model_len)
-
-    @property
-    def max_mismatch(self) -> float | None:
-        """See ``rollout.max_mismatch``."""
-        return self.options.max_mismatch
 
     def _why_longest(self) -> str:
         budget = self.options.kv_budget

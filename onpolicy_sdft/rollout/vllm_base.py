@@ -16,6 +16,7 @@ from onpolicy_sdft.errors import ConfigError, TrainingError
 from onpolicy_sdft.models.lora import embedding_weight, inner_model
 from onpolicy_sdft.models.trace import no_trace
 from onpolicy_sdft.rollout.backend import NO_LISTENER, NO_RECORD, Listener, OnProgress, RolloutStats, ignore_progress
+from onpolicy_sdft.rollout.memory import choose_prefill_tokens
 from onpolicy_sdft.rollout.rescoring import Rescorer, Written
 from onpolicy_sdft.types import RecordOptions, Rollout, RolloutRequest, SamplingParams
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
     from onpolicy_sdft.rollout.sampling import Vocabulary
 
-_PREFILL_TOKENS = {"cpu": 1024, "cuda": 8192}  # of one forward, where nothing else is said
-
 
 class VLLMBase(ABC):
     """Rollouts that vLLM writes with weights that are handed over before every call.
@@ -35,6 +34,7 @@ class VLLMBase(ABC):
         model: The live model, adapters in place; its weights are whole whenever it writes.
         stop_token_ids: Token ids that end a completion.
         prefill_tokens: Of one forward; None: what pays on the device.
+        max_mismatch: See ``rollout.max_mismatch``.
         vocabulary: The ids that have a token: no other is drawn. None: all have one.
     """
 
@@ -45,26 +45,23 @@ class VLLMBase(ABC):
         model: PreTrainedModel | PeftModel,
         stop_token_ids: Sequence[int],
         prefill_tokens: int | None,
+        max_mismatch: float | None,
         vocabulary: Vocabulary | None,
     ) -> None:
         self.model = model
         self.stop_token_ids = tuple(stop_token_ids)
+        self.max_mismatch = max_mismatch
         self.vocabulary = vocabulary
         self.stats = RolloutStats()
         self.size = int(inner_model(model).config.get_text_config().vocab_size)
         self.never = frozenset() if vocabulary is None else frozenset(vocabulary.without_token(self.size))
         self.device = embedding_weight(inner_model(model)).device
-        self.prefill_tokens = prefill_tokens or _PREFILL_TOKENS.get(self.device.type, 1024)
+        self.prefill_tokens = choose_prefill_tokens(prefill_tokens, self.device)
 
     @property
     @abstractmethod
     def longest(self) -> int:
         """Positions that one text can have."""
-
-    @property
-    @abstractmethod
-    def max_mismatch(self) -> float | None:
-        """See ``rollout.max_mismatch``."""
 
     @abstractmethod
     def _why_longest(self) -> str:

@@ -97,7 +97,7 @@ class VLLMServerBackend(VLLMBase):
         options: ServerOptions,
         vocabulary: Vocabulary | None = None,
     ) -> None:
-        super().__init__(model, stop_token_ids, options.prefill_tokens, vocabulary)
+        super().__init__(model, stop_token_ids, options.prefill_tokens, options.max_mismatch, vocabulary)
         self.options = options
         inner = inner_model(model)
         held = str(embedding_weight(inner).dtype).removeprefix("torch.")
@@ -112,11 +112,6 @@ class VLLMServerBackend(VLLMBase):
     def longest(self) -> int:
         """Positions that one text can have."""
         return self._longest
-
-    @property
-    def max_mismatch(self) -> float | None:
-        """See ``rollout.max_mismatch``."""
-        return self.options.max_mismatch
 
     def _why_longest(self) -> str:
         return (

@@ -251,7 +251,10 @@ class Backend:
         self.accelerator.backward(loss * self.num_ranks)
 
     def step_if_finite(self, loss_sum: float, max_norm: float) -> float:
-        """Clip and step, unless the loss is not finite on some rank; see :meth:`optimizer_step`."""
+        """Clip and step; return the norm before clipping.
+
+        Where loss or gradient is not finite, return a number that is not either, and leave weights and moments alone.
+        """
         if math.isfinite(loss_sum):
             return self.optimizer_step(max_norm)
         self.discard_gradients()
@@ -357,6 +360,23 @@ class Backend:
     def _kept(self, whole: torch.Tensor) -> torch.Tensor | None:
         """Return a tensor on the CPU of the first rank; the others need not hold it."""
         return whole.detach().cpu().contiguous() if self.rank == 0 else None
+
+
+class DividedBackend(Backend):
+    """What backends share that divide more than the work: weights stay float32, computed with under autocast."""
+
+    def _mixed_precision(self) -> str:
+        return "no"
+
+    def prepare(self, policy: Policy, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Let the policy's forward open autocast itself; see :meth:`Backend.prepare`."""
+        policy.forward = self.autocast()(policy.forward)  # type: ignore[method-assign, operator]  # a context decorates
+        return super().prepare(policy, optimizer)
+
+    @property
+    def can_repeat(self) -> bool:
+        """No: what a broken-off backward has gathered and reduced so far stays."""
+        return False
 
 
 def _number(value: Any) -> torch.Tensor:

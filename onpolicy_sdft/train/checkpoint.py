@@ -40,7 +40,7 @@ _RANKS, _TEACHER = "ranks.pt", "teacher.pt"
 _VERSION = 9
 
 
-class Keeper(Protocol):
+class Stateful(Protocol):
     """Something that changes during training beside the model, and fits in a JSON object."""
 
     def state(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Checkpointer:
     identity: Mapping[str, Any]  # what must be the same for a resumed run to mean anything
     computing: Mapping[str, Any]  # what may be another where results need not be the same to the bit
     keep: int
-    guards: Mapping[str, Keeper] = field(default_factory=dict)  # what watches the run, by name
+    guards: Mapping[str, Stateful] = field(default_factory=dict)  # what watches the run, by name
     pinned: Callable[[], Collection[int]] = tuple  # steps whose checkpoint stays
 
     def save(self, state: TrainState, *, replace: bool = False) -> Path:
@@ -176,7 +176,7 @@ class Checkpointer:
             )
         # All is read before anything is changed: a file that cannot be read must not leave weights of two steps.
         earlier, teacher = read_json(source / _STATE)["state"], _load(source / _TEACHER)
-        load_start(source, self.backend, self.schedule, with_optimizer=True)
+        load_weights_and_moments(source, self.backend, self.schedule, with_optimizer=True)
         state.learned, state.bare = earlier["learned"], earlier["bare"]
         self.weights.restore(teacher)
 
@@ -241,11 +241,10 @@ def weights_file(checkpoint: Path) -> Path:
     return checkpoint / _WEIGHTS
 
 
-def load_start(checkpoint: Path, backend: Backend, schedule: LRScheduler, *, with_optimizer: bool) -> None:
-    """Start from another run's weights, and from its optimizer's moments if asked; every rank must call it.
-
-    Learning rates are the new run's: its schedule begins anew.
-    """
+def load_weights_and_moments(
+    checkpoint: Path, backend: Backend, schedule: LRScheduler, *, with_optimizer: bool
+) -> None:
+    """Load a checkpoint's weights, and its optimizer moments if asked; learning rates stay. Every rank must call it."""
     weights = load_file(weights_file(checkpoint))
     saved = _load(checkpoint / _OPTIMIZER)["optimizer"] if with_optimizer else None
     backend.load_weights(weights)

@@ -18,7 +18,7 @@ from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.models.policy import head_of
 from onpolicy_sdft.models.shards import Slices, Zero3
-from onpolicy_sdft.train.backend import Backend, is_scalar, number_in
+from onpolicy_sdft.train.backend import DividedBackend, is_scalar, number_in
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,13 +30,10 @@ BUCKET_ELEMENTS = 50_000_000
 _FREE = (None, "auto")  # values of an option that leave it to us
 
 
-class DeepSpeedBackend(Backend):
-    """As :class:`Backend`, under DeepSpeed. Weights stay float32, computed with under autocast."""
+class DeepSpeedBackend(DividedBackend):
+    """As :class:`Backend`, under DeepSpeed."""
 
     kinds = (DistributedType.DEEPSPEED,)
-
-    def _mixed_precision(self) -> str:
-        return "no"
 
     def _check_launch(self) -> None:
         super()._check_launch()
@@ -81,7 +78,6 @@ class DeepSpeedBackend(Backend):
 
     def prepare(self, policy: Policy, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Hand the policy to a DeepSpeed engine; see :meth:`Backend.prepare`."""
-        policy.forward = self.autocast()(policy.forward)  # type: ignore[method-assign, operator]  # a context decorates
         super().prepare(policy, optimizer)
         if self.stage == 3:
             from deepspeed.runtime.zero import register_external_parameter
@@ -112,11 +108,6 @@ class DeepSpeedBackend(Backend):
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate gradients of an already normalised loss."""
         self._policy.backward(loss * self.num_ranks, scale_wrt_gas=False)
-
-    @property
-    def can_repeat(self) -> bool:
-        """No: the engine is in the middle of it, and keeps what it has reduced so far."""
-        return False
 
     def optimizer_step(self, max_norm: float) -> float:
         """Clip and step; DeepSpeed looks at the norm on all ranks first and drops gradients that are not finite."""

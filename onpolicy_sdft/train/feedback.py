@@ -3,8 +3,8 @@
 Before a step's rollouts the student tries each prompt as it will be asked: the bare prompt, its own weights, noise of
 its own. The teacher's prompt then goes on with that attempt, what the task's check says of it, and another attempt that
 is right if there is one. What it writes is learned (``rollout.prompt teacher``), or its distribution at the attempt
-itself
-(``rollout.prompt student``: the attempt is the rollout, and is not drawn twice). A right attempt needs no teacher.
+itself (``rollout.prompt student``: the attempt is the rollout, and is not drawn twice). A right attempt needs no
+teacher.
 
 Source: SDPO (arXiv:2601.20802) learns the distribution of such a teacher at the attempt.
 """
@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from onpolicy_sdft.data.teacher_prompts import Fitted
-from onpolicy_sdft.rollout.backend import OnProgress, RolloutBackend, ignore_progress
-from onpolicy_sdft.rollout.drafts import DraftStore
-from onpolicy_sdft.train.source import PolicySource, Sampling, Watching
+from onpolicy_sdft.train.source import PolicySource, Watching
 from onpolicy_sdft.types import (
     CheckResult,
     Demonstration,
@@ -44,7 +42,7 @@ class Prompting(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Trying:
+class AttemptOptions:
     """How the student's attempts are made and judged."""
 
     num_samples: int  # rollouts of each demonstration and step
@@ -75,26 +73,14 @@ class FeedbackSource(PolicySource):
     """Rollouts of a teacher that is told of the student's attempt.
 
     Args:
-        backend: Writes the completions.
-        sampling: How it is asked; the student is asked under the same distribution.
-        on_progress: Told how far the rollouts have come.
-        store: Last attempts, to draft from and to guess lengths by.
-        writing: Gives the context in which the weights that write rollouts are in place.
-        trying: How the student tries.
+        others: As of :class:`PolicySource`; the student is asked under the same distribution, the store is of attempts.
+        options: How the student tries.
+        named: As ``others``.
     """
 
-    def __init__(
-        self,
-        backend: RolloutBackend,
-        sampling: Sampling,
-        on_progress: OnProgress = ignore_progress,
-        store: DraftStore | None = None,
-        writing: Callable[[], AbstractContextManager[None]] = nullcontext,
-        *,
-        trying: Trying,
-    ) -> None:
-        super().__init__(backend, sampling, on_progress, store, writing)
-        self.trying = trying
+    def __init__(self, *others: Any, options: AttemptOptions, **named: Any) -> None:
+        super().__init__(*others, **named)
+        self.options = options
         self._figures: dict[str, float] = {}
 
     def begin(self, pairs: Sequence[PromptPair], step: int) -> list[PromptPair]:
@@ -108,7 +94,7 @@ class FeedbackSource(PolicySource):
         asked = {key: pair for pair, its in zip(pairs, keys, strict=True) for key in its}
         attempts = self._try(asked, step)
         told = [
-            self._tell(pair, [attempts[key] for key in its], pair.sample_index % self.trying.num_samples)
+            self._tell(pair, [attempts[key] for key in its], pair.sample_index % self.options.num_samples)
             for pair, its in zip(pairs, keys, strict=True)
         ]
         self._figures = {**_figures(told), "time/attempt_seconds": time.perf_counter() - started}
@@ -143,18 +129,18 @@ class FeedbackSource(PolicySource):
 
     def _keys(self, pair: PromptPair, step: int) -> list[NoiseKey]:
         """Return the keys of the attempts at an example; one that comes twice in a step has two sets."""
-        number, seed, name = self.trying.num_attempts, self.sampling.seed, pair.demonstration.example_id
-        first = pair.sample_index // self.trying.num_samples * number
+        number, seed, name = self.options.num_attempts, self.sampling.seed, pair.demonstration.example_id
+        first = pair.sample_index // self.options.num_samples * number
         before = 0 if self.sampling.prompt == "student" else NoiseKey.FIRST_TRY  # the attempts are the rollouts there
         return [NoiseKey(seed, step, name, first + index, before) for index in range(number)]
 
     def _try(self, asked: Mapping[NoiseKey, PromptPair], step: int) -> dict[NoiseKey, _Attempt]:
-        trying = self.trying
+        options = self.options
         requests = [self._request_behind(pair, key, pair.student_ids) for key, pair in asked.items()]
-        with trying.writing():
+        with options.writing():
             rollouts = self._generate(requests, step, self.on_progress)
-        texts = [trying.decode(rollout.token_ids) for rollout in rollouts]
-        results = trying.check(texts, [pair.demonstration for pair in asked.values()])
+        texts = [options.decode(rollout.token_ids) for rollout in rollouts]
+        results = options.check(texts, [pair.demonstration for pair in asked.values()])
         return dict(zip(asked, map(_Attempt, rollouts, texts, results), strict=True))
 
     def _request(self, example: PromptPair, key: NoiseKey) -> RolloutRequest:
@@ -174,12 +160,12 @@ class FeedbackSource(PolicySource):
         """Return an example as the teacher is told of one of the attempts at it, and how much of that was cut."""
         own, is_rollout = attempts[sample % len(attempts)], self.sampling.prompt == "student"
         if own.is_right:
-            drop = SOLVED if self.trying.solved == "drop" else ""
+            drop = SOLVED if self.options.solved == "drop" else ""
             feedback = Feedback(own.rollout, own.text, "", stands=True, drop=drop, result=own.result)
             return replace(pair, feedback=feedback), 0
         sibling = next((attempt.text for attempt in attempts if attempt.is_right), "")
         feedback = Feedback(own.rollout, own.text, self._message(own), sibling, stands=is_rollout, result=own.result)
-        fitted = self.trying.prompt(pair.demonstration, feedback)
+        fitted = self.options.prompt(pair.demonstration, feedback)
         if fitted is None:
             return replace(pair, feedback=replace(feedback, stands=True, drop=NO_ROOM)), 0
         told = replace(
@@ -198,7 +184,7 @@ class FeedbackSource(PolicySource):
             lines.append(result.message or f"The check says: {reason}.")
         if attempt.rollout.finish_reason == "length":
             lines.append(f"It was cut off after {len(attempt.rollout.token_ids)} tokens, before it came to an end.")
-        if self.trying.reveal and result.expected:
+        if self.options.reveal and result.expected:
             lines.append(f"What is right: {result.expected}")
         return "\n".join(lines)
 

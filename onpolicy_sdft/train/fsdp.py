@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.models.shards import Fsdp2
-from onpolicy_sdft.train.backend import Backend
+from onpolicy_sdft.train.backend import DividedBackend
 from onpolicy_sdft.types import T
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from onpolicy_sdft.models.policy import Policy
 
 
-class FsdpBackend(Backend):
+class FsdpBackend(DividedBackend):
     """As :class:`Backend`, under FSDP2.
 
     Weights are gathered in float32 and computed with under autocast, so that the numbers are those of DDP; gradients
@@ -32,9 +32,6 @@ class FsdpBackend(Backend):
     kinds = (DistributedType.FSDP,)
     name = "fsdp2"
     shards = Fsdp2()
-
-    def _mixed_precision(self) -> str:
-        return "no"
 
     def _check_launch(self) -> None:
         super()._check_launch()
@@ -49,7 +46,6 @@ class FsdpBackend(Backend):
     def prepare(self, policy: Policy, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Divide the policy, layer by layer; see :meth:`Backend.prepare`."""
         _refuse_mixed_dtypes(policy)
-        policy.forward = self.autocast()(policy.forward)  # type: ignore[method-assign, operator]  # a context decorates
         prepared = super().prepare(policy, optimizer)
         register_fsdp_forward_method(self._policy, "run")
         return prepared
@@ -60,11 +56,6 @@ class FsdpBackend(Backend):
             return self._policy.run(function)  # type: ignore[no-any-return]
         finally:
             self._policy.reshard()
-
-    @property
-    def can_repeat(self) -> bool:
-        """No: gathered parameters and reductions of a broken-off backward stay as they are."""
-        return False
 
     def micro_batch(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Return a context that does nothing."""

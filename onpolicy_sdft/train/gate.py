@@ -127,6 +127,8 @@ class Gate:
     def judge(self, step: int, why: str, answers: Answers) -> tuple[GateCheck, dict[str, Drop]]:
         """Compare answers with those at the start; say what follows, and remember the best state.
 
+        The thresholds are in :meth:`is_beyond`, what follows in :meth:`_action`.
+
         Returns:
             The check, whose ``action`` is empty where it passes, and the drop of each set.
         """

@@ -63,11 +63,7 @@ def make_plan(config: TrainConfig, num_examples: int, num_ranks: int = 1) -> Pla
     Raises:
         ConfigError: If a batch is larger than the data set, or smaller than the number of ranks.
     """
-    if config.batch_size < num_ranks:
-        raise ConfigError(
-            f"train.batch_size={config.batch_size} demonstrations a step, over all {num_ranks} ranks, leave some ranks "
-            f"without any. Fix: --train.batch_size {num_ranks} or more, or fewer ranks."
-        )
+    refuse_idle_ranks(config, num_ranks)
     if config.batch_size > num_examples:
         raise ConfigError(
             f"train.batch_size={config.batch_size} is more than the {num_examples} examples there are: one step "
@@ -77,6 +73,19 @@ def make_plan(config: TrainConfig, num_examples: int, num_ranks: int = 1) -> Pla
         return Plan(config.max_steps, None)
     num_presentations = num_examples * config.num_epochs
     return Plan(math.ceil(num_presentations / config.batch_size), num_presentations)
+
+
+def refuse_idle_ranks(config: TrainConfig, num_ranks: int) -> None:
+    """Refuse a batch that leaves some ranks without a demonstration.
+
+    Raises:
+        ConfigError: With the smallest that does not.
+    """
+    if config.batch_size < num_ranks:
+        raise ConfigError(
+            f"train.batch_size={config.batch_size} demonstrations a step, over all {num_ranks} ranks, leave some ranks "
+            f"without any. Fix: --train.batch_size {num_ranks} or more, or fewer ranks."
+        )
 
 
 @dataclass
@@ -206,10 +215,6 @@ class Loop:
         name, state = self.config.eval.best_metric, self.trainer.state
         if name is None:
             return metrics
-        if name not in metrics:
-            raise ConfigError(
-                f"eval.best_metric={name!r} is none of the validation metrics: {', '.join(sorted(metrics))}."
-            )
         if state.best_score is None or metrics[name] > state.best_score:
             state.best_score, state.validations_without_gain = metrics[name], 0
             if self.hooks.save_best is not None:

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from onpolicy_sdft.rollout.sampling import CHUNK, logprobs_at
 from onpolicy_sdft.types import TrainingRow
 
 if TYPE_CHECKING:
     from onpolicy_sdft.models.policy import Head
     from onpolicy_sdft.models.weights import PolicyWeights
     from onpolicy_sdft.train.pairing import Pairing
-
-_CHUNK = 256  # tokens whose logits are alive at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,6 @@ class Scorer:
 @torch.no_grad()
 def _logprobs(hidden_ND: torch.Tensor, head: Head, labels_N: torch.Tensor) -> torch.Tensor:
     found = []
-    for hidden_CD, labels_C in zip(hidden_ND.split(_CHUNK), labels_N.split(_CHUNK), strict=True):
-        logits_CV = head.logits(hidden_CD.to(head.weight_VD.dtype))
-        found.append(logits_CV.gather(-1, labels_C[:, None])[:, 0] - logits_CV.logsumexp(-1))
+    for hidden_CD, labels_C in zip(hidden_ND.split(CHUNK), labels_N.split(CHUNK), strict=True):
+        found.append(logprobs_at(head.logits(hidden_CD.to(head.weight_VD.dtype)), labels_C))
     return torch.cat(found)

@@ -21,7 +21,7 @@ class Update:
     padding_rate: float  # share of padding among the tokens of the micro-batches
     skipped: str = ""  # why no optimizer step was taken; empty when one was
     loss_sum: float = 0.0  # nats, over all loss tokens
-    parts: tuple[float, ...] = ()  # what else the objective summed; see objective.LOSS_PARTS
+    parts: tuple[float, ...] = ()  # what else the objective summed; see objective.LossPart
     grad_norm: float = 0.0  # before clipping
 
     @classmethod

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from onpolicy_sdft.models.packed import attention_of
-from onpolicy_sdft.objectives.objective import LOSS_PARTS
+from onpolicy_sdft.objectives.objective import LossPart
 from onpolicy_sdft.screening.pick import pick_best
 from onpolicy_sdft.train.oom import OomRetry
 from onpolicy_sdft.train.recorder import Recorder
@@ -102,7 +102,7 @@ class Trainer:
         update = Update.begin(batches, float(self.schedule.get_last_lr()[0]), self.backend)
         if not update.num_counted_tokens:
             return replace(update, skipped="all_dropped")
-        sums = torch.zeros(1 + len(LOSS_PARTS), dtype=torch.float64)
+        sums = torch.zeros(1 + len(LossPart), dtype=torch.float64)
         with self.backend.oom_on_all_ranks():
             with self.recorder.phase("score"):
                 loss_inputs = self.teacher_scorer(batches)  # the teacher's distributions, if they are needed

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from onpolicy_sdft.config.schema import REVIEW_RULES
-from onpolicy_sdft.objectives.objective import LOSS_PARTS
+from onpolicy_sdft.objectives.objective import LossPart
 from onpolicy_sdft.screening.reasons import REASONS
 from onpolicy_sdft.types import Target
 
@@ -118,18 +118,17 @@ def loss_metrics(name: str, loss_sum: float, figures: Sequence[float], num_token
     """
     if not num_tokens:
         return {}
-    values = dict(zip(LOSS_PARTS, figures, strict=True))
-    per_token, per_own = 1 / num_tokens, 1 / max(1, values["own_tokens"])
-    found = {"loss/total": loss_sum * per_token, f"loss/{name}": values["own"] * per_token}
+    per_token, per_own = 1 / num_tokens, 1 / max(1, figures[LossPart.OWN_TOKENS])
+    found = {"loss/total": loss_sum * per_token, f"loss/{name}": figures[LossPart.OWN] * per_token}
     named = {
-        "loss/demonstration_nll": ("plain", per_token),
-        "loss/anchor": ("anchor", per_token),
-        "loss/clipped_rate": ("clipped", per_own),
-        "loss/mean_importance": ("importance", per_own),
-        "loss/importance_capped_rate": ("capped", per_own),
-        "loss/fallback_clipped_rate": ("stand_in_clipped", per_token),
+        "loss/demonstration_nll": (LossPart.PLAIN, per_token),
+        "loss/anchor": (LossPart.ANCHOR, per_token),
+        "loss/clipped_rate": (LossPart.CLIPPED, per_own),
+        "loss/mean_importance": (LossPart.IMPORTANCE, per_own),
+        "loss/importance_capped_rate": (LossPart.CAPPED, per_own),
+        "loss/fallback_clipped_rate": (LossPart.STAND_IN_CLIPPED, per_token),
     }
-    return found | {key: values[figure] * scale for key, (figure, scale) in named.items() if values[figure]}
+    return found | {key: figures[part] * scale for key, (part, scale) in named.items() if figures[part]}
 
 
 def length_metrics(targets: Sequence[Target], num_skipped: int) -> dict[str, float]:

@@ -15,7 +15,7 @@ KEEP = {
     for name in ("banned", "empty", "truncated", "looping", "length", "answer_only", "control", "check")
 }
 FEEDBACK = {"feedback.enabled": True, "task.name": "exact"}
-LAW_AT_ATTEMPT = {"rollout.prompt": "student", "objective.name": "reverse_kl", **KEEP}
+AT_ATTEMPT = {"rollout.prompt": "student", "objective.name": "reverse_kl", **KEEP}
 
 
 @pytest.mark.parametrize(
@@ -122,11 +122,11 @@ LAW_AT_ATTEMPT = {"rollout.prompt": "student", "objective.name": "reverse_kl", *
         ({"rollout.weights": "sharded", **FEEDBACK}, "--rollout.weights gather"),
         ({"feedback.enabled": True, "data.path": "x.jsonl"}, "a task with a check"),
         ({"feedback.num_attempts": 2, "rollout.temperature": 0.0, **FEEDBACK}, "would all be the same"),
-        ({"feedback.num_attempts": 2, **FEEDBACK, **LAW_AT_ATTEMPT}, "--rollout.num_samples"),
-        ({**FEEDBACK, **LAW_AT_ATTEMPT, "screening.check": "fallback"}, "--screening.check keep"),
-        ({**FEEDBACK, **LAW_AT_ATTEMPT, "screening.empty": "resample"}, "the teacher was told of the first one"),
+        ({"feedback.num_attempts": 2, **FEEDBACK, **AT_ATTEMPT}, "--rollout.num_samples"),
+        ({**FEEDBACK, **AT_ATTEMPT, "screening.check": "fallback"}, "--screening.check keep"),
+        ({**FEEDBACK, **AT_ATTEMPT, "screening.empty": "resample"}, "the teacher was told of the first one"),
         (
-            {**FEEDBACK, **LAW_AT_ATTEMPT, "objective.name": "sampled_reverse_kl"},
+            {**FEEDBACK, **AT_ATTEMPT, "objective.name": "sampled_reverse_kl"},
             "--feedback.solved learn, or --objective.name reverse_kl",
         ),
         ({"train.targets": "demonstrations", "teacher.weights": "ema"}, "needs none"),
@@ -152,8 +152,8 @@ def test_what_cannot_be_meant_is_refused_with_the_way_out(values, said):
         {"context.show": "both", "context.num_demonstrations": 2, "context.neighbours": "nearest"},
         {"context.show": "others", "context.num_demonstrations": 1},
         {"context.show": "none", "feedback.num_attempts": 4, "feedback.solved": "learn", **FEEDBACK},
-        {**FEEDBACK, **LAW_AT_ATTEMPT, "rollout.num_samples": 4, "feedback.show_attempt": False},
-        {**FEEDBACK, **LAW_AT_ATTEMPT, "objective.name": "sampled_reverse_kl", "feedback.solved": "learn"},
+        {**FEEDBACK, **AT_ATTEMPT, "rollout.num_samples": 4, "feedback.show_attempt": False},
+        {**FEEDBACK, **AT_ATTEMPT, "objective.name": "sampled_reverse_kl", "feedback.solved": "learn"},
         {"teacher.weights": "ema", "teacher.half_life": float("inf")},
         {
             "rollout.num_samples": 4,

@@ -19,7 +19,7 @@ from benchmarks.gpu.tables import TARGETS, markdown
 ROOT = Path(__file__).parents[2]
 FOUND = {"tables": {"speeds": {"slow": {"ms": 1.5}}}, "error": None}
 #: The program of a part that finds something.
-LOSS_PARTS = f"import json, pathlib, sys; pathlib.Path(sys.argv[1]).write_text({json.dumps(FOUND)!r})"
+WRITES_FOUND = f"import json, pathlib, sys; pathlib.Path(sys.argv[1]).write_text({json.dumps(FOUND)!r})"
 
 
 def part(name, code, seconds=30.0):
@@ -46,8 +46,8 @@ def test_a_small_rehearsal_writes_both_files(tmp_path):
 
 
 def test_a_part_that_fails_is_said_and_the_next_goes_on(tmp_path):
-    failing = part("failing", f"{LOSS_PARTS}; raise ValueError('no such kernel')")
-    check(tmp_path).run([failing, part("next", LOSS_PARTS)])
+    failing = part("failing", f"{WRITES_FOUND}; raise ValueError('no such kernel')")
+    check(tmp_path).run([failing, part("next", WRITES_FOUND)])
     found = results(tmp_path)
     assert found["failing"]["state"] == "failed"
     assert "ValueError: no such kernel" in found["failing"]["error"]
@@ -60,8 +60,8 @@ def test_a_part_over_its_limit_is_killed_with_its_children_and_said(tmp_path):
     started = time.perf_counter()
     pid = tmp_path / "pid"
     child = f"p = subprocess.Popen(['sleep', '60']); open({str(pid)!r}, 'w').write(str(p.pid))"
-    code = f"import subprocess, time; {child}; {LOSS_PARTS}; time.sleep(60)"
-    check(tmp_path).run([part("hanging", code, 3.0), part("next", LOSS_PARTS)])
+    code = f"import subprocess, time; {child}; {WRITES_FOUND}; time.sleep(60)"
+    check(tmp_path).run([part("hanging", code, 3.0), part("next", WRITES_FOUND)])
     assert time.perf_counter() - started < 30
     found = results(tmp_path)
     assert found["hanging"]["state"] == "over its limit"
@@ -72,7 +72,7 @@ def test_a_part_over_its_limit_is_killed_with_its_children_and_said(tmp_path):
 
 
 def test_what_no_longer_fits_is_left_out_and_said(tmp_path):
-    check(tmp_path, seconds=5.0).run([part("long", LOSS_PARTS), part("short", LOSS_PARTS, 2.0)])
+    check(tmp_path, seconds=5.0).run([part("long", WRITES_FOUND), part("short", WRITES_FOUND, 2.0)])
     found = results(tmp_path)
     assert found["long"]["state"] == "left out"
     assert "s were left" in found["long"]["error"]
@@ -80,8 +80,8 @@ def test_what_no_longer_fits_is_left_out_and_said(tmp_path):
 
 
 def test_parts_that_were_run_before_stay_in_the_files(tmp_path):
-    check(tmp_path).run([part("first", LOSS_PARTS)])
-    check(tmp_path).run([part("second", LOSS_PARTS)])
+    check(tmp_path).run([part("first", WRITES_FOUND)])
+    check(tmp_path).run([part("second", WRITES_FOUND)])
     assert list(results(tmp_path)) == ["first", "second"]
 
 

@@ -18,7 +18,7 @@ from onpolicy_sdft.config.schema import DataConfig
 from onpolicy_sdft.data.files import file_rows
 from onpolicy_sdft.data.sources import load_demonstrations
 from onpolicy_sdft.errors import DataError
-from onpolicy_sdft.fitting.gate import hold_back
+from onpolicy_sdft.fitting.held_out import hold_back
 from onpolicy_sdft.tasks.exact import Exact
 from onpolicy_sdft.tasks.free_form import FreeForm
 

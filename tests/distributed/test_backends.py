@@ -28,7 +28,7 @@ METHODS = {
 RESUMED = BACKENDS[1:]  # test_ddp.py does it for DDP
 SLOW_SHARDED = [pytest.param(*each, marks=pytest.mark.slow) for each in (("zero3", False), ("fsdp2", True))]
 UNSCORED = {"eval.before_and_after": False}
-LOSS_PARTS = ("loss/total", "train/grad_norm", "train/num_loss_tokens")
+METRICS = ("loss/total", "train/grad_norm", "train/num_loss_tokens")
 
 
 def matrix(config: Path, folder: Path) -> Iterator[object]:
@@ -60,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Path:
 def test_two_ranks_write_the_tokens_and_take_the_steps_of_one_process(folder, backend, method):
     one, two = folder / f"one-{method}", folder / f"{backend}-{method}"
     assert tokens(one) == tokens(two)
-    torch.testing.assert_close(figures(one, *LOSS_PARTS), figures(two, *LOSS_PARTS), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(figures(one, *METRICS), figures(two, *METRICS), rtol=1e-5, atol=1e-6)
     for name, value in weights(one).items():
         torch.testing.assert_close(weights(two)[name], value, rtol=1e-3, atol=5e-5)
     if method == "full":
@@ -75,7 +75,7 @@ def test_two_ranks_write_the_tokens_and_take_the_steps_of_one_process(folder, ba
 @pytest.mark.parametrize("backend", RESUMED)
 def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(folder, backend):
     whole, resumed = folder / f"{backend}-full", folder / f"{backend}-resumed"
-    assert torch.equal(figures(whole, *LOSS_PARTS), figures(resumed, *LOSS_PARTS))
+    assert torch.equal(figures(whole, *METRICS), figures(resumed, *METRICS))
     first, second = weights(whole), weights(resumed)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -96,7 +96,7 @@ def test_a_bfloat16_base_is_divided_too_and_its_adapters_stay_float32(tmp_path, 
 def test_a_run_moves_between_backends_and_numbers_of_ranks(folder):
     """ZeRO-3 on two ranks, then one process, then FSDP2 on two."""
     one, moved = folder / "one-full", folder / "moved"
-    torch.testing.assert_close(figures(one, *LOSS_PARTS), figures(moved, *LOSS_PARTS), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(figures(one, *METRICS), figures(moved, *METRICS), rtol=1e-5, atol=1e-6)
     assert tokens(one) == tokens(moved)
 
 
@@ -150,7 +150,7 @@ def test_without_a_whole_copy_ranks_write_together_and_the_same(tmp_path, model_
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = tmp_path / "one", tmp_path / "two"
     assert tokens(one) == tokens(two)
-    torch.testing.assert_close(figures(one, *LOSS_PARTS), figures(two, *LOSS_PARTS), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(figures(one, *METRICS), figures(two, *METRICS), rtol=1e-5, atol=1e-6)
     ids, logits = torch.tensor([[5, 6, 7, 8]]), []
     for each in (one, two):
         model = AutoModelForCausalLM.from_pretrained(model_dir if lora else each / "model")

@@ -9,7 +9,7 @@ import torch
 from harness import figures, job, run_all, tokens, write_config
 
 pytestmark = pytest.mark.timeout(400)
-LOSS_PARTS = ("loss/total", "train/grad_norm", "train/num_loss_tokens")
+METRICS = ("loss/total", "train/grad_norm", "train/num_loss_tokens")
 SHORT = {"train.max_steps": 2, "eval.before_and_after": False}
 CARRIED = {
     "continue": {"lora.enabled": False, "optim.lr": 0.003, "train.keep_optimizer": True, "teacher.weights": "stage"},
@@ -39,4 +39,4 @@ def folder(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Path:
 def test_two_ranks_go_on_from_another_run_as_one_process_does(folder, backend, handoff):
     one, two = folder / f"one-{handoff}", folder / f"{backend}-{handoff}"
     assert tokens(one) == tokens(two)
-    torch.testing.assert_close(figures(one, *LOSS_PARTS), figures(two, *LOSS_PARTS), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(figures(one, *METRICS), figures(two, *METRICS), rtol=1e-5, atol=1e-6)

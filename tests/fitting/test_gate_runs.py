@@ -21,7 +21,7 @@ from onpolicy_sdft.build.data import load_rows, make_prompt_pairs
 from onpolicy_sdft.build.loaded import load_model
 from onpolicy_sdft.cli.main import main
 from onpolicy_sdft.errors import RunDirectoryError
-from onpolicy_sdft.fitting.gate import hold_back
+from onpolicy_sdft.fitting.held_out import hold_back
 from onpolicy_sdft.runs.commands import REFUSED_CODE
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_json, read_jsonl
@@ -257,4 +257,4 @@ def answers_by_step(monkeypatch: pytest.MonkeyPatch, right: dict[int, int]) -> N
         return Answers({"known": (True,) * number + (False,) * (10 - number)}, 60)
 
     monkeypatch.setattr(Guards, "judge", judge)
-    monkeypatch.setattr("onpolicy_sdft.fitting.gate.answer_greedily", answer)
+    monkeypatch.setattr("onpolicy_sdft.fitting.guards.answer_greedily", answer)

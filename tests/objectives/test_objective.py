@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from onpolicy_sdft.models.policy import Head
 from onpolicy_sdft.objectives.divergence import blended
 from onpolicy_sdft.objectives.inputs import LossInputs, TeacherHidden, TopKLogprobs
-from onpolicy_sdft.objectives.objective import LOSS_PARTS, Objective, chunk_size
+from onpolicy_sdft.objectives.objective import LossPart, Objective, chunk_size
 
 N, D, V = 13, 6, 31
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
@@ -174,13 +174,13 @@ def test_weights_clip_importance_plain_tokens_and_anchor_are_what_they_say(name)
     a = anchor.head.logits(anchor.hidden_MD).softmax(-1)
     anchor_sum = 0.4 * (weights * naive_divergence("reverse_kl", a, logs.exp(), 0.5)).sum()
     found = check_gradients(objective, hidden, layer, labels, signals, own_sum + plain_sum + anchor_sum)
-    figures = dict(zip(LOSS_PARTS, found.figures.tolist(), strict=True))
-    assert figures["own"] == pytest.approx(own_sum.item(), rel=1e-6)
-    assert figures["plain"] == pytest.approx(plain_sum.item(), rel=1e-6)
-    assert figures["anchor"] == pytest.approx(anchor_sum.item(), rel=1e-6)
-    assert figures["clipped"] == (losses > clip).sum().item()
-    assert figures["importance"] == pytest.approx(rho.sum().item(), rel=1e-6)
-    assert figures["capped"] == (ratio > 1.2).sum().item()
+    figures = found.figures.tolist()
+    assert figures[LossPart.OWN] == pytest.approx(own_sum.item(), rel=1e-6)
+    assert figures[LossPart.PLAIN] == pytest.approx(plain_sum.item(), rel=1e-6)
+    assert figures[LossPart.ANCHOR] == pytest.approx(anchor_sum.item(), rel=1e-6)
+    assert figures[LossPart.CLIPPED] == (losses > clip).sum().item()
+    assert figures[LossPart.IMPORTANCE] == pytest.approx(rho.sum().item(), rel=1e-6)
+    assert figures[LossPart.CAPPED] == (ratio > 1.2).sum().item()
 
 
 @pytest.mark.parametrize("given", ["full", "teacher", "student", "recorded", "recorded whole"])

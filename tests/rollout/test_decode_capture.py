@@ -53,7 +53,7 @@ def test_a_captured_step_writes_what_the_engine_writes_and_moves_no_buffer(name,
     with torch.no_grad(), slot_attention_on(model):
         call._admit()
         where = addresses(call)
-        # A bucket of 8 rows: six slots and two of padding, which write to the trash row.
+        # A bucket of 8 rows: six slots and two of padding, which write to the padding slot.
         slots = torch.tensor([*range(6), 6, 6])
         for _ in range(17):
             live = torch.tensor([s if s in call.scheduler.live else 6 for s in range(6)] + [6, 6])

@@ -192,7 +192,7 @@ def test_adapters_are_in_what_is_written_merged_or_not(family):
         assert tokens(without) != tokens(ours)
 
 
-def test_a_law_of_its_own_holds_for_a_request_alone():
+def test_a_distribution_of_its_own_holds_for_a_request_alone():
     model, requests = make("llama", torch.float64), ask(len(PARAMS))
     mixed = [dataclasses.replace(request, params=params) for request, params in zip(requests, PARAMS, strict=True)]
     together = tokens(engine(model).generate(mixed, SamplingParams(0.3)))
@@ -395,7 +395,7 @@ def test_padding_of_ragged_forwards_is_counted_and_changes_no_bit_whatever_it_re
     for token in (0, 17):
         one = engine(model)
         pool = one._make_pool(ask(), NO_RECORD)
-        pool.texts.tokens[pool.cache.trash] = token
+        pool.texts.tokens[pool.cache.padding_slot] = token
         found.append([(r.token_ids, r.logprobs, r.entropies) for r in one.generate(ask(), SamplingParams())])
         assert one._pool is pool
         assert one.stats.num_padding_tokens > 0

@@ -13,7 +13,7 @@ from toys import FAMILIES, ask, assert_same_but_for_ties, engine, make, tokens, 
 from onpolicy_sdft.models.trace import no_trace
 from onpolicy_sdft.rollout.attention import slot_attention_on
 from onpolicy_sdft.rollout.backend import NO_RECORD, ignore_progress
-from onpolicy_sdft.rollout.grid import GridCall, GridStep, OnTheDevice, is_watched
+from onpolicy_sdft.rollout.grid import GridCall, GridStep, OnTheDevice, has_hooks_anywhere
 from onpolicy_sdft.rollout.hf import HFBackend
 from onpolicy_sdft.types import RecordOptions, SamplingParams
 
@@ -155,11 +155,11 @@ def test_nothing_keeps_slots_alive_that_an_engine_has_given_back():
 
 def test_hooks_that_look_at_calls_are_told_from_those_of_gradient_checkpointing():
     model = make("llama")
-    assert not is_watched(model)
+    assert not has_hooks_anywhere(model)
     model.enable_input_require_grads()
-    assert not is_watched(model)
+    assert not has_hooks_anywhere(model)
     model.model.embed_tokens.register_forward_hook(lambda module, given, out: None)
-    assert is_watched(model)
+    assert has_hooks_anywhere(model)
 
 
 def test_fewer_requests_use_the_slots_that_are_there():

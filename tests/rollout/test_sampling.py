@@ -30,7 +30,7 @@ PARAMS = [
 
 @pytest.mark.parametrize("num_candidates", [8, 512, None])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rows_of_many_laws_are_what_transformers_warpers_give_each_alone(num_candidates, dtype):
+def test_rows_of_many_distributions_are_what_transformers_warpers_give_each_alone(num_candidates, dtype):
     logits = torch.randn(len(PARAMS), 300, dtype=dtype, generator=torch.Generator().manual_seed(1)) * 3
     prefixes = torch.randint(0, 300, (len(PARAMS), 40), generator=torch.Generator().manual_seed(2))
     lengths = torch.arange(len(PARAMS)) * 4 + 1
@@ -77,7 +77,7 @@ def test_rows_can_be_picked_and_overwritten():
 
 
 @pytest.mark.parametrize("vocab_size", [5, 64, 130])
-def test_a_draw_in_two_moves_follows_the_law(vocab_size):
+def test_a_draw_in_two_moves_follows_the_distribution(vocab_size):
     logits = torch.linspace(-2, 2, vocab_size)[torch.randperm(vocab_size, generator=torch.Generator().manual_seed(0))]
     num = 20_000
     keys = key_words([NoiseKey(0, step, "x") for step in range(num)])
@@ -87,7 +87,7 @@ def test_a_draw_in_two_moves_follows_the_law(vocab_size):
     assert stats.chisquare(counts, torch.softmax(logits.double(), -1) * num, sum_check=False).pvalue > 1e-3
 
 
-def test_what_is_recorded_with_a_draw_is_the_law_it_came_from():
+def test_what_is_recorded_with_a_draw_is_the_distribution_it_came_from():
     logits = torch.randn(6, 200, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2
     greedy = torch.tensor([False] * 5 + [True])
     processed = logits / 0.7

@@ -78,9 +78,9 @@ def test_such_a_model_goes_to_generate_with_one_line_that_says_why(tokenizer, lo
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_served_with_its_layers_shapes(family):
     model = make(family)
-    served = examine(model, "cpu")
-    assert len(served.shapes) == model.config.num_hidden_layers
-    assert served.shapes[0].num_heads == getattr(model.config, "num_key_value_heads", model.config.num_attention_heads)
+    shapes = examine(model, "cpu")
+    assert len(shapes) == model.config.num_hidden_layers
+    assert shapes[0].num_heads == getattr(model.config, "num_key_value_heads", model.config.num_attention_heads)
 
 
 def test_a_model_that_masks_a_window_without_passing_it_on_is_refused():

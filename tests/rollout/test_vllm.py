@@ -36,7 +36,7 @@ def serve():
         if not made:
             made.append(VLLMBackend(model, (TERMINATOR,), VLLMOptions(BUDGET, num_slots=256), VOCABULARY))
         made[0].model = model
-        made[0].options = VLLMOptions(BUDGET, num_slots=256, max_mismatch=max_mismatch)
+        made[0].max_mismatch = max_mismatch
         return made[0]
 
     return serving
@@ -102,7 +102,7 @@ def test_what_is_drawn_is_as_likely_as_the_model_says(serve, model, params):
     assert backend.stats.mismatch_max < 1e-4
 
 
-def test_first_tokens_follow_the_law_and_none_is_without_a_token(serve, model):
+def test_first_tokens_follow_the_distribution_and_none_is_without_a_token(serve, model):
     num_draws = 2000
     requests = [RolloutRequest((1, 2), NoiseKey(0, 0, "x", i), 1) for i in range(num_draws)]
     drawn = [r.token_ids[0] for r in serve(model).generate(requests, SamplingParams(1.0, top_k=8))]

@@ -117,7 +117,7 @@ def test_what_is_drawn_is_as_likely_as_the_model_says_and_can_be_drawn_again(ser
     assert tokens(backend.generate(ask(PROMPTS * 6, step=1), params)) != tokens(drawn)
 
 
-def test_first_tokens_follow_the_law_and_none_is_without_a_token(serve, model):
+def test_first_tokens_follow_the_distribution_and_none_is_without_a_token(serve, model):
     num_draws = 2000
     requests = [RolloutRequest((1, 2), NoiseKey(0, 0, "x", i), 1) for i in range(num_draws)]
     drawn = [r.token_ids[0] for r in serve(model).generate(requests, SamplingParams(1.0, top_k=8))]

@@ -19,7 +19,7 @@ from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks import load_task, work_of
 from onpolicy_sdft.tasks.protocol import Checker
 from onpolicy_sdft.train.batch import repeat_samples
-from onpolicy_sdft.train.feedback import FeedbackSource, Trying
+from onpolicy_sdft.train.feedback import AttemptOptions, FeedbackSource
 from onpolicy_sdft.train.probe import Probe
 from onpolicy_sdft.train.source import Sampling
 from onpolicy_sdft.types import (
@@ -111,7 +111,7 @@ def make(tokenizer: Any) -> Any:
         context: dict[str, Any] | None = None,
         rows: Sequence[Demonstration] = ROWS,
         task: Any = TASK,
-        **trying: Any,
+        **options: Any,
     ) -> Bench:
         config = ContextConfig(**{"show": "none", **(context or {})})
         renderer = Renderer(tokenizer, config)
@@ -121,14 +121,14 @@ def make(tokenizer: Any) -> Any:
             script,
             Sampling(SamplingParams(), 50, seed=3, prompt=view),
             store=DraftStore(10_000),
-            trying=Trying(
+            options=AttemptOptions(
                 num_samples=num_samples,
                 num_attempts=num_samples if view == "student" else num_attempts,
                 check=Checker(task).all,
                 decode=renderer.decode,
                 prompt=lambda *told: prepared.prompts.fit(*told, shows_attempt=show_attempt),
                 writing=lambda: script.weights("live"),
-                **trying,
+                **options,
             ),
         )
         return Bench(source, script, repeat_samples(prepared.pairs, num_samples), tokenizer)

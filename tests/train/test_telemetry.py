@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from onpolicy_sdft.objectives.objective import LOSS_PARTS
+from onpolicy_sdft.objectives.objective import LossPart
 from onpolicy_sdft.train.recorder import Recorder
 from onpolicy_sdft.train.state import TrainState, Update
 from onpolicy_sdft.train.telemetry import (
@@ -87,14 +87,13 @@ def test_a_step_that_wrote_nothing_has_no_rollout_metrics():
 
 def test_parts_of_the_loss_sum_to_it_and_rates_are_over_the_objectives_own_tokens():
     figures = {
-        **dict.fromkeys(LOSS_PARTS, 0.0),
-        "own": 4.0,
-        "plain": 2.0,
-        "importance": 6.0,
-        "clipped": 1.0,
-        "own_tokens": 5,
+        LossPart.OWN: 4.0,
+        LossPart.PLAIN: 2.0,
+        LossPart.IMPORTANCE: 6.0,
+        LossPart.CLIPPED: 1.0,
+        LossPart.OWN_TOKENS: 5,
     }
-    found = loss_metrics("jsd", 6.0, [figures[name] for name in LOSS_PARTS], num_tokens=10)
+    found = loss_metrics("jsd", 6.0, [figures.get(part, 0.0) for part in LossPart], num_tokens=10)
     assert found == {
         "loss/total": pytest.approx(0.6),
         "loss/jsd": 0.4,
@@ -105,7 +104,7 @@ def test_parts_of_the_loss_sum_to_it_and_rates_are_over_the_objectives_own_token
 
 
 def test_a_step_that_learned_nothing_has_no_loss():
-    assert loss_metrics("nll", 0.0, [0.0] * len(LOSS_PARTS), num_tokens=0) == {}
+    assert loss_metrics("nll", 0.0, [0.0] * len(LossPart), num_tokens=0) == {}
 
 
 def test_targets_that_are_skipped_whole_are_counted():

@@ -8,8 +8,7 @@ ten passes where logits are spread as a model's are. (A radix select over the bi
 probabilities, and so atomic additions, whose sums depend on their order. Sums have a fixed order here.)
 
 Logits are compared before the temperature, which keeps their order. One program a row: few distributions filter, rows
-that
-leave nothing out end at once, and a row stays in the card's second cache between passes.
+that leave nothing out end at once, and a row stays in the card's second cache between passes.
 
 Shape letters: B rows (slots), N rows of logits, V vocabulary.
 """
@@ -111,10 +110,10 @@ def _smallest_kept(row, vocab, scale, softcap, low, high, target, temperature, I
     return high
 
 
-@triton.jit(do_not_specialize=["width", "trash"])
+@triton.jit(do_not_specialize=["width", "padding_slot"])
 def floors(
     x_ptr, x_stride, slots_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr,
-    greedy_ptr, floors_ptr, trash, vocab, width, scale, softcap, IDS: tl.constexpr,
+    greedy_ptr, floors_ptr, padding_slot, vocab, width, scale, softcap, IDS: tl.constexpr,
 ):  # fmt: skip
     """Find the floor of a row of logits: grid [N]; -inf where everything is kept."""
     n = tl.program_id(0)
@@ -126,8 +125,8 @@ def floors(
     has_top_k = top_k < vocab
     floor = -float("inf")
     leaves_out = has_top_k | (top_p < 1.0) | (min_p > 0.0)
-    # The likeliest token is always kept, and nobody reads what the trash row draws.
-    if leaves_out & (tl.load(greedy_ptr + slot) == 0) & (slot != trash):
+    # The likeliest token is always kept, and nobody reads what the padding slot draws.
+    if leaves_out & (tl.load(greedy_ptr + slot) == 0) & (slot != padding_slot):
         low, high = _ends(row, vocab, scale, softcap, IDS)
         if has_top_k:
             low = _smallest_kept(row, vocab, scale, softcap, low, high, top_k, temperature, IDS, True)

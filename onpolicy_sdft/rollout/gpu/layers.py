@@ -24,7 +24,7 @@ from onpolicy_sdft.rollout.fused import (
     activation_of,
     has_hooks,
     is_close,
-    is_watched,
+    is_patched,
     norm_epsilon,
     numbers,
     replace_on,
@@ -133,7 +133,7 @@ class LayerFusion:
         if not isinstance(rotary, nn.Module):
             return []
         for layer in [module for module in model.modules() if hasattr(module, "self_attn") and hasattr(module, "mlp")]:
-            if _is_watched(layer, copies):
+            if _is_patched(layer, copies):
                 continue
             signature = _signature(layer, copies, dtype)
             before, fused = self._known.get(layer, (None, None))
@@ -169,12 +169,12 @@ def _fused(
         return None
 
 
-def _is_watched(layer: nn.Module, copies: Copies) -> bool:
+def _is_patched(layer: nn.Module, copies: Copies) -> bool:
     """Whether somebody looks at the calls of a layer or of its parts, or has given one another forward."""
     copied = [module for module in layer.modules() if module in copies.linears]  # these have another: the copy's
     inside = {part for module in copied for part in module.modules()}
     others = [module for module in layer.modules() if module not in inside]
-    return any(has_hooks(module) for module in copied) or any(is_watched(module) for module in others)
+    return any(has_hooks(module) for module in copied) or any(is_patched(module) for module in others)
 
 
 class _Trial:

@@ -2,9 +2,8 @@
 
 The first kernel reads each logit once, in the type the output layer gave it. Programs share a row: each keeps, for its
 blocks of 64 ids, the total and entropy of the model's own distribution, the total of the distribution to draw from,
-and the block whose
-log-probability plus noise is largest (that needs no total, so one pass is enough). The second puts the shares of a row
-together and draws a token of the block. Where a row is not shared, the first does that as well.
+and the block whose log-probability plus noise is largest (that needs no total, so one pass is enough). The second puts
+the shares of a row together and draws a token of the block. Where a row is not shared, the first does that as well.
 
 Shape letters: B rows (slots), Q tokens a row, N = B * Q rows of logits, V vocabulary, S slots, P programs that share a
 row of logits; in kernels m is a maximum, s a sum of exp(logit - m), t a sum of exp(logit - m) * (logit - m).
@@ -70,8 +69,8 @@ def _sums(x):
 
 @triton.jit
 def _choose(
-    n, raw_row, law_row, floors_ptr, num_tokens, scale, softcap, temperature,
-    greedy, first, second, pick, m, s, t, law_m, law_s, tokens_ptr,
+    n, raw_row, changed_row, floors_ptr, num_tokens, scale, softcap, temperature,
+    greedy, first, second, pick, m, s, t, sampling_m, sampling_s, tokens_ptr,
     logprobs_ptr, sampling_ptr, entropies_ptr, RAW: tl.constexpr,
 ):  # fmt: skip
     """Take a token of the block that was picked, and write what is recorded of it."""
@@ -79,8 +78,8 @@ def _choose(
     inside = ids < num_tokens
     own = finish(tl.load(raw_row + ids, mask=inside, other=0.0), scale, softcap)
     x = own
-    if law_row is not None:
-        x = finish(tl.load(law_row + ids, mask=inside, other=0.0), None, None)
+    if changed_row is not None:
+        x = finish(tl.load(changed_row + ids, mask=inside, other=0.0), None, None)
     if floors_ptr is not None:
         inside = inside & (x >= tl.load(floors_ptr + n))
     x = x if RAW else x / temperature
@@ -89,7 +88,7 @@ def _choose(
     token = tl.minimum(token, num_tokens - 1)  # where logits are not numbers
     chosen = ids == token
     logprob = tl.sum(tl.where(chosen, own, 0.0), 0) - m - tl.log(s)
-    params_logprob = logprob if RAW else tl.sum(tl.where(chosen, x, 0.0), 0) - law_m - tl.log(law_s)
+    params_logprob = logprob if RAW else tl.sum(tl.where(chosen, x, 0.0), 0) - sampling_m - tl.log(sampling_s)
     tl.store(tokens_ptr + n, token.to(tl.int64))
     tl.store(logprobs_ptr + n, logprob)
     tl.store(sampling_ptr + n, tl.where(greedy, 0.0, params_logprob))
@@ -111,7 +110,7 @@ def _row(
 
 @triton.jit(do_not_specialize=["width", "num_tiles"])  # or every bucket of rows would be compiled
 def survey(
-    raw_ptr, raw_stride, law_ptr, law_stride, floors_ptr, slots_ptr, lengths_ptr,
+    raw_ptr, raw_stride, changed_ptr, changed_stride, floors_ptr, slots_ptr, lengths_ptr,
     starts_ptr, words_ptr, temperature_ptr, greedy_ptr, sums_ptr, picks_ptr,
     tokens_ptr, logprobs_ptr, sampling_ptr, entropies_ptr, vocab, num_tokens, width, scale,
     softcap, num_tiles, ALONE: tl.constexpr, BLOCKS: tl.constexpr, RAW: tl.constexpr,
@@ -122,9 +121,9 @@ def survey(
         n, width, slots_ptr, lengths_ptr, starts_ptr, words_ptr, temperature_ptr, greedy_ptr
     )
     raw_row = raw_ptr + n.to(tl.int64) * raw_stride
-    law_row = law_ptr if law_ptr is None else law_ptr + n.to(tl.int64) * law_stride
+    changed_row = changed_ptr if changed_ptr is None else changed_ptr + n.to(tl.int64) * changed_stride
     m, s, t = tl.full([BLOCKS], LOWEST, tl.float32), tl.zeros([BLOCKS], tl.float32), tl.zeros([BLOCKS], tl.float32)
-    law_m, law_s, law_t = m, s, t
+    sampling_m, sampling_s, sampling_t = m, s, t
     best, pick = tl.full([BLOCKS], -float("inf"), tl.float32), tl.full([BLOCKS], BIG, tl.int32)
     for tile in range(share * num_tiles, (share + 1) * num_tiles):
         blocks = tile * BLOCKS + tl.arange(0, BLOCKS)
@@ -137,13 +136,13 @@ def survey(
         x = own
         if not RAW:
             inside = inside & (ids < num_tokens)
-            if law_row is not None:
-                x = finish(tl.load(law_row + ids, mask=inside, other=0.0), None, None)
+            if changed_row is not None:
+                x = finish(tl.load(changed_row + ids, mask=inside, other=0.0), None, None)
             if floors_ptr is not None:
                 inside = inside & (x >= tl.load(floors_ptr + n))
             x = tl.where(inside, x / temperature, -float("inf"))
             block_m, block_s, block_t = _sums(x)
-            law_m, law_s, law_t = _merge(law_m, law_s, law_t, block_m, block_s, block_t)
+            sampling_m, sampling_s, sampling_t = _merge(sampling_m, sampling_s, sampling_t, block_m, block_s, block_t)
         value = tl.where(block_s > 0.0, block_m, -float("inf"))  # the likeliest token is in the block that has it
         if greedy == 0:
             value = block_m + tl.log(block_s) + gumbel(first, second, blocks + _BLOCK_IDS)
@@ -151,14 +150,14 @@ def survey(
         best = tl.where(value > best, value, best)
     m, s, t = _gather(m, s, t)
     if RAW:
-        law_m, law_s = m, s
+        sampling_m, sampling_s = m, s
     else:
-        law_m, law_s, law_t = _gather(law_m, law_s, law_t)
+        sampling_m, sampling_s, sampling_t = _gather(sampling_m, sampling_s, sampling_t)
     best, pick = _best(best, pick)
     if ALONE:
         _choose(
-            n, raw_row, law_row, floors_ptr, num_tokens, scale, softcap, temperature, greedy, first, second, pick, m, s,
-            t, law_m, law_s, tokens_ptr, logprobs_ptr, sampling_ptr, entropies_ptr, RAW,
+            n, raw_row, changed_row, floors_ptr, num_tokens, scale, softcap, temperature, greedy, first, second, pick,
+            m, s, t, sampling_m, sampling_s, tokens_ptr, logprobs_ptr, sampling_ptr, entropies_ptr, RAW,
         )  # fmt: skip
     else:
         where = n * tl.num_programs(1) + share
@@ -167,14 +166,14 @@ def survey(
         tl.store(sums_row, m)
         tl.store(sums_row + 1, s)
         tl.store(sums_row + 2, t)
-        tl.store(sums_row + 3, law_m)
-        tl.store(sums_row + 4, law_s)
+        tl.store(sums_row + 3, sampling_m)
+        tl.store(sums_row + 4, sampling_s)
         tl.store(sums_row + 5, best)
 
 
 @triton.jit(do_not_specialize=["width", "num_shares"])
 def conclude(
-    raw_ptr, raw_stride, law_ptr, law_stride, floors_ptr, slots_ptr, lengths_ptr,
+    raw_ptr, raw_stride, changed_ptr, changed_stride, floors_ptr, slots_ptr, lengths_ptr,
     starts_ptr, words_ptr, temperature_ptr, greedy_ptr, sums_ptr, picks_ptr,
     tokens_ptr, logprobs_ptr, sampling_ptr, entropies_ptr, vocab, num_tokens, width, scale,
     softcap, num_shares, SHARES: tl.constexpr, RAW: tl.constexpr,
@@ -193,18 +192,18 @@ def conclude(
         tl.load(sums_row + 1, mask=there, other=0.0),
         tl.load(sums_row + 2, mask=there, other=0.0),
     )
-    law_m, law_s = m, s
+    sampling_m, sampling_s = m, s
     if not RAW:
-        law_m = tl.load(sums_row + 3, mask=there, other=LOWEST)
-        law_s = tl.load(sums_row + 4, mask=there, other=0.0)
-        law_m, law_s, _ = _gather(law_m, law_s, tl.zeros([SHARES], tl.float32))
+        sampling_m = tl.load(sums_row + 3, mask=there, other=LOWEST)
+        sampling_s = tl.load(sums_row + 4, mask=there, other=0.0)
+        sampling_m, sampling_s, _ = _gather(sampling_m, sampling_s, tl.zeros([SHARES], tl.float32))
     best = tl.load(sums_row + 5, mask=there, other=-float("inf"))
     _, pick = _best(best, tl.load(picks_ptr + where, mask=there, other=BIG))
     raw_row = raw_ptr + n.to(tl.int64) * raw_stride
-    law_row = law_ptr if law_ptr is None else law_ptr + n.to(tl.int64) * law_stride
+    changed_row = changed_ptr if changed_ptr is None else changed_ptr + n.to(tl.int64) * changed_stride
     _choose(
-        n, raw_row, law_row, floors_ptr, num_tokens, scale, softcap, temperature, greedy, first, second, pick, m, s,
-        t, law_m, law_s, tokens_ptr, logprobs_ptr, sampling_ptr, entropies_ptr, RAW,
+        n, raw_row, changed_row, floors_ptr, num_tokens, scale, softcap, temperature, greedy, first, second, pick, m, s,
+        t, sampling_m, sampling_s, tokens_ptr, logprobs_ptr, sampling_ptr, entropies_ptr, RAW,
     )  # fmt: skip
 
 

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from onpolicy_sdft.rollout.slots import SlotTexts
 
 
-@triton.jit(do_not_specialize=["width", "trash", "num_stops"])
+@triton.jit(do_not_specialize=["width", "padding_slot", "num_stops"])
 def settle(
     drawn_ptr, logprobs_ptr, sampling_ptr, entropies_ptr, slots_ptr, num_drafts_ptr,
     stops_ptr, tokens_ptr, tokens_stride, source_ptr, source_stride, lengths_ptr,
-    starts_ptr, limits_ptr, source_lengths_ptr, own_ptr, law_ptr, spread_ptr,
-    recorded_stride, kept_ptr, accepted_ptr, done_ptr, trash, width, num_stops,
+    starts_ptr, limits_ptr, source_lengths_ptr, recorded_logprobs_ptr, recorded_sampling_ptr, recorded_entropies_ptr,
+    recorded_stride, kept_ptr, accepted_ptr, done_ptr, padding_slot, width, num_stops,
     WIDTH: tl.constexpr, STOPS: tl.constexpr,
 ):  # fmt: skip
-    """Settle one row of drawn tokens: grid [B]. The trash row stays as it is."""
+    """Settle one row of drawn tokens: grid [B]. The padding slot stays as it is."""
     b = tl.program_id(0)
     slot = tl.load(slots_ptr + b)
     length, start = tl.load(lengths_ptr + slot), tl.load(starts_ptr + slot)
@@ -42,15 +42,15 @@ def settle(
     # Up to and including the first that ends the row or is not its draft; nobody drafts the last.
     kept = tl.min(tl.where(matches & (is_end == 0), WIDTH, q), 0) + 1
     is_kept = q < kept
-    writes = is_kept & (slot != trash)
+    writes = is_kept & (slot != padding_slot)
     tl.store(next_token, drawn, mask=writes)
     tl.store(source_ptr + slot * source_stride + source_length + q, drawn, mask=writes)
     place = slot * recorded_stride + length + 1 - start + q
-    kind = own_ptr.dtype.element_ty
-    tl.store(own_ptr + place, tl.load(logprobs_ptr + b * width + q, mask=inside).to(kind), mask=writes)
-    tl.store(law_ptr + place, tl.load(sampling_ptr + b * width + q, mask=inside).to(kind), mask=writes)
-    tl.store(spread_ptr + place, tl.load(entropies_ptr + b * width + q, mask=inside).to(kind), mask=writes)
-    is_real = slot != trash
+    kind = recorded_logprobs_ptr.dtype.element_ty
+    tl.store(recorded_logprobs_ptr + place, tl.load(logprobs_ptr + b * width + q, mask=inside).to(kind), mask=writes)
+    tl.store(recorded_sampling_ptr + place, tl.load(sampling_ptr + b * width + q, mask=inside).to(kind), mask=writes)
+    tl.store(recorded_entropies_ptr + place, tl.load(entropies_ptr + b * width + q, mask=inside).to(kind), mask=writes)
+    is_real = slot != padding_slot
     length = tl.where(is_real, length + kept, 0)
     tl.store(lengths_ptr + slot, length)
     tl.store(source_lengths_ptr + slot, tl.where(is_real, source_length + kept, 0))

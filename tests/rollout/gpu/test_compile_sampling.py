@@ -13,7 +13,7 @@ KINDS = [
     ("bf16", 90), ("fp32", 80),
     *(pytest.param(*kind, marks=pytest.mark.slow) for kind in (("bf16", 80), ("fp16", 80), ("fp16", 90), ("fp32", 90))),
 ]  # fmt: skip
-ALIGNED = ("raw_stride", "law_stride", "x_stride", "vocab", "num_tokens")
+ALIGNED = ("raw_stride", "changed_stride", "x_stride", "vocab", "num_tokens")
 ROW = {
     "slots_ptr": "*i64", "lengths_ptr": "*i64", "starts_ptr": "*i64", "words_ptr": "*i64", "temperature_ptr": "*fp32",
     "greedy_ptr": "*i1",
@@ -22,10 +22,11 @@ WRITTEN = {
     "sums_ptr": "*fp32", "picks_ptr": "*i32", "tokens_ptr": "*i64", "logprobs_ptr": "*fp32", "sampling_ptr": "*fp32",
     "entropies_ptr": "*fp32",
 }  # fmt: skip
+UNCHANGED = {"changed_ptr": None, "changed_stride": None}
 PARAMS = {
-    "own": {"law_ptr": None, "law_stride": None, "floors_ptr": None, "scale": None, "softcap": None, "RAW": True},
-    "temperature": {"law_ptr": None, "law_stride": None, "floors_ptr": None, "softcap": None, "RAW": False},
-    "filtered": {"law_ptr": None, "law_stride": None, "scale": None, "RAW": False},
+    "own": {**UNCHANGED, "floors_ptr": None, "scale": None, "softcap": None, "RAW": True},
+    "temperature": {**UNCHANGED, "floors_ptr": None, "softcap": None, "RAW": False},
+    "filtered": {**UNCHANGED, "scale": None, "RAW": False},
     "penalised": {"RAW": False},
 }
 
@@ -33,8 +34,9 @@ PARAMS = {
 def types_of(dtype: str, constants: dict) -> dict[str, str]:
     """The types of what a kernel that reads logits is given and that is not constant."""
     given = {
-        "raw_ptr": f"*{dtype}", "raw_stride": "i32", "law_ptr": "*fp32", "law_stride": "i32", "floors_ptr": "*fp32",
-        **ROW, **WRITTEN, "vocab": "i32", "num_tokens": "i32", "width": "i32", "scale": "fp32", "softcap": "fp32",
+        "raw_ptr": f"*{dtype}", "raw_stride": "i32", "changed_ptr": "*fp32", "changed_stride": "i32",
+        "floors_ptr": "*fp32", **ROW, **WRITTEN, "vocab": "i32", "num_tokens": "i32", "width": "i32", "scale": "fp32",
+        "softcap": "fp32",
     }  # fmt: skip
     return {name: kind for name, kind in given.items() if name not in constants}
 
@@ -62,7 +64,7 @@ def test_the_draw_compiles(alone, params, dtype, capability):
 def test_the_filters_compile(softcap, dtype, capability):
     types = {
         "x_ptr": f"*{dtype}", "x_stride": "i32", "slots_ptr": "*i64", "temperature_ptr": "*fp32", "top_k_ptr": "*i64",
-        "top_p_ptr": "*fp32", "min_p_ptr": "*fp32", "greedy_ptr": "*i1", "floors_ptr": "*fp32", "trash": "i32",
+        "top_p_ptr": "*fp32", "min_p_ptr": "*fp32", "greedy_ptr": "*i1", "floors_ptr": "*fp32", "padding_slot": "i32",
         "vocab": "i32", "width": "i32",
     }  # fmt: skip
     constants = {"scale": None, "IDS": filters._IDS} | ({"softcap": None} if softcap is None else {})
@@ -76,9 +78,10 @@ def test_the_filters_compile(softcap, dtype, capability):
 @pytest.mark.parametrize(("width", "stops"), [(1, 1), (8, 2), (16, 4)])
 def test_settling_compiles(width, stops, capability):
     kinds = {
-        "logprobs_ptr": "*fp32", "sampling_ptr": "*fp32", "entropies_ptr": "*fp32", "own_ptr": "*fp32",
-        "law_ptr": "*fp32", "spread_ptr": "*fp32", "done_ptr": "*i1", "tokens_stride": "i32", "source_stride": "i32",
-        "recorded_stride": "i32", "trash": "i32", "width": "i32", "num_stops": "i32",
+        "logprobs_ptr": "*fp32", "sampling_ptr": "*fp32", "entropies_ptr": "*fp32", "recorded_logprobs_ptr": "*fp32",
+        "recorded_sampling_ptr": "*fp32", "recorded_entropies_ptr": "*fp32", "done_ptr": "*i1",
+        "tokens_stride": "i32", "source_stride": "i32",
+        "recorded_stride": "i32", "padding_slot": "i32", "width": "i32", "num_stops": "i32",
     }  # fmt: skip
     constants = {"WIDTH": width, "STOPS": stops}
     types = {name: kinds.get(name, "*i64") for name in settle.settle.arg_names if name not in constants}

@@ -47,7 +47,7 @@ def generator(seed: int) -> torch.Generator:
 
 
 def make_texts(num_slots: int, vocab: int, seed: int, width: int) -> SlotTexts:
-    """Slots in the middle of their texts; the trash row is all zeros."""
+    """Slots in the middle of their texts; the padding slot is all zeros."""
     texts, g = SlotTexts.make(num_slots, 60, 30, 70, torch.float32, CPU), generator(seed)
 
     def draw(low: int, high: int) -> torch.Tensor:
@@ -240,9 +240,9 @@ def test_what_a_row_keeps_is_exact_up_to_the_rounding_of_a_sum():
     raw[::3] = raw[::3].round()  # ties
     batch_params = BatchSamplingParams.of(each_params, Vocabulary(vocab), CPU)
     processed = batch_params.process(raw, None)
-    with_trash = BatchSamplingParams.of([*each_params, SamplingParams()], Vocabulary(vocab), CPU)
+    with_padding = BatchSamplingParams.of([*each_params, SamplingParams()], Vocabulary(vocab), CPU)
     floors = find_floors(
-        with_trash, grid(list(range(len(each_params))), [0] * len(each_params), 1), raw, None, None, None
+        with_padding, grid(list(range(len(each_params))), [0] * len(each_params), 1), raw, None, None, None
     )
     ours, theirs = raw >= floors[:, None], processed > -torch.inf
     for row in (ours != theirs).any(-1).nonzero()[:, 0].tolist():
