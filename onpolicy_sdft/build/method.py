@@ -22,7 +22,7 @@ from onpolicy_sdft.models.weights import PolicyWeights
 from onpolicy_sdft.objectives.objective import Objective
 from onpolicy_sdft.rollout.backend import NO_RECORD
 from onpolicy_sdft.screening.mentions import Mentions
-from onpolicy_sdft.screening.review import Prompts, Review
+from onpolicy_sdft.screening.review import BarePromptReview, Prompts
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks.protocol import Checker
 from onpolicy_sdft.train.feedback import AttemptOptions, FeedbackSource
@@ -189,7 +189,7 @@ def make_review(
     ranks: Ranks = ONE_RANK,
     num_workers: int = 0,
     num_halvings: Callable[[], int] = lambda: 0,
-) -> Review:
+) -> BarePromptReview:
     """Return what measures rollouts under the bare prompt.
 
     Args:
@@ -209,7 +209,7 @@ def make_review(
     scorer = Scorer(
         weights, replace(pairing, num_skipped=0, position_weights=()), bundle.loaded.model.device, num_halvings
     )
-    return Review(
+    return BarePromptReview(
         screening, task, bundle.renderer.decode, scorer, sample, _measuring_prompts(config, bundle),
         config.rollout.max_new_tokens, config.train.seed,
         trusts_records=config.rollout.prompt == "student" or config.teacher.weights == "live",

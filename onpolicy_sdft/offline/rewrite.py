@@ -17,7 +17,7 @@ from onpolicy_sdft.offline.file import DistilledRow, read_rows
 from onpolicy_sdft.offline.legacy import legacy_reason
 from onpolicy_sdft.runs.files import append_jsonl
 from onpolicy_sdft.screening.reasons import is_verbatim
-from onpolicy_sdft.screening.review import Review
+from onpolicy_sdft.screening.review import BarePromptReview
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.types import PromptPair, Rollout, Target
 
@@ -40,7 +40,7 @@ class ScreenJudge:
     """The verdicts of online training."""
 
     screen: Screen
-    reviewer: Review
+    reviewer: BarePromptReview
 
     def __call__(
         self, pairs: Sequence[PromptPair], rollouts: Sequence[Rollout | None], write: Write

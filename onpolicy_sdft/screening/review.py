@@ -50,7 +50,7 @@ class Limits:
     min_support: float | None = None
 
 
-class Review:
+class BarePromptReview:
     """Measures rollouts under the policy's own weights, which must be in place, and applies the rules.
 
     Args:

@@ -14,7 +14,7 @@ from onpolicy_sdft.types import Target
 
 if TYPE_CHECKING:
     from onpolicy_sdft.models.weights import PolicyWeights
-    from onpolicy_sdft.screening.review import Review
+    from onpolicy_sdft.screening.review import BarePromptReview
     from onpolicy_sdft.train.backend import Backend
     from onpolicy_sdft.train.pairing import Pairing
     from onpolicy_sdft.train.source import TargetSource
@@ -44,7 +44,7 @@ class OomRetry:
         """
         return self._retry(lambda: learn(targets), lambda: self._split(targets))
 
-    def review(self, review: Review, targets: Sequence[Target], step: int) -> list[Target]:
+    def review(self, review: BarePromptReview, targets: Sequence[Target], step: int) -> list[Target]:
         """Review targets under the policy's own weights, in smaller forwards where memory runs out.
 
         Raises:

@@ -12,7 +12,7 @@ from onpolicy_sdft.train.telemetry import without_records
 from onpolicy_sdft.types import ONE_RANK, NoiseKey, PromptPair, Ranks, Rollout, RolloutRequest, Target
 
 if TYPE_CHECKING:
-    from onpolicy_sdft.screening.review import Review
+    from onpolicy_sdft.screening.review import BarePromptReview
     from onpolicy_sdft.screening.screen import Screen
     from onpolicy_sdft.train.source import PolicySource
 
@@ -33,7 +33,7 @@ class Probe:
     pairs: Sequence[PromptPair]
     source: PolicySource
     screen: Screen
-    reviewer: Review
+    reviewer: BarePromptReview
     policy: Callable[[], AbstractContextManager[None]] = nullcontext
     ranks: Ranks = ONE_RANK
 

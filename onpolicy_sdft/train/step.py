@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from onpolicy_sdft.models.weights import PolicyWeights
     from onpolicy_sdft.objectives.objective import Objective
-    from onpolicy_sdft.screening.review import Review
+    from onpolicy_sdft.screening.review import BarePromptReview
     from onpolicy_sdft.screening.screen import Screen
     from onpolicy_sdft.train.backend import Backend
     from onpolicy_sdft.train.batch import StepBatch
@@ -57,7 +57,7 @@ class Trainer:
     max_grad_norm: float
     state: TrainState
     num_samples: int = 1  # rollouts of each demonstration
-    reviewer: Review | None = None  # None: nothing can be measured with weights that are divided
+    reviewer: BarePromptReview | None = None  # None: nothing can be measured with weights that are divided
     picks_best: bool = False  # of the samples of a demonstration one is learned
     is_updating: bool = False  # weights have moved, the rest of the state has not yet
 

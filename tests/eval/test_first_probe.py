@@ -15,7 +15,7 @@ from onpolicy_sdft.config.schema import RunConfig, ScreeningConfig
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.first_probe import probe_first
 from onpolicy_sdft.runs.files import read_json, read_jsonl
-from onpolicy_sdft.screening.review import Prompts, Review
+from onpolicy_sdft.screening.review import BarePromptReview, Prompts
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks.math_word_problem import MathWordProblem
 from onpolicy_sdft.types import Demonstration, Measures, NoiseKey, PromptPair, Rollout, Target, Turn
@@ -91,7 +91,7 @@ class Looking:
         task, screening = MathWordProblem(), ScreeningConfig()
         self.screen = Screen(screening, task, lambda ids: "".join(map(chr, ids)))
         none: Any = None
-        self.reviewer = Review(screening, task, self.screen.decode, none, none, Prompts(none, none), 9, 0)
+        self.reviewer = BarePromptReview(screening, task, self.screen.decode, none, none, Prompts(none, none), 9, 0)
         self._bare, self._taught = bare, taught
         self.pairs = [target.pair for target in taught]
 

@@ -12,7 +12,7 @@ from onpolicy_sdft.data.renderer import Renderer
 from onpolicy_sdft.eval.intervals import wilson_interval
 from onpolicy_sdft.eval.probe_rows import ProbeRow, bare_answers, find_limits, recommend, summarise, teaches_shortcuts
 from onpolicy_sdft.screening.bare import BareAnswers
-from onpolicy_sdft.screening.review import Limits, Prompts, Review
+from onpolicy_sdft.screening.review import BarePromptReview, Limits, Prompts
 from onpolicy_sdft.screening.screen import Screen
 from onpolicy_sdft.tasks.exact import Exact
 from onpolicy_sdft.tasks.free_form import FreeForm
@@ -39,7 +39,7 @@ def rollout(ids: Sequence[int], reason: Any = "stop", logprob: float = -0.3) -> 
     return Rollout(NoiseKey(0, 0, "x"), (1,), tuple(ids), numbers, numbers, (0.5,) * len(ids), reason)
 
 
-def reviewer(screen: Screen, **options: Any) -> Review:
+def reviewer(screen: Screen, **options: Any) -> BarePromptReview:
     """Finds every token twice as surprising under the bare prompt as given the demonstration alone."""
 
     def score(texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, ...]]:
@@ -49,7 +49,7 @@ def reviewer(screen: Screen, **options: Any) -> Review:
         raise AssertionError("nothing is sampled")
 
     prompts = Prompts(lambda pairs: (7,), lambda pairs, text: (8,))
-    return Review(ScreeningConfig(**options), screen.task, screen.decode, score, never, prompts, 20, 0)
+    return BarePromptReview(ScreeningConfig(**options), screen.task, screen.decode, score, never, prompts, 20, 0)
 
 
 def judged(renderer, four, task, **options):

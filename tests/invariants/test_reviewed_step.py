@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from onpolicy_sdft.config.schema import ScreeningConfig
-from onpolicy_sdft.screening.review import Limits, Prompts, Review
+from onpolicy_sdft.screening.review import BarePromptReview, Limits, Prompts
 from onpolicy_sdft.train.scoring import Scorer
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def reviewed(make_bench: Callable[..., Bench], **options: Any) -> Bench:
     screening = ScreeningConfig(**{**KEPT, **options.pop("rules", {})})
     bench = make_bench(screening=screening, dtype=torch.float64, **options)
     trainer = bench.trainer
-    trainer.reviewer = Review(
+    trainer.reviewer = BarePromptReview(
         screening, trainer.screen.task, trainer.screen.decode, Scorer(trainer.weights, trainer.pairing, "cpu"),
         trainer.source.answers, Prompts(lambda v: v.response_ids[:2], lambda v, text: v.student_ids), 24, 0,
     )  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 from test_screen import END, SaysYes, decode, encode, make_pair, rollout
 
 from onpolicy_sdft.config.schema import ScreeningConfig
-from onpolicy_sdft.screening.review import Limits, Prompts, Review
+from onpolicy_sdft.screening.review import BarePromptReview, Limits, Prompts
 from onpolicy_sdft.tasks.free_form import FreeForm
 from onpolicy_sdft.types import NoiseKey, PromptPair, Rollout, RolloutRequest, Target
 
@@ -45,9 +45,11 @@ def shown(pair: PromptPair, text: str) -> tuple[int, ...]:
     return (5, *encode(text))
 
 
-def review(model: Model, task: Any = None, **options: Any) -> Review:
+def review(model: Model, task: Any = None, **options: Any) -> BarePromptReview:
     prompts = Prompts(alone=lambda pair: ALONE, shown=shown)
-    return Review(ScreeningConfig(**options), task or SaysYes(), decode, model.score, model.sample, prompts, 40, 0)
+    return BarePromptReview(
+        ScreeningConfig(**options), task or SaysYes(), decode, model.score, model.sample, prompts, 40, 0
+    )
 
 
 def test_every_rollout_is_measured_in_one_call_refused_ones_too():
