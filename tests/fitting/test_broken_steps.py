@@ -187,7 +187,7 @@ def test_an_adapter_is_not_put_on_another_base_of_the_same_name(config, tmp_path
         load_run(run)
 
 
-def test_a_run_that_trained_every_weight_is_not_compared_with_another_base_of_the_same_name(config, tmp_path):
+def test_a_run_that_trained_all_weights_is_not_measured_against_another_base(config, tmp_path):
     options = {"train.max_steps": 1, "lora.enabled": False, "eval.kl_prompts": 2, "eval.sets": [questions(tmp_path)]}
     run = fit(load_config(config, **options)).run.path
     evaluate(run)
