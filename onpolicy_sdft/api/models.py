@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from onpolicy_sdft.runs.directory import RunDirectory
 
 logger = logging.getLogger(__name__)
+
+#: Options that a model object says itself.
+DESCRIBED = ("name", "dtype", "attn_implementation", "load_in_4bit")
 
 #: Fields of PEFT's LoraConfig that are options here; any other has to stand at its default.
 _LORA = {
@@ -67,17 +71,18 @@ def num_ranks() -> int:
 
 
 def given_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, config: ModelConfig
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | str | Path | None, config: ModelConfig
 ) -> tuple[LoadedModel, ModelConfig]:
     """Return a model object as one that was loaded, and the options that describe it.
 
     Args:
         model: A causal language model of transformers. It is trained in place.
-        tokenizer: Of it; None: the one at ``model.name_or_path``. A copy is used.
+        tokenizer: Of it, or the path or hub id of that; None: the one at ``model.name_or_path``. A copy is used.
         config: Its other options.
 
     Raises:
-        ModelError: If it carries adapters, is held in a dtype that is not trained here, or has no usable tokenizer.
+        ModelError: If it carries adapters, is held in a dtype that is not trained here, has weights without values, or
+            has no usable tokenizer.
     """
     if isinstance(model, PeftModel):
         raise ModelError(
@@ -97,9 +102,22 @@ def given_model(
         if not name:
             raise ModelError("The model does not say where it came from. Fix: give its tokenizer as well.")
         tokenizer = load_tokenizer(name, dataclasses.replace(config, name=name))
+    elif isinstance(tokenizer, str | Path):
+        tokenizer = load_tokenizer(str(tokenizer), dataclasses.replace(config, name=str(tokenizer)))
+    elif not hasattr(tokenizer, "apply_chat_template") or not hasattr(tokenizer, "eos_token_id"):
+        inner = " (of a processor: processor.tokenizer)" if hasattr(tokenizer, "tokenizer") else ""
+        raise ModelError(
+            f"tokenizer is {type(tokenizer).__name__}. Fix: a tokenizer of transformers{inner}, its path or hub id, or "
+            "none: then it is loaded from where the model came from."
+        )
     else:
         tokenizer = copy.deepcopy(tokenizer)
         settle_tokenizer(tokenizer, name or "the model")
+    if (empty := next((each for each, weight in model.named_parameters() if weight.is_meta), None)) is not None:
+        raise ModelError(
+            f"The weight {empty} is on the device 'meta', where it has no values. Fix: load the model with "
+            "from_pretrained, without a device_map that leaves weights on disk, or give its path as model."
+        )
     if model.dtype not in DTYPES.values():
         raise ModelError(f"The model is held in {model.dtype}. Fix: model.to(torch.bfloat16), or torch.float32.")
     refuse_tokens_beyond(model, tokenizer, name or "the model")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft import log
-from onpolicy_sdft.api.checks import given_task, require_callback
-from onpolicy_sdft.api.models import given_model, lora_options, name_of_base, num_ranks, remove_left_base
+from onpolicy_sdft.api.checks import callbacks_of, given_task, refuse_unread
+from onpolicy_sdft.api.models import DESCRIBED, given_model, lora_options, name_of_base, num_ranks, remove_left_base
 from onpolicy_sdft.api.rows import DATA, TRAIN, Rows, kept, write_rows
 from onpolicy_sdft.build.bundle import load_bundle
 from onpolicy_sdft.build.cuda import make_repeatable
@@ -21,7 +21,7 @@ from onpolicy_sdft.build.given import Given
 from onpolicy_sdft.build.loaded import ReadyModel
 from onpolicy_sdft.config.check import check, evaluation_sets
 from onpolicy_sdft.config.load import load_config
-from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig
+from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig, TaskConfig
 from onpolicy_sdft.data.eval_sets import load_eval_sets
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.evaluate import evaluate_stage
@@ -42,21 +42,40 @@ if TYPE_CHECKING:
     from onpolicy_sdft.tasks.protocol import Task
     from onpolicy_sdft.train.callbacks import Callback
 
+#: Stands for rows to score, until their file has a name.
+_EVAL_ROWS = "(eval_dataset)"
+
 _GO_ON = "a new trainer with train.resume auto goes on with the run"
 
 
-def _options(config: RunConfig | Mapping[str, Any] | str | Path | None, more: Mapping[str, Any]) -> RunConfig:
-    """Return a config as it was given, in one of its forms.
+def _options(
+    config: RunConfig | Mapping[str, Any] | str | Path | None, scores_rows: bool
+) -> tuple[RunConfig, set[str]]:
+    """Return a config as it was given, in one of its forms, and the names of the options that a dict has.
 
     Args:
         config: As given.
-        more: What the arguments of the trainer say, for options that go with it.
+        scores_rows: Whether rows to score are given, which options such as ``eval.limit`` go with.
     """
     if isinstance(config, RunConfig):
-        return config
+        return config, set()
+    rows = {"eval.path": _EVAL_ROWS} if scores_rows else {}
     if isinstance(config, str | Path):
-        return load_config(config, **more)
-    return load_config(**{**_by_dotted_name(config or {}), **more})
+        # A path of the file's own stays: it is refused later.
+        return load_config(config, **({} if _has_eval_path(config) else rows)), set()
+    if config is not None and not isinstance(config, Mapping):
+        raise ConfigError(
+            f"config is {type(config).__name__}. Fix: a dict of options, load_config(...), or a YAML file."
+        )
+    given = _by_dotted_name(config or {})
+    return load_config(**{**rows, **given}), set(given)
+
+
+def _has_eval_path(file: str | Path) -> bool:
+    try:
+        return load_config(file).eval.path is not None
+    except ConfigError:
+        return False
 
 
 def _by_dotted_name(options: Mapping[str, Any], section: str = "") -> dict[str, Any]:
@@ -77,7 +96,7 @@ class SDFTTrainer:
     Args:
         model: A model of transformers, which is trained in place, or its path or hub id. None: ``model.name`` of the
             config.
-        tokenizer: Of a model object; None: the one at its ``name_or_path``. A copy is used.
+        tokenizer: Of a model object, or its path or hub id; None: the one at its ``name_or_path``. A copy is used.
         train_dataset: A list of dicts, a ``datasets.Dataset`` or anything that gives rows, in one of the
             formats of docs/data.md or with the columns that ``data`` of the config names. None: the config's own data.
         eval_dataset: Rows to score before and after training, with the same columns, or several such sets by name.
@@ -85,8 +104,9 @@ class SDFTTrainer:
             trains every weight).
         task: What a right answer is: ``function(prompt, completion, row)`` that returns true or false, a score, or
             either with a reason; an object with the methods of a task; or a name. None: ``task`` of the config.
-        config: Options: a ``RunConfig``, a YAML file, or a dict by dotted name (``{"optim.lr": 1e-4}``).
-        callbacks: See :class:`~onpolicy_sdft.train.callbacks.Callback`.
+        config: Options: a ``RunConfig``, a YAML file, or a dict by dotted name (``{"optim.lr": 1e-4}``). One that an
+            argument takes the place of, and that says something else, is refused.
+        callbacks: One or several, see :class:`~onpolicy_sdft.train.callbacks.Callback`.
 
     Raises:
         SdftError: On anything that can be mended, with the way to do it.
@@ -95,41 +115,53 @@ class SDFTTrainer:
     def __init__(
         self,
         model: PreTrainedModel | str | Path | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
         train_dataset: Rows | None = None,
         eval_dataset: Rows | Mapping[str, Rows] | None = None,
         peft_config: PeftConfig | None = None,
         task: Task | CheckFunction | str | None = None,
         config: RunConfig | Mapping[str, Any] | str | Path | None = None,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Callback] | Callback | None = (),
     ) -> None:
         log.show(int(os.environ.get("RANK", "0")))
         scores_rows = eval_dataset is not None and not isinstance(eval_dataset, Mapping)
-        options = _options(config, {"eval.path": "eval.jsonl"} if scores_rows else {})
+        options, named = _options(config, scores_rows)
         self._model: LoadedModel | None = None
         self._tasks: dict[str, Task] = {}
         if model is None or isinstance(model, str | Path):
             if tokenizer is not None:
                 raise ConfigError("tokenizer goes with a model object; that of a named model is loaded with it.")
             if model is not None:
+                refuse_unread(options, named, "model", {"model.name": str(model)})
                 options = replace(options, model=replace(options.model, name=str(model)))
         else:
             self._model, described = given_model(model, tokenizer, options.model)
+            read = {f"model.{name}": getattr(described, name) for name in DESCRIBED}
+            refuse_unread(options, named, "a model object", read)
             options = replace(options, model=described)
         if peft_config is not None:
-            options = replace(options, lora=lora_options(peft_config))
-        if isinstance(task, str):
-            options = replace(options, task=replace(options.task, name=task, options={}))
-        elif task is not None:
-            name, made = given_task(task)
-            self._tasks[name] = made
-            options = replace(options, task=replace(options.task, name=name, options={}))
+            adapters = lora_options(peft_config)
+            refuse_unread(
+                options, named, "peft_config", {f"lora.{name}": value for name, value in asdict(adapters).items()}
+            )
+            options = replace(options, lora=adapters)
+        if task is not None:
+            options = replace(options, task=self._named_task(task, options, named))
         self._files: dict[Path, Rows] = {}  # what is written into the run directory
-        self.config = self._with_rows(options, train_dataset, eval_dataset)
+        self.config = self._with_rows(options, named, train_dataset, eval_dataset)
         check(self.config)
-        self.callbacks = [require_callback(each) for each in callbacks]
+        self.callbacks = callbacks_of(callbacks)
         self.outcome: TrainOutcome | None = None
         self._has_begun = False
+
+    def _named_task(self, task: Task | CheckFunction | str, options: RunConfig, named: Container[str]) -> TaskConfig:
+        """Return the option ``task`` that names what was given; options of that task go with its name."""
+        if isinstance(task, str):
+            refuse_unread(options, named, "task", {"task.name": task})
+            return replace(options.task, name=task)
+        name, self._tasks[name] = given_task(task)
+        refuse_unread(options, named, "task", {"task.name": name, "task.options": {}})
+        return TaskConfig(name)
 
     @property
     def run(self) -> RunDirectory:
@@ -262,7 +294,11 @@ class SDFTTrainer:
         return scores_of(evaluate_stage(loaded.config, loaded.bundle, loaded.model, sets, run, "eval"))
 
     def _with_rows(
-        self, config: RunConfig, train: Rows | None, questions: Rows | Mapping[str, Rows] | None
+        self,
+        config: RunConfig,
+        named: Container[str],
+        train: Rows | None,
+        questions: Rows | Mapping[str, Rows] | None,
     ) -> RunConfig:
         """Return the config that names the files which the rows are written into, when the run begins."""
         folder = Path(config.train.output_dir).absolute() / DATA
@@ -273,7 +309,9 @@ class SDFTTrainer:
 
         data = config.data
         if train is not None:
-            data = replace(data, name=None, path=file_of(TRAIN, train), options={}, split="train")
+            path = file_of(TRAIN, train)
+            refuse_unread(config, named, "train_dataset", {"data.path": path, "data.name": None, "data.options": {}})
+            data = replace(data, name=None, path=path, options={}, split="train")
             config = replace(config, data=data)
         if isinstance(questions, Mapping):
             sets = [
@@ -285,7 +323,10 @@ class SDFTTrainer:
             ]  # fmt: skip
             config = replace(config, eval=replace(config.eval, sets=[*config.eval.sets, *sets]))
         elif questions is not None:
-            config = replace(config, eval=replace(config.eval, path=file_of("eval.jsonl", questions)))
+            path = file_of("eval.jsonl", questions)
+            if config.eval.path != _EVAL_ROWS:
+                refuse_unread(config, named, "eval_dataset", {"eval.path": path})
+            config = replace(config, eval=replace(config.eval, path=path))
         return config
 
     def _write(self) -> RunConfig:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,8 @@ from onpolicy_sdft.build.bundle import ModelBundle, load_bundle
 from onpolicy_sdft.build.identity import base_identity
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.config.schema import RunConfig
-from onpolicy_sdft.errors import RunDirectoryError
+from onpolicy_sdft.data.refusals import require_unicode
+from onpolicy_sdft.errors import ConfigError, RunDirectoryError
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingParams, Turn
 
@@ -53,7 +56,13 @@ class ReadyModel:
             max_new_tokens: Longest answer, in tokens.
             system: A system message for all of them.
             seed: Of the samples; the same seed gives the same answers.
+
+        Raises:
+            ConfigError: If a number is out of bounds, or a prompt is no text.
+            DataError: If a text holds half a character.
         """
+        require_sampling(temperature, max_new_tokens)
+        _require_texts(prompts, system)
         before = [Turn("system", system)] if system else []
         requests = [
             RolloutRequest(
@@ -67,6 +76,37 @@ class ReadyModel:
         backend = self.bundle.backend(self.model, rollout, rollout.batch_size)
         rollouts = backend.generate(requests, SamplingParams(temperature=temperature))
         return [self.bundle.renderer.decode(rollout.token_ids) for rollout in rollouts]
+
+
+def require_sampling(temperature: float, max_new_tokens: int) -> None:
+    """Refuse numbers with which nothing can be sampled.
+
+    Raises:
+        ConfigError: Naming the one, with its bounds.
+    """
+    numbers = (
+        ("temperature", temperature, Real, "0 or more"),
+        ("max_new_tokens", max_new_tokens, Integral, "at least 1, a whole number"),
+    )
+    for name, value, kind, bounds in numbers:
+        is_one = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+        if not is_one or value < (0 if kind is Real else 1):
+            raise ConfigError(f"{name}={value!r} is not usable: it must be {bounds}.")
+
+
+def _require_texts(prompts: Sequence[str], system: str | None) -> None:
+    if isinstance(prompts, str):
+        raise ConfigError(f"prompts is one text. Fix: a list of them, as in sample([{prompts[:40]!r}]).")
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise ConfigError(
+                f"prompts[{index}] is {type(prompt).__name__}: {prompt!r:.80}. Fix: the text of a user's turn; system= "
+                "takes a system message."
+            )
+        require_unicode(prompt, f"prompts[{index}]")
+    if system is not None and not isinstance(system, str):
+        raise ConfigError(f"system is {type(system).__name__}: {system!r:.80}. Fix: the text of a system message.")
+    require_unicode(system or "", "system")
 
 
 def is_run(target: str | Path) -> bool:

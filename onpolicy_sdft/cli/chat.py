@@ -16,8 +16,9 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--system", type=str, help="System message.")
     target, rest = split_target(parser, arguments)
     options = parse_options(parser, rest)
-    from onpolicy_sdft.build.loaded import load_target
+    from onpolicy_sdft.build.loaded import load_target, require_sampling
 
+    require_sampling(options.temperature, options.max_new_tokens)
     finished = load_target(target)
     interactive = sys.stdin.isatty()
     while True:

@@ -47,8 +47,10 @@ def add_asking_options(parser: ArgumentParser, column: str, max_new_tokens: int)
 
 def asking_of(options: Namespace) -> Asking:
     """Return how a verb's options ask; a verb without a seed asks with 0."""
+    from onpolicy_sdft.build.loaded import require_sampling
     from onpolicy_sdft.eval.answers import Asking
 
+    require_sampling(options.temperature, options.max_new_tokens)
     return Asking(options.max_new_tokens, options.temperature, options.get("seed", 0))
 
 

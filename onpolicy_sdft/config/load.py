@@ -195,9 +195,21 @@ def load_config(*files: str | Path, **overrides: Any) -> RunConfig:
     """
     arguments = [part for file in files for part in ("--config", str(file))]
     for name, value in overrides.items():
-        text = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).strip()
+        text = _as_text(name, value)
         arguments.append(f"--{name}={text.removesuffix('...').strip()}")
     return parse(kept_parser("onpolicy_sdft"), arguments)[0]
+
+
+def _as_text(name: str, value: Any) -> str:
+    """Return the value of an option as it would be typed."""
+    value = _plain(value)
+    try:
+        return value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).strip()
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"{name}={value!r:.160} is {type(value).__name__}, which no option takes. Fix: text, a path, a number, "
+            "true or false, None, or a list or dict of these."
+        ) from error
 
 
 @functools.cache
@@ -265,8 +277,12 @@ def by_dotted_name(config: RunConfig) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    """Return a value as YAML has it: a program may give paths and numbers of numpy's."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Path | str):
+        return str(value)
+    value = value.tolist() if hasattr(value, "tolist") else value
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 

@@ -12,7 +12,6 @@ import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from onpolicy_sdft.data.refusals import num_same
@@ -29,16 +28,16 @@ QUESTION, ANSWER = "onpolicy sdft question", "onpolicy sdft answer"
 #: Stands for the reasoning beside an answer.
 THOUGHT = "onpolicy sdft thought"
 
+#: Stands for the tools of a conversation.
+_TOOL_NAME = "onpolicy_sdft_tool"
+_FUNCTION = {"name": _TOOL_NAME, "description": "A tool.", "parameters": {"type": "object", "properties": {}}}
+TOOL = Turn(TOOLS, json.dumps([{"type": "function", "function": _FUNCTION}]))
+
 #: The names of tokens that stand around reasoning, where a chat template does not show them around any.
 _AROUND_THOUGHTS = re.compile(r"think|thought|reason", re.IGNORECASE)
 
 #: A header that opens a block, such as that of the model's reasoning.
 _OPENING = re.compile(r"(?:<\w+(?::\w+)?>|\[[A-Z]+\]|<\|[A-Z_]+\|>)\s*\Z")
-
-#: A chat template reads the clock by this function of ``transformers``, with a format that it spells out.
-_CLOCK = re.compile(r"""\bstrftime_now\(\s*(?:'([^']*)'|"([^"]*)")\s*\)""")
-
-_ANY_CLOCK = re.compile(r"\bstrftime_now\(")
 
 #: Renders turns; True: up to the header of the next answer.
 Render = Callable[[Sequence[Turn], bool], str]
@@ -103,16 +102,6 @@ def _end_of_answers(behind: Sequence[int], names: Mapping[int, str], eos: int | 
         return None
     together = list(itertools.takewhile(lambda token: token in names, behind[first:]))
     return eos if eos in together else together[0]
-
-
-def reads_clock(template: str) -> bool:
-    """Whether a chat template writes the date."""
-    return _CLOCK.search(template) is not None
-
-
-def at_moment(template: str, moment: datetime) -> str:
-    """Return a chat template that writes the date of one moment, whenever it is rendered."""
-    return _CLOCK.sub(lambda call: json.dumps(moment.strftime(call[1] or call[2] or "")), template)
 
 
 def literals(names: Iterable[str]) -> re.Pattern[str] | None:
@@ -204,12 +193,6 @@ def notes_on(tokenizer: PreTrainedTokenizerBase, markup: Markup, date: str) -> l
             f"the chat template reads the clock and sees {date} in the whole run: --context.date {date} gives the "
             "same prompts again"
         )
-    template = str(tokenizer.chat_template)
-    if len(_CLOCK.findall(template)) < len(_ANY_CLOCK.findall(template)):
-        found.append(
-            "the chat template reads the clock in a format that it does not spell out, so context.date cannot hold its "
-            "date: prompts change with the time"
-        )
     return found
 
 
@@ -257,11 +240,10 @@ def _around_reasoning(render: Render, asked: Sequence[Turn]) -> str:
 
 def _call_of_a_tool(render: Render, asked: Sequence[Turn]) -> str:
     """Return what a template writes of an answer that reasons and calls a tool; empty where it writes no calls."""
-    name = "onpolicy_sdft_tool"
-    function = {"name": name, "parameters": {"type": "object", "properties": {}}}
+    name = _TOOL_NAME
     call = {"id": "onpolicy1", "type": "function", "function": {"name": name, "arguments": {}}}
     extra = {**json.loads(reasoning_of(THOUGHT)), "tool_calls": [call]}
-    turns = [Turn(TOOLS, json.dumps([{"type": "function", "function": function}])), *asked]
+    turns = [TOOL, *asked]
     try:
         prompt, whole = render(turns, True), render([*turns, Turn("assistant", "", json.dumps(extra))], False)
     except ConfigError:

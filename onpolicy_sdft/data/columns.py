@@ -194,6 +194,11 @@ def column_hint(row: Mapping[str, Any], columns: Columns, missing: str) -> str:
     talks = [name for name in (*_ALSO_CALLED["messages"], "chosen") if is_conversation(row.get(name))]
     if talks:
         return f". To read {talks[0]!r}: --data.messages_column {talks[0]}"
+    spelled = [name for name in row if isinstance(name, str) and name.strip().casefold() == missing and name != missing]
+    if spelled:
+        kind = "prompt" if missing == columns.prompt else "response"
+        option = f", or --data.{kind}_column {spelled[0]}" if spelled[0] == spelled[0].strip() else ""
+        return f". It has {spelled[0]!r}. Fix: name it {missing!r}{option}"
     options = []
     for kind, column in (("prompt", columns.prompt), ("response", columns.response)):
         others = [name for name in _ALSO_CALLED[kind] if name in row and column not in row]

@@ -7,6 +7,7 @@ from typing import Any
 
 from onpolicy_sdft.data.refusals import require_unicode
 from onpolicy_sdft.errors import DataError
+from onpolicy_sdft.tasks.plain_text import is_unseen
 from onpolicy_sdft.tool_calls import REASONING, calls_in, extra_keys, has_nulls, read_extra
 from onpolicy_sdft.types import Turn
 
@@ -60,11 +61,18 @@ def read_messages(messages: Any) -> list[Turn]:
         if role not in ROLES or not isinstance(content, str):
             raise DataError(
                 f"message {index} needs a role out of {ROLES} and a string content (or 'from' and 'value', with "
-                f"{', '.join(SPEAKERS)}); it is {message!r:.80}"
+                f"{', '.join(SPEAKERS)}); it is {message!r:.80}{_role_hint(message)}"
             )
         require_unicode(content + extra, f"message {index}")
         turns.append(Turn(role, content, extra))
     return turns
+
+
+def _role_hint(message: Any) -> str:
+    """Name the role that a message seems to mean, which is written otherwise."""
+    said = message.get("role", message.get("from")) if isinstance(message, Mapping) else None
+    meant = said.strip().casefold() if isinstance(said, str) else ""
+    return f". Fix: write {meant!r} for {said!r}" if meant in SPEAKERS and meant != said else ""
 
 
 def _role_and_content(message: Any) -> tuple[Any, Any]:
@@ -101,7 +109,7 @@ def prompt_of(messages: Any) -> list[Turn]:
     turns = read_messages(messages)
     if turns[-1].role not in ("user", "tool"):
         raise DataError(f"the prompt ends in a turn of the {turns[-1].role}, not of a user or a tool")
-    if turns[-1].role == "user" and not turns[-1].content.strip():
+    if turns[-1].role == "user" and is_unseen(turns[-1].content):
         raise DataError("the last user turn is empty")
     return turns
 
@@ -132,9 +140,9 @@ def demonstrations_of(messages: Any, which: str, first: int = 0) -> list[tuple[l
         raise DataError(f"the messages hold no assistant turn that answers a user turn{behind}")
     for index in answers:
         named = "the last" if which == "last" else f"message {index}, an"
-        if turns[index - 1].role == "user" and not turns[index - 1].content.strip():
+        if turns[index - 1].role == "user" and is_unseen(turns[index - 1].content):
             raise DataError("the last user turn is empty" if which == "last" else f"message {index - 1} is empty")
-        if not (turns[index].content.strip() or calls_in(turns[index])):
+        if is_unseen(turns[index].content) and not calls_in(turns[index]):
             raise DataError(f"{named} assistant turn is empty" if which == "last" else f"{named} answer, is empty")
     return [(turns[:index], turns[index]) for index in answers]
 

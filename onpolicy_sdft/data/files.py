@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import glob
 import io
@@ -215,7 +216,21 @@ def _without_empty_end(
         yield row
 
 
+def _refuse_utf16(path: Path) -> None:
+    """Refuse a file of JSON in UTF-16 or UTF-32, as some editors and PowerShell write it, by its first bytes.
+
+    Raises:
+        DataError: With the encoding.
+    """
+    with _open(path) as file:
+        first = file.read(4)
+    wide = 4 if b"\0\0" in first else 2
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in first:
+        raise DataError(f"{path} is UTF-{8 * wide}, not UTF-8. Fix: save it as UTF-8.")
+
+
 def _json_lines(path: Path) -> Iterator[Mapping[str, Any] | DataError | None]:
+    _refuse_utf16(path)
     with _open(path) as lines:
         for line in lines:
             yield _json_row(line) if line.strip() else None
@@ -255,6 +270,7 @@ def _first_twice(names: Iterable[str]) -> list[str]:
 
 
 def _json_array(path: Path) -> Iterator[Mapping[str, Any] | DataError]:
+    _refuse_utf16(path)
     try:
         with _open(path) as file:
             rows = _parse(file.read().decode("utf-8-sig"))

@@ -73,6 +73,21 @@ def no_tools(name: str, text: str) -> str:
     )
 
 
+def ends_otherwise(end: str | None, with_tools: str | None) -> str:
+    """Say that a chat template ends answers otherwise where there are tools.
+
+    Args:
+        end: The token that ends an answer without tools; None: no token of its own.
+        with_tools: The one that ends an answer where there are tools.
+    """
+    return (
+        f"the chat template ends an answer with {with_tools or 'no token of its own'} where there are tools and with "
+        f"{end or 'no token of its own'} elsewhere (a template named tool_use, or a part of one), and rollouts of a "
+        "run end with one of them. Fix: one end in the model's chat_template.jinja, or tools for all rows in "
+        "context.student_template_kwargs and context.teacher_template_kwargs {tools: [...]} in place of the column"
+    )
+
+
 def no_reasoning(text: str) -> str:
     """Say that a chat template does not write the reasoning that stands beside an answer."""
     return (

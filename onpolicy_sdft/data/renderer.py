@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 from onpolicy_sdft.data.chat_template import (
     ANSWER,
     QUESTION,
+    TOOL,
     broken,
     literals,
     notes_on,
     read_markup,
 )
 from onpolicy_sdft.data.refusals import (
+    ends_otherwise,
     no_reasoning,
     no_tools,
     not_a_prefix,
@@ -29,6 +31,7 @@ from onpolicy_sdft.data.refusals import (
     not_the_response,
     spells_control,
 )
+from onpolicy_sdft.data.template_source import refuse_unread, sources_of
 from onpolicy_sdft.data.tokenising import TextIds
 from onpolicy_sdft.data.writer import Conversation, TemplateWriter
 from onpolicy_sdft.errors import ConfigError, DataError
@@ -53,6 +56,10 @@ _NUM_BEFORE = 4
 _THINKING = ("enable_thinking", "thinking")
 
 
+#: Where template arguments are given.
+_OPTIONS = ("context.student_template_kwargs", "context.teacher_template_kwargs")
+
+
 class Renderer:
     """Turns conversations into token ids with one tokenizer.
 
@@ -67,12 +74,13 @@ class Renderer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: ContextConfig) -> None:
         self.tokenizer = tokenizer
         self.config = config
-        self.writer = TemplateWriter(tokenizer, config.date)
+        kwargs = (config.student_template_kwargs, config.teacher_template_kwargs)
+        self.writer = TemplateWriter(tokenizer, config.date, sources_of(tokenizer, *kwargs))
+        for option, given in zip(_OPTIONS, kwargs, strict=True):
+            refuse_unread(option, given, sources_of(tokenizer, given))
         #: Tokenises plain text, without special tokens.
         self.text_ids = TextIds(tokenizer)
-        student, teacher = map(
-            self.writer.with_arguments, (config.student_template_kwargs, config.teacher_template_kwargs)
-        )
+        student, teacher = map(self.writer.with_arguments, kwargs)
         self.markup = self.writer.settle(lambda: read_markup(tokenizer, student))
         teachers = read_markup(tokenizer, teacher)
         if self.markup.header != teachers.header:
@@ -81,6 +89,9 @@ class Renderer:
                 f"teacher's {teachers.header!r}. Give context.student_template_kwargs and "
                 "context.teacher_template_kwargs the same thinking mode."
             )
+        for option, given in zip(_OPTIONS, kwargs, strict=True):
+            self._refuse_unwritten_tools(option, given)
+        self._ends_with_tools = self._end_with_tools()
         self.control_ids = frozenset(self.markup.control)
         eos: int = tokenizer.eos_token_id
         self.terminator_id = eos if self.markup.end_id is None else self.markup.end_id
@@ -334,10 +345,39 @@ class Renderer:
                         return place, name
         return None
 
+    def _refuse_unwritten_tools(self, option: str, kwargs: dict[str, Any]) -> None:
+        """Refuse tools for all rows that the chat template reads and does not write."""
+        if not kwargs.get("tools"):
+            return
+        asked, others = [Turn("user", QUESTION)], {**kwargs, "tools": None}
+        text = self.writer.text(asked, kwargs, generation=True)
+        if text == self.writer.text(asked, others, generation=True):
+            raise ConfigError(
+                f"{option} has tools, which the model's chat template does not write: with and without them it writes "
+                f"{text[:160]!r}. Fix: a model whose chat template takes tools, or write them as text into the "
+                "messages."
+            )
+
+    def _end_with_tools(self) -> str:
+        """Return what is wrong with rows that have tools: their answers end otherwise; empty: nothing."""
+        render = self.writer.with_arguments(self.config.student_template_kwargs)
+        try:
+            found = read_markup(self.tokenizer, lambda turns, generation: render([TOOL, *turns], generation))
+        except ConfigError:  # it takes no tools, which is said of the rows that have some
+            return ""
+        if found.end_id == self.markup.end_id:
+            return ""
+        ends = (None if each is None else str(self.tokenizer.convert_ids_to_tokens(each)) for each in (
+            self.markup.end_id, found.end_id
+        ))  # fmt: skip
+        return ends_otherwise(*ends)
+
     def _refuse_unwritten(self, turns: Sequence[Turn], kwargs: dict[str, Any], *, generation: bool) -> None:
         """Refuse tools and calls that the chat template leaves out; each gets a name that nothing else has."""
         if not has_tools(turns):
             return
+        if self._ends_with_tools and any(turn.role == TOOLS for turn in turns):
+            raise DataError(self._ends_with_tools)
         marked, names = renamed(turns)
         text = self.writer.text(marked, kwargs, generation=generation)
         for marker, name in names.items():

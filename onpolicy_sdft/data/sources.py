@@ -21,6 +21,7 @@ from onpolicy_sdft.data.generators import generate_rows
 from onpolicy_sdft.data.published import published_rows
 from onpolicy_sdft.data.refusals import require_unicode
 from onpolicy_sdft.errors import ConfigError, DataError
+from onpolicy_sdft.tasks.plain_text import is_unseen
 from onpolicy_sdft.tool_calls import TOOLS, calls_in, parsed, read_extra, read_tools, spell_out, text_of
 from onpolicy_sdft.types import Demonstration, Turn
 
@@ -234,7 +235,7 @@ def _answers(row: Mapping[str, Any], columns: Columns, config: DataConfig, task:
     prompt, response = row.get(columns.prompt), row.get(columns.response)
     # A task that is not derived from the protocol need not have what the protocol would supply.
     needs_none = columns.response not in row and not getattr(task, "needs_response", True)
-    is_blank = response is None or not str(response).strip() or response == []
+    is_blank = response is None or is_unseen(str(response)) or response == []
     is_bare = needs_none or (columns.privileged is not None and is_blank)
     if isinstance(prompt, list) and is_bare:
         return [(prompt_of(prompt), NO_ANSWER)]
@@ -315,7 +316,8 @@ def _text(row: Mapping[str, Any], column: str, columns: Columns) -> str:
     value = _column(row, column, columns)
     if not isinstance(value, str):
         raise DataError(f"column {column!r} is not a string but {type(value).__name__}: {value!r:.60}")
-    if not value.strip():
-        raise DataError(f"column {column!r} is empty")
+    if is_unseen(value):
+        shows = f": {value!r:.40} shows nothing" if value.strip() else ""
+        raise DataError(f"column {column!r} is empty{shows}")
     require_unicode(value, f"column {column!r}")
     return value

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from jinja2 import TemplateError
 
-from onpolicy_sdft.data.chat_template import Render, at_moment, broken, reads_clock, unused_in
+from onpolicy_sdft.data.chat_template import Render, broken, unused_in
+from onpolicy_sdft.data.template_source import at_moment, reads_clock
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.tool_calls import messages_of, with_arguments_as_text
 from onpolicy_sdft.types import Turn
@@ -30,17 +31,18 @@ class TemplateWriter:
     Args:
         tokenizer: With a chat template.
         date: What templates that read the clock see, in ISO format; None: today.
+        sources: The chat templates that may be rendered.
 
     Raises:
-        ConfigError: If the date is none.
+        ConfigError: If the date is none, or a template has an error.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, date: str | None) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, date: str | None, sources: Sequence[str]) -> None:
         self._tokenizer = tokenizer
         date = date or datetime.now().date().isoformat()
         self._moment = _moment(date)
         #: What the chat template sees, as ``context.date`` takes it; empty where it does not read the clock.
-        self.date = date if reads_clock(str(tokenizer.chat_template)) else ""
+        self.date = date if any(reads_clock(each) for each in sources) else ""
         #: Finds control tokens that texts spell; None: not looked for.
         self.spelled: re.Pattern[str] | None = None
         self._in_parts = False
@@ -131,7 +133,8 @@ class TemplateWriter:
             kwargs = {**kwargs, "tools": tools}
         if self.date:
             source = self._tokenizer.get_chat_template(kwargs.get("chat_template"), kwargs.get("tools"))
-            kwargs = {**kwargs, "chat_template": at_moment(source, self._moment)}
+            if reads_clock(source):
+                kwargs = {**kwargs, "chat_template": at_moment(source, self._moment)}
         asked: dict[str, Any] = {"tokenize": False, "add_generation_prompt": generation, **kwargs}
         try:
             return str(self._tokenizer.apply_chat_template(messages, **asked))

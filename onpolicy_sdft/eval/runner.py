@@ -13,7 +13,7 @@ from onpolicy_sdft.data.eval_sets import EvalSet
 from onpolicy_sdft.data.sources import fingerprint
 from onpolicy_sdft.eval.answers import AnswerRecord, Asking, Kept, digest, write_in_chunks
 from onpolicy_sdft.eval.intervals import mean_interval, wilson_interval
-from onpolicy_sdft.tasks.protocol import Checker
+from onpolicy_sdft.tasks.protocol import Checker, has_check
 from onpolicy_sdft.types import ONE_RANK, Demonstration, Ranks, Rollout
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ class SetScore:
 
     label: str
     retention: bool
-    score: float  # share of right answers; with several samples the mean over questions of that share
-    low: float  # 95 % interval
-    high: float
+    score: float | None  # share of right answers; of several samples the mean over questions; None: no check
+    low: float | None  # 95 % interval
+    high: float | None
     n: int  # questions
     pass_at_k: float | None  # with several samples: share of questions with at least one right answer (unbiased)
     pass_at: Mapping[int, float]  # the same by number of samples: 1, 2, 4, ... and all of them
@@ -114,8 +114,13 @@ def summarise(questions: EvalSet, records: Sequence[AnswerRecord], num_samples: 
     """Turn records into a score with its interval; several records of one question follow each other."""
     n = len(questions.demonstrations)
     right = [sum(r["correct"] for r in records[i : i + num_samples]) for i in range(0, len(records), num_samples)]
-    score = sum(right) / len(records)
-    if num_samples == 1:
+    score: float | None = sum(right) / len(records)
+    low: float | None
+    high: float | None
+    is_checked = any(has_check(questions.task, each) for each in questions.demonstrations)
+    if not is_checked:
+        score = low = high = None  # any text is accepted: that says nothing of a model
+    elif num_samples == 1:
         low, high = wilson_interval(sum(right), n)
     else:
         low, high = mean_interval([count / num_samples for count in right])
@@ -127,12 +132,12 @@ def summarise(questions: EvalSet, records: Sequence[AnswerRecord], num_samples: 
         low=low,
         high=high,
         n=n,
-        pass_at_k=pass_at_k(right, num_samples, num_samples) if num_samples > 1 else None,
-        pass_at={k: pass_at_k(right, num_samples, k) for k in _sample_counts(num_samples)},
+        pass_at_k=pass_at_k(right, num_samples, num_samples) if num_samples > 1 and is_checked else None,
+        pass_at={k: pass_at_k(right, num_samples, k) for k in _sample_counts(num_samples)} if is_checked else {},
         mean_length=num_tokens / len(records),
         truncated_rate=sum(record["finish_reason"] == "length" for record in records) / len(records),
         tokens_per_second=num_tokens / seconds if seconds > 0 else 0.0,
-        note=getattr(questions.task, "note", ""),
+        note=getattr(questions.task, "note", "") if is_checked else f"not checked: {questions.task.name} has no check",
         records=tuple(records),
     )
 

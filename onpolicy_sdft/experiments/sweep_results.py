@@ -67,7 +67,9 @@ def read_scores(path: Path, metrics: Sequence[str] = ()) -> dict[str, float]:
     run = RunDirectory(path)
     summary = read_json(run.eval_summary_path) if run.eval_summary_path.is_file() else {}
     after = summary.get("after") or {}
-    scores = {f"eval/{item['label']}/score": item["score"] for item in after.get("sets", [])}
+    scores = {
+        f"eval/{item['label']}/score": item["score"] for item in after.get("sets", []) if item["score"] is not None
+    }
     kl = after.get("kl") or {}
     scores |= {name: kl[key] for name, key in (("eval/kl", "mean"), ("eval/nll", "nll_mean")) if key in kl}
     steps = [record["values"] for record in run.read_metrics()]
@@ -124,6 +126,8 @@ def base_model_scores(rows: Sequence[Row], directory: Path) -> dict[str, float]:
         path = RunDirectory(directory / row.run).eval_summary_path
         if row.state == "done" and path.is_file():
             for item in (read_json(path).get("before") or {}).get("sets", []):
+                if item["score"] is None:
+                    continue
                 found.setdefault(f"eval/{item['label']}/score", set()).add(item["score"])
     return {name: values.pop() for name, values in found.items() if len(values) == 1}
 

@@ -33,7 +33,7 @@ from onpolicy_sdft.eval.retention import general_prompts
 from onpolicy_sdft.eval.turn_end import RARELY_ENDS, describe_turn_end, turn_end_probability
 from onpolicy_sdft.fitting.export import model_facts
 from onpolicy_sdft.fitting.guards import make_guards
-from onpolicy_sdft.fitting.held_out import gate_sets, hold_back
+from onpolicy_sdft.fitting.held_out import gate_sets, hold_back, refuse_unchecked
 from onpolicy_sdft.fitting.identity import claim_run, earlier_date, identity_of, see_one_directory
 from onpolicy_sdft.fitting.start import find_start, inherit_scores, load_start_weights, trained_to
 from onpolicy_sdft.fitting.verdict import RunVerdict, reach_verdict
@@ -129,6 +129,7 @@ def _load(config: RunConfig, backend: Backend, given: Given) -> _Loaded:
     rows, held_back = hold_back(config, task, rows)
     sets = load_eval_sets(evaluation_sets(config), tasks=given.tasks)
     validation = load_eval_sets(config.eval.validation, "eval.validation", given.tasks)
+    refuse_unchecked(validation)
     general_prompts(config.eval.kl_prompts)  # asking for more than there are is refused here, not after training
     date = backend.on_first(lambda: earlier_date(config))
     config = dataclasses.replace(config, context=dataclasses.replace(config.context, date=date))
@@ -356,7 +357,7 @@ def _validate(
 ) -> dict[str, float]:
     with weights.showing("live"):
         scores = score_sets(config, bundle, weights.model, sets, "validation", ranks)
-    return {f"eval/{score.label}/score": score.score for score in scores}
+    return {f"eval/{score.label}/score": score.score for score in scores if score.score is not None}
 
 
 def _export(

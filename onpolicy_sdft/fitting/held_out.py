@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from onpolicy_sdft.data.eval_sets import EvalSet
 from onpolicy_sdft.data.sources import DemonstrationSet, fingerprint
+from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.tasks.protocol import has_check
 
 if TYPE_CHECKING:
@@ -96,3 +97,17 @@ def gate_sets(
         if questions.retention and all(has_check(questions.task, row) for row in questions.demonstrations)
     ]
     return tuple(found)
+
+
+def refuse_unchecked(validation: Sequence[EvalSet]) -> None:
+    """Refuse validation sets whose task accepts any text: they have no score to stop by or to keep the best by.
+
+    Raises:
+        ConfigError: Naming the set and its task.
+    """
+    for questions in validation:
+        if not any(has_check(questions.task, row) for row in questions.demonstrations):
+            raise ConfigError(
+                f"eval.validation {questions.label!r}: its task {questions.task.name} has no check, so it has no "
+                "score. Fix: a task.name of the set that tells right from wrong answers, or leave the set out."
+            )

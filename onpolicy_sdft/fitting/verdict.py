@@ -49,7 +49,10 @@ def reach_verdict(run: RunDirectory, gate: Gate | None, max_p_value: float, summ
         parts.append(f"lower than at the start, which may be chance, on {list_drops(lower)}")
     if drops and not (worse or lower or is_start):
         parts.append(f"not worse than the start on {list_drops(drops)}")
-    if not drops:
+    unchecked = [entry["label"] for entry in _sets(summary) if entry["score"] is None]
+    if not drops and unchecked:
+        parts.append(f"not compared with the start: the task of {', '.join(unchecked)} has no check")
+    elif not drops:
         parts.append("not compared with the start: no rows were answered before and after")
     return RunVerdict("; ".join(parts), bool(worse), is_start)
 
@@ -65,11 +68,15 @@ def _of_evaluation(run: RunDirectory, summary: Mapping[str, Any]) -> dict[str, D
     if not summary.get("after") or not read_json(run.eval_summary_path).get("before"):
         return {}
     found = {}
-    for label in (entry["label"] for entry in summary["after"]["sets"]):
+    for label in (entry["label"] for entry in _sets(summary) if entry["score"] is not None):
         before, after = (_shares(run, stage, label) for stage in ("before", "after"))
         if before.keys() == after.keys():
             found[label] = compare(list(before.values()), [after[example] for example in before])
     return found
+
+
+def _sets(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return list((summary.get("after") or {}).get("sets", []))
 
 
 def _shares(run: RunDirectory, stage: str, label: str) -> dict[str, float]:

@@ -46,6 +46,9 @@ def model_card(
     lines += [f"* {key}: {value}" for key, value in facts.items()]
     for stage, scores in summary.items():
         for item in scores.get("sets", []):
+            if item["score"] is None:
+                lines.append(f"* {stage}: {item['label']} not checked (n = {item['n']}): its task has no check")
+                continue
             lines.append(
                 f"* {stage}: {item['label']} {item['score']:.3f} "
                 f"[{item['low']:.3f}, {item['high']:.3f}] (n = {item['n']}, 95 % Wilson)"
@@ -93,6 +96,7 @@ def _metadata(
             metric_value=round(item["score"], 4),
         )
         for item in summary.get("after", {}).get("sets", [])
+        if item["score"] is not None
     ]
     return ModelCardData(
         base_model=base_name if is_on_hub else None,

@@ -198,7 +198,7 @@ def _row(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> t
 
 def _score(entry: Mapping[str, Any] | None) -> str:
     if entry is None or entry.get("score") is None:
-        return "-"
+        return "not checked" if entry and entry.get("n") else "-"  # answered, by a task that has no check
     if entry.get("low") is None or entry.get("high") is None:
         return f"{entry['score']:.3f}"
     return f"{entry['score']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"

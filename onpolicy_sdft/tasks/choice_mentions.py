@@ -41,6 +41,11 @@ _TENTATIVE = re.compile(
     re.IGNORECASE,
 )
 _BUT = re.compile(r"\b(?:but|however|yet)\b", re.IGNORECASE)
+_OR_IS_IT = re.compile(
+    r"(?:[,;.!?\u2014\u2013]|\s-)\s{0,2}(?:or|but)\s(?:(?:is|was|could|might|should|would) (?:it|that)(?: be| not be)?"
+    r"|maybe|perhaps|possibly|what about|how about|then again)\b",
+    re.IGNORECASE,
+)
 _BETWEEN = re.compile(r"\b(?:between|among|comparing|of|out of|from) (?:options? )?\W*$", re.IGNORECASE)
 _LISTED = re.compile(r"[)\]\"']*\s*(?:,|/|&|,?\s*(?:and|or|nor))?\s*(?:options?\s+)?[(\[\"']*", re.IGNORECASE)
 _WINDOW = 60
@@ -122,6 +127,8 @@ def read_passage(text: str, choices: Mapping[str, str], is_stated: bool) -> Read
     mentions = sorted(find_mentions(text, choices, is_stated), key=lambda each: each.start)
     if len(mentions) > MAX_MENTIONS:
         return Reading(None, True)
+    if _is_open(text, mentions):
+        return Reading(None, True)
     granted = [each.span() for each in islice(_GRANTED.finditer(text), MAX_MENTIONS)]
     mentions = _without_others(
         text, [each for each in mentions if not any(start <= each.start < end for start, end in granted)]
@@ -135,6 +142,16 @@ def read_passage(text: str, choices: Mapping[str, str], is_stated: bool) -> Read
     return Reading(
         picked.pop() if len(picked) == 1 else None, bool(mentions), bool(mentions) and len(denied) == len(mentions)
     )
+
+
+def _is_open(text: str, mentions: Sequence[Mention]) -> bool:
+    """Whether a text ends with another option beside the one it names: "It's B - or is it C?"."""
+    for found in islice(_OR_IS_IT.finditer(text), MAX_MENTIONS):
+        before = {each.label for each in mentions if each.end <= found.start()}
+        behind = {each.label for each in mentions if each.start >= found.end()}
+        if len(before) == 1 and len(behind) == 1 and before != behind:
+            return True
+    return False
 
 
 def _without_rivals(text: str, mentions: Sequence[Mention]) -> list[Mention]:

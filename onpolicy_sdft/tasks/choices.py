@@ -64,6 +64,24 @@ _JUST_BEHIND = (
 _GOES_ON = re.compile(
     r"(?:so|but|instead|rather|then|therefore|thus|hence)?,? ?(?:it|that|this)(?:['’]s| is| must be)\b", re.I
 )
+#: "Is it B? Yes."
+_ASKED_AND_ANSWERED = re.compile(
+    r"((?:^|(?<=[\s\"'(,:]))(?:is|was|could|would|might) (?:it|that|this|the (?:correct |right )?answer)\b"
+    r"[^.!?\n]{1,80})\?"
+    r"(\s{0,3}(?:yes|yep|yeah|indeed|correct|exactly)\b(?!\s{0,2}(?:and|or|but) no|, but))",
+    re.IGNORECASE,
+)
+_ASKS_OTHERWISE = re.compile(
+    r"\b(?:not|never|wrong|incorrect|false|out|less|worse|than|except|unlikely|impossible|invalid|eliminat\w+|exclud\w+"
+    r"|reject\w+|or|nor)\b|n['’]t\b",
+    re.IGNORECASE,
+)
+_PLACES = ("first", "second", "third", "fourth", "fifth", "sixth")
+_PLACE = re.compile(
+    rf"\W*{_JUST_BEFORE}(?:the )?({'|'.join(_PLACES)}|last) (?:answer |given |listed )?(?:option|choice|answer|one)"
+    rf"(?: (?:is|seems|looks) (?:the )?(?:right|correct|best)(?: answer| option| choice| one)?)?\W*",
+    re.IGNORECASE,
+)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)|\n+")
 _WINDOW = 60
 _LETTER_AND_POINT = 5
@@ -112,6 +130,9 @@ def _is_no_marker(text: str, marker: re.Match[str]) -> bool:
 
 
 def _chosen(text: str, choices: Mapping[str, str]) -> str | None:
+    if (label := _by_place(text, choices)) is not None:
+        return label
+    text = _ASKED_AND_ANSWERED.sub(_as_statement, text)
     markers = _markers(text)
     if not markers:
         return _picked_in_all(text, choices)
@@ -124,6 +145,22 @@ def _chosen(text: str, choices: Mapping[str, str]) -> str | None:
             return found.label
         markers.pop()  # "Hope this answer is helpful!" says nothing about the marker before
     return _picked_at_first(text, choices) if is_answer_marked else _picked_in_all(text, choices)
+
+
+def _as_statement(found: re.Match[str]) -> str:
+    """Return a question that is answered with yes as what it says, unless it asks for what is wrong."""
+    if _ASKS_OTHERWISE.search(found[1]):
+        return found.group()
+    return f"{found[1]}.{found[2]}"
+
+
+def _by_place(text: str, choices: Mapping[str, str]) -> str | None:
+    """Return the option of a text that names its place and says no more: "The second option."."""
+    found = _PLACE.fullmatch(text.strip()) if len(text) <= 2 * _WINDOW else None
+    if found is None:
+        return None
+    place = len(choices) - 1 if found[1].casefold() == "last" else _PLACES.index(found[1].casefold())
+    return list(choices)[place] if place < len(choices) else None
 
 
 def _picked_at_first(text: str, choices: Mapping[str, str]) -> str | None:
@@ -218,7 +255,7 @@ def _picked_in_all(text: str, choices: Mapping[str, str]) -> str | None:
     listed = [_restated(line, choices) for line in lines[: len(choices)]]
     if listed == list(choices) and len(lines) > len(choices):  # the question's list, and then the pick
         return _picked_in_all("\n".join(lines[len(choices) :]), choices)
-    if verdicts := _verdicts(lines, choices):
+    if verdicts := _verdicts(lines if len(lines) > 1 else _SENTENCE.split(text, maxsplit=_MAX_LINES), choices):
         return verdicts[0] if len(verdicts) == 1 else None
     if (label := _picked_before_others(lines, choices) or _picked_behind_all(lines, choices)) is not None:
         return label

@@ -19,7 +19,9 @@ _NEGATION = re.compile(
     r"|dismiss(?:ed)?|discard(?:ed)?|false that|wrong that|incorrect that"
     r"|no (?:circumstances|reason|way|need|point|evidence|chance)"
     r"|nicht|niemals|pas|jamais|nunca|não|no es|non è|не)\b"
-    r"|\brul(?:e|ed|es|ing) out\b"
+    r"|\b(?:rul(?:e|ed|es|ing)|cross(?:ed|es|ing)?|strik(?:e|es|ing)|struck|scratch(?:ed|es|ing)?|throw(?:s|n|ing)?"
+    r"|threw|leav(?:e|es|ing)|left|toss(?:ed|es|ing)?) out\b|\b(?:get|got|getting) rid of\b"
+    r"|\b(?:discount|disqualify|disqualified)\b"
     r"|\b(?:rather than|instead of|other than|no longer|anything but|all but|far from|by no means)\b)"
     r"(?:\s+[\w'’]+){0,4}\W*$|\bno\s+(?:option\s+|choice\s+)?[(\"']*$"
     r"|(?:不是|不选|不為|不为|并非|不會是|不会是|排除|错误的是)\s*$",

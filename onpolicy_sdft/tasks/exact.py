@@ -24,10 +24,13 @@ from onpolicy_sdft.tasks.protocol import (
     short_message,
 )
 from onpolicy_sdft.tasks.quantities import number_alone, quantities
+from onpolicy_sdft.tasks.worded_numbers import number_in_words
 from onpolicy_sdft.types import CheckResult, Demonstration
 
 _MATCHES = ("whole", "contains")
 _ALIASES = "aliases"
+_FEW_WORDS = 2  # that is a bare answer
+_AROUND = " .,;:!?*_`\"'()"
 _MAX_PLACES = 1500  # of a number or of words in a text
 _WINDOW, _WINDOW_AFTER = 40, 100
 #: What has the words of a denial and is none.
@@ -39,6 +42,37 @@ _AFFIRMED = re.compile(
 #: A sentence of its own behind an answer: "Paris. Isn't Lyon bigger?", "Paris. Can't be London."
 _SAYS_MORE = re.compile(
     r"[)\]\"'*]{0,4}[.!][)\]\"'*]{0,4}\s(?:\w+n't|cannot)\s(?!(?:be\s)?(?:the\s)?(?:right|correct|true|it|that|possible)\b)",
+    re.IGNORECASE,
+)
+#: Before an answer that is weighed, and behind it where another one is given: "I thought Paris, but it is Lyon".
+_WEIGHED = re.compile(
+    r"\b(?:thought|used to (?:be|think|say|believe)|believed|assumed|guessed|expected|supposed|imagined"
+    r"|considered|hoped|formerly|previously|originally|initially|once|at first|would have (?:said|guessed)"
+    r"|tempt(?:ed|ing)"
+    r"|(?:one|you|people|many|some|most|they|everyone|everybody|students|locals) (?:may |might |would |often |people )?"
+    r"(?:says?|thinks?|believes?|assumes?|claims?|guess|expect)|looks? like|seems?|appears?)\b[^.!?;\n]{0,30}$",
+    re.IGNORECASE,
+)
+_GIVEN_UP = re.compile(
+    r"[^.!?\n]{0,60}?(?:[,;)\s]|\s-)\s?(?:but|however|yet|now|today|until|though|instead|whereas|turns out)\b"
+    r"|[)\]\"'*]{0,4}[.;!]\s(?:but|however|yet|in fact|actually|now it)\b",
+    re.IGNORECASE,
+)
+#: A judgement that is a sentence or a clause of its own: "Paris; wrong!", "Paris. That is false."
+_JUDGED = re.compile(
+    r"[)\]\"'*]{0,4}(?:\s?[;,.:!\u2014\u2013]|\s-)\s{0,2}(?:but\s|and\s)?"
+    r"(?:(?:that|this|it|which|they)(?:'s|\sis|\swas|\sare)\s)?(?:all\s|so\s|simply\s|totally\s|completely\s|just\s|quite\s)?"
+    r"(?:wrong|incorrect|false|untrue|mistaken|nonsense|a\s(?:mistake|myth|lie)|not\s(?:so|true|right|correct))\s?"
+    r"(?:[.!;,)]|$)",
+    re.IGNORECASE,
+)
+#: "Paris it is not", "Paris, I used to think".
+_TURNED_AFTER = re.compile(
+    r"\s(?:it|that|this|he|she)\s(?:(?:is|was|can|could|will|must)\s?(?:not|n't|never)"
+    r"|isn't|wasn't|ain't|cannot|never was)\b"
+    r"|,?\s(?:or\sso\s)?(?:I|we|they|people|many)\s(?:(?:used\sto|once|first|initially|always)\s)"
+    r"(?:thought|think|believed?|assumed?|said|say)\b"
+    r"|\s(?:I|we)\s(?:doubt|reject|rule\sout)\b",
     re.IGNORECASE,
 )
 _ARROW = re.compile(r"(?<![<>=-])[-=]>")
@@ -100,7 +134,7 @@ class Exact(Task):
 
     def check(self, completion: str, demonstration: Demonstration) -> CheckResult:
         """Compare the normalised texts; an empty completion is never right."""
-        self.check_demonstration(demonstration)
+        self._require_answers(demonstration)
         completion = without_thoughts(completion)
         answer = self._normalise(completion)
         expected = reference_text(demonstration, self.answer_field)
@@ -125,11 +159,34 @@ class Exact(Task):
         return reference_text(demonstration, self.answer_field)
 
     def check_demonstration(self, demonstration: Demonstration) -> None:
-        """Refuse an empty reference, and aliases that are no list of text."""
+        """Refuse an empty reference, aliases that are no list of text, and a response that is another bare answer."""
+        self._require_answers(demonstration)
+        if self._says_another(demonstration):
+            raise bad_field(
+                demonstration,
+                self.answer_field,
+                f"says {reference_text(demonstration, self.answer_field)!r:.80} but the response is "
+                f"{demonstration.response.strip()!r:.80}",
+            )
+
+    def _require_answers(self, demonstration: Demonstration) -> None:
         if not self._normalise(reference_text(demonstration, self.answer_field)):
             raise bad_field(demonstration, self.answer_field, "and the response hold no answer")
         if self.match == "contains" and not all(self._accepted(demonstration)):
             raise bad_field(demonstration, _ALIASES, "has an empty text")
+
+    def _says_another(self, demonstration: Demonstration) -> bool:
+        """Whether a response is a bare answer, and another one than the answer's column has."""
+        said = self._normalise(without_thoughts(demonstration.response)).casefold().strip(_AROUND)
+        known = [each.casefold().strip(_AROUND) for each in self._accepted(demonstration)]
+        if not said or "\n" in demonstration.response.strip() or any(each in said or said in each for each in known):
+            return False
+        values = [_number(each) for each in known]
+        is_same = _number(said) is not None and _number(said) in [
+            *values,
+            number_in_field(demonstration, self.answer_field),
+        ]
+        return not is_same and len(said.split()) <= max(_FEW_WORDS, *(len(each.split()) for each in known))
 
     def _accepted(self, demonstration: Demonstration) -> list[str]:
         """Return the normalised texts that are right, the reference first."""
@@ -173,6 +230,10 @@ class Exact(Task):
         return text.casefold() if self.ignore_case else text
 
 
+def _number(words: str) -> Fraction | None:
+    return number_alone(words) if any(map(str.isdigit, words)) else number_in_words(words)
+
+
 def _value(words: str) -> Fraction | None:
     """Return the number that an answer is; 007 is a name."""
     return None if re.match(r"0\d", words) else number_alone(words)
@@ -209,11 +270,20 @@ def _stands(text: str, start: int, end: int, is_number: bool, ends: Sequence[int
     """Whether a text does not take back what it has, nor make more of a number."""
     if is_number and _is_of_more(text, start, end):
         return False
-    if is_denied_before(text, start):
+    if is_denied_before(text, start) or _is_given_up(text, start, end, ends):
         return False
     place = bisect_left(ends, end)
     behind = text[end : min([end + _WINDOW_AFTER, *ends[place : place + 1]])]
     return _SAYS_MORE.match(behind) is not None or not is_denied_after(behind, 0)
+
+
+def _is_given_up(text: str, start: int, end: int, ends: Sequence[int]) -> bool:
+    """Whether a text weighs what it has and gives another answer, or judges it wrong."""
+    place = bisect_left(ends, end)
+    behind = text[end : min([end + _WINDOW_AFTER, *ends[place : place + 1]])]
+    if _JUDGED.match(behind) or _TURNED_AFTER.match(behind):
+        return True
+    return _GIVEN_UP.match(behind) is not None and _WEIGHED.search(text[max(0, start - _WINDOW) : start]) is not None
 
 
 def _is_of_more(text: str, start: int, end: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onpolicy_sdft.errors import DataError
-from onpolicy_sdft.tasks.plain_text import is_blank
+from onpolicy_sdft.tasks.plain_text import is_blank, is_unseen
 from onpolicy_sdft.tasks.protocol import Task
 from onpolicy_sdft.types import CheckResult, Demonstration
 
@@ -34,7 +34,7 @@ class FreeForm(Task):
 
     def check_demonstration(self, demonstration: Demonstration) -> None:
         """Refuse a blank response, unless the teacher is shown another text."""
-        if not demonstration.shown.strip():
+        if is_unseen(demonstration.shown):
             raise DataError(
                 f"example {demonstration.example_id!r}: the response is empty; mend the row or leave it out"
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -64,7 +63,7 @@ class FunctionTask(Task):
         score, reason = said if isinstance(said, tuple) and len(said) == 2 else (said, "")
         if hasattr(score, "item"):  # a number of numpy's or torch's
             score = score.item()
-        if not isinstance(score, int | float) or not isinstance(reason, str) or math.isnan(score):
+        if not isinstance(score, int | float) or not isinstance(reason, str) or not 0 <= score <= 1:
             raise TaskError(
                 f"task {self.name} said {said!r} of example {demonstration.example_id!r}. Fix: return True or False, a "
                 "score from 0 to 1, or either with a short reason, as in (False, 'too long')"

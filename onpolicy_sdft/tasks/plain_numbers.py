@@ -30,6 +30,11 @@ _TAG = re.compile(
 _SOURCE = re.compile(r"(?<=[\d%])[ ]?\[\d{1,2}\](?=[.,;]?\s*(?:\Z|\n|[A-Z]))")  # "The answer is 6 [1]."
 _BOLD_OR_POWER = re.compile(r"(?<![\d*.,])(\d+(?:\.\d+)?)(?:\*\*| \*\* )(-?\d+)(?![\d*])")
 
+#: "12 dollars and 0 cents"; with cents there are two numbers, of which one is asked for.
+_MONEY = re.compile(
+    r"(?<![\d.,/^-])(\d{1,3}(?:,\d{3}){1,3}|\d{1,9}) (dollars?|euros?|pounds?),?(?: and)? 0{1,2} (?:cents?|pence)\b",
+    re.IGNORECASE,
+)
 _CROSS = re.compile(r"(?<=[\d)])(?<!\b0)x(?=[\d(])")  # 4x3, but not 0x3
 
 
@@ -46,6 +51,7 @@ def with_bold(text: str) -> str:
     text = _ANNOTATION.sub("", _DEGREES.sub("°", text.replace(r"\pm", "±")))
     text = _GLUED_COMMAND.sub(r"\1 ", _FACTORIAL.sub(r"\\factorial{}", _CROSS.sub("×", text)))
     text = _BOLD_OR_POWER.sub(r"\1^\2", plain_characters(text))
+    text = _MONEY.sub(r"\1 \2", text)
     return _LATEX_FRACTION.sub(_written_out, _EMPHASIS.sub(r" \1 ", text.replace("**", BOLD)))
 
 

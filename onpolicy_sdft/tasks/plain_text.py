@@ -68,6 +68,8 @@ _SPACING = re.compile(
 # Of every kind that is written for a minus; the long dash is punctuation.
 #: Dashes and slashes that compatibility decomposition leaves.
 _DASHES_AND_SLASHES = str.maketrans(dict.fromkeys("\u2010\u2012\u2013\u2212", "-") | dict.fromkeys("\u2044\u2215", "/"))
+#: Letters and signs that show nothing.
+_UNSEEN = "\u115f\u1160\u2800\u3164\uffa0"
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
 
@@ -109,6 +111,11 @@ def without_next_question(text: str, says: Callable[[str], object]) -> str:
 def is_blank(text: str) -> bool:
     """Whether a text says nothing behind its thoughts: it has nothing that can be seen."""
     return not any(unicodedata.category(each)[0] not in "CZ" for each in without_thoughts(text))
+
+
+def is_unseen(text: str) -> bool:
+    """Whether a text has nothing that can be seen: it is empty, or blanks and characters without a width alone."""
+    return all(each.isspace() or each in _UNSEEN or unicodedata.category(each) in ("Cc", "Cf", "Zs") for each in text)
 
 
 def without_struck(text: str) -> str:

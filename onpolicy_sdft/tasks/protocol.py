@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ MESSAGE_LINES, LINE_CHARACTERS = 5, 240
 
 #: Reason of a text whose check raised.
 CHECK_ERROR = "check_error"
+_NOISY_DIGITS, _LARGEST_DENOMINATOR, _MAX_ULPS = 14, 10_000, 4  # of a float that arithmetic has made
 _FEW_ERRORS = 8  # that many say nothing about a share
 
 
@@ -223,7 +225,9 @@ def reference_text(demonstration: Demonstration, field: str) -> str:
     if number is None:
         raise bad_field(demonstration, field, f"is {value!r}, not text or a number")
     # A column of whole numbers with a gap is one of floats in Parquet and CSV: 12.0 is 12.
-    return str(number.numerator) if number.denominator == 1 else str(value)
+    if number.denominator == 1:
+        return str(number.numerator)
+    return str(float(number)) if isinstance(value, float) else str(value)  # without the noise of arithmetic
 
 
 def number_in_field(demonstration: Demonstration, field: str) -> Fraction | None:
@@ -240,9 +244,17 @@ def number_in_field(demonstration: Demonstration, field: str) -> Fraction | None
     if isinstance(value, bool) or not isinstance(value, Real | Decimal):
         return None
     try:
-        return Fraction(str(value))  # as it is written: 0.1 is a tenth
+        return _without_noise(value, Fraction(str(value)))  # as it is written: 0.1 is a tenth
     except (ValueError, OverflowError):
         raise bad_field(demonstration, field, f"is {value!r}, not a number with a value") from None
+
+
+def _without_noise(value: Any, written: Fraction) -> Fraction:
+    """Return the number that a float of many digits comes from: 0.1 + 0.2 is 0.3, and 2 / 3 is two thirds."""
+    if not isinstance(value, float) or len(str(written.numerator)) < _NOISY_DIGITS:
+        return written
+    near = written.limit_denominator(_LARGEST_DENOMINATOR)
+    return near if abs(float(near) - value) <= _MAX_ULPS * math.ulp(value) else written
 
 
 def bad_field(demonstration: Demonstration, field: str, problem: str) -> DataError:

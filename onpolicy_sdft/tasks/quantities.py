@@ -121,6 +121,9 @@ _ROUNDED_TO = re.compile(r"\bto(?: the)?\s$")
 #: |6|, but not a cell of a table.
 _BAR = re.compile(r"\A\|$|(?:^|\n)[^|\n]*[\s$(=]\|$")
 _WINDOW = 40
+#: Behind a sum of money, and of nothing else, "m" is a million; what "mm" and " m" are nobody can tell.
+_MILLIONS = re.compile(r"(?:m|[ ]?mm?)(?![\w^])")
+_MONEY_BEFORE = re.compile(r"([$€£¥₹]|\b(?:USD|EUR|GBP|JPY|CNY|INR|RMB|CHF|CAD|AUD|Rs)\b\.?)[ ]?-?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +153,8 @@ def quantities(text: str) -> Iterator[Quantity]:
         if found["number"] is None:
             continue
         value, end = _read(text, found.start())
+        if value is not None and (money := _MILLIONS.match(text, end)) and _is_money(text, found.start()):
+            value, end = (_times(value, Fraction(10**6)) if money.group() == "m" else None), money.end()
         position = end
         if _ORDINAL.match(text, end):
             continue
@@ -159,6 +164,17 @@ def quantities(text: str) -> Iterator[Quantity]:
         if text[end : end + 1] == "|" and _BAR.search(text[max(0, start - _WINDOW) : start]):
             sign = 0
         yield Quantity(start, end, None if value is None or sign == 0 else sign * value)
+
+
+def _is_money(text: str, start: int) -> bool:
+    """Whether a sign of money stands before a number, which is not that of a formula."""
+    found = _MONEY_BEFORE.search(text[max(0, start - _WINDOW) : start])
+    is_formula = (
+        found is not None
+        and found[1] == "$"
+        and "$" in text[start : start + _WINDOW].partition("\n")[0].partition(" ")[0]
+    )
+    return found is not None and not is_formula
 
 
 def number_alone(text: str) -> Fraction | None:

@@ -13,8 +13,9 @@ from itertools import dropwhile, islice, pairwise, takewhile
 from onpolicy_sdft.tasks import number_words as known
 from onpolicy_sdft.tasks.answer_marker import MAX_LINE, Marked, marked_text
 from onpolicy_sdft.tasks.number_statements import Statement, statements_of, tokens
-from onpolicy_sdft.tasks.plain_numbers import with_bold
+from onpolicy_sdft.tasks.plain_numbers import BOLD, with_bold
 from onpolicy_sdft.tasks.plain_text import CHANGED_MIND, without_next_question, without_thoughts
+from onpolicy_sdft.tasks.worded_numbers import number_in_words
 
 #: The end of a sentence whose next one says something new: not "6 sq. ft." nor "6. That is 2 more".
 _FULL_STOP = re.compile(r"[.!?](?=\s+[^a-z\s])(?!\s+(?:That|This) (?:is|was)\b)|;(?!\s+(?:this|that|which|it)\b)|\n")
@@ -49,6 +50,12 @@ _REFERENCE = re.compile(
 _MAX_LINES = 100  # lines with numbers that are read
 _MAX_STEPS = 30  # lines of a solution that are read
 _DIGIT = re.compile(r"\d")
+_CORRECTED = re.compile(
+    r"\b(?:(?:it|that|this|the (?:correct |right |final )?(?:answer|result|number|value|total)) "
+    r"(?:should (?:be|have been)|must be|has to be)|the (?:correct|right) (?:answer|result|number|value|total|one) is)"
+    r"[\s$*\x1f]{1,4}(-?\d[\d,.]{0,20})[*\x1f]{0,2}(?:[ ][a-z]{1,20})?\W*\Z",
+    re.IGNORECASE,
+)
 _DIGITS = re.compile(r"\d+")
 
 
@@ -76,6 +83,8 @@ def final_number(text: str) -> Fraction | None:
 
 
 def _stated(text: str) -> Fraction | None:
+    if not _DIGIT.search(text):
+        return number_in_words(text.replace(BOLD, " "))
     marked = marked_text(text)
     if marked is None:
         return _last_stated(text)
@@ -98,8 +107,17 @@ def _behind_marker(marked: Marked) -> Fraction | None:
         value = _worked_out(first + "\n" + rest, value, is_work, is_told)
     if doubt := CHANGED_MIND.search(first + rest, statements[0].end):
         later = _last_stated((first + rest)[doubt.end() :])
-        return value if later is None or later == value else None
+        if later is not None and _is_corrected((first + "\n" + rest)[doubt.end() :]):
+            return later
+        is_silent = later is None and not _DIGIT.search(first + rest, doubt.end())
+        return value if is_silent or later == value else None
     return value
+
+
+def _is_corrected(text: str) -> bool:
+    """Whether what stands behind a doubt says one number, and that it is the right one: "It should be 12."."""
+    found = _CORRECTED.search(text[-MAX_LINE:])
+    return found is not None and _DIGIT.search(text[-MAX_LINE:], 0, found.start(1)) is None
 
 
 def _is_listed(first: str, rest: str, is_below: bool) -> bool:

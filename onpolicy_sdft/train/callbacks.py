@@ -41,7 +41,7 @@ class Callback:
         Args:
             step: Optimizer steps taken.
             stage: ``before``, ``validation`` or ``after``. The answer counts for ``validation`` only.
-            scores: ``eval/LABEL/score`` of each set, and ``eval/kl`` where it was measured.
+            scores: ``eval/LABEL/score`` of each set whose task has a check, and ``eval/kl`` where it was measured.
         """
 
     def on_save(self, step: int, path: Path) -> None:
@@ -56,5 +56,6 @@ class Callback:
 def scores_of(stage: Mapping[str, object]) -> dict[str, float]:
     """Return the scores of a stage of ``eval/summary.json`` under their names as metrics."""
     sets, kl = stage.get("sets"), stage.get("kl")
-    found = {f"eval/{entry['label']}/score": float(entry["score"]) for entry in sets} if isinstance(sets, list) else {}
+    scored = [entry for entry in sets if entry["score"] is not None] if isinstance(sets, list) else []
+    found = {f"eval/{entry['label']}/score": float(entry["score"]) for entry in scored}
     return {**found, **({"eval/kl": float(kl["mean"])} if isinstance(kl, dict) else {})}

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
 import pytest
 import torch
@@ -20,7 +25,8 @@ from onpolicy_sdft import Callback, SDFTTrainer, load_config, load_run
 from onpolicy_sdft.api.checks import given_task
 from onpolicy_sdft.api.models import is_in_files
 from onpolicy_sdft.cli.main import main
-from onpolicy_sdft.errors import ConfigError, DataError, ModelError, RunDirectoryError, TaskError
+from onpolicy_sdft.errors import ConfigError, DataError, ModelError, RunDirectoryError, SdftError, TaskError
+from onpolicy_sdft.report.html import build_report
 from onpolicy_sdft.runs.files import read_json, read_jsonl
 from onpolicy_sdft.tasks.function import FunctionTask
 
@@ -283,6 +289,41 @@ def test_the_name_of_a_check_tells_it_from_others_and_is_the_same_in_every_proce
     assert bound[0] == bound[1] != bound[2]
 
 
+TYPED = {
+    "a constant": "def check(p, c, r):\n    return len(c) > {}",
+    "a constant of an inner function": "def check(p, c, r):\n    return any(len(w) > {} for w in c.split())",
+    "a constant of its module": "LONG = {}\ndef check(p, c, r):\n    return len(c) > LONG",
+    "a function beside it": "def is_long(c):\n    return len(c) > {}\ndef check(p, c, r):\n    return is_long(c)",
+    "a default": "def check(p, c, r, long={}):\n    return len(c) > long",
+    "a default by keyword": "def check(p, c, r, *, long={}):\n    return len(c) > long",
+    "what it closes over": "def make(n):\n    return lambda p, c, r: len(c) > n\ncheck = make({})",
+    "what it wraps": "def make(f):\n    return lambda p, c, r: f(c)\ncheck = make(lambda c: len(c) > {})",
+    "an object": "class Long:\n    def __call__(self, p, c, r):\n        return len(c) > {}\ncheck = Long()",
+}
+
+
+@pytest.mark.parametrize("source", TYPED.values(), ids=TYPED)
+def test_a_check_without_a_source_is_told_from_one_that_differs_in_a_number(source):
+    def name(number: int) -> str:
+        typed: dict[str, Any] = {"__name__": "typed"}
+        exec(source.format(number), typed)  # as at a prompt: no file has the source
+        return given_task(typed["check"])[0]
+
+    assert name(0) == name(0) != name(100_000)
+
+
+def test_a_check_that_compares_with_a_set_has_one_name_in_every_process():
+    code = 'exec(\'def check(p, c, r): return c in {"yes", "no", "maybe"}\'); print(given_task(check)[0])'
+    names = {
+        subprocess.run(
+            [sys.executable, "-c", f"from onpolicy_sdft.api.checks import given_task\n{code}"],
+            env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True,
+        ).stdout.splitlines()[-1]
+        for seed in "12"
+    }  # fmt: skip
+    assert len(names) == 1
+
+
 def is_said_with(prompt: str, completion: str, row: dict[str, Any], *, number: int, other: object) -> bool:
     return True
 
@@ -371,6 +412,35 @@ def test_an_earlier_export_is_replaced_and_other_files_are_not(finished, tmp_pat
         finished.save_model(tmp_path / "mine")
 
 
+def test_answers_that_nothing_checks_have_no_score_and_no_verdict(tmp_path, model_dir, capsys):
+    options = options_of(tmp_path, **ONE_STEP, **{"task.name": "free_form", "gate.rows": 0})
+    trainer = SDFTTrainer(str(model_dir), None, ROWS, ROWS[:3], config=options)
+    outcome = trainer.train()
+    assert outcome.verdict.text == "not compared with the start: the task of test has no check"
+    for stage in read_json(tmp_path / "run" / "eval" / "summary.json").values():
+        assert [entry["score"] for entry in stage["sets"]] == [None]
+    assert "test not checked (n = 3)" in (tmp_path / "run" / "model" / "README.md").read_text()
+    assert trainer.evaluate() == {}
+    assert "not checked" in str(trainer.report())
+    build_report(trainer.run)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "not checked" in page
+    assert "1.000" not in str(trainer.report())
+    capsys.readouterr()
+    assert main(["eval", str(tmp_path / "run")]) == 0
+    assert "not checked" in capsys.readouterr().out
+
+
+def test_a_validation_set_that_nothing_checks_is_refused(tmp_path, model_dir):
+    write_run(tmp_path, model_dir)
+    quick = {**questions(tmp_path, "quick", limit=2), "task": {"name": "free_form"}}
+    options = options_of(tmp_path, **{"eval.validation": [quick], "eval.every_steps": 2})
+    with pytest.raises(
+        ConfigError, match=r"eval.validation 'quick': its task free_form has no check.*Fix: a task.name"
+    ):
+        SDFTTrainer(str(model_dir), None, ROWS, config=options).train()
+
+
 def test_limits_and_splits_of_the_config_do_not_get_in_the_way(tmp_path, model_dir):
     options = options_of(tmp_path, **ONE_STEP, **{"eval.limit": 2, "data.split": "test"})
     trainer = SDFTTrainer(str(model_dir), None, ROWS, ROWS, config=options)
@@ -413,10 +483,15 @@ def test_a_report_is_shown_in_place(finished):
         ({"callbacks": [Watcher]}, ConfigError, r"no callback.*onpolicy_sdft.Callback"),
         ({"callbacks": [transformers.TrainerCallback()]}, ConfigError, "no callback"),
         ({"train_dataset": pandas.DataFrame(ROWS)}, DataError, "to_dict"),
+        ({"callbacks": 5}, ConfigError, "5 is no callback"),
+        ({"config": 5}, ConfigError, r"config is int.*dict of options"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_its_name(tmp_path, model_dir, arguments, error, message):
-    given = {"model": str(model_dir), "train_dataset": ROWS, "config": options_of(tmp_path), **arguments}
+    options = options_of(tmp_path)
+    if "task" in arguments:
+        options.pop("task.name")
+    given = {"model": str(model_dir), "train_dataset": ROWS, "config": options, **arguments}
     with pytest.raises(error, match=message):
         SDFTTrainer(**given).train()
     assert not (tmp_path / "run" / "manifest.json").exists()
@@ -431,6 +506,124 @@ def test_a_model_object_that_is_not_trained_as_it_is_is_refused(tmp_path, model_
         SDFTTrainer(tiny_model(), None, ROWS)
     model, _ = load(model_dir)
     assert SDFTTrainer(model, None, ROWS, config=options_of(tmp_path)).config.model.name == str(model_dir)
+
+
+ADAPTERS_OF_4 = LoraConfig(r=4)
+NO_EFFECT = [
+    ({}, {"model.name": "other/thing"}, r"model.name='other/thing'.*model is given"),
+    ({"peft_config": ADAPTERS_OF_4}, {"lora.r": 32}, r"lora.r=32.*peft_config is given, and says 4"),
+    ({"peft_config": ADAPTERS_OF_4}, {"lora.enabled": False}, r"lora.enabled=False.*peft_config"),
+    ({"peft_config": ADAPTERS_OF_4}, {"lora": {"alpha": 64}}, r"lora.alpha=64"),
+    ({}, {"data.path": "x.jsonl"}, r"data.path='x.jsonl'.*train_dataset is given"),
+    ({}, {"data.name": "published:gsm8k"}, r"data.name='published:gsm8k'.*train_dataset"),
+    ({"eval_dataset": ROWS}, {"eval.path": "x.jsonl"}, r"eval.path='x.jsonl'.*eval_dataset is given"),
+    ({"eval_dataset": ROWS}, {"eval.path": "eval.jsonl"}, r"eval.path='eval.jsonl'.*eval_dataset is given"),
+    ({"task": "free_form"}, {"task.name": "exact"}, r"task.name='exact'.*task is given, and says 'free_form'"),
+    ({"task": is_said}, {"task.name": "exact"}, r"task.name='exact'.*task is given"),
+    ({"task": is_said}, {"task.options": {"match": "contains"}}, r"task.options=.*task is given"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "options", "message"), NO_EFFECT)
+def test_an_option_that_an_argument_takes_the_place_of_is_refused(tmp_path, model_dir, arguments, options, message):
+    given = {"model": str(model_dir), "train_dataset": ROWS, **arguments}
+    plain = {"train.output_dir": str(tmp_path / "run")}
+    with pytest.raises(ConfigError, match=message):
+        SDFTTrainer(**given, config={**plain, **options})
+    with pytest.raises(ConfigError, match=message):
+        SDFTTrainer(**given, config=load_config(**{**plain, **flat(options)}))
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps({**flat(plain), **flat(options)}))
+    with pytest.raises(ConfigError, match=message):
+        SDFTTrainer(**given, config=file)
+
+
+def flat(options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **{name: value for name, value in options.items() if name != "lora"},
+        **{f"lora.{name}": value for name, value in options.get("lora", {}).items()},
+    }
+
+
+def test_options_that_say_what_the_arguments_say_are_no_contradiction(tmp_path, model_dir):
+    options = {
+        "train.output_dir": str(tmp_path / "run"), "model.name": str(model_dir), "lora.r": 4, "task.name": "exact",
+        "task.options": {"match": "contains"}, "data.path": str(tmp_path / "run" / "data" / "train.jsonl"),
+    }  # fmt: skip
+    model, tokenizer = load(model_dir)
+    for given in (str(model_dir), model):
+        made = SDFTTrainer(given, tokenizer if given is model else None, ROWS, None, ADAPTERS_OF_4, "exact", options)
+        assert made.config.task.options == {"match": "contains"}  # they go with the task's name
+
+
+def test_options_beside_a_model_object_that_says_otherwise_are_refused(tmp_path, model_dir):
+    model, tokenizer = load(model_dir)
+    for name, value in {
+        "model.name": "other/thing", "model.dtype": "bfloat16", "model.load_in_4bit": True,
+        "model.attn_implementation": "flex_attention",
+    }.items():  # fmt: skip
+        with pytest.raises(ConfigError, match=rf"{name}=.*a model object is given"):
+            SDFTTrainer(model, tokenizer, ROWS, config=options_of(tmp_path, **{name: value}))
+    half = model.to(torch.bfloat16)
+    with pytest.raises(ConfigError, match=r"model.dtype='float32'.*says 'bfloat16'"):
+        SDFTTrainer(half, tokenizer, ROWS, config=options_of(tmp_path, **{"model.dtype": "float32"}))
+
+
+def test_values_of_a_program_are_taken_as_options(tmp_path, model_dir):
+    options = options_of(tmp_path, **{
+        "train.output_dir": tmp_path / "run", "train.seed": np.int64(3), "optim.lr": np.float32(0.5),
+        "lora.target_modules": ("q_proj",), "eval.sets": [{"label": "a", "data": {"path": tmp_path / "x.jsonl"}}],
+    })  # fmt: skip
+    config = SDFTTrainer(model_dir, None, ROWS, config=options).config
+    assert config.train.output_dir == str(tmp_path / "run")
+    assert (config.train.seed, config.optim.lr, config.lora.target_modules) == (3, 0.5, ["q_proj"])
+    assert config.eval.sets[0].data.path == str(tmp_path / "x.jsonl")
+    with pytest.raises(ConfigError, match=r"train.output_dir=<object.*is object, which no option takes"):
+        SDFTTrainer(model_dir, None, ROWS, config={"train.output_dir": object()})
+
+
+def test_one_callback_or_none_and_a_tokenizer_by_name_are_taken(tmp_path, model_dir):
+    model, _ = load(model_dir)
+    watcher = Watcher()
+    options = options_of(tmp_path)
+    assert SDFTTrainer(model, model_dir, ROWS, config=options, callbacks=watcher).callbacks == [watcher]
+    assert SDFTTrainer(model, str(model_dir), ROWS, config=options, callbacks=None).callbacks == []
+    with pytest.raises(ModelError, match=r"tokenizer is int.*path or hub id"):
+        SDFTTrainer(model, 5, ROWS, config=options)
+    with pytest.raises(ModelError, match=r"'meta'.*no values.*from_pretrained"):
+        SDFTTrainer(model.to("meta"), str(model_dir), ROWS, config=options)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ("say one", {}, r"prompts is one text.*\['say one'\]"),
+        ([{"role": "user", "content": "a"}], {}, r"prompts\[0\] is dict.*text of a user's turn"),
+        (["a", 5], {}, r"prompts\[1\] is int"),
+        (["a\ud83d"], {}, r"prompts\[0\] holds half a character at position 1"),
+        (["a"], {"system": "\ud83d"}, r"system holds half a character"),
+        (["a"], {"max_new_tokens": 0}, r"max_new_tokens=0 is not usable: it must be at least 1"),
+        (["a"], {"max_new_tokens": -5}, r"max_new_tokens=-5"),
+        (["a"], {"max_new_tokens": 3.5}, r"max_new_tokens=3.5.*whole number"),
+        (["a"], {"temperature": -1}, r"temperature=-1 is not usable: it must be 0 or more"),
+        (["a"], {"temperature": float("nan")}, r"temperature=nan"),
+        (["a"], {"temperature": float("inf")}, r"temperature=inf"),
+        (["a"], {"temperature": "hot"}, r"temperature='hot'"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_before_a_token_is_written(finished, prompts, options, message):
+    with pytest.raises(SdftError, match=message):
+        finished.sample(prompts, **options)
+
+
+@pytest.mark.parametrize("options", [["--max_new_tokens", "-5"], ["--temperature", "-1"], ["--temperature", "nan"]])
+def test_a_talk_with_numbers_out_of_bounds_does_not_begin(finished, options, capsys):
+    run = str(finished.run.path)
+    for command in (["chat", run], ["helpfulness", "export", run, "--output", f"{run}-answers.json"]):
+        assert main([*command, *options]) == 2
+        assert re.search(
+            f"{options[0].removeprefix('--')}='?{options[1]}(\\.0)?'? is not usable", capsys.readouterr().err
+        )
 
 
 def test_one_process_alone_scores_and_keeps_models_of_memory(tmp_path, tiny_model, tokenizer, monkeypatch):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
+from datetime import datetime
 from typing import Any
 
 import chat_toys
@@ -317,8 +319,97 @@ def test_a_template_that_reads_the_clock_sees_one_date_which_can_be_given():
     assert prepared(renderer, ("q", "a")).digest == again.digest != other.digest
     with pytest.raises(ConfigError, match=r"context\.date='today' is no date"):
         renderer_of(toy, date="today")
-    hidden = toy.template.replace("strftime_now('%d %b %Y %H:%M:%S')", "strftime_now('%d' ~ '%b')")
-    assert "context.date cannot hold its date" in renderer_of(dataclasses.replace(toy, template=hidden)).notes()[-1]
+
+
+CLOCKS = {
+    "plain": "{{ strftime_now('%d %b %Y %H:%M:%S') }}",
+    "with a blank": "{{ strftime_now ('%d %b %Y %H:%M:%S') }}",
+    "put together": "{{ strftime_now('%d %b ' ~ '%Y %H:%M:%S') }}",
+    "under another name": "{% set now = strftime_now %}{{ now('%d %b %Y %H:%M:%S') }}",
+    "by keyword": "{{ strftime_now(format='%d %b %Y %H:%M:%S') }}",
+    "in a macro": "{% macro today(f) %}{{ strftime_now(f) }}{% endmacro %}{{ today('%d %b %Y %H:%M:%S') }}",
+    "if there is one": "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y %H:%M:%S') }}{% endif %}",
+    "as text": "{% set at = strftime_now('%d %b %Y|%H:%M:%S').split('|') %}{{ at[0] }} {{ at[1] }}",
+}
+
+
+@pytest.mark.parametrize("clock", CLOCKS.values(), ids=CLOCKS)
+@pytest.mark.parametrize("named", [False, True])
+def test_every_use_of_the_clock_sees_the_date(clock, named):
+    toy = chat_toys.TOYS["chatml"]
+    template = f"\n'Today' \"is\" {clock}.\n" + toy.template
+    tokenizer = chat_toys.make(dataclasses.replace(toy, template=template), "bytes")
+    if named:
+        tokenizer.chat_template = {"default": template}
+    renderer = Renderer(tokenizer, ContextConfig(date="2026-11-28T10:00:00"))
+    assert tokenizer.decode(renderer.student_ids(TALKS[0])).startswith(f"\n'Today' \"is\" {NOW}.\n<|im_start|>")
+    assert [note for note in renderer.notes() if "clock" in note] == [
+        "the chat template reads the clock and sees 2026-11-28T10:00:00 in the whole run: --context.date "
+        "2026-11-28T10:00:00 gives the same prompts again"
+    ]
+
+
+@pytest.mark.parametrize("code", [*"aAbBcdeHIjmMpSuUVwWxXyYzZ%", "-d", "-m", "-I", "Q"])
+def test_every_part_of_a_date_is_written_as_python_does(code):
+    toy = chat_toys.TOYS["chatml"]
+    template = f"{{{{ strftime_now('<%{code}> 5% ') }}}}" + toy.template
+    tokenizer = chat_toys.make(dataclasses.replace(toy, template=template), "bytes")
+    renderer = Renderer(tokenizer, ContextConfig(date="2026-01-08T09:05:03"))
+    expected = datetime(2026, 1, 8, 9, 5, 3).strftime(f"<%{code}> 5%% ")
+    assert tokenizer.decode(renderer.student_ids(TALKS[0])).startswith(f"{expected}<|im_start|>")
+
+
+@pytest.mark.parametrize("option", ["student_template_kwargs", "teacher_template_kwargs"])
+def test_a_template_argument_that_the_template_never_reads_is_refused(option):
+    toy = chat_toys.TOYS["chatml"]
+    template = "{% if enable_thinking is defined and not enable_thinking %}/no{% endif %}" + toy.template
+    tokenizer = chat_toys.make(dataclasses.replace(toy, template=template), "bytes")
+    with pytest.raises(
+        ConfigError,
+        match=rf"context.{option} has enable_thinkin=False.*it reads .*enable_thinking.*Did you mean 'enable_thinking'",
+    ):
+        Renderer(tokenizer, ContextConfig(**{option: {"enable_thinkin": False}}))
+    Renderer(tokenizer, ContextConfig(**{name: {"enable_thinking": True} for name in OPTIONS}))
+
+
+OPTIONS = ("student_template_kwargs", "teacher_template_kwargs")
+WEATHER = {"type": "function", "function": {"name": "weather", "description": "d", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize("reads", ["", "{% if tools is defined and false %}{{ tools }}{% endif %}"])
+def test_tools_for_all_rows_that_the_template_does_not_write_are_refused(reads):
+    toy = chat_toys.TOYS["chatml"]
+    tokenizer = chat_toys.make(dataclasses.replace(toy, template=reads + toy.template), "bytes")
+    with pytest.raises(ConfigError, match=r"context.student_template_kwargs has tools.*Fix: a model whose chat templ"):
+        Renderer(tokenizer, ContextConfig(**{name: {"tools": [WEATHER]} for name in OPTIONS}))
+    written = "{% if tools %}{{ tools | tojson }}{% endif %}" + toy.template
+    tokenizer = chat_toys.make(dataclasses.replace(toy, template=written), "bytes")
+    renderer = Renderer(tokenizer, ContextConfig(**{name: {"tools": [WEATHER]} for name in OPTIONS}))
+    assert '"name": "weather"' in tokenizer.decode(renderer.student_ids(TALKS[0]))
+
+
+def test_a_template_of_tools_that_ends_turns_otherwise_is_refused_with_the_reason():
+    toy = chat_toys.TOYS["chatml"]
+    ending = dataclasses.replace(toy, special=(*toy.special, "<|eot|>"))
+    tokenizer = chat_toys.make(ending, "bytes")
+    with_tools = "{{ tools | tojson }}" + toy.template.replace("<|im_end|>", "<|eot|>")
+    tokenizer.chat_template = {"default": toy.template, "tool_use": with_tools}
+    renderer = Renderer(tokenizer, ContextConfig())
+    turns = (Turn("tools", json.dumps([WEATHER])), Turn("user", "Rome?"))
+    assert renderer.target(TALKS[0], "Blue.")
+    for ask in (lambda: renderer.target(turns, "Warm."), lambda: renderer.student_ids(turns)):
+        with pytest.raises(DataError, match=r"ends an answer with <\|eot\|> where there are tools.*<\|im_end\|> else"):
+            ask()
+    for_all = Renderer(tokenizer, ContextConfig(**{name: {"tools": [WEATHER]} for name in OPTIONS}))
+    assert for_all.tokenizer.convert_ids_to_tokens(for_all.terminator_id) == "<|eot|>"
+    assert for_all.decode(for_all.target(TALKS[0], "Blue.")[1]) == "Blue."
+
+
+def test_a_template_with_an_error_is_what_is_to_be_mended():
+    toy = chat_toys.TOYS["chatml"]
+    tokenizer = chat_toys.make(dataclasses.replace(toy, template="{% if x %}\n{% endfor %}" + toy.template), "bytes")
+    with pytest.raises(ConfigError, match=r"chat template has an error of its own in line 2.*chat_template.jinja"):
+        Renderer(tokenizer, ContextConfig())
 
 
 def test_the_digest_follows_every_id():

@@ -462,3 +462,44 @@ def test_a_file_that_another_program_writes_to_meanwhile_is_refused(ending, tmp_
         more.write(b"\n")
     with pytest.raises(DataError, match=r"was changed while it was read .* Fix: "):
         list(rows)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"Prompt": ASKED, "response": SAID},
+            r"no column 'prompt'.*It has 'Prompt'. Fix: name it 'prompt', or --data.pro",
+        ),
+        ({"prompt": ASKED, " response": SAID}, r"no column 'response'.*It has ' response'. Fix: name it 'response'"),
+        ({"prompt": ASKED, "RESPONSE ": SAID}, r"It has 'RESPONSE '. Fix: name it 'response'"),
+        ({"messages": [{"role": "User", "content": ASKED}, ANSWER]}, r"Fix: write 'user' for 'User'"),
+        ({"messages": [USER, {"role": " assistant", "content": SAID}]}, r"Fix: write 'assistant' for ' assistant'"),
+        ({"conversations": [{"from": "Human", "value": ASKED}, ANSWER]}, r"Fix: write 'human' for 'Human'"),
+        ({"prompt": ASKED, "response": "\u200b"}, r"column 'response' is empty: '\\u200b' shows nothing"),
+        ({"prompt": "\u2060\ufeff", "response": SAID}, r"column 'prompt' is empty"),
+        ({"prompt": ASKED, "response": " \u3164\u2800 "}, r"column 'response' is empty"),
+        ({"messages": [USER, {"role": "assistant", "content": "\u200b"}]}, r"the last assistant turn is empty"),
+        ({"messages": [{"role": "user", "content": "\u200b"}, ANSWER]}, r"the last user turn is empty"),
+    ],
+)
+def test_a_row_that_is_nearly_right_is_refused_with_what_it_lacks(row, message, tmp_path):
+    with pytest.raises(DataError, match=message):
+        read(write(tmp_path / "rows.jsonl", [row]))
+
+
+@pytest.mark.parametrize("text", ["\u200bfour", "\U0001f468\u200d\U0001f469", "\u00ad4"])
+def test_a_text_that_shows_something_is_taken(text, tmp_path):
+    assert read(write(tmp_path / "rows.jsonl", [{"prompt": ASKED, "response": text}]))[0][1] == text
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"])
+@pytest.mark.parametrize("ending", [".jsonl", ".json"])
+def test_json_in_another_unicode_is_named(encoding, ending, tmp_path):
+    path = tmp_path / f"rows{ending}"
+    path.write_text(json.dumps(PLAIN if ending == ".jsonl" else [PLAIN]), encoding=encoding)
+    for options in ({}, {"on_bad_row": "skip"}):
+        with pytest.raises(
+            DataError, match=rf"rows{ending} is {encoding[:6].upper()}, not UTF-8. Fix: save it as UTF-8"
+        ):
+            read(path, **options)

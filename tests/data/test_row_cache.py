@@ -143,11 +143,12 @@ def test_whatever_is_read_otherwise_has_another_key(tmp_path):
     assert call is not None
     called = replace(call, extra=call.extra.replace('"type"', '"id": "1", "type"'))
     kwargs = {"student_template_kwargs": {"x": 1}, "teacher_template_kwargs": {"x": 1}}
+    reading = replace(TOY, template=TOY.template + "{% set y = x %}")
     dated = chat_toys.TOYS["llama-3 with dates"]
     keys = [
-        key(), key(toy=replace(TOY, template=TOY.template + " ")), key(tokenizer="byte-level pieces"), key(**kwargs),
-        key(max_teacher_tokens=99), key(template="reference"), key(template=str(path)), key(taught=False),
-        key(work="Write it down."), key([replace(ROWS[0], response="It is two."), *ROWS[1:]]),
+        key(), key(toy=replace(TOY, template=TOY.template + " ")), key(tokenizer="byte-level pieces"), key(toy=reading),
+        key(toy=reading, **kwargs), key(max_teacher_tokens=99), key(template="reference"), key(template=str(path)),
+        key(taught=False), key(work="Write it down."), key([replace(ROWS[0], response="It is two."), *ROWS[1:]]),
         key([replace(ROWS[0], turns=(Turn("user", "What?"),)), *ROWS[1:]]),
         key([replace(ROWS[0], turns=(Turn("system", "Short."), *ROWS[0].turns)), *ROWS[1:]]),
         key([replace(ROWS[0], privileged="A rule."), *ROWS[1:]]), key([*ROWS[1:], ROWS[0]]),

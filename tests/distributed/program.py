@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -13,4 +14,5 @@ from onpolicy_sdft.runs.files import read_jsonl
 
 config, _ = parse(kept_parser("program"), sys.argv[2:])
 model, tokenizer = (kind.from_pretrained(config.model.name) for kind in (AutoModelForCausalLM, AutoTokenizer))
-SDFTTrainer(model, tokenizer, read_jsonl(Path(config.data.path)), config=config).train()
+rows = read_jsonl(Path(config.data.path))
+SDFTTrainer(model, tokenizer, rows, config=replace(config, data=replace(config.data, path=None))).train()

@@ -21,6 +21,8 @@ END = 257
 
 
 class Same(FreeForm):
+    has_check = True
+
     def check(self, completion: str, demonstration: Demonstration) -> CheckResult:
         right = completion == demonstration.response
         return CheckResult(right, "" if right else "another_answer", completion)
@@ -69,6 +71,17 @@ def test_a_greedy_score_counts_right_answers_with_a_wilson_interval(tokenizer, r
     assert found.mean_length == 2.0
     assert found.truncated_rate == 0.25
     assert backend.params == SamplingParams(temperature=0.0)
+
+
+@pytest.mark.parametrize("num_samples", [1, 2])
+def test_a_task_without_a_check_has_no_score(tokenizer, renderer, num_samples):
+    answers = {(name, sample): "nonsense" for name in "ab" for sample in range(num_samples)}
+    config = EvalConfig(temperature=float(num_samples - 1), num_samples=num_samples)
+    asked = dataclasses.replace(questions("a", "b"), task=FreeForm())
+    found = score_set(asked, Scripted(tokenizer, answers), renderer, config, ignore_progress)
+    assert (found.score, found.low, found.high, found.pass_at_k, found.pass_at) == (None, None, None, None, {})
+    assert found.note == "not checked: free_form has no check"
+    assert found.n == 2
 
 
 def test_every_answer_leaves_a_record_in_order(tokenizer, renderer):

@@ -38,7 +38,9 @@ def test_what_a_function_may_say(said, found):
     assert saying(said).check("four", ROW) == found
 
 
-@pytest.mark.parametrize("said", [None, "yes", float("nan"), (True, 3), (None, "reason"), [True]])
+@pytest.mark.parametrize(
+    "said", [None, "yes", float("nan"), (True, 3), (None, "reason"), [True], 87.0, 2, -1, (1.01, "x")]
+)
 def test_anything_else_is_refused_with_the_row(said):
     with pytest.raises(TaskError, match=r"example 'a'.*Fix: return True or False"):
         saying(said).check("four", ROW)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -129,13 +130,61 @@ def test_exact_asks_for_the_bare_answer_only_where_it_must_stand_alone() -> None
     assert load_task("exact", {"match": "contains"}).ask("Which?") == "Which?"
 
 
-@pytest.mark.parametrize(("response", "reference"), [("It is four.", "It is four."), ("Sure!", "4")])
+@pytest.mark.parametrize(
+    ("response", "reference"), [("It is four.", "It is four."), ("Sure, that is easy to say!", "4")]
+)
 def test_exact_gives_a_reference_that_passes_when_the_answer_may_be_contained(response: str, reference: str) -> None:
     task = load_task("exact", {"match": "contains"})
     row = demonstration(response, answer=4, aliases=["four"])
     task.check_demonstration(row)
     assert task.reference_answer(row) == reference
     assert task.check(reference, row).correct
+
+
+@pytest.mark.parametrize("match", ["whole", "contains"])
+@pytest.mark.parametrize(
+    ("answer", "response", "refused"),
+    [
+        (5, "Paris", True), ("Paris", "London", True), ("Paris", "42.", True), (5, "6", True), ("yes", "No.", True),
+        (5, "5", False), (5, "five", False), (5, "5.0", False), ("Paris", "paris.", False),
+        ("Paris", "In Paris!", False),
+        ("Paris", "It is the capital of France.", False), ("New York", "York", False), (None, "Paris", False),
+    ],
+)  # fmt: skip
+def test_exact_refuses_a_row_whose_response_is_another_bare_answer(
+    answer: object, response: str, refused: bool, match: str
+) -> None:
+    task, row = load_task("exact", {"match": match}), demonstration(response, answer=answer)
+    if not refused:
+        task.check_demonstration(row)
+        return
+    with pytest.raises(DataError, match=r"row-1.*'answer' says .* but the response is .*mend the row"):
+        task.check_demonstration(row)
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "shown"),
+    [
+        (0.1 + 0.2, "0.3", "0.3"), (2 / 3, "2/3", None), (1 / 3, "1/3", None), (1.1 * 3, "3.3", "3.3"),
+        (100 * 1.1, "110", "110"), (0.1 * 3 - 1, "-0.7", "-0.7"), (4.35 * 100, "435", "435"),
+    ],
+)  # fmt: skip
+def test_a_column_with_the_noise_of_arithmetic_holds_the_number_it_comes_from(
+    value: float, text: str, shown: str | None
+) -> None:
+    row = demonstration("?", answer=value)
+    for name in ("exact", "math_word_problem"):
+        assert load_task(name, {}).check(text, row).correct
+        assert not load_task(name, {}).check("0.31", row).correct
+    if shown is not None:
+        assert load_task("exact", {}).reference_answer(row) == shown
+
+
+@pytest.mark.parametrize("value", [math.pi, 0.123456789012345, 1e22, 123456789.123456])
+def test_a_number_of_many_digits_stays_itself(value: float) -> None:
+    row = demonstration("?", answer=value)
+    assert load_task("math_word_problem", {}).check(str(value), row).correct
+    assert not load_task("math_word_problem", {}).check("22/7", row).correct
 
 
 @pytest.mark.parametrize("aliases", [None, []])
