@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from peft import PeftModel
 
 from onpolicy_sdft.build.base import base_of, refuse_other_base
-from onpolicy_sdft.build.bundle import ModelBundle, load_bundle
+from onpolicy_sdft.build.bundle import ModelBundle, context_window, load_bundle, room_to_answer
 from onpolicy_sdft.build.identity import base_identity
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.config.schema import RunConfig
@@ -48,21 +48,33 @@ class ReadyModel:
     ) -> list[str]:
         """Answer prompts; greedy at temperature 0.
 
+        Where the model's context window has less room than ``max_new_tokens``, answers are as long as it has.
+
         Args:
             prompts: User turns.
             temperature: Of the samples.
             max_new_tokens: Longest answer, in tokens.
             system: A system message for all of them.
             seed: Of the samples; the same seed gives the same answers.
+
+        Raises:
+            DataError: If a prompt leaves no room for an answer; before any is answered.
         """
         before = [Turn("system", system)] if system else []
-        requests = [
-            RolloutRequest(
-                self.bundle.renderer.student_ids([*before, Turn("user", prompt)]),
-                NoiseKey(seed, 0, f"sample-{index}"),
-                max_new_tokens,
+        asked = [self.bundle.renderer.student_ids([*before, Turn("user", prompt)]) for prompt in prompts]
+        window, fix = context_window(self.bundle), "a shorter prompt, or a model with a longer window"
+        rooms = [
+            room_to_answer(window, len(ids), max_new_tokens, f"Prompt {place}", fix)
+            for place, ids in enumerate(asked, start=1)
+        ]
+        if shortened := sum(room < max_new_tokens for room in rooms):
+            logger.info(
+                f"the model's context window has {window} positions: {shortened} answers have room for {min(rooms)} or "
+                f"more tokens, not for max_new_tokens={max_new_tokens}"
             )
-            for index, prompt in enumerate(prompts)
+        requests = [
+            RolloutRequest(ids, NoiseKey(seed, 0, f"sample-{index}"), room)
+            for index, (ids, room) in enumerate(zip(asked, rooms, strict=True))
         ]
         rollout = self.config.rollout
         backend = self.bundle.backend(self.model, rollout, rollout.batch_size)

@@ -155,7 +155,7 @@ def test_an_error_of_peft_that_is_not_of_the_targets_is_not_blamed_on_them():
     assert "r should be a positive integer. Fix: " in said
 
 
-def test_a_model_whose_layers_are_not_apart_from_its_head_is_refused_with_the_way_out():
+def test_a_model_whose_layers_are_not_apart_from_its_head_is_refused():
     config = Llama4TextConfig(**SIZES, intermediate_size_mlp=48, num_local_experts=2, head_dim=8)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
