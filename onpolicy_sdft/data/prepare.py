@@ -192,13 +192,14 @@ def _limits(asked: ContextConfig, window: int | None, max_new_tokens: int, *, as
             f"{window} positions"
         )
         fixes.append("lower rollout.max_new_tokens, take a model with a longer window")
-    return " and ".join(parts), ", ".join(fixes)
+    cut = ", even with all cut that may be cut" if asks_teacher else ""
+    return " and ".join(parts) + cut, ", ".join(fixes)
 
 
 def _do_not_fit(too_long: Sequence[tuple[str, str]], num_rows: int, limits: str, fix: str) -> str:
     listed = ", ".join(f"{name} ({length})" for name, length in too_long[:5])
     return (
-        f"{len(too_long)} of {num_rows} rows do not fit in {limits}, with all cut that may be cut: "
+        f"{len(too_long)} of {num_rows} rows do not fit in {limits}: "
         f"{listed}{', ...' if len(too_long) > 5 else ''}. Fix: {fix}, or leave these rows out and count them: "
         "--context.on_too_long drop."
     )
