@@ -19,6 +19,7 @@ from safetensors import safe_open
 from onpolicy_sdft.build.identity import weights_digest
 from onpolicy_sdft.config.schema import LoraConfig, ModelConfig
 from onpolicy_sdft.errors import ConfigError, ModelError
+from onpolicy_sdft.models.complete import refuse_no_numbers
 from onpolicy_sdft.models.export import export_model, refuse_foreign
 from onpolicy_sdft.models.load import (
     DTYPES,
@@ -120,6 +121,7 @@ def given_model(
         )
     if model.dtype not in DTYPES.values():
         raise ModelError(f"The model is held in {model.dtype}. Fix: model.to(torch.bfloat16), or torch.float32.")
+    refuse_no_numbers(model, name or "the model")
     refuse_tokens_beyond(model, tokenizer, name or "the model")
     attention = model.config.get_text_config()._attn_implementation
     described = dataclasses.replace(

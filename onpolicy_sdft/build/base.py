@@ -19,6 +19,7 @@ from transformers import GenerationConfig
 from onpolicy_sdft.build.identity import weights_digest
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
+from onpolicy_sdft.models.complete import load_adapter
 from onpolicy_sdft.models.embedded import PREFIX
 from onpolicy_sdft.models.export import export_model, merge_adapter
 from onpolicy_sdft.models.generation import listed_ids, settle_generation
@@ -202,7 +203,7 @@ def _last_model(start: Start, base: PreTrainedModel) -> PeftModel:
     """Return the model that a run exported, if that is what its last checkpoint holds."""
     if not (start.run.model_path / "adapter_config.json").is_file():
         raise RunDirectoryError(f"{start.run.path} has no adapter to merge: finish it with --train.resume auto.")
-    model = PeftModel.from_pretrained(base, start.run.model_path)
+    model = load_adapter(base, start.run.model_path)
     written = dict(model.named_parameters())
     trained = load_file(weights_file(start.checkpoint))
     if any(name not in written or not torch.equal(written[name].cpu(), value) for name, value in trained.items()):

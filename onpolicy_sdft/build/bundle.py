@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 
 from onpolicy_sdft.data.renderer import Renderer
-from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.errors import ConfigError, DataError
 from onpolicy_sdft.models.generation import settle_generation
 from onpolicy_sdft.models.load import LoadedModel, is_slow_in_bfloat16, load, load_tokenizer, terminator_ids
 from onpolicy_sdft.models.lora import inner_model
@@ -197,4 +197,27 @@ def require_writer(config: RunConfig, ranks: Ranks = ONE_RANK) -> None:
 def context_window(bundle: ModelBundle) -> int | None:
     """Positions the model has; None when its config does not say."""
     window = getattr(bundle.loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    return None if window is None else int(window)
+    return None if window is None or window < 1 else int(window)
+
+
+def room_to_answer(window: int | None, num_tokens: int, max_new_tokens: int, prompt: str, fix: str) -> int:
+    """Return how long an answer may be so that prompt and answer fit into the model's context window.
+
+    Args:
+        window: Positions the model has; None when it does not say.
+        num_tokens: Of the prompt.
+        max_new_tokens: Longest answer that was asked for.
+        prompt: What the prompt is, for the message.
+        fix: The way out, where it leaves no room.
+
+    Raises:
+        DataError: If the prompt leaves no room at all.
+    """
+    if window is None:
+        return max_new_tokens
+    if num_tokens >= window:
+        raise DataError(
+            f"{prompt} takes {num_tokens} tokens and leaves no room for an answer in the model's context window of "
+            f"{window} positions (max_position_embeddings). Fix: {fix}."
+        )
+    return min(max_new_tokens, window - num_tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -89,18 +89,12 @@ def make_prompt_pairs(
         asks_teacher: Whether the method has a teacher; without one no row is left out for its prompt.
         num_local_ranks: Processes that prepare the same rows on this machine's cores.
     """
-    window, context = context_window(bundle), config.context
-    if window is not None:
-        room = max(1, window - config.rollout.max_new_tokens)
-        context = replace(
-            context,
-            max_teacher_tokens=min(context.max_teacher_tokens, room),
-            max_student_tokens=min(context.max_student_tokens, room),
-        )
+    window = context_window(bundle)
     prepared = prepare(
-        loaded.demonstrations, bundle.renderer, context, config.train.seed, work_of(task),
+        loaded.demonstrations, bundle.renderer, config.context, config.train.seed, work_of(task),
         asks_teacher=asks_teacher, on_bad_row=config.data.on_bad_row,
         num_workers=config.data.num_workers or max(1, num_cores() // num_local_ranks), uses_cache=config.data.cache,
+        window=window, max_new_tokens=config.rollout.max_new_tokens,
     )  # fmt: skip
     refuse_beyond_window(prepared, config.rollout.max_new_tokens, window)
     return Data(task, loaded, prepared)

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 from peft import PeftModel
 
 from onpolicy_sdft.build.base import base_of, refuse_other_base
-from onpolicy_sdft.build.bundle import ModelBundle, load_bundle
+from onpolicy_sdft.build.bundle import ModelBundle, context_window, load_bundle, room_to_answer
 from onpolicy_sdft.build.identity import base_identity
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.config.schema import RunConfig
 from onpolicy_sdft.data.refusals import require_unicode
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
+from onpolicy_sdft.models.complete import load_adapter, refuse_no_numbers
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingParams, Turn
 
@@ -50,6 +51,8 @@ class ReadyModel:
     ) -> list[str]:
         """Answer prompts; greedy at temperature 0.
 
+        Where the model's context window has less room than ``max_new_tokens``, answers are as long as it has.
+
         Args:
             prompts: User turns.
             temperature: Of the samples.
@@ -59,18 +62,25 @@ class ReadyModel:
 
         Raises:
             ConfigError: If a number is out of bounds, or a prompt is no text.
-            DataError: If a text holds half a character.
+            DataError: If a text holds half a character, or a prompt leaves no room for an answer; before any is answered.
         """
         require_sampling(temperature, max_new_tokens)
         _require_texts(prompts, system)
         before = [Turn("system", system)] if system else []
-        requests = [
-            RolloutRequest(
-                self.bundle.renderer.student_ids([*before, Turn("user", prompt)]),
-                NoiseKey(seed, 0, f"sample-{index}"),
-                max_new_tokens,
+        asked = [self.bundle.renderer.student_ids([*before, Turn("user", prompt)]) for prompt in prompts]
+        window, fix = context_window(self.bundle), "a shorter prompt, or a model with a longer window"
+        rooms = [
+            room_to_answer(window, len(ids), max_new_tokens, f"Prompt {place}", fix)
+            for place, ids in enumerate(asked, start=1)
+        ]
+        if shortened := sum(room < max_new_tokens for room in rooms):
+            logger.info(
+                f"the model's context window has {window} positions: {shortened} answers have room for {min(rooms)} or "
+                f"more tokens, not for max_new_tokens={max_new_tokens}"
             )
-            for index, prompt in enumerate(prompts)
+        requests = [
+            RolloutRequest(ids, NoiseKey(seed, 0, f"sample-{index}"), room)
+            for index, (ids, room) in enumerate(zip(asked, rooms, strict=True))
         ]
         rollout = self.config.rollout
         backend = self.bundle.backend(self.model, rollout, rollout.batch_size)
@@ -131,7 +141,8 @@ def load_run(path: str | Path) -> ReadyModel:
         on_base = dataclasses.replace(config, model=base_of(run, config))
         bundle = load_bundle(on_base, tokenizer_from=run.model_path)
         refuse_other_base(run, bundle.loaded.source, base_identity(bundle))
-        model = PeftModel.from_pretrained(bundle.loaded.model, run.model_path)
+        model = load_adapter(bundle.loaded.model, run.model_path)
+        refuse_no_numbers(model, str(run.model_path))
         return ReadyModel(config, bundle, model, run)
     tuned = dataclasses.replace(config, model=dataclasses.replace(config.model, name=str(run.model_path)))
     bundle = load_bundle(tuned)

@@ -28,7 +28,8 @@ class Bounds:
         is_open = self.above > -math.inf
         low, high = (self.above if is_open else self.at_least), min(self.at_most, self.below)
         if high < math.inf:
-            return f"in {'(' if is_open else '['}{low:g}, {high:g}{']' if self.at_most < math.inf else ')'}"
+            last = "2**64" if high == 2**64 else f"{high:g}"  # of seeds
+            return f"in {'(' if is_open else '['}{low:g}, {last}{']' if self.at_most < math.inf else ')'}"
         if is_open:
             return f"above {low:g}"
         return "0 or more" if low == 0 else f"at least {low:g}"

@@ -87,7 +87,7 @@ class DataConfig:
     """Split of a hub, embedded or published set (published sets have ``test`` only)."""
     limit: int | None = number(None, at_least=1)
     """Use the first rows only."""
-    seed: int = number(0, at_least=0)
+    seed: int = number(0, at_least=0, below=2**64)
     """Seed of an embedded generator."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of an embedded generator, or keyword arguments for the hub loader (e.g. ``name: main``)."""
@@ -486,7 +486,7 @@ class TrainConfig:
     """With ``init_from`` and adapters: ``continue`` that run's, or ``merge`` it into the base and train a new one."""
     keep_optimizer: bool = False
     """With ``init_from``: go on with that run's optimizer state rather than with none."""
-    seed: int = number(0, at_least=0)
+    seed: int = number(0, at_least=0, below=2**64)
     """Seed of the order, the noise keys and the adapters."""
     batch_size: int = number(16, at_least=1)
     """Demonstrations per optimizer step, over all ranks."""
@@ -660,7 +660,7 @@ class EvalConfig:
     """Samples per question (above 1 only with a temperature above 0)."""
     batch_size: int = number(64, at_least=1)
     """Completions the ``hf`` rollout backend writes at once."""
-    seed: int = number(0, at_least=0)
+    seed: int = number(0, at_least=0, below=2**64)
     """Seed of sampled evaluation."""
     kl_prompts: int = number(60, at_least=0)
     """General prompts; the base model's completions of them measure KL(base || tuned); 0 turns it off."""

@@ -46,7 +46,7 @@ class SequenceConfig:
     """Run options by dotted name, after everything else."""
     stages: list[StageConfig] = field(default_factory=list)
     """The tasks, in order."""
-    seed: int = number(0, at_least=0)
+    seed: int = number(0, at_least=0, below=2**64)
     """``train.seed`` of every stage."""
     adapter_handoff: Literal["continue", "merge"] = "continue"
     """Adapters of a stage: the one before goes on learning, or it is merged into the base and a new one starts."""

@@ -56,6 +56,8 @@ def prepare(
     on_bad_row: Literal["error", "skip"] = "error",
     num_workers: int = 1,
     uses_cache: bool = False,
+    window: int | None = None,
+    max_new_tokens: int = 0,
 ) -> Prepared:
     """Build both prompts of every demonstration and make them fit, before any step is taken.
 
@@ -69,11 +71,14 @@ def prepare(
         on_bad_row: What to do with rows that the chat template does not write as they are.
         num_workers: Processes that render and tokenise many rows; 1: this one.
         uses_cache: Whether what is made of many rows is kept on disk, for the next time.
+        window: Positions the model has, for a prompt and what is written after it; None when it does not say.
+        max_new_tokens: Longest rollout.
 
     Raises:
         ConfigError: If the chat template cannot serve.
         DataError: If rows are bad, or cannot fit and ``context.on_too_long`` is ``error``, or no row is left.
     """
+    asked, config = config, _within_window(config, window, max_new_tokens)
     if config.trim_responses:
         demonstrations = [replace(each, response=each.response.strip()) for each in demonstrations]
     # Where the teacher is shown no other rows, both prompts of a row are made at once: they have texts in common.
@@ -94,9 +99,11 @@ def prepare(
             rows = [replace(row, shown=its.shown) for row, its in both if isinstance(its, ReadRow)]
     found, too_long = _fitting(good, rows, config)
     if too_long and config.on_too_long == "error":
-        raise DataError(_do_not_fit(too_long, len(good), config, asks_teacher=asks_teacher))
+        limits, fix = _limits(asked, window, max_new_tokens, asks_teacher=asks_teacher)
+        raise DataError(_do_not_fit(too_long, len(good), limits, fix))
     if not found:
-        raise DataError("No row fits in context.max_student_tokens and context.max_teacher_tokens.")
+        limits, fix = _limits(asked, window, max_new_tokens, asks_teacher=asks_teacher)
+        raise DataError(f"No row fits in {limits}. Fix: {fix}.")
     dropped = {name for name, _ in too_long}
     return Prepared(
         pairs=tuple(found),
@@ -154,14 +161,45 @@ def _good_rows(
     return good, rows, bad_rows
 
 
-def _do_not_fit(
-    too_long: Sequence[tuple[str, str]], num_rows: int, config: ContextConfig, *, asks_teacher: bool
-) -> str:
-    limits = f"context.max_student_tokens={config.max_student_tokens}"
-    if asks_teacher:
-        limits += f" and context.max_teacher_tokens={config.max_teacher_tokens} even with all cut that may be cut"
+def _within_window(config: ContextConfig, window: int | None, max_new_tokens: int) -> ContextConfig:
+    """Lower the limits of prompts to what the model's context window leaves them."""
+    if window is None:
+        return config
+    room = window - max_new_tokens
+    if room < 1:
+        raise DataError(
+            f"rollout.max_new_tokens={max_new_tokens} leaves no room for a prompt in the model's context window of "
+            f"{window} positions (max_position_embeddings). Fix: --rollout.max_new_tokens {max(1, window // 2)} or "
+            "less, or a model with a longer window."
+        )
+    return replace(
+        config,
+        max_teacher_tokens=min(config.max_teacher_tokens, room),
+        max_student_tokens=min(config.max_student_tokens, room),
+    )
+
+
+def _limits(asked: ContextConfig, window: int | None, max_new_tokens: int, *, asks_teacher: bool) -> tuple[str, str]:
+    """Name what limits prompts, an option or the model's context window, and what to do about it."""
+    names = ("max_student_tokens", "max_teacher_tokens") if asks_teacher else ("max_student_tokens",)
+    room = None if window is None else window - max_new_tokens
+    own = [name for name in names if room is None or getattr(asked, name) <= room]
+    parts = [f"context.{name}={getattr(asked, name)}" for name in own]
+    fixes = [f"raise {' and '.join(f'context.{name}' for name in own)}"] if own else []
+    if len(own) < len(names):
+        parts.append(
+            f"the {room} tokens that rollout.max_new_tokens={max_new_tokens} leaves of the model's context window of "
+            f"{window} positions"
+        )
+        fixes.append("lower rollout.max_new_tokens, take a model with a longer window")
+    cut = ", even with all cut that may be cut" if asks_teacher else ""
+    return " and ".join(parts) + cut, ", ".join(fixes)
+
+
+def _do_not_fit(too_long: Sequence[tuple[str, str]], num_rows: int, limits: str, fix: str) -> str:
     listed = ", ".join(f"{name} ({length})" for name, length in too_long[:5])
     return (
-        f"{len(too_long)} of {num_rows} rows do not fit in {limits}: {listed}{', ...' if len(too_long) > 5 else ''}. "
-        "Raise the limits, or leave these rows out and count them: --context.on_too_long drop."
+        f"{len(too_long)} of {num_rows} rows do not fit in {limits}: "
+        f"{listed}{', ...' if len(too_long) > 5 else ''}. Fix: {fix}, or leave these rows out and count them: "
+        "--context.on_too_long drop."
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.build.base import base_context
-from onpolicy_sdft.build.bundle import ModelBundle
+from onpolicy_sdft.build.bundle import ModelBundle, context_window
 from onpolicy_sdft.build.data import refuse_unaskable
 from onpolicy_sdft.build.loaded import is_run, load_model, load_run
 from onpolicy_sdft.config.check import evaluation_sets
@@ -25,7 +25,14 @@ from onpolicy_sdft.data.eval_sets import EvalSet, load_eval_sets
 from onpolicy_sdft.data.sources import fingerprint
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.answers import Kept, remove_kept
-from onpolicy_sdft.eval.retention import BaseCompletion, BaseKL, general_prompts, kl_to_base, write_base_completions
+from onpolicy_sdft.eval.retention import (
+    BaseCompletion,
+    BaseKL,
+    general_prompts,
+    kl_to_base,
+    refuse_unanswerable,
+    write_base_completions,
+)
 from onpolicy_sdft.eval.runner import SetScore, score_set
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.runs.directory import RunDirectory
@@ -80,6 +87,7 @@ def evaluate(
             config, model=dataclasses.replace(config.model, name=str(target)), eval=_without_kl(config)
         )
     refuse_unaskable(finished.bundle, sets)
+    refuse_unanswerable(finished.bundle, config.eval.kl_prompts)
     if output is None and finished.run is not None:
         run = finished.run
     else:
@@ -277,7 +285,12 @@ def base_completions(
         same = inner_model(base) is inner_model(model)
         backend = (bundle.backend if same else bundle.new_backend)(base, config.rollout, config.eval.batch_size)
         completions = write_base_completions(
-            backend, bundle.renderer, config.eval.kl_prompts, config.eval.kl_max_new_tokens, tick(progress)
+            backend,
+            bundle.renderer,
+            config.eval.kl_prompts,
+            config.eval.kl_max_new_tokens,
+            tick(progress),
+            context_window(bundle),
         )
     write_jsonl_atomic(path, [dataclasses.asdict(completion) for completion in completions])
     return completions

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from onpolicy_sdft.build.bundle import ModelBundle, load_bundle, require_writer
+from onpolicy_sdft.build.bundle import ModelBundle, context_window, load_bundle, require_writer
 from onpolicy_sdft.build.data import Data
 from onpolicy_sdft.build.method import (
     learns_packed,
@@ -26,7 +26,8 @@ from onpolicy_sdft.build.method import (
     make_screen,
     make_weights,
 )
-from onpolicy_sdft.data.prepare import prepare
+from onpolicy_sdft.data.preflight import refuse_beyond_window
+from onpolicy_sdft.data.prepare import Prepared, prepare
 from onpolicy_sdft.data.sources import load_demonstrations
 from onpolicy_sdft.data.templates import TeacherContext
 from onpolicy_sdft.errors import ConfigError
@@ -54,7 +55,8 @@ if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.models.weights import PolicyWeights
     from onpolicy_sdft.screening.bare import BareAnswers
-    from onpolicy_sdft.types import PromptPair
+    from onpolicy_sdft.tasks.protocol import Task
+    from onpolicy_sdft.types import Demonstration, PromptPair
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +97,7 @@ def run_probe(
     chosen = {demonstration.example_id for demonstration in probed}
     # Other examples come from the whole set, as in training.
     rows = loaded.demonstrations if config.context.show in ("others", "both") else probed
+    prepared = {name: _prepare(config, name, bundle, rows, task) for name in templates}
     weights = make_weights(config, bundle.loaded.model, nullcontext)
     bare: list[ProbeRow] = []
     conditioned: list[ProbeRow] = []
@@ -107,16 +110,9 @@ def run_probe(
                 context=replace(config.context, template=template),
                 rollout=replace(config.rollout, temperature=temperature, temperature_end=None),
             )
-            prepared = prepare(
-                rows,
-                bundle.renderer,
-                asked.context,
-                config.train.seed,
-                work_of(task),
-                on_bad_row=config.data.on_bad_row,
-            )
-            pairs = tuple(pair for pair in prepared.pairs if pair.demonstration.example_id in chosen)
-            data = Data(task, loaded, replace(prepared, pairs=pairs))
+            found = prepared[template]
+            pairs = tuple(pair for pair in found.pairs if pair.demonstration.example_id in chosen)
+            data = Data(task, loaded, replace(found, pairs=pairs))
             with Progress(f"probe at T={temperature:g}", None, "tokens") as progress:
                 probe = _make_probe(asked, bundle, data, weights, progress)
                 if answers is None:
@@ -129,6 +125,19 @@ def run_probe(
     learning = _seconds_per_learning_step(config, bundle, pairs)
     said = recommend(bare, conditioned, [row for row, _ in problems])
     return ProbeOutcome((*bare, *conditioned), said, tuple(text for _, text in problems), learning)
+
+
+def _prepare(
+    config: RunConfig, template: str, bundle: ModelBundle, rows: Sequence[Demonstration], task: Task
+) -> Prepared:
+    """Make the prompts of a template fit as in a run; before anything is written."""
+    window, max_new_tokens = context_window(bundle), config.rollout.max_new_tokens
+    prepared = prepare(
+        rows, bundle.renderer, replace(config.context, template=template), config.train.seed, work_of(task),
+        on_bad_row=config.data.on_bad_row, window=window, max_new_tokens=max_new_tokens,
+    )  # fmt: skip
+    refuse_beyond_window(prepared, max_new_tokens, window)
+    return prepared
 
 
 def _make_probe(

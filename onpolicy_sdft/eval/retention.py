@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import torch
 
+from onpolicy_sdft.build.bundle import context_window, room_to_answer
 from onpolicy_sdft.data.collate import collate, split_by_budget
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.answers import Asking
@@ -29,6 +30,7 @@ from onpolicy_sdft.types import RolloutProgress, TrainingRow, Turn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from onpolicy_sdft.build.bundle import ModelBundle
     from onpolicy_sdft.data.renderer import Renderer
     from onpolicy_sdft.rollout.backend import OnProgress, RolloutBackend
 
@@ -76,17 +78,59 @@ def general_prompts(limit: int | None = None) -> list[tuple[str, str]]:
     return [(row["id"], row["prompt"]) for row in rows][:limit]
 
 
+def rooms_to_answer(
+    names: Sequence[str], asked: Sequence[Sequence[int]], max_new_tokens: int, window: int | None
+) -> list[int]:
+    """Return how long the base model's completion of each general prompt may be.
+
+    Raises:
+        DataError: If a prompt leaves no room in the context window.
+    """
+    fix = "--eval.kl_prompts 0, or a model with a longer window"
+    return [
+        room_to_answer(window, len(ids), max_new_tokens, f"General prompt {name} (eval.kl_prompts)", fix)
+        for name, ids in zip(names, asked, strict=True)
+    ]
+
+
+def refuse_unanswerable(bundle: ModelBundle, num_prompts: int) -> None:
+    """Refuse general prompts that leave no room for a completion, before any work is done.
+
+    Raises:
+        ConfigError: If more are asked for than there are.
+        DataError: If one does not fit.
+    """
+    prompts = general_prompts(num_prompts)
+    asked = [bundle.renderer.student_ids([Turn("user", prompt)]) for _, prompt in prompts]
+    rooms_to_answer([name for name, _ in prompts], asked, 1, context_window(bundle))
+
+
 def write_base_completions(
     backend: RolloutBackend,
     renderer: Renderer,
     num_prompts: int,
     max_new_tokens: int,
     on_progress: OnProgress,
+    window: int | None = None,
 ) -> list[BaseCompletion]:
-    """Let the base model answer general prompts, sampled from its own distribution with fixed noise keys."""
+    """Let the base model answer general prompts, sampled from its own distribution with fixed noise keys.
+
+    Args:
+        backend: Writes with the base model.
+        renderer: Of its prompts.
+        num_prompts: Of the general prompts.
+        max_new_tokens: Longest completion; shorter where the context window has less room.
+        on_progress: Told of finished completions and tokens.
+        window: Positions the model has; None when it does not say.
+    """
     prompts = general_prompts(num_prompts)
     asking = Asking(max_new_tokens, temperature=1.0, seed=0)
-    requests = [asking.request(renderer.student_ids([Turn("user", prompt)]), name) for name, prompt in prompts]
+    asked = [renderer.student_ids([Turn("user", prompt)]) for _, prompt in prompts]
+    rooms = rooms_to_answer([name for name, _ in prompts], asked, max_new_tokens, window)
+    requests = [
+        replace(asking, max_new_tokens=room).request(ids, name)
+        for (name, _), ids, room in zip(prompts, asked, rooms, strict=True)
+    ]
     rollouts = backend.generate(requests, asking.params, on_progress)
     return [
         BaseCompletion(name, prompt, renderer.decode(r.token_ids), r.prompt_token_ids, r.token_ids)

@@ -29,7 +29,7 @@ from onpolicy_sdft.data.preflight import refuse_beyond_window
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.evaluate import evaluate_stage, has_stage, score_sets
 from onpolicy_sdft.eval.first_probe import keep_probe, probe_first, probe_of, refresh_run, restore_probe
-from onpolicy_sdft.eval.retention import general_prompts
+from onpolicy_sdft.eval.retention import general_prompts, refuse_unanswerable
 from onpolicy_sdft.eval.turn_end import RARELY_ENDS, describe_turn_end, turn_end_probability
 from onpolicy_sdft.fitting.export import model_facts
 from onpolicy_sdft.fitting.guards import make_guards
@@ -67,7 +67,6 @@ if TYPE_CHECKING:
     from onpolicy_sdft.train.probe import Probe
 
 logger = logging.getLogger(__name__)
-
 
 _TURN_END_ROWS = 8
 
@@ -147,6 +146,7 @@ def _load(config: RunConfig, backend: Backend, given: Given) -> _Loaded:
     data = _use_distilled(config, bundle, pairs)
     gated = gate_sets(config, task, held_back, sets)
     refuse_unaskable(bundle, [*sets, *validation, *gated])
+    refuse_unanswerable(bundle, config.eval.kl_prompts if config.eval.before_and_after else 0)
     plan = make_plan(config.train, len(data.prepared.pairs), backend.num_ranks)
     if backend.rank == 0:
         print_preflight(data, config, bundle, screens=config.train.targets == "policy")

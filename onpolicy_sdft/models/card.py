@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 from transformers.utils.hub import cached_file
 
 from onpolicy_sdft.models import embedded
-from onpolicy_sdft.models.generation import listed_ids
+from onpolicy_sdft.models.generation import describe_left_out, listed_ids
 from onpolicy_sdft.models.language import class_for
 from onpolicy_sdft.versions import package_versions
 
@@ -42,6 +42,8 @@ def model_card(
         lines += _how_to_load(model, base_name)
     if model.generation_config is not None:
         lines.append(f"* stop tokens: {listed_ids(model.generation_config.eos_token_id)}")
+        if said := describe_left_out(model.generation_config):
+            lines.append(f"* left out of the base's generation_config.json, as answers were scored without: {said}")
     lines.append(f"* attention: {model.config.get_text_config()._attn_implementation}")
     lines += [f"* {key}: {value}" for key, value in facts.items()]
     for stage, scores in summary.items():

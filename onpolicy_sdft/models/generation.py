@@ -1,15 +1,18 @@
-"""The generation config that goes with the model: it ends answers where the run ends them, and it can be saved.
+"""The generation config that goes with the model: it answers as the run's scores were taken, and it can be saved.
 
-transformers refuses to save a config with settings that do nothing (a temperature without sampling), in some
-versions always and in others once it was changed; that must not come up after training.
+A run answers with the model's own distribution, and ends answers at its stop tokens. Settings that change greedy text
+(a repetition penalty, beams) are left out, so that ``generate`` answers as was scored. transformers refuses to save a
+config with settings that do nothing (a temperature without sampling), in some versions always and in others once it
+was changed; that must not come up after training.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from transformers import GenerationConfig
 
@@ -25,11 +28,22 @@ _OF_SAMPLING = (
 _OF_BEAMS = ("early_stopping", "length_penalty")
 _OF_CACHE = ("cache_implementation", "cache_config")
 _OF_DICT = ("output_attentions", "output_hidden_states", "output_scores", "output_logits")
+#: Settings that change greedy text or its end, with the values that do not.
+_OF_TEXT: dict[str, tuple[Any, ...]] = {
+    "repetition_penalty": (1,), "no_repeat_ngram_size": (0,), "encoder_repetition_penalty": (1,),
+    "encoder_no_repeat_ngram_size": (0,), "bad_words_ids": ([],), "sequence_bias": ([], {}), "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],), "forced_bos_token_id": (), "forced_eos_token_id": (), "min_length": (0,),
+    "min_new_tokens": (0,), "exponential_decay_length_penalty": (), "stop_strings": ([], ""), "max_time": (),
+    "guidance_scale": (1,), "watermarking_config": (), "penalty_alpha": (0,), "dola_layers": (),
+    "token_healing": (False,), "constraints": ([],), "force_words_ids": ([],), "num_beams": (1,),
+    "num_beam_groups": (1,), "diversity_penalty": (0,),
+}  # fmt: skip
+_LEFT_OUT = "left_out_by_onpolicy_sdft"  # in the config and its file: the settings of the base, for the card
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
 def settle_generation(model: PreTrainedModel, stop_tokens: Sequence[int]) -> None:
-    """Give a model a generation config that stops where the run does and that any export can save.
+    """Give a model a generation config that answers and stops as the run does, and that any export can save.
 
     Args:
         model: Its generation config is replaced by a copy.
@@ -41,6 +55,13 @@ def settle_generation(model: PreTrainedModel, stop_tokens: Sequence[int]) -> Non
     ends = [*named, *(token for token in stop_tokens if token not in named)]
     if ends != named:
         config.eos_token_id = ends[0] if len(ends) == 1 else ends
+    found, before = _leave_out(config), left_out(config)
+    if found:
+        logger.info(
+            f"the model's generation config asks for {_listed(found)}: answers here are sampled and scored without, "
+            "and exports leave it out, so that generate answers as was scored (to put it back, write it into the "
+            "export's generation_config.json)"
+        )
     dropped = _drop_idle(config)
     try:
         config.validate(strict=True)
@@ -51,7 +72,36 @@ def settle_generation(model: PreTrainedModel, stop_tokens: Sequence[int]) -> Non
         config, dropped = GenerationConfig(**tokens), []
     if dropped:
         logger.info(f"the generation config's {', '.join(dropped)} do nothing there and are left out of exports")
+    if kept := {**before, **found}:
+        setattr(config, _LEFT_OUT, kept)
+        config._from_model_config = None  # else transformers drops what it does not know when it reads the file
     model.generation_config = config
+
+
+def left_out(config: GenerationConfig) -> dict[str, Any]:
+    """Return the settings of the base that :func:`settle_generation` left out, now or for an earlier export."""
+    return dict(getattr(config, _LEFT_OUT, None) or {})
+
+
+def describe_left_out(config: GenerationConfig) -> str:
+    """Return what was left out as ``name=value``; empty: nothing."""
+    return _listed(left_out(config))
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    values = {name: json.dumps(value) for name, value in settings.items()}
+    return ", ".join(f"{name}={value if len(value) <= 60 else value[:60] + ' ...'}" for name, value in values.items())
+
+
+def _leave_out(config: GenerationConfig) -> dict[str, Any]:
+    """Put settings that change greedy text back to their defaults; return them as a file holds them."""
+    names = [name for name, idle in _OF_TEXT.items() if getattr(config, name, None) not in (None, *idle)]
+    if "num_beams" in names:  # they mean nothing without
+        names += [name for name in (*_OF_BEAMS, "num_return_sequences") if getattr(config, name, None) is not None]
+    said, blank = json.loads(config.to_json_string(use_diff=False)), GenerationConfig()
+    for name in names:
+        setattr(config, name, getattr(blank, name, None))
+    return {name: said.get(name) for name in names}
 
 
 def listed_ids(ids: int | Sequence[int] | None) -> list[int]:

@@ -9,7 +9,7 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from safetensors import safe_open
@@ -20,6 +20,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from onpolicy_sdft.errors import MissingDependencyError, ModelError
 from onpolicy_sdft.models import embedded
+from onpolicy_sdft.models.complete import load_adapter, refuse_incomplete, refuse_no_numbers, refuse_unloadable
 from onpolicy_sdft.models.generation import listed_ids
 from onpolicy_sdft.models.language import class_for
 
@@ -42,6 +43,7 @@ PLAIN_TEMPLATE = (
 
 
 _SAFETENSORS_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+_NAMES = f"a local path, a hub id, or one of {', '.join(embedded.PREFIX + name for name in embedded.EMBEDDED_MODELS)}"
 _PICKLE = (
     "{source} has its weights in {name}, not in safetensors: a pickle, which may run code of whoever wrote it, and is "
     "not loaded. Fix: if you trust it, load it once with transformers or PEFT and save it with save_pretrained(FOLDER)."
@@ -59,10 +61,21 @@ class LoadedModel:
 
 
 def resolve_source(config: ModelConfig) -> str:
-    """Turn ``model.name`` into something ``from_pretrained`` takes, fetching an embedded model if need be."""
+    """Turn ``model.name`` into something ``from_pretrained`` takes, fetching an embedded model if need be.
+
+    Raises:
+        ModelError: If it is a run directory.
+    """
     if config.name.startswith(embedded.PREFIX):
         cache_dir = Path(config.cache_dir).expanduser() if config.cache_dir else None
         return str(embedded.fetch(config.name.removeprefix(embedded.PREFIX), cache_dir))
+    folder = Path(config.name)
+    if not (folder / "config.json").is_file() and (folder / "manifest.json").is_file():
+        trained = folder / "model"
+        raise ModelError(
+            f"model.name={config.name!r} is a run directory, not a model. Fix: --model.name {trained} to begin with "
+            f"what it trained, or --train.init_from {folder} to go on with the next task from it."
+        )
     return config.name
 
 
@@ -76,8 +89,9 @@ def load_tokenizer(source: str, config: ModelConfig) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"Cannot load a tokenizer for model.name={config.name!r}: {error}") from error
+    except Exception as error:  # whatever the libraries raise
+        fix = _NAMES if isinstance(error, OSError | ValueError) else ""
+        refuse_unloadable(error, f"a tokenizer for model.name={config.name!r}", (), fix)
     tokenizer.chat_template = tokenizer.chat_template or _processor_template(source, config.revision)
     settle_tokenizer(tokenizer, config.name)
     return tokenizer
@@ -138,6 +152,7 @@ def load(config: ModelConfig) -> LoadedModel:
     source = resolve_source(config)
     tokenizer = load_tokenizer(source, config)
     model, stored = _load_weights(source, config)
+    refuse_no_numbers(model, config.name)
     refuse_tokens_beyond(model, tokenizer, config.name)
     return LoadedModel(model=model, tokenizer=tokenizer, source=config.name, stored_dtype=stored)
 
@@ -152,26 +167,57 @@ def _load_weights(source: str, config: ModelConfig) -> tuple[PreTrainedModel, to
         described = AutoConfig.from_pretrained(
             source, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-        model = class_for(described).from_pretrained(
+        model, info = class_for(described).from_pretrained(
             source,
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
             dtype=DTYPES[config.dtype],
             attn_implementation=None if config.attn_implementation == "sdpa" else config.attn_implementation,
             use_safetensors=True,  # other files are pickles, which may run code of whoever wrote them
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told by name below
             **_quantisation(config),
         )
-        own = described.dtype
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever the libraries raise
+        _refuse_unloadable(error, source, config)
+    refuse_incomplete(info, config.name)
+    own = described.dtype
+    settle_attention(model, config.attn_implementation)
+    return model, own if isinstance(own, torch.dtype) else _dtype_in_files(source, config.revision) or model.dtype
+
+
+def _refuse_unloadable(error: Exception, source: str, config: ModelConfig) -> NoReturn:
+    """Say what kept a model from being loaded, and what would load it."""
+    if isinstance(error, OSError | ValueError):
         for pickle in ("pytorch_model.bin", "pytorch_model.bin.index.json"):
             if file_beside(source, pickle, config.revision):
                 raise ModelError(_PICKLE.format(source=source, name=pickle)) from error
-        raise ModelError(
-            f"Cannot load model.name={config.name!r}: {error}. Give a local path, a hub id, or one of "
-            f"{', '.join(embedded.PREFIX + name for name in embedded.EMBEDDED_MODELS)}."
-        ) from error
-    settle_attention(model, config.attn_implementation)
-    return model, own if isinstance(own, torch.dtype) else _dtype_in_files(source, config.revision) or model.dtype
+    asked, quantiser = config.attn_implementation, _quantiser(source, config.revision)
+    fix = _NAMES if isinstance(error, OSError | ValueError) else ""
+    if asked and ("attention" in str(error).lower() or asked in str(error)):
+        fix = f"install what it names, or leave --model.attn_implementation {asked} out"
+    elif quantiser:
+        fix = (
+            f"its config.json says that it was quantised by {quantiser}; name the model before that (--model.dtype "
+            "bfloat16 or, with a CUDA device, --model.load_in_4bit true saves memory)"
+        )
+    what, files = f"model.name={config.name!r}", _files_or_none(source, config.revision)
+    refuse_unloadable(error, f"{what} with {asked}" if asked else what, files, fix)
+
+
+def _quantiser(source: str, revision: str | None) -> str:
+    """Return which method a model's config names as the one that quantised it; empty: none."""
+    with contextlib.suppress(OSError, ValueError):
+        found = file_beside(source, "config.json", revision)
+        described = json.loads(found.read_text(encoding="utf-8")) if found else {}
+        return str((described.get("quantization_config") or {}).get("quant_method") or "")
+    return ""
+
+
+def _files_or_none(source: str, revision: str | None) -> list[Path]:
+    with contextlib.suppress(OSError, ValueError, KeyError):  # of a name that is no model's, or a broken index
+        return weight_files(source, revision)
+    return []
 
 
 def _dtype_in_files(source: str, revision: str | None) -> torch.dtype | None:
@@ -244,13 +290,11 @@ def is_adapter(source: str, revision: str | None = None) -> bool:
 
 
 def _merged(model: PreTrainedModel, adapter: str, config: ModelConfig) -> PreTrainedModel:
-    from peft import PeftModel
-
     if not file_beside(adapter, "adapter_model.safetensors", config.revision):
         raise ModelError(_PICKLE.format(source=adapter, name="adapter_model.bin"))
 
     revision: dict[str, Any] = {} if config.revision is None else {"revision": config.revision}
-    merged: PreTrainedModel = PeftModel.from_pretrained(model, adapter, **revision).merge_and_unload()
+    merged: PreTrainedModel = load_adapter(model, adapter, **revision).merge_and_unload()
     with contextlib.suppress(OSError):  # an adapter of others has none: its base's holds
         merged.generation_config = GenerationConfig.from_pretrained(adapter, **revision)
     return merged
@@ -261,7 +305,10 @@ def adapter_base(adapter: str, config: ModelConfig) -> ModelConfig:
     from peft import PeftConfig
 
     revision: dict[str, Any] = {} if config.revision is None else {"revision": config.revision}
-    named = PeftConfig.from_pretrained(adapter, **revision)
+    try:
+        named = PeftConfig.from_pretrained(adapter, **revision)
+    except Exception as error:  # whatever the libraries raise
+        refuse_unloadable(error, f"the adapter {adapter}", (), "mend its adapter_config.json, or update peft")
     base = named.base_model_name_or_path
     if not base:
         raise ModelError(

@@ -13,7 +13,7 @@ from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.models.beside import refuse_unfit, refuse_untied, ties_copies, token_rows
 from onpolicy_sdft.models.language import other_parts
-from onpolicy_sdft.models.targets import misspelt, refuse_head, refuse_shared, why_not
+from onpolicy_sdft.models.targets import linear_layers, misspelt, refuse_head, refuse_shared, why_not
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,7 +53,7 @@ def prepare_trainable(
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=model_config.gradient_checkpointing)
     refuse_unfit(model, lora)
     peft_config = _peft_config(model, lora, tokenizer)
-    names = [name for name, _ in model.named_modules()]
+    names, linear = [name for name, _ in model.named_modules()], linear_layers(model)
     try:
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks the old name
@@ -62,7 +62,7 @@ def prepare_trainable(
             torch.manual_seed(seed)
             adapted = cast(PeftModel, get_peft_model(model, peft_config, revision=model_config.revision))
     except (ValueError, TypeError) as error:
-        raise ConfigError(misspelt(lora, peft_config, names) or why_not(lora, error)) from error
+        raise ConfigError(misspelt(lora, peft_config, names) or why_not(lora, error, linear)) from error
     if said := misspelt(lora, peft_config, names):
         raise ConfigError(said)
     refuse_head(adapted, lora)

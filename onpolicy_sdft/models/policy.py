@@ -136,7 +136,10 @@ def body(model: PreTrainedModel) -> nn.Module:
     if found is None or found is model:
         found = model.base_model
     if found is model:
-        raise ModelError(f"{type(model).__name__} does not separate its layers from its head.")
+        raise ModelError(
+            f"{type(model).__name__} does not separate its layers from its head, so it cannot be trained here. "
+            "Fix: another model."
+        )
     return found
 
 

@@ -64,18 +64,20 @@ def own_dropout(model: PreTrainedModel) -> Iterator[None]:
 
 
 def refuse_random(model: PreTrainedModel | PeftModel) -> None:
-    """Refuse a model whose forwards in training mode differ, with ``lora_dropout`` off.
+    """Refuse a model whose forwards in training mode differ, with ``lora_dropout`` off, or give no numbers.
 
     On a GPU sums may be taken in any order: there forwards that differ with equal seeds as well are no news.
 
     Raises:
-        ModelError: Naming the first module that differs.
+        ModelError: Naming the first module that differs, or whose output is no number.
     """
     inner = inner_model(model)
     if not runs_whole(inner):
         return
     with _learning_without_lora_dropout(model):
-        first, second = (_outputs(inner, seed) for seed in (0, 1))
+        first = _outputs(inner, 0)
+        _refuse_no_numbers(inner, first)
+        second = _outputs(inner, 1)
         name = next((name for name in first if not _equal(first[name], second.get(name))), None)
         if name is None:
             return
@@ -87,6 +89,17 @@ def refuse_random(model: PreTrainedModel | PeftModel) -> None:
         f"{type(inner).__name__} gives other numbers at every forward while it learns, and no rate of it is called "
         f"dropout or jitter: the first output that differs is that of {name or 'the model'} ({type(module).__name__}). "
         "Fix: switch the noise off in the model's config.json, or take another model."
+    )
+
+
+def _refuse_no_numbers(model: PreTrainedModel, outputs: dict[str, torch.Tensor]) -> None:
+    if bool(outputs[""].isfinite().all()):
+        return
+    name = next(name for name, output in outputs.items() if not output.isfinite().all())
+    raise ModelError(
+        f"{type(model).__name__} computes NaN or infinite numbers from a short text, first in {name or 'the model'} "
+        f"({type(dict(model.named_modules())[name]).__name__}): its weights are damaged, or numbers outgrow their "
+        "dtype. Fix: copy or download its files again, or --model.dtype float32 --train.precision fp32."
     )
 
 

@@ -11,13 +11,14 @@ from torch.nn import functional as F
 
 from onpolicy_sdft.errors import ModelError
 from onpolicy_sdft.models.beside import trained_rows
+from onpolicy_sdft.models.complete import some
 from onpolicy_sdft.models.export import try_saving
 from onpolicy_sdft.models.language import other_parts
 from onpolicy_sdft.models.lora import embedding_weight, inner_model
 from onpolicy_sdft.models.modes import keeping_modes
 from onpolicy_sdft.models.policy import body, head_of
 from onpolicy_sdft.models.randomness import refuse_random, runs_whole, silence
-from onpolicy_sdft.models.targets import describe_reach
+from onpolicy_sdft.models.targets import adapted_layers, describe_reach, fix_naming
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,11 +73,21 @@ def refuse_unreached(model: PreTrainedModel | PeftModel) -> None:
         missing = _without_gradient(model, length)
         if not missing:
             return
-    fix = "leave it out of lora" if isinstance(model, PeftModel) else "--lora.enabled true"
-    raise ModelError(
-        f"{len(missing)} trained parameters get no gradient from the loss and would never learn, the first is "
-        f"{missing[0]}. Fix: {fix}."
-    )
+    raise ModelError(_unreached(model, missing))
+
+
+def _unreached(model: PreTrainedModel | PeftModel, missing: list[str]) -> str:
+    """Name the modules whose parameters get no gradient, the option that named them, and what to name instead."""
+    modules = sorted({_adapter(name).removeprefix("base_model.model.") for name in missing})
+    text = f"{len(missing)} trained parameters get no gradient from the loss and would never learn"
+    if not isinstance(model, PeftModel):
+        return f"{text}, of {some(missing)}. Fix: --lora.enabled true."
+    if not all(".lora_" in name for name in missing):
+        other = "lora.modules_to_save" if "modules_to_save" in missing[0] else "lora.trainable_token_indices"
+        return f"{text}, those of {some(modules)} ({other}). Fix: leave these out of {other}."
+    unfit = [name.removesuffix(".base_layer") for name in modules]
+    fix = fix_naming(adapted_layers(model), unfit)
+    return f"{text}, those of the adapters on {some(unfit)} (lora.target_modules). {fix}"
 
 
 def _without_gradient(model: nn.Module, length: int) -> list[str]:

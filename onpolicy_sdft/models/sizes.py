@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import AutoConfig
 
-from onpolicy_sdft.errors import ModelError
+from onpolicy_sdft.models.complete import refuse_unloadable
 from onpolicy_sdft.models.language import class_for, other_parts
 from onpolicy_sdft.models.load import DTYPES, adapter_base, is_adapter, load_tokenizer, resolve_source
 from onpolicy_sdft.models.lora import embedding_weight, inner_model, prepare_trainable
@@ -61,8 +61,8 @@ def model_sizes(model: ModelConfig, lora: LoraConfig) -> Sizes:
         config = AutoConfig.from_pretrained(source, revision=model.revision, trust_remote_code=model.trust_remote_code)
         with torch.device("meta"):
             made = class_for(config).from_config(config, dtype=DTYPES[model.dtype])
-    except (OSError, ValueError) as error:
-        raise ModelError(f"Cannot read the config of model.name={model.name!r}: {error}") from error
+    except Exception as error:  # whatever the libraries raise
+        refuse_unloadable(error, f"the config of model.name={model.name!r}", (), "a local path, or a hub id")
     linear = [module for module in made.modules() if isinstance(module, torch.nn.Linear)]
     in_4_bits = [layer for layer in linear if layer is not made.get_output_embeddings()] if model.load_in_4bit else []
     num_quantised = sum(layer.weight.numel() for layer in in_4_bits)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from onpolicy_sdft.errors import ConfigError, did_you_mean
 from onpolicy_sdft.models.beside import trained_beside
@@ -14,8 +16,11 @@ from onpolicy_sdft.models.beside import trained_beside
 if TYPE_CHECKING:
     from peft import LoraConfig as PeftLoraConfig
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
     from onpolicy_sdft.config.schema import LoraConfig
+
+_MOST_NAMES = 24  # in a message
 
 
 def misspelt(lora: LoraConfig, peft_config: PeftLoraConfig, names: Sequence[str]) -> str:
@@ -44,8 +49,14 @@ def misspelt(lora: LoraConfig, peft_config: PeftLoraConfig, names: Sequence[str]
     )
 
 
-def why_not(lora: LoraConfig, error: Exception) -> str:
-    """Put what peft refused into words that name the option."""
+def why_not(lora: LoraConfig, error: Exception, linear: Sequence[str]) -> str:
+    """Put what peft refused into words that name the option.
+
+    Args:
+        lora: As asked.
+        error: As PEFT raised it.
+        linear: Names of the model's linear layers but the head.
+    """
     if lora.use_dora and "dora" in str(error).lower():
         return (
             f"lora.use_dora=true: adapters on parameters that are no linear layer's, as the experts of a mixture, have "
@@ -60,12 +71,57 @@ def why_not(lora: LoraConfig, error: Exception) -> str:
             "--lora.dropout 0, or name the attention's layers alone: --lora.target_modules "
             "\"['q_proj', 'k_proj', 'v_proj', 'o_proj']\"."
         )
+    said = " ".join(str(error).split()).rstrip(".")
+    if "Incompatible modules" in said:  # of Mamba, whose kernels read these weights as they are
+        unfit = set(re.findall(r"'(\w+)'", said.partition("Incompatible modules")[2].partition("}")[0]))
+        taken = [name for name in linear if name.rpartition(".")[2] not in unfit]
+        named = ", ".join(sorted(unfit))
+        return (
+            f"lora.target_modules={lora.target_modules!r}: {named} of a Mamba model take no adapters. "
+            f"{fix_naming(taken, [])}"
+        )
+    if "target" not in said and "linear" not in said:
+        return (
+            f"PEFT puts no adapters on the model: {said}. Fix: mend the option of lora that it means, or leave it out."
+        )
     fix = "Fix: name linear layers, or all-linear."
-    if isinstance(lora.target_modules, str) and lora.target_modules != "all-linear":
+    if lora.target_modules == "all-linear":
+        fix = fix_naming(linear, [])
+    elif isinstance(lora.target_modules, str):
         fix = (
             f"Fix: a text is a regular expression for whole names; list a layer's name: \"['{lora.target_modules}']\"."
         )
-    return f"lora.target_modules={lora.target_modules!r}: {' '.join(str(error).split())} {fix}"
+    return f"lora.target_modules={lora.target_modules!r}: {said}. {fix}"
+
+
+def linear_layers(model: PreTrainedModel) -> list[str]:
+    """Return the names of the linear layers that all-linear means: of a model without adapters, not its head."""
+    head = model.get_output_embeddings()
+    layers: Iterator[tuple[str, Any]] = model.named_modules()
+    return [name for name, layer in layers if isinstance(layer, nn.Linear | Conv1D) and layer is not head]
+
+
+def fix_naming(taken: Sequence[str], unfit: Sequence[str]) -> str:
+    """Return the way out that names modules for adapters: the shortest names that match none of the unfit ones."""
+
+    def short(name: str) -> str:
+        parts = name.split(".")
+        for first in range(len(parts) - 1, -1, -1):
+            end = ".".join(parts[first:])
+            if not any(f".{other}".endswith(f".{end}") for other in unfit):
+                return end
+        return name
+
+    ends = sorted({short(name) for name in taken if name not in unfit})
+    if not ends or len(ends) > _MOST_NAMES:
+        return "Fix: --lora.enabled false, or another model."
+    listed = ", ".join(f"'{end}'" for end in ends)
+    return f'Fix: --lora.target_modules "[{listed}]", or --lora.enabled false.'
+
+
+def adapted_layers(model: PeftModel) -> list[str]:
+    """Return the names of the base's modules that carry adapters."""
+    return [name for name, module in _base(model).named_modules() if isinstance(module, LoraLayer)]
 
 
 def refuse_head(model: PeftModel, lora: LoraConfig) -> None:

@@ -48,6 +48,7 @@ def test_defaults_lie_within_and_not_a_number_does_not(name):
         (Bounds(at_least=0, below=1), "in [0, 1)", (0, 0.99), (1,)),
         (Bounds(above=0, at_most=1), "in (0, 1]", (1, 0.1), (0, 1.1)),
         (Bounds(above=0, below=1), "in (0, 1)", (0.5,), (0, 1)),
+        (Bounds(at_least=0, below=2**64), "in [0, 2**64)", (0, 2**64 - 1), (-1, 2**64, 10**23)),
     ],
 )
 def test_bounds_are_said_as_they_are_kept(bounds, text, inside, outside):
@@ -70,3 +71,10 @@ def test_numbers_in_lists_of_sections_and_of_several_values_are_found():
     check_bounds(Two())
     with pytest.raises(ConfigError, match=r"both=\(0\.5, 1\.0\)"):
         check_bounds(Two((0.5, 1.0)))
+
+
+@pytest.mark.parametrize("name", [name for name in numbers() if name.endswith(".seed")])
+def test_a_seed_is_one_that_torch_takes(name):
+    bounds = bounds_of(numbers()[name])
+    assert 2**64 - 1 in bounds
+    assert 2**64 not in bounds

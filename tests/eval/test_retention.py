@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 
 from onpolicy_sdft.config.schema import ContextConfig
 from onpolicy_sdft.data.renderer import Renderer
-from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.errors import ConfigError, DataError
 from onpolicy_sdft.eval.intervals import ratio_interval
 from onpolicy_sdft.eval.retention import BaseCompletion, general_prompts, kl_to_base, write_base_completions
 from onpolicy_sdft.models.lora import inner_model
@@ -156,3 +156,14 @@ def test_the_seed_writes_the_same_completions_every_time(tiny_model, tokenizer):
     assert all(1 <= len(c.token_ids) <= 5 for c in written[0])
     assert len({c.token_ids for c in written[0]}) == 4
     assert written[0][0].prompt_ids == renderer.student_ids([Turn("user", written[0][0].prompt)])
+
+
+def test_completions_are_as_long_as_the_context_window_has_room(tiny_model, tokenizer):
+    renderer = Renderer(tokenizer, ContextConfig())
+    longest = max(len(renderer.student_ids([Turn("user", prompt)])) for _, prompt in general_prompts(2))
+    window = longest + 6
+    backend = HFBackend(tiny_model(), (PAD,), PAD, 2)
+    written = write_base_completions(backend, renderer, 2, 60, ignore_progress, window)
+    assert max(len(each.prompt_ids) + len(each.token_ids) for each in written) == window
+    with pytest.raises(DataError, match=rf"leaves no room .* {longest} positions .*Fix: --eval\.kl_prompts 0"):
+        write_base_completions(backend, renderer, 2, 60, ignore_progress, longest)
