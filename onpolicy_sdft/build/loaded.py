@@ -62,7 +62,7 @@ class ReadyModel:
 
         Raises:
             ConfigError: If a number is out of bounds, or a prompt is no text.
-            DataError: If a text holds half a character, or a prompt leaves no room for an answer; before any is answered.
+            DataError: If a text holds half a character, or a prompt leaves no room for an answer.
         """
         require_sampling(temperature, max_new_tokens)
         _require_texts(prompts, system)
