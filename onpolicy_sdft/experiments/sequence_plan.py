@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig
 from onpolicy_sdft.config.sequence import SequenceConfig, StageConfig
 from onpolicy_sdft.errors import ConfigError
-from onpolicy_sdft.experiments.children import is_done
+from onpolicy_sdft.experiments.children import find_inputs, is_done
 
 _DECIDE_NOTHING = (
     "train.resume", "train.checkpoint_steps", "train.keep_checkpoints", "train.trackers", "eval.base_scores",
@@ -79,6 +79,16 @@ def plan_sequence(config: SequenceConfig) -> list[Stage]:
             except ConfigError as error:
                 raise ConfigError(f"stage {number} ({label}): {error}") from error
     return stages
+
+
+def find_stage_files(stages: Sequence[Stage]) -> None:
+    """Look for the files of all stages before the first is trained.
+
+    Raises:
+        ConfigError: Naming the stage, the option and the file.
+    """
+    for number, stage in enumerate(stages, start=1):
+        find_inputs(f"stage {number} ({stage.label})", stage.config, is_distilled_there=stage.distill is None)
 
 
 def _check(config: SequenceConfig) -> None:

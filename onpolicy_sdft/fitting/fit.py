@@ -25,6 +25,7 @@ from onpolicy_sdft.build.preflight import print_preflight
 from onpolicy_sdft.build.trainer import make_trainer
 from onpolicy_sdft.config.check import evaluation_sets
 from onpolicy_sdft.data.eval_sets import EvalSet, load_eval_sets
+from onpolicy_sdft.data.inputs import input_digests, input_files
 from onpolicy_sdft.data.preflight import refuse_beyond_window
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.evaluate import evaluate_stage, has_stage, score_sets
@@ -115,6 +116,7 @@ class _Loaded:
     validation: Sequence[EvalSet]
     gated: Sequence[EvalSet]
     plan: Plan
+    files: Mapping[str, Mapping[str, str]]  # digests of what was read, by option and path
 
     @property
     def is_scored(self) -> bool:
@@ -125,6 +127,7 @@ class _Loaded:
 def _load(config: RunConfig, backend: Backend, given: Given) -> _Loaded:
     """Load rows, model and questions, and say what was found; whatever does not fit is refused here."""
     require_writer(config, backend)
+    files = backend.on_first(lambda: input_digests(input_files(config)))  # before they are read
     task, rows = load_rows(config, given.tasks)
     rows, held_back = hold_back(config, task, rows)
     sets = load_eval_sets(evaluation_sets(config), tasks=given.tasks)
@@ -152,7 +155,7 @@ def _load(config: RunConfig, backend: Backend, given: Given) -> _Loaded:
     if backend.rank == 0 and bundle.loaded.model.device.type == backend.device.type:
         with backend.autocast():
             _report_turn_end(config, bundle, data)
-    return _Loaded(config, backend, start, bundle, data, sets, validation, gated, plan)
+    return _Loaded(config, backend, start, bundle, data, sets, validation, gated, plan, files)
 
 
 def _claim(
@@ -166,7 +169,7 @@ def _claim(
         facts |= {name: identity[name] for name in (*base, "prompts and targets")}
         facts["model"] = {**facts["model"], "cache_dir": None}
         backend.refuse_disagreement({**facts, "code": git_state(Path(__file__).parents[2])})
-    run = backend.on_first(partial(claim_run, config, data, identity, command, backend, held))
+    run = backend.on_first(partial(claim_run, config, data, identity, command, backend, held, found.files))
     if backend.rank == 0:
         held.push(partial(_write_error, run))
     see_one_directory(run, backend)
