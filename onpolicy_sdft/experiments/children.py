@@ -58,8 +58,8 @@ def refuse_changed(path: Path, config: RunConfig, fix: str, *, is_scored: bool =
     changed = changed_inputs(recorded, input_digests(input_files(config, is_scored=is_scored)))
     if changed:
         raise RunDirectoryError(
-            f"{path} is there already, but what it read has been changed since: {', '.join(changed)}. Fix: put that back, "
-            f"{fix}."
+            f"{path} is there already, but what it read has been changed since: {', '.join(changed)}. Fix: put that "
+            f"back, {fix}."
         )
 
 

@@ -115,6 +115,11 @@ def _check(config: SequenceConfig) -> None:
         for name in options:
             if name in own or name.partition(".")[0] in ("replay", "data", "task"):
                 raise ConfigError(f"{where}: {name} is set by the sequence itself. Fix: leave it out.")
+    for name in own:
+        section, _, option = name.partition(".")
+        given = config.run.get(section)
+        if isinstance(given, Mapping) and option in given:
+            raise ConfigError(f"run: {name} is set by the sequence itself. Fix: leave it out.")
 
 
 def _plan_stage(

@@ -219,3 +219,9 @@ def test_a_file_of_a_later_stage_that_is_missing_is_found_before_the_first(tiny,
         run_sequence(tiny(stages=stages), [])
     assert in_process.commands == []
     assert not (tmp_path / "sequence").exists()
+
+
+def test_what_the_sequence_sets_itself_is_refused_among_the_shared_options_too(tiny):
+    shared = tiny().run
+    with pytest.raises(ConfigError, match=r"run: train\.output_dir is set by the sequence itself"):
+        plan_sequence(tiny(run={**shared, "train": {**shared["train"], "output_dir": "elsewhere"}}))
