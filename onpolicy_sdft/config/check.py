@@ -89,8 +89,8 @@ def _check_places(config: RunConfig) -> None:
         folder = Path(value).expanduser() if value else None
         if folder is not None and folder.is_dir() and output.is_relative_to(folder.resolve()):
             raise ConfigError(
-                f"train.output_dir={config.train.output_dir!r} stands in {option}={value!r}, which is read: the run would "
-                "be written among its files. Fix: a directory beside it, such as --train.output_dir runs/NAME."
+                f"train.output_dir={config.train.output_dir!r} stands in {option}={value!r}, which is read: the run "
+                "would be written among its files. Fix: a directory beside it, such as --train.output_dir runs/NAME."
             )
 
 
@@ -112,6 +112,11 @@ def _check_model(config: RunConfig) -> None:
         raise ConfigError(
             f"data.split and data.options belong to a hub or embedded set, but data.path={config.data.path!r} is a "
             "file. Fix: --data.split train --data.options '{}'."
+        )
+    if config.data.path is not None and config.data.seed != RunConfig().data.seed:
+        raise ConfigError(
+            f"data.seed={config.data.seed} is read by embedded sets alone, but data.path={config.data.path!r} is a "
+            "file. Fix: leave it out (train.seed orders the rows)."
         )
     if config.model.revision is not None and Path(config.model.name).expanduser().is_dir():
         raise ConfigError(

@@ -345,7 +345,7 @@ def _explain_value(message: str, name: str) -> str:
     value = re.sub(r"^None$", "null", given[1]) if given else ""
     if nested := re.match(r"NestedArg\(key='([^']*)'", value):
         return f"There is no option '{name}.{nested[1]}': {name} has no options below it. Fix: --{name} VALUE."
-    choices = re.findall(r"'([^']*)'", " ".join(re.findall(r"typing\.Literal\[(.*?)\]", text)))
+    choices = list(dict.fromkeys(re.findall(r"'([^']*)'", " ".join(re.findall(r"typing\.Literal\[(.*?)\]", text)))))
     kinds = re.findall(r"Expected an? (.*?)(?=\.? Got value| - Expected| Given value|$)", text)
     wanted = [kind for kind in dict.fromkeys(kinds) if not kind.startswith(("typing.Literal", "dot import path"))]
     wanted = ["null" if "NoneType" in kind else re.sub(r"<class '(\w+)'>", r"\1", kind) for kind in wanted]

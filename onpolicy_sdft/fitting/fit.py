@@ -209,6 +209,8 @@ def _fit(config: RunConfig, command: Sequence[str], given: Given, held: ExitStac
     found = _load(config, backend, given)
     config, bundle, data, plan = found.config, found.bundle, found.data, found.plan
     base = base_identity(bundle)
+    if backend.rank == 0:
+        _warn_of_other_writer(config, base)
     model = _prepare(found)
     run, identity = _claim(found, base, command, held)
 
@@ -354,6 +356,19 @@ def _use_distilled(config: RunConfig, bundle: ModelBundle, data: Data) -> Data:
     refuse_beyond_window(prepared, config.rollout.max_new_tokens, context_window(bundle))
     loaded = dataclasses.replace(data.loaded, fingerprint=f"{data.loaded.fingerprint}+{file_digest(path)}")
     return dataclasses.replace(data, loaded=loaded, prepared=prepared)
+
+
+def _warn_of_other_writer(config: RunConfig, base: Mapping[str, Any]) -> None:
+    """Say where a distilled file was written by other weights: what it teaches is then no text of this model."""
+    if config.train.distilled is None or config.train.adapter_handoff == "merge":
+        return
+    manifest = find_file(config.train.distilled).parent / "manifest.json"
+    wrote = read_json(manifest).get("base", {}).get("base weights") if manifest.is_file() else None
+    if wrote and base["base weights"] and wrote != base["base weights"]:
+        logger.warning(
+            f"train.distilled={config.train.distilled!r} was written by other weights than model.name="
+            f"{config.model.name!r} has: its answers are another model's. Distil with the model that is trained."
+        )
 
 
 def _validate(

@@ -77,7 +77,7 @@ def _is_report(path: Path) -> bool:
         return False
     if text.startswith("{"):
         try:
-            return {"title", "parts"} <= json.loads(text).keys()
+            return bool({"title", "parts"} <= json.loads(text).keys())
         except ValueError:
             return False
     return (text.startswith("<!DOCTYPE html>") and _PAGE_MARK in text) or text.rstrip().endswith(MARKDOWN_MARK)

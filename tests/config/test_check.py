@@ -183,3 +183,7 @@ def test_a_run_is_not_written_among_what_it_reads(tmp_path, option, below):
 def test_one_column_cannot_be_question_and_answer_and_a_folder_has_no_revision(tmp_path):
     assert "are both 'prompt'" in refuse(**{"data.prompt_column": "prompt", "data.response_column": "prompt"})
     assert "is a folder of this machine" in refuse(**{"model.name": str(tmp_path), "model.revision": "v9"})
+
+
+def test_a_seed_of_embedded_rows_is_refused_with_a_file():
+    assert "data.seed=7 is read by embedded sets alone" in refuse(**{"data.path": "rows.jsonl", "data.seed": 7})
