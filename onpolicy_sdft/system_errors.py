@@ -18,6 +18,13 @@ _OF_DISKS = {
     errno.ENAMETOOLONG: "give a shorter name",
     errno.ESTALE: f"mount the network disk again, {_AGAIN}",
 }
+#: Of the system alone, where it names a path: in other errors the same words may tell of anything.
+_OF_PATHS = {
+    errno.EEXIST: "name another file or directory: there is one of that name",
+    errno.ENOTDIR: "name another file or directory: a part of the path before it is a file",
+    errno.EISDIR: "name a file: a directory is there",
+    errno.ENOENT: "name a file or directory that is there, or that can be made",
+}
 _OF_MEMORY = (
     "lower train.micro_batch_tokens (learning, scoring), rollout.kv_gib or rollout.num_slots (writing), or the lengths "
     f"(context.max_teacher_tokens, rollout.max_new_tokens); sdft plan shows what a run takes. {_AGAIN.capitalize()}"
@@ -33,7 +40,7 @@ def way_on(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return _OF_MEMORY
     if isinstance(error, OSError):
-        return _OF_DISKS.get(error.errno or 0)
+        return _OF_DISKS.get(error.errno or 0) or (_OF_PATHS.get(error.errno or 0) if error.filename else None)
     if isinstance(error, RuntimeError) and any(words in str(error) for words in _SAYS_MEMORY):
         return _OF_MEMORY
     return next((way for number, way in _OF_DISKS.items() if os.strerror(number) in str(error)), None)

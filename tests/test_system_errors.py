@@ -48,3 +48,9 @@ def test_the_command_says_what_to_do_in_one_line(error, code, monkeypatch, capsy
     assert said.count("\n") == 1
     assert "a/b" in said
     assert "Fix: make room on that disk" in said
+
+
+@pytest.mark.parametrize("number", [errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT])
+def test_a_path_that_cannot_be_used_has_a_way_on_where_the_system_names_it(number):
+    assert way_on(OSError(number, os.strerror(number), "rows.jsonl/x"))
+    assert way_on(RuntimeError(os.strerror(number))) is None

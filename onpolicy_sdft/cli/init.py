@@ -30,6 +30,8 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"{target} is there already. Fix: --output FILE, or delete it.")
     if not target.absolute().parent.is_dir():
         raise ConfigError(f"There is no folder {target.parent} for --output {target}. Fix: make it, or name another.")
+    if options.eval_path is not None and not Path(options.eval_path).expanduser().exists():
+        raise ConfigError(f"--eval_path {options.eval_path}: there is no such file. Fix: its path, or leave it out.")
     built = parser.instantiate(options)
     from onpolicy_sdft.build.starter import make_starter
 

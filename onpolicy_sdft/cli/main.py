@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -40,6 +41,13 @@ def usage() -> str:
     return "\n".join([*lines, "", "sdft VERB --help shows the options of a verb; --help_all every option of a run."])
 
 
+def _print_anything() -> None:
+    """Let no character end a program: what a stream cannot write, or read, is replaced."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; return its exit code: 0 done, 2 an error to mend, 130/143 stopped by a signal (a run is saved)."""
     if "_ARGCOMPLETE" in os.environ:  # a shell asks, on TAB
@@ -47,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         complete(VERBS)
         return 0
+    _print_anything()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())

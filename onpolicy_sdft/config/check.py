@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from onpolicy_sdft.config.bounds import check_bounds
 from onpolicy_sdft.config.check_backend import READS_WHOLE
@@ -26,6 +27,8 @@ def check(config: RunConfig) -> None:
     """
     check_bounds(config)
     _check_several(config)
+    _check_places(config)
+    _check_columns(config)
     _check_model(config)
     _check_rollout(config)
     _check_eval(config)
@@ -69,11 +72,56 @@ def _check_several(config: RunConfig) -> None:
         )
 
 
+def _check_places(config: RunConfig) -> None:
+    """The run directory is a place of its own: a folder that is read is not written into."""
+    for option, name in (
+        ("train.output_dir", config.train.output_dir),
+        ("distill.output_dir", config.distill.output_dir),
+    ):
+        if not name.strip():
+            raise ConfigError(
+                f"{option}={name!r} names no directory, so files would be written into the working directory (is a "
+                f"variable of the shell unset?). Fix: --{option} runs/NAME."
+            )
+    output = Path(config.train.output_dir).expanduser().resolve()
+    read = {"model.name": config.model.name, "data.path": config.data.path, "data.name": config.data.name}
+    for option, value in read.items():
+        folder = Path(value).expanduser() if value else None
+        if folder is not None and folder.is_dir() and output.is_relative_to(folder.resolve()):
+            raise ConfigError(
+                f"train.output_dir={config.train.output_dir!r} stands in {option}={value!r}, which is read: the run "
+                "would be written among its files. Fix: a directory beside it, such as --train.output_dir runs/NAME."
+            )
+
+
+def _check_columns(config: RunConfig) -> None:
+    sources = [("data", config.data)]
+    sources += [(f"eval.sets {item.label}: data", item.data) for item in config.eval.sets]
+    sources += [(f"eval.validation {item.label}: data", item.data) for item in config.eval.validation]
+    sources += [(f"replay.sources {item.label}: data", item.data) for item in config.replay.sources]
+    for where, data in sources:
+        if data.prompt_column is not None and data.prompt_column == data.response_column:
+            raise ConfigError(
+                f"{where}.prompt_column and {where}.response_column are both {data.prompt_column!r}: each answer would "
+                "be its question. Fix: name the column of the answers."
+            )
+
+
 def _check_model(config: RunConfig) -> None:
     if config.data.path is not None and (config.data.options or config.data.split != "train"):
         raise ConfigError(
             f"data.split and data.options belong to a hub or embedded set, but data.path={config.data.path!r} is a "
             "file. Fix: --data.split train --data.options '{}'."
+        )
+    if config.data.path is not None and config.data.seed != RunConfig().data.seed:
+        raise ConfigError(
+            f"data.seed={config.data.seed} is read by embedded sets alone, but data.path={config.data.path!r} is a "
+            "file. Fix: leave it out (train.seed orders the rows)."
+        )
+    if config.model.revision is not None and Path(config.model.name).expanduser().is_dir():
+        raise ConfigError(
+            f"model.revision={config.model.revision!r} names a hub revision, but model.name={config.model.name!r} is a "
+            "folder of this machine. Fix: --model.revision null."
         )
     if config.model.revision is not None and config.model.name.startswith("embedded:"):
         raise ConfigError(

@@ -90,7 +90,7 @@ class Parser(ArgumentParser):
             flag, has_value, value = argument.partition("=")
             if flag == "--config":
                 file = value if has_value else "".join(arguments[index + 1 : index + 2])
-                given = _read_options(file)
+                given = read_yaml(file)
                 found += [f"--{name}=[]" for name in self.record_lists if _sets(given, name)]
             elif flag.removeprefix("--") in self.record_lists:
                 found.append(f"{flag}=[]")
@@ -118,12 +118,51 @@ def _with_shipped(arguments: Sequence[str]) -> list[str]:
     return found
 
 
-def _read_options(file: str) -> Any:
-    """Read a YAML file; nothing of one that cannot be read, which is refused elsewhere."""
+def read_yaml(file: str) -> Any:
+    """Read a YAML file of options; nothing of one that is not there or no YAML, which the parser refuses.
+
+    Raises:
+        ConfigError: It is not UTF-8, a key stands twice in it, or a number is one only to YAML 1.1.
+    """
     try:
-        return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        text = Path(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not UTF-8: {error}. Fix: save it as UTF-8.") from error
+    except (OSError, ValueError):
         return None
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is None:
+            raise ConfigError(f"{file} has no options: it is empty. Fix: give it some, or leave it out.")
+        _refuse_twice(node, file, "")
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
+
+
+def _refuse_twice(node: yaml.Node, file: str, place: str) -> None:
+    """Refuse what YAML drops or rereads unsaid: a key's earlier value, and numbers of base 8 or 60."""
+    if isinstance(node, yaml.ScalarNode):
+        if node.tag == "tag:yaml.org,2002:int" and re.fullmatch(r"[-+]?0[0-7_]+|[-+]?[\d_]+(:[0-5]?\d)+", node.value):
+            read = yaml.safe_load(node.value)
+            raise ConfigError(
+                f"{file}, line {node.start_mark.line + 1}: YAML reads {place.rstrip('.')}: {node.value} as {read}. "
+                f"Fix: write {read}, or put it in quotes where it is a text."
+            )
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_twice(item, file, place)
+    elif isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines and name != "<<":
+                raise ConfigError(
+                    f"{file}, line {line}: the key {place}{name} stands there twice (first in line {lines[name]}), and "
+                    "YAML would drop the first. Fix: put both together, or take one out."
+                )
+            lines[name] = line
+            _refuse_twice(value, file, f"{place}{name}.")
 
 
 def _sets(options: Any, name: str) -> bool:
@@ -162,7 +201,7 @@ def parse_arguments(
     """
     try:
         return parser.parse_args(list(arguments))
-    except BrokenPipeError:  # somebody reads the first lines of the help
+    except (BrokenPipeError, ConfigError):  # somebody reads the first lines of the help; a file that says enough
         raise
     except (ArgumentError, OSError) as error:
         raise ConfigError((explained or explain)(str(error), parser)) from error
@@ -322,7 +361,7 @@ def _explain_value(message: str, name: str) -> str:
     value = re.sub(r"^None$", "null", given[1]) if given else ""
     if nested := re.match(r"NestedArg\(key='([^']*)'", value):
         return f"There is no option '{name}.{nested[1]}': {name} has no options below it. Fix: --{name} VALUE."
-    choices = re.findall(r"'([^']*)'", " ".join(re.findall(r"typing\.Literal\[(.*?)\]", text)))
+    choices = list(dict.fromkeys(re.findall(r"'([^']*)'", " ".join(re.findall(r"typing\.Literal\[(.*?)\]", text)))))
     kinds = re.findall(r"Expected an? (.*?)(?=\.? Got value| - Expected| Given value|$)", text)
     wanted = [kind for kind in dict.fromkeys(kinds) if not kind.startswith(("typing.Literal", "dot import path"))]
     wanted = ["null" if "NoneType" in kind else re.sub(r"<class '(\w+)'>", r"\1", kind) for kind in wanted]

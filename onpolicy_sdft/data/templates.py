@@ -257,9 +257,25 @@ def _parted(turns: Sequence[Turn]) -> tuple[list[Turn], list[Turn]]:
 
 
 def _from_file(template: str) -> ContextTemplate:
-    path = Path(template).expanduser()
-    if path.is_file():
+    path = template_file(template)
+    assert path is not None
+    try:
         return ContextTemplate(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"context.template={template!r} is not UTF-8: {error}. Fix: save it as UTF-8.") from error
+
+
+def template_file(template: str) -> Path | None:
+    """Return the file that ``context.template`` names; None for a template of the package.
+
+    Raises:
+        ConfigError: There is neither.
+    """
+    path = Path(template).expanduser()
+    if template in TEMPLATES or template == PRIOR_TURN:
+        return None
+    if path.is_file():
+        return path
     names = [*TEMPLATES, PRIOR_TURN]
     raise ConfigError(
         f"context.template={template!r} is neither a template nor a file.{did_you_mean(template, names)} "

@@ -9,6 +9,8 @@ from typing import Any
 
 from onpolicy_sdft.config.check import evaluation_sets
 from onpolicy_sdft.config.schema import RunConfig
+from onpolicy_sdft.data.inputs import changed_inputs, input_digests, input_files
+from onpolicy_sdft.errors import ConfigError, DataError, RunDirectoryError, TaskError
 from onpolicy_sdft.runs.commands import Finish
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_json
@@ -22,6 +24,43 @@ def is_done(path: Path, config: RunConfig) -> bool:
     if not config.eval.before_and_after or not (evaluation_sets(config) or config.eval.kl_prompts):
         return True
     return run.eval_summary_path.is_file() and "after" in read_json(run.eval_summary_path)
+
+
+def find_inputs(name: str, config: RunConfig, *, is_distilled_there: bool = True) -> None:
+    """Look for the files that a run is going to read, before anything is trained.
+
+    Raises:
+        ConfigError: Naming the run, the option and the file that is not there.
+    """
+    try:
+        input_files(config, is_distilled_there=is_distilled_there)
+    except (ConfigError, DataError, TaskError) as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def refuse_changed(path: Path, config: RunConfig, fix: str, *, is_scored: bool = True) -> None:
+    """Refuse to count a run, or a distilled set, whose files are others than those that it read.
+
+    Args:
+        path: Of the run. One that an earlier version made has no record of its files, and is not looked at.
+        config: What it would be made of now.
+        fix: The way out, but for putting the files back.
+        is_scored: False for a distilled set.
+
+    Raises:
+        RunDirectoryError: Naming the run, the options and the files.
+        DataError: A file is not there any more.
+    """
+    manifest = RunDirectory(path).manifest_path
+    recorded = read_json(manifest).get("files") if manifest.is_file() else None
+    if recorded is None:
+        return
+    changed = changed_inputs(recorded, input_digests(input_files(config, is_scored=is_scored)))
+    if changed:
+        raise RunDirectoryError(
+            f"{path} is there already, but what it read has been changed since: {', '.join(changed)}. Fix: put that "
+            f"back, {fix}."
+        )
 
 
 def forget_result(path: Path) -> None:

@@ -14,10 +14,10 @@ from onpolicy_sdft.config.load import dump_config
 from onpolicy_sdft.config.schema import RunConfig
 from onpolicy_sdft.config.sequence import CompareConfig, SequenceConfig, StageConfig
 from onpolicy_sdft.errors import ConfigError
-from onpolicy_sdft.experiments.children import scored_alike
+from onpolicy_sdft.experiments.children import refuse_changed, scored_alike
 from onpolicy_sdft.experiments.comparison import summarise
 from onpolicy_sdft.experiments.sequence import SEQUENCE_FILE, Stopped, run_sequence
-from onpolicy_sdft.experiments.sequence_plan import Stage, plan_sequence
+from onpolicy_sdft.experiments.sequence_plan import Stage, find_stage_files, plan_sequence
 from onpolicy_sdft.runs.claim import claimed
 from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_atomic
 
@@ -135,11 +135,12 @@ def check_comparison(config: CompareConfig, sequence: SequenceConfig) -> None:
     if unknown := [name for name in config.joint if name not in config.methods]:
         raise ConfigError(f"joint names {unknown[0]!r}, which is none of the methods: {', '.join(config.methods)}.")
     for trial in trials(config, sequence):
-        plan_sequence(trial.sequence)
+        find_stage_files(plan_sequence(trial.sequence))
     for method in config.methods:
         lr = _rates(config, method)[0]
         for joint in (False, True)[: 1 + (method in config.joint)]:
-            plan_sequence(method_sequence(config, sequence, method, config.seeds[0], lr, Path(method), joint=joint))
+            own = method_sequence(config, sequence, method, config.seeds[0], lr, Path(method), joint=joint)
+            find_stage_files(plan_sequence(own))
 
 
 def _rates(config: CompareConfig, method: str) -> list[float | None]:
@@ -204,6 +205,8 @@ def _run_unless_stopped(own: SequenceConfig, stages: list[Stage], command: list[
     mark = Path(own.output_dir) / _STOPPED
     options = dump_config(dataclasses.replace(own, base_scores=None))
     if mark.is_file() and (found := read_json(mark))["options"] == options:
+        for stage in stages:
+            refuse_changed(stage.path, stage.config, f"take another output_dir, or delete {own.output_dir}")
         logger.info(f"stopped before ({mark}): {found['why']}")
         return str(found["why"])
     try:

@@ -17,8 +17,8 @@ from onpolicy_sdft.config.load import by_dotted_name, dump_config, load_config
 from onpolicy_sdft.config.schema import RunConfig
 from onpolicy_sdft.config.sequence import SequenceConfig
 from onpolicy_sdft.errors import NoUpdateError, RunDirectoryError, TrainingError
-from onpolicy_sdft.experiments.children import error_of, forget_result, is_done, reason_of
-from onpolicy_sdft.experiments.sequence_plan import _DECIDE_NOTHING, Stage, plan_sequence
+from onpolicy_sdft.experiments.children import error_of, forget_result, is_done, reason_of, refuse_changed
+from onpolicy_sdft.experiments.sequence_plan import _DECIDE_NOTHING, Stage, find_stage_files, plan_sequence
 from onpolicy_sdft.experiments.sequence_results import collect
 from onpolicy_sdft.runs.claim import claimed
 from onpolicy_sdft.runs.commands import STOPPED_CODES, run_logged, sdft_command
@@ -52,12 +52,13 @@ def run_sequence(config: SequenceConfig, command: list[str], stages: list[Stage]
         stages: Its plan, if it was made already.
 
     Raises:
-        ConfigError: If a stage's options are refused.
+        ConfigError: If a stage's options are refused, or one of its files is not there.
         RunDirectoryError: If the directory holds a sequence of other options, or another process is at work in it.
         TrainingError: If a stage failed, naming its log.
         Interrupted: If a signal ended a stage, which resumes next time.
     """
     stages = plan_sequence(config) if stages is None else stages
+    find_stage_files(stages)
     with claimed(Path(config.output_dir), "output_dir", "sequence"):
         return _run_stages(config, command, stages)
 
@@ -125,7 +126,7 @@ def _refuse_other(stage: Stage) -> None:
     """Refuse to take a finished run for this stage if its options are others.
 
     Raises:
-        RunDirectoryError: Naming the section that differs.
+        RunDirectoryError: Naming the section, or the file, that differs.
     """
     if not stage.is_done:
         return
@@ -135,6 +136,7 @@ def _refuse_other(stage: Stage) -> None:
             f"{stage.path} was run with other options: {list_differences(differing)}. Fix: another output_dir, or "
             "delete that stage and those after it."
         )
+    refuse_changed(stage.path, stage.config, "take another output_dir, or delete that stage and those after it")
 
 
 def _refuse_gap(stages: list[Stage]) -> None:
@@ -160,6 +162,7 @@ def _refuse_other_set(place: Path, asked: RunConfig) -> None:
             f"{place} was distilled with other options: {list_differences(differing)}. Fix: another distilled_dir, or "
             "delete that set."
         )
+    refuse_changed(place, asked, "take another distilled_dir, or delete that set", is_scored=False)
 
 
 def _deciding(config: RunConfig) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig
 from onpolicy_sdft.config.sequence import SequenceConfig, StageConfig
 from onpolicy_sdft.errors import ConfigError
-from onpolicy_sdft.experiments.children import is_done
+from onpolicy_sdft.experiments.children import find_inputs, is_done
 
 _DECIDE_NOTHING = (
     "train.resume", "train.checkpoint_steps", "train.keep_checkpoints", "train.trackers", "eval.base_scores",
@@ -81,6 +81,16 @@ def plan_sequence(config: SequenceConfig) -> list[Stage]:
     return stages
 
 
+def find_stage_files(stages: Sequence[Stage]) -> None:
+    """Look for the files of all stages before the first is trained.
+
+    Raises:
+        ConfigError: Naming the stage, the option and the file.
+    """
+    for number, stage in enumerate(stages, start=1):
+        find_inputs(f"stage {number} ({stage.label})", stage.config, is_distilled_there=stage.distill is None)
+
+
 def _check(config: SequenceConfig) -> None:
     if not config.stages:
         raise ConfigError("stages is empty: a sequence has at least one task. Fix: --config configs/continual/...")
@@ -105,6 +115,11 @@ def _check(config: SequenceConfig) -> None:
         for name in options:
             if name in own or name.partition(".")[0] in ("replay", "data", "task"):
                 raise ConfigError(f"{where}: {name} is set by the sequence itself. Fix: leave it out.")
+    for name in own:
+        section, _, option = name.partition(".")
+        given = config.run.get(section)
+        if isinstance(given, Mapping) and option in given:
+            raise ConfigError(f"run: {name} is set by the sequence itself. Fix: leave it out.")
 
 
 def _plan_stage(

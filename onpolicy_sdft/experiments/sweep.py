@@ -18,7 +18,14 @@ from onpolicy_sdft.config.load import by_dotted_name, dump_config, load_config
 from onpolicy_sdft.config.schema import RunConfig
 from onpolicy_sdft.config.sweep import SweepConfig
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
-from onpolicy_sdft.experiments.children import forget_result, is_done, reason_of, scored_alike
+from onpolicy_sdft.experiments.children import (
+    find_inputs,
+    forget_result,
+    is_done,
+    reason_of,
+    refuse_changed,
+    scored_alike,
+)
 from onpolicy_sdft.experiments.sweep_plan import Distilled, Plan, PlannedRun
 from onpolicy_sdft.experiments.sweep_results import Row, read_scores, start_rows, write_results
 from onpolicy_sdft.runs.claim import claimed
@@ -91,9 +98,9 @@ def check_startable(config: SweepConfig, plan: Plan) -> None:
     """Find whatever would keep the sweep from starting; nothing is written.
 
     Raises:
-        ConfigError: A command, a job's parameter or a cluster cannot be used.
+        ConfigError: A command, a job's parameter, a cluster or a file cannot be used.
         MissingDependencyError: submitit is needed and not installed.
-        RunDirectoryError: The directory holds a sweep whose runs are others.
+        RunDirectoryError: The directory holds a sweep whose runs are others, or whose files have changed since.
     """
     if config.launch:
         require_command(config.launch)
@@ -101,7 +108,16 @@ def check_startable(config: SweepConfig, plan: Plan) -> None:
         from onpolicy_sdft.experiments.cluster import check_jobs
 
         check_jobs(config)
-    refuse_other_sweep(plan, Path(config.output_dir))
+    directory = Path(config.output_dir)
+    refuse_other_sweep(plan, directory)
+    for run in plan.runs:
+        find_inputs(run.name, run.config, is_distilled_there=run.distilled is None)
+        if is_done(run.path, run.config):
+            refuse_changed(run.path, run.config, f"take another output_dir, or delete {run.path}")
+    for each in plan.distilled:
+        if (directory / each.name / "summary.json").is_file():
+            fix = f"take another output_dir, or delete {directory / each.name}"
+            refuse_changed(directory / each.name, each.config, fix, is_scored=False)
 
 
 def look_up(config: SweepConfig, plan: Plan, directory: Path) -> list[Row]:

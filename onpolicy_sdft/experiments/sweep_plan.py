@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from onpolicy_sdft.config.check import check, evaluation_sets
 from onpolicy_sdft.config.load import explain, kept_parser, to_config
 from onpolicy_sdft.config.schema import RunConfig
 from onpolicy_sdft.config.sweep import SweepConfig, canonical, layer_file
-from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.errors import ConfigError, did_you_mean
 from onpolicy_sdft.experiments.grid import Excluded, Point, grid, run_name
+from onpolicy_sdft.runs.metrics import METRICS
 
 _DISTILLED = "train.distilled"
 
@@ -65,6 +67,11 @@ def make_plan(config: SweepConfig) -> Plan:
     Raises:
         ConfigError: Listing every point that is refused, and why.
     """
+    if not (config.axes or config.base or config.options):
+        raise ConfigError(
+            "A sweep needs runs: neither axes nor base nor options are given. Fix: --config FILE (sdft configs list "
+            "shows some)."
+        )
     points = grid(config.axes, config.exclude)
     resolved: dict[str, tuple[RunConfig, Distilled | None]] = {}
     problems: dict[str, str] = {}
@@ -162,10 +169,17 @@ def _yaml(value: Any) -> str:
 
 
 def _check_metrics(config: SweepConfig, runs: list[RunConfig]) -> None:
-    """Refuse scores that no run will have; what stands in metrics.jsonl shows only later."""
+    """Refuse scores that no run will have, and names that no step logs."""
     known = {f"eval/{item.label}/score" for run in runs for item in evaluation_sets(run)} | {"eval/kl", "eval/nll"}
+    logged = {each.name for each in METRICS if each.name != "loss/*"}
+    logged |= {"train/steps", "train/seconds", *(f"loss/{run.objective.name}" for run in runs)}
     for name in config.metrics:
         if name.startswith("eval/") and name not in known:
             raise ConfigError(f"metrics: no run has {name!r}. There are: {', '.join(sorted(known))}.")
         if "/" not in name:
             raise ConfigError(f"metrics: {name!r} is no metric: they are called area/quantity, e.g. train/steps.")
+        if not name.startswith("eval/") and not any(fnmatchcase(name, each) for each in logged):
+            raise ConfigError(
+                f"metrics: no step logs {name!r}.{did_you_mean(name, logged)} Fix: a name of docs/metrics.md, "
+                "train/steps or train/seconds."
+            )

@@ -25,6 +25,7 @@ from onpolicy_sdft.build.preflight import print_preflight
 from onpolicy_sdft.build.trainer import make_trainer
 from onpolicy_sdft.config.check import evaluation_sets
 from onpolicy_sdft.data.eval_sets import EvalSet, load_eval_sets
+from onpolicy_sdft.data.inputs import input_digests, input_files
 from onpolicy_sdft.data.preflight import refuse_beyond_window
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.evaluate import evaluate_stage, has_stage, score_sets
@@ -33,7 +34,7 @@ from onpolicy_sdft.eval.retention import general_prompts, refuse_unanswerable
 from onpolicy_sdft.eval.turn_end import RARELY_ENDS, describe_turn_end, turn_end_probability
 from onpolicy_sdft.fitting.export import model_facts
 from onpolicy_sdft.fitting.guards import make_guards
-from onpolicy_sdft.fitting.held_out import gate_sets, hold_back, refuse_unchecked
+from onpolicy_sdft.fitting.held_out import gate_sets, hold_back, refuse_unchecked, warn_of_overlap
 from onpolicy_sdft.fitting.identity import claim_run, earlier_date, identity_of, see_one_directory
 from onpolicy_sdft.fitting.start import find_start, inherit_scores, load_start_weights, trained_to
 from onpolicy_sdft.fitting.verdict import RunVerdict, reach_verdict
@@ -114,6 +115,7 @@ class _Loaded:
     validation: Sequence[EvalSet]
     gated: Sequence[EvalSet]
     plan: Plan
+    files: Mapping[str, Mapping[str, str]]  # digests of what was read, by option and path
 
     @property
     def is_scored(self) -> bool:
@@ -124,6 +126,7 @@ class _Loaded:
 def _load(config: RunConfig, backend: Backend, given: Given) -> _Loaded:
     """Load rows, model and questions, and say what was found; whatever does not fit is refused here."""
     require_writer(config, backend)
+    files = backend.on_first(lambda: input_digests(input_files(config)))  # before they are read
     task, rows = load_rows(config, given.tasks)
     rows, held_back = hold_back(config, task, rows)
     sets = load_eval_sets(evaluation_sets(config), tasks=given.tasks)
@@ -143,6 +146,8 @@ def _load(config: RunConfig, backend: Backend, given: Given) -> _Loaded:
         config, bundle, task, rows,
         asks_teacher=config.train.targets == "policy", num_local_ranks=backend.num_local_ranks,
     )  # fmt: skip
+    if backend.rank == 0:
+        warn_of_overlap(rows.demonstrations, [*sets, *validation])
     data = _use_distilled(config, bundle, pairs)
     gated = gate_sets(config, task, held_back, sets)
     refuse_unaskable(bundle, [*sets, *validation, *gated])
@@ -153,7 +158,7 @@ def _load(config: RunConfig, backend: Backend, given: Given) -> _Loaded:
     if backend.rank == 0 and bundle.loaded.model.device.type == backend.device.type:
         with backend.autocast():
             _report_turn_end(config, bundle, data)
-    return _Loaded(config, backend, start, bundle, data, sets, validation, gated, plan)
+    return _Loaded(config, backend, start, bundle, data, sets, validation, gated, plan, files)
 
 
 def _claim(
@@ -167,7 +172,7 @@ def _claim(
         facts |= {name: identity[name] for name in (*base, "prompts and targets")}
         facts["model"] = {**facts["model"], "cache_dir": None}
         backend.refuse_disagreement({**facts, "code": git_state(Path(__file__).parents[2])})
-    run = backend.on_first(partial(claim_run, config, data, identity, command, backend, held))
+    run = backend.on_first(partial(claim_run, config, data, identity, command, backend, held, found.files))
     if backend.rank == 0:
         held.push(partial(_write_error, run))
     see_one_directory(run, backend)
@@ -205,6 +210,8 @@ def _fit(config: RunConfig, command: Sequence[str], given: Given, held: ExitStac
     found = _load(config, backend, given)
     config, bundle, data, plan = found.config, found.bundle, found.data, found.plan
     base = base_identity(bundle)
+    if backend.rank == 0:
+        _warn_of_other_writer(config, base)
     model = _prepare(found)
     run, identity = _claim(found, base, command, held)
 
@@ -350,6 +357,19 @@ def _use_distilled(config: RunConfig, bundle: ModelBundle, data: Data) -> Data:
     refuse_beyond_window(prepared, config.rollout.max_new_tokens, context_window(bundle))
     loaded = dataclasses.replace(data.loaded, fingerprint=f"{data.loaded.fingerprint}+{file_digest(path)}")
     return dataclasses.replace(data, loaded=loaded, prepared=prepared)
+
+
+def _warn_of_other_writer(config: RunConfig, base: Mapping[str, Any]) -> None:
+    """Say where a distilled file was written by other weights: what it teaches is then no text of this model."""
+    if config.train.distilled is None or config.train.adapter_handoff == "merge":
+        return
+    manifest = find_file(config.train.distilled).parent / "manifest.json"
+    wrote = read_json(manifest).get("base", {}).get("base weights") if manifest.is_file() else None
+    if wrote and base["base weights"] and wrote != base["base weights"]:
+        logger.warning(
+            f"train.distilled={config.train.distilled!r} was written by other weights than model.name="
+            f"{config.model.name!r} has: its answers are another model's. Distil with the model that is trained."
+        )
 
 
 def _validate(

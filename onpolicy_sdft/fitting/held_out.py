@@ -30,6 +30,33 @@ _ONE_IN = 10
 _FEWEST_ROWS = 8
 
 
+def warn_of_overlap(rows: Sequence[Demonstration], sets: Sequence[EvalSet]) -> dict[str, list[int]]:
+    """Say which evaluation sets ask what is trained on: their scores say nothing of other questions.
+
+    Args:
+        rows: That are trained on.
+        sets: The questions, also those of validation.
+
+    Returns:
+        Label: [questions that are training prompts, up to blanks and case; all of them]; sets without any left out.
+    """
+    trained = {_as_asked(row) for row in rows}
+    found = {}
+    for each in sets:
+        shared = sum(_as_asked(question) in trained for question in each.demonstrations)
+        if shared:
+            found[each.label] = [shared, len(each.demonstrations)]
+            logger.warning(
+                f"{shared} of {len(each.demonstrations)} questions of {each.label!r} are training prompts: their score "
+                "does not tell what is learned from what is remembered"
+            )
+    return found
+
+
+def _as_asked(row: Demonstration) -> tuple[tuple[str, str], ...]:
+    return tuple((turn.role, " ".join(turn.content.split()).casefold()) for turn in row.turns)
+
+
 def hold_back(
     config: RunConfig, task: Task, rows: DemonstrationSet
 ) -> tuple[DemonstrationSet, tuple[Demonstration, ...]]:

@@ -45,12 +45,13 @@ def claim_run(
     command: Sequence[str],
     backend: Backend,
     held: ExitStack,
+    files: Mapping[str, Mapping[str, str]],
 ) -> RunDirectory:
     """Make the run directory ours, on the first rank: refuse another run's, write what this run is."""
     run = RunDirectory.create(config.train.output_dir, resume=config.train.resume == "auto")
     held.enter_context(run.claimed())
     checkpoint_to_resume(run, identity)
-    _write_identity(config, data, identity, run, command, backend)
+    _write_identity(config, data, identity, run, command, backend, files)
     return run
 
 
@@ -154,6 +155,7 @@ def _write_identity(
     run: RunDirectory,
     command: Sequence[str],
     backend: Backend,
+    files: Mapping[str, Mapping[str, str]],
 ) -> None:
     manifest = collect_manifest(
         command=list(command),
@@ -162,6 +164,7 @@ def _write_identity(
         gpu_names=gpu_names(),
         extra={
             "num_ranks": backend.num_ranks,
+            "files": files,
             "base": {name: value for name, value in identity.items() if name.startswith("base ")},
             "num_demonstrations": len(data.prepared.pairs),
             "skipped_rows": len(data.loaded.skipped),
@@ -171,7 +174,7 @@ def _write_identity(
         },
     )
     if run.manifest_path.is_file():  # a resumed run keeps the record of its start
-        manifest = {**read_json(run.manifest_path), "resumed": [*_resumptions(run), manifest]}
+        manifest = {**read_json(run.manifest_path), "files": files, "resumed": [*_resumptions(run), manifest]}
     write_text_atomic(run.config_path, dump_config(config))
     write_json_atomic(run.manifest_path, manifest)
 

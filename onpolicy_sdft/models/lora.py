@@ -52,6 +52,7 @@ def prepare_trainable(
     if model_config.load_in_4bit:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=model_config.gradient_checkpointing)
     refuse_unfit(model, lora)
+    _refuse_pattern(lora)
     peft_config = _peft_config(model, lora, tokenizer)
     names, linear = [name for name, _ in model.named_modules()], linear_layers(model)
     try:
@@ -69,6 +70,17 @@ def prepare_trainable(
     refuse_shared(adapted, lora)
     refuse_untied(inner_model(adapted))
     return adapted
+
+
+def _refuse_pattern(lora: LoraConfig) -> None:
+    if isinstance(lora.target_modules, str):
+        try:
+            re.compile(lora.target_modules)
+        except re.error as error:
+            raise ConfigError(
+                f"lora.target_modules={lora.target_modules!r} is no pattern: {error}. Fix: a list of names, such as "
+                "[q_proj, v_proj], or a regular expression."
+            ) from error
 
 
 def _peft_config(model: PreTrainedModel, lora: LoraConfig, tokenizer: PreTrainedTokenizerBase | None) -> PeftLoraConfig:

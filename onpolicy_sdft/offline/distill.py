@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from onpolicy_sdft.build.bundle import load_bundle, require_writer
 from onpolicy_sdft.build.cuda import gpu_names
 from onpolicy_sdft.build.data import load_rows, make_prompt_pairs
+from onpolicy_sdft.build.identity import base_identity
 from onpolicy_sdft.build.method import make_pairing, make_review, make_sampling, make_screen, make_weights
 from onpolicy_sdft.build.preflight import print_preflight
 from onpolicy_sdft.config.check_method import live_options_set
 from onpolicy_sdft.config.load import dump_config
+from onpolicy_sdft.data.inputs import input_digests, input_files
 from onpolicy_sdft.errors import ConfigError, DataError, RunDirectoryError
 from onpolicy_sdft.eval.first_probe import choose_rows, probe_first
 from onpolicy_sdft.offline.file import FILE_NAME
@@ -59,6 +61,7 @@ def run_distill(config: RunConfig, command: Sequence[str]) -> DistillOutcome:
     """
     _refuse_live_options(config)
     directory = Path(config.distill.output_dir)
+    files = input_digests(input_files(config, is_scored=False))
     task, loaded = load_rows(config)
     if any(not row.response for row in loaded.demonstrations):
         raise DataError(f"{loaded.where}: rows have no response to rewrite. Fix: --data.response_column COLUMN.")
@@ -70,7 +73,7 @@ def run_distill(config: RunConfig, command: Sequence[str]) -> DistillOutcome:
         for pair in data.prepared.pairs:  # a row that its rules cannot judge is found before anything is written
             legacy_agrees(pair.demonstration.response, pair.demonstration, config.task.name)
     with claimed(directory, "distill.output_dir", "distillation"):
-        _claim(directory, config, data, command)
+        _claim(directory, config, data, command, files, base_identity(bundle))
         backend = bundle.backend(bundle.loaded.model, config.rollout, config.rollout.batch_size)
         pairs = data.prepared.pairs
         with Progress("distill", len(pairs), "rows") as progress:
@@ -118,7 +121,14 @@ def _judge(config: RunConfig, bundle: ModelBundle, data: Data, source: PolicySou
     return ScreenJudge(screen, reviewer)
 
 
-def _claim(directory: Path, config: RunConfig, data: Data, command: Sequence[str]) -> None:
+def _claim(
+    directory: Path,
+    config: RunConfig,
+    data: Data,
+    command: Sequence[str],
+    files: Mapping[str, Mapping[str, str]],
+    base: Mapping[str, Any],
+) -> None:
     """Write what the rows will be of, or make sure that those there are of these very settings."""
     identity = _identity(config, data)
     path = directory / _IDENTITY
@@ -143,6 +153,7 @@ def _claim(directory: Path, config: RunConfig, data: Data, command: Sequence[str
     manifest = collect_manifest(
         command=list(command), seeds={"train.seed": config.train.seed, "data.seed": config.data.seed},
         data_fingerprint={"train": data.loaded.fingerprint}, gpu_names=gpu_names(),
+        extra={"files": files, "base": base},
     )  # fmt: skip
     write_text_atomic(directory / "config.yaml", dump_config(config))
     write_json_atomic(directory / "manifest.json", manifest)

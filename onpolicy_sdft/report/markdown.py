@@ -8,6 +8,9 @@ from urllib.parse import quote
 from onpolicy_sdft.report.document import Block, Document, Listing, Picture, Sentence, Table, Tiles
 from onpolicy_sdft.report.tables import markdown_text
 
+#: The last line of every report: what an earlier one is told from other files by.
+MARKDOWN_MARK = "<!-- a report of sdft -->"
+
 
 def render_markdown(document: Document, file_of: Callable[[Picture], str]) -> str:
     """Write a report in GitHub's Markdown.
@@ -34,7 +37,7 @@ def render_markdown(document: Document, file_of: Callable[[Picture], str]) -> st
         if part.logs:
             files = ", ".join(log.source for log in part.logs)
             lines += [f"The rollouts themselves: {markdown_text(files)}; the HTML page shows them.", ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, MARKDOWN_MARK, ""])
 
 
 def _block(block: Block, title: str, file_of: Callable[[Picture], str]) -> list[str]:

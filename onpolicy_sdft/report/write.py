@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +13,13 @@ from onpolicy_sdft.report.compose import compose, kinds_of
 from onpolicy_sdft.report.data import document_data
 from onpolicy_sdft.report.document import Document, Picture
 from onpolicy_sdft.report.html import build_report, render_page
-from onpolicy_sdft.report.markdown import render_markdown
+from onpolicy_sdft.report.markdown import MARKDOWN_MARK, render_markdown
 from onpolicy_sdft.runs.files import write_bytes_atomic, write_json_atomic, write_text_atomic
 
 Format = Literal["html", "md", "json"]
 _OWN_NAME = "report"
+#: In the head of every page.
+_PAGE_MARK = "base-uri 'none'; form-action 'none'"
 
 
 def write_report(
@@ -33,13 +36,17 @@ def write_report(
         Paths written, the report first.
 
     Raises:
-        ConfigError: The output is a directory.
+        ConfigError: The output is a directory, or a file that is no report.
         RunDirectoryError: A directory holds nothing that a report can be made of.
     """
     places = [Path(path) for path in paths]
     if output is not None and Path(output).is_dir():
         raise ConfigError(
             f"output={output} is a directory. Fix: name a file in it, e.g. {Path(output) / 'report.html'}."
+        )
+    if output is not None and Path(output).exists() and not _is_report(Path(output)):
+        raise ConfigError(
+            f"output={output} is there already, and it is no report of sdft. Fix: another file, or delete it."
         )
     form = form or _form_of(output)
     kinds = [kinds_of(place) for place in places]
@@ -60,6 +67,20 @@ def write_page(document: Document, target: Path) -> Path:
     page = target / f"{_OWN_NAME}.html" if target.is_dir() else target
     write_text_atomic(page, render_page(document))
     return page
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file is a report that was written here, in any form, and may be replaced by the next one."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    if text.startswith("{"):
+        try:
+            return bool({"title", "parts"} <= json.loads(text).keys())
+        except ValueError:
+            return False
+    return (text.startswith("<!DOCTYPE html>") and _PAGE_MARK in text) or text.rstrip().endswith(MARKDOWN_MARK)
 
 
 def _form_of(output: Path | str | None) -> Format:

@@ -116,3 +116,10 @@ def test_help_fits_two_screens_and_the_rest_is_asked_for(capsys, verb):
         main([verb, *target, "--help_all"])
     assert stopped.value.code == 0
     assert len(capsys.readouterr().out.splitlines()) > 500
+
+
+def test_a_file_of_test_rows_that_is_not_there_is_refused_before_it_is_written(tmp_path, capsys):
+    target = tmp_path / "sdft.yaml"
+    assert main(["init", "--data.path", "rows.jsonl", "--eval_path", "/nope.jsonl", "--output", str(target)]) == 2
+    assert "--eval_path /nope.jsonl: there is no such file" in capsys.readouterr().err
+    assert not target.exists()

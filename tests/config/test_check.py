@@ -166,3 +166,24 @@ def test_the_label_of_the_test_rows_is_taken():
 )
 def test_what_goes_together_passes(values):
     check(config_with(**values))
+
+
+@pytest.mark.parametrize("name", ["train.output_dir", "distill.output_dir"])
+def test_an_empty_output_directory_is_refused(name):
+    assert f"{name}='' names no directory" in refuse(**{name: ""})
+
+
+@pytest.mark.parametrize("option", ["model.name", "data.path"])
+@pytest.mark.parametrize("below", ["", "run"])
+def test_a_run_is_not_written_among_what_it_reads(tmp_path, option, below):
+    message = refuse(**{option: str(tmp_path), "train.output_dir": str(tmp_path / below)})
+    assert f"stands in {option}={str(tmp_path)!r}, which is read" in message
+
+
+def test_one_column_cannot_be_question_and_answer_and_a_folder_has_no_revision(tmp_path):
+    assert "are both 'prompt'" in refuse(**{"data.prompt_column": "prompt", "data.response_column": "prompt"})
+    assert "is a folder of this machine" in refuse(**{"model.name": str(tmp_path), "model.revision": "v9"})
+
+
+def test_a_seed_of_embedded_rows_is_refused_with_a_file():
+    assert "data.seed=7 is read by embedded sets alone" in refuse(**{"data.path": "rows.jsonl", "data.seed": 7})

@@ -269,3 +269,28 @@ def test_an_option_of_an_old_name_is_refused_with_the_new_one(tmp_path, old, new
     for given in (["--config", str(path)], [f"--{old}", "x"], [f"--{old}=x"]):
         with pytest.raises(ConfigError, match=expected):
             parse(make_parser("sdft train", ""), given) if section else load_plan(SequenceConfig, "x", "", given)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("train: {max_steps: 3}\ntrain: {seed: 5}\n", "line 2: the key train stands there twice (first in line 1)"),
+        ("train:\n  seed: 1\n  seed: 2\n", "line 3: the key train.seed stands there twice"),
+        ("train:\n  seed: 010\n", "line 2: YAML reads train.seed: 010 as 8"),
+        ("train:\n  seed: 1:30\n", "line 2: YAML reads train.seed: 1:30 as 90"),
+        ("", "has no options: it is empty"),
+    ],
+)
+def test_what_yaml_would_drop_or_read_otherwise_is_refused_by_line_and_key(tmp_path, text, said):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(str(path))
+    assert said in str(caught.value)
+
+
+def test_a_config_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "config.yaml").write_bytes(b"train: {output_dir: caf\xe9}\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml is not UTF-8"):
+        load_config(tmp_path / "config.yaml")

@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"config", "tasks"},
     "screening": {"config", "tasks"},
     "rollout": {"config", "models"},
-    "experiments": {"config", "runs"},
+    "experiments": {"config", "runs", "data"},
     "report": {"runs", "experiments"},
     "train": PARTS - {"tasks"},
     "build": PARTS | {"train"},

@@ -193,3 +193,35 @@ def test_a_second_sequence_in_a_directory_is_refused_and_writes_nothing(tiny, in
     ):
         run_sequence(tiny(), [])
     assert [path.name for path in (tmp_path / "sequence").iterdir()] == [".lock"]
+
+
+def test_stages_whose_files_have_changed_since_are_refused_by_name(whole, in_process):
+    rows = Path(whole.make().stages[1].data.path)
+    before = rows.read_text()
+    rows.write_text(before.replace("seven", "SEVEN"))
+    try:
+        with pytest.raises(
+            RunDirectoryError, match=r"stage-1-red is there .*eval\.sets blue: data\.path .*blue\.jsonl"
+        ):
+            run_sequence(whole.make(), [])
+    finally:
+        rows.write_text(before)
+    assert in_process.commands == []
+    run_sequence(whole.make(), [])
+    assert in_process.commands == []  # a file that was only written again is the same
+
+
+def test_a_file_of_a_later_stage_that_is_missing_is_found_before_the_first(tiny, in_process, tmp_path):
+    (tmp_path / "blue.jsonl").unlink()
+    stages = tiny().stages
+    stages[1].test = stages[0].test
+    with pytest.raises(ConfigError, match=r"stage 2 \(blue\): data\.path='.*blue\.jsonl' is not a file"):
+        run_sequence(tiny(stages=stages), [])
+    assert in_process.commands == []
+    assert not (tmp_path / "sequence").exists()
+
+
+def test_what_the_sequence_sets_itself_is_refused_among_the_shared_options_too(tiny):
+    shared = tiny().run
+    with pytest.raises(ConfigError, match=r"run: train\.output_dir is set by the sequence itself"):
+        plan_sequence(tiny(run={**shared, "train": {**shared["train"], "output_dir": "elsewhere"}}))

@@ -45,15 +45,16 @@ def flags(tmp_path: Path, model_dir: Path) -> list[str]:
 
 
 def test_two_runs_in_processes_of_their_own_one_of_which_fails(flags, tmp_path, capsys):
-    """A template that is not there passes the check of options: only the run itself looks for it."""
-    axes = "{by: [{label: good, optim.lr: 0.01}, {label: bad, context.template: nowhere.jinja}]}"
+    """A template that is no Jinja passes the check of options: only the run itself reads it."""
+    (tmp_path / "bad.jinja").write_text("{{ question")
+    axes = f"{{by: [{{label: good, optim.lr: 0.01}}, {{label: bad, context.template: {tmp_path / 'bad.jinja'}}}]}}"
     code = verb.run([*flags, "--axes", axes, "--max_parallel", "2"])
     shown = capsys.readouterr()
     assert code == 1
     directory = tmp_path / "sweep"
     good, bad = read_json(directory / "sweep.json")["runs"]
     assert (good["state"], good["reason"], bad["state"], bad["scores"]) == ("done", "", "failed", {})
-    assert bad["reason"].startswith("sdft train: context.template='nowhere.jinja' is neither a template nor a file.")
+    assert re.match(r"sdft train: context.template='.*bad.jinja' does not compile: ", bad["reason"])
     run = directory / good["run"]
     assert good["scores"]["eval/kl"] == read_json(run / "eval" / "summary.json")["after"]["kl"]["mean"]
     assert good["scores"]["train/steps"] == len(read_jsonl(run / "metrics.jsonl")) == 1

@@ -150,3 +150,10 @@ def test_a_score_that_no_run_will_have_is_refused(sweep):
         sweep(options={"eval.sets": sets}, metrics=["eval/cdoe/score"])
     )
     assert "'steps' is no metric" in refuse(sweep(metrics=["steps"]))
+
+
+def test_a_sweep_of_nothing_and_a_metric_that_no_step_logs_are_refused(sweep):
+    with pytest.raises(ConfigError, match="A sweep needs runs"):
+        make_plan(SweepConfig())
+    with pytest.raises(ConfigError, match=r"no step logs 'loss/totl'\. Did you mean 'loss/total'\?"):
+        make_plan(sweep(axes={"optim.lr": [0.1]}, metrics=["loss/totl"]))

@@ -10,11 +10,12 @@ import pytest
 from filelock import FileLock
 
 from onpolicy_sdft.config.sweep import SweepConfig
+from onpolicy_sdft.data.inputs import input_digests
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
 from onpolicy_sdft.experiments.sweep import SweepOutcome, run_sweep
 from onpolicy_sdft.experiments.sweep_plan import Plan, make_plan
 from onpolicy_sdft.runs.commands import Finish, Signals
-from onpolicy_sdft.runs.files import read_json
+from onpolicy_sdft.runs.files import read_json, write_json_atomic
 
 
 @pytest.fixture
@@ -223,3 +224,27 @@ def test_a_failure_of_the_machine_itself_lets_no_other_run_begin(sweep, machine)
     with pytest.raises(OSError, match="no processes left"):
         go(sweep(seeds=list(range(20))), runs)
     assert len(runs.names) < 20
+
+
+def test_a_run_whose_data_changed_since_is_refused_and_not_averaged_with_new_ones(sweep, machine, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("old")
+
+    class Reading(machine):
+        def end(self, verb, options, name):
+            finish = super().end(verb, options, name)
+            files = input_digests({"data.path": [rows]})
+            write_json_atomic(Path(options["train"]["output_dir"]) / "manifest.json", {"files": files})
+            return finish
+
+    asked = {"options": {"data.path": "rows.jsonl"}}
+    go(sweep(**asked), Reading())
+    again = Reading()
+    go(sweep(**asked), again)
+    rows.write_text("new")
+    with pytest.raises(RunDirectoryError, match=r"lr-0\.1_seed-0 is there already, .*data\.path \(rows\.jsonl, "):
+        go(sweep(**asked, seeds=[0, 1]), again)
+    rows.unlink()
+    with pytest.raises(ConfigError, match=r"lr-0\.1_seed-0: data\.path='rows\.jsonl' is not a file"):
+        go(sweep(**asked, output_dir="other"), again)
+    assert again.names == []

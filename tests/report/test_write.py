@@ -136,3 +136,16 @@ def test_a_summary_of_a_member_that_is_damaged_is_named(tmp_path):
     write_json_atomic(a / "manifest.json", {"hardware": {"gpus": 3}, "git": 5, "seeds": []})
     (page,) = write_report([a, b])
     assert "b/eval/summary.json: scores before and after (" in page.read_text()
+
+
+@pytest.mark.usefixtures("unrendered")
+@pytest.mark.parametrize("name", ["x.html", "x.md", "x.json"])
+def test_a_file_that_is_no_report_is_kept_and_an_earlier_report_is_replaced(tmp_path, name):
+    place, target = make_sequence(tmp_path / "seq"), tmp_path / name
+    target.write_text('{"prompt": "mine"}\n')
+    with pytest.raises(ConfigError, match=f"{name} is there already, and it is no report"):
+        write_report([place], output=target)
+    assert target.read_text() == '{"prompt": "mine"}\n'
+    target.unlink()
+    for _ in range(2):
+        assert write_report([place], output=target)[0] == target
