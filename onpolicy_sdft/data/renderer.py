@@ -264,7 +264,12 @@ class Renderer:
 
     def notes(self) -> list[str]:
         """Return what a user should know of the chat template before a run."""
-        return notes_on(self.tokenizer, self.markup, self.writer.date)
+        found = notes_on(self.tokenizer, self.markup, self.writer.date)
+        if self.config.date is not None and not self.writer.date:
+            found.append(
+                f"context.date={self.config.date} has no effect: the model's chat template does not read the clock"
+            )
+        return found
 
     def _way_out(self, turns: Sequence[Turn], answered: Sequence[Turn], asked: str, whole: str) -> str:
         """Return what would make a prompt the beginning of the conversation that answers it; empty: not known."""

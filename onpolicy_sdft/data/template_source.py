@@ -29,6 +29,11 @@ CLOCK = "strftime_now"
 #: What every chat template is given, and what transformers takes for itself.
 _OF_ALL = {"messages", "add_generation_prompt", "raise_exception", CLOCK}
 _OF_TRANSFORMERS = {"chat_template"}
+#: What the program gives itself, and what ``apply_chat_template`` would take for how to answer.
+_GIVEN = {
+    "messages", "conversation", "add_generation_prompt", "continue_final_message", "tokenize", "padding",
+    "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
+}  # fmt: skip
 
 #: Flags between ``%`` and the letter of a format.
 _FLAGS = ("", "-", "_", "0", "^", "#")
@@ -114,6 +119,10 @@ def refuse_unread(option: str, arguments: Mapping[str, Any], sources: list[str])
     """
     read = set[str]().union(*map(names_read, sources))
     for name, value in arguments.items():
+        if name in _GIVEN:
+            raise ConfigError(
+                f"{option} has {name}={value!r:.80}, which the program gives itself, row by row. Fix: leave {name} out."
+            )
         if name in read or name in _OF_TRANSFORMERS:
             continue
         known = sorted(each for each in read - _OF_ALL if not each.endswith("_token"))

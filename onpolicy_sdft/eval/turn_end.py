@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
+from onpolicy_sdft.models.lora import inner_model
+from onpolicy_sdft.models.randomness import runs_whole
+
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from onpolicy_sdft.build.bundle import ModelBundle
+    from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.types import PromptPair
+
+logger = logging.getLogger(__name__)
 
 #: Below this probability the token was hardly trained: chat models give 0.01 to 1, base models 1e-7.
 RARELY_ENDS = 1e-4
+_NUM_ROWS = 8
+
+
+def report_turn_end(config: RunConfig, bundle: ModelBundle, pairs: Sequence[PromptPair]) -> None:
+    """Say how likely the model ends its turn where a demonstration ends, where its weights are whole."""
+    model = bundle.loaded.model
+    if not runs_whole(inner_model(model)):
+        return
+    learned = [each for each in pairs[:_NUM_ROWS] if each.demonstration.response and each.response_ids]
+    rows = [each for each in learned if each.response_ids[-1] == bundle.renderer.terminator_id]
+    if not rows:
+        return
+    name = str(bundle.loaded.tokenizer.convert_ids_to_tokens(bundle.renderer.terminator_id))
+    probability = turn_end_probability(model, rows)
+    level = logging.WARNING if probability < RARELY_ENDS else logging.INFO
+    logger.log(level, describe_turn_end(probability, name, len(rows), adapters=config.lora.enabled))
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from onpolicy_sdft.build.base import Start, base_of, has_base, make_base
-from onpolicy_sdft.build.bundle import ModelBundle, context_window, load_bundle, require_writer
+from onpolicy_sdft.build.bundle import ModelBundle, load_bundle, require_writer
 from onpolicy_sdft.build.data import Data, load_rows, make_prompt_pairs, refuse_unaskable
 from onpolicy_sdft.build.given import NOTHING, Given
 from onpolicy_sdft.build.identity import base_identity
@@ -26,12 +26,12 @@ from onpolicy_sdft.build.trainer import make_trainer
 from onpolicy_sdft.config.check import evaluation_sets
 from onpolicy_sdft.data.eval_sets import EvalSet, load_eval_sets
 from onpolicy_sdft.data.inputs import input_digests, input_files
-from onpolicy_sdft.data.preflight import refuse_beyond_window
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.evaluate import evaluate_stage, has_stage, score_sets
 from onpolicy_sdft.eval.first_probe import keep_probe, probe_first, probe_of, refresh_run, restore_probe
 from onpolicy_sdft.eval.retention import general_prompts, refuse_unanswerable
-from onpolicy_sdft.eval.turn_end import RARELY_ENDS, describe_turn_end, turn_end_probability
+from onpolicy_sdft.eval.turn_end import report_turn_end
+from onpolicy_sdft.fitting.distilled import use_distilled, warn_of_other_writer
 from onpolicy_sdft.fitting.export import model_facts
 from onpolicy_sdft.fitting.guards import make_guards
 from onpolicy_sdft.fitting.held_out import gate_sets, hold_back, refuse_unchecked, warn_of_overlap
@@ -40,14 +40,12 @@ from onpolicy_sdft.fitting.start import find_start, inherit_scores, load_start_w
 from onpolicy_sdft.fitting.verdict import RunVerdict, reach_verdict
 from onpolicy_sdft.models.export import export_model
 from onpolicy_sdft.models.language import other_parts
-from onpolicy_sdft.models.lora import inner_model, prepare_trainable
-from onpolicy_sdft.models.randomness import runs_whole
+from onpolicy_sdft.models.lora import prepare_trainable
 from onpolicy_sdft.models.ready import make_ready
 from onpolicy_sdft.models.sizes import count_parameters
-from onpolicy_sdft.offline.file import apply_distilled, find_file, read_rows
 from onpolicy_sdft.rollout.hf import CollectiveDecoding
 from onpolicy_sdft.runs.directory import RunDirectory
-from onpolicy_sdft.runs.files import file_digest, read_json, write_json_atomic
+from onpolicy_sdft.runs.files import read_json, write_json_atomic
 from onpolicy_sdft.runs.manifest import git_state
 from onpolicy_sdft.train.backend import Backend
 from onpolicy_sdft.train.callbacks import Callback, scores_of
@@ -68,8 +66,6 @@ if TYPE_CHECKING:
     from onpolicy_sdft.train.probe import Probe
 
 logger = logging.getLogger(__name__)
-
-_TURN_END_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +144,7 @@ def _load(config: RunConfig, backend: Backend, given: Given) -> _Loaded:
     )  # fmt: skip
     if backend.rank == 0:
         warn_of_overlap(rows.demonstrations, [*sets, *validation])
-    data = _use_distilled(config, bundle, pairs)
+    data = use_distilled(config, bundle, pairs)
     gated = gate_sets(config, task, held_back, sets)
     refuse_unaskable(bundle, [*sets, *validation, *gated])
     refuse_unanswerable(bundle, config.eval.kl_prompts if config.eval.before_and_after else 0)
@@ -157,7 +153,7 @@ def _load(config: RunConfig, backend: Backend, given: Given) -> _Loaded:
         print_preflight(data, config, bundle, screens=config.train.targets == "policy")
     if backend.rank == 0 and bundle.loaded.model.device.type == backend.device.type:
         with backend.autocast():
-            _report_turn_end(config, bundle, data)
+            report_turn_end(config, bundle, data.prepared.pairs)
     return _Loaded(config, backend, start, bundle, data, sets, validation, gated, plan, files)
 
 
@@ -211,7 +207,7 @@ def _fit(config: RunConfig, command: Sequence[str], given: Given, held: ExitStac
     config, bundle, data, plan = found.config, found.bundle, found.data, found.plan
     base = base_identity(bundle)
     if backend.rank == 0:
-        _warn_of_other_writer(config, base)
+        warn_of_other_writer(config, base)
     model = _prepare(found)
     run, identity = _claim(found, base, command, held)
 
@@ -321,55 +317,12 @@ def _write_error(
         write_json_atomic(run.result_path, {"reason": str(error), "error": kind.__name__})
 
 
-def _report_turn_end(config: RunConfig, bundle: ModelBundle, data: Data) -> None:
-    """Say how likely the model ends its turn where a demonstration ends, where its weights are whole."""
-    model, rows = bundle.loaded.model, data.prepared.pairs[:_TURN_END_ROWS]
-    if not runs_whole(inner_model(model)):
-        return
-    learned = [each for each in rows if each.demonstration.response and each.response_ids]
-    pairs = [each for each in learned if each.response_ids[-1] == bundle.renderer.terminator_id]
-    if not pairs:
-        return
-    name = str(bundle.loaded.tokenizer.convert_ids_to_tokens(bundle.renderer.terminator_id))
-    probability = turn_end_probability(model, pairs)
-    level = logging.WARNING if probability < RARELY_ENDS else logging.INFO
-    logger.log(level, describe_turn_end(probability, name, len(pairs), adapters=config.lora.enabled))
-
-
 def _with_base(config: RunConfig, start: Start | None, backend: Backend) -> RunConfig:
     """Return the config with the model that is loaded: the base model, or a base that adapters were merged into."""
     if not backend.on_first(lambda: has_base(config)):
         return config
     backend.on_first(lambda: make_base(config, start))
     return dataclasses.replace(config, model=base_of(RunDirectory(Path(config.train.output_dir)), config))
-
-
-def _use_distilled(config: RunConfig, bundle: ModelBundle, data: Data) -> Data:
-    """Put the responses of a distilled file in the place of the demonstrations', where one is the target source."""
-    if config.train.targets != "distilled" or config.train.distilled is None:
-        return data
-    path = find_file(config.train.distilled)
-    pairs, num_dropped = apply_distilled(data.prepared.pairs, read_rows(path), path, bundle.renderer.decode)
-    logger.info(
-        f"{len(pairs)} targets from {path}" + (f"; {num_dropped} rows were dropped there" if num_dropped else "")
-    )
-    prepared = dataclasses.replace(data.prepared, pairs=pairs)
-    refuse_beyond_window(prepared, config.rollout.max_new_tokens, context_window(bundle))
-    loaded = dataclasses.replace(data.loaded, fingerprint=f"{data.loaded.fingerprint}+{file_digest(path)}")
-    return dataclasses.replace(data, loaded=loaded, prepared=prepared)
-
-
-def _warn_of_other_writer(config: RunConfig, base: Mapping[str, Any]) -> None:
-    """Say where a distilled file was written by other weights: what it teaches is then no text of this model."""
-    if config.train.distilled is None or config.train.adapter_handoff == "merge":
-        return
-    manifest = find_file(config.train.distilled).parent / "manifest.json"
-    wrote = read_json(manifest).get("base", {}).get("base weights") if manifest.is_file() else None
-    if wrote and base["base weights"] and wrote != base["base weights"]:
-        logger.warning(
-            f"train.distilled={config.train.distilled!r} was written by other weights than model.name="
-            f"{config.model.name!r} has: its answers are another model's. Distil with the model that is trained."
-        )
 
 
 def _validate(

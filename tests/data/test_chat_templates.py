@@ -372,6 +372,18 @@ def test_a_template_argument_that_the_template_never_reads_is_refused(option):
     Renderer(tokenizer, ContextConfig(**{name: {"enable_thinking": True} for name in OPTIONS}))
 
 
+@pytest.mark.parametrize("name", ["messages", "add_generation_prompt", "tokenize"])
+def test_a_template_argument_that_the_program_gives_is_refused(name):
+    tokenizer = chat_toys.make(chat_toys.TOYS["chatml"], "bytes")
+    with pytest.raises(ConfigError, match=f"has {name}=.*which the program gives itself"):
+        Renderer(tokenizer, ContextConfig(teacher_template_kwargs={name: []}))
+
+
+def test_a_date_that_no_template_reads_is_said():
+    renderer = Renderer(chat_toys.make(chat_toys.TOYS["chatml"], "bytes"), ContextConfig(date="2026-11-28"))
+    assert renderer.notes()[-1].startswith("context.date=2026-11-28 has no effect")
+
+
 OPTIONS = ("student_template_kwargs", "teacher_template_kwargs")
 WEATHER = {"type": "function", "function": {"name": "weather", "description": "d", "parameters": {"type": "object"}}}
 
