@@ -127,7 +127,7 @@ def test_what_a_template_writes_before_an_answer_is_learned_and_said():
         target = found.pairs[0].response_ids
         assert renderer.tokenizer.decode(target) == lead + "Blue." + chat_toys.TOYS[name].end
         assert f"the chat template writes {lead!r} between its header and an answer" in found.notes[0]
-    assert not prepared(renderer_of(chat_toys.TOYS["qwen3 without thinking"]), ("q", "Blue.")).notes
+    assert not prepared(renderer_of(chat_toys.TOYS["qwen3 without thinking"], date=None), ("q", "Blue.")).notes
 
 
 # Text of rows never becomes a control token.
@@ -444,7 +444,7 @@ def test_a_template_that_leaves_out_what_the_tokenizer_adds_is_said():
     )
     (note,) = Renderer(tokenizer, ContextConfig()).notes()
     assert f"the chat template leaves out {bos}, which the tokenizer puts before every text" in note
-    assert not renderer_of(chat_toys.TOYS["llama-3"]).notes()
+    assert not renderer_of(chat_toys.TOYS["llama-3"], date=None).notes()
 
 
 @pytest.mark.parametrize("name", chat_toys.TOYS)
