@@ -121,7 +121,7 @@ def given_model(
         )
     if model.dtype not in DTYPES.values():
         raise ModelError(f"The model is held in {model.dtype}. Fix: model.to(torch.bfloat16), or torch.float32.")
-    refuse_no_numbers(model, name or "the model")
+    refuse_no_numbers(model.named_parameters(), name or "the model")
     refuse_tokens_beyond(model, tokenizer, name or "the model")
     attention = model.config.get_text_config()._attn_implementation
     described = dataclasses.replace(

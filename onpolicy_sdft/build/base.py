@@ -64,9 +64,8 @@ def base_context(
     if untrained and not goes_on and not isinstance(model, PeftModel):
         return lambda: nullcontext(model)
     base = load(config.model).model
-    if not goes_on:
-        found = {**_recorded_base(run), "base weights": weights_digest(base)}
-        refuse_other_base(run, config.model.name, found)
+    if not goes_on and (recorded := _recorded_base(run)):
+        refuse_other_base(run, config.model.name, {**recorded, "base weights": weights_digest(base)})
     base.to(model.device)  # type: ignore[arg-type]  # as in load_bundle
 
     @contextmanager

@@ -155,7 +155,6 @@ def load_bundle(
         together: How ranks write with weights that are divided among them.
         tokenizer_from: Folder of the tokenizer and chat template that an adapter was trained with; None: the model's.
         given: The model, where it is there already.
-
     """
     if given is None:
         logger.info(f"loading {config.model.name}")

@@ -20,7 +20,7 @@ from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.config.schema import RunConfig
 from onpolicy_sdft.data.refusals import require_unicode
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
-from onpolicy_sdft.models.complete import load_adapter, refuse_no_numbers
+from onpolicy_sdft.models.complete import load_adapter
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingParams, Turn
 
@@ -142,7 +142,6 @@ def load_run(path: str | Path) -> ReadyModel:
         bundle = load_bundle(on_base, tokenizer_from=run.model_path)
         refuse_other_base(run, bundle.loaded.source, base_identity(bundle))
         model = load_adapter(bundle.loaded.model, run.model_path)
-        refuse_no_numbers(model, str(run.model_path))
         return ReadyModel(config, bundle, model, run)
     tuned = dataclasses.replace(config, model=dataclasses.replace(config.model, name=str(run.model_path)))
     bundle = load_bundle(tuned)

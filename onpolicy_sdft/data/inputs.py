@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 #: Of a model's folder: what decides its weights, its tokens and its prompts.
 _MODEL_ENDINGS = (".safetensors", ".json", ".jinja", ".model", ".txt", ".py")
-_DISTILLED_NAME = "distilled.jsonl"
+#: Of the distilled file in its directory.
+DISTILLED_NAME = "distilled.jsonl"
 _PART = 1 << 20  # bytes
 #: Weights of gigabytes are told by so many parts of them: training moves all of them, and reading all takes minutes.
 _NUM_PARTS = 64
@@ -44,20 +45,29 @@ def input_files(config: RunConfig, *, is_distilled_there: bool = True, is_scored
             for each in sets:
                 found |= _rows_and_task(f"{section} {each.label}: ", each.data, each.task)
     if config.train.distilled is not None and is_distilled_there:
-        place = Path(config.train.distilled).expanduser()
-        file = place / _DISTILLED_NAME if place.is_dir() else place
-        if not file.is_file():
-            raise DataError(
-                f"train.distilled={config.train.distilled!r}: there is no file {file}. Fix: write it with `sdft "
-                "distill`, or name one that is there."
-            )
-        found["train.distilled"] = [file]
+        found["train.distilled"] = [find_distilled(config.train.distilled)]
     if config.train.init_from is not None:  # of a sequence, the stage before: it may not be there yet
         found["train.init_from"] = sorted(Path(config.train.init_from).expanduser().glob("model/*.safetensors"))
     template, model = template_file(config.context.template), Path(config.model.name).expanduser()
     found["context.template"] = [template] if template is not None else []
     found["model.name"] = sorted(each for each in model.glob("*") if each.suffix in _MODEL_ENDINGS and each.is_file())
     return {option: files for option, files in found.items() if files}
+
+
+def find_distilled(path: str | Path) -> Path:
+    """Return the distilled file that a path names, or that stands in the directory it names.
+
+    Raises:
+        DataError: If there is none.
+    """
+    named = Path(path).expanduser()
+    found = named / DISTILLED_NAME if named.is_dir() else named
+    if not found.is_file():
+        raise DataError(
+            f"train.distilled={str(path)!r}: there is no file {found}. Fix: write it with `sdft distill`, or name one "
+            "that is there."
+        )
+    return found
 
 
 def input_digests(files: Mapping[str, Sequence[Path]]) -> dict[str, dict[str, str]]:

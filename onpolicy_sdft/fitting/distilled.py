@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.build.bundle import context_window
+from onpolicy_sdft.data.inputs import find_distilled
 from onpolicy_sdft.data.preflight import refuse_beyond_window
-from onpolicy_sdft.offline.file import apply_distilled, find_file, read_rows
+from onpolicy_sdft.offline.file import apply_distilled, read_rows
 from onpolicy_sdft.runs.files import file_digest, read_json
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def use_distilled(config: RunConfig, bundle: ModelBundle, data: Data) -> Data:
     """Put the responses of a distilled file in the place of the demonstrations', where one is the target source."""
     if config.train.targets != "distilled" or config.train.distilled is None:
         return data
-    path = find_file(config.train.distilled)
+    path = find_distilled(config.train.distilled)
     pairs, num_dropped = apply_distilled(data.prepared.pairs, read_rows(path), path, bundle.renderer.decode)
     logger.info(
         f"{len(pairs)} targets from {path}" + (f"; {num_dropped} rows were dropped there" if num_dropped else "")
@@ -39,7 +40,7 @@ def warn_of_other_writer(config: RunConfig, base: Mapping[str, Any]) -> None:
     """Say where a distilled file was written by other weights: what it teaches is then no text of this model."""
     if config.train.distilled is None or config.train.adapter_handoff == "merge":
         return
-    manifest = find_file(config.train.distilled).parent / "manifest.json"
+    manifest = find_distilled(config.train.distilled).parent / "manifest.json"
     wrote = read_json(manifest).get("base", {}).get("base weights") if manifest.is_file() else None
     if wrote and base["base weights"] and wrote != base["base weights"]:
         logger.warning(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -60,13 +60,17 @@ def refuse_incomplete(info: Mapping[str, Any], name: str) -> None:
         )
 
 
-def refuse_no_numbers(model: PreTrainedModel | PeftModel, name: str) -> None:
+def refuse_no_numbers(weights: Iterable[tuple[str, torch.Tensor]], name: str) -> None:
     """Refuse weights that are NaN or infinite.
+
+    Args:
+        weights: By name.
+        name: Of what holds them.
 
     Raises:
         ModelError: Naming them.
     """
-    broken = [each for each, weight in model.named_parameters() if not _are_numbers(weight.detach())]
+    broken = [each for each, weight in weights if not _are_numbers(weight.detach())]
     if broken:
         raise ModelError(
             f"{len(broken)} weights of {name!r} hold NaN or infinite numbers, so every answer would be noise: "
@@ -90,8 +94,9 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, **options: Any) -> 
         **options: Of ``PeftModel.from_pretrained``.
 
     Raises:
-        ModelError: If it cannot be loaded, or its files lack weights.
+        ModelError: If it cannot be loaded, its files lack weights, or they hold no numbers.
     """
+    of_the_base = set(map(id, model.parameters()))  # looked at when that was loaded
     with warnings.catch_warnings():
         warnings.filterwarnings("error", _MISSING_IN_ADAPTER)
         try:
@@ -104,6 +109,8 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, **options: Any) -> 
             ) from error
         except Exception as error:  # whatever the libraries raise
             refuse_unloadable(error, f"the adapter {folder}", [Path(folder) / "adapter_model.safetensors"])
+    own = ((each, weight) for each, weight in adapted.named_parameters() if id(weight) not in of_the_base)
+    refuse_no_numbers(own, str(folder))
     return adapted
 
 

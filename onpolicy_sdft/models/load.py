@@ -152,7 +152,7 @@ def load(config: ModelConfig) -> LoadedModel:
     source = resolve_source(config)
     tokenizer = load_tokenizer(source, config)
     model, stored = _load_weights(source, config)
-    refuse_no_numbers(model, config.name)
+    refuse_no_numbers(model.named_parameters(), config.name)
     refuse_tokens_beyond(model, tokenizer, config.name)
     return LoadedModel(model=model, tokenizer=tokenizer, source=config.name, stored_dtype=stored)
 

@@ -17,10 +17,9 @@ from onpolicy_sdft.build.method import make_pairing, make_review, make_sampling,
 from onpolicy_sdft.build.preflight import print_preflight
 from onpolicy_sdft.config.check_method import live_options_set
 from onpolicy_sdft.config.load import dump_config
-from onpolicy_sdft.data.inputs import input_digests, input_files
+from onpolicy_sdft.data.inputs import DISTILLED_NAME, input_digests, input_files
 from onpolicy_sdft.errors import ConfigError, DataError, RunDirectoryError
 from onpolicy_sdft.eval.first_probe import choose_rows, probe_first
-from onpolicy_sdft.offline.file import FILE_NAME
 from onpolicy_sdft.offline.legacy import legacy_agrees
 from onpolicy_sdft.offline.rewrite import Judge, LegacyJudge, ScreenJudge, count_rows, distill
 from onpolicy_sdft.runs.claim import claimed
@@ -81,7 +80,7 @@ def run_distill(config: RunConfig, command: Sequence[str]) -> DistillOutcome:
             judge = _judge(config, bundle, data, source)
             rows = distill(
                 pairs,
-                directory / FILE_NAME,
+                directory / DISTILLED_NAME,
                 lambda asked, attempt: source.rollouts(asked, step=0, attempt=attempt),
                 judge,
                 config.distill.batch_size,
@@ -89,7 +88,7 @@ def run_distill(config: RunConfig, command: Sequence[str]) -> DistillOutcome:
             )
         summary = dict(count_rows(rows))
         write_json_atomic(directory / _SUMMARY, summary)
-    return DistillOutcome(directory / FILE_NAME, summary)
+    return DistillOutcome(directory / DISTILLED_NAME, summary)
 
 
 def _refuse_live_options(config: RunConfig) -> None:
@@ -132,14 +131,14 @@ def _claim(
     """Write what the rows will be of, or make sure that those there are of these very settings."""
     identity = _identity(config, data)
     path = directory / _IDENTITY
-    if (directory / FILE_NAME).exists() and config.distill.resume != "auto":
+    if (directory / DISTILLED_NAME).exists() and config.distill.resume != "auto":
         raise RunDirectoryError(
-            f"distill.output_dir={directory} already holds {FILE_NAME}. Choose another, go on with it "
+            f"distill.output_dir={directory} already holds {DISTILLED_NAME}. Choose another, go on with it "
             "(--distill.resume auto), or delete it."
         )
-    if (directory / FILE_NAME).exists() and not path.exists():
+    if (directory / DISTILLED_NAME).exists() and not path.exists():
         raise RunDirectoryError(
-            f"{directory} holds {FILE_NAME} but no {_IDENTITY}: nothing says which settings wrote its rows. "
+            f"{directory} holds {DISTILLED_NAME} but no {_IDENTITY}: nothing says which settings wrote its rows. "
             "Choose another distill.output_dir, or delete it."
         )
     if path.exists() and config.distill.resume == "auto":

@@ -11,8 +11,6 @@ from onpolicy_sdft.errors import DataError
 from onpolicy_sdft.runs.files import read_jsonl
 from onpolicy_sdft.types import PromptPair
 
-FILE_NAME = "distilled.jsonl"
-
 
 @dataclass(frozen=True, slots=True)
 class DistilledRow:
@@ -31,19 +29,6 @@ class DistilledRow:
     def record(self) -> dict[str, Any]:
         """Return the row as a line of the file."""
         return asdict(self)
-
-
-def find_file(path: str | Path) -> Path:
-    """Return the distilled file that a path names, or that stands in the directory it names.
-
-    Raises:
-        DataError: If there is none.
-    """
-    named = Path(path).expanduser()
-    found = named / FILE_NAME if named.is_dir() else named
-    if not found.is_file():
-        raise DataError(f"train.distilled={str(path)!r}: there is no file {found}. Fix: write it with `sdft distill`.")
-    return found
 
 
 def read_rows(path: Path) -> list[DistilledRow]:

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from onpolicy_sdft.data.inputs import DISTILLED_NAME, find_distilled
 from onpolicy_sdft.errors import DataError
-from onpolicy_sdft.offline.file import FILE_NAME, DistilledRow, apply_distilled, find_file, read_rows
+from onpolicy_sdft.offline.file import DistilledRow, apply_distilled, read_rows
 from onpolicy_sdft.offline.rewrite import LegacyJudge, count_rows, distill
 from onpolicy_sdft.types import Demonstration, NoiseKey, PromptPair, Rollout, Turn
 
@@ -43,7 +44,7 @@ ALL = [make_pair(str(index)) for index in range(10)]
 
 
 def test_an_interrupted_file_is_gone_on_with_and_no_row_is_lost_or_written_twice(tmp_path):
-    path, seen = tmp_path / FILE_NAME, []
+    path, seen = tmp_path / DISTILLED_NAME, []
     with pytest.raises(KeyboardInterrupt):
         distill(ALL, path, Writer(dies_at=6), judge, 3, seen.append)
     assert len(read_rows(path)) == 6
@@ -58,7 +59,7 @@ def test_an_interrupted_file_is_gone_on_with_and_no_row_is_lost_or_written_twice
 
 
 def test_rows_of_another_order_come_back_in_the_data_sets(tmp_path):
-    path = tmp_path / FILE_NAME
+    path = tmp_path / DISTILLED_NAME
     distill(ALL[5:], path, Writer(), judge, 3, lambda count: None)
     rows = distill(ALL, path, Writer(), judge, 3, lambda count: None)
     assert [each.example_id for each in rows] == [str(index) for index in range(10)]
@@ -128,12 +129,12 @@ def test_a_file_of_other_data_is_refused(tmp_path, rows, said):
 
 
 def test_a_file_that_is_none_is_refused_by_line(tmp_path):
-    path = tmp_path / FILE_NAME
+    path = tmp_path / DISTILLED_NAME
     with pytest.raises(DataError, match="sdft distill"):
-        find_file(tmp_path)
+        find_distilled(tmp_path)
     path.write_text(json.dumps({"example_id": "0"}) + "\n")
     with pytest.raises(DataError, match="line 1 is not a row"):
-        read_rows(find_file(tmp_path))
+        read_rows(find_distilled(tmp_path))
     path.write_text("".join(json.dumps(row("0").record()) + "\n" for _ in range(2)))
     with pytest.raises(DataError, match="line 2: example '0' stands there twice"):
         read_rows(path)
