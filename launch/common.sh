@@ -43,8 +43,9 @@ install_into_venv() {
         return
     fi
     say "installing onpolicy_sdft$extras (one to three minutes)"
+    # Python compiles what is imported; compiling all that is installed takes most of a minute.
     # shellcheck disable=SC2046  # two words are meant
-    "$VENV/bin/python" -m pip install --progress-bar off --constraint "$CONSTRAINTS" \
+    "$VENV/bin/python" -m pip install --no-compile --progress-bar off --constraint "$CONSTRAINTS" \
         $(torch_index_arguments) --editable "$ROOT$extras" |
         { grep -E '^ *(Downloading|Building|Installing|Successfully)' || true; } # pip's own failure still ends the script
     "$VENV/bin/python" -c 'import torch, transformers, onpolicy_sdft; print("torch", torch.__version__, "transformers", transformers.__version__)'

@@ -35,14 +35,15 @@ for argument in "$@"; do
         exec "$VENV/bin/python" -m pytest "$@"
     fi
 done
-# One thread a worker: two programs of two threads each on two cores take ten times as long. Tests of several ranks are
-# processes enough by themselves.
+# One thread a worker: two programs of two threads each on two cores take ten times as long. Tests of several ranks that
+# look at the same runs stay together.
+export OMP_NUM_THREADS=1
 none_chosen=0
 run() { "$VENV/bin/python" -m pytest "$@" || { [ $? -eq 5 ] && none_chosen=$((none_chosen + 1)); }; }
 say "tests"
-OMP_NUM_THREADS=1 run -n auto --ignore tests/distributed --durations 60 "$@"
+run -n auto --ignore tests/distributed --durations 60 "$@"
 say "kernels of a GPU, in Triton's interpreter"
-OMP_NUM_THREADS=1 TRITON_INTERPRET=1 run -n auto tests/rollout/gpu "$@"
+TRITON_INTERPRET=1 run -n auto tests/rollout/gpu "$@"
 say "tests of several ranks"
-run tests/distributed "$@"
+run -n auto --dist loadfile tests/distributed "$@"
 [ "$none_chosen" -lt 3 ]

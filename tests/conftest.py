@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -62,6 +63,21 @@ def make_model(
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cuda", help="where tests marked gpu run; cpu rehearses them without one")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave so many cases of each test marked ``few`` in the default run, always the same; make the others slow."""
+    families: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("few") and not item.get_closest_marker("slow"):
+            families.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for cases in families.values():
+        marker = cases[0].get_closest_marker("few")
+        assert marker is not None
+        # At random: every so-manieth would be alike in one of several parameters.
+        for case in random.Random(0).sample(cases, max(0, len(cases) - marker.args[0])):
+            case.add_marker("slow")
 
 
 @pytest.fixture

@@ -102,6 +102,7 @@ def test_the_doctor_says_what_is_there(capsys):
 
 
 @pytest.mark.parametrize("verb", ["train", "eval", "probe", "distill", "plan"])
+@pytest.mark.few(2)
 def test_help_fits_two_screens_and_the_rest_is_asked_for(capsys, verb):
     target = ["run"] if verb == "eval" else []
     with pytest.raises(SystemExit) as stopped:

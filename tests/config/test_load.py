@@ -261,6 +261,7 @@ def test_the_stages_of_a_sequence_inherit_nothing_from_those_of_an_earlier_file(
 
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
+@pytest.mark.few(2)
 def test_an_option_of_an_old_name_is_refused_with_the_new_one(tmp_path, old, new):
     section, _, name = old.rpartition(".")
     path = tmp_path / "old.yaml"

@@ -34,6 +34,7 @@ def results(folder):
     return json.loads((folder / "check.json").read_text())["parts"]
 
 
+@pytest.mark.slow
 def test_a_small_rehearsal_writes_both_files(tmp_path):
     command = [sys.executable, "-m", "benchmarks.gpu", "check", "--rehearse", "--parts", "environment"]
     subprocess.run([*command, "--out", str(tmp_path)], cwd=ROOT, check=True, capture_output=True, timeout=200)

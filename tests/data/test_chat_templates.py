@@ -85,6 +85,7 @@ def test_prompt_and_target_begin_the_conversation_and_give_back_the_text(name, t
 @pytest.mark.parametrize(
     "text", [" a", "a ", "\na", "a\n", "\n\n", " ", "", "</think>\n\n42", "<think>\nso\n</think>\n\n42"]
 )
+@pytest.mark.few(144)
 def test_texts_at_the_edge_hold_or_are_refused_with_the_fix(name, tokenizer, text):
     toy = chat_toys.TOYS[name]
     renderer = renderer_of(toy, tokenizer)

@@ -39,6 +39,7 @@ def prepared(*, uses_cache: bool, asks_teacher: bool = True) -> Prepared:
     return prepare(ROWS, renderer, config, 0, on_bad_row="skip", uses_cache=uses_cache, asks_teacher=asks_teacher)
 
 
+@pytest.mark.slow
 def test_a_run_reads_from_the_cache_what_it_would_make(home, caplog):
     caplog.set_level(logging.INFO)
     fresh, first = prepared(uses_cache=False), prepared(uses_cache=True)

@@ -112,6 +112,7 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on_from_the_last_checkpo
 
 
 @pytest.mark.parametrize("late_bytes", [0, 1 << 28], ids=["within the last backward", "after it"])
+@pytest.mark.few(1)
 def test_gradients_travel_once_a_step_however_many_micro_batches_it_has(config, tmp_path, late_bytes):
     found = []
     for size in (10_000, 1):

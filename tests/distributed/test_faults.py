@@ -34,12 +34,11 @@ def campaign(model_dir: Path, tmp_path: Path) -> Callable[..., Any]:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("job", "ranks"),
-    [("training", 1), *(pytest.param(*each, marks=pytest.mark.slow) for each in
-     (("training", 2), ("sequence", 1), ("sweep", 1), ("distillation", 1)))],
-)  # fmt: skip
+    ("job", "ranks"), [("training", 1), ("training", 2), ("sequence", 1), ("sweep", 1), ("distillation", 1)]
+)
 def test_a_job_that_is_killed_again_and_again_loses_nothing(campaign, tmp_path, job, ranks):
     flags = {"kills": 2, "jobs": job, "ranks": ranks, "longest": 1.0, "folder": tmp_path / "runs"}
     found = campaign("kills", *(part for name, value in flags.items() for part in (f"--{name}", str(value))))

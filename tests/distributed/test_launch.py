@@ -38,7 +38,7 @@ def slow(*names: str) -> list[Any]:
 
 @on_cpus
 @pytest.mark.timeout(800)  # DeepSpeed compiles its Adam for zero3_offload
-@pytest.mark.parametrize("backend", ["ddp", "zero3", "fsdp2", *slow("zero1", "zero2", "zero3_offload")])
+@pytest.mark.parametrize("backend", ["zero3", "fsdp2", *slow("ddp", "zero1", "zero2", "zero3_offload")])
 def test_a_launch_file_trains_on_two_ranks_and_the_first_reports(config, tmp_path, backend):
     program = PLAIN if backend == "ddp" else (LAUNCHED,)
     done = launch(backend, config, tmp_path / "run", *program, ACCELERATE_USE_CPU=str(backend == "ddp").lower())
@@ -67,6 +67,7 @@ def test_a_program_with_objects_in_memory_trains_on_two_ranks_what_it_trains_on_
         pytest.param("zero2", "2 processes were launched, but accelerate sees 1", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.few(1)
 def test_a_launch_that_would_not_do_what_it_says_is_refused(config, tmp_path, backend, said):
     done = launch(backend, config, tmp_path / "run", *PLAIN)
     assert done.returncode != 0
@@ -108,6 +109,7 @@ def test_two_machines_of_one_rank_each_are_a_run_of_two_ranks(config, tmp_path):
         ("slurm.sh", {"NUM_GPUS": "4", "NUM_NODES": "1"}, "ddp.yaml --num_machines 1 --num_processes 4"),
     ],
 )
+@pytest.mark.few(1)
 def test_a_dry_run_shows_the_command_and_the_plan_and_starts_nothing(config, tmp_path, name, options, shown):
     flags = ["--config", str(config), "--train.output_dir", str(tmp_path / "run")]
     out, said = script(name, *flags, **options, DRY_RUN="1").communicate(timeout=120)

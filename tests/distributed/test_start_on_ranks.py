@@ -36,6 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Path:
 
 
 @pytest.mark.parametrize(("backend", "handoff"), [(b, handoff) for handoff, each in BACKENDS.items() for b in each])
+@pytest.mark.few(2)
 def test_two_ranks_go_on_from_another_run_as_one_process_does(folder, backend, handoff):
     one, two = folder / f"one-{handoff}", folder / f"{backend}-{handoff}"
     assert tokens(one) == tokens(two)

@@ -84,6 +84,7 @@ def run_two(act: object, folder: Path) -> dict[int, tuple[float, str]]:
 @pytest.mark.parametrize(
     ("act", "result"), [(first_works, "7"), (second_is_late, "(1, [1, 1])")], ids=["first", "second"]
 )
+@pytest.mark.few(1)
 def test_a_rank_that_works_longer_than_the_time_out_is_waited_for(tmp_path, act, result):
     ends = run_two(act, tmp_path)
     assert [said for _, said in ends.values()] == [result, result]

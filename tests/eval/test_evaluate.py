@@ -51,6 +51,7 @@ def whole(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("dies_at", [1, 5, 8])
+@pytest.mark.few(1)
 def test_an_interrupted_evaluation_gives_the_records_of_an_uninterrupted_one(run, whole, tmp_path, asked, dies_at):
     """Of two sets of 8 and 14 answers and 3 general prompts: in the first set, in the second, and after both."""
     parts, expected = tmp_path / "parts", read_json(whole / "eval" / "summary.json")["eval"]

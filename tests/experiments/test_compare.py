@@ -152,6 +152,7 @@ def test_every_shipped_sequence_plans(path):
     [pytest.param(path, marks=pytest.mark.slow if "full" in path.stem else ()) for path in COMPARISONS],
     ids=lambda path: path.name,
 )
+@pytest.mark.few(1)
 def test_every_shipped_comparison_plans(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert path.read_text().startswith("# ")

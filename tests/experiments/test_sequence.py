@@ -130,6 +130,7 @@ def test_joint_training_is_one_run_on_all_tasks_for_all_their_steps(tiny, in_pro
     assert any(example.startswith("blue/") for example in ids)
 
 
+@pytest.mark.slow
 def test_the_offline_method_learns_one_set_of_the_base_model_for_all_seeds(tiny, in_process, tmp_path):
     method = tmp_path / "offline.yaml"
     method.write_text("train: {targets: distilled, distilled: somewhere}\n")

@@ -94,6 +94,7 @@ def test_there_is_a_sweep_for_every_question():
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=NAMES)
+@pytest.mark.few(3)
 def test_every_point_of_a_shipped_sweep_is_a_run_that_could_be_started(path):
     config, _ = load_sweep(["--config", str(path)])
     plan = make_plan(config)
@@ -112,6 +113,7 @@ def test_every_point_of_a_shipped_sweep_is_a_run_that_could_be_started(path):
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=NAMES)
+@pytest.mark.few(2)
 def test_a_shipped_sweep_runs_and_its_table_has_what_it_asks_for(path, small, tmp_path):
     config, _ = load_sweep(["--config", str(path), *small, "--output_dir", str(tmp_path / "sweep"), "--seeds=[0]"])
     runs = [run for point in RUN[path.stem] for run in plan_of(config, point).runs]

@@ -86,6 +86,7 @@ def run_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pa
         for kind in KINDS
     ],
 )
+@pytest.mark.few(2)
 def test_both_exports_are_what_was_trained_and_without_adapters_the_base(run_of, tmp_path, kind):
     family, _, part = KINDS[kind]
     model, run = run_of(kind)
@@ -113,6 +114,7 @@ def test_both_exports_are_what_was_trained_and_without_adapters_the_base(run_of,
         *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("dora", "both ends")),
     ],
 )  # fmt: skip
+@pytest.mark.few(1)
 def test_a_run_that_went_on_has_the_weights_of_one_that_never_stopped(tmp_path, kind):
     model = base(tmp_path / "base", KINDS[kind][0])
     asked = {**options(kind), "train__checkpoint_steps": 1, "teacher__weights": "ema", "rollout__deterministic": True,
@@ -131,6 +133,7 @@ def resume(folder: Path, name: str, **asked: Any) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["dora", "both ends", "shared rows", "experts"])
+@pytest.mark.few(1)
 def test_the_next_task_stands_on_what_this_one_left_merged(run_of, kind):
     model, first = run_of(kind)
     asked = {

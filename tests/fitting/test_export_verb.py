@@ -118,6 +118,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("family", "targets"), CASES)
+@pytest.mark.few(2)
 def test_an_adapter_and_its_merged_export_are_the_model_that_was_trained(tmp_path, family, targets):
     model = base(tmp_path / "base", family)
     run = train(model, "run", lora__target_modules=targets)

@@ -101,6 +101,7 @@ METHODS = {
         for lora in (True, False)
     ],
 )
+@pytest.mark.few(2)
 def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(files, method, lora):
     common = {
         "lora.enabled": lora,
@@ -124,6 +125,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(files, method, 
 
 
 @pytest.mark.parametrize("backend", ["engine", "hf"])
+@pytest.mark.few(1)
 def test_a_blended_run_logs_the_blend_that_a_budget_chose(files, backend):
     options = {
         "rollout.blend": 0.2, "rollout.blend_budget": 0.01, "rollout.backend": backend, "objective.name": "forward_kl",
@@ -141,6 +143,7 @@ DRAFT_FIGURES = ("rollout/tokens_per_forward", "rollout/accept_rate", "rollout/d
 
 
 @pytest.mark.parametrize("forgets", [False, True], ids=["as it is", "with the store lost"])
+@pytest.mark.few(1)
 def test_a_resumed_run_drafts_from_the_same_texts_in_the_same_shapes(files, monkeypatch, forgets):
     """Rule 13 with the draft store, and that a store lost on the way would show."""
     common = {
@@ -406,6 +409,7 @@ def test_the_probe_and_the_chat_work_through_the_command_line(files, capsys, mon
     assert main(["chat", str(outcome.run.path), "--max_new_tokens", "3"]) == 0
 
 
+@pytest.mark.slow
 def test_bfloat16_compute_on_float32_weights_trains_and_resumes_bit_for_bit(files):
     common = {"lora.enabled": False, "eval.before_and_after": False, "train.precision": "bf16"}
     whole, parts = str(files["tmp"] / "whole"), str(files["tmp"] / "parts")
@@ -463,6 +467,7 @@ print("imported:", *sorted(set(sys.modules) - before))
 """
 
 
+@pytest.mark.slow
 def test_a_checkout_that_was_never_installed_trains_and_exports(files):
     second = files["tmp"] / "second"
     command = [sys.executable, "-c", UNINSTALLED, str(files["config"]), str(second)]

@@ -117,6 +117,7 @@ MIXTURES = {
 
 @pytest.mark.parametrize("family", MIXTURES)
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], ["q_proj", "embed_tokens"]])
+@pytest.mark.few(3)
 def test_mixtures_of_experts_are_planned(tmp_path, capsys, family, targets):
     mixture = MIXTURES[family]()
     mixture.tie_word_embeddings = False

@@ -76,6 +76,7 @@ def test_a_merged_adapter_is_the_base_of_a_new_one_and_a_third_task_stands_on_bo
 
 
 @pytest.mark.parametrize("handoff", ["continue", "merge"])
+@pytest.mark.few(1)
 def test_the_seed_model_stays_the_seed_whatever_a_run_starts_from(config, handoff):
     """Distances are from ``model.name``, and the scores of the run before are taken over."""
     first = train(config, "first")
@@ -116,6 +117,7 @@ def test_the_optimizers_moments_are_kept_if_asked_and_new_otherwise(config):
 
 
 @pytest.mark.parametrize("handoff", ["continue", "merge"])
+@pytest.mark.few(1)
 def test_a_run_that_started_from_another_resumes_bit_for_bit(config, handoff):
     first = train(config, "first", train__max_steps=2)
     options = {
@@ -190,6 +192,7 @@ def test_rehearsed_demonstrations_are_learned_along_each_checked_by_its_own_task
     assert read_json(run / "manifest.json")["num_demonstrations"] == 12
 
 
+@pytest.mark.slow
 def test_training_ends_at_the_score_that_is_enough_and_says_so(config):
     words = {"label": "words", "data": {"path": str(config.parent / "rows.jsonl")}, "task": {"name": "exact"}}
     asked = {

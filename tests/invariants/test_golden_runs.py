@@ -24,6 +24,7 @@ def _one_thread():
 
 
 @pytest.mark.parametrize("name", golden_runs.RUNS)
+@pytest.mark.few(4)
 def test_a_small_run_gives_what_is_on_record(name, model_dir, tmp_path):
     expected, made = RECORDS["runs"][name], golden_runs.make(name, model_dir, tmp_path)
     close = 1e-5 if golden_runs.facts() == RECORDS["facts"] else 1e-3

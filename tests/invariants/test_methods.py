@@ -36,6 +36,7 @@ def assert_same(ours, theirs, **tolerance):
 @pytest.mark.parametrize("lora", [None, {}], ids=["full", "lora"])
 @pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jsd"])
 @pytest.mark.parametrize("view", ["teacher", "student"])
+@pytest.mark.few(4)
 def test_the_gradient_of_a_divergence_step_equals_a_naive_reference_in_float64(make_bench, lora, name, view):
     bench = make_bench(
         dtype=DOUBLE, lora=lora, objective={"name": name}, sampling={"prompt": view}, screening=KEEP_ALL,
@@ -81,6 +82,7 @@ def test_a_recorded_law_gives_the_gradient_of_a_second_forward(make_bench, suppo
 
 
 @pytest.mark.parametrize("objective", ["nll", "forward_kl", "reverse_kl", "sampled_reverse_kl"])
+@pytest.mark.few(2)
 def test_the_gradient_does_not_depend_on_the_micro_batch_split(make_bench, objective):
     def gradients(tokens, chunk):
         sampled = objective == "sampled_reverse_kl"
@@ -208,6 +210,7 @@ def test_importance_weights_are_one_where_the_student_writes_by_its_own_law(make
     assert 0 < values["loss/mean_importance"] < 1, "a colder distribution draws likely tokens too often"
 
 
+@pytest.mark.slow
 def test_nll_and_forward_kl_on_teacher_samples_have_the_same_expected_gradient(make_bench):
     """The sums over a whole text, not token means: a text's length goes with its tokens.
 

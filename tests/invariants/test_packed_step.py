@@ -28,6 +28,7 @@ METHODS = {
 
 @pytest.mark.parametrize("lora", [None, {}], ids=["full", "lora"])
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.few(5)
 def test_gradients_of_a_step_are_those_of_padded_rows(make_bench, method, lora):
     found = []
     for packed in (False, True):

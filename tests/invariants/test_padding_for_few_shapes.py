@@ -26,6 +26,7 @@ def without_padding(monkeypatch):
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.few(5)
 def test_gradients_of_a_step_are_those_of_ragged_forwards(make_bench, monkeypatch, method, packed):
     options = {**METHODS[method], "max_new_tokens": 12, "micro_batch_tokens": 150, "chunk_tokens": 7}
     options["pairing"] = {**options.get("pairing", {}), "packed": packed}

@@ -56,6 +56,7 @@ def adapted(kind: str, dtype: torch.dtype = torch.float32) -> Any:
         for merge in (True, False)
     ],
 )  # fmt: skip
+@pytest.mark.few(1)
 def test_both_backends_write_what_the_adapted_model_says(kind, merge):
     model = adapted(kind)
     before, own = sha256(model), logits(model)

@@ -105,6 +105,7 @@ AT_AN_END = {("greedy", 0.0), ("penalised", 1.0)}
         for case in itertools.product(PARAMS, [0.0, 0.3, 1.0])
     ],
 )
+@pytest.mark.few(2)
 def test_tokens_and_figures_are_those_of_plain_forwards_mixed(name, weight):
     model, requests, params = make("llama", torch.float64), pair(4, weight=weight, limit=6), PARAMS[name]
     shapes = ({"num_slots": 2, "max_draft_tokens": 0}, {"num_slots": 5}, {"num_slots": 12, "prefill_tokens": 9})
@@ -171,6 +172,7 @@ def test_a_request_without_a_blend_after_a_call_with_some_is_written_as_before()
         *(pytest.param(name, None, marks=pytest.mark.slow) for name in ("greedy", "penalised")),
     ],
 )  # fmt: skip
+@pytest.mark.few(2)
 def test_the_grid_writes_what_the_ragged_path_writes(name, budget):
     model, params = make("llama", torch.float64), PARAMS[name]
     requests = pair(5, budget=budget, limit=6, every=2) + pair(3, weight=0.7, limit=6)[1:]

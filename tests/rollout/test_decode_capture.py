@@ -43,6 +43,7 @@ COMPILED = {("own", 0), ("filtered", 3)}
         for pair in itertools.product(PARAMS, (0, 3))
     ],
 )
+@pytest.mark.few(2)
 def test_a_captured_step_writes_what_the_engine_writes_and_moves_no_buffer(name, max_drafts, compiled):
     model, params = make("llama", torch.float64), PARAMS[name]
     requests = [replace(request, max_new_tokens=18) for request in ask(6)]

@@ -35,6 +35,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("params", PARAMS, ids=PARAM_NAMES)
+@pytest.mark.few(2)
 def test_tokens_are_generates_for_any_slots_drafts_and_order_in_float64(params):
     model, requests = make("llama", torch.float64), ask(6, 12)
     expected = tokens(HFBackend(model, (END,), END, 3).generate(requests, params))
@@ -109,6 +110,7 @@ def each_family_under_each_law():
 
 
 @pytest.mark.parametrize(("family", "params"), each_family_under_each_law())
+@pytest.mark.few(5)
 def test_every_family_writes_what_generate_writes_in_float32_but_for_ties(family, params):
     model, requests = make(family), ask(6, 16)
     theirs = HFBackend(model, (END,), END, 3).generate(requests, params)
@@ -124,6 +126,7 @@ def test_every_family_writes_what_generate_writes_in_float32_but_for_ties(family
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "gemma", "gpt_neox"])
+@pytest.mark.few(2)
 def test_behaviour_logprobs_in_bfloat16_are_near_a_plain_forward(family, record_property):
     model = make(family, torch.bfloat16)
     deltas = torch.cat(
@@ -135,6 +138,7 @@ def test_behaviour_logprobs_in_bfloat16_are_near_a_plain_forward(family, record_
 
 
 @pytest.mark.parametrize("family", ["llama", pytest.param("qwen3", marks=pytest.mark.slow), "gemma"])
+@pytest.mark.few(1)
 def test_few_tokens_in_bfloat16_are_others_than_generates(family, record_property):
     model, requests = make(family, torch.bfloat16), ask()
     theirs = HFBackend(model, (END,), END, 3).generate(requests, PARAMS[0])
@@ -274,6 +278,7 @@ def test_after_an_optimizer_step_in_place_it_writes_what_a_fresh_engine_writes()
 
 @pytest.mark.parametrize("attention", ["cpu", "torch"])
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_oss"])
+@pytest.mark.few(3)
 def test_what_a_longer_occupant_left_in_a_slot_is_never_read(family, attention):
     model, requests = make(family), ask(6, 12)
     long = [RolloutRequest(tuple(range(90)), NoiseKey(9, 9, str(i)), 20) for i in range(4)]

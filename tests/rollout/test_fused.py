@@ -240,6 +240,7 @@ def test_positions_in_one_pass_are_the_positions(tokens):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tokens", [1, 3, 1500])
+@pytest.mark.few(2)
 def test_keys_and_values_go_where_they_belong(tokens, dtype):
     slots, length, heads, key_size, value_size = 5, 5 * KEY_BLOCK, 2, 24, 16
     keys = torch.zeros(slots, heads, length // KEY_BLOCK, key_size, KEY_BLOCK, dtype=dtype)

@@ -32,6 +32,7 @@ def both(model, requests, params, record=NO_RECORD, **options):
 
 @pytest.mark.parametrize("params", PARAMS.values(), ids=PARAMS)
 @pytest.mark.parametrize("max_drafts", [0, 3])
+@pytest.mark.few(3)
 def test_the_grid_writes_what_the_ragged_path_writes(params, max_drafts):
     model = make("llama", torch.float64)
     ragged, grid = both(model, ask(9), params, max_draft_tokens=max_drafts)
@@ -43,6 +44,7 @@ def test_the_grid_writes_what_the_ragged_path_writes(params, max_drafts):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.few(3)
 def test_every_family_is_decoded_in_a_grid_as_by_generate(family):
     model = make(family)
     grid = engine(model, grid=True).generate(ask(6), SamplingParams(0.0))
@@ -51,6 +53,7 @@ def test_every_family_is_decoded_in_a_grid_as_by_generate(family):
 
 
 @pytest.mark.parametrize(("sync_steps", "num_slots"), [(1, 5), (3, 1), (3, 9), (50, 3)])
+@pytest.mark.few(1)
 def test_when_the_host_looks_and_how_many_slots_there_are_changes_nothing(sync_steps, num_slots):
     model = with_adapter(make("qwen2", torch.float64))
     expected = engine(model).generate(ask(7), SamplingParams())
@@ -176,6 +179,7 @@ def test_fewer_requests_use_the_slots_that_are_there():
 @pytest.mark.parametrize("params", PARAMS.values(), ids=PARAMS)
 @pytest.mark.parametrize("record", [NO_RECORD, RecordOptions(hidden=True, top_k=4)], ids=["nothing", "recorded"])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3", "mistral"])
+@pytest.mark.few(10)
 def test_a_step_reads_nothing_on_the_host_and_makes_nothing_there(family, record, params):
     model, requests = make(family), ask(3)
     one = engine(model, grid=True)

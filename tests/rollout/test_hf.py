@@ -63,6 +63,7 @@ def test_another_step_draws_other_tokens(tiny_model):
         ),
     ],
 )
+@pytest.mark.few(1)
 def test_the_first_two_tokens_follow_the_exact_law(tiny_model, params):
     """Chi-square against enumeration on a small vocabulary."""
     vocab_size, num_draws = 12, 6000

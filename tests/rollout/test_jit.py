@@ -58,6 +58,7 @@ def test_kernels_call_only_what_becomes_part_of_them():
     assert {name for inner in calls.values() for name in inner if decorated.get(name) == "jit"} == set()
 
 
+@pytest.mark.slow
 def test_kernels_are_compiled_anew_when_any_of_their_files_changes(tmp_path):
     package = shutil.copytree(
         ROOT / "onpolicy_sdft", tmp_path / "onpolicy_sdft", ignore=shutil.ignore_patterns("*.nb?")

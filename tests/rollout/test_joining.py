@@ -43,6 +43,7 @@ def generate(model, listener, requests, params, **options):
 
 
 @pytest.mark.parametrize("options", [{}, {"num_slots": 2, "max_draft_tokens": 0}, {"grid": True, "sync_steps": 3}])
+@pytest.mark.few(1)
 def test_what_joins_a_running_call_is_written_as_in_a_call_of_its_own(options):
     model, params, requests = make("llama", torch.float64), SamplingParams(0.9), ask(9)
     listener = Again(requests)

@@ -89,6 +89,7 @@ def test_every_task_is_tried() -> None:
 
 
 @pytest.mark.parametrize("seed", [*range(12), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(12, 50))])
+@pytest.mark.few(4)
 def test_random_texts_never_make_a_check_raise_or_take_a_second(seed: int) -> None:
     random_, known = random.Random(seed), parts()
     for _ in range(100):
@@ -114,6 +115,7 @@ def some(texts: list[str], each: int) -> list[Any]:
 
 
 @pytest.mark.parametrize("part", some(list(dict.fromkeys(parts())), 3), ids=repr)
+@pytest.mark.few(12)
 def test_no_part_over_and_over_takes_long(part: str) -> None:
     text = part * (LENGTH // len(part.encode("utf-8", "replace")))
     assert not {name: seconds for name, seconds in judge(text) if seconds > SECONDS and not is_quick(name, text)}
@@ -157,6 +159,7 @@ def is_quick(name: str, text: str) -> bool:
     ],
     ids=lambda text: text[:16],
 )
+@pytest.mark.few(6)
 def test_what_is_nested_or_long_is_no_answer_and_no_error(text: str) -> None:
     slow = {name: seconds for name, seconds in judge(text) if seconds > SECONDS and not is_quick(name, text)}
     assert not slow
@@ -172,6 +175,7 @@ half~of~ 12~to~ {2,5} roots~are~ as~the~expert~ I~cannot~ a~solution~above~ i'm~
 
 
 @pytest.mark.parametrize("opening", some(OPENINGS.split(), 2), ids=repr)
+@pytest.mark.few(5)
 def test_no_cut_off_opening_over_and_over_takes_a_second(opening: str) -> None:
     part = opening.replace("~", " ")
     for text in ((part * 32_000)[:32_000], (part * 3_200)[:3_200].strip() + "\n" + part):

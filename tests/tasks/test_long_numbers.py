@@ -58,6 +58,7 @@ def test_no_opening_with_one_character_over_and_over_takes_long(following: str) 
     "line", ["a 1 + 1 = 2, ", "**1** and 2 ", "x = 3, so 2x = 6. ", "1 hour, or 60 minutes, ", "1/6 ≈ 0.17 "]
 )
 @pytest.mark.parametrize("heading", ["", "Answer:\n", "**Answer:** a ", "1. "])
+@pytest.mark.few(5)
 def test_no_long_solution_takes_long(heading: str, line: str) -> None:
     for num_parts in (1, 20, 70):
         part = line * num_parts + "\n"

@@ -140,6 +140,7 @@ def noisy(seed: int, num_steps: int, num_rollouts: int) -> Iterator[dict[str, fl
 
 
 @pytest.mark.parametrize("num_rollouts", [2, 8, 16])
+@pytest.mark.few(1)
 def test_at_most_five_of_two_hundred_healthy_runs_have_an_alarm(num_rollouts):
     """200 runs of 200 steps each, half of whose rollouts fall back and a tenth of whose are cut."""
     alarmed = sum(bool(replay(make(num_rollouts), list(noisy(seed, 200, num_rollouts)))) for seed in range(200))

@@ -52,6 +52,7 @@ def trained(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.few(1)
 def test_it_learns_and_a_run_that_went_on_has_the_weights_of_one_that_never_stopped(tmp_path, model_dir, kind):
     options = options_of(kind)
     whole = train(tmp_path, model_dir, "whole", **{**options, "train.max_steps": 6})
@@ -104,6 +105,7 @@ DIVIDED = [
 
 
 @pytest.mark.parametrize("options", DIVIDED, ids=str)
+@pytest.mark.few(2)
 def test_what_divided_weights_cannot_have_is_refused_and_one_process_can(options):
     (name,) = options
     for backend in (deepspeed(), fsdp()):

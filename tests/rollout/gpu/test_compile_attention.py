@@ -49,6 +49,7 @@ def compile_attention(kind, heads, shape, capability, shared_memory, **more):
 @pytest.mark.parametrize("capability", CARDS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("heads", ["64", "128", "256"])
+@pytest.mark.few(4)
 def test_attention_compiles_within_the_shared_memory_of_the_card(heads, shape, capability):
     compile_attention("bf16", heads, shape, capability, SHARED_MEMORY[capability])
 
@@ -57,12 +58,14 @@ def test_attention_compiles_within_the_shared_memory_of_the_card(heads, shape, c
     ("kind", "heads"),
     [("bf16", "256"), ("bf16", "mixed"), ("fp16", "96"), ("fp32", "64"), ("fp32", "128"), ("fp32", "256")],
 )
+@pytest.mark.few(1)
 def test_attention_fits_a_small_card(kind, heads):
     compile_attention(kind, heads, "prompt", 80, SMALL_CARD)
 
 
 @pytest.mark.parametrize("capability", CARDS)
 @pytest.mark.parametrize("more", [{"SOFTCAP": True}, {"SINKS": True}], ids=["softcap", "sinks"])
+@pytest.mark.few(1)
 def test_other_scorings_compile(more, capability):
     for shape in ("prompt", "split row"):
         compile_attention("bf16", "64", shape, capability, SHARED_MEMORY[capability], **more)
@@ -70,6 +73,7 @@ def test_other_scorings_compile(more, capability):
 
 @pytest.mark.parametrize("capability", CARDS)
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.few(1)
 def test_the_passes_compile(kind, capability):
     numbers = f"*{kind}"
 

@@ -44,6 +44,7 @@ def types_of(dtype: str, constants: dict) -> dict[str, str]:
 @pytest.mark.parametrize(("dtype", "capability"), KINDS)
 @pytest.mark.parametrize("params", PARAMS)
 @pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.few(3)
 def test_the_draw_compiles(alone, params, dtype, capability):
     constants = PARAMS[params]
     types = types_of(dtype, constants)
@@ -61,6 +62,7 @@ def test_the_draw_compiles(alone, params, dtype, capability):
 
 @pytest.mark.parametrize(("dtype", "capability"), KINDS)
 @pytest.mark.parametrize("softcap", [None, "fp32"])
+@pytest.mark.few(1)
 def test_the_filters_compile(softcap, dtype, capability):
     types = {
         "x_ptr": f"*{dtype}", "x_stride": "i32", "slots_ptr": "*i64", "temperature_ptr": "*fp32", "top_k_ptr": "*i64",

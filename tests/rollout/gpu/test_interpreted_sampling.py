@@ -97,6 +97,7 @@ def assert_same(slow, expected, fast, found):
 @pytest.mark.parametrize("each_params", PARAMS.values(), ids=PARAMS)
 @pytest.mark.parametrize("vocab", [1, 64, 65, 500, 4099])
 @pytest.mark.parametrize(("num_rows", "spread"), [(1, 3.0), (2, 0.01), (9, 3.0)])
+@pytest.mark.few(16)
 def test_rows_are_drawn_as_torch_draws_them(num_rows, spread, vocab, each_params):
     texts = make_texts(num_rows, vocab, seed=vocab, width=1)
     batch_params = BatchSamplingParams.of(
@@ -121,6 +122,7 @@ def test_rows_are_drawn_as_torch_draws_them(num_rows, spread, vocab, each_params
     ],
 )
 @pytest.mark.parametrize("num_rows", [1, 9])
+@pytest.mark.few(10)
 def test_ids_without_a_token_are_never_drawn(num_rows, num_tokens, vocab, missing, each_params):
     texts = make_texts(num_rows, vocab, seed=vocab, width=1)
     texts.tokens %= num_tokens
@@ -139,6 +141,7 @@ def test_ids_without_a_token_are_never_drawn(num_rows, num_tokens, vocab, missin
 @pytest.mark.parametrize("each_params", [OWN, FILTERED], ids=["own", "filtered"])
 @pytest.mark.parametrize("width", [1, 3, 5])
 @pytest.mark.parametrize("stops", [[5], [5, 6, 0], [499]])
+@pytest.mark.few(7)
 def test_drafts_are_kept_up_to_the_first_that_differs_or_ends_the_text(stops, width, each_params):
     num_slots, vocab = 7, 12
     texts = make_texts(num_slots, vocab, seed=1, width=width)
