@@ -12,6 +12,7 @@ from onpolicy_sdft.config.check_backend import READS_WHOLE
 from onpolicy_sdft.config.check_method import check_method
 from onpolicy_sdft.config.check_vllm import check_vllm
 from onpolicy_sdft.config.schema import IN_MEMORY, TEXT_RULES, EvalSetConfig, OptimConfig, RunConfig, SourceConfig
+from onpolicy_sdft.config.scores import score_metric
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.types import SamplingParams
 
@@ -187,7 +188,7 @@ def _check_eval(config: RunConfig) -> None:
         raise ConfigError("eval.early_stop needs to know what better means. Fix: set eval.best_metric.")
     if evaluation.stop_score is not None and evaluation.best_metric is None:
         raise ConfigError("eval.stop_score needs to know which score. Fix: set eval.best_metric.")
-    known = [f"eval/{item.label}/score" for item in evaluation.validation]
+    known = [score_metric(item.label) for item in evaluation.validation]
     if evaluation.best_metric is not None and evaluation.best_metric not in known:
         raise ConfigError(f"eval.best_metric={evaluation.best_metric!r} is none of: {', '.join(known)}.")
     if evaluation.limit is not None and evaluation.path is None:

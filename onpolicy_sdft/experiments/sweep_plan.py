@@ -16,6 +16,7 @@ from jsonargparse import ArgumentError
 from onpolicy_sdft.config.check import check, evaluation_sets
 from onpolicy_sdft.config.load import explain, kept_parser, to_config
 from onpolicy_sdft.config.schema import RunConfig
+from onpolicy_sdft.config.scores import score_metric
 from onpolicy_sdft.config.sweep import SweepConfig, canonical, layer_file
 from onpolicy_sdft.errors import ConfigError, did_you_mean
 from onpolicy_sdft.experiments.grid import Excluded, Point, grid, run_name
@@ -170,7 +171,7 @@ def _yaml(value: Any) -> str:
 
 def _check_metrics(config: SweepConfig, runs: list[RunConfig]) -> None:
     """Refuse scores that no run will have, and names that no step logs."""
-    known = {f"eval/{item.label}/score" for run in runs for item in evaluation_sets(run)} | {"eval/kl", "eval/nll"}
+    known = {score_metric(item.label) for run in runs for item in evaluation_sets(run)} | {"eval/kl", "eval/nll"}
     logged = {each.name for each in METRICS if each.name != "loss/*"}
     logged |= {"train/steps", "train/seconds", *(f"loss/{run.objective.name}" for run in runs)}
     for name in config.metrics:

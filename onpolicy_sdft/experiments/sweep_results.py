@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from onpolicy_sdft.config.scores import label_of, score_metric
 from onpolicy_sdft.config.sweep import canonical, shown_value
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_atomic
@@ -67,9 +68,7 @@ def read_scores(path: Path, metrics: Sequence[str] = ()) -> dict[str, float]:
     run = RunDirectory(path)
     summary = read_json(run.eval_summary_path) if run.eval_summary_path.is_file() else {}
     after = summary.get("after") or {}
-    scores = {
-        f"eval/{item['label']}/score": item["score"] for item in after.get("sets", []) if item["score"] is not None
-    }
+    scores = {score_metric(item["label"]): item["score"] for item in after.get("sets", []) if item["score"] is not None}
     kl = after.get("kl") or {}
     scores |= {name: kl[key] for name, key in (("eval/kl", "mean"), ("eval/nll", "nll_mean")) if key in kl}
     steps = [record["values"] for record in run.read_metrics()]
@@ -128,7 +127,7 @@ def base_model_scores(rows: Sequence[Row], directory: Path) -> dict[str, float]:
             for item in (read_json(path).get("before") or {}).get("sets", []):
                 if item["score"] is None:
                     continue
-                found.setdefault(f"eval/{item['label']}/score", set()).add(item["score"])
+                found.setdefault(score_metric(item["label"]), set()).add(item["score"])
     return {name: values.pop() for name, values in found.items() if len(values) == 1}
 
 
@@ -180,4 +179,4 @@ def plain_text(value: Any) -> str:
 
 def short_name(metric: str) -> str:
     """Return a metric as a heading: of a score the label of its set."""
-    return metric.removeprefix("eval/").removesuffix("/score") if metric.endswith("/score") else metric
+    return label_of(metric) or metric

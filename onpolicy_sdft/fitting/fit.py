@@ -24,6 +24,7 @@ from onpolicy_sdft.build.loaded import ReadyModel
 from onpolicy_sdft.build.preflight import print_preflight
 from onpolicy_sdft.build.trainer import make_trainer
 from onpolicy_sdft.config.check import evaluation_sets
+from onpolicy_sdft.config.scores import score_metric, scores_by_label
 from onpolicy_sdft.data.eval_sets import EvalSet, load_eval_sets
 from onpolicy_sdft.data.inputs import input_digests, input_files
 from onpolicy_sdft.errors import ConfigError
@@ -52,7 +53,7 @@ from onpolicy_sdft.train.callbacks import Callback, scores_of
 from onpolicy_sdft.train.checkpoint import Checkpointer
 from onpolicy_sdft.train.launch import make_backend
 from onpolicy_sdft.train.loop import FitResult, Hooks, Loop, Plan, make_plan
-from onpolicy_sdft.train.panel import TrainProgress, scores_in
+from onpolicy_sdft.train.panel import TrainProgress
 from onpolicy_sdft.train.step import Trainer
 from onpolicy_sdft.train.trackers import check_trackers, open_trackers
 from onpolicy_sdft.types import Ranks
@@ -330,7 +331,7 @@ def _validate(
 ) -> dict[str, float]:
     with weights.showing("live"):
         scores = score_sets(config, bundle, weights.model, sets, "validation", ranks)
-    return {f"eval/{score.label}/score": score.score for score in scores if score.score is not None}
+    return {score_metric(score.label): score.score for score in scores if score.score is not None}
 
 
 def _export(
@@ -355,7 +356,7 @@ def _export(
 def _recall(found: _Loaded, run: RunDirectory, progress: TrainProgress) -> None:
     """Show what the run directory has already: the scores of the start, and the steps of a resumed run."""
     if found.is_scored:
-        progress.show_scores(0, scores_in(scores_of(read_json(run.eval_summary_path)["before"])))
+        progress.show_scores(0, scores_by_label(scores_of(read_json(run.eval_summary_path)["before"])))
     for record in run.read_metrics():
         progress.recall_step(record["step"], record["values"])
 

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from onpolicy_sdft.experiments.sweep_results import plain_text
+from onpolicy_sdft.experiments.sweep_results import plain_text, short_name
 from onpolicy_sdft.report.drawing import CYCLE, figure_legend, look_of, panels, plot_text
 
 Rows = Sequence[Mapping[str, Any]]
@@ -63,7 +63,7 @@ def draw_axis(field: str, axes_of_sweep: Mapping[str, Sequence[Any]], table: Row
             else:
                 _dots(axes, points, [plain_text(value) for value in values], offset, color, label)
         _ticks(axes, field, values)
-        axes.set_title(plot_text(metric.removeprefix("eval/").removesuffix("/score"), 40), fontsize=9)
+        axes.set_title(plot_text(short_name(metric), 40), fontsize=9)
         axes.set_xlabel(plot_text(field, 40), fontsize=8)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

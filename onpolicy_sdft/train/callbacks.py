@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onpolicy_sdft.config.scores import score_metric
+
 if TYPE_CHECKING:
     from onpolicy_sdft.types import Target
 
@@ -57,5 +59,5 @@ def scores_of(stage: Mapping[str, object]) -> dict[str, float]:
     """Return the scores of a stage of ``eval/summary.json`` under their names as metrics."""
     sets, kl = stage.get("sets"), stage.get("kl")
     scored = [entry for entry in sets if entry["score"] is not None] if isinstance(sets, list) else []
-    found = {f"eval/{entry['label']}/score": float(entry["score"]) for entry in scored}
+    found = {score_metric(entry["label"]): float(entry["score"]) for entry in scored}
     return {**found, **({"eval/kl": float(kl["mean"])} if isinstance(kl, dict) else {})}

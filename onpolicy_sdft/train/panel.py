@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from onpolicy_sdft.config.scores import scores_by_label
 from onpolicy_sdft.runs.progress import Progress, format_figure
 
 #: What a line shows of a step's metrics, those that it has.
@@ -53,12 +54,12 @@ class TrainProgress(Progress):
         """
         self.recall_step(step, metrics)
         shown = {name: metrics[key] for name, key in _LINE.items() if key in metrics}
-        self.update(1, **shown, **{f"{label}/score": score for label, score in scores_in(metrics).items()})
+        self.update(1, **shown, **{f"{label}/score": score for label, score in scores_by_label(metrics).items()})
 
     def recall_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Take up the metrics of a step that was counted already, such as one of the run that is resumed."""
         self._step, self._metrics = step, metrics
-        self.show_scores(step, scores_in(metrics))
+        self.show_scores(step, scores_by_label(metrics))
 
     def show_scores(self, step: int, scores: Mapping[str, float]) -> None:
         """Show scores by set: those of the start stay, beside the newest.
@@ -106,13 +107,3 @@ class TrainProgress(Progress):
 
 def _score(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def scores_in(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return the scores among metrics (``eval/LABEL/score``) by set."""
-    ends = ("eval/", "/score")
-    return {
-        name.removeprefix(ends[0]).removesuffix(ends[1]): value
-        for name, value in metrics.items()
-        if name.startswith(ends[0]) and name.endswith(ends[1])
-    }
