@@ -62,6 +62,7 @@ def attended(packing, num_heads, group, size, value_size, how, kernels=None):
 
 @pytest.mark.parametrize("name", SCORINGS)
 @pytest.mark.parametrize("kind", ["prompts", "rows", "drafts"])
+@pytest.mark.few(9)
 def test_it_is_the_plain_sum_whatever_the_scoring(kind, name):
     places = [(0, 0), (3, 50), (1, 7), (6, 120)]
     packing = {"prompts": ragged(RAGGED), "rows": grid(places, 1), "drafts": grid(places, 5)}[kind]

@@ -84,7 +84,7 @@ def test_positions_are_rotated_as_by_the_model(size):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "phi3", "gpt_neox"])
-@pytest.mark.few(7)
+@pytest.mark.few(3)
 def test_what_is_replaced_computes_the_models_own_logits_and_is_put_back(family, copy, adapted):
     plain = model_of(family)
     model = with_adapter(plain) if adapted else plain
@@ -109,6 +109,7 @@ UNLIKE = {"qwen3", "gemma2", "gpt_oss", "phi3", "llama, adapted"}
         for name in [*FAMILIES, "phi3", "llama, adapted"]
     ],
 )
+@pytest.mark.few(2)
 def test_a_rollout_is_the_one_of_a_cpu(family):
     model = with_adapter(make("llama")) if family == "llama, adapted" else model_of(family)
     requests, record = ask(3, limit=4), RecordOptions(hidden=True)
@@ -237,7 +238,7 @@ UNUSUAL = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", [*UNUSUAL, "usual"])
-@pytest.mark.few(8)
+@pytest.mark.few(3)
 def test_a_layer_of_another_formula_is_found_out_in_every_type(name, dtype, monkeypatch):
     # The interpreter has no products in half precision: the plain sum stands in for the kernel.
     monkeypatch.setattr(layers, "TritonKernels", lambda length, device: TorchKernels(length))

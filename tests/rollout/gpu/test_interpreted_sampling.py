@@ -141,7 +141,7 @@ def test_ids_without_a_token_are_never_drawn(num_rows, num_tokens, vocab, missin
 @pytest.mark.parametrize("each_params", [OWN, FILTERED], ids=["own", "filtered"])
 @pytest.mark.parametrize("width", [1, 3, 5])
 @pytest.mark.parametrize("stops", [[5], [5, 6, 0], [499]])
-@pytest.mark.few(7)
+@pytest.mark.few(4)
 def test_drafts_are_kept_up_to_the_first_that_differs_or_ends_the_text(stops, width, each_params):
     num_slots, vocab = 7, 12
     texts = make_texts(num_slots, vocab, seed=1, width=width)
@@ -167,6 +167,7 @@ def test_drafts_are_kept_up_to_the_first_that_differs_or_ends_the_text(stops, wi
 
 @pytest.mark.parametrize("head", [(0.25, None), (1.0, 5.0), (3.0, 2.0), (0.125, 30.0)])
 @pytest.mark.parametrize("each_params", PARAMS.values(), ids=PARAMS)
+@pytest.mark.few(6)
 def test_scale_and_soft_cap_are_the_heads(each_params, head):
     texts = make_texts(5, 700, seed=3, width=1)
     raw = torch.randn(5, 700, generator=generator(4)) * 20
@@ -324,6 +325,7 @@ class OnTheDevice(TorchDispatchMode):
 @pytest.mark.parametrize("head", [{}, {"scale": 0.5, "softcap": 3.0}], ids=["plain", "bent"])
 @pytest.mark.parametrize("budgets", [[], [0.1, 0.5]], ids=["weights", "budgets"])
 @pytest.mark.parametrize("each_params", PARAMS.values(), ids=PARAMS)
+@pytest.mark.few(5)
 def test_blended_rows_are_drawn_as_torch_draws_them(each_params, budgets, head):
     texts = make_texts(3, 90, seed=1, width=3)
     texts.top_token_ids, texts.top_logprobs = torch.zeros(4, 30, 4, dtype=torch.int64), torch.zeros(4, 30, 4)
@@ -358,6 +360,7 @@ def test_nothing_is_read_on_the_host(each_params):
         sample_and_verify(texts, batch_params, stops, rows, raw, Head(raw), None, None, kernels=True)
 
 
+@pytest.mark.slow
 def test_draws_follow_the_law():
     num, vocab, parts = 500, 130, 13
     logits = torch.linspace(-2, 2, vocab)[torch.randperm(vocab, generator=generator(0))]
