@@ -32,7 +32,7 @@ from onpolicy_sdft.train.feedback import AttemptOptions
 from onpolicy_sdft.train.loop import Plan
 from onpolicy_sdft.train.memory import memory_to_come
 from onpolicy_sdft.train.optim import make_optimizer, make_schedule
-from onpolicy_sdft.train.source import DemonstrationSource, PolicySource, TargetSource
+from onpolicy_sdft.train.source import PolicySource, TargetSource
 from onpolicy_sdft.train.state import TrainState
 from onpolicy_sdft.train.step import Trainer
 
@@ -131,7 +131,7 @@ def _make_source(
     attempts: AttemptOptions | None,
 ) -> TargetSource:
     if config.train.targets != "policy":
-        return DemonstrationSource()
+        return TargetSource()
     rollout = config.rollout
     with weights.showing("live"):
         backend = bundle.backend(weights.model, rollout, rollout.batch_size, learning_bytes)

@@ -42,42 +42,43 @@ class Watching(Protocol):
         ...
 
 
-class TargetSource(Protocol):
-    """Gives each example of a step a rollout, or None where the demonstration is the target."""
+class TargetSource:
+    """Gives each example of a step a rollout, or None where the demonstration is the target.
+
+    This one writes nothing, as plain fine-tuning asks for.
+    """
 
     def rollouts(
         self, pairs: Sequence[PromptPair], *, step: int, attempt: int = 0, watch: Watching | None = None
     ) -> Sequence[Rollout | None]:
         """Return one entry per example, in order; what a watch has drawn again it hears of, and is not returned."""
-        ...
+        return [None] * len(pairs)
 
     def begin(self, pairs: Sequence[PromptPair], step: int) -> list[PromptPair]:
         """Return this rank's examples of a step as they are to be asked, before any is; every rank calls it once."""
-        ...
+        return list(pairs)
 
     def open(self) -> AbstractContextManager[None]:
         """Put the weights that write in place; every rank enters and leaves together, however many rollouts it asks."""
-        ...
+        return nullcontext()
 
     def remember(self, targets: Sequence[Target]) -> None:
         """Keep what a later step can use."""
-        ...
 
     def release(self) -> bool:
         """Give memory back that is kept for the next rollouts; whether there was any."""
-        ...
+        return False
 
     def figures(self) -> Mapping[str, float]:
         """Return figures for the log, of all that was written since the step began."""
-        ...
+        return {}
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint must hold: ``own`` of this rank, ``common`` the same on all."""
-        ...
+        return {"own": {}, "common": {}}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ class Sampling:
         return Blend(pair.student_ids, self.blend, self.blend_budget)
 
 
-class PolicySource:
+class PolicySource(TargetSource):
     """Rollouts of the current weights (or the teacher's), with the demonstration in context or without.
 
     Args:
@@ -243,39 +244,3 @@ class _Listening(Listener):
 
     def more(self, num_ended: int) -> Sequence[RolloutRequest]:
         return [self.request(pair, attempt) for pair, attempt in self.watch.again(num_ended)]
-
-
-class DemonstrationSource:
-    """Plain fine-tuning: nothing is written, the demonstration is the target."""
-
-    def rollouts(
-        self, pairs: Sequence[PromptPair], *, step: int, attempt: int = 0, watch: Watching | None = None
-    ) -> Sequence[Rollout | None]:
-        """Return None for every example."""
-        return [None] * len(pairs)
-
-    def begin(self, pairs: Sequence[PromptPair], step: int) -> list[PromptPair]:
-        """Return the examples as they are."""
-        return list(pairs)
-
-    def open(self) -> AbstractContextManager[None]:
-        """Nothing writes."""
-        return nullcontext()
-
-    def remember(self, targets: Sequence[Target]) -> None:
-        """Keep nothing."""
-
-    def release(self) -> bool:
-        """Give nothing back: there is nothing."""
-        return False
-
-    def figures(self) -> Mapping[str, float]:
-        """Return none."""
-        return {}
-
-    def state(self) -> dict[str, Any]:
-        """Return nothing."""
-        return {"own": {}, "common": {}}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Restore nothing."""

@@ -27,7 +27,7 @@ from onpolicy_sdft.train.backend import Backend
 from onpolicy_sdft.train.batch import make_batch
 from onpolicy_sdft.train.optim import make_optimizer, make_schedule
 from onpolicy_sdft.train.pairing import Pairing
-from onpolicy_sdft.train.source import DemonstrationSource, PolicySource, Sampling
+from onpolicy_sdft.train.source import PolicySource, Sampling, TargetSource
 from onpolicy_sdft.train.state import TrainState
 from onpolicy_sdft.train.step import Trainer
 from onpolicy_sdft.train.teacher_scorer import TeacherScorer
@@ -135,7 +135,7 @@ def make_bench(tokenizer: Any, tiny_model: Callable[..., Any]) -> Callable[..., 
         screening = screening or ScreeningConfig(truncated="keep", looping="keep", length="keep", empty="keep")
         trainer = Trainer(
             policy=policy,
-            source=source if targets == "policy" else DemonstrationSource(),
+            source=source if targets == "policy" else TargetSource(),
             screen=Screen(screening, load_task("free_form", {}), renderer.decode),
             pairing=Pairing(
                 micro_batch_tokens, TERMINATOR, has_distributions=minimised.needs_teacher, **(pairing or {})

@@ -13,7 +13,7 @@ from onpolicy_sdft.train.batch import repeat_samples
 from onpolicy_sdft.train.loop import Plan, make_plan
 from onpolicy_sdft.train.optim import make_optimizer, make_schedule
 from onpolicy_sdft.train.signals import stop_on_signals
-from onpolicy_sdft.train.source import DemonstrationSource, PolicySource, Sampling
+from onpolicy_sdft.train.source import PolicySource, Sampling, TargetSource
 from onpolicy_sdft.types import Blend, Demonstration, PromptPair, SamplingParams, Turn
 
 
@@ -118,7 +118,7 @@ def test_requests_carry_the_teachers_prompt_the_key_and_the_demonstration_as_a_d
 
 
 def test_plain_fine_tuning_writes_nothing():
-    assert DemonstrationSource().rollouts([make_pair("a")] * 3, step=0) == [None] * 3
+    assert TargetSource().rollouts([make_pair("a")] * 3, step=0) == [None] * 3
 
 
 def test_samples_of_an_example_are_numbered_through_a_step():
