@@ -216,4 +216,4 @@ def _figures(told: Sequence[tuple[PromptPair, int]]) -> dict[str, float]:
         "cut_rate": sum(num_cut > 0 for _, num_cut in told),
         "attempt_length": sum(len(each.rollout.token_ids) for each in feedback),
     }
-    return {f"feedback/{name}": count / max(1, len(told)) for name, count in counts.items()}
+    return {f"feedback/{name}": count / len(told) for name, count in counts.items()} if told else {}
