@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_origin, get_type_hints
 
 from onpolicy_sdft.cli.main import VERBS
+from onpolicy_sdft.config import schema
 from onpolicy_sdft.config.bounds import bounds_of
 from onpolicy_sdft.config.load import make_parser
 from onpolicy_sdft.config.schema import RunConfig
@@ -36,13 +37,19 @@ def options_page() -> str:
             action = actions[f"{section}.{field.name}"]
             cells = (
                 f"`{section}.{field.name}`",
-                f"`{field.type}`" + (f", {bounds}" if (bounds := bounds_of(field)) else ""),
+                f"`{_type(str(field.type))}`" + (f", {bounds}" if (bounds := bounds_of(field)) else ""),
                 f"`{_shown(action.default)}`",
                 " ".join((action.help or "").split()).replace("``", "`"),
             )
             parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         parts[-1] += "\n"
     return "\n".join(parts)
+
+
+def _type(name: str) -> str:
+    """Return a type as readers know it: of a name for several choices, the choices."""
+    kind = getattr(schema, name, None)
+    return str(kind).removeprefix("typing.") if get_origin(kind) is Literal else name
 
 
 def commands_page() -> str:
