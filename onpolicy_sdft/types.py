@@ -68,8 +68,14 @@ class PromptPair:
     # which is never learned, what the teacher is shown
     num_trimmed_tokens: int = 0  # cut off the end of the shown demonstration
     num_dropped_examples: int = 0  # k-shot examples left out to make room
-    sample_index: int = 0  # which of several rollouts of this example in a step
+    sample_index: int = 0  # which of several rollouts of this example in a step, counted through its presentations
+    presentation: int = 0  # a step that spans two epochs may present an example twice, on two ranks: each by itself
     feedback: Feedback | None = None  # what the teacher sees of the student's own attempt in this step, if it made one
+
+    @property
+    def presented(self) -> tuple[str, int]:
+        """Which example this is a sample of, and in which presentation: whatever is counted of samples, by this."""
+        return self.demonstration.example_id, self.presentation
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,17 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_origin, get_type_hints
 
 from onpolicy_sdft.cli.main import VERBS
+from onpolicy_sdft.config import schema
 from onpolicy_sdft.config.bounds import bounds_of
 from onpolicy_sdft.config.load import make_parser
-from onpolicy_sdft.config.schema import RunConfig
+from onpolicy_sdft.config.schema import ContextConfig, RunConfig
+from onpolicy_sdft.data.templates import PRIOR_TURN, TEMPLATES, TeacherContext
 from onpolicy_sdft.runs.metrics import METRICS
+from onpolicy_sdft.tasks.math_word_problem import MathWordProblem
+from onpolicy_sdft.types import Demonstration, Turn
 
 _MADE = "<!-- Made by `python -m onpolicy_sdft.cli.reference docs`; do not edit. -->\n"
 
@@ -36,13 +40,19 @@ def options_page() -> str:
             action = actions[f"{section}.{field.name}"]
             cells = (
                 f"`{section}.{field.name}`",
-                f"`{field.type}`" + (f", {bounds}" if (bounds := bounds_of(field)) else ""),
+                f"`{_type(str(field.type))}`" + (f", {bounds}" if (bounds := bounds_of(field)) else ""),
                 f"`{_shown(action.default)}`",
                 " ".join((action.help or "").split()).replace("``", "`"),
             )
             parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         parts[-1] += "\n"
     return "\n".join(parts)
+
+
+def _type(name: str) -> str:
+    """Return a type as readers know it: of a name for several choices, the choices."""
+    kind = getattr(schema, name, None)
+    return str(kind).removeprefix("typing.") if get_origin(kind) is Literal else name
 
 
 def commands_page() -> str:
@@ -84,6 +94,32 @@ ship with the project (the same tokens for every method). Intervals are 95 %: Wi
 completions for KL.
 """
 
+
+def wordings() -> str:
+    """Return what the teacher reads under each ``context.template``, turn by turn, for one row."""
+    row = Demonstration("", (Turn("user", "How many legs do 3 cats have?"),), "3 * 4 = 12. They have 12 legs.")
+    work = MathWordProblem.work_wording
+    parts = []
+    for name in (PRIOR_TURN, *TEMPLATES):
+        turns = TeacherContext(name).turns(row, row.response, [], work)
+        text = "\n".join(f"[{turn.role}]\n{turn.content}" for turn in turns)
+        parts.append(
+            f"`{name}`{' (the default)' if name == ContextConfig().template else ''}:\n\n```text\n{text}\n```\n"
+        )
+    return "\n".join(parts)
+
+
+def filled(page: str, part: str) -> str:
+    """Return a page with a part that is made from the program between its marks."""
+    before, begin, rest = page.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    return f"{before}{begin}\n{part}\n{end}{after}"
+
+
+_BEGIN = "<!-- Made by `python -m onpolicy_sdft.cli.reference docs`; do not edit what follows. -->\n"
+_END = "<!-- /made -->"
+#: Parts of pages that are written by hand otherwise.
+PARTS = {"methods.md": wordings}
 PAGES = {"options.md": options_page, "commands.md": commands_page, "metrics.md": metrics_page}
 
 
@@ -96,9 +132,12 @@ def _shown(value: Any) -> str:
 
 
 def main() -> None:
-    """Write the pages into a folder."""
+    """Write the pages, and parts of pages, into a folder."""
+    folder = Path(sys.argv[1])
     for name, page in PAGES.items():
-        (Path(sys.argv[1]) / name).write_text(page(), encoding="utf-8")
+        (folder / name).write_text(page(), encoding="utf-8")
+    for name, part in PARTS.items():
+        (folder / name).write_text(filled((folder / name).read_text(encoding="utf-8"), part()), encoding="utf-8")
 
 
 if __name__ == "__main__":

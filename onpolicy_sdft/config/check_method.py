@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from onpolicy_sdft.config.check_feedback import check_feedback
 from onpolicy_sdft.config.check_review import check_review
-from onpolicy_sdft.config.schema import REVIEW_RULES, TEXT_RULES, RolloutConfig, RunConfig
+from onpolicy_sdft.config.schema import REVIEW_RULES, TEXT_RULES, DivergenceName, RolloutConfig, RunConfig
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.types import SamplingParams
 
@@ -84,7 +86,7 @@ def _check_sharded(config: RunConfig) -> None:
 def _check_effect(config: RunConfig) -> None:
     """Refuse options that are set although nothing reads them."""
     objective, teacher = config.objective, config.teacher
-    compares = objective.name in ("forward_kl", "reverse_kl", "jsd")
+    compares = objective.name in get_args(DivergenceName)
     readers = {
         "context.neighbours": (config.context.show in ("others", "both"), "--context.show others or both"),
         "objective.beta": (objective.name == "jsd", "--objective.name jsd"),
@@ -118,6 +120,11 @@ def live_options_set(rollout: RolloutConfig) -> list[str]:
         "prompt", "num_samples", "demonstration_dropout", "temperature_end", "min_p_end", "blend", "blend_budget"
     )  # fmt: skip
     return [name for name in live if getattr(rollout, name) != getattr(default, name)]
+
+
+def is_blended(rollout: RolloutConfig) -> bool:
+    """Whether rollouts are written under two prompts, each of which takes a slot."""
+    return rollout.blend > 0 or rollout.blend_budget is not None
 
 
 def _check_unsampled(config: RunConfig) -> None:
@@ -184,15 +191,14 @@ def _check_sampled(config: RunConfig) -> None:
 def _check_blend(config: RunConfig) -> None:
     """The blend of rollouts is one of two prompts, and something of the first must be left."""
     rollout = config.rollout
-    is_blended = rollout.blend > 0 or rollout.blend_budget is not None
-    if is_blended and rollout.prompt == "student":
+    if is_blended(rollout) and rollout.prompt == "student":
         option = "blend" if rollout.blend > 0 else "blend_budget"
         raise ConfigError(
             f"rollout.{option}={getattr(rollout, option):g} mixes the teacher's prompt with the bare one, but "
             "rollout.prompt=student writes under the bare prompt alone. Fix: --rollout.prompt teacher, or leave it at "
             f"{getattr(RolloutConfig(), option)!r}."
         )
-    if is_blended and rollout.num_slots == 1:
+    if is_blended(rollout) and rollout.num_slots == 1:
         raise ConfigError(
             "rollout.num_slots=1, but a blended rollout takes two: one for the teacher's prompt, one for the bare "
             "prompt. Fix: --rollout.num_slots 2 or more, or leave it unset."

@@ -15,6 +15,10 @@ IN_MEMORY = "in-memory:"
 
 VerdictName = Literal["keep", "fallback", "drop", "resample"]
 
+#: Objectives that compare the student's distribution with the teacher's.
+DivergenceName = Literal["forward_kl", "reverse_kl", "jsd"]
+ObjectiveName = Literal["nll", DivergenceName, "sampled_reverse_kl"]
+
 #: Rules of ``screening`` that one text shows, in the order in which they are asked; the check's is the last.
 TEXT_RULES = ("empty", "truncated", "control", "looping", "banned", "length", "answer_only", "check")
 
@@ -231,7 +235,8 @@ class RolloutConfig:
     drafts: list[Literal["history", "demonstration"]] = field(default_factory=lambda: ["history", "demonstration"])
     """Where drafts are looked up besides the completion itself: the last rollout of the example, the demonstration."""
     draft_store_tokens: int = number(4_000_000, at_least=0)
-    """Tokens of last rollouts kept for drafts (4 bytes each in a checkpoint); the longest unused go first."""
+    """Tokens of last rollouts kept for drafts (4 bytes each in a checkpoint); the texts stored longest ago are dropped
+    first."""
     decode_copy: Literal["auto", "none", "packed", "bfloat16"] = "auto"
     """Copy of the weights the engine decodes from: ``packed`` for the CPU's kernels, ``bfloat16`` of float32 weights,
     ``none``, or ``auto``: packed on a CPU; on a GPU, linears that read the same numbers side by side where memory
@@ -390,7 +395,7 @@ class ProbeConfig:
 class ObjectiveConfig:
     """What the student minimises, at temperature 1."""
 
-    name: Literal["nll", "forward_kl", "reverse_kl", "jsd", "sampled_reverse_kl"] = "nll"
+    name: ObjectiveName = "nll"
     """``nll``: -log p(target); ``forward_kl``: KL(teacher || student); ``reverse_kl``: KL(student || teacher); ``jsd``:
     beta KL(teacher || m) + (1 - beta) KL(student || m), m = beta teacher + (1 - beta) student;
     ``sampled_reverse_kl``: the score-function gradient of KL(student || teacher) at the student's own samples."""

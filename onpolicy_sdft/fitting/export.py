@@ -122,20 +122,26 @@ def _facts(finished: ReadyModel) -> dict[str, str]:
 
 
 def model_facts(config: RunConfig, where: str, fingerprint: str) -> dict[str, str]:
-    """Return the lines of a model card that say how the model was made."""
+    """Return the lines of a model card that say how the model was made.
+
+    By options, not by the name of a method: between the named ones lie many others.
+    """
+    samples = config.train.targets == "policy"
     return {
-        "method": {
-            "policy": "sdft" if config.objective.name == "nll" else "sdft_kl",
-            "demonstrations": "sft",
-            "distilled": "offline_sdft",
-        }[config.train.targets],
+        "targets": _rollouts(config) if samples else config.train.targets,
         "data": f"{where} (sha256 {fingerprint[:16]})",
         "objective": config.objective.name,
-        "teacher weights": config.teacher.weights,
+        **({"teacher weights": config.teacher.weights} if samples else {}),
         "context template": config.context.template,
         "seed": str(config.train.seed),
         **({HUB_DATA: str(config.data.name)} if is_on_hub(config.data) else {}),
     }
+
+
+def _rollouts(config: RunConfig) -> str:
+    prompt = "the bare prompt" if config.rollout.prompt == "student" else "the teacher's prompt"
+    told = "; the teacher is told of the student's own attempts" if config.feedback.enabled else ""
+    return f"rollouts under {prompt}{told}"
 
 
 def _scores(run: RunDirectory) -> Mapping[str, Any]:

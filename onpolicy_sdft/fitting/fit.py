@@ -251,7 +251,7 @@ def _fit(config: RunConfig, command: Sequence[str], given: Given, held: ExitStac
     if result.exit_code:
         return TrainOutcome(run, result, {}, is_first)
     summary = _score_end(found, run, trainer, callbacks)
-    verdict = backend.on_first(lambda: reach_verdict(run, guards.gate, config.gate.max_p_value, summary))
+    verdict = backend.on_first(lambda: reach_verdict(run, guards.gate, config.gate, summary))
     export(run.model_path, summary, verdict)
     backend.on_first(lambda: write_json_atomic(run.result_path, {**record, "verdict": dataclasses.asdict(verdict)}))
     for callback in callbacks:

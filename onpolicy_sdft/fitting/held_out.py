@@ -62,8 +62,8 @@ def hold_back(
 ) -> tuple[DemonstrationSet, tuple[Demonstration, ...]]:
     """Take the gate's rows out of the data, before anything else sees it.
 
-    Rows whose prompt stands in the data twice are never taken: the other one would be trained on. Of a conversation all
-    answers are taken, or none.
+    Rows whose question stands in the data twice, up to blanks and case, are never taken: the other one would be trained
+    on. Of a conversation all answers are taken, or none.
 
     Args:
         config: Of the run; ``train.seed`` chooses the rows.
@@ -76,7 +76,8 @@ def hold_back(
     number, asked = min(config.gate.rows, len(rows.demonstrations) // _ONE_IN), config.gate.rows
     if not asked:
         return rows, ()
-    prompts = Counter(row.prompt for row in rows.demonstrations)
+    questions = [_as_asked(row) for row in rows.demonstrations]
+    num_asked = Counter(questions)
     is_checked = [has_check(task, row) for row in rows.demonstrations]
     groups: dict[str, list[int]] = {}  # answers of one conversation: each is in the prompt of those behind it
     for index, row in enumerate(rows.demonstrations):
@@ -84,7 +85,7 @@ def hold_back(
     candidates = [
         group
         for group in groups.values()
-        if all(prompts[rows.demonstrations[index].prompt] == 1 and is_checked[index] for index in group)
+        if all(num_asked[questions[index]] == 1 and is_checked[index] for index in group)
     ]
     why = ""
     if not any(is_checked):

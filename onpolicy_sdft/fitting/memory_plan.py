@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from onpolicy_sdft.build.method import keeps_gathered
 from onpolicy_sdft.config.check_backend import why_not_on
+from onpolicy_sdft.config.check_method import is_blended
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.models.sizes import Sizes, model_sizes
 from onpolicy_sdft.rollout.memory import MAX_SLOTS
@@ -105,5 +106,6 @@ def _keys_and_values(config: RunConfig, sizes: Sizes, most: int) -> float:
     rollout = config.rollout
     length = config.context.max_teacher_tokens + rollout.max_new_tokens
     a_position = 2 * sizes.num_layers * sizes.kv_size * sizes.bytes_per_parameter
-    asked = min(most, rollout.num_slots or MAX_SLOTS["cuda"]) * length * a_position
+    wanted = 2 * most if is_blended(rollout) else most
+    asked = min(wanted, rollout.num_slots or MAX_SLOTS["cuda"]) * length * a_position
     return min(asked, rollout.kv_gib * GIB) if rollout.kv_gib is not None else asked

@@ -8,9 +8,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.runs.files import read_json, read_jsonl
-from onpolicy_sdft.train.gate import Drop, compare, list_drops
+from onpolicy_sdft.train.gate import Drop, compare, list_drops, worse_of
 
 if TYPE_CHECKING:
+    from onpolicy_sdft.config.schema import GateConfig
     from onpolicy_sdft.runs.directory import RunDirectory
     from onpolicy_sdft.train.gate import Gate
 
@@ -20,23 +21,26 @@ class RunVerdict:
     """What is said last of a run."""
 
     text: str
-    is_worse: bool  # than the start on some set, and not by chance
+    is_worse: bool  # than the start on some set, by more than is allowed and not by chance
     is_start: bool  # the gate stopped the run and found nothing better than the start
 
 
-def reach_verdict(run: RunDirectory, gate: Gate | None, max_p_value: float, summary: Mapping[str, Any]) -> RunVerdict:
+def reach_verdict(run: RunDirectory, gate: Gate | None, config: GateConfig, summary: Mapping[str, Any]) -> RunVerdict:
     """Compare the model that is left with the start, on every set that both have answered, row by row.
+
+    What is worse is decided as the gate does, of its sets and of those of the evaluation, each among their number.
 
     Args:
         run: Holds the answers before and after.
         gate: Its checks.
-        max_p_value: ``gate.max_p_value``.
+        config: ``gate`` of the run.
         summary: Stage ``after`` of the evaluation, if there was one.
     """
     stopped = gate is not None and gate.stopped
     is_start = stopped and gate is not None and gate.best_step == 0
-    drops = {**_of_gate(gate), **_of_evaluation(run, summary)}
-    worse = {label: drop for label, drop in drops.items() if drop.size > 0 and drop.p_value < max_p_value}
+    looks = (_of_gate(gate), _of_evaluation(run, summary))
+    drops = {label: drop for look in looks for label, drop in look.items()}
+    worse = {label: drop for look in looks for label, drop in worse_of(look, config).items()}
     lower = {label: drop for label, drop in drops.items() if drop.size > 0 and label not in worse}
     parts = []
     if is_start:
@@ -46,7 +50,10 @@ def reach_verdict(run: RunDirectory, gate: Gate | None, max_p_value: float, summ
     if worse:
         parts.append(f"WORSE THAN THE START on {list_drops(worse)}")
     if lower:
-        parts.append(f"lower than at the start, which may be chance, on {list_drops(lower)}")
+        parts.append(
+            f"lower than at the start, by no more than gate.max_drop={config.max_drop:g} or perhaps by chance, on "
+            f"{list_drops(lower)}"
+        )
     if drops and not (worse or lower or is_start):
         parts.append(f"not worse than the start on {list_drops(drops)}")
     unchecked = [entry["label"] for entry in _sets(summary) if entry["score"] is None]

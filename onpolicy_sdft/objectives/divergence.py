@@ -49,6 +49,7 @@ def jsd(teacher_CB: torch.Tensor, student_CB: torch.Tensor, beta: float) -> tupl
     return beta * teacher_part_C + (1 - beta) * student_part_C, gradient_CB
 
 
+#: By their names in ``config/schema.py``.
 DIVERGENCES: dict[str, Divergence] = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd}
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 
+from onpolicy_sdft.config.schema import ObjectiveName
 from onpolicy_sdft.objectives.divergence import (
     DIVERGENCES,
     blended,
@@ -27,7 +28,6 @@ from onpolicy_sdft.objectives.divergence import (
 from onpolicy_sdft.objectives.inputs import HeadLike, LossInputs, TeacherHidden, TopKLogprobs
 from onpolicy_sdft.shapes import pad_rows
 
-Name = Literal["nll", "forward_kl", "reverse_kl", "jsd", "sampled_reverse_kl"]
 Support = Literal["full", "teacher", "student"]
 
 _CPU_CHUNK = 128  # larger ones are no faster there
@@ -95,7 +95,7 @@ class Objective:
         chunk_tokens: C; None: see :func:`chunk_size`. Results depend on it by rounding only.
     """
 
-    name: Name = "nll"
+    name: ObjectiveName = "nll"
     beta: float = 0.5
     support: Support = "full"
     num_kept: int = 0

@@ -80,7 +80,7 @@ class RolloutStats:
     mismatch_sum: float = 0.0  # of the distances between their log-probabilities, nats
     mismatch_max: float = 0.0
     num_slots: int = 0  # of several calls the most
-    num_out_of_memory: int = 0  # times the slots were halved for running out of it
+    num_out_of_memory: int = 0  # times the slots, or the batch, were halved for running out of it
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0  # model, attention and sampling of decode forwards
     attention_seconds: float = 0.0  # part of both

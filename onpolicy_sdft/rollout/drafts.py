@@ -71,7 +71,7 @@ class DraftStore:
     """The last rollout of each example in each context, as token ids, bounded, for drafts and expected lengths.
 
     Args:
-        max_tokens: Tokens kept over all examples; the longest unused go first.
+        max_tokens: Tokens kept over all examples; the texts stored longest ago are dropped first.
     """
 
     def __init__(self, max_tokens: int) -> None:

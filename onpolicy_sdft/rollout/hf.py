@@ -13,6 +13,7 @@ V vocabulary.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -44,6 +45,8 @@ from onpolicy_sdft.types import (
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +102,16 @@ class HFBackend:
         started = time.perf_counter()
         found: list[Rollout | None] = [None] * len(requests)
         with no_trace(self.model), self.weights.open():
-            batches = list(self._batches(requests))
-            num_idle = 0 if self.together is None else max(self.together.ranks.gather(len(batches))) - len(batches)
-            for rows in batches:
-                batch = [requests[row] for row in rows]
-                for row, rollout in zip(rows, self._write(batch, params, on_progress, record), strict=True):
+            left = _by_length(requests)
+            num_batches = -(-len(left) // self.batch_size)
+            num_idle = 0 if self.together is None else max(self.together.ranks.gather(num_batches)) - num_batches
+            while left:
+                batch = [requests[row] for row in left[: self.batch_size]]
+                written = self._write_or_halve(batch, params, on_progress, record)
+                for row, rollout in zip(left, written, strict=False):
                     found[row] = rollout
                     listener.ended(row, rollout)
+                left = left[len(written) :]
             for _ in range(num_idle):
                 self._dummy_forward()
         self.stats.num_tokens = sum(len(rollout.token_ids) for rollout in found if rollout is not None)
@@ -128,14 +134,30 @@ class HFBackend:
         idle = RolloutRequest((self.pad_token_id,), NoiseKey(0, 0, "idle"), max_new_tokens=1)
         self._write([idle], SamplingParams(), ignore_progress, NO_RECORD)
 
-    def _batches(self, requests: Sequence[RolloutRequest]) -> Iterator[list[int]]:
-        # Neighbours in length share a batch: less padding in the prompts, fewer idle rows at the end.
-        order = sorted(
-            range(len(requests)),
-            key=lambda row: (len(requests[row].prompt_token_ids), requests[row].max_new_tokens, row),
-        )
-        for start in range(0, len(order), self.batch_size):
-            yield order[start : start + self.batch_size]
+    def _write_or_halve(
+        self, requests: list[RolloutRequest], params: SamplingParams, on_progress: OnProgress, record: RecordOptions
+    ) -> list[Rollout]:
+        """Write a batch; where memory runs out, write nothing and make batches half as large from now on.
+
+        Ranks that write together cannot: they would no longer be in the same forward.
+        """
+        told: list[RolloutProgress] = []
+
+        def tell(progress: RolloutProgress) -> None:
+            told.append(progress)
+            on_progress(progress)
+
+        try:
+            return self._write(requests, params, tell, record)
+        except torch.OutOfMemoryError:
+            if len(requests) == 1 or self.together is not None:
+                raise
+        # Behind the except: the error's frames held what was begun.
+        on_progress(RolloutProgress(-sum(each.num_finished for each in told), -sum(each.num_tokens for each in told)))
+        self.batch_size = len(requests) // 2
+        self.stats.num_out_of_memory += 1
+        logger.info(f"rollout: out of memory with {len(requests)} completions at once, going on with {self.batch_size}")
+        return []
 
     def _write(
         self, requests: list[RolloutRequest], params: SamplingParams, on_progress: OnProgress, record: RecordOptions
@@ -179,6 +201,14 @@ class HFBackend:
         self.stats.num_blended_tokens += sum(len(rollout.blends) for rollout in rollouts)
         self.stats.blend_sum += sum(sum(rollout.blends) for rollout in rollouts)
         return rollouts
+
+
+def _by_length(requests: Sequence[RolloutRequest]) -> list[int]:
+    """Order requests so that neighbours in length share a batch: less padding, fewer idle rows at the end."""
+    return sorted(
+        range(len(requests)),
+        key=lambda row: (len(requests[row].prompt_token_ids), requests[row].max_new_tokens, row),
+    )
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import torch
 
 from onpolicy_sdft.rollout.attention import KernelName, SlotAttention
 from onpolicy_sdft.rollout.blending import Pairs
+from onpolicy_sdft.rollout.drafts import MAX_NGRAM
 from onpolicy_sdft.rollout.kernels import make_kernels
 from onpolicy_sdft.rollout.memory import Budget, choose_num_slots, show_bytes
 from onpolicy_sdft.rollout.sampling import BatchSamplingParams, Vocabulary
@@ -20,6 +21,7 @@ from onpolicy_sdft.types import RecordOptions, RolloutRequest, SamplingParams
 logger = logging.getLogger(__name__)
 
 _LENGTH_STEP = 64  # slots are a multiple of this many positions long, so that calls of like lengths share a pool
+_A_TEXT = MAX_NGRAM + 1  # what :func:`~onpolicy_sdft.rollout.drafts.lay_out` adds to a text: its lead, a separator
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +43,10 @@ class PoolNeeds:
         width = max(max_drafts + 1, max(WIDTHS))
         longest = max(request.max_new_tokens for request in requests) + width
         needed = max(len(prompt) + request.max_new_tokens for request in requests for prompt in request.prompts) + width
-        texts = max(sum(len(text) + 5 for text in request.draft_token_ids) for request in requests)
+        texts = max(sum(len(text) + _A_TEXT for text in request.draft_token_ids) for request in requests)
         length = -(-needed // _LENGTH_STEP) * _LENGTH_STEP
         counts = [len(request.prompts) for request in requests]
-        return PoolNeeds(sum(counts), max(counts), length, longest, texts + longest + 5, dtype, device)
+        return PoolNeeds(sum(counts), max(counts), length, longest, texts + longest + _A_TEXT, dtype, device)
 
     def at_least(self, pool: Pool) -> PoolNeeds:
         """Return needs that also hold what another pool had room for."""

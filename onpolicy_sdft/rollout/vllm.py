@@ -236,7 +236,10 @@ def _hide_from_vllm() -> None:
 
 @contextlib.contextmanager
 def _own_state() -> Iterator[None]:
-    """Keep what vLLM changes for the whole process as it was: seeds, and a function of torch's that it takes away."""
+    """Keep what vLLM changes for the whole process as it was: seeds, and a function of torch's that it takes away.
+
+    Torch's own random state ``no_trace`` keeps, which is around every use of vLLM.
+    """
     python_state, numpy_state, set_num_threads = random.getstate(), np.random.get_state(), torch.set_num_threads
     try:
         yield

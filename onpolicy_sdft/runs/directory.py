@@ -120,8 +120,8 @@ class RunDirectory:
             RunDirectoryError: Another run works in it.
         """
         with claimed(self.path, "train.output_dir", "run"):
-            for left in (*self.path.glob("checkpoints/.tmp-*"), *self.path.glob("checkpoints/.old-*")):
-                shutil.rmtree(left, ignore_errors=True)  # of a run that was killed while it saved
+            for folder in (self.path, self.checkpoints_path):
+                _settle(folder)
             yield
 
     @property
@@ -278,6 +278,18 @@ class RunDirectory:
             RunDirectoryError: A line other than a torn last one is damaged or has no step.
         """
         return sum(_truncate(p, step) for p in (self.metrics_path, self.rollouts_path))
+
+
+def _settle(folder: Path) -> None:
+    """End what a run that was killed had begun to save here: a directory that was moved aside for a new one is back."""
+    for left in folder.glob(".tmp-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    for old in folder.glob(".old-*"):
+        target = old.with_name(old.name.removeprefix(".old-"))
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(target)
 
 
 def _entries(path: Path) -> list[str]:

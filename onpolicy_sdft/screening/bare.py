@@ -45,7 +45,7 @@ class BareAnswers:
     length: float  # median tokens: of the right ones where there are enough, else of all
     num_steps: float  # median, of the same
     of_right: bool  # whether lengths and steps are those of right answers
-    length_score: float  # share of right ones among the answers that lengths and steps are from
+    length_score: float  # ``score`` of the sample that lengths and steps are from: this one, or an earlier one
     surprise: float  # mean over all answers, nats a token
     surprise_high: float  # nine of ten are less surprising
 

@@ -7,7 +7,7 @@ rollouts of a step (see :class:`~onpolicy_sdft.types.Measures`); each measure ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, TypeVar
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: A prompt and what stands behind it, as token ids.
 Text = tuple[Sequence[int], Sequence[int]]
 
-_Key = TypeVar("_Key", str, int)
+_Key = TypeVar("_Key", bound=Hashable)
 
 #: Example, sample and text of the rewrites of a rank.
 _Named = list[tuple[str, int, str]]
@@ -193,12 +193,12 @@ class BarePromptReview:
         return found
 
     def _count_agreement(self, targets: Sequence[Target]) -> list[Target]:
-        """Count how many of a demonstration's rollouts the check accepts; all of them are on one rank."""
+        """Count how many rollouts of a presentation of a demonstration the check accepts: all are on one rank."""
         if self.verdicts["agreement"] == "keep":
             return list(targets)
         written = self._checkable(targets)
-        rates = _rates(map(_name, written), (bool(target.correct) for target in written))
-        return [_with(target, agreement=rates.get(_name(target))) for target in targets]
+        rates = _rates((target.pair.presented for target in written), (bool(target.correct) for target in written))
+        return [_with(target, agreement=rates.get(target.pair.presented)) for target in targets]
 
     def _checkable(self, targets: Sequence[Target]) -> list[Target]:
         """Return those whose rollouts the check can judge."""
@@ -232,18 +232,19 @@ class BarePromptReview:
         return [_with(target, step_rate=rates.get(id(target))) for target in targets]
 
     def _ask_bare(self, targets: Sequence[Target], step: int) -> list[Target]:
-        """Let the bare policy answer each prompt itself, once for all samples of a demonstration."""
+        """Let the bare policy answer each prompt itself, once for all samples of a presentation of a demonstration."""
         if not self.config.bare_samples:
             return list(targets)
         written = self._checkable(targets)
-        first = {_name(target): target for target in reversed(written)}
+        first = {target.pair.presented: target for target in reversed(written)}
         asked = [(target, sample) for target in first.values() for sample in range(self.config.bare_samples)]
         count = self.config.bare_samples
         requests = [self._request(target, step, NoiseKey.BARE_ANSWER + sample, (), count) for target, sample in asked]
         answers = self.sample(requests, step)
         texts = [self.decode(rollout.token_ids) for rollout in answers]
-        rates = _rates((_name(target) for target, _ in asked), self._check([target for target, _ in asked], texts))
-        return [_with(target, solved_rate=rates.get(_name(target))) for target in targets]
+        rights = self._check([target for target, _ in asked], texts)
+        rates = _rates((target.pair.presented for target, _ in asked), rights)
+        return [_with(target, solved_rate=rates.get(target.pair.presented)) for target in targets]
 
     def _request(
         self, target: Target, step: int, attempt: int, begun: Sequence[int], num_samples: int
@@ -273,10 +274,6 @@ def _ids(target: Target) -> tuple[int, ...]:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _name(target: Target) -> str:
-    return target.pair.demonstration.example_id
 
 
 def _rates(keys: Iterable[_Key], rights: Iterable[bool]) -> dict[_Key, float]:

@@ -27,7 +27,7 @@ class StepBatch:
 
     @property
     def mine(self) -> list[PromptPair]:
-        """This rank's entries; samples of one demonstration are never on different ranks."""
+        """This rank's entries; samples of one presentation of a demonstration are never on different ranks."""
         return [self.pairs[index] for index in self.shares[self.ranks.rank]]
 
     def gather(self, targets: Sequence[Target]) -> list[Target]:
@@ -47,8 +47,10 @@ def repeat_samples(pairs: Sequence[PromptPair], num_samples: int) -> list[Prompt
     seen: Counter[str] = Counter()
     found = []
     for pair in pairs:
-        name = pair.demonstration.example_id
-        for _ in range(num_samples):
-            found.append(replace(pair, sample_index=seen[name]) if seen[name] else pair)
-            seen[name] += 1
+        presentation = seen[pair.demonstration.example_id]
+        seen[pair.demonstration.example_id] += 1
+        first = presentation * num_samples
+        found += [
+            replace(pair, sample_index=first + sample, presentation=presentation) for sample in range(num_samples)
+        ]
     return found

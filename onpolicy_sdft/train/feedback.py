@@ -86,8 +86,7 @@ class FeedbackSource(PolicySource):
     def begin(self, pairs: Sequence[PromptPair], step: int) -> list[PromptPair]:
         """Let the student try; return the examples with what the teacher is told of it.
 
-        All attempts at an example are made on each rank that has one of its samples, so that what is told does not
-        depend on how samples are dealt out.
+        All attempts at a demonstration are made where its samples are: what is told does not depend on other ranks.
         """
         started, pairs = time.perf_counter(), super().begin(pairs, step)
         keys = [self._keys(pair, step) for pair in pairs]
@@ -128,9 +127,9 @@ class FeedbackSource(PolicySource):
         return {**super().figures(), **self._figures}
 
     def _keys(self, pair: PromptPair, step: int) -> list[NoiseKey]:
-        """Return the keys of the attempts at an example; one that comes twice in a step has two sets."""
+        """Return the keys of the attempts at an example; each of its presentations in a step has a set."""
         number, seed, name = self.options.num_attempts, self.sampling.seed, pair.demonstration.example_id
-        first = pair.sample_index // self.options.num_samples * number
+        first = pair.presentation * number
         before = 0 if self.sampling.prompt == "student" else NoiseKey.FIRST_TRY  # the attempts are the rollouts there
         return [NoiseKey(seed, step, name, first + index, before) for index in range(number)]
 
@@ -217,4 +216,4 @@ def _figures(told: Sequence[tuple[PromptPair, int]]) -> dict[str, float]:
         "cut_rate": sum(num_cut > 0 for _, num_cut in told),
         "attempt_length": sum(len(each.rollout.token_ids) for each in feedback),
     }
-    return {f"feedback/{name}": count / max(1, len(told)) for name, count in counts.items()}
+    return {f"feedback/{name}": count / len(told) for name, count in counts.items()} if told else {}

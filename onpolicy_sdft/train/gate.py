@@ -58,6 +58,12 @@ def list_drops(drops: Mapping[str, Drop]) -> str:
     return ", ".join(f"{label} {drop.text()}" for label, drop in drops.items())
 
 
+def worse_of(drops: Mapping[str, Drop], config: GateConfig) -> dict[str, Drop]:
+    """Return the sets that dropped by more than is allowed, and by no accident however many sets are looked at."""
+    max_p_value = config.max_p_value / max(1, len(drops))
+    return {label: drop for label, drop in drops.items() if drop.size > config.max_drop and drop.p_value < max_p_value}
+
+
 @dataclass(frozen=True, slots=True)
 class Answers:
     """Which rows of the gate's sets were answered right, and how much was written for it."""
@@ -127,7 +133,7 @@ class Gate:
     def judge(self, step: int, why: str, answers: Answers) -> tuple[GateCheck, dict[str, Drop]]:
         """Compare answers with those at the start; say what follows, and remember the best state.
 
-        The thresholds are in :meth:`is_beyond`, what follows in :meth:`_action`.
+        What does not pass is in :func:`worse_of`, what follows in :meth:`_action`.
 
         Returns:
             The check, whose ``action`` is empty where it passes, and the drop of each set.
@@ -136,7 +142,7 @@ class Gate:
             self.next_step += self.every
         start = self.history[0].correct
         drops = {label: compare(start[label], rows) for label, rows in answers.correct.items()}
-        check = GateCheck(step, why, answers.correct, passed=not any(map(self.is_beyond, drops.values())))
+        check = GateCheck(step, why, answers.correct, passed=not worse_of(drops, self.config))
         if not check.passed:
             check = replace(check, action=self._action(why))
             self.num_rollbacks += check.action == "rollback"
@@ -155,11 +161,6 @@ class Gate:
     def pinned(self) -> set[int]:
         """Steps whose checkpoint must stay."""
         return set() if self.config.action == "continue" else {self.best_step}
-
-    def is_beyond(self, drop: Drop) -> bool:
-        """Whether a drop is more than is allowed, and no accident however many sets are looked at."""
-        max_p_value = self.config.max_p_value / len(self.history[0].correct)
-        return drop.size > self.config.max_drop and drop.p_value < max_p_value
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint must hold."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from onpolicy_sdft.runs.files import write_jsonl_atomic
-from onpolicy_sdft.train.gate import list_drops
+from onpolicy_sdft.train.gate import list_drops, worse_of
 from onpolicy_sdft.train.optim import scale_rates
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Guards:
         found = list_drops(drops)
         if check.passed:
             return f"{found}: passed"
-        options, worse = self.gate.config, [label for label, drop in drops.items() if self.gate.is_beyond(drop)]
+        options, worse = self.gate.config, worse_of(drops, self.gate.config)
         best = "the start" if self.gate.best_step == 0 else f"step {self.gate.best_step}"
         follows = {
             "continue": "training goes on (gate.action=continue)",

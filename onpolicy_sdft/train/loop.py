@@ -41,7 +41,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What the loop is handed rather than imports."""
+    """Functions the caller passes in: validate, save best, refresh, callbacks."""
 
     validate: Callable[[], Mapping[str, float]] | None = None  # metrics of the validation sets
     save_best: Callable[[], None] | None = None  # keep the current weights as the best

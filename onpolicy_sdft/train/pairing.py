@@ -43,9 +43,9 @@ class Pairing:
 
     def rows(self, targets: Sequence[Target]) -> list[TrainingRow]:
         """Return what is learned of a step's targets; dropped ones give nothing."""
-        found, with_demonstration = [], set[str]()
+        found, with_demonstration = [], set[tuple[str, int]]()
         for target in targets:
-            pair, example_id = target.pair, target.pair.demonstration.example_id
+            pair = target.pair
             if len(target.token_ids) > self.num_skipped:
                 is_text = target.rollout is None or target.verdict == "fallback"
                 found.append(
@@ -61,9 +61,9 @@ class Pairing:
                     )
                 )
             # Once, however many samples of it are learned; where none is, the example is dropped whole.
-            is_due = self.demonstration_weight and example_id not in with_demonstration
+            is_due = self.demonstration_weight and pair.presented not in with_demonstration
             if is_due and target.verdict not in ("drop", "spare"):
-                with_demonstration.add(example_id)
+                with_demonstration.add(pair.presented)
                 found.append(
                     TrainingRow(
                         pair.student_ids,

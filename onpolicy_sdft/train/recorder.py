@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from onpolicy_sdft.train.state import TrainState, Update
 
 _PHASES = ("rollout", "screen", "rollout_wait", "learn", "score")
+#: Counts of a rank's own work, of which the log has the sum of all ranks.
+_SUMMED = ("rollout/num_tokens", "rollout/num_out_of_memory")
 
 
 class Recorder:
@@ -44,24 +46,30 @@ class Recorder:
         """Start the clock of a step."""
         self._began = self.clock()
         self._seconds: dict[str, float] = dict.fromkeys(_PHASES, 0.0)
-        self._mine: dict[str, float] = {}  # of this rank; averaged over the ranks
+        self._inner = 0.0  # seconds of the phases that ended inside the current one
+        self._mine: dict[str, float] = {}  # of this rank; see over_ranks
         self._memory: dict[str, int] = {}  # MiB on this rank; the largest of the ranks counts
         return self
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measure the seconds of a phase and the memory at its end; a phase may come several times."""
-        began = self.clock()
+        """Measure the seconds of a phase and the memory at its end.
+
+        A phase may come several times, and inside another: then its seconds are not the other's.
+        """
+        began, outer, self._inner = self.clock(), self._inner, 0.0
         try:
             yield
         finally:
-            self._seconds[name] += self.clock() - began
+            seconds = self.clock() - began
+            self._seconds[name] += seconds - self._inner
+            self._inner = outer + seconds
         if name in ("rollout", "learn"):
             key = f"memory/{name}_mib"
             self._memory[key] = max(self._memory.get(key, 0), memory_mib(self.backend.device))
 
     def note(self, *values: Mapping[str, float]) -> None:
-        """Add values of this rank, to be averaged over the ranks."""
+        """Add values of this rank; how those of all ranks become one, :func:`over_ranks` says."""
         for each in values:
             self._mine |= each
 
@@ -74,7 +82,6 @@ class Recorder:
             state: Counts this step already.
         """
         seconds = self._seconds | {"step": self.clock() - self._began}
-        seconds["learn"] -= seconds["score"]
         mine = {f"time/{name}_seconds": value for name, value in seconds.items()} | self._mine
         by_rank, memory = zip(*self.backend.gather((mine, self._memory)), strict=True)
         values = {
@@ -87,7 +94,7 @@ class Recorder:
             **({"train/padding_rate": update.padding_rate} if update.num_micro_batches else {}),
             "train/num_halvings": state.num_halvings,
             "train/num_releases": state.num_releases,
-            **mean_of_each(by_rank),
+            **over_ranks(by_rank),
             **{name: max(own[name] for own in memory) for name in self._memory},
             **rollout_metrics(targets),
             **screen_metrics(targets),
@@ -105,14 +112,19 @@ def _rates(values: Mapping[str, float], by_rank: Sequence[Mapping[str, float]]) 
     return rates
 
 
-def mean_of_each(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of each value over the ranks: a rate's over those that have one; else one without counts as 0.
+def over_ranks(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return one value for each that ranks have of their own.
 
-    Of ``*_max``, which is the largest of a rank, the largest over the ranks.
+    Of seconds it is the mean over all ranks, of ``*_max`` the largest, of counts of work the sum; of anything else the
+    mean over the ranks that have one: without drafts, or blended tokens, there is nothing to average.
     """
     found = {}
     for name in sorted({name for each in values for name in each}):
         known = [each[name] for each in values if name in each]
-        mean = sum(known) / (len(known) if name.endswith("_rate") else len(values))
-        found[name] = max(known) if name.endswith("_max") else mean
+        if name.endswith("_max"):
+            found[name] = max(known)
+        elif name in _SUMMED:
+            found[name] = sum(known)
+        else:
+            found[name] = sum(known) / (len(values) if name.startswith("time/") else len(known))
     return found

@@ -54,12 +54,12 @@ class TrainState:
     limits: dict[str, float | None] = field(default_factory=dict)  # of the review's rules, where the probe set them
 
     def advance(self, update: Update, remembered: Sequence[Target] = ()) -> None:
-        """Count a step, and remember the texts that it learned of these targets."""
-        remember(self.learned, remembered)
+        """Count a step, and remember the texts that it learned of these targets, if it learned any."""
         self.step += 1
         if update.skipped:
             self.bad_steps_in_a_row += 1
             return
+        remember(self.learned, remembered)
         self.bad_steps_in_a_row = 0
         self.num_updates += 1
         self.total_loss_tokens += update.num_loss_tokens

@@ -70,11 +70,10 @@ class Trainer:
         record, sample = self.recorder.begin(), partial(self.source.rollouts, step=self.state.step)
         with record.phase("rollout"):
             examples = self.source.begin(batch.mine, self.state.step)  # a feedback teacher's student tries first
-        with self.source.open(), self.screen.watch(examples) as watch:
-            with record.phase("rollout"):
+            with self.source.open(), self.screen.watch(examples) as watch:
                 rollouts = sample(examples, watch=watch)  # 1. Rollout: current weights, demonstration in context
-            with record.phase("screen"):  # 2. Screen: each text as it ended; may sample again
-                drawn = watch.targets(rollouts, lambda again, attempt: sample(again, attempt=attempt))
+                with record.phase("screen"):  # 2. Screen: each text as it ended; may sample again
+                    drawn = watch.targets(rollouts, lambda again, attempt: sample(again, attempt=attempt))
         with record.phase("screen"):
             targets = self.review(drawn)  # what the policy makes of them, shown the bare prompt only
         record.note(self.source.figures(), watch.figures(), self.screen.figures())

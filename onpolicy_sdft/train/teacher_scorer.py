@@ -105,11 +105,16 @@ def _recorded(rows: Sequence[TrainingRow], device: torch.device, head: Head) -> 
 
 
 def _drawn(rows: Sequence[TrainingRow], device: torch.device) -> torch.Tensor:
-    """Return the log-probabilities the targets were drawn with; a demonstration was not drawn: its ratio is 1."""
+    """Return the log-probabilities the targets were drawn with; NaN where a token was not drawn: its ratio is 1.
+
+    A demonstration was not drawn, nor was the template's own end of a text that stopped at another token, which may
+    have more tokens than that.
+    """
     found: list[float] = []
     for row in rows:
-        num_tokens = len(row.target_ids) - row.num_skipped
-        found += (
-            [float("nan")] * num_tokens if row.rollout is None else row.rollout.sampling_logprobs[row.num_skipped :]
-        )
+        known: dict[int, float] = {}
+        if row.rollout is not None:
+            drawn = zip(row.target_ids, row.rollout.token_ids, row.rollout.sampling_logprobs, strict=False)
+            known = {place: logprob for place, (token, own, logprob) in enumerate(drawn) if token == own}
+        found += [known.get(place, float("nan")) for place in range(row.num_skipped, len(row.target_ids))]
     return torch.tensor(found, dtype=torch.float32, device=device)

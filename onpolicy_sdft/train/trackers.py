@@ -165,7 +165,10 @@ class Tracking(Callback):
         trackers: Not started yet.
         config: How often rollouts are shown.
         options: Nested options of the run, which the trackers show.
-        patience: Seconds that trackers have, when the run ends, for what they still hold.
+        patience: Seconds that each tracker has to start, and all have, when the run ends, for what they still hold.
+
+    Raises:
+        ConfigError: If a tracker does not start in that time.
     """
 
     def __init__(
@@ -179,9 +182,9 @@ class Tracking(Callback):
         self._waiting: Queue[_Sent | None] = Queue()
         Thread(target=_work, args=[self._waiting], daemon=True, name="trackers").start()
         for tracker in trackers:
-            self._send(tracker.start).result()  # what is wrong with it ends the run before anything is lost
+            self._begin(tracker.start, tracker)
             if options:
-                self._send(partial(tracker.store_init_configuration, hyperparameters(options))).result()
+                self._begin(partial(tracker.store_init_configuration, hyperparameters(options)), tracker)
 
     def on_step_end(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of a step."""
@@ -210,6 +213,16 @@ class Tracking(Callback):
             logger.warning(
                 f"at the end: trackers did not take everything within {self.patience:g} s; metrics.jsonl has it all"
             )
+
+    def _begin(self, act: Callable[[], object], tracker: GeneralTracker) -> None:
+        """Wait for what a tracker does first: what is wrong with it ends the run before anything is lost."""
+        sent = self._send(act)
+        if wait([sent], self.patience).not_done:
+            raise ConfigError(
+                f"train.trackers: {tracker.name} did not start within {self.patience:g} s. Fix: see whether its server "
+                f"answers, or take {tracker.name!r} out of train.trackers; metrics.jsonl is written in any case."
+            )
+        sent.result()
 
     def _send(self, act: Callable[[], object]) -> _Sent:
         sent = _Sent(act)

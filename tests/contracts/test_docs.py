@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from onpolicy_sdft.cli.reference import PAGES
+from onpolicy_sdft.cli.reference import PAGES, PARTS, filled
 from onpolicy_sdft.tasks.stated_number import final_number
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +28,14 @@ def anchors(path: Path) -> set[str]:
 def test_a_page_made_from_the_program_is_fresh(name):
     page = (ROOT / "docs" / name).read_text(encoding="utf-8")
     assert page == PAGES[name](), "python -m onpolicy_sdft.cli.reference docs"
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_of_a_page_made_from_the_program_is_fresh(name):
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    part = PARTS[name]()
+    assert part in page, "python -m onpolicy_sdft.cli.reference docs"
+    assert page == filled(page, part)
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)

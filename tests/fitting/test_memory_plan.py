@@ -75,6 +75,18 @@ def test_a_replica_stays_while_learning_and_gathered_weights_do_not(model_dir):
     assert gathered(**{"lora.enabled": False, "rollout.weights": "replica"}) > 0
 
 
+def test_a_blended_rollout_takes_two_slots(model_dir):
+    def slots(most, **overrides):
+        asked = config(model_dir, **{"rollout.max_new_tokens": 1000, **overrides})
+        sizes = model_sizes(asked.model, asked.lora)
+        length = asked.context.max_teacher_tokens + asked.rollout.max_new_tokens
+        a_slot = length * 2 * sizes.num_layers * sizes.kv_size * sizes.bytes_per_parameter
+        return estimate(asked, sizes, "ddp", 1, most).parts["keys and values"] / a_slot
+
+    assert [slots(6), slots(6, **{"rollout.blend": 0.5}), slots(6, **{"rollout.blend_budget": 0.1})] == [6, 12, 12]
+    assert [slots(6, **{"rollout.num_slots": 8, "rollout.blend": blend}) for blend in (0.0, 0.5)] == [6, 8]
+
+
 def test_the_first_backend_that_fits_is_recommended(model_dir):
     asked = config(model_dir, **{"lora.enabled": False})
     assert plan(asked, 4, 80).recommended == "ddp"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import math
@@ -281,3 +282,19 @@ def test_what_a_step_logs_of_sampling_is_of_all_its_calls(make_bench, rollouts, 
         assert values["rollout/slot_occupancy"] == pytest.approx(rows / forwards / 4)
         assert values["rollout/tokens_per_forward"] == pytest.approx(num_tokens / forwards)
         assert values["time/rollout_decode_seconds"] == pytest.approx(sum(call.decode_seconds for call in calls))
+
+
+def test_putting_weights_in_place_is_a_part_of_the_rollout(make_bench):
+    bench, now = make_bench(targets="demonstrations"), 0.0
+
+    @contextlib.contextmanager
+    def gathers():
+        nonlocal now
+        now += 3.0
+        yield
+        now += 1.0
+
+    bench.trainer.source.open = gathers
+    bench.trainer.recorder.clock = lambda: now
+    values = bench.step().values
+    assert (values["time/rollout_seconds"], values["time/step_seconds"]) == (4.0, 4.0)

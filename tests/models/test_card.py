@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from huggingface_hub import ModelCard
 
@@ -9,6 +11,7 @@ from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.fitting.export import model_facts
 from onpolicy_sdft.models.card import CARD_MARK, model_card
 
+METHODS = Path(__file__).parents[2] / "configs" / "methods"
 SCORES = {
     "before": {"sets": [{"label": "test", "score": 0.25, "low": 0.1, "high": 0.4, "n": 20}], "kl": None},
     "after": {
@@ -48,3 +51,35 @@ def test_rows_of_this_machine_are_no_data_set_of_the_hub(tmp_path):
     path.write_text("{}")
     for options in ({"data.path": str(path)}, {"data.name": str(path)}, {"data.name": "embedded:short_facts"}):
         assert "hub data set" not in model_facts(load_config(**options), "rows", "abc")
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "said"),
+    [
+        ("sft", {}, {"targets": "demonstrations", "objective": "nll"}),
+        ("sdft", {}, {"targets": "rollouts under the teacher's prompt", "objective": "nll", "teacher weights": "live"}),
+        (
+            "sdft_kl",
+            {},
+            {"targets": "rollouts under the bare prompt", "objective": "reverse_kl", "teacher weights": "ema"},
+        ),
+        (
+            "sdft_forward_kl",
+            {},
+            {"targets": "rollouts under the teacher's prompt", "objective": "forward_kl", "teacher weights": "live"},
+        ),
+        (
+            "feedback",
+            {"task.name": "exact"},
+            {
+                "targets": "rollouts under the teacher's prompt; the teacher is told of the student's own attempts",
+                "objective": "nll",
+                "teacher weights": "live",
+            },
+        ),
+    ],
+)
+def test_a_card_says_by_its_options_how_a_model_was_made(method, options, said):
+    facts = model_facts(load_config(METHODS / f"{method}.yaml", **options), "rows", "abc")
+    others = {"data", "context template", "seed"}
+    assert {name: value for name, value in facts.items() if name not in others} == said

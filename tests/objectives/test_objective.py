@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import get_args
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from onpolicy_sdft.config.schema import DivergenceName
 from onpolicy_sdft.models.policy import Head
+from onpolicy_sdft.objectives import divergence
 from onpolicy_sdft.objectives.divergence import blended
 from onpolicy_sdft.objectives.inputs import LossInputs, TeacherHidden, TopKLogprobs
 from onpolicy_sdft.objectives.objective import LossPart, Objective, chunk_size
 
 N, D, V = 13, 6, 31
-DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
+DIVERGENCES = tuple(divergence.DIVERGENCES)
 HEADS = [{}, {"scale": 0.3}, {"softcap": 2.0}, {"scale": 0.5, "softcap": 3.0}]
+
+
+def test_options_and_formulas_name_the_same_divergences():
+    assert get_args(DivergenceName) == DIVERGENCES
 
 
 def plain_signals(n):

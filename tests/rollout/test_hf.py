@@ -45,6 +45,28 @@ def test_tokens_do_not_depend_on_batch_or_order(tiny_model, params):
     assert [r.token_ids for r in backwards[::-1]] == [r.token_ids for r in alone]
 
 
+def test_memory_that_runs_out_halves_the_batch_and_changes_no_token(tiny_model, monkeypatch, logged):
+    model = tiny_model(torch.float64)
+    expected = HFBackend(model, (TERMINATOR,), TERMINATOR, 1).generate(ask(PROMPTS), SamplingParams())
+    backend, forward, told = HFBackend(model, (TERMINATOR,), TERMINATOR, 5), model.forward, []
+
+    def runs_out(*args, **options):
+        if len(told) > 3 and len(options["input_ids"]) > most:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(*args, **options)
+
+    monkeypatch.setattr(model, "forward", runs_out)
+    most = 1
+    found = backend.generate(ask(PROMPTS), SamplingParams(), told.append)
+    assert [r.token_ids for r in found] == [r.token_ids for r in expected]
+    assert (backend.batch_size, backend.stats.num_out_of_memory) == (1, 2)
+    assert sum(each.num_finished for each in told) == len(PROMPTS)
+    assert "out of memory with 5 completions at once, going on with 2" in logged[0]
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        backend.generate(ask(PROMPTS), SamplingParams())
+
+
 def test_another_step_draws_other_tokens(tiny_model):
     backend = HFBackend(tiny_model(), (TERMINATOR,), TERMINATOR, 5)
     first = backend.generate(ask(PROMPTS), SamplingParams())

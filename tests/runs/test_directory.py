@@ -128,3 +128,22 @@ def test_a_line_without_a_step_stops_the_resume_and_changes_nothing(run):
     with pytest.raises(RunDirectoryError, match="record 2 has no step"):
         run.truncate_after_step(0)
     assert run.metrics_path.read_bytes() == content
+
+
+def test_what_a_kill_left_between_two_renames_is_put_back(tmp_path):
+    run = RunDirectory.create(tmp_path / "run")
+
+    def folder(path, text):
+        path.mkdir(parents=True)
+        (path / "state.json").write_text(text)
+
+    folder(run.checkpoints_path / ".old-step-000004", "the only one")  # the new one was about to take its place
+    folder(run.checkpoints_path / ".tmp-step-000004", "new")
+    folder(run.checkpoints_path / "step-000006", "new")
+    folder(run.checkpoints_path / ".old-step-000006", "old")
+    folder(run.path / ".old-best", "the best weights")
+    folder(run.path / ".tmp-model", "half")
+    with run.claimed():
+        assert run.checkpoint_steps() == [4, 6]
+    left = {path.parent.name: path.read_text() for path in run.path.rglob("state.json")}
+    assert left == {"step-000004": "the only one", "step-000006": "new", "best": "the best weights"}

@@ -170,6 +170,27 @@ def test_rows_that_the_bare_policy_solves_are_left_out_or_weigh_less():
     assert [(target.verdict, target.reason) for target in judged] == [("drop", "solved")] * 3
 
 
+def test_an_example_twice_in_a_step_is_measured_alike_on_one_rank_and_on_two():
+    def presentation(number: int, *texts: str) -> list[Target]:
+        return [
+            dataclasses.replace(
+                kept(text),
+                pair=dataclasses.replace(make_pair(), sample_index=2 * number + sample, presentation=number),
+                correct=text.startswith("yes"),
+            )
+            for sample, text in enumerate(texts)
+        ]
+
+    first, second = presentation(0, "yes, one", "no, two"), presentation(1, "yes, three", "yes, four")
+    options = {"bare_samples": 3, "agreement": "drop"}
+    together = review(Model(), **options)
+    apart = review(Model(), **options)
+    assert together([*first, *second], 0) == apart(first, 0) + apart(second, 0)
+    model = Model()
+    review(model, **options)([*first, *second], 0)
+    assert len({request.key for request in model.asked}) == 6  # answers of their own, with noise of their own
+
+
 def test_noise_of_a_review_is_that_of_no_draw():
     model = Model()
     review(model, steps="drop", bare_samples=2, solved="drop")([kept()], 3)

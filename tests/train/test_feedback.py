@@ -359,3 +359,9 @@ def test_a_look_at_the_teacher_tells_it_of_attempts_as_a_step_does(make):
     assert asked[0] == bench.pairs[0].teacher_ids  # the student is right: as if it had not tried
     assert WRONG in str(bench.tokenizer.decode(list(asked[1])))
     assert [(target.verdict, target.text) for target in seen] == [("keep", REWRITE)] * 2
+
+
+def test_a_rank_that_got_no_example_has_no_shares_of_attempts(make):
+    bench = make()
+    bench.source.begin([], 0)
+    assert not [name for name in bench.source.figures() if name.startswith("feedback/")]

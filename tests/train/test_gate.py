@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from onpolicy_sdft.config.schema import GateConfig, OptimConfig
-from onpolicy_sdft.train.gate import Answers, Gate, compare
+from onpolicy_sdft.train.gate import Answers, Gate, compare, worse_of
 from onpolicy_sdft.train.optim import make_optimizer, make_schedule, scale_rates
 
 
@@ -77,7 +77,7 @@ def test_one_set_that_drops_is_enough():
     gate = make(Answers({"rows": (False,) * 16, "known": (True,) * 16}, 3200))
     check, drops = gate.judge(1, "planned", Answers({"rows": (True,) * 16, "known": (False,) * 16}, 3200))
     assert not check.passed
-    assert [label for label, drop in drops.items() if gate.is_beyond(drop)] == ["known"]
+    assert list(worse_of(drops, gate.config)) == ["known"]
 
 
 def test_the_best_state_is_the_best_that_passed_and_of_equals_the_later():

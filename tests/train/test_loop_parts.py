@@ -123,8 +123,8 @@ def test_plain_fine_tuning_writes_nothing():
 
 def test_samples_of_an_example_are_numbered_through_a_step():
     found = repeat_samples([make_pair("a"), make_pair("b"), make_pair("a")], 2)
-    assert [(pair.demonstration.example_id, pair.sample_index) for pair in found] == [
-        ("a", 0), ("a", 1), ("b", 0), ("b", 1), ("a", 2), ("a", 3),
+    assert [(pair.demonstration.example_id, pair.presentation, pair.sample_index) for pair in found] == [
+        ("a", 0, 0), ("a", 0, 1), ("b", 0, 0), ("b", 0, 1), ("a", 1, 2), ("a", 1, 3),
     ]  # fmt: skip
 
 

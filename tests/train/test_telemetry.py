@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import pytest
 import torch
 
 from onpolicy_sdft.objectives.objective import LossPart
-from onpolicy_sdft.train.recorder import Recorder
+from onpolicy_sdft.train.recorder import Recorder, over_ranks
 from onpolicy_sdft.train.state import TrainState, Update
 from onpolicy_sdft.train.telemetry import (
     distinct_n,
@@ -131,4 +132,40 @@ def test_ranks_sample_all_their_tokens_in_the_time_of_the_slowest():
     update = Update(0.1, 0, 0, 0, 0.0, skipped="all_dropped")
     values = record.finish([], update, TrainState()).values
     assert values["rollout/tokens_per_second"] == (100 + 50) / 4.0
-    assert (values["rollout/num_tokens"], values["time/sampling_seconds"]) == (75, 3.0)
+    assert (values["rollout/num_tokens"], values["time/sampling_seconds"]) == (150, 3.0)
+
+
+def test_a_rank_without_a_value_is_none_of_those_that_its_mean_is_over():
+    blended = {"rollout/blend": 0.5, "rollout/accept_rate": 0.2, "rollout/num_tokens": 9, "time/sampling_seconds": 4.0}
+    assert over_ranks([blended | {"rollout/mismatch_max": 0.3}, {"rollout/mismatch_max": 0.1}]) == {
+        "rollout/blend": 0.5,
+        "rollout/accept_rate": 0.2,
+        "rollout/num_tokens": 9,
+        "rollout/mismatch_max": 0.3,
+        "time/sampling_seconds": 2.0,  # the other sampled nothing, which took no time
+    }
+    assert over_ranks([{"rollout/num_out_of_memory": 1}, {"rollout/num_out_of_memory": 2}]) == {
+        "rollout/num_out_of_memory": 3
+    }
+
+
+def test_phases_of_a_step_do_not_share_seconds():
+    now = 0.0
+    record = Recorder(TwoRanks(), "nll", clock=lambda: now).begin()
+    with record.phase("rollout"):
+        now += 1.0
+        with record.phase("screen"):
+            now += 2.0
+        now += 4.0
+    with record.phase("screen"):
+        now += 8.0
+    with contextlib.suppress(KeyError), record.phase("learn"), record.phase("score"):
+        now += 16.0
+        raise KeyError
+    with record.phase("learn"):
+        now += 32.0
+    record.note({"rollout/num_tokens": 100, "time/sampling_seconds": 4.0})
+    values = record.finish([], Update(0.1, 0, 0, 0, 0.0, skipped="all_dropped"), TrainState()).values
+    assert [values[f"time/{name}_seconds"] for name in ("rollout", "screen", "score", "learn", "step")] == [
+        5.0, 10.0, 16.0, 32.0, 63.0,
+    ]  # fmt: skip

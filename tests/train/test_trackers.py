@@ -115,6 +115,24 @@ def test_a_tracker_that_cannot_start_ends_the_run():
         trackers.Tracking([Wrong()], TrackingConfig())
 
 
+@pytest.mark.parametrize("hangs", ["start", "store_init_configuration"])
+def test_a_tracker_that_does_not_start_in_time_ends_the_run_with_a_way_out(hangs):
+    answers = Event()
+
+    class Hanging:
+        name = "wandb"
+
+        def start(self):
+            assert hangs != "start" or answers.wait(60)
+
+        def store_init_configuration(self, values):
+            assert answers.wait(60)
+
+    with pytest.raises(ConfigError, match=r"wandb did not start within 0\.1 s.*Fix: "):
+        trackers.Tracking([Hanging()], TrackingConfig(), {"train": {"seed": 0}}, patience=0.1)
+    answers.set()
+
+
 def test_a_run_sends_its_scores_and_steps(tmp_path, model_dir):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     options = {
