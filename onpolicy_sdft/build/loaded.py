@@ -22,6 +22,7 @@ from onpolicy_sdft.data.refusals import require_unicode
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
 from onpolicy_sdft.models.complete import load_adapter
 from onpolicy_sdft.runs.directory import RunDirectory
+from onpolicy_sdft.runs.files import read_json
 from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingParams, Turn
 
 if TYPE_CHECKING:
@@ -136,16 +137,30 @@ def load_run(path: str | Path) -> ReadyModel:
             f"{run.path} has no model/ yet: its training was not finished. Go on with sdft train --config "
             f"{run.config_path} --train.resume auto."
         )
-    config = load_config(run.config_path)
+    config = config_of(run)
     if (run.model_path / "adapter_config.json").is_file():
         on_base = dataclasses.replace(config, model=base_of(run, config))
         bundle = load_bundle(on_base, tokenizer_from=run.model_path)
         refuse_other_base(run, bundle.loaded.source, base_identity(bundle))
-        model = load_adapter(bundle.loaded.model, run.model_path)
-        return ReadyModel(config, bundle, model, run)
-    tuned = dataclasses.replace(config, model=dataclasses.replace(config.model, name=str(run.model_path)))
-    bundle = load_bundle(tuned)
-    return ReadyModel(config, bundle, bundle.loaded.model, run)
+        model: PreTrainedModel | PeftModel = load_adapter(bundle.loaded.model, run.model_path)
+    else:
+        tuned = dataclasses.replace(config, model=dataclasses.replace(config.model, name=str(run.model_path)))
+        bundle = load_bundle(tuned)
+        model = bundle.loaded.model
+    if config.context.date is None and (date := bundle.renderer.writer.date):
+        logger.warning(
+            f"{run.path} does not say which date its chat template saw, and sees {date} now. Fix: context.date in its "
+            "config.yaml, if the date matters"
+        )
+    return ReadyModel(config, bundle, model, run)
+
+
+def config_of(run: RunDirectory) -> RunConfig:
+    """Return the options of a run, with the date that its chat template saw, whatever day it is now."""
+    config = load_config(run.config_path)
+    manifest = read_json(run.manifest_path) if run.manifest_path.is_file() else {}
+    date = config.context.date or manifest.get("date") or None
+    return dataclasses.replace(config, context=dataclasses.replace(config.context, date=date))
 
 
 def load_target(target: str) -> ReadyModel:

@@ -217,8 +217,8 @@ class Backend:
             if differing:
                 name = differing[0]
                 raise ConfigError(
-                    f"Rank {rank} has another {name} than rank 0: {theirs[name]} instead of {found[0][name]}. "
-                    "Start every rank with the same command, data and checkout."
+                    f"Rank {rank} has another {', '.join(differing)} than rank 0: of {name}, {theirs[name]} instead of "
+                    f"{found[0][name]}. Fix: the same command, files and checkout on every rank, with absolute paths."
                 )
 
     @contextlib.contextmanager
