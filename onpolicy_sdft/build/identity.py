@@ -23,8 +23,11 @@ from peft import PeftModel
 
 from onpolicy_sdft.data.tokenising import tokenizer_digest
 from onpolicy_sdft.models.lora import inner_model
+from onpolicy_sdft.runs.files import read_json
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedModel
 
     from onpolicy_sdft.build.bundle import ModelBundle
@@ -63,6 +66,11 @@ def _config_of(model: PreTrainedModel) -> dict[str, Any]:
         for name in sorted(config)
         if name not in _NOT_THE_MODEL and not name.startswith("_")
     }
+
+
+def recorded_date(manifest: Path) -> str | None:
+    """Return the date that the chat template of a run or a distillation saw; None where there is none to go on with."""
+    return (read_json(manifest).get("date") or None) if manifest.is_file() else None
 
 
 def answering_identity(bundle: ModelBundle, model: PreTrainedModel | PeftModel) -> str:

@@ -15,14 +15,13 @@ from peft import PeftModel
 
 from onpolicy_sdft.build.base import base_of, refuse_other_base
 from onpolicy_sdft.build.bundle import ModelBundle, context_window, load_bundle, room_to_answer
-from onpolicy_sdft.build.identity import base_identity
+from onpolicy_sdft.build.identity import base_identity, recorded_date
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.config.schema import RunConfig
 from onpolicy_sdft.data.refusals import require_unicode
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
 from onpolicy_sdft.models.complete import load_adapter
 from onpolicy_sdft.runs.directory import RunDirectory
-from onpolicy_sdft.runs.files import read_json
 from onpolicy_sdft.types import NoiseKey, RolloutRequest, SamplingParams, Turn
 
 if TYPE_CHECKING:
@@ -158,8 +157,7 @@ def load_run(path: str | Path) -> ReadyModel:
 def config_of(run: RunDirectory) -> RunConfig:
     """Return the options of a run, with the date that its chat template saw, whatever day it is now."""
     config = load_config(run.config_path)
-    manifest = read_json(run.manifest_path) if run.manifest_path.is_file() else {}
-    date = config.context.date or manifest.get("date") or None
+    date = config.context.date or recorded_date(run.manifest_path)
     return dataclasses.replace(config, context=dataclasses.replace(config.context, date=date))
 
 

@@ -235,7 +235,7 @@ def has_stage(
     if not run.eval_summary_path.is_file():
         return False
     entry = read_json(run.eval_summary_path).get(stage, {})
-    return entry.get("weights") == weights and entry.get("identity") == eval_identity(config, bundle, sets)
+    return bool(entry.get("weights") == weights and entry.get("identity") == eval_identity(config, bundle, sets))
 
 
 def base_completions(

@@ -170,7 +170,8 @@ def _claim(found: _Loaded, command: Sequence[str], held: ExitStack) -> tuple[Run
     if backend.num_ranks > 1:
         facts = dataclasses.asdict(config)
         facts["model"] = {**facts["model"], "cache_dir": None}
-        facts |= {f"{name} that was read" if name in facts else name: value for name, value in identity.items()}
+        facts |= {name: value for name, value in identity.items() if name not in facts}
+        facts["data fingerprint"] = identity["data"]
         facts["questions of eval.sets"] = [[each.label, asked_identity(bundle, each)] for each in found.sets]
         backend.refuse_disagreement({**facts, "code": git_state(Path(__file__).parents[2])})
     run = backend.on_first(partial(claim_run, config, data, identity, command, backend, held, found.files))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.build.cuda import gpu_names
-from onpolicy_sdft.build.identity import asked_identity
+from onpolicy_sdft.build.identity import asked_identity, recorded_date
 from onpolicy_sdft.config.computing import without_computing
 from onpolicy_sdft.config.load import dump_config
 from onpolicy_sdft.data.inputs import task_digest
@@ -59,13 +59,12 @@ def claim_run(
 
 def earlier_date(config: RunConfig) -> str | None:
     """Return ``context.date``; of a run that goes on and gives none, the date that its chat template saw before."""
-    manifest = RunDirectory(Path(config.train.output_dir)).manifest_path
-    if config.context.date is not None or config.train.resume != "auto" or not manifest.is_file():
+    if config.context.date is not None or config.train.resume != "auto":
         return config.context.date
-    date = read_json(manifest).get("date")
+    date = recorded_date(RunDirectory(Path(config.train.output_dir)).manifest_path)
     if date:
         logger.info(f"the chat template goes on with the date of the run's start: context.date={date}")
-    return date or None
+    return date
 
 
 def see_one_directory(run: RunDirectory, backend: Backend) -> None:
