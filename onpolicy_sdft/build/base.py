@@ -16,7 +16,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import GenerationConfig
 
-from onpolicy_sdft.build.identity import weights_digest
+from onpolicy_sdft.build.identity import STOP_TOKENS, digest_of, model_identity
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
 from onpolicy_sdft.models.complete import load_adapter
@@ -44,10 +44,18 @@ def adapter_off(model: PeftModel) -> Iterator[PreTrainedModel]:
         yield inner_model(model)
 
 
-def base_context(
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """The base model beside a model at hand."""
+
+    opened: Callable[[], AbstractContextManager[PreTrainedModel]]
+    identity: str  # of its weights and config
+
+
+def base_beside(
     config: RunConfig, model: PreTrainedModel | PeftModel, run: RunDirectory, *, untrained: bool = False
-) -> Callable[[], AbstractContextManager[PreTrainedModel]]:
-    """Return a context that gives the base model: the adapter off, or a second copy for full fine-tuning.
+) -> Beside:
+    """Return what gives the base model: the adapter off, or a second copy for full fine-tuning.
 
     Args:
         config: Names the base model.
@@ -58,21 +66,25 @@ def base_context(
     Raises:
         RunDirectoryError: If another model stands where the base model was.
     """
+    recorded = _recorded_base(run)
+    recorded.pop(STOP_TOKENS, None)
     if isinstance(model, PeftModel) and not is_merged(config):
-        return lambda: adapter_off(model)
+        # A run of an earlier version has no record; its adapter then is part of what tells the base from others.
+        return Beside(lambda: adapter_off(model), digest_of(recorded or model_identity(inner_model(model))))
     goes_on = config.train.init_from is not None  # what it starts from is no base model any more
     if untrained and not goes_on and not isinstance(model, PeftModel):
-        return lambda: nullcontext(model)
+        return Beside(lambda: nullcontext(model), digest_of(recorded or model_identity(model)))
     base = load(config.model).model
-    if not goes_on and (recorded := _recorded_base(run)):
-        refuse_other_base(run, config.model.name, {**recorded, "base weights": weights_digest(base)})
+    found = model_identity(base)
+    if recorded and not is_merged(config):  # of a run on a merged base, that is what the record tells
+        refuse_other_base(run, config.model.name, found)
     base.to(model.device)  # type: ignore[arg-type]  # as in load_bundle
 
     @contextmanager
     def second_copy() -> Iterator[PreTrainedModel]:
         yield base
 
-    return second_copy
+    return Beside(second_copy, digest_of(found))
 
 
 def refuse_other_base(run: RunDirectory, name: str, found: Mapping[str, Any]) -> None:
@@ -81,12 +93,14 @@ def refuse_other_base(run: RunDirectory, name: str, found: Mapping[str, Any]) ->
     Args:
         run: The run.
         name: Of what was loaded.
-        found: :func:`~onpolicy_sdft.build.identity.base_identity` of it.
+        found: :func:`~onpolicy_sdft.build.identity.base_identity` of it, or ``model_identity`` alone.
 
     Raises:
         RunDirectoryError: Naming what differs.
     """
     recorded = _recorded_base(run)
+    if STOP_TOKENS not in found:
+        recorded.pop(STOP_TOKENS, None)
     differing = differences(recorded, found) if recorded else {}
     if not differing:
         return
@@ -177,6 +191,7 @@ def make_base(config: RunConfig, start: Start | None) -> None:
             logger.info(f"merging {start.run.model_path} into {run.base_path}")
             earlier = load_config(start.run.config_path)
             loaded = load(base_of(start.run, earlier))
+            refuse_other_base(start.run, loaded.source, model_identity(loaded.model))
             model = merge_adapter(_last_model(start, loaded.model))
             stops = GenerationConfig.from_pretrained(start.run.model_path).eos_token_id
             settle_generation(model, listed_ids(stops))

@@ -15,7 +15,7 @@ from peft import PeftModel
 
 from onpolicy_sdft.build.base import base_of, refuse_other_base
 from onpolicy_sdft.build.bundle import ModelBundle, context_window, load_bundle, room_to_answer
-from onpolicy_sdft.build.identity import base_identity
+from onpolicy_sdft.build.identity import base_identity, recorded_date
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.config.schema import RunConfig
 from onpolicy_sdft.data.refusals import require_unicode
@@ -136,16 +136,29 @@ def load_run(path: str | Path) -> ReadyModel:
             f"{run.path} has no model/ yet: its training was not finished. Go on with sdft train --config "
             f"{run.config_path} --train.resume auto."
         )
-    config = load_config(run.config_path)
+    config = config_of(run)
     if (run.model_path / "adapter_config.json").is_file():
         on_base = dataclasses.replace(config, model=base_of(run, config))
         bundle = load_bundle(on_base, tokenizer_from=run.model_path)
         refuse_other_base(run, bundle.loaded.source, base_identity(bundle))
-        model = load_adapter(bundle.loaded.model, run.model_path)
-        return ReadyModel(config, bundle, model, run)
-    tuned = dataclasses.replace(config, model=dataclasses.replace(config.model, name=str(run.model_path)))
-    bundle = load_bundle(tuned)
-    return ReadyModel(config, bundle, bundle.loaded.model, run)
+        model: PreTrainedModel | PeftModel = load_adapter(bundle.loaded.model, run.model_path)
+    else:
+        tuned = dataclasses.replace(config, model=dataclasses.replace(config.model, name=str(run.model_path)))
+        bundle = load_bundle(tuned)
+        model = bundle.loaded.model
+    if config.context.date is None and (date := bundle.renderer.writer.date):
+        logger.warning(
+            f"{run.path} does not say which date its chat template saw, and sees {date} now. Fix: context.date in its "
+            "config.yaml, if the date matters"
+        )
+    return ReadyModel(config, bundle, model, run)
+
+
+def config_of(run: RunDirectory) -> RunConfig:
+    """Return the options of a run, with the date that its chat template saw, whatever day it is now."""
+    config = load_config(run.config_path)
+    date = config.context.date or recorded_date(run.manifest_path)
+    return dataclasses.replace(config, context=dataclasses.replace(config.context, date=date))
 
 
 def load_target(target: str) -> ReadyModel:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from onpolicy_sdft.data.sources import load_demonstrations
+from onpolicy_sdft.data.inputs import task_digest
+from onpolicy_sdft.data.sources import fingerprint, load_demonstrations
 from onpolicy_sdft.tasks import load_task
 from onpolicy_sdft.types import Demonstration
 
@@ -25,6 +27,13 @@ class EvalSet:
     task: Task
     max_new_tokens: int
     retention: bool
+    check: str = ""  # the task's name, options and files: what tells its verdicts from those of another
+
+    @property
+    def identity(self) -> str:
+        """Digest of what decides answers and verdicts besides prompts and model: rows, lengths, and what checks."""
+        said = fingerprint(list(self.demonstrations)), self.max_new_tokens, self.check or self.task.name
+        return hashlib.sha256(repr(said).encode()).hexdigest()
 
 
 def load_eval_sets(
@@ -43,5 +52,6 @@ def load_eval_sets(
     for index, item in enumerate(configs):
         task = load_task(item.task.name, item.task.options, tasks)
         rows = load_demonstrations(item.data, task, section=f"{section}[{index}].data")
-        found.append(EvalSet(item.label, rows.demonstrations, task, item.max_new_tokens, item.retention))
+        check = repr((item.task.name, sorted(item.task.options.items()), task_digest(item.task.name)))
+        found.append(EvalSet(item.label, rows.demonstrations, task, item.max_new_tokens, item.retention, check))
     return found

@@ -1,4 +1,8 @@
-"""The files that a run reads, and what tells each from another of its name."""
+"""The files that a run reads, and what tells each from another of its name, without loading it.
+
+It is what tells whether a finished run, which is not loaded, may count (sweeps, sequences, comparisons; ``files`` in
+``manifest.json``). What was loaded is told by ``build/identity.py``, whose digests of weights are exact.
+"""
 
 from __future__ import annotations
 
@@ -75,6 +79,11 @@ def input_digests(files: Mapping[str, Sequence[Path]]) -> dict[str, dict[str, st
     return {option: {str(path): _digest(path) for path in paths} for option, paths in files.items()}
 
 
+def task_digest(name: str) -> str:
+    """Return what tells the check of ``task.name`` from another of that name: its files; empty for the package's."""
+    return " ".join(_digest(path) for path in own_files(name))
+
+
 def changed_inputs(recorded: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[str, str]]) -> list[str]:
     """Return the options, each with a file, whose files are others now; a folder that was moved as a whole is not."""
     changed = []
@@ -112,17 +121,25 @@ def _rows_and_task(where: str, data: DataConfig, task: TaskConfig) -> dict[str, 
 
 def _digest(path: Path) -> str:
     facts = path.stat()
-    return _digest_as_it_is(path, facts.st_size, facts.st_mtime_ns)
+    if facts.st_size <= _NUM_PARTS * _PART:
+        return _digest_of_all(path)
+    # The time of the last change of any kind, which no program can set back, as it can that of the last writing.
+    return _digest_as_it_is(path, facts.st_size, facts.st_ino, facts.st_mtime_ns, facts.st_ctime_ns)
 
 
 @functools.cache
-def _digest_as_it_is(path: Path, size: int, changed_at: int) -> str:
-    """Digest a file; sweeps ask for the same one again for every run."""
+def _digest_as_it_is(path: Path, size: int, *facts: int) -> str:
+    """Digest a large file; sweeps ask for the same one again for every run."""
+    if path.suffix != ".safetensors":
+        return _digest_of_all(path)
+    digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as stream:
-        if path.suffix != ".safetensors" or size <= _NUM_PARTS * _PART:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-        digest = hashlib.sha256(str(size).encode())
         for index in range(_NUM_PARTS):
             stream.seek(index * (size - _PART) // (_NUM_PARTS - 1))
             digest.update(stream.read(_PART))
-        return digest.hexdigest()
+    return digest.hexdigest()
+
+
+def _digest_of_all(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 
 from onpolicy_sdft.data.packed_rows import PackedRows, join
 from onpolicy_sdft.data.teacher_prompts import TeacherPrompts
+from onpolicy_sdft.data.tokenising import tokenizer_digest
 from onpolicy_sdft.data.workers import FEWEST
 from onpolicy_sdft.types import Demonstration, Turn
 from onpolicy_sdft.versions import package_versions
@@ -53,17 +54,14 @@ def key_of(
         work: What the task says the work of an answer is.
     """
     tokenizer = renderer.tokenizer
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if len(demonstrations) < FEWEST or not isinstance(backend, Tokenizer):
+    if len(demonstrations) < FEWEST or not isinstance(getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
         return None
     template = Path(config.template).expanduser()
     facts = {
         "code": _code(),
         "versions": package_versions(["transformers", "tokenizers", "jinja2"]),
-        "tokenizer": hashlib.sha256(backend.to_str().encode()).hexdigest(),
-        "its class": type(tokenizer).__name__,
+        "tokenizer": tokenizer_digest(tokenizer),
         "its options": {name: str(value) for name, value in sorted(tokenizer.init_kwargs.items())},
-        "its tokens": [tokenizer.special_tokens_map, tokenizer.all_special_ids],
         "chat template": str(tokenizer.chat_template),
         "date": renderer.writer.date,
         "context": {**asdict(config), "date": None},

@@ -8,6 +8,8 @@ prompt and of its answer) is tokenised once.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -16,6 +18,23 @@ from tokenizers import Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return what tells a tokenizer from others: what it makes of any text, and of any token ids."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if isinstance(backend, Tokenizer):
+        # Calls leave their lengths in these two, which nothing here reads.
+        said = {**json.loads(backend.to_str()), "truncation": None, "padding": None}
+    else:  # in Python: its words, and its options besides the places of its files
+        options = {name: str(value) for name, value in tokenizer.init_kwargs.items() if not _is_place(name)}
+        said = {"vocabulary": tokenizer.get_vocab(), "options": options}
+    named = [type(tokenizer).__name__, tokenizer.special_tokens_map, tokenizer.all_special_ids]
+    return hashlib.sha256(json.dumps([said, named], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _is_place(option: str) -> bool:
+    return option.endswith("_file") or option == "name_or_path"
 
 
 class TextIds:

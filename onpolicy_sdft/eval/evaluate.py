@@ -7,7 +7,6 @@ summary of the whole stage are written.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,14 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onpolicy_sdft.build.base import base_context
+from onpolicy_sdft.build.base import Beside, base_beside
 from onpolicy_sdft.build.bundle import ModelBundle, context_window
 from onpolicy_sdft.build.data import refuse_unaskable
+from onpolicy_sdft.build.identity import answering_identity, asked_identity, digest_of, prompts_digest
 from onpolicy_sdft.build.loaded import is_run, load_model, load_run
 from onpolicy_sdft.config.check import evaluation_sets
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.data.eval_sets import EvalSet, load_eval_sets
-from onpolicy_sdft.data.sources import fingerprint
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.answers import Kept, remove_kept
 from onpolicy_sdft.eval.retention import (
@@ -38,13 +37,13 @@ from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 from onpolicy_sdft.runs.progress import Progress, tick
-from onpolicy_sdft.types import ONE_RANK, Ranks
+from onpolicy_sdft.types import ONE_RANK, Ranks, Turn
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from onpolicy_sdft.config.schema import EvalConfig, ModelConfig, RunConfig
+    from onpolicy_sdft.config.schema import EvalConfig, RunConfig
 
 logger = logging.getLogger(__name__)
 
@@ -78,11 +77,10 @@ def evaluate(
     if is_run(target):
         finished = load_run(target)
         assert finished.run is not None
-        weights = files_identity(finished.run.model_path)
         # Whatever the sets: its own base model, and what it started from.
         config = dataclasses.replace(config, model=finished.config.model, train=finished.config.train)
     else:
-        finished, weights = load_model(str(target), config), "as loaded"
+        finished = load_model(str(target), config)
         config = dataclasses.replace(
             config, model=dataclasses.replace(config.model, name=str(target)), eval=_without_kl(config)
         )
@@ -93,6 +91,7 @@ def evaluate(
     else:
         default = "runs/eval-" + "".join(c if c.isalnum() else "-" for c in str(target))
         run = RunDirectory.create(output or default, resume=True)
+    weights = answering_identity(finished.bundle, finished.model)
     summary = evaluate_stage(
         config, finished.bundle, finished.model, sets, run, "eval", weights=weights, trained_in=finished.run
     )
@@ -165,9 +164,8 @@ def evaluate_stage(
         run: Where records and summary go.
         stage: Part of the records' names.
         ranks: The processes that share the questions.
-        weights: Tells the model's weights from any others this run may have had, e.g. by the step they were trained
-            to: answers of an interrupted call are kept where it is the same. None: an interrupted stage starts
-            over.
+        weights: Tells the model from others, see ``build/identity.py``: answers of an interrupted call are kept where
+            it is the same. None: an interrupted stage starts over.
         trained_in: The run that trained the model; None: ``run``.
 
     Returns:
@@ -177,11 +175,11 @@ def evaluate_stage(
     def keep(questions: EvalSet) -> Kept | None:
         if weights is None:
             return None
-        owner = f"{model_identity(config.model)}, {config.rollout.decode_copy} copy, {weights}"
+        owner = f"{config.rollout.decode_copy} copy, {weights}"
         return Kept(_partial_path(run, stage, questions.label), owner, chunk_size(bundle))
 
     scores = score_sets(config, bundle, model, sets, stage, ranks, keep)
-    entry = {"identity": eval_identity(config, sets), "weights": weights}
+    entry = {"identity": eval_identity(config, bundle, sets), "weights": weights}
     return ranks.on_first(partial(_write_stage, config, bundle, model, run, stage, scores, entry, trained_in or run))
 
 
@@ -192,19 +190,6 @@ def chunk_size(bundle: ModelBundle) -> int:
 
 def _partial_path(run: RunDirectory, stage: str, label: str) -> Path:
     return run.eval_path / "partial" / run.eval_records_path(stage, label).name
-
-
-def model_identity(config: ModelConfig) -> str:
-    """Tell a model from others: what was asked for, and for a local one, its files."""
-    asked = repr(dataclasses.replace(config, cache_dir=None))
-    return f"{asked} {files_identity(Path(config.name))}" if Path(config.name).is_dir() else asked
-
-
-def files_identity(directory: Path) -> str:
-    """Digest names, sizes and times of a directory's files; weights of many gigabytes are not read for this."""
-    files = sorted(path for path in directory.iterdir() if path.is_file())
-    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def _write_stage(
@@ -223,9 +208,10 @@ def _write_stage(
         write_jsonl_atomic(run.eval_records_path(stage, score.label), score.records)
     kl = None
     if config.eval.kl_prompts:
-        completions = base_completions(config, bundle, model, trained_in, run.eval_path, untrained=stage == "before")
+        beside = base_beside(config, model, trained_in, untrained=stage == "before")
+        completions = base_completions(config, bundle, model, beside, run.eval_path)
         if stage != "before":
-            kl = measure_kl(config, bundle, model, trained_in, completions)
+            kl = measure_kl(bundle, model, beside, completions)
     scored = [_without_records(score) for score in scores]
     summary[stage] = {**entry, "sets": scored, "kl": _kl_entry(kl)}
     write_json_atomic(run.eval_summary_path, summary)
@@ -234,42 +220,35 @@ def _write_stage(
     return dict(summary[stage])
 
 
-def eval_identity(config: RunConfig, sets: Sequence[EvalSet]) -> str:
-    """Digest what decides the base model's scores, so that scores of another question are never taken for these."""
-    parts = (
-        [fingerprint(list(questions.demonstrations)) for questions in sets],
-        model_identity(config.model), config.context.student_template_kwargs, evaluation_sets(config),
-        config.eval.temperature, config.eval.num_samples, config.eval.seed, config.eval.kl_prompts,
-        config.eval.kl_max_new_tokens,
-    )  # fmt: skip
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+def eval_identity(config: RunConfig, bundle: ModelBundle, sets: Sequence[EvalSet]) -> str:
+    """Digest what is asked and how, so that scores of other questions are never taken for these."""
+    evaluation = config.eval
+    asked = [(each.label, each.retention, asked_identity(bundle, each)) for each in sets]
+    sampling = evaluation.temperature, evaluation.num_samples, evaluation.seed
+    return digest_of(asked, sampling, evaluation.kl_prompts, evaluation.kl_max_new_tokens)
 
 
-def has_stage(run: RunDirectory, stage: str, config: RunConfig, sets: Sequence[EvalSet], weights: str) -> bool:
+def has_stage(
+    run: RunDirectory, stage: str, config: RunConfig, bundle: ModelBundle, sets: Sequence[EvalSet], weights: str
+) -> bool:
     """Whether a stage was scored already: these weights on these very questions."""
     if not run.eval_summary_path.is_file():
         return False
     entry = read_json(run.eval_summary_path).get(stage, {})
-    return bool(entry.get("identity") == eval_identity(config, sets) and entry.get("weights") == weights)
+    return bool(entry.get("weights") == weights and entry.get("identity") == eval_identity(config, bundle, sets))
 
 
 def base_completions(
     config: RunConfig,
     bundle: ModelBundle,
     model: PreTrainedModel | PeftModel,
-    trained_in: RunDirectory,
+    beside: Beside,
     directory: Path,
-    *,
-    untrained: bool,
 ) -> list[BaseCompletion]:
     """Read the base model's completions, or let it write them now; the file's name tells what it belongs to."""
-    asked = (
-        model_identity(config.model),
-        config.context.student_template_kwargs,
-        config.eval.kl_prompts,
-        config.eval.kl_max_new_tokens,
-    )
-    path = directory / f"base_completions-{hashlib.sha256(repr(asked).encode()).hexdigest()[:8]}.jsonl"
+    prompts = [[Turn("user", prompt)] for _, prompt in general_prompts(config.eval.kl_prompts)]
+    written_with = prompts_digest(bundle, prompts), bundle.stop_token_ids, config.eval.kl_max_new_tokens
+    path = directory / f"base_completions-{digest_of(beside.identity, written_with)[:16]}.jsonl"
     if path.is_file():
         return [
             BaseCompletion(
@@ -279,7 +258,7 @@ def base_completions(
         ]
     with (
         Progress("base model: general prompts", config.eval.kl_prompts, "completions") as progress,
-        base_context(config, model, trained_in, untrained=untrained)() as base,
+        beside.opened() as base,
     ):
         # The model itself with its adapter off keeps its engine; another copy, and its engine, live this long only.
         same = inner_model(base) is inner_model(model)
@@ -297,18 +276,11 @@ def base_completions(
 
 
 def measure_kl(
-    config: RunConfig,
-    bundle: ModelBundle,
-    model: PreTrainedModel | PeftModel,
-    trained_in: RunDirectory,
-    completions: Sequence[BaseCompletion],
+    bundle: ModelBundle, model: PreTrainedModel | PeftModel, beside: Beside, completions: Sequence[BaseCompletion]
 ) -> BaseKL:
     """Measure KL(base || model) on the base model's completions, with a progress bar."""
     with Progress("KL to the base model", len(completions), "completions") as progress:
-        return kl_to_base(
-            inner_model(model), base_context(config, model, trained_in), completions, bundle.pad_token_id,
-            tick(progress),
-        )  # fmt: skip
+        return kl_to_base(inner_model(model), beside.opened, completions, bundle.pad_token_id, tick(progress))
 
 
 def _without_records(score: SetScore) -> dict[str, Any]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
 
+from onpolicy_sdft.build.identity import answering_identity
 from onpolicy_sdft.build.loaded import load_target
+from onpolicy_sdft.data.template_source import at_moment
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.lm_eval_bridge import (
     PRESETS,
@@ -22,12 +26,14 @@ from onpolicy_sdft.eval.lm_eval_bridge import (
     require_lm_eval,
     tasks_digest,
 )
-from onpolicy_sdft.eval.prompts import weights_identity
 from onpolicy_sdft.models.export import merge_adapter
 from onpolicy_sdft.runs.files import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 from onpolicy_sdft.versions import package_versions
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from onpolicy_sdft.build.bundle import ModelBundle
     from onpolicy_sdft.build.loaded import ReadyModel
 
 logger = logging.getLogger(__name__)
@@ -91,7 +97,7 @@ def run_lm_eval(target: str, options: LmEvalOptions, output: Path | None) -> tup
     identity = _identity(finished, options, preset)
     bundle = finished.bundle
     control = bundle.renderer.markup.control.values()
-    harness = Harness(_whole(finished), bundle.loaded.tokenizer, options.include_path, options.batch_size, control)
+    harness = Harness(_whole(finished), _dated_tokenizer(bundle), options.include_path, options.batch_size, control)
     harness.check(names)
     results: dict[str, TaskResult] = {}
     for name in names:
@@ -135,10 +141,11 @@ def _identity(finished: ReadyModel, options: LmEvalOptions, preset: Preset | Non
     if num_fewshot is None and preset is not None:
         num_fewshot = preset.num_fewshot
     return {
-        "weights": weights_identity(finished),
+        "weights": answering_identity(finished.bundle, finished.model),
         "num_fewshot": num_fewshot,
         "limit": options.limit,
         "chat_template": options.chat_template,
+        "date": finished.bundle.renderer.writer.date,
         "seed": options.seed,
         "include_path": tasks_digest(options.include_path),
         "lm_eval": package_versions(["lm_eval"])["lm_eval"],
@@ -149,6 +156,16 @@ def _whole(finished: ReadyModel) -> Any:
     """Return the model with its adapter folded in, where that can be done."""
     model = finished.model
     return merge_adapter(model) if isinstance(model, PeftModel) and not finished.config.model.load_in_4bit else model
+
+
+def _dated_tokenizer(bundle: ModelBundle) -> PreTrainedTokenizerBase:
+    """Return the tokenizer; a chat template that reads the clock sees the date of the run, not the harness's."""
+    tokenizer, writer = bundle.loaded.tokenizer, bundle.renderer.writer
+    if not writer.date:
+        return tokenizer
+    dated = copy.deepcopy(tokenizer)
+    dated.chat_template = at_moment(tokenizer.get_chat_template(), datetime.fromisoformat(writer.date))
+    return dated
 
 
 def _stem(name: str) -> str:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onpolicy_sdft.build.data import refuse_unaskable
+from onpolicy_sdft.build.identity import answering_identity
 from onpolicy_sdft.config.check import evaluation_sets
 from onpolicy_sdft.config.schema import DataConfig
 from onpolicy_sdft.data.eval_sets import EvalSet, load_eval_sets
 from onpolicy_sdft.data.sources import load_demonstrations
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.answers import AnswerRecord, Asking, Kept, answer_prompts
-from onpolicy_sdft.eval.evaluate import chunk_size, files_identity, model_identity
+from onpolicy_sdft.eval.evaluate import chunk_size
 from onpolicy_sdft.eval.retention import general_prompts
 from onpolicy_sdft.runs.progress import Progress, tick
 from onpolicy_sdft.tasks.free_form import FreeForm
@@ -88,13 +88,7 @@ def answer(
     refuse_unaskable(finished.bundle, [EvalSet("prompts", prompts, FreeForm(), asking.max_new_tokens, False)])
     rollout = finished.config.rollout
     backend = finished.bundle.backend(finished.model, rollout, finished.config.eval.batch_size)
-    kept = Kept(path, f"{weights_identity(finished)}, {rollout.decode_copy} copy", chunk_size(finished.bundle))
+    answering = answering_identity(finished.bundle, finished.model)
+    kept = Kept(path, f"{answering}, {rollout.decode_copy} copy", chunk_size(finished.bundle))
     with Progress(description, len(prompts), "answers") as progress:
         return answer_prompts(prompts, backend, finished.bundle.renderer, asking, tick(progress), kept)
-
-
-def weights_identity(finished: ReadyModel) -> str:
-    """Tell a model's weights from those of others."""
-    if finished.run is not None:
-        return f"{model_identity(finished.config.model)}, {files_identity(finished.run.model_path)}"
-    return model_identity(dataclasses.replace(finished.config.model, name=finished.bundle.loaded.source))

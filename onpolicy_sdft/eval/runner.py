@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from onpolicy_sdft.data.eval_sets import EvalSet
-from onpolicy_sdft.data.sources import fingerprint
 from onpolicy_sdft.eval.answers import AnswerRecord, Asking, Kept, digest, write_in_chunks
 from onpolicy_sdft.eval.intervals import mean_interval, wilson_interval
 from onpolicy_sdft.tasks.protocol import Checker, has_check
@@ -73,15 +71,9 @@ def score_set(
         seconds = time.perf_counter() - started
         return check_answers([asked[index] for index in indices], written, questions.task, renderer.decode), seconds
 
-    what = digest(requests, asking.params, fingerprint(list(questions.demonstrations)), _describe(questions.task))
+    what = digest(requests, asking.params, questions.identity)
     records, seconds = write_in_chunks(requests, write, what, on_progress, ranks, kept)
     return summarise(questions, records, config.num_samples, seconds)
-
-
-def _describe(task: Task) -> str:
-    """Name a task with its options, as far as they can be seen."""
-    options = repr(task) if dataclasses.is_dataclass(task) else repr(sorted(getattr(task, "__dict__", {}).items()))
-    return f"{type(task).__module__}.{type(task).__qualname__} {options}"
 
 
 def check_answers(

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onpolicy_sdft.build.loaded import load_model, load_run
-from onpolicy_sdft.config.load import load_config
+from onpolicy_sdft.build.base import base_beside
+from onpolicy_sdft.build.loaded import config_of, load_model, load_run
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
 from onpolicy_sdft.eval.answers import AnswerRecord, Asking, remove_kept
 from onpolicy_sdft.eval.embedders import cosine_similarities, load_embedder
@@ -64,7 +64,7 @@ def run_shift(runs: Sequence[str], output: str | Path, options: ShiftOptions, co
         MissingDependencyError: If the embedder needs a package that is not there.
     """
     opened = [RunDirectory.open(path, require=["config.yaml", "model"]) for path in runs]
-    configs = [load_config(run.config_path) for run in opened]
+    configs = [config_of(run) for run in opened]
     _refuse_other_bases(opened, configs)
     names = _names(opened)
     prompts = load_prompts(options.prompts, options.prompt_column, options.num_prompts, configs[0])
@@ -164,7 +164,8 @@ def _answers_of_run(
         )
         for record in base
     ]  # fmt: skip
-    return answers, measure_kl(finished.config, finished.bundle, finished.model, run, completions)
+    base_model = base_beside(finished.config, finished.model, run)
+    return answers, measure_kl(finished.bundle, finished.model, base_model, completions)
 
 
 def _entry(

@@ -19,7 +19,7 @@ from onpolicy_sdft.build.base import Start, base_of, has_base, make_base
 from onpolicy_sdft.build.bundle import ModelBundle, load_bundle, require_writer
 from onpolicy_sdft.build.data import Data, load_rows, make_prompt_pairs, refuse_unaskable
 from onpolicy_sdft.build.given import NOTHING, Given
-from onpolicy_sdft.build.identity import base_identity
+from onpolicy_sdft.build.identity import asked_identity, base_identity, start_identity
 from onpolicy_sdft.build.loaded import ReadyModel
 from onpolicy_sdft.build.preflight import print_preflight
 from onpolicy_sdft.build.trainer import make_trainer
@@ -37,7 +37,7 @@ from onpolicy_sdft.fitting.export import model_facts
 from onpolicy_sdft.fitting.guards import make_guards
 from onpolicy_sdft.fitting.held_out import gate_sets, hold_back, refuse_unchecked, warn_of_overlap
 from onpolicy_sdft.fitting.identity import claim_run, earlier_date, identity_of, see_one_directory
-from onpolicy_sdft.fitting.start import find_start, inherit_scores, load_start_weights, trained_to
+from onpolicy_sdft.fitting.start import inherit_scores, load_start_weights, start_mark, start_of_rank, trained_mark
 from onpolicy_sdft.fitting.verdict import RunVerdict, reach_verdict
 from onpolicy_sdft.models.export import export_model
 from onpolicy_sdft.models.language import other_parts
@@ -113,6 +113,12 @@ class _Loaded:
     gated: Sequence[EvalSet]
     plan: Plan
     files: Mapping[str, Mapping[str, str]]  # digests of what was read, by option and path
+    base: Mapping[str, Any]  # :func:`base_identity` of the model before adapters
+
+    @property
+    def base_mark(self) -> str:
+        """What tells the base model in marks of scores."""
+        return start_identity(self.bundle, self.base)
 
     @property
     def is_scored(self) -> bool:
@@ -136,7 +142,7 @@ def _load(config: RunConfig, backend: Backend, given: Given) -> _Loaded:
         # Weights that will be divided go to the device part by part.
         device = backend.device if backend.shards.in_place else torch.device("cpu")
         together = CollectiveDecoding(backend, backend.inside) if config.rollout.weights == "sharded" else None
-        start = backend.on_first(lambda: find_start(config))
+        start = start_of_rank(config, backend)
         based = _with_base(config, start, backend)
         bundle = load_bundle(based, backend, device, together, given=given.model if based is config else None)
     pairs = make_prompt_pairs(
@@ -155,19 +161,19 @@ def _load(config: RunConfig, backend: Backend, given: Given) -> _Loaded:
     if backend.rank == 0 and bundle.loaded.model.device.type == backend.device.type:
         with backend.autocast():
             report_turn_end(config, bundle, data.prepared.pairs)
-    return _Loaded(config, backend, start, bundle, data, sets, validation, gated, plan, files)
+    return _Loaded(config, backend, start, bundle, data, sets, validation, gated, plan, files, base_identity(bundle))
 
 
-def _claim(
-    found: _Loaded, base: Mapping[str, Any], command: Sequence[str], held: ExitStack
-) -> tuple[RunDirectory, dict[str, Any]]:
+def _claim(found: _Loaded, command: Sequence[str], held: ExitStack) -> tuple[RunDirectory, dict[str, Any]]:
     """Make the run directory ours, where all ranks read the same; return it with the run's identity."""
-    config, backend, data = found.config, found.backend, found.data
-    identity = identity_of(config, data, found.start, found.gated, base, found.bundle.renderer.writer.date)
+    config, backend, data, bundle = found.config, found.backend, found.data, found.bundle
+    identity = identity_of(config, data, bundle, found.start, found.validation, found.gated, found.base)
     if backend.num_ranks > 1:
-        facts = {**dataclasses.asdict(config), "data fingerprint": data.loaded.fingerprint}
-        facts |= {name: identity[name] for name in (*base, "prompts and targets")}
+        facts = dataclasses.asdict(config)
         facts["model"] = {**facts["model"], "cache_dir": None}
+        facts |= {name: value for name, value in identity.items() if name not in facts}
+        facts["data fingerprint"] = identity["data"]
+        facts["questions of eval.sets"] = [[each.label, asked_identity(bundle, each)] for each in found.sets]
         backend.refuse_disagreement({**facts, "code": git_state(Path(__file__).parents[2])})
     run = backend.on_first(partial(claim_run, config, data, identity, command, backend, held, found.files))
     if backend.rank == 0:
@@ -206,11 +212,10 @@ def _fit(config: RunConfig, command: Sequence[str], given: Given, held: ExitStac
     backend.check(config)
     found = _load(config, backend, given)
     config, bundle, data, plan = found.config, found.bundle, found.data, found.plan
-    base = base_identity(bundle)
     if backend.rank == 0:
-        warn_of_other_writer(config, base)
+        warn_of_other_writer(config, found.base)
     model = _prepare(found)
-    run, identity = _claim(found, base, command, held)
+    run, identity = _claim(found, command, held)
 
     title = str(config.train.output_dir)
     progress = TrainProgress("train", plan.num_steps, "steps", title=title, enabled=backend.rank == 0)
@@ -283,14 +288,19 @@ def _open_trackers(config: RunConfig, run: RunDirectory, backend: Backend, held:
 
 def _score_start(found: _Loaded, run: RunDirectory, weights: PolicyWeights, callbacks: Sequence[Callback]) -> None:
     """Score the model before training, unless this run or the one it starts from has the scores."""
-    config, sets, start, backend = found.config, found.sets, found.start, found.backend
-    origin = f"start {start.digest if start else 'base model'}"
-    if not found.is_scored or backend.on_first(
-        lambda: has_stage(run, "before", config, sets, origin) or inherit_scores(config, sets, run, start, origin)
+    config, bundle, sets, start, backend = found.config, found.bundle, found.sets, found.start, found.backend
+    if not found.is_scored:
+        return
+    mark = start_mark(start, found.base_mark)
+    if backend.on_first(
+        lambda: (
+            has_stage(run, "before", config, bundle, sets, mark)
+            or inherit_scores(config, bundle, sets, run, start, found.base_mark)
+        )
     ):
         return
     with weights.showing("live"):
-        scores = evaluate_stage(config, found.bundle, weights.model, sets, run, "before", backend, weights=origin)
+        scores = evaluate_stage(config, bundle, weights.model, sets, run, "before", backend, weights=mark)
     for callback in callbacks:
         callback.on_evaluate(0, "before", scores_of(scores))
 
@@ -300,7 +310,7 @@ def _score_end(found: _Loaded, run: RunDirectory, trainer: Trainer, callbacks: S
     if not found.is_scored:
         return {}
     config, state, weights = found.config, trainer.state, trainer.weights
-    taught = trained_to(state.step, state.total_loss_tokens)
+    taught = trained_mark(state.step, state.total_loss_tokens, found.base_mark)
     with weights.showing("live"):
         scores = evaluate_stage(
             config, found.bundle, weights.model, found.sets, run, "after", found.backend, weights=taught

@@ -12,18 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.build.cuda import gpu_names
+from onpolicy_sdft.build.identity import asked_identity, recorded_date
 from onpolicy_sdft.config.computing import without_computing
 from onpolicy_sdft.config.load import dump_config
-from onpolicy_sdft.data.sources import fingerprint
+from onpolicy_sdft.data.inputs import task_digest
+from onpolicy_sdft.data.tokenising import tokenizer_digest
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.runs.directory import RunDirectory
-from onpolicy_sdft.runs.files import file_digest, read_json, write_json_atomic, write_text_atomic
+from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_atomic
 from onpolicy_sdft.runs.manifest import collect_manifest
-from onpolicy_sdft.tasks.own_files import own_files
-from onpolicy_sdft.train.checkpoint import checkpoint_to_resume, newest_checkpoint
+from onpolicy_sdft.train.checkpoint import checkpoint_to_resume
 
 if TYPE_CHECKING:
     from onpolicy_sdft.build.base import Start
+    from onpolicy_sdft.build.bundle import ModelBundle
     from onpolicy_sdft.build.data import Data
     from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.data.eval_sets import EvalSet
@@ -57,14 +59,12 @@ def claim_run(
 
 def earlier_date(config: RunConfig) -> str | None:
     """Return ``context.date``; of a run that goes on and gives none, the date that its chat template saw before."""
-    path = Path(config.train.output_dir)
-    if config.context.date is not None or config.train.resume != "auto" or not path.is_dir():
+    if config.context.date is not None or config.train.resume != "auto":
         return config.context.date
-    found = newest_checkpoint(RunDirectory(path))
-    date = found[1]["identity"].get(_DATE) if found else None
+    date = recorded_date(RunDirectory(Path(config.train.output_dir)).manifest_path)
     if date:
         logger.info(f"the chat template goes on with the date of the run's start: context.date={date}")
-    return date or None
+    return date
 
 
 def see_one_directory(run: RunDirectory, backend: Backend) -> None:
@@ -101,17 +101,27 @@ def _finds(mark: Path, token: str) -> bool:
 
 
 def identity_of(
-    config: RunConfig, data: Data, start: Start | None, gated: Sequence[EvalSet], base: Mapping[str, Any], date: str
+    config: RunConfig,
+    data: Data,
+    bundle: ModelBundle,
+    start: Start | None,
+    validation: Sequence[EvalSet],
+    gated: Sequence[EvalSet],
+    base: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What must not change between a checkpoint and the run that goes on from it: what was read, not its name alone.
+
+    Ranks that learn together must have it in common too. What is scored before and after training may change: its
+    scores are then measured anew.
 
     Args:
         config: The run's options.
         data: Its rows and their prompts.
+        bundle: Its tokenizer and chat template.
         start: The weights it began with, where those are another run's.
+        validation: What chooses the best checkpoint, and ends the run.
         gated: What the gate asks.
         base: :func:`~onpolicy_sdft.build.identity.base_identity` of the model before adapters.
-        date: What a chat template that reads the clock sees; empty for others.
     """
     frozen = dataclasses.asdict(config)
     same = ("targets", "seed", "batch_size", "precision")
@@ -123,11 +133,12 @@ def identity_of(
         train["max_steps"] = config.train.max_steps
     return {
         "data": data.loaded.fingerprint,
-        _DATE: date,
+        _DATE: bundle.renderer.writer.date,
         "prompts and targets": data.prepared.digest,  # as tokens: chat template, context template, dates, tokenizer
+        "tokenizer": tokenizer_digest(bundle.loaded.tokenizer),  # of texts that no prompt has: rollouts
         **base,
         "task": frozen["task"],
-        "task files": [_task_digest(each["name"]) for each in _tasks(frozen)],
+        "task files": [task_digest(each["name"]) for each in _tasks(frozen)],
         "model": without_computing("model", frozen["model"]),
         **{section: frozen[section] for section in _FROZEN_SECTIONS},
         "context": {**frozen["context"], "date": None},  # said above, for templates that have one
@@ -135,17 +146,13 @@ def identity_of(
         "replay": [source["task"] for source in frozen["replay"]["sources"]],  # the rest is in the data's fingerprint
         "start": None if start is None else [start.digest, config.train.adapter_handoff, config.train.keep_optimizer],
         "train": train,
-        "questions of the gate": [[each.label, fingerprint(list(each.demonstrations))] for each in gated],
+        "questions of the validation": [[each.label, asked_identity(bundle, each)] for each in validation],
+        "questions of the gate": [[each.label, asked_identity(bundle, each)] for each in gated],
     }
 
 
 def _tasks(frozen: Mapping[str, Any]) -> list[Any]:
     return [frozen["task"], *(source["task"] for source in frozen["replay"]["sources"])]
-
-
-def _task_digest(name: str) -> str:
-    """Digest the files of a task of one's own; empty for others."""
-    return " ".join(file_digest(path) for path in own_files(name))
 
 
 def _write_identity(
@@ -157,24 +164,27 @@ def _write_identity(
     backend: Backend,
     files: Mapping[str, Mapping[str, str]],
 ) -> None:
+    read = {
+        "data_fingerprint": {"train": data.loaded.fingerprint},
+        "files": files,
+        "base": {name: value for name, value in identity.items() if name.startswith("base ")},
+        "date": identity[_DATE],  # empty: no chat template reads the clock
+        "num_demonstrations": len(data.prepared.pairs),
+        "skipped_rows": len(data.loaded.skipped),
+        "dropped_ids": list(data.prepared.dropped_ids),
+        "trimmed_ids": list(data.prepared.trimmed_ids),
+        "bad_rows": len(data.prepared.bad_rows),
+    }
     manifest = collect_manifest(
         command=list(command),
         seeds={"train.seed": config.train.seed, "eval.seed": config.eval.seed, "data.seed": config.data.seed},
-        data_fingerprint={"train": data.loaded.fingerprint},
         gpu_names=gpu_names(),
-        extra={
-            "num_ranks": backend.num_ranks,
-            "files": files,
-            "base": {name: value for name, value in identity.items() if name.startswith("base ")},
-            "num_demonstrations": len(data.prepared.pairs),
-            "skipped_rows": len(data.loaded.skipped),
-            "dropped_ids": list(data.prepared.dropped_ids),
-            "trimmed_ids": list(data.prepared.trimmed_ids),
-            "bad_rows": len(data.prepared.bad_rows),
-        },
+        extra={"num_ranks": backend.num_ranks, **read},
     )
-    if run.manifest_path.is_file():  # a resumed run keeps the record of its start
-        manifest = {**read_json(run.manifest_path), "files": files, "resumed": [*_resumptions(run), manifest]}
+    if run.manifest_path.is_file():
+        # A resumed run keeps the record of its start, but what it read is what it reads now: without a checkpoint
+        # nothing held it to what it read then.
+        manifest = {**read_json(run.manifest_path), **read, "resumed": [*_resumptions(run), manifest]}
     write_text_atomic(run.config_path, dump_config(config))
     write_json_atomic(run.manifest_path, manifest)
 

@@ -15,12 +15,14 @@ from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
 from onpolicy_sdft.eval.evaluate import eval_identity
 from onpolicy_sdft.runs.directory import RunDirectory
-from onpolicy_sdft.runs.files import differences, file_digest, list_differences, read_json, write_json_atomic
-from onpolicy_sdft.train.checkpoint import load_weights_and_moments, newest_checkpoint, weights_file
+from onpolicy_sdft.runs.files import differences, list_differences, read_json, write_json_atomic
+from onpolicy_sdft.train.checkpoint import load_weights_and_moments, newest_checkpoint, start_digest
 
 if TYPE_CHECKING:
+    from onpolicy_sdft.build.bundle import ModelBundle
     from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.data.eval_sets import EvalSet
+    from onpolicy_sdft.train.backend import Backend
     from onpolicy_sdft.train.step import Trainer
 
 logger = logging.getLogger(__name__)
@@ -64,7 +66,19 @@ def find_start(config: RunConfig) -> Start | None:
             f"train.init_from={train.init_from} has no checkpoint to start from. Fix: finish that run first "
             "(--train.resume auto)."
         )
-    return Start(run, found[0], file_digest(weights_file(found[0])))
+    return Start(run, found[0], start_digest(found[0], with_optimizer=train.keep_optimizer))
+
+
+def start_of_rank(config: RunConfig, backend: Backend) -> Start | None:
+    """Return the start that the first rank found, with a digest of what this rank would load under its name.
+
+    Every rank must call it; ranks whose digests differ are refused with the run's identity.
+    """
+    start = backend.on_first(lambda: find_start(config))
+    if start is None or backend.rank == 0 or config.train.adapter_handoff == "merge":  # all load the base it is in
+        return start
+    own = start_digest(start.checkpoint, with_optimizer=config.train.keep_optimizer, reads=True)
+    return dataclasses.replace(start, digest=own)
 
 
 def _weights_of(config: RunConfig, handoff: str) -> dict[str, object]:
@@ -77,9 +91,19 @@ def _weights_of(config: RunConfig, handoff: str) -> dict[str, object]:
     return {"model": model, "lora": lora if config.lora.enabled else None}
 
 
-def trained_to(step: int, num_loss_tokens: int) -> str:
-    """Say how far weights were trained: the mark of their scores."""
-    return f"step {step}, {num_loss_tokens} loss tokens"
+def start_mark(start: Start | None, base: str) -> str:
+    """Say which weights a run starts from: the mark of their scores.
+
+    Args:
+        start: The run that it goes on from.
+        base: What tells the base model that was loaded.
+    """
+    return f"start {start.digest if start else 'base model'} on {base}"
+
+
+def trained_mark(step: int, num_loss_tokens: int, base: str) -> str:
+    """Say how far weights were trained, and on which base: the mark of their scores."""
+    return f"step {step}, {num_loss_tokens} loss tokens on {base}"
 
 
 def load_start_weights(config: RunConfig, start: Start, trainer: Trainer) -> None:
@@ -96,29 +120,39 @@ def load_start_weights(config: RunConfig, start: Start, trainer: Trainer) -> Non
 
 
 def inherit_scores(
-    config: RunConfig, sets: Sequence[EvalSet], run: RunDirectory, start: Start | None, origin: str
+    config: RunConfig,
+    bundle: ModelBundle,
+    sets: Sequence[EvalSet],
+    run: RunDirectory,
+    start: Start | None,
+    base: str,
 ) -> bool:
     """Take scores of the weights this run starts from that another run measured already, on the very same questions.
 
     Args:
         config: Of this run.
+        bundle: Its model, as it was loaded.
         sets: Its questions.
         run: Where the scores go.
         start: The run that this one goes on from.
-        origin: What tells the weights it starts from.
+        base: What tells the base model that was loaded.
 
     Returns:
         Whether there were any; then they are this run's scores ``before``.
     """
+    mark = start_mark(start, base)
     if start is not None:
-        source, stage, mark = start.run, "after", f"step {start.step},"
+        # A base that the run before is merged into is another; it was made of the base which that run's record tells.
+        end = "" if config.train.adapter_handoff == "merge" else f" on {base}"
+        source, stage, begin = start.run, "after", f"step {start.step},"
     elif config.eval.base_scores is not None:
-        source, stage, mark = RunDirectory.open(config.eval.base_scores), "before", "start base model"
+        source, stage, begin, end = RunDirectory.open(config.eval.base_scores), "before", mark, ""
     else:
         return False
     found = read_json(source.eval_summary_path) if source.eval_summary_path.is_file() else {}
-    entry = found.get(stage, {})
-    if entry.get("identity") != eval_identity(config, sets) or not str(entry.get("weights")).startswith(mark):
+    entry, scored = found.get(stage, {}), str(found.get(stage, {}).get("weights"))
+    is_of_these = scored.startswith(begin) and scored.endswith(end)
+    if not is_of_these or entry.get("identity") != eval_identity(config, bundle, sets):
         logger.info(f"{source.path} has no scores of these weights on these very questions: they are measured")
         return False
     run.eval_path.mkdir(exist_ok=True)
@@ -129,7 +163,7 @@ def inherit_scores(
         shutil.copyfile(completions, run.eval_path / completions.name)
     summary = read_json(run.eval_summary_path) if run.eval_summary_path.is_file() else {}
     write_json_atomic(
-        run.eval_summary_path, {**summary, "before": {**entry, "weights": origin, "taken_from": str(source.path)}}
+        run.eval_summary_path, {**summary, "before": {**entry, "weights": mark, "taken_from": str(source.path)}}
     )
     logger.info(f"scores before training are those of {source.path}")
     return True

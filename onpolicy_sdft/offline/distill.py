@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from onpolicy_sdft.build.bundle import load_bundle, require_writer
 from onpolicy_sdft.build.cuda import gpu_names
 from onpolicy_sdft.build.data import load_rows, make_prompt_pairs
-from onpolicy_sdft.build.identity import base_identity
+from onpolicy_sdft.build.identity import base_identity, recorded_date
 from onpolicy_sdft.build.method import make_pairing, make_review, make_sampling, make_screen, make_weights
 from onpolicy_sdft.build.preflight import print_preflight
 from onpolicy_sdft.config.check_method import live_options_set
 from onpolicy_sdft.config.load import dump_config
-from onpolicy_sdft.data.inputs import DISTILLED_NAME, input_digests, input_files
+from onpolicy_sdft.data.inputs import DISTILLED_NAME, input_digests, input_files, task_digest
+from onpolicy_sdft.data.tokenising import tokenizer_digest
 from onpolicy_sdft.errors import ConfigError, DataError, RunDirectoryError
 from onpolicy_sdft.eval.first_probe import choose_rows, probe_first
 from onpolicy_sdft.offline.legacy import legacy_agrees
@@ -65,6 +66,9 @@ def run_distill(config: RunConfig, command: Sequence[str]) -> DistillOutcome:
     if any(not row.response for row in loaded.demonstrations):
         raise DataError(f"{loaded.where}: rows have no response to rewrite. Fix: --data.response_column COLUMN.")
     require_writer(config)
+    if config.context.date is None and config.distill.resume == "auto":
+        date = recorded_date(directory / "manifest.json")
+        config = dataclasses.replace(config, context=dataclasses.replace(config.context, date=date))
     bundle = load_bundle(config)
     data = make_prompt_pairs(config, bundle, task, loaded)
     print_preflight(data, config, bundle, screens=config.distill.rules == "default")
@@ -72,7 +76,7 @@ def run_distill(config: RunConfig, command: Sequence[str]) -> DistillOutcome:
         for pair in data.prepared.pairs:  # a row that its rules cannot judge is found before anything is written
             legacy_agrees(pair.demonstration.response, pair.demonstration, config.task.name)
     with claimed(directory, "distill.output_dir", "distillation"):
-        _claim(directory, config, data, command, files, base_identity(bundle))
+        _claim(directory, config, data, command, files, bundle)
         backend = bundle.backend(bundle.loaded.model, config.rollout, config.rollout.batch_size)
         pairs = data.prepared.pairs
         with Progress("distill", len(pairs), "rows") as progress:
@@ -126,10 +130,11 @@ def _claim(
     data: Data,
     command: Sequence[str],
     files: Mapping[str, Mapping[str, str]],
-    base: Mapping[str, Any],
+    bundle: ModelBundle,
 ) -> None:
     """Write what the rows will be of, or make sure that those there are of these very settings."""
-    identity = _identity(config, data)
+    base = base_identity(bundle)
+    identity = {**_identity(config, data), **base, "tokenizer": tokenizer_digest(bundle.loaded.tokenizer)}
     path = directory / _IDENTITY
     if (directory / DISTILLED_NAME).exists() and config.distill.resume != "auto":
         raise RunDirectoryError(
@@ -152,7 +157,7 @@ def _claim(
     manifest = collect_manifest(
         command=list(command), seeds={"train.seed": config.train.seed, "data.seed": config.data.seed},
         data_fingerprint={"train": data.loaded.fingerprint}, gpu_names=gpu_names(),
-        extra={"files": files, "base": base},
+        extra={"files": files, "base": base, "date": bundle.renderer.writer.date},
     )  # fmt: skip
     write_text_atomic(directory / "config.yaml", dump_config(config))
     write_json_atomic(directory / "manifest.json", manifest)
@@ -164,6 +169,8 @@ def _identity(config: RunConfig, data: Data) -> dict[str, Any]:
     whole = dataclasses.asdict(config)
     return {
         "data": data.loaded.fingerprint,
+        "prompts and targets": data.prepared.digest,
+        "task files": [task_digest(each.name) for each in (config.task, *(one.task for one in config.replay.sources))],
         "model": {**whole["model"], "cache_dir": None},
         "rollout": {
             **dataclasses.asdict(SamplingParams.of(config.rollout)),
@@ -171,5 +178,6 @@ def _identity(config: RunConfig, data: Data) -> dict[str, Any]:
         },
         "rules": config.distill.rules,
         "seed": config.train.seed,
-        **{section: whole[section] for section in ("task", "context", "screening", "probe")},
+        **{section: whole[section] for section in ("task", "screening", "probe")},
+        "context": {**whole["context"], "date": None},  # prompts tell it, of templates that have one
     }

@@ -159,9 +159,11 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, t
 
 
 def list_differences(differing: Mapping[str, tuple[Any, Any]]) -> str:
-    """Return the first few differences as text, and how many there are besides."""
+    """Return the first few differences as text, and the names of some more."""
     shown = [f"{name} was {before!r} and is {after!r} now" for name, (before, after) in differing.items()]
-    return "; ".join(shown[:3]) + (f"; and {len(shown) - 3} more" if len(shown) > 3 else "")
+    more = list(differing)[3:]
+    rest = f"; and {len(more)} more ({', '.join(more[:8])}{', ...' if len(more) > 8 else ''})" if more else ""
+    return "; ".join(shown[:3]) + rest
 
 
 def append_jsonl(path: Path, *records: Mapping[str, Any]) -> None:

@@ -213,12 +213,12 @@ class Backend:
         mine = {name: repr(value) for name, value in facts.items()}
         found = self.gather(mine)
         for rank, theirs in enumerate(found):
-            differing = [name for name in mine if theirs[name] != found[0][name]]
+            differing = [name for name in {**found[0], **theirs} if theirs.get(name) != found[0].get(name)]
             if differing:
-                name = differing[0]
+                here, there = theirs.get(differing[0]), found[0].get(differing[0])
                 raise ConfigError(
-                    f"Rank {rank} has another {name} than rank 0: {theirs[name]} instead of {found[0][name]}. "
-                    "Start every rank with the same command, data and checkout."
+                    f"Rank {rank} has another {', '.join(differing)} than rank 0: {here} instead of {there} as the "
+                    "first of them. Fix: the same command, files and checkout on every rank; absolute paths."
                 )
 
     @contextlib.contextmanager

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 _WEIGHTS, _OPTIMIZER, _STATE = "trainable.safetensors", "optimizer.pt", "state.json"
 _RANKS, _TEACHER = "ranks.pt", "teacher.pt"
-_VERSION = 9
+_VERSION = 10
 
 
 class Stateful(Protocol):
@@ -239,6 +239,22 @@ def newest_checkpoint(run: RunDirectory, *, every_byte: bool = False) -> tuple[P
 def weights_file(checkpoint: Path) -> Path:
     """Return where the trained weights of a checkpoint are."""
     return checkpoint / _WEIGHTS
+
+
+def start_digest(checkpoint: Path, *, with_optimizer: bool, reads: bool = False) -> str:
+    """Return what tells the weights of a checkpoint, and its moments if they are taken too, from others.
+
+    Args:
+        checkpoint: Which.
+        with_optimizer: Whether its moments are taken.
+        reads: Read the files, where nobody has compared them with the record of their digests in this process.
+    """
+    names = [_WEIGHTS, *([_OPTIMIZER] if with_optimizer else [])]
+    if reads:
+        files = [checkpoint / name for name in names]
+        return " ".join(file_digest(file) if file.is_file() else f"no file {file.absolute()}" for file in files)
+    recorded = read_json(checkpoint / _STATE)["files"]
+    return " ".join(recorded[name]["sha256"] for name in names)
 
 
 def load_weights_and_moments(

@@ -51,6 +51,17 @@ def test_every_file_that_a_run_reads_tells_when_it_has_changed(asked, tmp_path, 
     assert f"{option} ({path})" in changed_inputs(before, input_digests(input_files(config)))
 
 
+@pytest.mark.parametrize("file", ["rows.jsonl", "model/model.safetensors"])
+def test_a_file_of_the_same_size_and_time_is_read_again(asked, tmp_path, file):
+    config, path = load_config(asked), tmp_path / file
+    before, facts = input_digests(input_files(config)), path.stat()
+    with path.open("r+b") as stream:
+        stream.write(b"\2")
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    (changed,) = changed_inputs(before, input_digests(input_files(config)))
+    assert str(path) in changed
+
+
 @pytest.mark.parametrize("file", ["rows.jsonl", "held.jsonl", "checks.py", "own.jinja"])
 def test_a_file_that_is_not_there_is_named(asked, tmp_path, file):
     config = load_config(asked)

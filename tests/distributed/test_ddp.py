@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from harness import AVERAGED, figures, run, succeed, tokens, weights
+from safetensors.torch import load_file, save_file
+from tiny import write_rows, write_run
 
-from onpolicy_sdft import load_config
+from onpolicy_sdft import fit, load_config
 from onpolicy_sdft.build.loaded import load_model
 from onpolicy_sdft.runs.files import read_json, read_jsonl
 
@@ -65,6 +70,44 @@ def test_ranks_with_other_settings_are_refused_by_name(config, tmp_path):
     assert done.returncode == 2
     assert "Rank 1 has another optim than rank 0" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_ranks_that_read_other_things_by_the_same_names_are_refused_by_name(tmp_path, model_dir, monkeypatch):
+    """Relative paths, and a working directory for each rank: what stands there is the same by name, size and time."""
+    first = tmp_path / "a"
+    first.mkdir()
+    shutil.copytree(model_dir, first / "model")
+    (first / "check.py").write_text("def mine(prompt, completion, row):\n    return True\n")
+    write_rows(first / "held.jsonl", [("one", "one"), ("two", "two")])
+    own = {"data": {"path": "held.jsonl"}, "task": {"name": "check.py:mine"}, "max_new_tokens": 4}
+    config = write_run(
+        first, Path("model"),
+        **{
+            "data.path": "rows.jsonl", "task.name": "check.py:mine", "train.max_steps": 1, "train.output_dir": "start",
+            "eval.sets": [{**own, "label": "own"}], "eval.validation": [{**own, "label": "held"}],
+            "eval.every_steps": 1, "eval.before_and_after": False, "rollout.max_new_tokens": 4,
+        },
+    )  # fmt: skip
+    monkeypatch.chdir(first)
+    fit(load_config(config))
+    other = shutil.copytree(first, tmp_path / "b")
+    for file in ("rows.jsonl", "held.jsonl"):
+        (other / file).write_text((first / file).read_text().replace("two", "owt"))
+    (other / "check.py").write_text((first / "check.py").read_text().replace("True", "None"))
+    (other / "model" / "chat_template.jinja").write_text("Rules: " + (first / "model/chat_template.jinja").read_text())
+    started = sorted((other / "start" / "checkpoints").glob("step-*"))[-1] / "trainable.safetensors"
+    for file in (other / "model" / "model.safetensors", started):
+        content = {name: tensor.neg() for name, tensor in load_file(file).items()}
+        save_file(content, file, metadata={"format": "pt"})
+    more = {"directories": {"0": str(first), "1": str(other)}}
+    done = run(2, config, tmp_path / "out", more, **{"train.init_from": "start", "train.max_steps": 2})
+    assert done.returncode == 2
+    (named,) = set(re.findall(r"Rank 1 has another (.*?) than rank 0", done.stderr))
+    assert {
+        "data fingerprint", "task files", "prompts and targets", "base weights", "start", "questions of eval.sets",
+        "questions of the validation",
+    } == set(named.split(", "))  # fmt: skip
+    assert not (tmp_path / "out").exists()
 
 
 def test_ranks_that_see_different_directories_are_refused_at_the_start(config, tmp_path):

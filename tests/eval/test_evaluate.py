@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tiny import questions, write_run
 
 from onpolicy_sdft import evaluate, fit, load_config
 from onpolicy_sdft.eval import evaluate as job
 from onpolicy_sdft.rollout.engine import RolloutEngine
 from onpolicy_sdft.runs.files import read_json, read_jsonl
+
+CHECK = """
+from onpolicy_sdft.tasks.exact import Exact
+from onpolicy_sdft.types import CheckResult
+
+class Mine(Exact):
+    def check(self, completion, demonstration):
+        return CheckResult(True)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -89,15 +100,58 @@ def test_other_sampling_options_answer_anew(run, tmp_path, asked):
     assert sum(asked["answers"]) == 8 + 14 + 3
 
 
-def test_other_weights_answer_anew(run, tmp_path, asked):
+@pytest.mark.parametrize("moved", [0.0, 1.0], ids=["the same weights", "another weight"])
+def test_answers_are_kept_for_the_very_weights_whatever_their_file_looks_like(run, tmp_path, asked, moved):
+    asked["dies_at"] = 2
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(run, output=tmp_path)
+    done = sum(asked.pop("answers"))
+    asked.update(answers=[], dies_at=None)
+    path = run / "model" / "adapter_model.safetensors"
+    before, facts = path.read_bytes(), path.stat()
+    weights = load_file(path)
+    next(iter(weights.values()))[0, 0] += moved
+    try:
+        save_file(weights, path, metadata={"format": "pt"})
+        if moved:  # another text of the very size and time
+            assert path.stat().st_size == facts.st_size
+            os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+        evaluate(run, output=tmp_path)
+    finally:
+        path.write_bytes(before)
+    assert sum(asked["answers"]) == 8 + 14 + 3 - (0 if moved else done)
+
+
+def test_other_scaling_of_the_adapter_answers_anew(run, tmp_path, asked):
     asked["dies_at"] = 2
     with pytest.raises(KeyboardInterrupt):
         evaluate(run, output=tmp_path)
     asked.update(answers=[], dies_at=None)
-    weights = run / "model" / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes())  # trained again: another time of writing, if nothing else
-    evaluate(run, output=tmp_path)
+    path = run / "model" / "adapter_config.json"
+    before = path.read_text()
+    try:
+        path.write_text(json.dumps({**json.loads(before), "lora_alpha": 1}))
+        evaluate(run, output=tmp_path)
+    finally:
+        path.write_text(before)
     assert sum(asked["answers"]) == 8 + 14 + 3
+
+
+def test_an_edited_check_of_ones_own_answers_anew(run, tmp_path, asked):
+    """No verdict of the old check stands beside those of the new one."""
+    (tmp_path / "mine.py").write_text(CHECK)
+    sets = [questions(run.parent, "own", task={"name": f"{tmp_path / 'mine.py'}:Mine"})]
+    config = load_config(run / "config.yaml", **{"eval.sets": sets, "eval.kl_prompts": 0})
+    for _ in range(2):  # what the same check judged is kept
+        asked.update(answers=[], dies_at=1)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(run, config, output=tmp_path / "out")
+    assert len(read_jsonl(tmp_path / "out" / "eval" / "partial" / "eval-own.jsonl")) == 1 + 2
+    asked.update(answers=[], dies_at=None)
+    (tmp_path / "mine.py").write_text(CHECK.replace("True", "False"))
+    _, found = evaluate(run, config, output=tmp_path / "out")
+    assert sum(asked["answers"]) == 14
+    assert found["sets"][0]["score"] == 0.0
 
 
 def test_the_summary_has_what_reports_read(whole):

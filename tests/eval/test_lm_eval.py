@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from onpolicy_sdft import fit, load_config, load_run
+from onpolicy_sdft.build.loaded import load_model
 from onpolicy_sdft.cli.main import main
+from onpolicy_sdft.config.schema import ContextConfig, RunConfig
 from onpolicy_sdft.eval import lm_eval as job
 from onpolicy_sdft.eval.lm_eval_bridge import TaskResult
 from onpolicy_sdft.runs.files import read_json, read_jsonl
@@ -65,6 +68,17 @@ def test_each_task_leaves_results_versions_and_samples(fake, model_dir, tmp_path
     assert "0.7500" in shown
     assert "0.0100" in shown
     assert [name for name, *_ in fake] == ["hellaswag", "arc_easy"]
+
+
+def test_the_harness_renders_with_the_date_of_the_run(model_dir, tmp_path):
+    folder = shutil.copytree(model_dir, tmp_path / "model")
+    template = folder / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%d %b %Y') }}: " + template.read_text())
+    finished = load_model(str(folder), RunConfig(context=ContextConfig(date="2026-11-01")))
+    dated = job._dated_tokenizer(finished.bundle)
+    assert dated.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False).startswith("01 Nov 2026: ")
+    plain = load_model(str(model_dir), RunConfig()).bundle
+    assert job._dated_tokenizer(plain) is plain.loaded.tokenizer
 
 
 def test_the_adapter_of_a_run_is_merged_and_its_results_stand_in_the_run(fake, model_dir, tmp_path):

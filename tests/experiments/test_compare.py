@@ -68,6 +68,12 @@ def test_an_interrupted_comparison_goes_on_and_tables_all_methods_and_seeds(tiny
     in_process.commands = []
     assert read_json(run_comparison(config, tiny(), [])) == found
     assert in_process.commands == []
+    for file, option in ((tmp_path / "blue.jsonl", "eval.sets blue"), (tmp_path / "red.jsonl", "data.path")):
+        before = file.read_text()
+        file.write_text(before.replace("e", "E"))
+        with pytest.raises(RunDirectoryError, match=rf"stage-1-red is there already, .*{option}.*{file.name}"):
+            run_comparison(config, tiny(), [])
+        file.write_text(before)
 
 
 def test_a_method_that_stopped_learning_is_a_result_and_is_not_tried_again(tiny, in_process, comparison):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -29,11 +30,27 @@ class Mine(Exact):
     pass
 """
 
+CHECK = """
+def check(prompt, completion, row):
+    return True
+"""
+
+
+def with_a_merge(path: Path) -> None:
+    """Write the letters of "say" with one token less; the new one takes the id of a byte that no text has."""
+    found = json.loads(path.read_text())
+    vocabulary = found["model"]["vocab"]
+    vocabulary["ay"] = vocabulary.pop("\u0100")
+    found["model"]["merges"] = [["a", "y"]]
+    path.write_text(json.dumps(found))
+
 
 def write_config(folder: Path, model_dir: Path, patch: pytest.MonkeyPatch) -> Path:
     model = shutil.copytree(model_dir, folder / "model")
+    with_a_merge(model / "tokenizer.json")
     (folder / "mine.py").write_text(TASK)
     (folder / "helper.py").write_text("ANSWER = 1\n")
+    (folder / "validating.py").write_text(CHECK)
     patch.syspath_prepend(folder)
     (folder / "teacher.j2").write_text("{{ question }} Shown: {{ demonstration }}")
     options = {
@@ -41,6 +58,10 @@ def write_config(folder: Path, model_dir: Path, patch: pytest.MonkeyPatch) -> Pa
         "rollout.max_new_tokens": 6, "rollout.num_samples": 2, "eval.before_and_after": False,
         "teacher.weights": "ema", "teacher.half_life": 2.0, "optim.lr": 0.01, "optim.warmup_steps": 0,
         "train.batch_size": 3, "train.max_steps": 4, "train.checkpoint_steps": 3, "train.output_dir": folder / "run",
+        "eval.every_steps": 100, "eval.validation": [{
+            "label": "own", "data": {"path": str(folder / "rows.jsonl"), "limit": 1}, "max_new_tokens": 2,
+            "task": {"name": f"{folder / 'validating.py'}:check"},
+        }],
     }  # fmt: skip
     return write_run(folder, model, [(f"say {i}", f"{i}" * 3) for i in range(6)], **options)
 
@@ -151,9 +172,32 @@ def edit_stop_tokens(tmp_path: Path) -> str:
     return "base stop tokens"
 
 
+def edit_tokenizer(tmp_path: Path) -> str:
+    """It reads a letter otherwise that no prompt has, but rollouts may."""
+    path = tmp_path / "model" / "tokenizer.json"
+    found = json.loads(path.read_text())
+    found["normalizer"] = {"type": "Replace", "pattern": {"String": "Q"}, "content": "R"}
+    path.write_text(json.dumps(found))
+    return "tokenizer"
+
+
+def edit_merges(tmp_path: Path) -> str:
+    """The merge that the model of this test has, taken out."""
+    path = tmp_path / "model" / "tokenizer.json"
+    found = json.loads(path.read_text())
+    assert found["model"]["merges"]
+    path.write_text(json.dumps({**found, "model": {**found["model"], "merges": []}}))
+    return "prompts and targets was .*tokenizer"
+
+
+def edit_check_of_the_validation(tmp_path: Path) -> str:
+    (tmp_path / "validating.py").write_text(CHECK.replace("True", "False"))
+    return "questions of the validation"
+
+
 EDITS = [
     edit_chat_template, edit_teacher_template, edit_task, edit_helper_of_the_task, edit_weights, edit_order_of_weights,
-    edit_config, edit_stop_tokens,
+    edit_config, edit_stop_tokens, edit_tokenizer, edit_merges, edit_check_of_the_validation,
 ]  # fmt: skip
 
 
@@ -201,3 +245,24 @@ def test_an_adapter_is_asked_by_the_template_it_was_trained_with(config, tmp_pat
     asked = load_run(run).bundle.renderer.student_ids([Turn("user", "say 1")])
     edit_chat_template(tmp_path)
     assert load_run(run).bundle.renderer.student_ids([Turn("user", "say 1")]) == asked
+
+
+def test_a_finished_run_is_asked_with_the_date_that_it_saw_on_another_day(config, tmp_path, monkeypatch, logged):
+    path = tmp_path / "model" / "chat_template.jinja"
+    path.write_text("{{ strftime_now('%d %b %Y') }}: " + path.read_text())
+    run = fit(load_config(config, **{"train.max_steps": 1})).run
+    assert load_config(run.config_path).context.date is None
+    asked = load_run(run.path).bundle.renderer.student_ids([Turn("user", "say 1")])
+
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return super().now(tz) + timedelta(days=1)
+
+    monkeypatch.setattr("onpolicy_sdft.data.writer.datetime", Tomorrow)
+    assert load_run(run.path).bundle.renderer.student_ids([Turn("user", "say 1")]) == asked
+    manifest = json.loads(run.manifest_path.read_text())
+    assert manifest.pop("date") == f"{datetime.now():%Y-%m-%d}"
+    run.manifest_path.write_text(json.dumps(manifest))  # of an earlier version
+    assert load_run(run.path).bundle.renderer.student_ids([Turn("user", "say 1")]) != asked
+    assert any("does not say which date its chat template saw" in line for line in logged)

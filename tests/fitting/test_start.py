@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import questions, write_run
 
 from onpolicy_sdft import fit, load_config, load_run
@@ -16,6 +18,7 @@ from onpolicy_sdft.errors import ConfigError, RunDirectoryError
 from onpolicy_sdft.fitting.start import find_start
 from onpolicy_sdft.models.load import load
 from onpolicy_sdft.runs.files import read_json, read_jsonl
+from onpolicy_sdft.train.step import Trainer
 
 IDS = torch.tensor([[1, 2, 3, 40, 50, 60, 70]])
 
@@ -27,6 +30,11 @@ def config(tmp_path: Path, model_dir: Path) -> Path:
         "eval.kl_prompts": 3, "eval.kl_max_new_tokens": 6, "eval.sets": [questions(tmp_path, "words", limit=4)],
     }  # fmt: skip
     return write_run(tmp_path, model_dir, **options)
+
+
+@pytest.fixture
+def own_model(tmp_path: Path, model_dir: Path) -> Path:
+    return shutil.copytree(model_dir, tmp_path / "own-model")
 
 
 def train(config: Path, name: str, **options) -> Path:
@@ -102,6 +110,70 @@ def test_scores_of_the_seed_model_are_taken_over_from_another_run(config):
     before = [read_json(run / "eval" / "summary.json")["before"] for run in (first, second)]
     assert before[1]["taken_from"] == str(first)
     assert before[0]["sets"] == before[1]["sets"]
+
+
+def change_a_weight(folder: Path) -> None:
+    """Change one weight of a model in place; its file keeps its size and its time."""
+    path = folder / "model.safetensors"
+    facts, weights = path.stat(), load_file(path)
+    next(weight for weight in weights.values() if weight.ndim == 2)[0, 0] += 1
+    save_file(weights, path, metadata={"format": "pt"})
+    assert path.stat().st_size == facts.st_size
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+def test_scores_of_another_base_model_of_the_same_name_are_not_taken_over(config, own_model):
+    first = train(config, "first", model__name=str(own_model))
+    change_a_weight(own_model)
+    second = train(config, "second", model__name=str(own_model), eval__base_scores=str(first))
+    assert "taken_from" not in read_json(second / "eval" / "summary.json")["before"]
+    (mine,), (theirs,) = ((run / "eval").glob("base_completions-*.jsonl") for run in (second, first))
+    assert mine.name != theirs.name
+    moved = {"train__init_from": str(first), "train__adapter_handoff": "merge"}
+    with pytest.raises(RunDirectoryError, match="is not what .*first was trained on: another base weights"):
+        train(config, "third", model__name=str(own_model), **moved)
+
+
+def edit_base_weights(folder: Path) -> None:
+    change_a_weight(folder / "own-model")
+
+
+def edit_check(folder: Path) -> None:
+    (folder / "mine.py").write_text("def mine(prompt, completion, row):\n    return False\n")
+
+
+def edit_chat_template(folder: Path) -> None:
+    path = folder / "own-model" / "chat_template.jinja"
+    facts, text = path.stat(), path.read_text()
+    path.write_text(text.replace("\n", " "))
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+@pytest.mark.parametrize("edit", [None, edit_base_weights, edit_check, edit_chat_template])
+def test_a_run_that_stopped_before_its_first_step_scores_its_start_anew(config, own_model, monkeypatch, edit):
+    """No checkpoint refuses what was changed: what was scored is not taken for it."""
+    folder = config.parent
+    (folder / "mine.py").write_text("def mine(prompt, completion, row):\n    return True\n")
+    sets = [questions(folder, "words", limit=4, task={"name": f"{folder / 'mine.py'}:mine"})]
+    options = {"model__name": str(own_model), "eval__sets": sets, "train__max_steps": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, "run", **options)
+    summary = folder / "run" / "eval" / "summary.json"
+    scored = read_json(summary)["before"]
+    summary.write_text(json.dumps({"before": {**scored, "mark": "scored before"}}))
+    if edit is not None:
+        edit(folder)
+    run = train(config, "run", train__resume="auto", **options)
+    found = read_json(summary)["before"]
+    assert ("mark" in found) == (edit is None)
+    assert found["sets"][0]["score"] == (0.0 if edit is edit_check else 1.0)
+    load_run(run)  # the record is of the base that it was trained on
+
+
+def interrupted(*arguments: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_the_optimizers_moments_are_kept_if_asked_and_new_otherwise(config):

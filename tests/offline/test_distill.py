@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
+from safetensors.torch import load_file, save_file
 from tiny import write_run
 
 from onpolicy_sdft.cli.main import main
@@ -41,7 +44,9 @@ def test_a_data_set_is_distilled_and_trained_on(options, tmp_path, capsys):
             assert learned[row["prompt"]]["num_tokens"] == len(row["token_ids"])
 
 
-def test_a_killed_distiller_goes_on_and_writes_the_same_file(options, tmp_path, monkeypatch):
+def test_a_killed_distiller_goes_on_and_writes_the_same_file(options, tmp_path, monkeypatch, model_dir, capsys):
+    model = shutil.copytree(model_dir, tmp_path / "model")
+    options = [*options, "--model.name", str(model)]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main(["distill", *options, "--distill.output_dir", str(whole)]) == 0
     from onpolicy_sdft.offline import distill
@@ -61,6 +66,13 @@ def test_a_killed_distiller_goes_on_and_writes_the_same_file(options, tmp_path, 
     assert main(["distill", *options, "--distill.output_dir", str(parts)]) == 2, "not without being asked to"
     again = [*options, "--distill.output_dir", str(parts), "--distill.resume", "auto"]
     assert main([*("distill",), *again, "--rollout.temperature", "0.5"]) == 2, "not with another distribution"
+    weights = model / "model.safetensors"
+    held = weights.read_bytes()
+    save_file({name: weight * 2 for name, weight in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    capsys.readouterr()
+    assert main(["distill", *again]) == 2, "not with other weights of the same name"
+    assert "distilled with other settings: base weights was" in capsys.readouterr().err
+    weights.write_bytes(held)
     assert main(["distill", *again]) == 0
     assert (parts / "distilled.jsonl").read_text() == (whole / "distilled.jsonl").read_text()
 
