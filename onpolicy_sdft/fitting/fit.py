@@ -367,8 +367,8 @@ def _resume(
     if config.train.resume != "auto":
         return False
     source = checkpointer.resume(trainer.state)
-    dropped = trainer.backend.on_first(lambda: run.truncate_after_step(trainer.state.step))
+    dropped = trainer.backend.on_first(lambda: run.truncate_after_step(trainer.state.num_logged))
     if source is not None:
-        progress.begin_at(trainer.state.step)
+        progress.begin_at(trainer.state.num_logged)
         logger.info(f"resuming from {source} (step {trainer.state.step}; {dropped} later log lines dropped)")
     return source is not None
