@@ -151,9 +151,7 @@ def _load(config: RunConfig, backend: Backend, given: Given) -> _Loaded:
     plan = make_plan(config.train, len(data.prepared.pairs), backend.num_ranks)
     if backend.rank == 0:
         print_preflight(data, config, bundle, screens=config.train.targets == "policy")
-    if backend.rank == 0 and bundle.loaded.model.device.type == backend.device.type:
-        with backend.autocast():
-            report_turn_end(config, bundle, data.prepared.pairs)
+        report_turn_end(config, bundle, data.prepared.pairs, backend.device)
     return _Loaded(config, backend, start, bundle, data, sets, validation, gated, plan, files)
 
 

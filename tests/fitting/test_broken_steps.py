@@ -29,6 +29,7 @@ from onpolicy_sdft.train.pairing import Pairing
 from onpolicy_sdft.train.panel import TrainProgress
 from onpolicy_sdft.train.recorder import Recorder
 from onpolicy_sdft.train.source import PolicySource
+from onpolicy_sdft.train.state import TrainState
 from onpolicy_sdft.train.step import Trainer
 from onpolicy_sdft.train.teacher_scorer import TeacherScorer
 from onpolicy_sdft.types import Turn
@@ -87,7 +88,7 @@ PHASES: dict[str, Sequence[tuple[object, str, int]]] = {
         (Backend, "backward", 2), (Backend, "optimizer_step", 1),
     ],
     "counting": [
-        (PolicyWeights, "follow", 1), (PolicySource, "remember", 1), (Recorder, "finish", 1),
+        (PolicyWeights, "follow", 1), (TrainState, "advance", 1), (Recorder, "finish", 1),
         (Callback, "on_rollouts", 1),
     ],
     "validating": [
@@ -111,7 +112,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> It
         if family not in folders:
             folders[family] = tmp_path_factory.mktemp("whole")
             config = write_config(folders[family], model_dir, patch)
-            trained(config, folders[family] / "run", **validated(folders[family]), **FAMILIES[family])
+            trained(config, folders[family] / "run", **{**validated(folders[family]), **FAMILIES[family]})
         return folders[family] / "run"
 
     with pytest.MonkeyPatch.context() as patch:

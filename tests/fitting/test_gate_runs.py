@@ -128,7 +128,7 @@ def test_a_run_that_destroys_its_model_is_stopped_and_leaves_the_start(files, ta
     assert checks(files["run"])[-1] == (2, "planned", False, "stop")
 
 
-def test_a_gate_that_broke_in_what_follows_from_it_follows_it_when_the_run_is_resumed(files, monkeypatch):
+def test_a_gate_that_broke_before_it_had_gone_back_goes_back_when_resumed(files, monkeypatch):
     def breaks_at(path: str, number: int, *, late: bool) -> None:
         owner, _, name = path.rpartition(".")
         owner = pkgutil.resolve_name(owner)
