@@ -15,8 +15,8 @@ import torch
 
 from onpolicy_sdft.data.order import batch_indices
 from onpolicy_sdft.errors import ConfigError, NoUpdateError
+from onpolicy_sdft.runs.signals import Signals, caught_signals
 from onpolicy_sdft.train.batch import StepBatch, make_batch
-from onpolicy_sdft.train.signals import StopRequest, stop_on_signals
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig, TrainConfig
@@ -115,7 +115,7 @@ class Loop:
             TrainingError: After ``train.max_bad_steps`` steps in a row without an update.
         """
         state = self.trainer.state
-        with self.progress, stop_on_signals() as stop:
+        with self.progress, caught_signals(once=True) as stop:
             self.guards.begin(state)
             reason = "" if state.unfinished else self._agree_to_end(stop)
             while not reason:
@@ -190,18 +190,18 @@ class Loop:
         pairs = [self.pairs[index] for index in indices]
         return make_batch(pairs, self.trainer.num_samples, self.trainer.backend)
 
-    def _agree_to_end(self, stop: StopRequest) -> str:
+    def _agree_to_end(self, stop: Signals) -> str:
         """Return why training ends here on all ranks, empty to go on; without a signal the gate has the last word."""
         if asked := self._share_requests(stop):
             return asked.name
         return self.guards.judge(self.trainer.state, self._reason_to_end())
 
-    def _share_requests(self, stop: StopRequest) -> signal.Signals | None:
+    def _share_requests(self, stop: Signals) -> signal.Signals | None:
         """Let all ranks know of a signal or a callback that asks one of them to stop; return the signal.
 
         One that comes while ranks talk is not among what they were told: it waits for the next time.
         """
-        signals, asked = zip(*self.trainer.backend.gather((stop.signal, self._asked_to_stop)), strict=True)
+        signals, asked = zip(*self.trainer.backend.gather((stop.first, self._asked_to_stop)), strict=True)
         self._asked_to_stop = any(asked)
         return max(filter(None, signals), default=None)
 
