@@ -81,6 +81,7 @@ class Trainer:
             all_targets = batch.gather(targets)
         with record.phase("learn"):
             update = self.retry.learn(self.learn, targets)  # 3. Pair with the bare prompt, 4. Learn
+        self.state.is_half = True  # until the loop has noted what the step came to
         if not update.skipped:
             self.weights.follow(self.state.num_updates + 1)  # the average of the weights moves
             self.schedule.step()
@@ -112,7 +113,7 @@ class Trainer:
                     self.backend.backward(loss_sum / update.num_counted_tokens)
                 sums += torch.cat([loss_sum.detach().double()[None], parts]).cpu()
         total, *others = map(sum, zip(*self.backend.gather(sums.tolist()), strict=True))
-        self.state.is_half = True  # until the loop has noted what the step came to
+        self.state.is_half = True
         grad_norm = self.backend.step_if_finite(total, self.max_grad_norm)
         skipped = "" if math.isfinite(grad_norm) else "not_finite"
         return replace(update, loss_sum=total, parts=tuple(others), grad_norm=grad_norm, skipped=skipped)

@@ -75,6 +75,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "its text": {},
     "feedback": {"feedback.enabled": True, "feedback.num_attempts": 2, "context.template": "reference"},
     "divergence": {"rollout.prompt": "student", "objective.name": "reverse_kl", "objective.anchor_kl": 0.1},
+    "all dropped": {"screening.check": "drop", "train.max_bad_steps": 99},
     "all weights": {"lora.enabled": False, "optim.lr": 0.003, "screening.pick": "all"},
 }
 
@@ -100,7 +101,11 @@ PHASES: dict[str, Sequence[tuple[object, str, int]]] = {
         (TrainProgress, "show_step", 1),
     ],
 }  # fmt: skip
-FEEDBACK = {"trying": [(FeedbackSource, "_try", 1), (FeedbackSource, "_tell", 2)]}  # of a teacher that sees attempts
+#: Those of one family only: a teacher that sees attempts, and steps that learn nothing.
+OWN_PHASES: dict[str, Sequence[tuple[object, str, int]]] = {
+    "trying": [(FeedbackSource, "_try", 1), (FeedbackSource, "_tell", 2)],
+    "dropping": [(PolicySource, "remember", 1), (TrainState, "advance", 1), (Recorder, "finish", 1)],
+}
 
 
 @pytest.fixture(scope="module")
@@ -186,8 +191,9 @@ def kept(run: Path) -> dict[str, Any]:
 
 SLOW = [
     *(("its text", part, True) for part in PHASES),
-    *((family, part, False) for family in list(FAMILIES)[1:] for part in PHASES),
+    *((family, part, False) for family in ("feedback", "divergence", "all weights") for part in PHASES),
     ("feedback", "trying", True),
+    ("all dropped", "dropping", True),
 ]
 
 
@@ -201,7 +207,7 @@ def test_a_run_that_breaks_in_every_step_is_the_undisturbed_one(
     whole, run = undisturbed(family), tmp_path / "run"
     config = write_config(tmp_path, model_dir, monkeypatch)
     options = {**validated(tmp_path), **FAMILIES[family], "train.resume": "auto"}
-    phases = {**PHASES, **FEEDBACK}[part]
+    phases = {**PHASES, **OWN_PHASES}[part]
     for step, phase in enumerate(phases, 1 + len(SCORES) - len(phases)):
         with monkeypatch.context() as patch:
             break_step(patch, step, *phase, late=late)
