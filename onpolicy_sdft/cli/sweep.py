@@ -24,7 +24,7 @@ def run(arguments: Sequence[str]) -> int:
     config, options = load_sweep(arguments, parser)
     from onpolicy_sdft.experiments.sweep import make_start, run_sweep
     from onpolicy_sdft.experiments.sweep_plan import make_plan
-    from onpolicy_sdft.runs.commands import caught_signals
+    from onpolicy_sdft.runs.signals import caught_signals
 
     plan = make_plan(config)
     if options.dry_run:

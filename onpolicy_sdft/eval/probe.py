@@ -41,6 +41,7 @@ from onpolicy_sdft.eval.probe_rows import (
     summarise,
     teaches_shortcuts,
 )
+from onpolicy_sdft.eval.turn_end import report_turn_end
 from onpolicy_sdft.models.lora import prepare_trainable
 from onpolicy_sdft.models.packed import attention_of
 from onpolicy_sdft.models.policy import Policy
@@ -98,6 +99,7 @@ def run_probe(
     # Other examples come from the whole set, as in training.
     rows = loaded.demonstrations if config.context.show in ("others", "both") else probed
     prepared = {name: _prepare(config, name, bundle, rows, task) for name in templates}
+    report_turn_end(config, bundle, prepared[templates[0]].pairs)
     weights = make_weights(config, bundle.loaded.model, nullcontext)
     bare: list[ProbeRow] = []
     conditioned: list[ProbeRow] = []

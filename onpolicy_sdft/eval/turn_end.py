@@ -27,17 +27,29 @@ RARELY_ENDS = 1e-4
 _NUM_ROWS = 8
 
 
-def report_turn_end(config: RunConfig, bundle: ModelBundle, pairs: Sequence[PromptPair]) -> None:
-    """Say how likely the model ends its turn where a demonstration ends, where its weights are whole."""
+def report_turn_end(
+    config: RunConfig, bundle: ModelBundle, pairs: Sequence[PromptPair], device: torch.device | None = None
+) -> None:
+    """Say how likely the model ends its turn where a demonstration ends.
+
+    Args:
+        config: Of the run.
+        bundle: Its model.
+        pairs: Its demonstrations; the first few are tried.
+        device: Where the model computes in the run; None: where it is. Weights that are elsewhere wait to be divided.
+    """
     model = bundle.loaded.model
-    if not runs_whole(inner_model(model)):
+    if not runs_whole(inner_model(model)) or model.device.type != (device or model.device).type:
+        logger.info("how likely the model ends its turn is not tried where weights are divided: sdft probe says it")
         return
     learned = [each for each in pairs[:_NUM_ROWS] if each.demonstration.response and each.response_ids]
     rows = [each for each in learned if each.response_ids[-1] == bundle.renderer.terminator_id]
     if not rows:
         return
     name = str(bundle.loaded.tokenizer.convert_ids_to_tokens(bundle.renderer.terminator_id))
-    probability = turn_end_probability(model, rows)
+    # As it learns: some attention kernels take no float32.
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+        probability = turn_end_probability(model, rows)
     level = logging.WARNING if probability < RARELY_ENDS else logging.INFO
     logger.log(level, describe_turn_end(probability, name, len(rows), adapters=config.lora.enabled))
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.errors import ConfigError, MissingDependencyError
-from onpolicy_sdft.runs.commands import Finish, Signals, run_logged, telling_line
+from onpolicy_sdft.runs.commands import Finish, run_logged, telling_line
+from onpolicy_sdft.runs.signals import Signals
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.sweep import SweepConfig

@@ -29,9 +29,10 @@ from onpolicy_sdft.experiments.children import (
 from onpolicy_sdft.experiments.sweep_plan import Distilled, Plan, PlannedRun
 from onpolicy_sdft.experiments.sweep_results import Row, read_scores, start_rows, write_results
 from onpolicy_sdft.runs.claim import claimed
-from onpolicy_sdft.runs.commands import STOPPED_CODES, Finish, Signals, require_command, run_logged, sdft_command
+from onpolicy_sdft.runs.commands import STOPPED_CODES, Finish, require_command, run_logged, sdft_command
 from onpolicy_sdft.runs.files import write_text_atomic
 from onpolicy_sdft.runs.progress import Progress, format_seconds
+from onpolicy_sdft.runs.signals import Signals
 
 logger = logging.getLogger(__name__)
 

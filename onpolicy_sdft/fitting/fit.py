@@ -158,9 +158,7 @@ def _load(config: RunConfig, backend: Backend, given: Given) -> _Loaded:
     plan = make_plan(config.train, len(data.prepared.pairs), backend.num_ranks)
     if backend.rank == 0:
         print_preflight(data, config, bundle, screens=config.train.targets == "policy")
-    if backend.rank == 0 and bundle.loaded.model.device.type == backend.device.type:
-        with backend.autocast():
-            report_turn_end(config, bundle, data.prepared.pairs)
+        report_turn_end(config, bundle, data.prepared.pairs, backend.device)
     return _Loaded(config, backend, start, bundle, data, sets, validation, gated, plan, files, base_identity(bundle))
 
 
@@ -378,8 +376,8 @@ def _resume(
     if config.train.resume != "auto":
         return False
     source = checkpointer.resume(trainer.state)
-    dropped = trainer.backend.on_first(lambda: run.truncate_after_step(trainer.state.step))
+    dropped = trainer.backend.on_first(lambda: run.truncate_after_step(trainer.state.num_logged))
     if source is not None:
-        progress.begin_at(trainer.state.step)
+        progress.begin_at(trainer.state.num_logged)
         logger.info(f"resuming from {source} (step {trainer.state.step}; {dropped} later log lines dropped)")
     return source is not None

@@ -72,8 +72,6 @@ def refuse_random(model: PreTrainedModel | PeftModel) -> None:
         ModelError: Naming the first module that differs, or whose output is no number.
     """
     inner = inner_model(model)
-    if not runs_whole(inner):
-        return
     with _learning_without_lora_dropout(model):
         first = _outputs(inner, 0)
         _refuse_no_numbers(inner, first)

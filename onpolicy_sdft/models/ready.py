@@ -42,8 +42,14 @@ def make_ready(model: PreTrainedModel | PeftModel, loaded: LoadedModel) -> None:
         ModelError: If the model is random while it learns, a trained parameter has no gradient, or saving fails.
     """
     silence(model)
-    refuse_random(model)
-    refuse_unreached(model)
+    if runs_whole(inner_model(model)):
+        refuse_random(model)
+        refuse_unreached(model)
+    else:
+        logger.warning(
+            "whether the model is random while it learns, and whether all that is trained gets a gradient, cannot be "
+            "tried: its weights were divided among the ranks before. Fix: give the model by its path or hub id"
+        )
     try_saving(model, loaded.tokenizer, loaded.source)
     if parts := other_parts(inner_model(model)):
         logger.info(f"only the language model is trained, on texts: {', '.join(parts)} stay as they are")
@@ -65,9 +71,6 @@ def refuse_unreached(model: PreTrainedModel | PeftModel) -> None:
     Raises:
         ModelError: Naming the first.
     """
-    inner = inner_model(model)
-    if not runs_whole(inner):
-        return
     missing: list[str] = []
     for length in _LENGTHS:
         missing = _without_gradient(model, length)

@@ -10,17 +10,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import psutil
 
 from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.runs.signals import Signals, caught_signals
 
 #: Of a command that saved its state after SIGINT or SIGTERM.
 STOPPED_CODES = (130, 143)
@@ -31,7 +30,6 @@ REFUSED_CODE = 3
 _POLL_SECONDS = 0.1
 _PATIENCE_SECONDS = 300.0  # for what a launcher left behind; then it is killed
 _TAIL_BYTES = 1 << 16
-_PASSED_ON = (signal.SIGINT, signal.SIGTERM)
 _TOLD = re.compile(r"sdft \w+: ")
 #: The last line of a traceback, but not of a launcher's, which has its own say after the rank that failed.
 _ERROR = re.compile(r"(\[rank\d+\]: *)?[\w.]*(Error|Exception|Interrupt)\b(?<!ChildFailedError)(?!.*exit status)")
@@ -58,39 +56,6 @@ class Finish:
     returncode: int  # 128 + n where signal n was passed on to it, or killed it
     reason: str  # the line of its log that says why; empty when the code is 0
     seconds: float
-
-
-@dataclass(slots=True)
-class Signals:
-    """Signals that arrived and are to be passed on."""
-
-    numbers: list[int] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.numbers)
-
-
-@contextmanager
-def caught_signals() -> Iterator[Signals]:
-    """Collect SIGINT and SIGTERM instead of acting on them; outside the main thread nothing can be caught.
-
-    Yields:
-        The signals so far, for :func:`run_logged`, also in other threads.
-    """
-    caught = Signals()
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-
-    def keep(number: int, frame: FrameType | None) -> None:
-        caught.numbers.append(number)
-
-    previous = {number: signal.signal(number, keep) for number in _PASSED_ON}
-    try:
-        yield caught
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def sdft_command(verb: str, *arguments: object, launch: Sequence[str] = ()) -> list[str]:

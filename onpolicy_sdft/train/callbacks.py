@@ -16,13 +16,13 @@ class Callback:
     """Derive from it and write the methods that you need; the others do nothing.
 
     A callback looks on. What it is given is not to be changed; the one thing it may do to a run is to end it, by
-    returning true. An error in a callback ends the run like any other: its last whole step is saved (with several ranks
-    the last checkpoint stands). With several ranks each one calls its own callbacks, and the run ends on all of them
-    where it ends on one.
+    returning true. An error in a callback ends the run like any other: its last step is saved (with several ranks the
+    last checkpoint stands), and a resumed run calls ``on_evaluate`` and ``on_step_end`` of that step again. With
+    several ranks each one calls its own callbacks, and the run ends on all of them where it ends on one.
     """
 
     def on_rollouts(self, step: int, targets: Sequence[Target]) -> None:
-        """Look at what a step has written and learned, before ``on_step_end``.
+        """Look at what a step has written and learned, before it is validated.
 
         Args:
             step: Optimizer step, from 1.

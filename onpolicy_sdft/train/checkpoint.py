@@ -80,7 +80,7 @@ class Checkpointer:
             replace: Write it also where there is one of this step.
         """
         target = self.run.checkpoint_path(state.step)
-        if not replace and self.backend.on_first(lambda: target.exists() and not _what_is_torn(target)):
+        if not replace and self.backend.on_first(lambda: _is_kept(target)):
             return target  # saved after this very step already
         source = self.source.state()
         by_rank = self.backend.gather(source["own"])
@@ -267,6 +267,11 @@ def load_weights_and_moments(
     if saved is not None:
         own = [{k: v for k, v in group.items() if k != "params"} for group in schedule.optimizer.param_groups]
         backend.load_optimizer_state({"state": saved["state"], "groups": own})
+
+
+def _is_kept(target: Path) -> bool:
+    """Whether there is a whole checkpoint of a whole step."""
+    return target.exists() and not _what_is_torn(target) and not read_json(target / _STATE)["state"].get("unfinished")
 
 
 def _what_is_torn(source: Path) -> str:

@@ -38,6 +38,11 @@ class FsdpBackend(DividedBackend):
         plugin = self.accelerator.state.fsdp_plugin
         if plugin.fsdp_version != 2:
             raise ConfigError(f"fsdp_version is {plugin.fsdp_version}; only 2 is known here: fsdp_version: 2.")
+        if plugin.cpu_ram_efficient_loading:
+            raise ConfigError(
+                "fsdp_cpu_ram_efficient_loading loads the weights on one rank only, so the others cannot try what "
+                "learning needs before weights are divided. Fix: fsdp_cpu_ram_efficient_loading: false."
+            )
         if plugin.activation_checkpointing:
             raise ConfigError(
                 "fsdp_activation_checkpointing renames parameters. Fix: false, and --model.gradient_checkpointing true."

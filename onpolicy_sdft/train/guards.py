@@ -72,7 +72,9 @@ class Guards:
         if not why:
             return reason
         with self.progress.paused():
-            check, drops = self.gate.judge(state.step, why, self.answer())
+            answers = self.answer()
+        state.is_half = True  # a checkpoint of the verdict without what follows from it would keep what was refused
+        check, drops = self.gate.judge(state.step, why, answers)
         self._show(check)
         logger.info(f"gate at step {state.step} ({why}): {self._outcome(check, drops)}")
         if check.action in ("stop", "rollback"):
@@ -81,6 +83,7 @@ class Guards:
             self.alarms.rearm()
         if check.action == "rollback":
             scale_rates(self.checkpointer.schedule, self.gate.config.rollback_lr_factor)
+        state.is_half = False
         self.checkpointer.save(state, replace=True)  # what was answered is never asked again
         self.write()
         return GATE if self.gate.stopped else reason

@@ -15,8 +15,8 @@ import torch
 
 from onpolicy_sdft.data.order import batch_indices
 from onpolicy_sdft.errors import ConfigError, NoUpdateError
+from onpolicy_sdft.runs.signals import Signals, caught_signals
 from onpolicy_sdft.train.batch import StepBatch, make_batch
-from onpolicy_sdft.train.signals import StopRequest, stop_on_signals
 
 if TYPE_CHECKING:
     from onpolicy_sdft.config.schema import RunConfig, TrainConfig
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from onpolicy_sdft.train.guards import Guards
     from onpolicy_sdft.train.panel import TrainProgress
     from onpolicy_sdft.train.step import Trainer
-    from onpolicy_sdft.types import PromptPair, StepMetrics, Target
+    from onpolicy_sdft.types import PromptPair, Target
 
 logger = logging.getLogger(__name__)
 
@@ -102,30 +102,31 @@ class Loop:
     hooks: Hooks
     guards: Guards
     wall_clock: Callable[[], float] = time.time
-    _last: StepMetrics | None = None
+    _skipped: str = ""  # why the last step made no update
     _asked_to_stop: bool = False  # by a callback
 
     def fit(self) -> FitResult:
         """Train until the plan, a budget, an early stop or a signal ends it.
 
-        Leaves a checkpoint of the last whole step; of several ranks an error leaves the last one that was due.
+        Leaves a checkpoint of the last step, with what is left to do of it; of several ranks an error leaves the last
+        one that was due.
 
         Raises:
             TrainingError: After ``train.max_bad_steps`` steps in a row without an update.
         """
         state = self.trainer.state
-        with self.progress, stop_on_signals() as stop:
+        with self.progress, caught_signals(once=True) as stop:
             self.guards.begin(state)
-            reason = self._agree_to_end(stop)
+            reason = "" if state.unfinished else self._agree_to_end(stop)
             while not reason:
                 try:
                     self._step()
                     self._check_bad_steps()
                     reason = self._agree_to_end(stop)
                 except Exception:
-                    # Whatever it is (a check, a full disk): the whole steps before it are not lost. Of several ranks
-                    # one may be alone with it, and saving takes all of them. Half an update is no state to go on from.
-                    if self.trainer.backend.num_ranks == 1 and not self.trainer.is_updating:
+                    # Whatever it is (a check, a full disk): no update before it is lost. Of several ranks one may be
+                    # alone with it, and saving takes all of them. Half an update is no state to go on from.
+                    if self.trainer.backend.num_ranks == 1 and not state.is_half:
                         self.checkpointer.save(state)
                     raise
                 every = self.config.train.checkpoint_steps
@@ -140,17 +141,38 @@ class Loop:
             callback.on_save(self.trainer.state.step, path)
 
     def _step(self) -> None:
+        """Learn, validate and log a step; of one that broke when it had learned, do the rest."""
+        state = self.trainer.state
+        if state.unfinished is None:
+            self._learn()
+        assert state.unfinished is not None
+        record, rollouts = state.unfinished["metrics"], state.unfinished["rollouts"]
+        logged = {name: math.nan if value is None else value for name, value in record["values"].items()}  # from a file
+        validation = self._validate() if self._validation_is_due() else {}
+        values = {**logged, **validation}
+        if self.trainer.backend.rank == 0:
+            self.run.append_metrics({**record, "time": self.wall_clock(), "values": values})
+            self.run.append_rollouts(rollouts)
+        for callback in self.hooks.callbacks:
+            self._asked_to_stop |= bool(callback.on_step_end(state.step, values))
+        # All that can fail can be done again up to here. What counts is done once, and cannot fail.
+        state.finish(self._score(validation))
+        self._skipped = record["skipped"]
+        self._notice(values)
+
+    def _learn(self) -> None:
+        """Take the update, and note in the state what is to be logged of it once the step is whole."""
+        state = self.trainer.state
         self._seed_dropout()
-        metrics = self.trainer.train_step(self._batch(self.trainer.state.step))
-        validation: Mapping[str, float] = {}
-        try:
-            validation = self._validate() if self._validation_is_due() else {}
-        finally:
-            self._log(metrics, validation)  # the step was taken, whatever became of its validation
-        self._last = metrics
+        metrics = self.trainer.train_step(self._batch(state.step))
+        samples = metrics.targets[: self.config.train.rollout_samples]
+        state.unfinished = {
+            "metrics": {"step": metrics.step, "skipped": metrics.skipped, "values": dict(metrics.values)},
+            "rollouts": [self._rollout_record(metrics.step, target) for target in samples],
+        }
+        state.is_half = False
         for callback in self.hooks.callbacks:
             callback.on_rollouts(metrics.step, metrics.targets)
-            self._asked_to_stop |= bool(callback.on_step_end(metrics.step, {**metrics.values, **validation}))
 
     def _seed_dropout(self) -> None:
         """Let a step's dropout depend on the step and the rank alone, so that one broken off can be done again."""
@@ -168,18 +190,18 @@ class Loop:
         pairs = [self.pairs[index] for index in indices]
         return make_batch(pairs, self.trainer.num_samples, self.trainer.backend)
 
-    def _agree_to_end(self, stop: StopRequest) -> str:
+    def _agree_to_end(self, stop: Signals) -> str:
         """Return why training ends here on all ranks, empty to go on; without a signal the gate has the last word."""
         if asked := self._share_requests(stop):
             return asked.name
         return self.guards.judge(self.trainer.state, self._reason_to_end())
 
-    def _share_requests(self, stop: StopRequest) -> signal.Signals | None:
+    def _share_requests(self, stop: Signals) -> signal.Signals | None:
         """Let all ranks know of a signal or a callback that asks one of them to stop; return the signal.
 
         One that comes while ranks talk is not among what they were told: it waits for the next time.
         """
-        signals, asked = zip(*self.trainer.backend.gather((stop.signal, self._asked_to_stop)), strict=True)
+        signals, asked = zip(*self.trainer.backend.gather((stop.first, self._asked_to_stop)), strict=True)
         self._asked_to_stop = any(asked)
         return max(filter(None, signals), default=None)
 
@@ -212,32 +234,21 @@ class Loop:
             self._asked_to_stop |= bool(callback.on_evaluate(self.trainer.state.step, "validation", metrics))
         if self.hooks.refresh is not None:
             self.hooks.refresh()
-        name, state = self.config.eval.best_metric, self.trainer.state
-        if name is None:
-            return metrics
-        if state.best_score is None or metrics[name] > state.best_score:
-            state.best_score, state.validations_without_gain = metrics[name], 0
-            if self.hooks.save_best is not None:
-                self.hooks.save_best()
-        else:
-            state.validations_without_gain += 1
+        if self.trainer.state.is_better(self._score(metrics)) and self.hooks.save_best is not None:
+            self.hooks.save_best()
         return metrics
 
-    def _log(self, metrics: StepMetrics, validation: Mapping[str, float]) -> None:
-        values = {**metrics.values, **validation}
-        if self.trainer.backend.rank == 0:
-            self.run.append_metrics(
-                {"step": metrics.step, "skipped": metrics.skipped, "time": self.wall_clock(), "values": values}
-            )
-            samples = metrics.targets[: self.config.train.rollout_samples]
-            self.run.append_rollouts([self._rollout_record(metrics.step, target) for target in samples])
-        self.progress.show_step(metrics.step, values)
-        self._notice(metrics, values)
+    def _score(self, validation: Mapping[str, float]) -> float | None:
+        """Return what the best weights are chosen by; None without it."""
+        name = self.config.eval.best_metric
+        return validation[name] if validation and name is not None else None
 
-    def _notice(self, metrics: StepMetrics, values: Mapping[str, float]) -> None:
-        if metrics.skipped:
-            logger.warning(f"step {metrics.step} was skipped ({metrics.skipped})")
-        self.guards.watch(metrics.step, values)
+    def _notice(self, values: Mapping[str, float]) -> None:
+        step = self.trainer.state.step
+        if self._skipped:
+            logger.warning(f"step {step} was skipped ({self._skipped})")
+        self.guards.watch(step, values)
+        self.progress.show_step(step, values)
 
     def _rollout_record(self, step: int, target: Target) -> dict[str, Any]:
         demonstration, rollout = target.pair.demonstration, target.rollout
@@ -263,7 +274,7 @@ class Loop:
 
     def _check_bad_steps(self) -> None:
         state, limit = self.trainer.state, self.config.train.max_bad_steps
-        if state.bad_steps_in_a_row < limit or self._last is None:
+        if state.bad_steps_in_a_row < limit or not self._skipped:
             return
         self._save()  # every rank comes here
         ways_out = {
@@ -272,5 +283,5 @@ class Loop:
         }
         raise NoUpdateError(
             f"{state.bad_steps_in_a_row} steps in a row made no update (train.max_bad_steps={limit}; the last one: "
-            f"{self._last.skipped}). The state is saved. Fix: {ways_out[self._last.skipped]}."
+            f"{self._skipped}). The state is saved. Fix: {ways_out[self._skipped]}."
         )

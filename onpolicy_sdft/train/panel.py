@@ -14,11 +14,12 @@ from rich.text import Text
 from onpolicy_sdft.config.scores import scores_by_label
 from onpolicy_sdft.runs.progress import Progress, format_figure
 
+_LOSS = "loss/total"
 #: What a line shows of a step's metrics, those that it has.
-_LINE = {"loss": "loss/total", "tokens_per_second": "train/tokens_per_second", "fallback_rate": "screen/fallback_rate"}
+_LINE = {"loss": _LOSS, "tokens_per_second": "train/tokens_per_second", "fallback_rate": "screen/fallback_rate"}
 #: What the panel shows of them: metric, heading, unit.
 _PANEL = (
-    ("loss/total", "loss", "nats a token"),
+    (_LOSS, "loss", "nats a token"),
     ("screen/fallback_rate", "fallback rate", ""),
     ("train/tokens_per_second", "learned", "tokens/s"),
     ("rollout/tokens_per_second", "written", "tokens/s"),
@@ -58,7 +59,8 @@ class TrainProgress(Progress):
 
     def recall_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Take up the metrics of a step that was counted already, such as one of the run that is resumed."""
-        self._step, self._metrics = step, metrics
+        learned = {_LOSS: self._metrics[_LOSS]} if _LOSS in self._metrics else {}
+        self._step, self._metrics = step, {**learned, **metrics}  # a step that learned nothing has no loss
         self.show_scores(step, scores_by_label(metrics))
 
     def show_scores(self, step: int, scores: Mapping[str, float]) -> None:

@@ -84,8 +84,11 @@ class Recorder:
         seconds = self._seconds | {"step": self.clock() - self._began}
         mine = {f"time/{name}_seconds": value for name, value in seconds.items()} | self._mine
         by_rank, memory = zip(*self.backend.gather((mine, self._memory)), strict=True)
+        losses = {}
+        if not update.skipped:  # a step that learned nothing has no loss
+            losses = loss_metrics(self.objective, update.loss_sum, update.parts, update.num_counted_tokens)
         values = {
-            **loss_metrics(self.objective, update.loss_sum, update.parts, update.num_counted_tokens),
+            **losses,
             **({"train/grad_norm": update.grad_norm} if update.num_counted_tokens else {}),
             "train/lr": update.lr,
             "train/num_loss_tokens": update.num_loss_tokens,

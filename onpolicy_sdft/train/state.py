@@ -52,6 +52,13 @@ class TrainState:
     learned: LearnedTexts = field(default_factory=dict)  # texts learned so far, where one of several samples is picked
     bare: dict[str, Any] | None = None  # the bare answers that rollouts are compared with
     limits: dict[str, float | None] = field(default_factory=dict)  # of the review's rules, where the probe set them
+    unfinished: dict[str, Any] | None = None  # what is to be logged of the last step, until it is validated and logged
+    is_half: bool = False  # weights have moved, what goes with them has not: nothing to go on from
+
+    @property
+    def num_logged(self) -> int:
+        """Steps that are validated and logged: all, or all but the last."""
+        return self.step - (self.unfinished is not None)
 
     def advance(self, update: Update, remembered: Sequence[Target] = ()) -> None:
         """Count a step, and remember the texts that it learned of these targets, if it learned any."""
@@ -63,3 +70,15 @@ class TrainState:
         self.bad_steps_in_a_row = 0
         self.num_updates += 1
         self.total_loss_tokens += update.num_loss_tokens
+
+    def is_better(self, score: float | None) -> bool:
+        """Whether a validation's score is the best so far."""
+        return score is not None and (self.best_score is None or score > self.best_score)
+
+    def finish(self, score: float | None) -> None:
+        """Count a step as validated and logged, and its score, if it has one."""
+        self.unfinished = None
+        if self.is_better(score):
+            self.best_score, self.validations_without_gain = score, 0
+        elif score is not None:
+            self.validations_without_gain += 1

@@ -59,7 +59,6 @@ class Trainer:
     num_samples: int = 1  # rollouts of each demonstration
     reviewer: BarePromptReview | None = None  # None: nothing can be measured with weights that are divided
     picks_best: bool = False  # of the samples of a demonstration one is learned
-    is_updating: bool = False  # weights have moved, the rest of the state has not yet
 
     def __post_init__(self) -> None:
         self.recorder = Recorder(self.backend, self.objective.name, self.pairing.num_skipped)
@@ -81,12 +80,12 @@ class Trainer:
             all_targets = batch.gather(targets)
         with record.phase("learn"):
             update = self.retry.learn(self.learn, targets)  # 3. Pair with the bare prompt, 4. Learn
+        self.state.is_half = True  # until the loop has noted what the step came to
         if not update.skipped:
             self.weights.follow(self.state.num_updates + 1)  # the average of the weights moves
             self.schedule.step()
         self.source.remember(all_targets)  # these rollouts are the next epoch's drafts
         self.state.advance(update, all_targets if self.picks_best else ())
-        self.is_updating = False
         return record.finish(all_targets, update, self.state)
 
     def review(self, targets: Sequence[Target]) -> list[Target]:
@@ -113,7 +112,7 @@ class Trainer:
                     self.backend.backward(loss_sum / update.num_counted_tokens)
                 sums += torch.cat([loss_sum.detach().double()[None], parts]).cpu()
         total, *others = map(sum, zip(*self.backend.gather(sums.tolist()), strict=True))
-        self.is_updating = True
+        self.state.is_half = True
         grad_norm = self.backend.step_if_finite(total, self.max_grad_norm)
         skipped = "" if math.isfinite(grad_norm) else "not_finite"
         return replace(update, loss_sum=total, parts=tuple(others), grad_norm=grad_norm, skipped=skipped)

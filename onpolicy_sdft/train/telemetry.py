@@ -113,11 +113,8 @@ def loss_metrics(name: str, loss_sum: float, figures: Sequence[float], num_token
     """Return the step's loss and its parts per token of the denominator, so that the parts sum to it.
 
     ``loss/total`` is what was minimised; ``loss/NAME`` the objective's own part of it. Rates and the mean importance
-    are over the tokens that the objective itself learns. Parts and rates that are zero throughout are left out, and
-    so is everything of a step that learned nothing: its loss is not 0.
+    are over the tokens that the objective itself learns. Parts and rates that are zero throughout are left out.
     """
-    if not num_tokens:
-        return {}
     per_token, per_own = 1 / num_tokens, 1 / max(1, figures[LossPart.OWN_TOKENS])
     found = {"loss/total": loss_sum * per_token, f"loss/{name}": figures[LossPart.OWN] * per_token}
     named = {

@@ -11,6 +11,7 @@ Ranks talk through gloo with a short time-out, so that a hang is a failure.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -55,6 +56,8 @@ def work(rank: int, num_ranks: int, port: int, job: dict[str, Any]) -> None:
         backend._LATE_BYTES = job["late_bytes"]
     if rank in job.get("short_of_memory", []):
         _run_out_of_memory()
+    if "detached" in job:
+        _detach(job["detached"])
     counted = _count_reductions() if job.get("count_reductions") else []
     if job.get("count_collectives"):
         _count_collectives(rank)
@@ -104,6 +107,20 @@ def _run_out_of_memory() -> None:
         return forward(self, batch, *others)
 
     Policy.forward = short  # type: ignore[method-assign]
+
+
+def _detach(name: str) -> None:
+    """Let no gradient go back through a layer of the model that is trained."""
+    module = importlib.import_module("onpolicy_sdft.fitting.fit")
+
+    make_ready = module.make_ready
+
+    def detached(model: torch.nn.Module, *others: Any) -> None:
+        layer = next(layer for full_name, layer in model.named_modules() if full_name.endswith(name))
+        layer.register_forward_hook(lambda _, __, output: output.detach())
+        make_ready(model, *others)
+
+    module.make_ready = detached
 
 
 def _count_collectives(rank: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,22 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(runs, backend):
     assert torch.equal(figures(whole, *METRICS), figures(resumed, *METRICS))
     first, second = weights(whole), weights(resumed)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("backend", "lora"),
+    [("zero3", True), *(pytest.param(*each, marks=pytest.mark.slow) for each in
+     (("zero3", False), ("fsdp2", True), ("fsdp2", False), ("ddp", True)))],
+)  # fmt: skip
+def test_a_layer_that_no_gradient_reaches_is_refused_before_weights_are_divided(tmp_path, model_dir, backend, lora):
+    refused = {"detached": "layers.1.self_attn.v_proj"}
+    asked = job(
+        2, write_config(tmp_path, model_dir), tmp_path / "run", backend=backend, more=refused, **{"lora.enabled": lora}
+    )
+    done = run_all(asked)
+    assert done.returncode == 2
+    assert re.search(r"rank \d: .* get no gradient from the loss .*layers\.1\.self_attn\.v_proj.* Fix: ", done.stderr)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import pytest
 from onpolicy_sdft.config.sweep import SweepConfig
 from onpolicy_sdft.errors import ConfigError, MissingDependencyError
 from onpolicy_sdft.experiments import cluster
-from onpolicy_sdft.runs.commands import Signals
+from onpolicy_sdft.runs.signals import Signals
 
 SAVES = (
     "import os, signal, time\n"

@@ -18,8 +18,9 @@ from onpolicy_sdft.experiments.sweep import run_sweep
 from onpolicy_sdft.experiments.sweep_plan import Plan, make_plan
 from onpolicy_sdft.fitting.fit import fit
 from onpolicy_sdft.offline.distill import run_distill
-from onpolicy_sdft.runs.commands import Finish, Signals
+from onpolicy_sdft.runs.commands import Finish
 from onpolicy_sdft.runs.files import read_json, read_jsonl
+from onpolicy_sdft.runs.signals import Signals
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "configs" / "sweep").glob("*.yaml"))

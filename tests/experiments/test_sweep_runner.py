@@ -14,8 +14,9 @@ from onpolicy_sdft.data.inputs import input_digests
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError
 from onpolicy_sdft.experiments.sweep import SweepOutcome, run_sweep
 from onpolicy_sdft.experiments.sweep_plan import Plan, make_plan
-from onpolicy_sdft.runs.commands import Finish, Signals
+from onpolicy_sdft.runs.commands import Finish
 from onpolicy_sdft.runs.files import read_json, write_json_atomic
+from onpolicy_sdft.runs.signals import Signals
 
 
 @pytest.fixture

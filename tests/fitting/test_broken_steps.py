@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from tiny import questions, write_run
 
 from onpolicy_sdft import evaluate, fit, load_config, load_run
+from onpolicy_sdft.build.given import Given
+from onpolicy_sdft.config.schema import RunConfig
 from onpolicy_sdft.errors import RunDirectoryError
 from onpolicy_sdft.models.weights import PolicyWeights
-from onpolicy_sdft.runs.files import read_jsonl
+from onpolicy_sdft.runs.directory import RunDirectory
+from onpolicy_sdft.runs.files import read_json, read_jsonl
+from onpolicy_sdft.screening.watch import Watch
 from onpolicy_sdft.train.backend import Backend
+from onpolicy_sdft.train.callbacks import Callback
+from onpolicy_sdft.train.feedback import FeedbackSource
 from onpolicy_sdft.train.pairing import Pairing
+from onpolicy_sdft.train.panel import TrainProgress
+from onpolicy_sdft.train.recorder import Recorder
 from onpolicy_sdft.train.source import PolicySource
+from onpolicy_sdft.train.state import TrainState
 from onpolicy_sdft.train.step import Trainer
+from onpolicy_sdft.train.teacher_scorer import TeacherScorer
 from onpolicy_sdft.types import Turn
+
+fit_module = importlib.import_module("onpolicy_sdft.fitting.fit")
 
 TASK = """
 import helper
@@ -71,50 +86,158 @@ def config(tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return write_config(tmp_path, model_dir, monkeypatch)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> dict[str, torch.Tensor]:
-    """What the undisturbed run trains."""
-    folder = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        return trained(write_config(folder, model_dir, patch), folder / "run")
+def trained(config: Path, output: Path, **options: object) -> None:
+    fit(load_config(config, **{"train.output_dir": str(output), **options}), given=Given(callbacks=[Callback()]))
 
 
-def trained(config: Path, output: Path, **options: object) -> dict[str, torch.Tensor]:
-    fit(load_config(config, **{"train.output_dir": str(output), **options}))
-    return load_file(output / "checkpoints" / "step-000004" / "trainable.safetensors")
+SCORES = (0.1, 0.2, 0.3, 0.4, 0.3)  # of the validations: the best weights are those of the fourth step
 
+FAMILIES: dict[str, dict[str, Any]] = {
+    "its text": {},
+    "feedback": {"feedback.enabled": True, "feedback.num_attempts": 2, "context.template": "reference"},
+    "divergence": {"rollout.prompt": "student", "objective.name": "reverse_kl", "objective.anchor_kl": 0.1},
+    "all dropped": {"screening.check": "drop", "train.max_bad_steps": 99},
+    "all weights": {"lora.enabled": False, "optim.lr": 0.003, "screening.pick": "all"},
+}
 
-PHASES = {
-    "rollout": (PolicySource, "rollouts"),
-    "review": (Trainer, "review"),
-    "pair": (Pairing, "micro_batches"),
-    "backward": (Backend, "backward"),
-    "before the update": (Backend, "optimizer_step"),
-    "after the update": (PolicyWeights, "follow"),
-    "at the end": (PolicySource, "remember"),
+#: What raises, and in which of its calls in a step: the last steps break one by one, and each time the run is resumed.
+PHASES: dict[str, Sequence[tuple[object, str, int]]] = {
+    "writing": [
+        (PolicySource, "begin", 1), (PolicySource, "rollouts", 1), (Watch, "targets", 1), (Trainer, "review", 1),
+    ],
+    "learning": [
+        (Pairing, "micro_batches", 1), (TeacherScorer, "__call__", 1), (Backend, "backward", 1),
+        (Backend, "backward", 2), (Backend, "optimizer_step", 1),
+    ],
+    "counting": [
+        (PolicyWeights, "follow", 1), (TrainState, "advance", 1), (Recorder, "finish", 1),
+        (Callback, "on_rollouts", 1),
+    ],
+    "validating": [
+        (fit_module, "_export", 1), (fit_module, "_validate", 1), (Callback, "on_evaluate", 1),
+        (fit_module, "refresh_run", 1),
+    ],
+    "logging": [
+        (RunDirectory, "append_metrics", 1), (RunDirectory, "append_rollouts", 1), (Callback, "on_step_end", 1),
+        (TrainProgress, "show_step", 1),
+    ],
+}  # fmt: skip
+#: Those of one family only: a teacher that sees attempts, and steps that learn nothing.
+OWN_PHASES: dict[str, Sequence[tuple[object, str, int]]] = {
+    "trying": [(FeedbackSource, "_try", 1), (FeedbackSource, "_tell", 2)],
+    "dropping": [(PolicySource, "remember", 1), (TrainState, "advance", 1), (Recorder, "finish", 1)],
 }
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_a_step_that_breaks_anywhere_is_done_again_bit_for_bit(config, whole, tmp_path, monkeypatch, phase):
-    owner, name = PHASES[phase]
-    real, calls = getattr(owner, name), []
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator[Callable[[str], Path]]:
+    """Return what gives the run of a family that nothing broke."""
+    folders: dict[str, Path] = {}
 
-    def breaks(self, *arguments, **options):
-        calls.append(name)
-        if len(read_jsonl(tmp_path / "run" / "metrics.jsonl")) == 2:
+    def run(family: str) -> Path:
+        if family not in folders:
+            folders[family] = tmp_path_factory.mktemp("whole")
+            config = write_config(folders[family], model_dir, patch)
+            trained(config, folders[family] / "run", **{**validated(folders[family]), **FAMILIES[family]})
+        return folders[family] / "run"
+
+    with pytest.MonkeyPatch.context() as patch:
+        score_by_step(patch)
+        yield run
+
+
+def validated(folder: Path) -> dict[str, Any]:
+    """Options of a run that has all that a step can have: a validation, best weights, bare answers that are renewed."""
+    return {
+        "train.max_steps": len(SCORES), "train.micro_batch_tokens": 60, "probe.num_examples": 3,
+        "screening.surprise": "drop", "screening.max_surprise": 5.6, "screening.pick": "best",
+        "eval.every_steps": 1, "eval.validation": [questions(folder, "quick", limit=1)], "eval.early_stop": 9,
+        "eval.best_metric": "eval/quick/score", "train.rollout_samples": 2,
+    }  # fmt: skip
+
+
+def score_by_step(patch: pytest.MonkeyPatch) -> None:
+    """Let a validation answer as it does, and give the score of its step."""
+    real = fit_module._validate
+
+    def validate(config: RunConfig, *others: Any) -> dict[str, float]:
+        step = len(RunDirectory(Path(config.train.output_dir)).read_metrics())
+        return dict.fromkeys(real(config, *others), SCORES[step])
+
+    patch.setattr(fit_module, "_validate", validate)
+
+
+def break_step(patch: pytest.MonkeyPatch, step: int, owner: Any, name: str, number: int, *, late: bool) -> None:
+    """Let a call of a function raise in a step, before what it does or after it."""
+    real, take, calls = getattr(owner, name), Trainer.train_step, Counter[int]()
+    begun = []
+
+    def noted(self: Trainer, *arguments: Any) -> Any:
+        begun.append(self.state.step + 1)
+        return take(self, *arguments)
+
+    def breaks(*arguments: Any, **options: Any) -> Any:
+        calls.update(begun[-1:])
+        broken = begun[-1:] == [step] and calls[step] == number
+        if late or not broken:
+            found = real(*arguments, **options)
+        if broken:
             raise RuntimeError("broken")
-        return real(self, *arguments, **options)
+        return found
 
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, name, breaks)
-        (tmp_path / "run").mkdir(exist_ok=True)
-        (tmp_path / "run" / "metrics.jsonl").touch()
-        with pytest.raises(RuntimeError, match="broken"):
-            trained(config, tmp_path / "run", **{"train.resume": "auto"})
-    assert calls
-    again = trained(config, tmp_path / "run", **{"train.resume": "auto"})
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    patch.setattr(Trainer, "train_step", noted)
+    patch.setattr(owner, name, breaks)
+
+
+def kept(run: Path) -> dict[str, Any]:
+    """What a run leaves that does not depend on clocks."""
+    metrics = [row | {"time": 0} for row in read_jsonl(run / "metrics.jsonl")]
+    for row in metrics:
+        row["values"] = {
+            name: value for name, value in row["values"].items()
+            if not name.startswith(("time/", "memory/")) and "per_second" not in name
+        }  # fmt: skip
+    last = max((run / "checkpoints").glob("step-*"))
+    files = {
+        f"{path.parent.name}/{path.name}": load_file(path)
+        for path in (last / "trainable.safetensors", *run.glob("best/*.safetensors"), *run.glob("model/*.safetensors"))
+    }
+    state = read_json(last / "state.json")
+    return {
+        **{f"step {number}": row for number, row in enumerate(metrics, 1)}, "state": state["state"],
+        "alarms": state["guards"]["alarms"], "rollouts": read_jsonl(run / "rollouts.jsonl"),
+        **{f"{name} {key}": value.tolist() for name, file in files.items() for key, value in file.items()},
+    }  # fmt: skip
+
+
+SLOW = [
+    *(("its text", part, True) for part in PHASES),
+    *((family, part, False) for family in ("feedback", "divergence", "all weights") for part in PHASES),
+    ("feedback", "trying", True),
+    ("all dropped", "dropping", True),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "part", "late"),
+    [*(("its text", part, False) for part in PHASES), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
+)
+def test_a_run_that_breaks_in_every_step_is_the_undisturbed_one(
+    undisturbed, tmp_path, model_dir, monkeypatch, family, part, late
+):
+    whole, run = undisturbed(family), tmp_path / "run"
+    config = write_config(tmp_path, model_dir, monkeypatch)
+    options = {**validated(tmp_path), **FAMILIES[family], "train.resume": "auto"}
+    phases = {**PHASES, **OWN_PHASES}[part]
+    for step, phase in enumerate(phases, 1 + len(SCORES) - len(phases)):
+        with monkeypatch.context() as patch:
+            break_step(patch, step, *phase, late=late)
+            with pytest.raises(RuntimeError, match="broken"):
+                trained(config, run, **options)
+    trained(config, run, **options)
+    found, expected = kept(run), kept(whole)
+    assert [name for name in expected if found.get(name) != expected[name]] == []
+    assert found.keys() == expected.keys()
 
 
 def edit_chat_template(tmp_path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import re
 import signal
 from dataclasses import replace
@@ -125,6 +126,35 @@ def test_a_run_that_destroys_its_model_is_stopped_and_leaves_the_start(files, ta
     assert scores["after"]["sets"][0]["score"] == scores["before"]["sets"][0]["score"] == 1.0
     assert main([*command, "--train.resume=auto"]) == REFUSED_CODE, "it does not go on"
     assert checks(files["run"])[-1] == (2, "planned", False, "stop")
+
+
+def test_a_gate_that_broke_before_it_had_gone_back_goes_back_when_resumed(files, monkeypatch):
+    def breaks_at(path: str, number: int, *, late: bool) -> None:
+        owner, _, name = path.rpartition(".")
+        owner = pkgutil.resolve_name(owner)
+        real, calls = getattr(owner, name), []
+
+        def breaks(*arguments: Any, **options: Any) -> Any:
+            calls.append(name)
+            if late or len(calls) != number:
+                found = real(*arguments, **options)
+            if len(calls) == number:
+                raise RuntimeError("broken")
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, breaks)
+            with pytest.raises(RuntimeError, match="broken"):
+                run(files, **{"train.resume": "auto"})
+
+    breaks_at("onpolicy_sdft.train.checkpoint.Checkpointer.go_back", 1, late=False)
+    breaks_at("onpolicy_sdft.train.alarms.Alarms.rearm", 1, late=True)
+    breaks_at("onpolicy_sdft.fitting.guards.answer_greedily", 1, late=False)  # the start is not asked again
+    breaks_at("onpolicy_sdft.train.guards.Guards.write", 2, late=True)  # the first call is of the resumed run's start
+    assert run(files, **{"train.resume": "auto"}).result.reason == "gate"
+    assert checks(files["run"]) == [(0, "start", True, ""), (2, "planned", False, "stop")]
+    left = load_file(files["run"] / "model" / "adapter_model.safetensors")
+    assert all(not value.any() for name, value in left.items() if "lora_B" in name)
 
 
 def test_the_best_state_is_kept_and_exported(files, monkeypatch):

@@ -145,6 +145,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(make_bench, po
     bench.trainer.objective = Poisoned()
     metrics = bench.step()
     assert metrics.skipped == "not_finite"
+    assert not [name for name in metrics.values if name.startswith("loss/")], "nothing was learned"
     assert bench.trainer.state.bad_steps_in_a_row == 1
     assert all(torch.equal(p, before[n]) for n, p in bench.model.named_parameters())
     bench.trainer.objective = objective

@@ -119,6 +119,14 @@ def test_a_parameter_that_no_forward_uses_is_refused_by_name(tiny_model):
         refuse_unreached(model)
 
 
+def test_weights_that_were_divided_before_they_came_cannot_be_tried_and_that_is_said(tiny_model, tokenizer, logged):
+    model = tiny_model()
+    loaded = LoadedModel(model, tokenizer, "tiny")
+    model.get_input_embeddings().weight.data = torch.empty(0)
+    make_ready(model, loaded)
+    assert "cannot be tried: its weights were divided among the ranks before" in logged[0]
+
+
 def test_what_adapters_do_not_reach_is_said_in_one_line(tokenizer, logged):
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
     model = make(Qwen3MoeConfig(**{**NARROW, "vocab_size": 264}, **experts))

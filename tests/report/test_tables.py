@@ -1,6 +1,10 @@
 """The before / after table."""
 
+from places import metrics
+
+from onpolicy_sdft.report.reading import Member, Reader, RunRecords
 from onpolicy_sdft.report.tables import before_after_table, kl_sentence, latest_stage, score_notes
+from onpolicy_sdft.report.training import tiles
 
 
 def entry(label, score, *, retention=False, **others):
@@ -112,3 +116,14 @@ def test_the_latest_scores_are_those_after_training_else_those_of_eval():
     assert latest_stage({"after": after, "eval": scored}) == ("after", after)
     assert latest_stage({"before": after, "eval": scored}) == ("eval", scored)
     assert latest_stage({"before": after}) == ("after", {})
+
+
+def test_the_loss_from_first_to_last_is_of_steps_that_learned(tmp_path):
+    steps = [metrics(step) | {"skipped": "" if step in (2, 3) else "all_dropped"} for step in range(1, 5)]
+    for record in steps:
+        if record["skipped"]:
+            del record["values"]["loss/total"]
+    run = Member("run", tmp_path, RunRecords(metrics=steps))
+    found = {tile.title: tile.text for tile in tiles(run, Reader(tmp_path)).tiles}
+    assert found["loss, first to last"] == "0.500 -> 0.333"
+    assert found["steps"] == "4 (2 skipped)"

@@ -14,7 +14,8 @@ import pytest
 
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.runs import commands
-from onpolicy_sdft.runs.commands import Signals, caught_signals, last_reason, run_logged, sdft_command
+from onpolicy_sdft.runs.commands import last_reason, run_logged, sdft_command
+from onpolicy_sdft.runs.signals import Signals, caught_signals
 
 #: Says that it is ready, and on a signal what a run does: it saves, and exits with the shell's code.
 SAVES = """

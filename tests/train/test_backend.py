@@ -36,7 +36,8 @@ def deepspeed(zero=None, *, init=False, **config):
 
 
 def fsdp(**options):
-    plugin = SimpleNamespace(**{"fsdp_version": 2, "activation_checkpointing": False, **options})
+    free = {"fsdp_version": 2, "activation_checkpointing": False, "cpu_ram_efficient_loading": False}
+    plugin = SimpleNamespace(**{**free, **options})
     return launched(FsdpBackend, DistributedType.FSDP, fsdp_plugin=plugin)
 
 
@@ -49,6 +50,7 @@ def fsdp(**options):
         (lambda: deepspeed({"offload_param": {"device": "nvme"}}), "cpu or none"),
         (lambda: deepspeed(init=True), "zero3_init_flag: false"),
         (lambda: fsdp(fsdp_version=1), "fsdp_version: 2"),
+        (lambda: fsdp(cpu_ram_efficient_loading=True), "fsdp_cpu_ram_efficient_loading: false"),
         (lambda: fsdp(activation_checkpointing=True), "model.gradient_checkpointing"),
         (lambda: launched(FsdpBackend, DistributedType.MULTI_CPU), "weights would not be divided"),
     ],

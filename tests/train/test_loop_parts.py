@@ -9,10 +9,10 @@ import torch
 from onpolicy_sdft.config.schema import OptimConfig, TrainConfig
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.rollout.backend import RolloutStats
+from onpolicy_sdft.runs.signals import caught_signals
 from onpolicy_sdft.train.batch import repeat_samples
 from onpolicy_sdft.train.loop import Plan, make_plan
 from onpolicy_sdft.train.optim import make_optimizer, make_schedule
-from onpolicy_sdft.train.signals import stop_on_signals
 from onpolicy_sdft.train.source import PolicySource, Sampling, TargetSource
 from onpolicy_sdft.types import Blend, Demonstration, PromptPair, SamplingParams, Turn
 
@@ -31,13 +31,13 @@ def test_a_batch_larger_than_the_data_is_refused_with_the_way_out():
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_first_signal_is_a_request_and_a_later_one_acts_at_once(number, monkeypatch):
     seen, now = [], 0.0
-    monkeypatch.setattr("onpolicy_sdft.train.signals.time.monotonic", lambda: now)
+    monkeypatch.setattr("onpolicy_sdft.runs.signals.time.monotonic", lambda: now)
     before = signal.signal(number, lambda *_: seen.append("at once"))
     try:
-        with stop_on_signals() as stop:
-            assert stop.signal is None
+        with caught_signals(once=True) as stop:
+            assert stop.first is None
             os.kill(os.getpid(), number)
-            assert stop.signal == number
+            assert stop.first == number
             now = 0.5
             os.kill(os.getpid(), number)  # a scheduler and a launcher both passed it on
             assert seen == []

@@ -65,6 +65,17 @@ def test_the_panel_has_step_figures_scores_and_the_time_left(terminal):
     assert re.search(r"facts +- +0\.500 +1 ", panel)
 
 
+def test_the_loss_that_is_shown_is_the_last_that_was_learned(terminal):
+    skipped = {name: value for name, value in METRICS.items() if name != "loss/total"}
+    with TrainProgress("train", 3, "steps") as progress:
+        progress.show_step(1, skipped)
+        assert "loss" not in terminal.panels()[-1]
+        progress.show_step(2, METRICS)
+        progress.show_step(3, skipped | {"screen/fallback_rate": 0.5})
+    panel = terminal.panels()[-1]
+    assert all(text in panel for text in ("step 3", "loss 1.235 nats a token", "fallback rate 50%"))
+
+
 def test_a_narrow_terminal_loses_no_figure(terminal, monkeypatch):
     monkeypatch.setenv("COLUMNS", "44")
     with TrainProgress("train", 8, "steps") as progress:

@@ -104,10 +104,6 @@ def test_parts_of_the_loss_sum_to_it_and_rates_are_over_the_objectives_own_token
     }
 
 
-def test_a_step_that_learned_nothing_has_no_loss():
-    assert loss_metrics("nll", 0.0, [0.0] * len(LossPart), num_tokens=0) == {}
-
-
 def test_targets_that_are_skipped_whole_are_counted():
     targets = [target([1, 2, 3], [1]), target([1, 2], [1]), target([1], [1], verdict="drop"), target([1], [1])]
     assert length_metrics(targets, 2) == {"train/too_short_rate": pytest.approx(2 / 3)}
