@@ -14,7 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onpolicy_sdft.data.columns import Columns, column_hint, find_columns, find_tools, is_conversation, left_unread
+from onpolicy_sdft.data.columns import (
+    Columns,
+    column_hint,
+    find_columns,
+    find_tools,
+    is_conversation,
+    left_unread,
+    likely_columns,
+)
 from onpolicy_sdft.data.conversations import NO_ANSWER, demonstrations_of, prompt_of, read_messages, unread_parts
 from onpolicy_sdft.data.files import file_rows, find_files
 from onpolicy_sdft.data.generators import generate_rows
@@ -78,7 +86,7 @@ def load_demonstrations(config: DataConfig, task: Task, *, section: str = "data"
         try:
             if isinstance(row, DataError):
                 raise row
-            known = columns or Columns()  # of no format so far: the usual names say what is missing
+            known = columns or likely_columns(row, config)
             talk = known.messages
             if talk is not None and isinstance(row.get(talk), str):  # a table has them as JSON text
                 row = {**row, talk: parsed(row[talk])}
