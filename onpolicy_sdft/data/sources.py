@@ -29,6 +29,7 @@ from onpolicy_sdft.data.generators import generate_rows
 from onpolicy_sdft.data.published import published_rows
 from onpolicy_sdft.data.refusals import require_unicode
 from onpolicy_sdft.errors import ConfigError, DataError
+from onpolicy_sdft.hub import give_up_early
 from onpolicy_sdft.tasks.plain_text import is_unseen
 from onpolicy_sdft.tool_calls import TOOLS, calls_in, parsed, read_extra, read_tools, spell_out, text_of
 from onpolicy_sdft.types import Demonstration, Turn
@@ -177,6 +178,7 @@ def _rows(config: DataConfig) -> Iterator[tuple[str, Mapping[str, Any] | DataErr
 def _hub_rows(config: DataConfig) -> Iterator[Mapping[str, Any]]:
     import datasets
 
+    give_up_early()
     try:
         options = {"download_mode": "force_redownload", **config.options} if _is_local(config) else config.options
         rows = datasets.load_dataset(config.name, split=config.split, **options)
