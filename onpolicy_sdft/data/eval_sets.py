@@ -25,6 +25,7 @@ class EvalSet:
     task: Task
     max_new_tokens: int
     retention: bool
+    note: str = ""  # what is to be said beside its score
 
 
 def load_eval_sets(
