@@ -16,6 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 from jsonargparse.typing import register_type
 
 from onpolicy_sdft.config.check import check
+from onpolicy_sdft.config.examples import expected_of
 from onpolicy_sdft.config.help import HelpAll, short_help
 from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig
 from onpolicy_sdft.config.shipped import here_or_shipped
@@ -366,7 +367,8 @@ def _explain_value(message: str, name: str) -> str:
     wanted = [kind for kind in dict.fromkeys(kinds) if not kind.startswith(("typing.Literal", "dot import path"))]
     wanted = ["null" if "NoneType" in kind else re.sub(r"<class '(\w+)'>", r"\1", kind) for kind in wanted]
     wanted.sort(key="null".__eq__)  # versions of the parser differ in their order
-    expected = " or ".join([*map(repr, choices), *wanted]) or "a list of options, each with a name"
+    forms = expected_of(name, tuple(wanted))
+    expected = forms or " or ".join([*map(repr, choices), *wanted]) or "a list of options, each with a name"
     return f"{name}={value!r:.160} is not usable: expected {expected}.{did_you_mean(value, choices)}"
 
 

@@ -124,6 +124,17 @@ def find_columns(row: Mapping[str, Any], config: DataConfig, where: str) -> Colu
     return None
 
 
+def likely_columns(row: Mapping[str, Any], config: DataConfig) -> Columns:
+    """Return the columns by which an error names what is empty in a row that is of no format.
+
+    They are those of the only format whose columns the row all has, else the usual ones.
+    """
+    found = [columns for columns, names, _ in _FORMATS.values() if all(name in row for name in names)]
+    return (
+        replace(found[0], privileged=found[0].privileged or config.privileged_column) if len(found) == 1 else Columns()
+    )
+
+
 def left_unread(row: Mapping[str, Any], columns: Columns, config: DataConfig) -> set[str]:
     """Refuse filled columns that would change the prompt; return the harmless ones that are not read, for the log.
 

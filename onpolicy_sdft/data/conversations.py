@@ -58,6 +58,8 @@ def read_messages(messages: Any) -> list[Turn]:
             if message.get("from") == "function_call" and isinstance(content, str):
                 content, extra = "", read_extra({"tool_calls": content}, role)
         content = "" if content in (None, []) and extra else content  # a call needs no text beside it
+        if content is None or role is None:
+            _refuse_null(message, index)
         if role not in ROLES or not isinstance(content, str):
             raise DataError(
                 f"message {index} needs a role out of {ROLES} and a string content (or 'from' and 'value', with "
@@ -66,6 +68,17 @@ def read_messages(messages: Any) -> list[Turn]:
         require_unicode(content + extra, f"message {index}")
         turns.append(Turn(role, content, extra))
     return turns
+
+
+def _refuse_null(message: Any, index: int) -> None:
+    """Say which field of a message is null, where one is."""
+    if message is None:
+        raise DataError(f"message {index} is empty (null)")
+    fields = message if isinstance(message, Mapping) else {}
+    speaks = "from" if "role" not in fields and "from" in fields else "role"
+    for name in (speaks, "value" if speaks == "from" else "content"):
+        if name in fields and fields[name] is None:
+            raise DataError(f"message {index}: {name} is empty (null)")
 
 
 def _role_hint(message: Any) -> str:
@@ -95,6 +108,8 @@ def _refuse_parts(message: Any, index: int) -> None:
     content = message.get("content") if isinstance(message, Mapping) else None
     for part in content if isinstance(content, list) else []:
         kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "text" and "text" in part and part["text"] is None:
+            raise DataError(f"message {index}: text is empty (null)")
         if isinstance(kind, str) and kind != "text":
             fix = _PARTS.get(kind, "rows are texts: leave it out, or write it as text")
             raise DataError(f"message {index} has a content part of type {kind!r}, which is not read: {fix}")

@@ -28,6 +28,7 @@ class EvalSet:
     max_new_tokens: int
     retention: bool
     check: str = ""  # the task's name, options and files: what tells its verdicts from those of another
+    note: str = ""  # what is to be said beside its score
 
     @property
     def identity(self) -> str:
@@ -53,5 +54,5 @@ def load_eval_sets(
         task = load_task(item.task.name, item.task.options, tasks)
         rows = load_demonstrations(item.data, task, section=f"{section}[{index}].data")
         check = repr((item.task.name, sorted(item.task.options.items()), task_digest(item.task.name)))
-        found.append(EvalSet(item.label, rows.demonstrations, task, item.max_new_tokens, item.retention, check))
+        found.append(EvalSet(item.label, rows.demonstrations, task, item.max_new_tokens, item.retention, check=check))
     return found

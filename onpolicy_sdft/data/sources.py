@@ -14,13 +14,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onpolicy_sdft.data.columns import Columns, column_hint, find_columns, find_tools, is_conversation, left_unread
+from onpolicy_sdft.data.columns import (
+    Columns,
+    column_hint,
+    find_columns,
+    find_tools,
+    is_conversation,
+    left_unread,
+    likely_columns,
+)
 from onpolicy_sdft.data.conversations import NO_ANSWER, demonstrations_of, prompt_of, read_messages, unread_parts
 from onpolicy_sdft.data.files import file_rows, find_files
 from onpolicy_sdft.data.generators import generate_rows
 from onpolicy_sdft.data.published import published_rows
 from onpolicy_sdft.data.refusals import require_unicode
 from onpolicy_sdft.errors import ConfigError, DataError
+from onpolicy_sdft.hub import give_up_early
 from onpolicy_sdft.tasks.plain_text import is_unseen
 from onpolicy_sdft.tool_calls import TOOLS, calls_in, parsed, read_extra, read_tools, spell_out, text_of
 from onpolicy_sdft.types import Demonstration, Turn
@@ -78,7 +87,7 @@ def load_demonstrations(config: DataConfig, task: Task, *, section: str = "data"
         try:
             if isinstance(row, DataError):
                 raise row
-            known = columns or Columns()  # of no format so far: the usual names say what is missing
+            known = columns or likely_columns(row, config)
             talk = known.messages
             if talk is not None and isinstance(row.get(talk), str):  # a table has them as JSON text
                 row = {**row, talk: parsed(row[talk])}
@@ -169,6 +178,7 @@ def _rows(config: DataConfig) -> Iterator[tuple[str, Mapping[str, Any] | DataErr
 def _hub_rows(config: DataConfig) -> Iterator[Mapping[str, Any]]:
     import datasets
 
+    give_up_early()
     try:
         options = {"download_mode": "force_redownload", **config.options} if _is_local(config) else config.options
         rows = datasets.load_dataset(config.name, split=config.split, **options)

@@ -10,11 +10,12 @@ from typing import Any
 
 from onpolicy_sdft.build.bundle import context_window
 from onpolicy_sdft.build.loaded import load_target
-from onpolicy_sdft.errors import ModelError, RunDirectoryError
+from onpolicy_sdft.errors import DataError, ModelError, RunDirectoryError
 from onpolicy_sdft.eval.alpaca import generator_of, pair_up, read_outputs, to_outputs
 from onpolicy_sdft.eval.answers import Asking, remove_kept
 from onpolicy_sdft.eval.judge import Judge, Preference, Question, Reply, count_wins, parse_verdict, questions_of
 from onpolicy_sdft.eval.prompts import answer, load_prompts
+from onpolicy_sdft.runs.claim import claimed
 from onpolicy_sdft.runs.files import append_jsonl, read_jsonl, write_json_atomic
 from onpolicy_sdft.runs.progress import Progress
 from onpolicy_sdft.types import Turn
@@ -54,6 +55,7 @@ def export_outputs(
     finished = load_target(target)
     config = finished.config if finished.run is not None else None
     prompts = load_prompts(prompts_source, prompt_column, num_prompts, config)
+    _refuse_foreign(output)
     partial = output.with_name(f".{output.name}.partial") / "answers.jsonl"
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -99,6 +101,21 @@ class LocalJudge:
                 yield index, Reply(bundle.renderer.decode(written.token_ids))
 
 
+def _refuse_foreign(output: Path) -> None:
+    """Refuse to overwrite a file that holds no answers in AlpacaEval's format."""
+    if not output.exists():
+        return
+    try:
+        is_own = bool(read_outputs(output))
+    except (DataError, OSError):
+        is_own = False
+    if not is_own:
+        raise RunDirectoryError(
+            f"output={output} is there already, and holds no answers in AlpacaEval's format: it is not overwritten. "
+            "Fix: another file, or move it away."
+        )
+
+
 def run_judge(first: Path, second: Path, judge: Judge, judge_facts: Mapping[str, Any], output: Path) -> dict[str, Any]:
     """Let a judge compare two files of answers, each pair in both orders.
 
@@ -120,12 +137,9 @@ def run_judge(first: Path, second: Path, judge: Judge, judge_facts: Mapping[str,
     """
     pairs = pair_up(first, second)
     questions = questions_of(pairs)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunDirectoryError(f"output={output} cannot be made: {error}.") from error
     identity = repr(sorted(judge_facts.items()))
-    replies, problems = _ask(questions, judge, identity, output / _JUDGEMENTS)
+    with claimed(output, "output", "judge", (_SUMMARY, _JUDGEMENTS)):
+        replies, problems = _ask(questions, judge, identity, output / _JUDGEMENTS)
     keys = [question.key(identity) for question in questions]
     if problems and not any(key in replies for key in keys):
         raise ModelError(f"The judge replied to none of {len(questions)} questions; to the first: {problems[keys[0]]}")

@@ -27,6 +27,7 @@ from onpolicy_sdft.eval.lm_eval_bridge import (
     tasks_digest,
 )
 from onpolicy_sdft.models.export import merge_adapter
+from onpolicy_sdft.runs.claim import claimed
 from onpolicy_sdft.runs.files import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 from onpolicy_sdft.versions import package_versions
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SUMMARY = "summary.json"
+_SUMMARY, _POOLED = "summary.json", "pooled.json"
 _PACKAGES = ("lm_eval", "onpolicy_sdft", "torch", "transformers", "peft", "datasets")
 
 
@@ -100,15 +101,17 @@ def run_lm_eval(target: str, options: LmEvalOptions, output: Path | None) -> tup
     harness = Harness(_whole(finished), _dated_tokenizer(bundle), options.include_path, options.batch_size, control)
     harness.check(names)
     results: dict[str, TaskResult] = {}
-    for name in names:
-        found = _read(directory, name, identity)
-        if found is None:
-            logger.info(f"lm-eval: {name}")
-            found = harness.run(name, identity["num_fewshot"], options.limit, options.chat_template, options.seed)
-            _write(directory, name, found, identity)
-        else:
-            logger.info(f"lm-eval: {name} is there already")
-        results |= {result.name: result for result in found}
+    writes = (_SUMMARY, _POOLED, *(f"{_stem(name)}.json" for name in names))
+    with claimed(directory, "output", "lm_eval", writes):
+        for name in names:
+            found = _read(directory, name, identity)
+            if found is None:
+                logger.info(f"lm-eval: {name}")
+                found = harness.run(name, identity["num_fewshot"], options.limit, options.chat_template, options.seed)
+                _write(directory, name, found, identity)
+            else:
+                logger.info(f"lm-eval: {name} is there already")
+            results |= {result.name: result for result in found}
     rows = [
         Row(result.name, metric, value, stderr, result.num_samples, result.num_fewshot)
         for result in results.values()
@@ -116,7 +119,7 @@ def run_lm_eval(target: str, options: LmEvalOptions, output: Path | None) -> tup
     ]
     if preset is not None:
         pooled = _pool(results, preset)
-        write_json_atomic(directory / "pooled.json", {row.task: _entry(row) for row in pooled})
+        write_json_atomic(directory / _POOLED, {row.task: _entry(row) for row in pooled})
         rows += pooled
     return directory, rows
 

@@ -33,7 +33,7 @@ class SetScore:
     score: float | None  # share of right answers; of several samples the mean over questions; None: no check
     low: float | None  # 95 % interval
     high: float | None
-    n: int  # questions
+    n: int  # questions that the score is of; without one, all of them
     pass_at_k: float | None  # with several samples: share of questions with at least one right answer (unbiased)
     pass_at: Mapping[int, float]  # the same by number of samples: 1, 2, 4, ... and all of them
     mean_length: float  # tokens an answer
@@ -103,18 +103,20 @@ def check_answers(
 
 
 def summarise(questions: EvalSet, records: Sequence[AnswerRecord], num_samples: int, seconds: float) -> SetScore:
-    """Turn records into a score with its interval; several records of one question follow each other."""
-    n = len(questions.demonstrations)
-    right = [sum(r["correct"] for r in records[i : i + num_samples]) for i in range(0, len(records), num_samples)]
-    score: float | None = sum(right) / len(records)
-    low: float | None
-    high: float | None
-    is_checked = any(has_check(questions.task, each) for each in questions.demonstrations)
-    if not is_checked:
-        score = low = high = None  # any text is accepted: that says nothing of a model
-    elif num_samples == 1:
-        low, high = wilson_interval(sum(right), n)
-    else:
+    """Turn records into a score with its interval; several records of one question follow each other.
+
+    Questions whose task accepts any text say nothing of a model: they are left out of the score.
+    """
+    answers = [records[i : i + num_samples] for i in range(0, len(records), num_samples)]
+    asked = zip(questions.demonstrations, answers, strict=True)
+    right = [sum(r["correct"] for r in each) for row, each in asked if has_check(questions.task, row)]
+    num_unchecked, is_checked = len(answers) - len(right), bool(right)
+    score = sum(right) / (num_samples * len(right)) if is_checked else None
+    low: float | None = None
+    high: float | None = None
+    if is_checked and num_samples == 1:
+        low, high = wilson_interval(sum(right), len(right))
+    elif is_checked:
         low, high = mean_interval([count / num_samples for count in right])
     num_tokens = sum(record["num_tokens"] for record in records)
     return SetScore(
@@ -123,15 +125,23 @@ def summarise(questions: EvalSet, records: Sequence[AnswerRecord], num_samples: 
         score=score,
         low=low,
         high=high,
-        n=n,
+        n=len(right) or len(answers),
         pass_at_k=pass_at_k(right, num_samples, num_samples) if num_samples > 1 and is_checked else None,
         pass_at={k: pass_at_k(right, num_samples, k) for k in _sample_counts(num_samples)} if is_checked else {},
         mean_length=num_tokens / len(records),
         truncated_rate=sum(record["finish_reason"] == "length" for record in records) / len(records),
         tokens_per_second=num_tokens / seconds if seconds > 0 else 0.0,
-        note=getattr(questions.task, "note", "") if is_checked else f"not checked: {questions.task.name} has no check",
+        note="; ".join(filter(None, [_note_of_task(questions.task, len(answers), num_unchecked), questions.note])),
         records=tuple(records),
     )
+
+
+def _note_of_task(task: Task, num_questions: int, num_unchecked: int) -> str:
+    """Return what a task wants said beside a score, and how many questions it is not of."""
+    if num_unchecked == num_questions:
+        return f"not checked: {task.name} has no check"
+    unchecked = f"{num_unchecked} of {num_questions} questions have no check" if num_unchecked else ""
+    return "; ".join(filter(None, [getattr(task, "note", ""), unchecked]))
 
 
 def _sample_counts(num_samples: int) -> list[int]:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.build.base import base_beside
 from onpolicy_sdft.build.loaded import config_of, load_model, load_run
-from onpolicy_sdft.errors import ConfigError, RunDirectoryError
+from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.eval.answers import AnswerRecord, Asking, remove_kept
 from onpolicy_sdft.eval.embedders import cosine_similarities, load_embedder
 from onpolicy_sdft.eval.evaluate import measure_kl
 from onpolicy_sdft.eval.intervals import mean_interval
 from onpolicy_sdft.eval.prompts import answer, load_prompts
 from onpolicy_sdft.eval.retention import BaseCompletion, BaseKL
+from onpolicy_sdft.runs.claim import claimed
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import differences, write_json_atomic, write_jsonl_atomic
 from onpolicy_sdft.runs.manifest import collect_manifest
@@ -69,36 +70,39 @@ def run_shift(runs: Sequence[str], output: str | Path, options: ShiftOptions, co
     names = _names(opened)
     prompts = load_prompts(options.prompts, options.prompt_column, options.num_prompts, configs[0])
     embedder = load_embedder(options.embedder, configs[0].model.cache_dir)
-    directory = _make_directory(Path(output))
-    partial = directory / "partial"
-    base = _answers_of_base(configs[0], prompts, options.asking, partial / "base.jsonl")
-    found = []
-    for index, name in enumerate(names):
-        path = partial / f"run-{index}.jsonl"
-        answers, distance = _answers_of_run(opened[index], name, prompts, options.asking, base, path)
-        found.append((name, answers, distance))
-        gc.collect()  # a model and the engine over it refer to each other
-    logger.info(f"comparing answers with {embedder.name}")
-    base_ND = embedder([record["completion"] for record in base])
-    compared = [cosine_similarities(base_ND, embedder([r["completion"] for r in answers])) for _, answers, _ in found]
-    summary = {
-        "reference": configs[0].model.name,
-        "runs": [
-            _entry(run, name, base, answers, similarities, distance)
-            for run, (name, answers, distance), similarities in zip(opened, found, compared, strict=True)
-        ],
-        "num_prompts": len(prompts),
-        "embedder": embedder.name,
-        "num_cut": _count_cut(embedder, [base, *(answers for _, answers, _ in found)]),
-        "prompts": _RECORDS,
-        **dataclasses.asdict(options.asking),
-        "manifest": collect_manifest(command=command, seeds={"seed": options.asking.seed}),
-    }
-    write_jsonl_atomic(directory / _RECORDS, _records(base, [(name, a) for name, a, _ in found], compared))
-    write_json_atomic(directory / _SUMMARY, summary)
-    for path in (partial / "base.jsonl", *(partial / f"run-{index}.jsonl" for index in range(len(opened)))):
-        remove_kept(path)
-    return summary
+    directory = Path(output)
+    with claimed(directory, "output", "shift", (_SUMMARY, _RECORDS)):
+        partial = directory / "partial"
+        base = _answers_of_base(configs[0], prompts, options.asking, partial / "base.jsonl")
+        found = []
+        for index, name in enumerate(names):
+            path = partial / f"run-{index}.jsonl"
+            answers, distance = _answers_of_run(opened[index], name, prompts, options.asking, base, path)
+            found.append((name, answers, distance))
+            gc.collect()  # a model and the engine over it refer to each other
+        logger.info(f"comparing answers with {embedder.name}")
+        base_ND = embedder([record["completion"] for record in base])
+        compared = [
+            cosine_similarities(base_ND, embedder([r["completion"] for r in answers])) for _, answers, _ in found
+        ]
+        summary = {
+            "reference": configs[0].model.name,
+            "runs": [
+                _entry(run, name, base, answers, similarities, distance)
+                for run, (name, answers, distance), similarities in zip(opened, found, compared, strict=True)
+            ],
+            "num_prompts": len(prompts),
+            "embedder": embedder.name,
+            "num_cut": _count_cut(embedder, [base, *(answers for _, answers, _ in found)]),
+            "prompts": _RECORDS,
+            **dataclasses.asdict(options.asking),
+            "manifest": collect_manifest(command=command, seeds={"seed": options.asking.seed}),
+        }
+        write_jsonl_atomic(directory / _RECORDS, _records(base, [(name, a) for name, a, _ in found], compared))
+        write_json_atomic(directory / _SUMMARY, summary)
+        for path in (partial / "base.jsonl", *(partial / f"run-{index}.jsonl" for index in range(len(opened)))):
+            remove_kept(path)
+        return summary
 
 
 def _refuse_other_bases(runs: Sequence[RunDirectory], configs: Sequence[RunConfig]) -> None:
@@ -118,14 +122,6 @@ def _base_facts(config: RunConfig) -> dict[str, Any]:
     model = dataclasses.asdict(config.model)
     named = {f"model.{name}": model[name] for name in ("name", "revision", "dtype", "load_in_4bit")}
     return {**named, "context.student_template_kwargs": config.context.student_template_kwargs}
-
-
-def _make_directory(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunDirectoryError(f"output={path} cannot be made: {error}.") from error
-    return path
 
 
 def _names(runs: Sequence[RunDirectory]) -> list[str]:

@@ -24,6 +24,7 @@ from onpolicy_sdft.runs.files import read_json, write_json_atomic, write_text_at
 logger = logging.getLogger(__name__)
 
 COMPARISON_FILE = "comparison.json"
+_OPTIONS_FILE = "compare.yaml"
 _STOPPED = "stopped.json"
 _OWN = ("train.max_steps", "train.max_loss_tokens", "eval.stop_score")
 
@@ -156,13 +157,13 @@ def run_comparison(config: CompareConfig, sequence: SequenceConfig, command: lis
         Interrupted: If a signal ended a run, which resumes next time.
     """
     check_comparison(config, sequence)
-    with claimed(Path(config.output_dir), "output_dir", "comparison"):
+    with claimed(Path(config.output_dir), "output_dir", "comparison", (_OPTIONS_FILE, COMPARISON_FILE)):
         return _run(config, sequence, command)
 
 
 def _run(config: CompareConfig, sequence: SequenceConfig, command: list[str]) -> Path:
     output = Path(config.output_dir)
-    write_text_atomic(output / "compare.yaml", dump_config(config))
+    write_text_atomic(output / _OPTIONS_FILE, dump_config(config))
     tuning: list[dict[str, Any]] = []
     scored: list[tuple[Path, RunConfig]] = []
     for trial in trials(config, sequence):

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 SEQUENCE_FILE = "sequence.json"
+_OPTIONS_FILE = "sequence.yaml"
 
 
 class Stopped(TrainingError):
@@ -59,7 +60,7 @@ def run_sequence(config: SequenceConfig, command: list[str], stages: list[Stage]
     """
     stages = plan_sequence(config) if stages is None else stages
     find_stage_files(stages)
-    with claimed(Path(config.output_dir), "output_dir", "sequence"):
+    with claimed(Path(config.output_dir), "output_dir", "sequence", (_OPTIONS_FILE, SEQUENCE_FILE)):
         return _run_stages(config, command, stages)
 
 
@@ -68,7 +69,7 @@ def _run_stages(config: SequenceConfig, command: list[str], stages: list[Stage])
     for stage in stages:
         _refuse_other(stage)
     _refuse_gap(stages)
-    write_text_atomic(output / "sequence.yaml", dump_config(config))
+    write_text_atomic(output / _OPTIONS_FILE, dump_config(config))
     for number, stage in enumerate(stages, start=1):
         logger.info(f"stage {number} of {len(stages)}: {stage.label}" + (" (done)" if stage.is_done else ""))
         if not stage.is_done:

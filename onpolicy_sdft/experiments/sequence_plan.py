@@ -35,6 +35,8 @@ JOINT = "joint"
 _DEFAULTS = {"gate": {"action": "continue"}}
 
 
+_UNCHECKED = "free_form"
+
 _BUDGETS = ("train.max_steps", "train.max_loss_tokens")
 
 
@@ -70,6 +72,14 @@ def plan_sequence(config: SequenceConfig) -> list[Stage]:
         shared.write_text(yaml.safe_dump(config.run), encoding="utf-8")
         config = dataclasses.replace(config, base=[str(defaults), *config.base])
         common = load_config(*config.base, str(shared), *config.method)
+        named = [(each.label, each.task.name) for each in config.stages]
+        named += [(each.label, each.task.name) for each in common.eval.sets]
+        for label, task in named:
+            if task == _UNCHECKED:
+                raise ConfigError(
+                    f"{label!r} has task.name={_UNCHECKED}, which accepts any text: its column of the accuracy matrix "
+                    "would say nothing. Fix: a task.name that tells right from wrong answers, or leave it out."
+                )
         stages: list[Stage] = []
         groups = [config.stages] if config.joint else [[stage] for stage in config.stages]
         for number, group in enumerate(groups, start=1):

@@ -44,7 +44,7 @@ def collect(
         is_whole: Whether all stages are done: metrics are of whole sequences only.
 
     Raises:
-        RunDirectoryError: If records are missing, or stages were scored on other questions.
+        RunDirectoryError: If records are missing, stages were scored on other questions, or a task has no check.
     """
     runs = [RunDirectory.open(path, require=["config.yaml", "eval"]) for _, path in stages]
     rows: list[TrainingRow] = [(runs[0], "before"), *((run, "after") for run in runs)]
@@ -124,6 +124,12 @@ def _of_run(run: RunDirectory, output: Path) -> dict[str, Any]:
 
 def _scores(summaries: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> dict[str, list[list[float]]]:
     by_label = [{item["label"]: item for item in summary["sets"]} for summary in summaries]
+    for label in labels:
+        if any(row[label]["score"] is None for row in by_label):
+            raise RunDirectoryError(
+                f"{label!r} has no score: its task has no check. Fix: a task that tells right from wrong answers, or "
+                "leave it out."
+            )
     keys = {"value": "score", "low": "low", "high": "high"}
     return {name: [[row[label][key] for label in labels] for row in by_label] for name, key in keys.items()}
 

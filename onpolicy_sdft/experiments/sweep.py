@@ -27,7 +27,14 @@ from onpolicy_sdft.experiments.children import (
     scored_alike,
 )
 from onpolicy_sdft.experiments.sweep_plan import Distilled, Plan, PlannedRun
-from onpolicy_sdft.experiments.sweep_results import Row, read_scores, start_rows, write_results
+from onpolicy_sdft.experiments.sweep_results import (
+    SWEEP_FILE,
+    TABLE_FILE,
+    Row,
+    read_scores,
+    start_rows,
+    write_results,
+)
 from onpolicy_sdft.runs.claim import claimed
 from onpolicy_sdft.runs.commands import STOPPED_CODES, Finish, require_command, run_logged, sdft_command
 from onpolicy_sdft.runs.files import write_text_atomic
@@ -65,7 +72,7 @@ def run_sweep(config: SweepConfig, plan: Plan, start: Start, signals: Signals) -
     """
     directory = Path(config.output_dir)
     check_startable(config, plan)
-    with claimed(directory, "output_dir", "sweep"):
+    with claimed(directory, "output_dir", "sweep", (SWEEP_FILE, TABLE_FILE)):
         for run in plan.runs:
             write_text_atomic(_options_file(directory, run.name), dump_config(run.config))
         rows = look_up(config, plan, directory)

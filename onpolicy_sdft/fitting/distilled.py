@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from onpolicy_sdft.build.bundle import context_window
+from onpolicy_sdft.build.method import make_screen
 from onpolicy_sdft.data.inputs import find_distilled
 from onpolicy_sdft.data.preflight import refuse_beyond_window
 from onpolicy_sdft.offline.file import apply_distilled, read_rows
@@ -26,7 +27,11 @@ def use_distilled(config: RunConfig, bundle: ModelBundle, data: Data) -> Data:
     if config.train.targets != "distilled" or config.train.distilled is None:
         return data
     path = find_distilled(config.train.distilled)
-    pairs, num_dropped = apply_distilled(data.prepared.pairs, read_rows(path), path, bundle.renderer.decode)
+    screen = make_screen(config, bundle, data, num_workers=0)
+    refuses = screen.verdicts["control"] != "keep"
+    pairs, num_dropped = apply_distilled(
+        data.prepared.pairs, read_rows(path), path, screen.decode, screen.controls_beyond if refuses else lambda *_: ()
+    )
     logger.info(
         f"{len(pairs)} targets from {path}" + (f"; {num_dropped} rows were dropped there" if num_dropped else "")
     )

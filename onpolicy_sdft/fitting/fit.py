@@ -35,7 +35,7 @@ from onpolicy_sdft.eval.turn_end import report_turn_end
 from onpolicy_sdft.fitting.distilled import use_distilled, warn_of_other_writer
 from onpolicy_sdft.fitting.export import model_facts
 from onpolicy_sdft.fitting.guards import make_guards
-from onpolicy_sdft.fitting.held_out import gate_sets, hold_back, refuse_unchecked, warn_of_overlap
+from onpolicy_sdft.fitting.held_out import gate_sets, hold_back, note_overlap, refuse_unchecked
 from onpolicy_sdft.fitting.identity import claim_run, earlier_date, identity_of, see_one_directory
 from onpolicy_sdft.fitting.start import inherit_scores, load_start_weights, start_mark, start_of_rank, trained_mark
 from onpolicy_sdft.fitting.verdict import RunVerdict, reach_verdict
@@ -149,8 +149,7 @@ def _load(config: RunConfig, backend: Backend, given: Given) -> _Loaded:
         config, bundle, task, rows,
         asks_teacher=config.train.targets == "policy", num_local_ranks=backend.num_local_ranks,
     )  # fmt: skip
-    if backend.rank == 0:
-        warn_of_overlap(rows.demonstrations, [*sets, *validation])
+    sets, validation = (note_overlap(rows.demonstrations, each, says=backend.rank == 0) for each in (sets, validation))
     data = use_distilled(config, bundle, pairs)
     gated = gate_sets(config, task, held_back, sets)
     refuse_unaskable(bundle, [*sets, *validation, *gated])

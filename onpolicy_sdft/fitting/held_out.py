@@ -30,25 +30,25 @@ _ONE_IN = 10
 _FEWEST_ROWS = 8
 
 
-def warn_of_overlap(rows: Sequence[Demonstration], sets: Sequence[EvalSet]) -> dict[str, list[int]]:
-    """Say which evaluation sets ask what is trained on: their scores say nothing of other questions.
+def note_overlap(rows: Sequence[Demonstration], sets: Sequence[EvalSet], *, says: bool = True) -> list[EvalSet]:
+    """Return evaluation sets with a note where they ask what is trained on: it stands beside their scores.
+
+    Prompts are compared up to blanks and case.
 
     Args:
         rows: That are trained on.
-        sets: The questions, also those of validation.
-
-    Returns:
-        Label: [questions that are training prompts, up to blanks and case; all of them]; sets without any left out.
+        sets: The questions.
+        says: Whether this process logs it, too.
     """
     trained = {_as_asked(row) for row in rows}
-    found = {}
+    found = []
     for each in sets:
         shared = sum(_as_asked(question) in trained for question in each.demonstrations)
-        if shared:
-            found[each.label] = [shared, len(each.demonstrations)]
+        note = f"{shared} of {len(each.demonstrations)} questions are training prompts" if shared else ""
+        found.append(replace(each, note=note))
+        if shared and says:
             logger.warning(
-                f"{shared} of {len(each.demonstrations)} questions of {each.label!r} are training prompts: their score "
-                "does not tell what is learned from what is remembered"
+                f"{note} in {each.label!r}: their score does not tell what is learned from what is remembered"
             )
     return found
 

@@ -19,6 +19,7 @@ from transformers.utils.hub import LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE, cached_f
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from onpolicy_sdft.errors import MissingDependencyError, ModelError
+from onpolicy_sdft.hub import give_up_early
 from onpolicy_sdft.models import embedded
 from onpolicy_sdft.models.complete import load_adapter, refuse_incomplete, refuse_no_numbers, refuse_unloadable
 from onpolicy_sdft.models.generation import listed_ids
@@ -69,6 +70,7 @@ def resolve_source(config: ModelConfig) -> str:
     if config.name.startswith(embedded.PREFIX):
         cache_dir = Path(config.cache_dir).expanduser() if config.cache_dir else None
         return str(embedded.fetch(config.name.removeprefix(embedded.PREFIX), cache_dir))
+    give_up_early()
     folder = Path(config.name)
     if not (folder / "config.json").is_file() and (folder / "manifest.json").is_file():
         trained = folder / "model"
@@ -137,10 +139,16 @@ def settle_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
 
 
 def plain_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a chat template for a base model, with the beginning-of-text token where the tokenizer puts it itself."""
-    bos = tokenizer.bos_token_id
-    begins = bos is not None and tokenizer("text")["input_ids"][:1] == [bos]
-    return "{{ bos_token }}" + PLAIN_TEMPLATE if begins else PLAIN_TEMPLATE
+    """Return a chat template for a base model, with the beginning-of-text token where the tokenizer puts it itself.
+
+    Some tokenizers put a blank before a text, and none where that token is written out: the template writes it then.
+    """
+    ids = tokenizer("User")["input_ids"]
+    if tokenizer.bos_token_id is None or ids[:1] != [tokenizer.bos_token_id]:
+        return PLAIN_TEMPLATE
+    written = {gap: tokenizer(f"{tokenizer.bos_token}{gap}User", add_special_tokens=False) for gap in ("", " ")}
+    gap = next((gap for gap, found in written.items() if found["input_ids"] == ids), "")
+    return f"{{{{ bos_token }}}}{gap}{PLAIN_TEMPLATE}"
 
 
 def load(config: ModelConfig) -> LoadedModel:
@@ -283,6 +291,7 @@ def is_adapter(source: str, revision: str | None = None) -> bool:
     """Whether what is loaded is an adapter: a folder of one, or a hub repository that has nothing else."""
     if Path(source).is_dir():
         return (Path(source) / "adapter_config.json").is_file()
+    give_up_early()
     try:
         return find_adapter_config_file(source, revision=revision) is not None
     except (OSError, ValueError):  # no such repository: whoever loads it says so

@@ -75,7 +75,8 @@ def run_distill(config: RunConfig, command: Sequence[str]) -> DistillOutcome:
     if config.distill.rules == "legacy":
         for pair in data.prepared.pairs:  # a row that its rules cannot judge is found before anything is written
             legacy_agrees(pair.demonstration.response, pair.demonstration, config.task.name)
-    with claimed(directory, "distill.output_dir", "distillation"):
+    written = ("config.yaml", "manifest.json", "acceptance.png", _IDENTITY, _SUMMARY)
+    with claimed(directory, "distill.output_dir", "distillation", written):
         _claim(directory, config, data, command, files, bundle)
         backend = bundle.backend(bundle.loaded.model, config.rollout, config.rollout.batch_size)
         pairs = data.prepared.pairs

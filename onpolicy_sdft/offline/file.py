@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,11 @@ def read_rows(path: Path) -> list[DistilledRow]:
 
 
 def apply_distilled(
-    pairs: Sequence[PromptPair], rows: Sequence[DistilledRow], path: Path, decode: Callable[[Sequence[int]], str]
+    pairs: Sequence[PromptPair],
+    rows: Sequence[DistilledRow],
+    path: Path,
+    decode: Callable[[Sequence[int]], str],
+    controls: Callable[[PromptPair, Sequence[int]], Collection[str]],
 ) -> tuple[tuple[PromptPair, ...], int]:
     """Put the distilled responses in the place of the demonstrations'.
 
@@ -59,15 +63,17 @@ def apply_distilled(
         rows: Of the distilled file.
         path: Where they are from, for messages.
         decode: Token ids to text, of the model that is trained.
+        controls: Control tokens inside an answer that are not to be learned, by name.
 
     Returns:
         Views whose demonstration is the distilled response, and how many rows were dropped by the distiller.
 
     Raises:
-        DataError: If a row of the data set is not in the file, has another prompt or response there, or was written
-            in another tokenizer's ids.
+        DataError: If a row of the data set is not in the file, has another prompt or response there, was written in
+            another tokenizer's ids, or has control tokens inside.
     """
     known = {row.example_id: row for row in rows}
+    lines = {row.example_id: line for line, row in enumerate(rows, start=1)}
     missing = [v.demonstration.example_id for v in pairs if v.demonstration.example_id not in known]
     if missing:
         raise DataError(
@@ -88,6 +94,12 @@ def apply_distilled(
                 raise DataError(
                     f"Example {row.example_id!r}: the token ids in {path} do not spell its response with this model's "
                     "tokenizer. Fix: distil with the model that is trained."
+                )
+            if inside := sorted(controls(pair, row.token_ids)):
+                raise DataError(
+                    f"{path}, line {lines[row.example_id]}: the answer of example {row.example_id!r} has the control "
+                    f"token {inside[0]!r} inside, which would be learned: {row.response!r:.80}. Fix: take the line out "
+                    "and distil it again with --distill.resume auto, or learn such tokens: --screening.control keep."
                 )
             taught = replace(demonstration, response=row.response)
             found.append(replace(pair, demonstration=taught, response_ids=row.token_ids))

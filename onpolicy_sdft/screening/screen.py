@@ -118,7 +118,7 @@ class Screen:
         holds: dict[str, Callable[[], bool]] = {
             "empty": lambda: not text.strip(),
             "truncated": lambda: rollout.finish_reason == "length",
-            "control": lambda: bool({*self.controls(rollout.token_ids)} - self._allowed(pair)),
+            "control": lambda: bool(self.controls_beyond(pair, rollout.token_ids)),
             "looping": lambda: (
                 is_looping(rollout.token_ids, config.loop_ngram, config.loop_repeats, pair.response_ids)
                 and not self._is_right(pair, result)
@@ -140,9 +140,9 @@ class Screen:
         }
         return next((name for name in REASONS if self.verdicts[name] != "keep" and holds[name]()), "")
 
-    def _allowed(self, pair: PromptPair) -> set[str]:
-        """Return what control tokens a rollout may hold: the response's, and those of calls where there are tools."""
-        return {*self.controls(pair.response_ids), *self._call_marks(pair).values()}
+    def controls_beyond(self, pair: PromptPair, token_ids: Sequence[int]) -> set[str]:
+        """Return the control tokens inside an answer that neither the response has nor calls, where there are tools."""
+        return {*self.controls(token_ids)} - {*self.controls(pair.response_ids), *self._call_marks(pair).values()}
 
     def _call_marks(self, pair: PromptPair) -> Mapping[int, str]:
         return self.call_marks if any(turn.role == TOOLS for turn in pair.demonstration.turns) else {}

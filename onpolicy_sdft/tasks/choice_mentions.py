@@ -19,6 +19,7 @@ _OPTION_WORD = re.compile(
     r"|['’]s)\s*:?\s*[\"'(]*$",
     re.IGNORECASE,
 )
+_BEHIND_OPTION_WORD = " \n:\"'("
 #: Behind a lone capital that is a word as well ("A", "I"): then it is a letter.
 _AFTER_LETTER = re.compile(
     r"\s*(?:$|[\u2e80-\uffff]|[().,:;\]\"'!?*/&+]|(?:is|and|or|because|since|as|for|with|but|not|would|seems|looks|,)\b|[A-Z]\b)"
@@ -226,12 +227,12 @@ def find_mentions(text: str, choices: Mapping[str, str], is_stated: bool) -> lis
         if words in (each.casefold() for each in choices):  # an option that is a letter is read as one
             continue
         pattern = re.compile(_edges(words) % r"\s+".join(map(re.escape, words.split())), re.IGNORECASE)
-        places = [(each.start(), each.end()) for each in pattern.finditer(rest)]
+        places = [each.span() for each in islice(pattern.finditer(rest), MAX_MENTIONS + 1)]
         found += [Mention(label, start, end) for start, end in places]
-        # A found option is blanked out, so that "10" is not found again inside "10 km".
-        rest = pattern.sub(lambda each: "\0" * len(each.group()), rest) if places else rest
         if len(found) > MAX_MENTIONS:
             return found
+        # A found option is blanked out, so that "10" is not found again inside "10 km".
+        rest = pattern.sub(lambda each: "\0" * len(each.group()), rest) if places else rest
     return found + _letters(rest, choices, is_stated)
 
 
@@ -278,7 +279,8 @@ def _is_letter(text: str, found: re.Match[str], is_stated: bool) -> bool:
     before = text[max(0, found.start() - 20) : found.start()]
     if found.group() in "AaIi" and not _AFTER_LETTER.match(text, found.end()):
         return False
-    if is_stated or _OPTION_WORD.search(before):
+    follows_word = before.rstrip(_BEHIND_OPTION_WORD)[-1:].isalpha()  # quicker to see than which word it is
+    if is_stated or (follows_word and _OPTION_WORD.search(before)):
         return True
     return found.group().isalpha() and not _NAMED_BY_LETTER.search(before)
 

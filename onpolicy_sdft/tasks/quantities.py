@@ -121,6 +121,8 @@ _ROUNDED_TO = re.compile(r"\bto(?: the)?\s$")
 #: |6|, but not a cell of a table.
 _BAR = re.compile(r"\A\|$|(?:^|\n)[^|\n]*[\s$(=]\|$")
 _WINDOW = 40
+#: Of a text that may be a number alone, with LaTeX and tags around it, in characters.
+_LONGEST_ALONE = 10 * MAX_CHARACTERS
 #: Behind a sum of money, and of nothing else, "m" is a million; what "mm" and " m" are nobody can tell.
 _MILLIONS = re.compile(r"(?:m|[ ]?mm?)(?![\w^])")
 _MONEY_BEFORE = re.compile(r"([$€£¥₹]|\b(?:USD|EUR|GBP|JPY|CNY|INR|RMB|CHF|CAD|AUD|Rs)\b\.?)[ ]?-?$")
@@ -179,7 +181,7 @@ def _is_money(text: str, start: int) -> bool:
 
 def number_alone(text: str) -> Fraction | None:
     """Return the value of a text that is one number and nothing else, else None."""
-    text = plain_numbers(text).strip()
+    text = plain_numbers(text).strip() if len(text) <= _LONGEST_ALONE else text
     found = list(quantities(text)) if len(text) <= MAX_CHARACTERS else []
     is_whole = len(found) == 1 and found[0].start == 0 and found[0].end == len(text)
     return found[0].value if is_whole else None

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from onpolicy_sdft.config.examples import collection_options
 from onpolicy_sdft.config.load import RENAMED, dump_config, field_names, load_config, load_plan, make_parser, parse
 from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig
 from onpolicy_sdft.config.sequence import SequenceConfig
@@ -169,11 +171,15 @@ def test_an_unknown_flag_that_is_near_to_none_lists_its_section():
         ("--optim.lr=fast", "optim.lr='fast' is not usable: expected float."),
         ("--train.max_steps=1.5", "train.max_steps='1.5' is not usable: expected int or null."),
         ("--lora.enabled=3", "lora.enabled='3' is not usable: expected bool."),
-        ("--optim.betas=[0.9]", "optim.betas='[0.9]' is not usable: expected tuple with 2 elements."),
+        ("--optim.betas=[0.9]", "optim.betas='[0.9]' is not usable: expected two numbers, such as [0.9, 0.95]."),
         ("--teacher.device=cpuu", "teacher.device='cpuu' is not usable: expected 'auto' or 'cpu'. "
          "Did you mean 'cpu'?"),
         ("--train.seed=null", "train.seed='null' is not usable: expected int."),
-        ("--eval.sets=null", "eval.sets='null' is not usable: expected list."),
+        (
+            "--eval.sets=null",
+            "eval.sets='null' is not usable: expected a list of records, such as "
+            "[{label: mine, data: {path: rows.jsonl}}].",
+        ),
     ],
 )  # fmt: skip
 def test_a_bad_value_names_option_value_and_what_is_expected(flag, message):
@@ -295,3 +301,19 @@ def test_a_config_that_is_not_utf8_is_named(tmp_path):
     (tmp_path / "config.yaml").write_bytes(b"train: {output_dir: caf\xe9}\n")
     with pytest.raises(ConfigError, match=r"config\.yaml is not UTF-8"):
         load_config(tmp_path / "config.yaml")
+
+
+#: What else an example needs to make sense.
+BESIDE = {"eval.validation": {"eval.every_steps": 5}, "replay.sources": {"replay.rate": 0.1}}
+
+
+@pytest.mark.parametrize("name", collection_options())
+def test_a_wrong_list_or_mapping_is_answered_with_an_example_that_is_taken(name):
+    with pytest.raises(ConfigError, match=rf"{re.escape(name)}=.* is not usable: expected .*, such as ") as refused:
+        load_config(**{name: 2.5})
+    example = str(refused.value).partition(", such as ")[2].removesuffix(".")
+    beside = BESIDE.get(name, {})
+    section, _, option = name.partition(".")
+    found = getattr(getattr(load_config(**{name: example}, **beside), section), option)
+    assert found
+    assert isinstance(found, type(yaml.safe_load(example)) | tuple)

@@ -70,7 +70,7 @@ def test_text_stays_text_also_where_yaml_could_read_something_else(yaml_file):
         ("axes: {optim.lr: []}", "optim.lr has no values"),
         ("axes: {optim.lr: [0.1, 1.0e-1]}", "optim.lr has 0.1 twice"),
         ("axes: {rollout.top_k: [1, 1.0]}", "has 1.0 twice"),
-        ("axes: {optim.lr: 3}", "axes='3' is not usable: expected list."),
+        ("axes: {optim.lr: 3}", "axes='3' is not usable: expected a list, such as [a, b]."),
         ("axes: {train.seed: [0, 1]}", "train.seed is set by the sweep itself. Fix: seeds."),
         ("axes: {train.output_dir: [a]}", "Fix: output_dir"),
         ("axes: {train.resume: [auto]}", "Fix: leave it out"),

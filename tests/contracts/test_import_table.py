@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "onpolicy_sdft"
-BASE = {"errors", "log", "machine", "shapes", "system_errors", "tool_calls", "types", "versions", "wheels"}
+BASE = {"errors", "hub", "log", "machine", "shapes", "system_errors", "tool_calls", "types", "versions", "wheels"}
 PARTS = {"config", "runs", "tasks", "models", "objectives", "data", "screening", "rollout"}
 
 #: Room -> rooms it may import from, besides itself and those of ``BASE``.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "hub": set(),
     "log": set(),
     "machine": set(),
     "system_errors": set(),

@@ -70,6 +70,118 @@ TRAPS: dict[str, tuple[str, list[str] | str]] = {
 }  # fmt: skip
 
 
+#: Kind of fault that models, data and machines brought out here -> its tests.
+FAULTS: dict[str, list[str]] = {
+    "what ends an answer is read off the template": [
+        "data/test_chat_templates.py::test_prompt_and_target_begin_the_conversation",
+    ],
+    "an export stops where the run stops": [
+        "fitting/test_export_verb.py::test_an_adapter_and_its_merged_export",
+        "fitting/test_export_verb.py::test_the_best_weights_and_what_is_pushed",
+    ],
+    "text of rows is no markup": ["data/test_chat_templates.py::test_a_control_token_in_a_row"],
+    "a resumed run reads what it began with": [
+        "fitting/test_broken_steps.py::test_a_resumed_run_refuses_to_read_other_things",
+    ],
+    "ranks see one directory": ["distributed/test_ddp.py::test_ranks_that_see_different_directories"],
+    "what a template drops of the demonstration": [
+        "data/test_chat_templates.py::test_what_a_template_drops_of_the_demonstration_is_counted",
+    ],
+    "adapters on the head": [
+        "models/test_targets.py::test_what_is_accepted_learns_and_merges",
+        "models/test_ready.py::test_a_trained_parameter_that_the_loss_does_not_reach",
+    ],
+    "adapters on a tied embedding": ["models/test_targets.py::test_what_is_accepted_learns_and_merges"],
+    "generate is tried before it is trusted": [
+        "rollout/test_hf_trial.py::test_a_model_that_reads_padding_writes_one_text",
+        "rollout/test_hf_trial.py::test_a_mask_that_is_ignored",
+    ],
+    "what adapters do not reach": ["models/test_ready.py::test_what_adapters_do_not_reach"],
+    "the dtype of a merged export": ["fitting/test_export_verb.py::test_a_merged_export_has_the_dtype"],
+    "bfloat16 decoding with adapters beside the base": [
+        "rollout/test_weights.py::test_float32_adapters_that_are_not_merged",
+    ],
+    "kernels without a folder for their cache": ["rollout/test_jit.py::test_kernels_compile_without_a_cache"],
+    "the memory of a control group": [
+        "test_machine.py::test_a_limit_of_version_2",
+        "test_machine.py::test_a_limit_of_version_1",
+        "rollout/test_memory.py::test_a_budget_within_a_control_group",
+    ],
+    "ranks wait for one that works": ["distributed/test_waiting.py::test_a_rank_that_works_longer"],
+    "a long cell of a table": ["data/test_sources.py::test_a_csv_cell_may_be_as_long"],
+    "memory that grows with every step": ["train/test_memory_stays_flat.py::test_three_hundred_steps"],
+    "a tokenizer larger than the embedding": ["models/test_tokens_beyond.py::test_it_is_refused_with_both_numbers"],
+    "a generation config that cannot be saved": [
+        "fitting/test_export_verb.py::test_a_generation_config_that_cannot_be_saved",
+    ],
+    "a turn end that was never trained": ["eval/test_turn_end.py::test_a_turn_end_that_was_never_trained"],
+    "the first step of a warm-up": ["train/test_loop_parts.py::test_schedules_warm_up"],
+    "rollouts that collapse": ["train/test_alarms.py::test_each_collapse_is_said"],
+    "empty columns and fields": [
+        "data/test_sources.py::test_an_empty_column_is_said_to_be_empty",
+        "data/test_sources.py::test_an_empty_field_of_a_message",
+    ],
+    "tables and refrains are no loops": ["screening/test_reasons.py::test_a_text_may_repeat_itself"],
+    "talk about the demonstration": [
+        "screening/test_mentions.py::test_a_phrase_of_some_language",
+        "screening/test_mentions.py::test_a_run_of_the_templates_own_words",
+    ],
+    "a check that raises or takes long": [
+        "tasks/test_any_text.py::test_random_texts_never",
+        "tasks/test_any_text.py::test_no_cut_off_opening",
+        "screening/test_screen.py::test_a_check_that_raises_is_a_verdict",
+    ],
+    "calls in the dialects of models": ["tasks/test_function_call.py::test_answers_are_read_in_the_forms"],
+    "options that people read": ["tasks/test_short_answers.py::test_what_is_picked_is_what_people_read"],
+    "numbers as they are written": ["tasks/test_math_word_problem.py::test_a_number_is_read_as_it_is_written"],
+    "nonsense where there is no check": ["screening/test_review.py::test_a_free_text_must_lead_back"],
+    "errors name the option that helps": [
+        "data/test_sources.py::test_a_missing_column_names_the_option",
+        "data/test_sources.py::test_a_file_given_as_the_name",
+    ],
+    "an export without the installed package": ["models/test_export.py::test_an_export_from_a_source_checkout"],
+    "nothing is random but the adapters' dropout": ["models/test_ready.py::test_nothing_is_random"],
+    "the template for base models": [
+        "models/test_load_and_policy.py::test_the_plain_chat_template",
+        "data/test_chat_templates.py::test_the_programs_own_template",
+    ],
+    "control tokens inside a rollout": [
+        "screening/test_make_screen.py::test_a_control_token",
+        "offline/test_distill.py::test_control_tokens_in_a_distilled_row",
+    ],
+    "a number in the answer column": ["tasks/test_math_word_problem.py::test_a_number_in_the_answer_column"],
+    "programs as models write them": ["tasks/test_python_code.py::test_programs_are_read_in_the_forms"],
+    "prose around calls": [
+        "tasks/test_function_call.py::test_another_call_or_none_is_wrong",
+        "tasks/test_function_call.py::test_answers_are_read_in_the_forms",
+    ],
+    "what picks no option": ["tasks/test_short_answers.py::test_what_is_picked_is_what_people_read"],
+    "no number is read as another": [
+        "tasks/test_math_word_problem.py::test_a_number_is_read_as_it_is_written",
+        "tasks/test_math_word_problem.py::test_the_check_accepts_a_value_in_every_spelling",
+    ],
+    "columns and fields that vanish": [
+        "data/test_sources.py::test_a_csv_column_that_stands_twice",
+        "data/test_sources.py::test_a_message_key_that_would_be_lost",
+    ],
+    "a step without an update has no loss": ["train/test_telemetry.py::test_a_step_that_learned_nothing"],
+    "a run that broke inside a step": ["fitting/test_broken_steps.py::test_a_step_that_breaks_anywhere"],
+    "a skipped step and the teacher's refresh": [
+        "invariants/test_step.py::test_a_skipped_step_neither_takes_nor_loses",
+    ],
+    "torn checkpoints": ["train/test_checkpoint.py::test_torn_checkpoints_go_before"],
+    "the weight of the demonstration with several samples": ["train/test_pairing.py::test_the_added_demonstration"],
+    "rows that plain fine-tuning leaves out": ["build/test_rows_of_a_run.py::test_sft_leaves_no_row_out"],
+    "a run on an exported adapter": ["fitting/test_export_verb.py::test_a_run_on_an_exported_adapter"],
+    "checks in threads and the warnings of others": [
+        "tasks/test_any_text.py::test_checks_in_threads_leave_the_warnings",
+    ],
+    "caches keyed by less than the content": ["data/test_sources.py::test_a_parquet_file_replaced"],
+    "right rollouts that are short": ["screening/test_screen.py::test_what_the_check_accepts"],
+    "an adapter on an embedded model": ["models/test_export.py::test_an_adapter_on_an_embedded_model"],
+}  # fmt: skip
+
+
 def test_every_known_trap_is_listed():
     assert list(TRAPS) == [f"T{number}" for number in range(1, 28)]
 
@@ -81,6 +193,16 @@ def test_a_trap_is_tested_where_it_says_or_has_a_reason(trap):
     if isinstance(where, str):
         assert where.endswith(".")
         return
+    assert_tested(where)
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_kind_of_fault_is_tested_where_it_says(kind):
+    assert_tested(FAULTS[kind])
+
+
+def assert_tested(where: list[str]) -> None:
+    """Every place, ``file::start of the name``, is a test."""
     assert where
     for place in where:
         file, _, start = place.partition("::")

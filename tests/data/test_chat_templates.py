@@ -19,6 +19,7 @@ from onpolicy_sdft.data.preflight import describe_lengths
 from onpolicy_sdft.data.prepare import Prepared, prepare
 from onpolicy_sdft.data.renderer import Renderer
 from onpolicy_sdft.errors import ConfigError, DataError, SdftError
+from onpolicy_sdft.models.load import plain_template
 from onpolicy_sdft.types import Demonstration, Turn
 
 NOW = "28 Nov 2026 10:00:00"
@@ -78,6 +79,28 @@ def test_prompt_and_target_begin_the_conversation_and_give_back_the_text(name, t
             assert renderer.tokenizer.convert_ids_to_tokens(end) == toy.end
             assert renderer.response_ids(text).count(end) == 1
             assert renderer.end_ids[-1] == end
+
+
+@pytest.mark.parametrize("begins", [True, False], ids=["adds a token", "adds none"])
+@pytest.mark.parametrize("tokenizer", chat_toys.TOKENIZERS)
+def test_the_programs_own_template_begins_the_conversation_as_the_tokenizer_does(tokenizer, begins):
+    made = chat_toys.make(chat_toys.Toy("", ("<s>", "</s>"), "</s>", "</s>", bos="<s>"), tokenizer)
+    if begins:
+        made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", made.bos_token_id)]
+        )
+    made.chat_template = plain_template(made)
+    toy = chat_toys.Toy(made.chat_template, (), "</s>", "</s>")
+    renderer = Renderer(made, ContextConfig())
+    assert renderer.notes() == []
+    for turns in TALKS:
+        for text in TEXTS:
+            assert holds(renderer, toy, turns, text), text
+        asked = renderer.student_ids(turns)
+        assert asked.count(made.bos_token_id) == int(begins)
+        ends = {"assistant": "</s>"}
+        said = "".join(f"{turn.role.title()}: {turn.content}{ends.get(turn.role, '')}\n" for turn in turns)
+        assert list(asked) == made(f"{said}Assistant:")["input_ids"], "what the tokenizer makes of the text by itself"
 
 
 @pytest.mark.parametrize("tokenizer", chat_toys.TOKENIZERS)

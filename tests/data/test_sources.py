@@ -398,7 +398,7 @@ def test_the_last_assistant_turn_of_a_conversation_is_the_demonstration(tmp_path
         ([{"role": "user", "content": "q"}], "no assistant turn that answers a user turn"),
         ([{"role": "assistant", "content": "a"}], "no assistant turn that answers a user turn"),
         ([{"role": "bot", "content": "a"}], "message 0 needs a role out of"),
-        ([{"role": "user", "content": None}], "message 0 needs a role out of"),
+        ([{"role": "user", "content": 4}], "message 0 needs a role out of"),
         ([{"role": "user", "content": " "}, {"role": "assistant", "content": "a"}], "last user turn is empty"),
         ([{"role": "user", "content": "q"}, {"role": "assistant", "content": " "}], "last assistant turn is empty"),
     ],
@@ -406,6 +406,59 @@ def test_the_last_assistant_turn_of_a_conversation_is_the_demonstration(tmp_path
 def test_a_conversation_that_holds_no_demonstration_is_refused(tmp_path, messages, problem):
     with pytest.raises(DataError, match=rf"row 1: .*{problem}"):
         load_rows(tmp_path, [{"chat": messages}], messages_column="chat")
+
+
+ASKED, SAID = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+EMPTY_FIELDS = {
+    "a content": ([{**ASKED, "content": None}, SAID], "message 0: content"),
+    "an answer's content": ([ASKED, {**SAID, "content": None}], "message 1: content"),
+    "a role": ([{**ASKED, "role": None}, SAID], "message 0: role"),
+    "a speaker": ([{"from": None, "value": "q"}, {"from": "gpt", "value": "a"}], "message 0: from"),
+    "a value": ([{"from": "human", "value": "q"}, {"from": "gpt", "value": None}], "message 1: value"),
+    "a message": ([None, SAID], "message 0"),
+    "a part": ([{**ASKED, "content": [{"type": "text", "text": None}]}, SAID], "message 0: text"),
+}
+
+
+@pytest.mark.parametrize("kind", EMPTY_FIELDS)
+def test_an_empty_field_of_a_message_is_said_to_be_empty(tmp_path, kind):
+    messages, field = EMPTY_FIELDS[kind]
+    with pytest.raises(DataError, match=rf"row 1: {field} is empty \(null\)\. Mend the row"):
+        load_rows(tmp_path, [{"messages": messages}])
+
+
+def test_a_call_needs_no_content(tmp_path):
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    row = {"messages": [ASKED, {"role": "assistant", "content": None, "tool_calls": [call]}]}
+    assert '"name": "f"' in load_rows(tmp_path, [row]).demonstrations[0].response
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize(
+    ("good", "options"),
+    [
+        ({"prompt": "q", "response": "a"}, {}),
+        ({"prompt": "q", "completion": "a"}, {}),
+        ({"instruction": "q", "input": "", "output": "a"}, {}),
+        ({"prompt": "q", "privileged_context": "a"}, {}),
+        ({"messages": [ASKED, SAID]}, {}),
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, {}),
+        ({"a": "q", "b": "a"}, {"prompt_column": "a", "response_column": "b"}),
+        ({"chat": [ASKED, SAID]}, {"messages_column": "chat"}),
+        ({"prompt": "q", "response": "a", "key": "1"}, {"id_column": "key"}),
+    ],
+    ids=lambda value: "-".join(value),
+)
+def test_an_empty_column_is_said_to_be_empty_in_any_row(tmp_path, good, options, place):
+    import pyarrow
+    import pyarrow.parquet
+
+    for column in [name for name in good if name != "input"]:
+        bad = {**good, column: None}
+        table = pyarrow.Table.from_pylist([bad, good] if place == 0 else [good, bad])
+        pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+        with pytest.raises(DataError, match=rf"row {place + 1}: column '{column}' is empty \(null\)\. Mend the row"):
+            load(tmp_path / "rows.parquet", **options)
 
 
 def test_a_row_with_a_system_message_of_its_own_keeps_it(tmp_path):

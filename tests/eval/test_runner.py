@@ -15,6 +15,7 @@ from onpolicy_sdft.eval.runner import pass_at_k, score_set
 from onpolicy_sdft.rollout.backend import ignore_progress
 from onpolicy_sdft.rollout.hf import HFBackend
 from onpolicy_sdft.tasks.free_form import FreeForm
+from onpolicy_sdft.tasks.mixed import MixedTask
 from onpolicy_sdft.types import CheckResult, Demonstration, NoiseKey, Rollout, RolloutRequest, SamplingParams, Turn
 
 END = 257
@@ -82,6 +83,20 @@ def test_a_task_without_a_check_has_no_score(tokenizer, renderer, num_samples):
     assert (found.score, found.low, found.high, found.pass_at_k, found.pass_at) == (None, None, None, None, {})
     assert found.note == "not checked: free_form has no check"
     assert found.n == 2
+
+
+@pytest.mark.parametrize("num_samples", [1, 2])
+def test_rows_without_a_check_are_no_part_of_a_score_and_are_counted(tokenizer, renderer, num_samples):
+    right = {"a": True, "b": False, "c": True}
+    answers = {(name, i): name if ok else "?" for name, ok in right.items() for i in range(num_samples)}
+    config = EvalConfig(temperature=float(num_samples - 1), num_samples=num_samples)
+    mixed = dataclasses.replace(questions("a", "b", "c"), task=MixedTask(Same(), {"c": FreeForm()}))
+    found = score_set(mixed, Scripted(tokenizer, answers), renderer, config, ignore_progress)
+    assert (found.score, found.n, found.note) == (0.5, 2, "1 of 3 questions have no check")
+    assert found.pass_at[num_samples] == 0.5
+    assert len(found.records) == 3 * num_samples
+    if num_samples == 1:
+        assert (found.low, found.high) == wilson_interval(1, 2)
 
 
 def test_every_answer_leaves_a_record_in_order(tokenizer, renderer):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +17,11 @@ from safetensors.torch import load_file
 
 from onpolicy_sdft.cli.main import main
 from onpolicy_sdft.config.load import load_config
+from onpolicy_sdft.config.schema import TaskConfig
 from onpolicy_sdft.errors import ConfigError, RunDirectoryError, TrainingError
 from onpolicy_sdft.experiments.sequence import Interrupted, Stopped, run_sequence
 from onpolicy_sdft.experiments.sequence_plan import plan_sequence
+from onpolicy_sdft.experiments.sequence_results import collect
 from onpolicy_sdft.runs.claim import claimed
 from onpolicy_sdft.runs.commands import REFUSED_CODE, Finish
 from onpolicy_sdft.runs.files import read_json, read_jsonl, write_json_atomic
@@ -226,3 +230,27 @@ def test_what_the_sequence_sets_itself_is_refused_among_the_shared_options_too(t
     shared = tiny().run
     with pytest.raises(ConfigError, match=r"run: train\.output_dir is set by the sequence itself"):
         plan_sequence(tiny(run={**shared, "train": {**shared["train"], "output_dir": "elsewhere"}}))
+
+
+def test_a_task_without_a_check_has_no_column_in_the_matrix_and_is_refused(whole):
+    red, blue = whole.make().stages
+    unchecked = dataclasses.replace(blue, task=TaskConfig())
+    with pytest.raises(ConfigError, match=r"'blue' has task\.name=free_form.*Fix: a task\.name"):
+        plan_sequence(whole.make(stages=[red, unchecked]))
+    made = whole.make()
+    sets = [{"label": "held", "task": {"name": "free_form"}, "data": made.run["eval"]["sets"][0]["data"]}]
+    with pytest.raises(ConfigError, match=r"'held' has task\.name=free_form"):
+        plan_sequence(whole.make(run={**made.run, "eval": {**made.run["eval"], "sets": sets}}))
+
+
+def test_a_score_of_no_check_is_said_and_not_counted(whole, tmp_path):
+    output = tmp_path / "copy"
+    shutil.copytree(whole.output, output)
+    path = output / "stage-1-red" / "eval" / "summary.json"
+    summary = read_json(path)
+    for entry in summary["before"]["sets"]:
+        entry["score"] = None
+    write_json_atomic(path, summary)
+    stages = [(label, output / f"stage-{number}-{label}") for number, label in ((1, "red"), (2, "blue"))]
+    with pytest.raises(RunDirectoryError, match="'red' has no score: its task has no check"):
+        collect(output, labels=["red", "blue"], retention_labels=[], stages=stages, joint=False, is_whole=True)

@@ -149,14 +149,31 @@ def test_a_full_export_is_the_model_that_was_trained(tmp_path, family):
     assert_is(plain, run, run / "model")
 
 
-def test_the_export_has_the_tokenizer_as_it_came(tmp_path):
+def tokenizer_of(folder: Path) -> dict[str, Any]:
+    """All that a tokenizer says of itself, but where it was loaded from."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    options = {key: value for key, value in tokenizer.init_kwargs.items() if "file" not in key and "name" not in key}
+    return {
+        "class": type(tokenizer), "options": options, "named": tokenizer.special_tokens_map,
+        "template": tokenizer.chat_template, "added": tokenizer.added_tokens_decoder,
+        "backend": json.loads(tokenizer.backend_tokenizer.to_str()), "length": tokenizer.model_max_length,
+        "side": (tokenizer.padding_side, tokenizer.truncation_side),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_every_export_has_the_tokenizer_as_it_came(tmp_path, lora):
     model = base(tmp_path / "base", "llama")
-    run = train(model, "run")
-    first, second = (AutoTokenizer.from_pretrained(path) for path in (model, run / "model"))
-    assert first.pad_token is second.pad_token is None
-    assert (first.chat_template, first.get_vocab(), first.eos_token) == (
-        second.chat_template, second.get_vocab(), second.eos_token,
-    )  # fmt: skip
+    words = questions(tmp_path / "run-files", "w")
+    best = {"eval__validation": [words], "eval__every_steps": 1, "eval__best_metric": "eval/w/score"}
+    run = train(model, "run", lora__enabled=lora, **best)
+    folders = [path.parent for path in run.rglob("tokenizer_config.json")]
+    assert {folder.name for folder in folders} == {"model", "best"}
+    export(run, tmp_path / "plain", merged=lora, push_to_hub=None)
+    came = tokenizer_of(model)
+    assert "pad_token" not in came["named"]
+    for folder in (*folders, tmp_path / "plain"):
+        assert tokenizer_of(folder) == came, folder
 
 
 def test_the_best_weights_and_what_is_pushed_stop_where_the_run_stops(tmp_path, monkeypatch):

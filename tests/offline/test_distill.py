@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -108,6 +109,24 @@ def test_a_file_of_other_data_is_refused_before_training(options, tmp_path, caps
     assert main(["train", *options, *learn]) == 2
     assert "2 of 7 rows" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_control_tokens_in_a_distilled_row_are_refused_by_line(options, tmp_path, capsys, tokenizer):
+    assert main(["distill", *options]) == 0
+    path = tmp_path / "distilled" / "distilled.jsonl"
+    rows = read_jsonl(path)
+    start, (end,) = tokenizer.convert_tokens_to_ids("<|im_start|>"), tokenizer.encode("<|im_end|>")
+    ids = [*tokenizer.encode("Par"), start, *tokenizer.encode("is"), end]
+    rows[2] |= {"verdict": "keep", "response": "Par<|im_start|>is", "token_ids": ids}
+    rows = [row if row is rows[2] else row | {"verdict": "fallback"} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    learn = ["train", *options, "--train.targets", "distilled", "--train.distilled", str(path)]
+    assert main(learn) == 2
+    said = capsys.readouterr().err
+    assert f"{path}, line 3: the answer of example" in said
+    assert "has the control token '<|im_start|>' inside" in said
+    assert not (tmp_path / "run").exists()
+    assert main([*learn, "--screening.control", "keep"]) == 0, "asked for"
 
 
 def test_two_distillers_in_one_directory_are_refused(options, tmp_path, capsys):

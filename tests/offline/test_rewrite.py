@@ -106,7 +106,7 @@ def test_counts_of_what_became_of_the_rows():
 
 def test_training_takes_the_distilled_response_and_its_very_tokens(tmp_path):
     rows = [row(str(i), "drop" if i == 3 else "keep") for i in range(10)]
-    taken, dropped = apply_distilled(ALL, rows, tmp_path, lambda ids: f"new {ids[1]}")
+    taken, dropped = apply_distilled(ALL, rows, tmp_path, lambda ids: f"new {ids[1]}", lambda *_: ())
     assert dropped == 1
     assert len(taken) == 9
     assert taken[0].response_ids == (5, 0)
@@ -125,7 +125,7 @@ def test_training_takes_the_distilled_response_and_its_very_tokens(tmp_path):
 )
 def test_a_file_of_other_data_is_refused(tmp_path, rows, said):
     with pytest.raises(DataError, match=said):
-        apply_distilled(ALL, rows, tmp_path, lambda ids: f"new {ids[1]}")
+        apply_distilled(ALL, rows, tmp_path, lambda ids: f"new {ids[1]}", lambda *_: ())
 
 
 def test_a_file_that_is_none_is_refused_by_line(tmp_path):
@@ -142,4 +142,4 @@ def test_a_file_that_is_none_is_refused_by_line(tmp_path):
 
 def test_ids_of_another_tokenizer_are_refused(tmp_path):
     with pytest.raises(DataError, match="do not spell its response"):
-        apply_distilled(ALL, [row(str(i)) for i in range(10)], tmp_path, lambda ids: "something else")
+        apply_distilled(ALL, [row(str(i)) for i in range(10)], tmp_path, lambda ids: "something else", lambda *_: ())

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from toys import END, ask, engine, make, tokens
 
 from onpolicy_sdft.errors import ConfigError
+from onpolicy_sdft.machine import free_memory
+from onpolicy_sdft.rollout import memory
 from onpolicy_sdft.rollout.engine import EngineOptions, RolloutEngine
 from onpolicy_sdft.rollout.memory import Budget, choose_num_slots, kv_budget
 from onpolicy_sdft.rollout.weights import LocalWeights
@@ -18,6 +22,29 @@ def test_a_budget_is_what_was_asked_for_or_a_fraction_of_what_is_free():
     half, all_of_it = kv_budget(None, 0.25, CPU), kv_budget(None, 0.5, CPU)
     assert 0 < half.num_bytes < all_of_it.num_bytes
     assert "iB free" in half.origin
+
+
+VERSIONS = {
+    "1": ("4:memory:/box\n", "memory/box", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    "2": ("0::/box\n", "box", "memory.max", "memory.current"),
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_budget_within_a_control_group_is_of_what_the_group_has_left(tmp_path, monkeypatch, version):
+    line, place, limit, used = VERSIONS[version]
+    (tmp_path / "cgroup").write_text(line)
+    (tmp_path / place).mkdir(parents=True)
+    for name, value in {limit: 512 * 2**20, used: 256 * 2**20, "memory.stat": f"inactive_file {64 * 2**20}"}.items():
+        (tmp_path / place / name).write_text(f"{value}\n")
+    monkeypatch.setattr(memory, "free_memory", partial(free_memory, tmp_path / "cgroup", tmp_path))
+    budget = kv_budget(None, 0.5, CPU)
+    assert budget.num_bytes == 160 * 2**20
+    assert budget.origin == (
+        f"rollout.kv_fraction=0.5 of 320.00 MiB free below the limit of 0.50 GiB in {tmp_path / place}"
+    )
+    with pytest.raises(ConfigError, match="below the limit of 0.50 GiB in"):
+        choose_num_slots(None, 1, 2**20, 1024, budget, CPU)
 
 
 @pytest.mark.parametrize(

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
+from onpolicy_sdft.config.schema import ScreeningConfig
+from onpolicy_sdft.screening.bare import num_steps
 from onpolicy_sdft.screening.mentions import Mentions
+from onpolicy_sdft.screening.reasons import is_looping
 from onpolicy_sdft.tasks import TASKS, Task, load_task
 from onpolicy_sdft.tasks.code_text import programs
 from onpolicy_sdft.types import CheckResult, Demonstration, Turn
 
 #: In bytes, about 8,000 tokens: a character such as ½ is a token or two by itself.
 LENGTH = 40_000
+NUM_TOKENS = 8_000
 SECONDS = 0.1
+SCREENING = ScreeningConfig()
 PROMPT = "Functions: f(x: int), g(a: str). Options: A. Paris B. London C. 12. How many?"
 ROWS: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     ("exact", {}, "Paris", {}),
@@ -69,19 +76,48 @@ CODE = load_task("python_code", {"allow_execution": True})
 MENTIONS = Mentions(["my response"], "reference", "Using the reference answer as a guide, write your own response.")
 
 
-def judge(text: str) -> Iterator[tuple[str, float]]:
-    """Yield every check and the processor time it took: a busy machine is no slow check."""
-    for task, row in CHECKS:
-        started = time.process_time()
-        result = task.check(text, row)
-        yield task.name, time.process_time() - started
-        assert isinstance(result, CheckResult)
-    started = time.process_time()
-    programs(text)
-    yield "programs", time.process_time() - started
-    started = time.process_time()
-    MENTIONS.find(text, CHECKS[0][1])
-    yield "mentions", time.process_time() - started
+def readers(text: str) -> list[tuple[str, Callable[[], object]]]:
+    """Return all that reads a text: the checks, by task, and the rules of the screen."""
+    ids = list(text.encode("utf-8", "replace"))[:NUM_TOKENS]
+    return [
+        *((task.name, partial(task.check, text, row)) for task, row in CHECKS),
+        ("programs", partial(programs, text)),
+        ("mentions", partial(MENTIONS.find, text, CHECKS[0][1])),
+        ("num_steps", partial(num_steps, text)),
+        ("looping", partial(is_looping, ids, SCREENING.loop_ngram, SCREENING.loop_repeats, ids)),
+    ]
+
+
+def judge(text: str) -> None:
+    """Let every reader read a text."""
+    for name, read in readers(text):
+        found = read()
+        assert name not in TASKS or isinstance(found, CheckResult)
+
+
+def seconds(read: Callable[[], object]) -> float:
+    """Return the processor time that a reader takes in this thread."""
+    started = time.thread_time()
+    read()
+    return time.thread_time() - started
+
+
+def slow(text: str) -> list[tuple[str, float]]:
+    """Return the readers that take too long, in seconds, at their best of a few times on the machine as it is now."""
+    long = [(name, read) for name, read in readers(text) if seconds(read) > SECONDS]
+    best = [(name, min(seconds(read) / slowness() for _ in range(4))) for name, read in long]
+    return [(name, taken) for name, taken in best if taken > SECONDS]
+
+
+def slowness() -> float:
+    """Return how much slower than by itself a core computes now: processes that share caches slow each other down."""
+    line = "x = 12 three words of a text, 4 + 5; " * 400
+
+    def work() -> None:
+        sum(len(found.group()) for found in re.finditer(r"(?<!\w)(\w+)\s*=\s*(\d+)|\b(?:one|two|three)\b", line))
+        sum(i * i % 7 for i in range(20_000))
+
+    return max(1.0, min(seconds(work) for _ in range(3)) / 0.0025)
 
 
 def test_every_task_is_tried() -> None:
@@ -90,12 +126,12 @@ def test_every_task_is_tried() -> None:
 
 @pytest.mark.parametrize("seed", [*range(12), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(12, 50))])
 @pytest.mark.few(4)
-def test_random_texts_never_make_a_check_raise_or_take_a_second(seed: int) -> None:
+def test_random_texts_never_make_a_check_raise_or_take_it_long(seed: int) -> None:
     random_, known = random.Random(seed), parts()
     for _ in range(100):
         joint = random_.choice(["", " ", " ", "\n"])
         chosen = random_.choices(random_.sample(known, random_.randint(1, 12)), k=random_.randint(1, 60))
-        assert not {name: seconds for name, seconds in judge(joint.join(chosen)) if seconds > 1}
+        assert not slow(joint.join(chosen))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -105,8 +141,7 @@ def test_bytes_and_characters_of_any_kind_never_make_a_check_raise(seed: int) ->
         text = "".join(
             chr(random_.choice([random_.randrange(32, 127), random_.randrange(0xD800), 10])) for _ in range(80)
         )
-        for _ in judge(text):
-            pass
+        judge(text)
 
 
 def some(texts: list[str], each: int) -> list[Any]:
@@ -117,24 +152,18 @@ def some(texts: list[str], each: int) -> list[Any]:
 @pytest.mark.parametrize("part", some(list(dict.fromkeys(parts())), 3), ids=repr)
 @pytest.mark.few(12)
 def test_no_part_over_and_over_takes_long(part: str) -> None:
-    text = part * (LENGTH // len(part.encode("utf-8", "replace")))
-    assert not {name: seconds for name, seconds in judge(text) if seconds > SECONDS and not is_quick(name, text)}
+    assert not slow(part * (LENGTH // len(part.encode("utf-8", "replace"))))
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))])
 def test_no_mixture_of_two_parts_over_and_over_takes_long(seed: int) -> None:
     random_, known = random.Random(seed), parts()
-    slow = []
+    found = []
     for _ in range(12):
         pair = "".join(random_.sample(known, 2)) + random_.choice(["", " "])
         text = pair * (LENGTH // len(pair.encode("utf-8", "replace")))
-        slow += [(name, pair) for name, seconds in judge(text) if seconds > SECONDS and not is_quick(name, text)]
-    assert not slow
-
-
-def is_quick(name: str, text: str) -> bool:
-    """Whether a check is quick after all, on a machine that was busy."""
-    return any(min(seconds for each, seconds in judge(text) if each == name) <= SECONDS for _ in range(3))
+        found += [(pair, *each) for each in slow(text)]
+    assert not found
 
 
 @pytest.mark.parametrize(
@@ -161,8 +190,7 @@ def is_quick(name: str, text: str) -> bool:
 )
 @pytest.mark.few(6)
 def test_what_is_nested_or_long_is_no_answer_and_no_error(text: str) -> None:
-    slow = {name: seconds for name, seconds in judge(text) if seconds > SECONDS and not is_quick(name, text)}
-    assert not slow
+    assert not slow(text)
 
 
 #: Openings that nothing closes: of calls, tags, quotes, formulas, verdicts, denials.
@@ -176,10 +204,10 @@ half~of~ 12~to~ {2,5} roots~are~ as~the~expert~ I~cannot~ a~solution~above~ i'm~
 
 @pytest.mark.parametrize("opening", some(OPENINGS.split(), 2), ids=repr)
 @pytest.mark.few(5)
-def test_no_cut_off_opening_over_and_over_takes_a_second(opening: str) -> None:
+def test_no_cut_off_opening_over_and_over_takes_long(opening: str) -> None:
     part = opening.replace("~", " ")
-    for text in ((part * 32_000)[:32_000], (part * 3_200)[:3_200].strip() + "\n" + part):
-        assert not {name: seconds for name, seconds in judge(text) if seconds > 1}
+    for text in ((part * LENGTH)[:LENGTH], (part * 3_200)[:3_200].strip() + "\n" + part):
+        assert not slow(text)
 
 
 @pytest.mark.parametrize(
@@ -194,9 +222,7 @@ def test_checks_in_threads_leave_the_warnings_of_the_process_alone() -> None:
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always", UserWarning)
         before = list(warnings.filters)
-        threads = [
-            threading.Thread(target=lambda: [list(judge("f(x='\\d') " * 20)) for _ in range(20)]) for _ in range(4)
-        ]
+        threads = [threading.Thread(target=lambda: [judge("f(x='\\d') " * 20) for _ in range(20)]) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
