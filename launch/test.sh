@@ -28,7 +28,7 @@ else
     "$VENV/bin/ruff" check .
     "$VENV/bin/ruff" format --check .
     say "types"
-    "$VENV/bin/mypy"
+    "$VENV/bin/mypy" --num-workers 2
 fi
 for argument in "$@"; do
     if [ -e "${argument%%::*}" ]; then # tests by name
@@ -41,9 +41,9 @@ export OMP_NUM_THREADS=1
 none_chosen=0
 run() { "$VENV/bin/python" -m pytest "$@" || { [ $? -eq 5 ] && none_chosen=$((none_chosen + 1)); }; }
 say "tests"
-run -n auto --ignore tests/distributed --durations 60 "$@"
+run -n auto --dist worksteal --ignore tests/distributed --durations 60 "$@"
 say "kernels of a GPU, in Triton's interpreter"
-TRITON_INTERPRET=1 run -n auto tests/rollout/gpu "$@"
+TRITON_INTERPRET=1 run -n auto --dist worksteal tests/rollout/gpu "$@"
 say "tests of several ranks"
 run -n auto --dist loadfile tests/distributed "$@"
 [ "$none_chosen" -lt 3 ]

@@ -86,6 +86,7 @@ def test_objects_in_memory_make_the_run_of_the_command_bit_for_bit(tmp_path, mod
     assert outcome.result.reason == "finished"
 
 
+@pytest.mark.slow
 def test_the_run_is_used_without_the_program_that_made_it(tmp_path, model_dir, capsys):
     model, tokenizer = load(model_dir)
     trainer = SDFTTrainer(

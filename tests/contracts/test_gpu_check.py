@@ -57,6 +57,7 @@ def test_a_part_that_fails_is_said_and_the_next_goes_on(tmp_path):
     assert "no such kernel" in (tmp_path / "check.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_part_over_its_limit_is_killed_with_its_children_and_said(tmp_path):
     started = time.perf_counter()
     pid = tmp_path / "pid"

@@ -108,6 +108,7 @@ def test_rates_are_chosen_on_validation_questions_of_the_first_stage(tiny, compa
     assert stage.config.optim.lr == 0.01
 
 
+@pytest.mark.slow
 def test_methods_can_be_compared_at_equal_tokens_or_at_the_same_acquisition(tiny, comparison):
     from onpolicy_sdft.experiments.compare import method_sequence
 
@@ -158,7 +159,7 @@ def test_every_shipped_sequence_plans(path):
     [pytest.param(path, marks=pytest.mark.slow if "full" in path.stem else ()) for path in COMPARISONS],
     ids=lambda path: path.name,
 )
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_every_shipped_comparison_plans(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert path.read_text().startswith("# ")

@@ -93,6 +93,7 @@ def test_stages_train_to_their_end_whatever_the_gate_sees_unless_told_otherwise(
     assert {stage.config.gate.action for stage in plan_sequence(stopping)} == {"stop"}
 
 
+@pytest.mark.slow
 def test_a_stage_that_the_gate_gave_back_as_its_start_counts_as_done(tiny, in_process, tmp_path):
     def given_back(command: list[str]) -> Finish:
         assert main(command) == 0

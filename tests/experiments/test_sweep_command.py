@@ -44,6 +44,7 @@ def flags(tmp_path: Path, model_dir: Path) -> list[str]:
     return ["--config", str(tmp_path / "sweep.yaml")]
 
 
+@pytest.mark.slow
 def test_two_runs_in_processes_of_their_own_one_of_which_fails(flags, tmp_path, capsys):
     """A template that is no Jinja passes the check of options: only the run itself reads it."""
     (tmp_path / "bad.jinja").write_text("{{ question")

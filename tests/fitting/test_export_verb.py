@@ -130,6 +130,7 @@ def test_an_adapter_and_its_merged_export_are_the_model_that_was_trained(tmp_pat
     assert not torch.allclose(of_run(run)[0], logits(AutoModelForCausalLM.from_pretrained(model)), atol=0.1)
 
 
+@pytest.mark.slow
 def test_a_scale_that_does_not_shrink_with_the_rank_is_in_the_export(tmp_path):
     model = base(tmp_path / "base", "llama")
     run = train(model, "run", lora__use_rslora=True)
@@ -142,6 +143,7 @@ def test_a_scale_that_does_not_shrink_with_the_rank_is_in_the_export(tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.few(2)
 def test_a_full_export_is_the_model_that_was_trained(tmp_path, family):
     run = train(base(tmp_path / "base", family), "run", lora__enabled=False, optim__lr=1e-3)
     assert f"* attention: {ATTENTION.get(family, 'sdpa')}\n" in (run / "model" / "README.md").read_text()

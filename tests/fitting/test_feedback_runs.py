@@ -59,7 +59,7 @@ def config_file(tmp_path: Path, model_dir: Path) -> Path:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_a_run_with_feedback_counts_what_is_solved_and_resumes_bit_for_bit(config_file, method):
     whole, parts = (str(config_file.parent / name) for name in ("whole", "parts"))
     common = METHODS[method]

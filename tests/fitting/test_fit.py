@@ -62,7 +62,7 @@ def test_a_run_leaves_everything_a_person_needs(files, logged):
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"step-000004", "step-000006"}
     assert (run / "model" / "adapter_model.safetensors").is_file()
     card = (run / "model" / "README.md").read_text()
-    assert "method: sdft" in card
+    assert "targets: rollouts under the teacher's prompt" in card
     assert "95 % Wilson" in card
     summary = read_json(run / "eval" / "summary.json")
     assert summary["before"]["sets"][0]["n"] == 3
@@ -143,7 +143,7 @@ DRAFT_FIGURES = ("rollout/tokens_per_forward", "rollout/accept_rate", "rollout/d
 
 
 @pytest.mark.parametrize("forgets", [False, True], ids=["as it is", "with the store lost"])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_a_resumed_run_drafts_from_the_same_texts_in_the_same_shapes(files, monkeypatch, forgets):
     """Rule 13 with the draft store, and that a store lost on the way would show."""
     common = {
@@ -354,7 +354,7 @@ def test_an_export_never_replaces_what_is_not_an_export(files):
     assert (outcome.run.model_path / "adapter_model.safetensors").is_file()
     for _ in range(2):  # an earlier export may be replaced
         assert main(["export", run, "--output", str(files["tmp"] / "exported")]) == 0
-    assert "method: sdft" in (files["tmp"] / "exported" / "README.md").read_text()
+    assert "targets: rollouts under the teacher's prompt" in (files["tmp"] / "exported" / "README.md").read_text()
 
 
 def test_an_exception_in_the_middle_of_a_run_loses_no_whole_step(files, monkeypatch):

@@ -110,6 +110,7 @@ def test_a_run_that_harms_nothing_is_asked_at_the_start_now_and_then_and_at_the_
 
 
 @pytest.mark.parametrize("targets", ["policy", "demonstrations"])
+@pytest.mark.few(1)
 def test_a_run_that_destroys_its_model_is_stopped_and_leaves_the_start(files, targets, capsys):
     options = {"train.targets": targets, "eval.before_and_after": True}
     command = ["train", "--config", str(files["config"]), *(f"--{k}={v}" for k, v in options.items())]

@@ -57,6 +57,7 @@ STILL = {"optim__lr": 1e-12, "train__max_steps": 1}
 
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+@pytest.mark.few(1)
 def test_training_goes_on_from_the_weights_the_run_before_left(config, lora):
     first = train(config, "first", lora__enabled=lora)
     seed = logits_of_seed(config)
@@ -70,6 +71,7 @@ def logits_of_seed(config: Path) -> torch.Tensor:
         return load(load_config(config).model).model(input_ids=IDS).logits
 
 
+@pytest.mark.slow
 def test_a_merged_adapter_is_the_base_of_a_new_one_and_a_third_task_stands_on_both(config):
     first = train(config, "first")
     merge = {"train__adapter_handoff": "merge"}
@@ -176,6 +178,7 @@ def interrupted(*arguments: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_the_optimizers_moments_are_kept_if_asked_and_new_otherwise(config):
     first = train(config, "first")
     kept = train(config, "kept", train__init_from=str(first), train__keep_optimizer=True, **STILL)

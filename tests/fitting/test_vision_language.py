@@ -64,7 +64,7 @@ def eyes(model: Any) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("backend", ["engine", "hf"])
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_adapters_reach_the_language_model_alone_and_load_with_the_plain_class(tmp_path, family, backend, logged):
     model = base(tmp_path / "base", family)
     run = train(model, "run", rollout__backend=backend)

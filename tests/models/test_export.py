@@ -81,6 +81,7 @@ def test_saving_is_tried_without_the_weights_and_leaves_nothing(tiny_model, toke
         try_saving(model, tokenizer, "tiny")
 
 
+@pytest.mark.slow
 def test_an_export_from_a_source_checkout_that_was_not_installed_has_a_card(model_dir, tmp_path):
     """The package is on the path, and no metadata tells of it."""
     script = f"""

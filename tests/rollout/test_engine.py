@@ -185,6 +185,7 @@ def adapters(model, dtype):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gemma2", "gpt_neox"])
+@pytest.mark.few(2)
 def test_adapters_are_in_what_is_written_merged_or_not(family):
     model, requests = adapters(make(family), torch.float32), ask(6, 16)
     theirs = HFBackend(model, (END,), END, 4, merge_adapter=False).generate(requests, SamplingParams())

@@ -36,6 +36,7 @@ print(sum(passes._norm.stats.cache_misses.values()))
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_kernels_compile_without_a_cache_and_it_is_said_once():
     done = subprocess.run([sys.executable, "-c", WITHOUT_A_PLACE], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "2.0"

@@ -89,6 +89,7 @@ def test_a_bad_option_is_named(options: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("body", ["while True: pass", "import time\ntime.sleep(60)", "sum(iter(int, 1))"])
+@pytest.mark.few(1)
 def test_an_endless_program_is_stopped(body: str) -> None:
     start = time.monotonic()
     assert check(body).reason == "timeout"

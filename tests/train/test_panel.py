@@ -105,6 +105,7 @@ def test_elsewhere_the_lines_are_those_of_any_job():
     assert stream.getvalue() == f"train 0/2 steps, elapsed 0:00\n{line}\n"
 
 
+@pytest.mark.slow
 def test_a_run_shows_its_own_metrics_and_a_resumed_one_what_was_before(tmp_path, model_dir, terminal):
     options = {
         "rollout.max_new_tokens": 6, "train.max_steps": 2, "train.output_dir": tmp_path / "run", "eval.kl_prompts": 0,
