@@ -37,6 +37,7 @@ def test_no_help_text_waits_for_anything_slow():
     assert slow_modules_after(code) == set()
 
 
+@pytest.mark.slow
 def test_what_writes_and_learns_imports_what_it_needs_and_no_kernels_before_they_run():
     modules = "rollout.engine", "rollout.hf", "rollout.vllm", "rollout.weights", "fitting.fit", "build.loaded"
     code = "\n".join(f"import onpolicy_sdft.{module}" for module in modules)

@@ -76,6 +76,7 @@ def test_an_interrupted_comparison_goes_on_and_tables_all_methods_and_seeds(tiny
         file.write_text(before)
 
 
+@pytest.mark.slow
 def test_a_method_that_stopped_learning_is_a_result_and_is_not_tried_again(tiny, in_process, comparison):
     in_process.before = lambda command: in_process.end_without_update(command) if "sdft-lr" in command[-1] else None
     config = dataclasses.replace(comparison, seeds=[0], lrs=[0.01])

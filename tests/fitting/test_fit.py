@@ -322,6 +322,7 @@ def test_exporting_merged_gives_a_plain_model_with_the_adapters_logits(files):
         torch.testing.assert_close(plain(input_ids=ids).logits, tuned(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_where_it_was(files):
     """The same through the command line: SIGTERM, exit code 143, --train.resume auto."""
     command = [sys.executable, "-m", "onpolicy_sdft", "train", "--config", str(files["config"])]

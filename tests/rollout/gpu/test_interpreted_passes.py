@@ -84,7 +84,7 @@ def test_positions_are_rotated_as_by_the_model(size):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "phi3", "gpt_neox"])
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_what_is_replaced_computes_the_models_own_logits_and_is_put_back(family, copy, adapted):
     plain = model_of(family)
     model = with_adapter(plain) if adapted else plain
@@ -109,7 +109,7 @@ UNLIKE = {"qwen3", "gemma2", "gpt_oss", "phi3", "llama, adapted"}
         for name in [*FAMILIES, "phi3", "llama, adapted"]
     ],
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_a_rollout_is_the_one_of_a_cpu(family):
     model = with_adapter(make("llama")) if family == "llama, adapted" else model_of(family)
     requests, record = ask(3, limit=4), RecordOptions(hidden=True)
@@ -122,6 +122,7 @@ def test_a_rollout_is_the_one_of_a_cpu(family):
         torch.testing.assert_close(mine.hidden, theirs.hidden, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_blended_rollout_is_the_one_of_a_cpu():
     model = make("llama")
     requests = [replace(request, blend=Blend((5, *request.prompt_token_ids[-4:]), 0.4)) for request in ask(2, limit=3)]

@@ -235,6 +235,7 @@ def test_a_row_shared_by_programs_gives_what_one_program_gives(monkeypatch):
             torch.testing.assert_close(other.entropies, found[0].entropies)
 
 
+@pytest.mark.slow
 def test_what_a_row_keeps_is_exact_up_to_the_rounding_of_a_sum():
     """Every combination of filters; a token may differ where the probability above it is as good as top-p."""
     combinations = itertools.product((0.6, 1.0, 1.7), (0, 1, 5, 80), (0.01, 0.5, 0.95, 1.0), (0.0, 0.02))
@@ -325,7 +326,7 @@ class OnTheDevice(TorchDispatchMode):
 @pytest.mark.parametrize("head", [{}, {"scale": 0.5, "softcap": 3.0}], ids=["plain", "bent"])
 @pytest.mark.parametrize("budgets", [[], [0.1, 0.5]], ids=["weights", "budgets"])
 @pytest.mark.parametrize("each_params", PARAMS.values(), ids=PARAMS)
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 def test_blended_rows_are_drawn_as_torch_draws_them(each_params, budgets, head):
     texts = make_texts(3, 90, seed=1, width=3)
     texts.top_token_ids, texts.top_logprobs = torch.zeros(4, 30, 4, dtype=torch.int64), torch.zeros(4, 30, 4)
