@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from onpolicy_sdft.cli.main import VERBS
 
 SLOW = {
