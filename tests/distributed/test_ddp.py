@@ -54,6 +54,7 @@ def test_two_ranks_write_the_tokens_and_take_the_steps_of_one_process(config, tm
     assert (two / "model" / "README.md").is_file()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_of_two_ranks_repeats_the_uninterrupted_one_bit_for_bit(config, tmp_path):
     options = {**AVERAGED, "eval.before_and_after": False, "lora.dropout": 0.2}
     succeed(2, config, tmp_path / "whole", **options)
@@ -155,7 +156,7 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on_from_the_last_checkpo
 
 
 @pytest.mark.parametrize("late_bytes", [0, 1 << 28], ids=["within the last backward", "after it"])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_gradients_travel_once_a_step_however_many_micro_batches_it_has(config, tmp_path, late_bytes):
     found = []
     for size in (10_000, 1):
@@ -189,6 +190,7 @@ def test_out_of_memory_within_a_collective_ends_the_run_with_the_fix(config, tmp
     assert "lower train.micro_batch_tokens" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_gate_stops_two_ranks_together_and_they_leave_what_one_leaves(config, tmp_path, model_dir):
     prompts = [f"tell {number}" for number in range(24)]
     found = load_model(str(model_dir), load_config(config)).sample(prompts, max_new_tokens=5)
