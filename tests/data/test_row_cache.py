@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -40,13 +39,12 @@ def prepared(*, uses_cache: bool, asks_teacher: bool = True) -> Prepared:
 
 
 @pytest.mark.slow
-def test_a_run_reads_from_the_cache_what_it_would_make(home, caplog):
-    caplog.set_level(logging.INFO)
+def test_a_run_reads_from_the_cache_what_it_would_make(home, logged):
     fresh, first = prepared(uses_cache=False), prepared(uses_cache=True)
-    assert not [record for record in caplog.records if "are read from" in record.message]
+    assert not [line for line in logged if "are read from" in line]
     assert len(list(home.glob("*/rows.safetensors"))) == 1
     second = prepared(uses_cache=True)
-    assert [record for record in caplog.records if f"token ids of {MANY} rows are read from" in record.message]
+    assert [line for line in logged if f"token ids of {MANY} rows are read from" in line]
     for part in PARTS:
         assert getattr(fresh, part) == getattr(first, part) == getattr(second, part)
     assert fresh.trimmed_ids
@@ -88,29 +86,29 @@ def test_rows_that_are_refused_on_the_way_are_not_kept(home):
 
 
 @pytest.mark.parametrize("damage", [lambda file: file[:-3], lambda file: file[:-1] + b"\xff", lambda file: b""])
-def test_a_damaged_cache_is_said_and_made_again(home, damage, caplog):
+def test_a_damaged_cache_is_said_and_made_again(home, damage, logged):
     look_up(home)
     path = home / "key" / "rows.safetensors"
     path.write_bytes(damage(path.read_bytes()))
     assert look_up(home) == READ
-    assert "is damaged and made again" in caplog.text
+    assert "is damaged and made again" in "\n".join(logged)
     assert look_up(home, read=never_read) == READ
 
 
-def test_a_place_that_cannot_be_written_costs_the_cache_and_no_more(home, caplog):
+def test_a_place_that_cannot_be_written_costs_the_cache_and_no_more(home, logged):
     home.parent.mkdir(parents=True)
     home.write_text("a file where the folder should be")
     assert look_up(home) == READ
-    assert "token ids are not kept in" in caplog.text
+    assert "token ids are not kept in" in "\n".join(logged)
 
 
-def test_without_a_home_the_run_goes_on(monkeypatch, caplog):
+def test_without_a_home_the_run_goes_on(monkeypatch, logged):
     def no_home():
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", no_home)
     assert [row for part in cached_rows("key", lambda: [pack(READ)]) for row in unpack(part, tuple)] == READ
-    assert "token ids are not kept on disk (data.cache): Could not determine home directory." in caplog.text
+    assert "token ids are not kept on disk (data.cache): Could not determine home directory." in "\n".join(logged)
 
 
 def test_the_sets_that_were_read_last_are_kept(home):
