@@ -13,6 +13,7 @@ of names, sizes or times; weights are digested in memory, so that no file is rea
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from onpolicy_sdft.build.bundle import ModelBundle
+    from onpolicy_sdft.config.schema import RunConfig
     from onpolicy_sdft.data.eval_sets import EvalSet
     from onpolicy_sdft.types import Turn
 
@@ -71,6 +73,12 @@ def _config_of(model: PreTrainedModel) -> dict[str, Any]:
 def recorded_date(manifest: Path) -> str | None:
     """Return the date that the chat template of a run or a distillation saw; None where there is none to go on with."""
     return (read_json(manifest).get("date") or None) if manifest.is_file() else None
+
+
+def with_recorded_date(config: RunConfig, manifest: Path) -> RunConfig:
+    """Return options with the date that was seen before, where they name none."""
+    date = config.context.date or recorded_date(manifest)
+    return dataclasses.replace(config, context=dataclasses.replace(config.context, date=date))
 
 
 def answering_identity(bundle: ModelBundle, model: PreTrainedModel | PeftModel) -> str:

@@ -15,7 +15,7 @@ from peft import PeftModel
 
 from onpolicy_sdft.build.base import base_of, refuse_other_base
 from onpolicy_sdft.build.bundle import ModelBundle, context_window, load_bundle, room_to_answer
-from onpolicy_sdft.build.identity import base_identity, recorded_date
+from onpolicy_sdft.build.identity import base_identity, with_recorded_date
 from onpolicy_sdft.config.load import load_config
 from onpolicy_sdft.config.schema import RunConfig
 from onpolicy_sdft.data.refusals import require_unicode
@@ -156,9 +156,7 @@ def load_run(path: str | Path) -> ReadyModel:
 
 def config_of(run: RunDirectory) -> RunConfig:
     """Return the options of a run, with the date that its chat template saw, whatever day it is now."""
-    config = load_config(run.config_path)
-    date = config.context.date or recorded_date(run.manifest_path)
-    return dataclasses.replace(config, context=dataclasses.replace(config.context, date=date))
+    return with_recorded_date(load_config(run.config_path), run.manifest_path)
 
 
 def load_target(target: str) -> ReadyModel:

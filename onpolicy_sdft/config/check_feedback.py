@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onpolicy_sdft.config.schema import TEXT_RULES, FeedbackConfig, RunConfig
+from onpolicy_sdft.config.schema import TEXT_RULES, UNCHECKED, FeedbackConfig, RunConfig
 from onpolicy_sdft.errors import ConfigError
 
 
@@ -31,7 +31,7 @@ def check_feedback(config: RunConfig) -> None:
                 f"Fix: {way_out}, or --feedback.enabled false."
             )
     has_data = config.data.name is not None or config.data.path is not None  # a file of a method names no task
-    if config.task.name == "free_form" and has_data:
+    if config.task.name == UNCHECKED and has_data:
         raise ConfigError(
             "feedback.enabled=true tells the teacher what the check says, but task.name=free_form accepts every text. "
             "Fix: a task with a check, or --feedback.enabled false."

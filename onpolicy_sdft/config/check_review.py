@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onpolicy_sdft.config.schema import REVIEW_RULES, RunConfig
+from onpolicy_sdft.config.schema import REVIEW_RULES, UNCHECKED, RunConfig
 from onpolicy_sdft.errors import ConfigError
 
 
@@ -97,7 +97,7 @@ def _check_task(config: RunConfig) -> None:
     ]
     rules += ["weigh_by_failure=true"] if screening.weigh_by_failure else []
     has_data = config.data.name is not None or config.data.path is not None  # a file of a method names no task
-    if rules and config.task.name == "free_form" and has_data and not config.replay.sources:
+    if rules and config.task.name == UNCHECKED and has_data and not config.replay.sources:
         raise ConfigError(
             f"screening.{rules[0]} goes by the task's check, but task.name=free_form accepts every text. "
             "Fix: a task with a check, or leave the option at its default."

@@ -131,11 +131,15 @@ class DataConfig:
     tokenizer and prompts starts in a fraction of the time. The newest eight sets are kept."""
 
 
+#: The task that accepts any text.
+UNCHECKED = "free_form"
+
+
 @dataclass
 class TaskConfig:
     """What a right answer is."""
 
-    name: str = "free_form"
+    name: str = UNCHECKED
     """A task of the package, or a class or function of yours: ``package.module:NAME`` or ``file.py:NAME``."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the task, e.g. ``allow_execution: true`` for ``python_code``."""

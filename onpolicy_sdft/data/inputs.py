@@ -84,6 +84,11 @@ def task_digest(name: str) -> str:
     return " ".join(_digest(path) for path in own_files(name))
 
 
+def task_digests(config: RunConfig) -> list[str]:
+    """Return :func:`task_digest` of each task that judges what is learned: of the data, and of what is rehearsed."""
+    return [task_digest(each.name) for each in (config.task, *(source.task for source in config.replay.sources))]
+
+
 def changed_inputs(recorded: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[str, str]]) -> list[str]:
     """Return the options, each with a file, whose files are others now; a folder that was moved as a whole is not."""
     changed = []

@@ -13,7 +13,7 @@ import yaml
 
 from onpolicy_sdft.config.bounds import check_bounds
 from onpolicy_sdft.config.load import load_config
-from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig
+from onpolicy_sdft.config.schema import UNCHECKED, EvalSetConfig, RunConfig
 from onpolicy_sdft.config.sequence import SequenceConfig, StageConfig
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.experiments.children import find_inputs, is_done
@@ -34,8 +34,6 @@ JOINT = "joint"
 #: compared is the methods and not where a gate stopped them.
 _DEFAULTS = {"gate": {"action": "continue"}}
 
-
-_UNCHECKED = "free_form"
 
 _BUDGETS = ("train.max_steps", "train.max_loss_tokens")
 
@@ -75,9 +73,9 @@ def plan_sequence(config: SequenceConfig) -> list[Stage]:
         named = [(each.label, each.task.name) for each in config.stages]
         named += [(each.label, each.task.name) for each in common.eval.sets]
         for label, task in named:
-            if task == _UNCHECKED:
+            if task == UNCHECKED:
                 raise ConfigError(
-                    f"{label!r} has task.name={_UNCHECKED}, which accepts any text: its column of the accuracy matrix "
+                    f"{label!r} has task.name={UNCHECKED}, which accepts any text: its column of the accuracy matrix "
                     "would say nothing. Fix: a task.name that tells right from wrong answers, or leave it out."
                 )
         stages: list[Stage] = []

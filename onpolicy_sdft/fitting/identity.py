@@ -15,7 +15,7 @@ from onpolicy_sdft.build.cuda import gpu_names
 from onpolicy_sdft.build.identity import asked_identity, recorded_date
 from onpolicy_sdft.config.computing import without_computing
 from onpolicy_sdft.config.load import dump_config
-from onpolicy_sdft.data.inputs import task_digest
+from onpolicy_sdft.data.inputs import task_digests
 from onpolicy_sdft.data.tokenising import tokenizer_digest
 from onpolicy_sdft.errors import ConfigError
 from onpolicy_sdft.runs.directory import RunDirectory
@@ -138,7 +138,7 @@ def identity_of(
         "tokenizer": tokenizer_digest(bundle.loaded.tokenizer),  # of texts that no prompt has: rollouts
         **base,
         "task": frozen["task"],
-        "task files": [task_digest(each["name"]) for each in _tasks(frozen)],
+        "task files": task_digests(config),
         "model": without_computing("model", frozen["model"]),
         **{section: frozen[section] for section in _FROZEN_SECTIONS},
         "context": {**frozen["context"], "date": None},  # said above, for templates that have one
@@ -149,10 +149,6 @@ def identity_of(
         "questions of the validation": [[each.label, asked_identity(bundle, each)] for each in validation],
         "questions of the gate": [[each.label, asked_identity(bundle, each)] for each in gated],
     }
-
-
-def _tasks(frozen: Mapping[str, Any]) -> list[Any]:
-    return [frozen["task"], *(source["task"] for source in frozen["replay"]["sources"])]
 
 
 def _write_identity(

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from onpolicy_sdft.build.bundle import load_bundle, require_writer
 from onpolicy_sdft.build.cuda import gpu_names
 from onpolicy_sdft.build.data import load_rows, make_prompt_pairs
-from onpolicy_sdft.build.identity import base_identity, recorded_date
+from onpolicy_sdft.build.identity import base_identity, with_recorded_date
 from onpolicy_sdft.build.method import make_pairing, make_review, make_sampling, make_screen, make_weights
 from onpolicy_sdft.build.preflight import print_preflight
 from onpolicy_sdft.config.check_method import live_options_set
 from onpolicy_sdft.config.load import dump_config
-from onpolicy_sdft.data.inputs import DISTILLED_NAME, input_digests, input_files, task_digest
+from onpolicy_sdft.data.inputs import DISTILLED_NAME, input_digests, input_files, task_digests
 from onpolicy_sdft.data.tokenising import tokenizer_digest
 from onpolicy_sdft.errors import ConfigError, DataError, RunDirectoryError
 from onpolicy_sdft.eval.first_probe import choose_rows, probe_first
@@ -66,9 +66,8 @@ def run_distill(config: RunConfig, command: Sequence[str]) -> DistillOutcome:
     if any(not row.response for row in loaded.demonstrations):
         raise DataError(f"{loaded.where}: rows have no response to rewrite. Fix: --data.response_column COLUMN.")
     require_writer(config)
-    if config.context.date is None and config.distill.resume == "auto":
-        date = recorded_date(directory / "manifest.json")
-        config = dataclasses.replace(config, context=dataclasses.replace(config.context, date=date))
+    if config.distill.resume == "auto":
+        config = with_recorded_date(config, directory / "manifest.json")
     bundle = load_bundle(config)
     data = make_prompt_pairs(config, bundle, task, loaded)
     print_preflight(data, config, bundle, screens=config.distill.rules == "default")
@@ -171,7 +170,7 @@ def _identity(config: RunConfig, data: Data) -> dict[str, Any]:
     return {
         "data": data.loaded.fingerprint,
         "prompts and targets": data.prepared.digest,
-        "task files": [task_digest(each.name) for each in (config.task, *(one.task for one in config.replay.sources))],
+        "task files": task_digests(config),
         "model": {**whole["model"], "cache_dir": None},
         "rollout": {
             **dataclasses.asdict(SamplingParams.of(config.rollout)),

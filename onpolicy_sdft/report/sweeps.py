@@ -187,7 +187,7 @@ def _num_runs(row: Mapping[str, Any]) -> int:
 
 
 def _number(name: str, value: float) -> str:
-    return f"{value:.3f}" if short_name(name) != name else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:.3f}" if name.endswith("/score") else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _point_text(point: Mapping[str, Any]) -> str:
