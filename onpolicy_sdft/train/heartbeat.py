@@ -2,17 +2,22 @@
 
 A collective gives up after a fixed time and cannot tell a dead rank from a busy one. So ranks wait for each other here
 before they call one. Every rank counts up in the store of the process group every few seconds. A rank that waits gives
-up only when one of the others has not counted for ``timeout_seconds``.
+up when one of the others has not counted for ``timeout_seconds``, or at once when its process is gone from this
+machine: one that the system killed for want of memory says nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import threading
 import time
 import weakref
+from pathlib import Path
 from typing import Any
 
+import psutil
 from torch.distributed import DistError, PrefixStore  # type: ignore[attr-defined]
 
 from onpolicy_sdft.errors import TrainingError
@@ -36,6 +41,7 @@ class Heartbeat:
         self._store = PrefixStore(prefix, store.clone())  # a connection answers one caller at a time
         self._rank, self._num_ranks, self._timeout = rank, num_ranks, timeout_seconds
         self._meetings = 0
+        self._store.set(f"process/{rank}", json.dumps(_this_process()))
         stop = threading.Event()
         beats = PrefixStore(prefix, store.clone())
         interval = min(_LONGEST_INTERVAL, timeout_seconds / 4)
@@ -92,7 +98,7 @@ class _Watch:
 
     def look(self, ranks: list[int], waited: float) -> None:
         for rank in ranks:
-            if self._store.check([f"gone/{rank}"]):
+            if self._store.check([f"gone/{rank}"]) or self._is_dead(rank):
                 raise TrainingError(
                     f"Rank {rank} has ended while the others wait for it. See its log; the same command with "
                     "--train.resume auto goes on."
@@ -107,6 +113,30 @@ class _Watch:
                     f"train.rank_timeout_seconds={self._timeout:g}: its process or its machine has ended or stands "
                     "still. See its log; the same command with --train.resume auto goes on."
                 )
+
+
+    def _is_dead(self, rank: int) -> bool:
+        """Whether a rank was a process of this machine and is none any more."""
+        if not self._store.check([f"process/{rank}"]):
+            return False
+        machine, pid, began = json.loads(self._store.get(f"process/{rank}"))
+        if machine is None or machine != _this_process()[0]:
+            return False
+        try:
+            process = psutil.Process(pid)
+            return process.create_time() != began or process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+
+def _this_process() -> tuple[str | None, int, float]:
+    """Return what tells this process from others: where numbers of processes mean the same (None: unknown), and its own."""
+    try:  # containers of one machine each count for themselves
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        machine = f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux
+        machine = None
+    return machine, os.getpid(), psutil.Process().create_time()
 
 
 def _beat(store: Any, rank: int, interval: float, stop: threading.Event) -> None:

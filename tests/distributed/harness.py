@@ -52,7 +52,7 @@ def job(num_ranks: int, config: Path, output: Path, *, backend: str = "ddp", mor
 
 @dataclass(slots=True)
 class _Server:
-    """The process that has imported everything: starting one takes ten seconds, a job of it two."""
+    """The process that has imported everything and trained once: starting it takes ten seconds, a job of it two."""
 
     process: subprocess.Popen[str]
 
@@ -61,7 +61,8 @@ class _Server:
     def started() -> _Server:
         process = subprocess.Popen(
             [sys.executable, str(RANKS)], cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+            start_new_session=True,
         )  # fmt: skip
         atexit.register(process.kill)
         return _Server(process)

@@ -1,4 +1,4 @@
-"""Run jobs on several ranks of this machine: one process imports everything, then forks the ranks of each job.
+"""Run jobs on several ranks of this machine: one process imports and tries everything, then forks the ranks of each job.
 
 Each line of standard input is a request, answered by a line with the exit code: that of the worst rank of the first job
 that fails; the jobs after it are not run:
@@ -11,23 +11,29 @@ Ranks talk through gloo with a short time-out, so that a hang is a failure.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
 import signal
 import socket
 import sys
+import tempfile
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import on_cpus
 import torch
+from accelerate.state import AcceleratorState, GradientState
+from harness import write_config
 from torch import multiprocessing
 
 from onpolicy_sdft import fit, load_config
 from onpolicy_sdft.errors import SdftError
 from onpolicy_sdft.train import backend
 from onpolicy_sdft.train.backend import Backend
+from tests.conftest import make_model, make_tokenizer
 
 TIMEOUT = timedelta(seconds=60)
 
@@ -37,6 +43,18 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
+
+
+def warm_up() -> None:
+    """Train once in this process: what a first run loads (kernels, option parsers, statistics) its forks have then."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_model().save_pretrained(folder / "model")
+        make_tokenizer().save_pretrained(folder / "model")
+        config = write_config(folder, folder / "model")
+        fit(load_config(config, **{"train.output_dir": str(folder / "run"), "train.max_steps": 1}))
+    AcceleratorState._reset_state(reset_partial_state=True)  # ranks are told how many they are after the fork
+    GradientState._reset_state()
 
 
 def work(rank: int, num_ranks: int, port: int, job: dict[str, Any]) -> None:
@@ -173,7 +191,7 @@ def run(job: dict[str, Any]) -> int:
         work, args=(num_ranks, free_port(), job), nprocs=num_ranks, join=False, start_method="fork"
     )
     try:
-        while not context.join(timeout=1):  # one dead rank ends the others
+        while not context.join(timeout=1, grace_period=10):  # one dead rank ends the others
             pass
     except multiprocessing.ProcessExitedException as error:
         print(f"rank {error.error_index} ended with {error.exit_code}", file=sys.stderr)
@@ -193,6 +211,10 @@ def run_all(jobs: list[dict[str, Any]]) -> int:
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
+    torch.set_num_threads(1)
+    if not torch.cuda.is_available():  # a process that has used a GPU cannot be forked
+        warm_up()
+    gc.freeze()  # what is there is shared by the forks, and looking through it would copy it
     for line in sys.stdin:
         asked = json.loads(line)
         if any(job["backend"].startswith("zero") for job in asked["jobs"]):

@@ -40,6 +40,12 @@ def second_stands_still(backend: Backend) -> object:
     return backend.gather(1)
 
 
+def second_is_killed(backend: Backend) -> object:
+    if backend.rank:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return backend.gather(1)
+
+
 def second_fails(backend: Backend) -> object:
     if backend.rank:
         raise RuntimeError("on purpose")
@@ -101,3 +107,9 @@ def test_a_rank_that_stands_still_is_named_with_the_option(tmp_path):
 def test_a_rank_that_failed_is_not_waited_for(tmp_path):
     ends = run_two(second_fails, tmp_path)
     assert "Rank 1 has ended while the others wait for it" in ends[0][1]
+
+
+def test_a_rank_that_was_killed_is_missed_before_it_is_silent_for_too_long(tmp_path):
+    ends = run_two(second_is_killed, tmp_path)
+    assert "Rank 1 has ended while the others wait for it" in ends[0][1]
+    assert ends[0][0] < TIMEOUT
