@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import logging
 import random
 from collections.abc import Callable, Iterator
@@ -78,6 +79,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         # At random: every so-manieth would be alike in one of several parameters.
         for case in random.Random(0).sample(cases, max(0, len(cases) - marker.args[0])):
             case.add_marker("slow")
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector of garbage look at what tests make, not at the libraries and tests that are there for good."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import yaml
 
 WORDS = ("one", "two", "three", "four", "five", "six", "seven")
 OPTIONS: dict[str, Any] = {
-    "lora.r": 4, "task.name": "exact", "train.batch_size": 4, "train.micro_batch_tokens": 400,
+    "lora.r": 4, "task.name": "exact", "train.batch_size": 4, "train.micro_batch_tokens": 400, "probe.num_examples": 2,
     **{f"screening.{rule}": "keep" for rule in ("truncated", "looping", "length", "check")},
 }  # fmt: skip
 

@@ -61,6 +61,7 @@ class Parser(ArgumentParser):
         super().__init__(*arguments, **options)
         self.record_lists: list[str] = []
         self.has_short_help = False
+        self._known_defaults: tuple[int, Namespace] | None = None
 
     def add_options(self, kind: type[Any], section: str | None = None) -> None:
         """Add an option for each field of a dataclass, under ``section.`` where one is given."""
@@ -72,6 +73,12 @@ class Parser(ArgumentParser):
                 self.record_lists.append(option)
             if values := _literals(hint):  # jsonargparse's own completer does not know them
                 actions[option].completer = lambda values=values, **asked: values  # type: ignore[attr-defined]
+
+    def get_defaults(self, *arguments: Any, **options: Any) -> Namespace:
+        """Return every option's default, worked out once: jsonargparse asks five times in a parse."""
+        if self._known_defaults is None or self._known_defaults[0] != len(self._actions):
+            self._known_defaults = len(self._actions), super().get_defaults(*arguments, **options)
+        return self._known_defaults[1].clone()
 
     def print_help(self, *arguments: Any, **options: Any) -> None:
         """Print the common options, where there are too many to read."""

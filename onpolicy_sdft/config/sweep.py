@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from jsonargparse import ArgumentParser, Namespace
 
 from onpolicy_sdft.config.bounds import check_bounds, number
-from onpolicy_sdft.config.load import Parser, Verbatim, explain, field_names, make_parser, parse_arguments
+from onpolicy_sdft.config.load import Parser, Verbatim, explain, field_names, kept_parser, parse_arguments
 from onpolicy_sdft.config.shipped import ROOT, here_or_shipped
 from onpolicy_sdft.errors import ConfigError
 
@@ -188,7 +188,7 @@ def _check_axis(axis: str, values: Sequence[Any], names: set[str]) -> None:
     bundled = axis != METHOD and axis not in names
     if bundled and not any(isinstance(value, Mapping) and LABEL in value for value in values):
         raise ConfigError(
-            f"axes: {axis}: {explain(f'unrecognized arguments: --{axis}', make_parser('sdft train', ''))} An axis of a "
+            f"axes: {axis}: {explain(f'unrecognized arguments: --{axis}', kept_parser('sdft train'))} An axis of a "
             f"name of its own takes bundles: [{{{LABEL}: a, train.targets: policy}}, ...]."
         )
     for value in values:
@@ -229,7 +229,7 @@ def _refuse_own(where: str, name: str, names: set[str]) -> None:
     if name in OWN:
         raise ConfigError(f"{where}: {name} is set by the sweep itself. Fix: {OWN[name]}.")
     if name not in names:
-        hint = explain(f"unrecognized arguments: --{name}", make_parser("sdft train", ""))
+        hint = explain(f"unrecognized arguments: --{name}", kept_parser("sdft train"))
         raise ConfigError(f"{where}: {hint}")
 
 
@@ -279,5 +279,5 @@ def _explain(message: str, parser: ArgumentParser) -> str:
     if name in field_names():
         return f"{name} is an option of runs. Fix: write it under options (options: {{{name}: ...}}), or as a flag."
     if "." in name and section in {known.partition(".")[0] for known in field_names()}:
-        return explain(message, make_parser(parser.prog, ""))
+        return explain(message, kept_parser(parser.prog))
     return explain(message.replace(f"'{name}'", f"'{section}'"), parser)

@@ -130,7 +130,7 @@ class _Watch:
 
 
 def _this_process() -> tuple[str | None, int, float]:
-    """Return what tells this process from others: where numbers of processes mean the same (None: unknown), and its own."""
+    """Return where numbers of processes mean the same (None: unknown), this process's own, and when it began."""
     try:  # containers of one machine each count for themselves
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         machine = f"{boot} {os.readlink('/proc/self/ns/pid')}"

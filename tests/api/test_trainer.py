@@ -356,6 +356,7 @@ def test_a_model_that_was_trained_already_is_not_trained_again(tmp_path, model_d
         first.train()
 
 
+@pytest.mark.slow
 def test_the_base_that_a_failed_start_leaves_is_not_the_next_ones(tmp_path, model_dir, tiny_model, tokenizer):
     bad = [*ROWS, {"prompt": "", "response": "x"}]
     with pytest.raises(DataError):
@@ -526,6 +527,7 @@ NO_EFFECT = [
 
 
 @pytest.mark.parametrize(("arguments", "options", "message"), NO_EFFECT)
+@pytest.mark.few(4)
 def test_an_option_that_an_argument_takes_the_place_of_is_refused(tmp_path, model_dir, arguments, options, message):
     given = {"model": str(model_dir), "train_dataset": ROWS, **arguments}
     plain = {"train.output_dir": str(tmp_path / "run")}

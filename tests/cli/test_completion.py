@@ -64,6 +64,7 @@ def test_the_script_is_valid_zsh(capsys):
         ("sdft models f", ["fetch"]),
     ],
 )
+@pytest.mark.few(2)
 def test_tab_completes_verbs_options_and_values(script, line, found):
     assert complete(script, line) == found
 

@@ -38,6 +38,7 @@ def write(path: Path, row: dict[str, Any], number: int = 20) -> Path:
 
 
 @pytest.mark.parametrize("task", ROWS)
+@pytest.mark.few(3)
 def test_the_config_names_the_task_that_checks_the_rows(tmp_path, model_dir, monkeypatch, capsys, task):
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path / "rows.jsonl", ROWS[task])

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from onpolicy_sdft.config.examples import collection_options
-from onpolicy_sdft.config.load import RENAMED, dump_config, field_names, load_config, load_plan, make_parser, parse
+from onpolicy_sdft.config.load import RENAMED, dump_config, field_names, kept_parser, load_config, load_plan, parse
 from onpolicy_sdft.config.schema import EvalSetConfig, RunConfig
 from onpolicy_sdft.config.sequence import SequenceConfig
 from onpolicy_sdft.errors import ConfigError
@@ -27,7 +27,7 @@ def yaml_file(tmp_path: Path):
 
 
 def parse_flags(*flags: str) -> RunConfig:
-    return parse(make_parser("sdft train", ""), flags)[0]
+    return parse(kept_parser("sdft train"), flags)[0]
 
 
 def refuse(*flags: str) -> str:
@@ -251,9 +251,9 @@ def test_a_later_list_of_records_inherits_nothing_from_an_earlier_one(tmp_path):
         assert getattr(load_config(first, second).eval, place) == alone
         assert getattr(load_config(first, **{f"eval.{place}": [own]}).eval, place) == alone
         given = ["--config", str(first), f"--eval.{place}", json.dumps([own])]
-        assert getattr(parse(make_parser("sdft train", ""), given)[0].eval, place) == alone
+        assert getattr(parse(kept_parser("sdft train"), given)[0].eval, place) == alone
         both = ["--config", str(first), f"--eval.{place}+", json.dumps(own)]
-        assert [each.label for each in getattr(parse(make_parser("sdft train", ""), both)[0].eval, place)] == ["a", "b"]
+        assert [each.label for each in getattr(parse(kept_parser("sdft train"), both)[0].eval, place)] == ["a", "b"]
 
 
 def test_the_stages_of_a_sequence_inherit_nothing_from_those_of_an_earlier_file(tmp_path):
@@ -275,7 +275,7 @@ def test_an_option_of_an_old_name_is_refused_with_the_new_one(tmp_path, old, new
     expected = f"The option {old} is called {new} now"
     for given in (["--config", str(path)], [f"--{old}", "x"], [f"--{old}=x"]):
         with pytest.raises(ConfigError, match=expected):
-            parse(make_parser("sdft train", ""), given) if section else load_plan(SequenceConfig, "x", "", given)
+            parse(kept_parser("sdft train"), given) if section else load_plan(SequenceConfig, "x", "", given)
 
 
 @pytest.mark.parametrize(
@@ -308,6 +308,7 @@ BESIDE = {"eval.validation": {"eval.every_steps": 5}, "replay.sources": {"replay
 
 
 @pytest.mark.parametrize("name", collection_options())
+@pytest.mark.few(6)
 def test_a_wrong_list_or_mapping_is_answered_with_an_example_that_is_taken(name):
     with pytest.raises(ConfigError, match=rf"{re.escape(name)}=.* is not usable: expected .*, such as ") as refused:
         load_config(**{name: 2.5})

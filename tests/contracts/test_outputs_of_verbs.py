@@ -60,6 +60,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> dict[st
 
 
 @pytest.mark.parametrize("verb", OUTPUTS)
+@pytest.mark.few(6)
 def test_a_file_that_sdft_did_not_write_is_refused_and_stays(verb, places, tmp_path, capsys, monkeypatch):
     if verb == "lm_eval":
         pytest.importorskip("lm_eval")

@@ -12,6 +12,7 @@ CONFIGS = sorted((ROOT / "benchmarks" / "step").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
+@pytest.mark.few(1)
 def test_a_step_benchmark_names_methods_that_load_and_contenders_that_are_there(path):
     settings = yaml.safe_load(path.read_text())
     contenders = settings["contenders"]

@@ -86,6 +86,7 @@ def test_the_module_is_the_same_program_as_the_script():
          "See sdft export RUN --help."),
     ],
 )  # fmt: skip
+@pytest.mark.few(3)
 def test_an_error_of_the_user_is_one_line_and_exit_code_2(capsys, arguments, message):
     assert refuse(capsys, *arguments) == message
 

@@ -67,6 +67,7 @@ def prepared(renderer: Renderer, *pairs: tuple[str, str], **options: Any) -> Pre
 
 @pytest.mark.parametrize("tokenizer", chat_toys.TOKENIZERS)
 @pytest.mark.parametrize("name", chat_toys.TOYS)
+@pytest.mark.few(40)
 def test_prompt_and_target_begin_the_conversation_and_give_back_the_text(name, tokenizer):
     toy = chat_toys.TOYS[name]
     renderer = renderer_of(toy, tokenizer)
@@ -108,7 +109,7 @@ def test_the_programs_own_template_begins_the_conversation_as_the_tokenizer_does
 @pytest.mark.parametrize(
     "text", [" a", "a ", "\na", "a\n", "\n\n", " ", "", "</think>\n\n42", "<think>\nso\n</think>\n\n42"]
 )
-@pytest.mark.few(144)
+@pytest.mark.few(72)
 def test_texts_at_the_edge_hold_or_are_refused_with_the_fix(name, tokenizer, text):
     toy = chat_toys.TOYS[name]
     renderer = renderer_of(toy, tokenizer)
@@ -169,6 +170,7 @@ def test_thoughts_before_the_header_of_an_answer_are_no_control_tokens_inside_it
 
 @pytest.mark.parametrize("tokenizer", chat_toys.TOKENIZERS)
 @pytest.mark.parametrize("name", chat_toys.TOYS)
+@pytest.mark.few(40)
 def test_a_control_token_in_a_row_is_refused_with_file_and_row_or_left_out(name, tokenizer):
     toy = chat_toys.TOYS[name]
     renderer = renderer_of(toy, tokenizer)
@@ -374,6 +376,7 @@ def test_every_use_of_the_clock_sees_the_date(clock, named):
 
 
 @pytest.mark.parametrize("code", [*"aAbBcdeHIjmMpSuUVwWxXyYzZ%", "-d", "-m", "-I", "Q"])
+@pytest.mark.few(12)
 def test_every_part_of_a_date_is_written_as_python_does(code):
     toy = chat_toys.TOYS["chatml"]
     template = f"{{{{ strftime_now('<%{code}> 5% ') }}}}" + toy.template

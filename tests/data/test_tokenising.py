@@ -42,7 +42,7 @@ def prepared(toy: chat_toys.Toy, tokenizer: str, **options: Any) -> Prepared:
 @pytest.mark.parametrize("options", [{}, {"show": "both", "max_teacher_tokens": 300, "on_too_long": "drop"}], ids=str)
 @pytest.mark.parametrize("tokenizer", chat_toys.TOKENIZERS)
 @pytest.mark.parametrize("name", chat_toys.TOYS)
-@pytest.mark.few(40)
+@pytest.mark.few(20)
 def test_rows_that_are_read_ahead_are_what_each_is_by_itself(name, tokenizer, options, monkeypatch):
     toy = chat_toys.TOYS[name]
     fast = prepared(toy, tokenizer, **options)

@@ -1,4 +1,4 @@
-"""Run jobs on several ranks of this machine: one process imports and tries everything, then forks the ranks of each job.
+"""Run jobs on several ranks of this machine: one process imports and tries it all, then forks the ranks of each job.
 
 Each line of standard input is a request, answered by a line with the exit code: that of the worst rank of the first job
 that fails; the jobs after it are not run:

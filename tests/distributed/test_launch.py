@@ -59,6 +59,7 @@ def test_a_program_with_objects_in_memory_trains_on_two_ranks_what_it_trains_on_
     torch.testing.assert_close(weights(tmp_path / "two"), weights(tmp_path / "one"), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @on_cpus
 @pytest.mark.parametrize(
     ("backend", "said"),
@@ -68,7 +69,6 @@ def test_a_program_with_objects_in_memory_trains_on_two_ranks_what_it_trains_on_
         pytest.param("zero2", "2 processes were launched, but accelerate sees 1", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.few(1)
 def test_a_launch_that_would_not_do_what_it_says_is_refused(config, tmp_path, backend, said):
     done = launch(backend, config, tmp_path / "run", *PLAIN)
     assert done.returncode != 0

@@ -73,7 +73,7 @@ def run_two(act: object, folder: Path) -> dict[int, tuple[float, str]]:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # importing torch twice takes longer than most of these
     ranks = [context.Process(target=rank_of_two, args=(rank, port, act, folder)) for rank in range(2)]
     for process in ranks:
         process.start()

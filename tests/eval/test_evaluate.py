@@ -90,6 +90,7 @@ def without_speed(summary: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps({**summary, "sets": sets}))
 
 
+@pytest.mark.slow
 def test_other_sampling_options_answer_anew(run, tmp_path, asked):
     asked["dies_at"] = 2
     with pytest.raises(KeyboardInterrupt):
@@ -101,6 +102,7 @@ def test_other_sampling_options_answer_anew(run, tmp_path, asked):
 
 
 @pytest.mark.parametrize("moved", [0.0, 1.0], ids=["the same weights", "another weight"])
+@pytest.mark.few(1)
 def test_answers_are_kept_for_the_very_weights_whatever_their_file_looks_like(run, tmp_path, asked, moved):
     asked["dies_at"] = 2
     with pytest.raises(KeyboardInterrupt):

@@ -67,6 +67,7 @@ def shift(runs: Sequence[Path], output: Path, *options: str) -> dict[str, Any]:
     return read_json(output / "shift.json")
 
 
+@pytest.mark.slow
 def test_answers_of_runs_are_compared_with_those_of_their_seed_prompt_by_prompt(runs, tmp_path, capsys, model_dir):
     found = shift([runs["sft"], runs["full"]], tmp_path / "out", "--num_prompts", "6")
     assert found["reference"] == str(model_dir)
@@ -123,6 +124,7 @@ def test_an_interrupted_call_goes_on_and_gives_the_same(runs, tmp_path, monkeypa
     assert read_json(tmp_path / "parts" / "shift.json")["runs"][0]["kl"] == pytest.approx(whole["runs"][0]["kl"])
 
 
+@pytest.mark.slow
 def test_prompts_come_from_a_file_or_an_evaluation_set(runs, tmp_path):
     questions = tmp_path / "questions.csv"
     questions.write_text("question,other\nsay a,1\nsay b,2\nsay a,3\n")

@@ -143,12 +143,14 @@ def test_methods_can_be_compared_at_equal_tokens_or_at_the_same_acquisition(tiny
         ({"methods": {"a": MethodConfig(options={"optim.lrr": 1})}}, "nearest option"),
     ],
 )
+@pytest.mark.few(4)
 def test_comparisons_that_would_not_be_fair_or_cannot_be_made_are_refused(tiny, comparison, options, named):
     with pytest.raises(ConfigError, match=named):
         check_comparison(dataclasses.replace(comparison, **options), tiny())
 
 
 @pytest.mark.parametrize("path", SEQUENCES, ids=lambda path: path.name)
+@pytest.mark.few(2)
 def test_every_shipped_sequence_plans(path):
     assert path.read_text().startswith("# ")
     config = load_plan(SequenceConfig, "test", "", ["--config", str(path)])

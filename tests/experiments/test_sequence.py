@@ -31,6 +31,7 @@ def last_weights(output: Path) -> dict[str, torch.Tensor]:
     return load_file(sorted(output.glob("stage-2-*/checkpoints/step-*"))[-1] / "trainable.safetensors")
 
 
+@pytest.mark.slow
 def test_the_matrix_of_a_sequence_is_the_share_of_right_answers_in_the_runs_records(whole):
     output, summary = whole.output, read_json(whole.output / "sequence.json")
     assert [stage["run"] for stage in summary["stages"]] == ["stage-1-red", "stage-2-blue"]
@@ -163,6 +164,7 @@ def test_the_offline_method_learns_one_set_of_the_base_model_for_all_seeds(tiny,
         ({"options": {"eval.before_and_after": False}}, "nothing to compare"),
     ],
 )
+@pytest.mark.few(3)
 def test_options_that_cannot_be_meant_are_refused_before_anything_is_written(tiny, options, named, tmp_path):
     with pytest.raises(ConfigError, match=named):
         run_sequence(tiny(**options), [])

@@ -95,7 +95,7 @@ def test_there_is_a_sweep_for_every_question():
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=NAMES)
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_every_point_of_a_shipped_sweep_is_a_run_that_could_be_started(path):
     config, _ = load_sweep(["--config", str(path)])
     plan = make_plan(config)

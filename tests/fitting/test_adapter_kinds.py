@@ -86,7 +86,7 @@ def run_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pa
         for kind in KINDS
     ],
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_both_exports_are_what_was_trained_and_without_adapters_the_base(run_of, tmp_path, kind):
     family, _, part = KINDS[kind]
     model, run = run_of(kind)
@@ -132,8 +132,8 @@ def resume(folder: Path, name: str, **asked: Any) -> Path:
     return train(folder / "base", name, train__resume="auto", **asked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dora", "both ends", "shared rows", "experts"])
-@pytest.mark.few(1)
 def test_the_next_task_stands_on_what_this_one_left_merged(run_of, kind):
     model, first = run_of(kind)
     asked = {

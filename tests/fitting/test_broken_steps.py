@@ -222,6 +222,7 @@ SLOW = [
     ("family", "part", "late"),
     [*(("its text", part, False) for part in PHASES), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
 )
+@pytest.mark.few(3)
 def test_a_run_that_breaks_in_every_step_is_the_undisturbed_one(
     undisturbed, tmp_path, model_dir, monkeypatch, family, part, late
 ):
@@ -324,13 +325,16 @@ EDITS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("edit", EDITS)
-def test_a_resumed_run_refuses_to_read_other_things_than_it_began_with(config, tmp_path, edit):
-    options = {"train.output_dir": str(tmp_path / "run"), "train.max_steps": 2}
-    fit(load_config(config, **options))
-    what = edit(tmp_path)
-    with pytest.raises(RunDirectoryError, match=f"belongs to another run: .*{what}"):
-        trained(config, tmp_path / "run", **{"train.resume": "auto"})
+def test_a_resumed_run_refuses_to_read_other_things_than_it_began_with(config, tmp_path):
+    fit(load_config(config, **{"train.max_steps": 2}))
+    before = shutil.copytree(tmp_path, tmp_path.with_name("before"))
+    for edit in EDITS:
+        what = edit(tmp_path)
+        with pytest.raises(RunDirectoryError, match=f"belongs to another run: .*{what}"):
+            trained(config, tmp_path / "run", **{"train.resume": "auto"})
+        shutil.rmtree(tmp_path)
+        shutil.copytree(before, tmp_path)
+    trained(config, tmp_path / "run", **{"train.resume": "auto"})  # with what it began with
 
 
 def test_a_run_with_a_date_in_its_prompts_goes_on_with_that_date_on_another_day(config, tmp_path, logged):
@@ -346,12 +350,15 @@ def test_a_run_with_a_date_in_its_prompts_goes_on_with_that_date_on_another_day(
         fit(other)
 
 
-@pytest.mark.parametrize("edit", [edit_weights, edit_order_of_weights, edit_config])
-def test_an_adapter_is_not_put_on_another_base_of_the_same_name(config, tmp_path, edit):
+def test_an_adapter_is_not_put_on_another_base_of_the_same_name(config, tmp_path):
     run = fit(load_config(config, **{"train.max_steps": 1})).run.path
-    what = edit(tmp_path)
-    with pytest.raises(RunDirectoryError, match=f"is not what .* was trained on: another {what}"):
-        load_run(run)
+    before = shutil.copytree(tmp_path / "model", tmp_path / "before")
+    for edit in (edit_weights, edit_order_of_weights, edit_config):
+        what = edit(tmp_path)
+        with pytest.raises(RunDirectoryError, match=f"is not what .* was trained on: another {what}"):
+            load_run(run)
+        shutil.rmtree(tmp_path / "model")
+        shutil.copytree(before, tmp_path / "model")
 
 
 def test_a_run_that_trained_all_weights_is_not_measured_against_another_base(config, tmp_path):

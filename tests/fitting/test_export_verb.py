@@ -118,7 +118,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("family", "targets"), CASES)
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_an_adapter_and_its_merged_export_are_the_model_that_was_trained(tmp_path, family, targets):
     model = base(tmp_path / "base", family)
     run = train(model, "run", lora__target_modules=targets)
@@ -143,7 +143,7 @@ def test_a_scale_that_does_not_shrink_with_the_rank_is_in_the_export(tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_a_full_export_is_the_model_that_was_trained(tmp_path, family):
     run = train(base(tmp_path / "base", family), "run", lora__enabled=False, optim__lr=1e-3)
     assert f"* attention: {ATTENTION.get(family, 'sdpa')}\n" in (run / "model" / "README.md").read_text()
@@ -164,6 +164,7 @@ def tokenizer_of(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.few(1)
 def test_every_export_has_the_tokenizer_as_it_came(tmp_path, lora):
     model = base(tmp_path / "base", "llama")
     words = questions(tmp_path / "run-files", "w")
@@ -218,6 +219,7 @@ IDLE: list[dict[str, Any]] = [
         *(pytest.param(idle, True, marks=pytest.mark.slow) for idle in IDLE[1:]),
     ],
 )
+@pytest.mark.few(1)
 def test_a_generation_config_that_cannot_be_saved_costs_no_model(tmp_path, idle, lora, logged):
     run = train(base(tmp_path / "base", "llama", **idle), "run", train__max_steps=1, lora__enabled=lora)
     assert set(GenerationConfig.from_pretrained(run / "model").eos_token_id) == {END, LEARNED}
@@ -237,6 +239,7 @@ def test_what_cannot_be_saved_is_refused_before_the_first_step(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(("asked", "found"), [(None, torch.bfloat16), ("float32", torch.float32)])
+@pytest.mark.few(1)
 def test_a_merged_export_has_the_dtype_of_the_bases_files_unless_asked(tmp_path, asked, found, logged):
     run = train(base(tmp_path / "base", "llama", torch.bfloat16), "run")
     logged.clear()
@@ -263,6 +266,7 @@ def test_the_dtype_of_an_adapter_is_not_asked_for(tmp_path, capsys):
     assert "--merged" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_on_an_exported_adapter_exports_the_same_model_however_it_is_loaded(tmp_path):
     model = base(tmp_path / "base", "llama")
     first = train(model, "first")
@@ -278,6 +282,7 @@ def test_a_run_on_an_exported_adapter_exports_the_same_model_however_it_is_loade
     assert not torch.allclose(own, logits(load_run(first).model), atol=0.1)
 
 
+@pytest.mark.slow
 def test_an_adapter_whose_base_is_an_adapter_is_loaded_with_both(tmp_path):
     """As an earlier version exported it: the second names the first's folder as its base."""
     model = base(tmp_path / "base", "llama")

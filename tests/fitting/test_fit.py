@@ -101,7 +101,7 @@ METHODS = {
         for lora in (True, False)
     ],
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(files, method, lora):
     common = {
         "lora.enabled": lora,

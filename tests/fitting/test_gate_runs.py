@@ -65,7 +65,8 @@ def checks(run: Path) -> list[tuple[Any, ...]]:
 
 
 def test_rows_are_held_back_and_not_learned(files, logged):
-    options = {**QUIETLY, "train.num_epochs": 1, "train.max_steps": None, "train.rollout_samples": 4}
+    options = {**QUIETLY, "train.num_epochs": 1, "train.max_steps": None}
+    options |= {"train.batch_size": 30, "train.rollout_samples": 30}
     outcome = run(files, **options)
     assert "10 of 100 rows are held back from training for the gate (gate.rows=16)" in "\n".join(logged)
     held = read_jsonl(outcome.run.gate_path)[0]["correct"]["held back"]
@@ -129,6 +130,7 @@ def test_a_run_that_destroys_its_model_is_stopped_and_leaves_the_start(files, ta
     assert checks(files["run"])[-1] == (2, "planned", False, "stop")
 
 
+@pytest.mark.slow
 def test_a_gate_that_broke_before_it_had_gone_back_goes_back_when_resumed(files, monkeypatch):
     def breaks_at(path: str, number: int, *, late: bool) -> None:
         owner, _, name = path.rpartition(".")
@@ -202,6 +204,7 @@ def test_after_so_many_times_of_going_back_it_stops(files, monkeypatch):
     assert outcome.result.reason == "gate"
 
 
+@pytest.mark.slow
 def test_to_go_on_regardless_is_said_in_the_last_line_and_in_the_card(files):
     outcome = run(files, **{"gate.action": "continue"})
     assert outcome.result.reason == "finished"
@@ -229,6 +232,7 @@ def test_a_resumed_run_is_asked_the_rest_and_repeats_the_uninterrupted_one(files
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+@pytest.mark.slow
 def test_what_was_answered_is_not_asked_again(files, logged):
     stop_after(3, files, **QUIETLY)
     run(files, **QUIETLY, **{"train.resume": "auto"})
@@ -251,6 +255,7 @@ def stop_after(step: int, files: dict[str, Path], **options: Any) -> None:
     assert outcome.result.reason == "SIGTERM"
 
 
+@pytest.mark.slow
 def test_other_limits_or_rows_are_another_run(files):
     run(files, **QUIETLY, **{"train.max_steps": 1})
     for other in ({"gate.max_drop": 0.5}, {"gate.rows": 8}):

@@ -100,6 +100,7 @@ def test_the_seed_model_stays_the_seed_whatever_a_run_starts_from(config, handof
     assert after["kl"]["mean"] == pytest.approx(earlier["kl"]["mean"], rel=2e-2)
 
 
+@pytest.mark.slow
 def test_scores_are_measured_where_the_run_before_was_asked_other_questions(config):
     first = train(config, "first", eval__kl_prompts=0)
     second = train(config, "second", train__init_from=str(first), **STILL)
@@ -152,6 +153,7 @@ def edit_chat_template(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("edit", [None, edit_base_weights, edit_check, edit_chat_template])
+@pytest.mark.few(2)
 def test_a_run_that_stopped_before_its_first_step_scores_its_start_anew(config, own_model, monkeypatch, edit):
     """No checkpoint refuses what was changed: what was scored is not taken for it."""
     folder = config.parent
@@ -191,8 +193,8 @@ def test_the_optimizers_moments_are_kept_if_asked_and_new_otherwise(config):
     assert steps == [3.0, 4.0, 1.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("handoff", ["continue", "merge"])
-@pytest.mark.few(1)
 def test_a_run_that_started_from_another_resumes_bit_for_bit(config, handoff):
     first = train(config, "first", train__max_steps=2)
     options = {
@@ -283,6 +285,7 @@ def test_training_ends_at_the_score_that_is_enough_and_says_so(config):
     assert read_json(never / "result.json")["reason"] == "finished"
 
 
+@pytest.mark.slow
 def test_an_adapter_on_a_merged_base_means_nothing_without_that_base(config):
     first = train(config, "first", train__max_steps=1)
     second = train(config, "second", train__init_from=str(first), train__adapter_handoff="merge", **STILL)
@@ -293,6 +296,7 @@ def test_an_adapter_on_a_merged_base_means_nothing_without_that_base(config):
         load_run(second)
 
 
+@pytest.mark.slow
 def test_a_merged_base_is_made_anew_for_other_weights(config):
     first = train(config, "first", train__max_steps=1)
     asked = load_config(

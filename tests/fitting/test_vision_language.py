@@ -87,6 +87,7 @@ def test_adapters_reach_the_language_model_alone_and_load_with_the_plain_class(t
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.few(1)
 def test_full_fine_tuning_leaves_what_sees_as_it_is(tmp_path, family):
     model = base(tmp_path / "base", family)
     run = train(model, "run", lora__enabled=False, optim__lr=1e-3)

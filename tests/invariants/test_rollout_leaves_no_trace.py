@@ -79,6 +79,7 @@ def test_an_exception_in_the_middle_of_a_rollout_leaves_no_trace_either(make_ben
 
 
 @pytest.mark.parametrize("lora", [None, {}], ids=["full", "lora"])
+@pytest.mark.few(2)
 def test_autocast_around_a_rollout_changes_nothing_in_it(make_bench, lora):
     bench = make_bench(lora=lora)
     stir(bench)

@@ -39,8 +39,8 @@ def learned(policy, batch):
     return loss.detach(), [parameter.grad.clone() for parameter in policy.parameters()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
-@pytest.mark.few(1)
 def test_loss_and_gradients_are_those_of_the_layers_as_they_are_written(packed):
     torch._dynamo.reset()
     model = tiny()

@@ -67,6 +67,7 @@ TEXT = {
 
 
 @pytest.mark.parametrize("name", TEXT)
+@pytest.mark.few(5)
 def test_an_export_answers_as_was_scored_whatever_the_base_would_do(tiny_model, tmp_path, name, logged):
     """The setting is named with its value, before the first step and in the card, of later exports as well."""
     model = tiny_model(seed=3)

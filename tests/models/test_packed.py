@@ -60,6 +60,7 @@ def assert_same(found, expected, tolerance):
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("family", [*FAMILIES, "phi3"])
+@pytest.mark.few(8)
 def test_loss_and_gradients_are_those_of_padded_rows(family, lora):
     dtype = torch.float32 if family in FLOAT32 else torch.float64
     model = make_phi3() if family == "phi3" else make(family, dtype)

@@ -137,7 +137,7 @@ def test_two_distillers_in_one_directory_are_refused(options, tmp_path, capsys):
 
 
 def test_rewrites_are_measured_as_rollouts_are_and_the_teacher_is_looked_at_first(options, tmp_path, capsys):
-    rules = ["--screening.surprise", "drop", "--screening.max_surprise", "1e-6"]
+    rules = ["--screening.surprise", "drop", "--screening.max_surprise", "1e-6", "--probe.num_examples", "16"]
     assert main(["distill", *options, *rules]) == 0
     rows = read_jsonl(tmp_path / "distilled" / "distilled.jsonl")
     assert {(row["verdict"], row["reason"]) for row in rows} == {("drop", "surprise")}

@@ -57,6 +57,7 @@ SUMMARY = {
 
 @pytest.mark.parametrize("num_steps", [1, 40])
 @pytest.mark.parametrize("chart", CHARTS)
+@pytest.mark.few(10)
 def test_every_chart_is_drawn_for_a_run_of_one_step_or_many(chart, num_steps):
     png = png_bytes(draw_chart(chart, [full(step) for step in range(1, num_steps + 1)]))
     assert min(Image.open(io.BytesIO(png)).size) > 300

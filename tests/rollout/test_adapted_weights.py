@@ -77,6 +77,7 @@ def test_both_backends_write_what_the_adapted_model_says(kind, merge):
 
 @pytest.mark.parametrize("copy", ["none", "packed", "bfloat16"])
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.few(12)
 def test_every_copy_of_the_weights_has_them_and_leaves_no_trace(kind, copy):
     model = adapted(kind)
     own, trained = logits(model), [p.requires_grad for p in model.parameters()]

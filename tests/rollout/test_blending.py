@@ -113,6 +113,7 @@ def test_tokens_and_figures_are_those_of_plain_forwards_mixed(name, weight):
 
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"gpt_oss"}))  # its experts know no float64
+@pytest.mark.few(3)
 def test_every_family_is_blended(family):
     model, requests = make(family, torch.float64), pair(3, weight=0.3)
     rollouts = engine(model).generate(requests, SamplingParams())

@@ -76,6 +76,7 @@ def of_few_ids():
 
 
 @pytest.mark.parametrize("params", PARAMS, ids=PARAM_NAMES)
+@pytest.mark.few(2)
 def test_ids_without_a_token_are_never_written_however_likely_they_are(of_few_ids, params):
     model, requests = of_few_ids
     never = set(FEWER.without_token(1000))

@@ -34,6 +34,7 @@ def texts(rollouts, params):
         SamplingParams(0.7, repetition_penalty=1.4),
     ],
 )  # fmt: skip
+@pytest.mark.few(5)
 def test_rescored_texts_are_the_rollouts_of_generate(tiny_model, params, batch_tokens):
     model, record = tiny_model(torch.float64).eval(), RecordOptions(hidden=True, top_k=3)
     rollouts = HFBackend(model, (TERMINATOR,), TERMINATOR, 1, vocabulary=Vocabulary(260)).generate(

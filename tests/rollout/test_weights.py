@@ -27,6 +27,7 @@ def sha256(model):
 @pytest.mark.parametrize("merge", [True, False], ids=["merged", "unmerged"])
 @pytest.mark.parametrize("copy", ["none", "packed", "auto"])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox"])
+@pytest.mark.few(16)
 def test_a_copy_computes_the_models_own_logits_and_leaves_no_trace(family, copy, merge, adapter):
     model = with_adapter(make(family)) if adapter else make(family)
     before, own = sha256(model), logits(model)

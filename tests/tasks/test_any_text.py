@@ -135,6 +135,7 @@ def test_random_texts_never_make_a_check_raise_or_take_it_long(seed: int) -> Non
 
 
 @pytest.mark.parametrize("seed", range(6))
+@pytest.mark.few(3)
 def test_bytes_and_characters_of_any_kind_never_make_a_check_raise(seed: int) -> None:
     random_ = random.Random(seed)
     for _ in range(100):
@@ -150,11 +151,12 @@ def some(texts: list[str], each: int) -> list[Any]:
 
 
 @pytest.mark.parametrize("part", some(list(dict.fromkeys(parts())), 3), ids=repr)
-@pytest.mark.few(12)
+@pytest.mark.few(6)
 def test_no_part_over_and_over_takes_long(part: str) -> None:
     assert not slow(part * (LENGTH // len(part.encode("utf-8", "replace"))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))])
 def test_no_mixture_of_two_parts_over_and_over_takes_long(seed: int) -> None:
     random_, known = random.Random(seed), parts()

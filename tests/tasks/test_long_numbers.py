@@ -47,6 +47,7 @@ def slow(checks: Sequence[tuple[Task, str]], text: str) -> bool:
 @pytest.mark.parametrize(
     "following", [each if each in OFTEN else pytest.param(each, marks=pytest.mark.slow) for each in FOLLOWING], ids=repr
 )
+@pytest.mark.few(1)
 def test_no_opening_with_one_character_over_and_over_takes_long(following: str) -> None:
     run = following * (LENGTH // len(following))
     openings = [opening.replace("~", " ") if opening != "~~" else opening for opening in OPENINGS.split()]

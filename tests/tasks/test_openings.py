@@ -57,6 +57,7 @@ def slow_checks(text: str) -> set[str]:
 @pytest.mark.parametrize(
     "behind", [each if each in OFTEN else pytest.param(each, marks=pytest.mark.slow) for each in BEHIND], ids=repr
 )
+@pytest.mark.few(1)
 def test_openings_that_nothing_closes_take_no_check_long(behind: str) -> None:
     slow = []
     for opening in openings():

@@ -62,7 +62,7 @@ def attended(packing, num_heads, group, size, value_size, how, kernels=None):
 
 @pytest.mark.parametrize("name", SCORINGS)
 @pytest.mark.parametrize("kind", ["prompts", "rows", "drafts"])
-@pytest.mark.few(9)
+@pytest.mark.few(6)
 def test_it_is_the_plain_sum_whatever_the_scoring(kind, name):
     places = [(0, 0), (3, 50), (1, 7), (6, 120)]
     packing = {"prompts": ragged(RAGGED), "rows": grid(places, 1), "drafts": grid(places, 5)}[kind]
@@ -72,7 +72,7 @@ def test_it_is_the_plain_sum_whatever_the_scoring(kind, name):
 
 @pytest.mark.parametrize(("num_heads", "group"), [(1, 1), (3, 3), (2, 7), (4, 1), (1, 12)])
 @pytest.mark.parametrize(("size", "value_size"), [(32, 32), (64, 64), (80, 80), (96, 64), (128, 128), (256, 256)])
-@pytest.mark.few(8)
+@pytest.mark.few(5)
 def test_it_is_the_plain_sum_whatever_the_heads(size, value_size, num_heads, group):
     for packing in (ragged(RAGGED[1:5]), grid([(0, 0), (3, 50), (6, 158)], 2)):
         how = Scoring(size**-0.5, 0, 0.0, None)
@@ -81,7 +81,7 @@ def test_it_is_the_plain_sum_whatever_the_heads(size, value_size, num_heads, gro
 
 
 @pytest.mark.parametrize("name", SCORINGS)
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_drafts_of_many_queries_take_several_tiles(name, monkeypatch):
     monkeypatch.setattr("onpolicy_sdft.rollout.gpu.attention._LEAST_SPLIT_KEYS", 16)
     kernels = TritonKernels(LENGTH, torch.device("cpu"))

@@ -84,7 +84,7 @@ def test_positions_are_rotated_as_by_the_model(size):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "phi3", "gpt_neox"])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_what_is_replaced_computes_the_models_own_logits_and_is_put_back(family, copy, adapted):
     plain = model_of(family)
     model = with_adapter(plain) if adapted else plain
@@ -159,7 +159,7 @@ def watched(layer, part):
 
 
 @pytest.mark.parametrize("part", ["", "self_attn", "self_attn.q_proj", "mlp.act_fn", "input_layernorm"])
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 def test_a_layer_that_somebody_looks_into_is_left_alone(part):
     model = make("llama")
     watched(model.model.layers[1], part)
@@ -222,7 +222,7 @@ def count_kernels(family, num_layers, params, monkeypatch):
 
 
 @pytest.mark.parametrize(("family", "params"), [("llama", SamplingParams()), ("qwen3", SamplingParams(0.7, 20))])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_a_step_of_thirty_layers_is_350_kernels_and_reads_nothing_on_the_host(family, params, monkeypatch):
     one, two = (count_kernels(family, num_layers, params, monkeypatch) for num_layers in (1, 2))
     assert one + 29 * (two - one) <= 350
@@ -239,7 +239,7 @@ UNUSUAL = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", [*UNUSUAL, "usual"])
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_a_layer_of_another_formula_is_found_out_in_every_type(name, dtype, monkeypatch):
     # The interpreter has no products in half precision: the plain sum stands in for the kernel.
     monkeypatch.setattr(layers, "TritonKernels", lambda length, device: TorchKernels(length))

@@ -97,7 +97,7 @@ def assert_same(slow, expected, fast, found):
 @pytest.mark.parametrize("each_params", PARAMS.values(), ids=PARAMS)
 @pytest.mark.parametrize("vocab", [1, 64, 65, 500, 4099])
 @pytest.mark.parametrize(("num_rows", "spread"), [(1, 3.0), (2, 0.01), (9, 3.0)])
-@pytest.mark.few(16)
+@pytest.mark.few(8)
 def test_rows_are_drawn_as_torch_draws_them(num_rows, spread, vocab, each_params):
     texts = make_texts(num_rows, vocab, seed=vocab, width=1)
     batch_params = BatchSamplingParams.of(
@@ -122,7 +122,7 @@ def test_rows_are_drawn_as_torch_draws_them(num_rows, spread, vocab, each_params
     ],
 )
 @pytest.mark.parametrize("num_rows", [1, 9])
-@pytest.mark.few(10)
+@pytest.mark.few(4)
 def test_ids_without_a_token_are_never_drawn(num_rows, num_tokens, vocab, missing, each_params):
     texts = make_texts(num_rows, vocab, seed=vocab, width=1)
     texts.tokens %= num_tokens
@@ -141,7 +141,7 @@ def test_ids_without_a_token_are_never_drawn(num_rows, num_tokens, vocab, missin
 @pytest.mark.parametrize("each_params", [OWN, FILTERED], ids=["own", "filtered"])
 @pytest.mark.parametrize("width", [1, 3, 5])
 @pytest.mark.parametrize("stops", [[5], [5, 6, 0], [499]])
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 def test_drafts_are_kept_up_to_the_first_that_differs_or_ends_the_text(stops, width, each_params):
     num_slots, vocab = 7, 12
     texts = make_texts(num_slots, vocab, seed=1, width=width)
@@ -167,7 +167,7 @@ def test_drafts_are_kept_up_to_the_first_that_differs_or_ends_the_text(stops, wi
 
 @pytest.mark.parametrize("head", [(0.25, None), (1.0, 5.0), (3.0, 2.0), (0.125, 30.0)])
 @pytest.mark.parametrize("each_params", PARAMS.values(), ids=PARAMS)
-@pytest.mark.few(6)
+@pytest.mark.few(3)
 def test_scale_and_soft_cap_are_the_heads(each_params, head):
     texts = make_texts(5, 700, seed=3, width=1)
     raw = torch.randn(5, 700, generator=generator(4)) * 20
@@ -179,6 +179,7 @@ def test_scale_and_soft_cap_are_the_heads(each_params, head):
 
 
 @pytest.mark.parametrize("each_params", PARAMS.values(), ids=PARAMS)
+@pytest.mark.few(2)
 def test_rows_may_lie_apart_and_logits_may_be_infinite_equal_large_and_tiny(each_params):
     wide = torch.randn(6, 1000, generator=generator(5))
     raw = wide[:, 100:800]
@@ -326,7 +327,7 @@ class OnTheDevice(TorchDispatchMode):
 @pytest.mark.parametrize("head", [{}, {"scale": 0.5, "softcap": 3.0}], ids=["plain", "bent"])
 @pytest.mark.parametrize("budgets", [[], [0.1, 0.5]], ids=["weights", "budgets"])
 @pytest.mark.parametrize("each_params", PARAMS.values(), ids=PARAMS)
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_blended_rows_are_drawn_as_torch_draws_them(each_params, budgets, head):
     texts = make_texts(3, 90, seed=1, width=3)
     texts.top_token_ids, texts.top_logprobs = torch.zeros(4, 30, 4, dtype=torch.int64), torch.zeros(4, 30, 4)
@@ -352,6 +353,7 @@ def test_blended_rows_are_drawn_as_torch_draws_them(each_params, budgets, head):
 
 
 @pytest.mark.parametrize("each_params", PARAMS.values(), ids=PARAMS)
+@pytest.mark.few(2)
 def test_nothing_is_read_on_the_host(each_params):
     texts = make_texts(3, 90, seed=1, width=3)
     texts.top_token_ids, texts.top_logprobs = torch.zeros(4, 30, 4, dtype=torch.int64), torch.zeros(4, 30, 4)
