@@ -114,7 +114,6 @@ class _Watch:
                     "still. See its log; the same command with --train.resume auto goes on."
                 )
 
-
     def _is_dead(self, rank: int) -> bool:
         """Whether a rank was a process of this machine and is none any more."""
         if not self._store.check([f"process/{rank}"]):
