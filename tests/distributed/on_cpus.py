@@ -20,6 +20,14 @@ import torch
 STRICT = Path(__file__).with_name("zero3_strict.json")
 
 
+def forget_launch() -> None:
+    """Forget what accelerate knows of this process; a fork of one that has trained is told anew what it is."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
 def ddp(timeout: timedelta) -> None:
     """Average gradients over gloo."""
     os.environ["ACCELERATE_USE_CPU"] = "true"

@@ -25,7 +25,6 @@ from typing import Any
 
 import on_cpus
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from harness import write_config
 from torch import multiprocessing
 
@@ -53,8 +52,7 @@ def warm_up() -> None:
         make_tokenizer().save_pretrained(folder / "model")
         config = write_config(folder, folder / "model")
         fit(load_config(config, **{"train.output_dir": str(folder / "run"), "train.max_steps": 1}))
-    AcceleratorState._reset_state(reset_partial_state=True)  # ranks are told how many they are after the fork
-    GradientState._reset_state()
+    on_cpus.forget_launch()
 
 
 def work(rank: int, num_ranks: int, port: int, job: dict[str, Any]) -> None:

@@ -14,8 +14,7 @@ from transformers import AutoModelForCausalLM
 from onpolicy_sdft.runs.files import read_json
 
 BACKENDS = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
-#: ZeRO-1 and ZeRO-2 divide less than ZeRO-3 does.
-SOME = [pytest.param(each, marks=pytest.mark.slow if each in ("zero1", "zero2") else ()) for each in BACKENDS]
+SLOW = pytest.mark.slow
 METHODS = {
     "lora": {
         "optim.schedule": "cosine",
@@ -26,7 +25,12 @@ METHODS = {
     },
     "full": {"lora.enabled": False, "optim.lr": 0.003, "eval.before_and_after": False, **AVERAGED},
 }
-SLOW_SHARDED = [pytest.param(*each, marks=pytest.mark.slow) for each in (("zero3", False), ("fsdp2", True))]
+QUICK = (("ddp", "lora"), ("zero3", "full"), ("fsdp2", "lora"))
+PAIRS = [
+    pytest.param(backend, method, marks=() if (backend, method) in QUICK else SLOW)
+    for backend in BACKENDS
+    for method in METHODS
+]
 UNSCORED = {"eval.before_and_after": False}
 METRICS = ("loss/total", "train/grad_norm", "train/num_loss_tokens")
 
@@ -70,8 +74,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Runs:
     return Runs(tmp_path_factory.mktemp("backends"), model_dir)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("backend", SOME)
+@pytest.mark.parametrize(("backend", "method"), PAIRS)
 def test_two_ranks_write_the_tokens_and_take_the_steps_of_one_process(runs, backend, method):
     one, two = runs.get("one", method), runs.get(backend, method)
     assert tokens(one) == tokens(two)
@@ -87,7 +90,8 @@ def test_two_ranks_write_the_tokens_and_take_the_steps_of_one_process(runs, back
     assert scores[0]["after"]["kl"]["mean"] == pytest.approx(scores[1]["after"]["kl"]["mean"], rel=1e-3)
 
 
-@pytest.mark.parametrize("backend", SOME[1:])  # test_ddp.py does it for DDP
+@pytest.mark.parametrize("backend", BACKENDS[1:])  # test_ddp.py does it for DDP
+@pytest.mark.few(1)
 def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(runs, backend):
     whole, resumed = runs.get(backend, "full"), runs.get(backend, "resumed")
     assert torch.equal(figures(whole, *METRICS), figures(resumed, *METRICS))
@@ -97,7 +101,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(runs, backend):
 
 @pytest.mark.parametrize(
     ("backend", "lora"),
-    [("zero3", True), *(pytest.param(*each, marks=pytest.mark.slow) for each in
+    [("zero3", True), *(pytest.param(*each, marks=SLOW) for each in
      (("zero3", False), ("fsdp2", True), ("fsdp2", False), ("ddp", True)))],
 )  # fmt: skip
 def test_a_layer_that_no_gradient_reaches_is_refused_before_weights_are_divided(tmp_path, model_dir, backend, lora):
@@ -132,21 +136,21 @@ def test_a_run_moves_between_backends_and_numbers_of_ranks(runs):
     assert tokens(one) == tokens(moved)
 
 
-@pytest.mark.parametrize("backend", SOME)
-def test_an_export_loads_in_plain_transformers_and_gives_the_same_logits(runs, model_dir, backend):
+@pytest.mark.parametrize(("backend", "method"), PAIRS)
+def test_an_export_loads_in_plain_transformers_and_gives_the_same_logits(runs, model_dir, backend, method):
     ids = torch.tensor([[5, 6, 7, 8]])
 
-    def logits(kind: str) -> list[torch.Tensor]:
-        base = AutoModelForCausalLM.from_pretrained(model_dir)
-        adapted = PeftModel.from_pretrained(base, runs.get(kind, "lora") / "model")
-        full = AutoModelForCausalLM.from_pretrained(runs.get(kind, "full") / "model")
+    def logits(kind: str) -> torch.Tensor:
+        export = runs.get(kind, method) / "model"
+        model = AutoModelForCausalLM.from_pretrained(model_dir if method == "lora" else export)
+        model = PeftModel.from_pretrained(model, export) if method == "lora" else model
         with torch.no_grad():
-            return [adapted(input_ids=ids).logits, full(input_ids=ids).logits]
+            return model(input_ids=ids).logits
 
     torch.testing.assert_close(logits(backend), logits("one"), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("backend", "method"), [("zero3", "full"), ("fsdp2", "lora")])
+@pytest.mark.parametrize(("backend", "method"), [("zero3", "full"), pytest.param("fsdp2", "lora", marks=SLOW)])
 def test_weights_are_gathered_once_a_step_and_decoding_calls_no_collective(tmp_path, model_dir, backend, method):
     options = {**METHODS[method], **UNSCORED, "train.max_steps": 2}
     asked = job(
@@ -170,7 +174,9 @@ SHARDED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("backend", "lora"), [("zero3", True), ("fsdp2", False), *SLOW_SHARDED])
+@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("backend", ["zero3", "fsdp2"])
+@pytest.mark.few(1)
 def test_without_a_whole_copy_ranks_write_together_and_the_same(tmp_path, model_dir, backend, lora):
     """Uneven texts, an uneven number of batches (3 and 2 requests, two at a time), evaluation and export."""
     config = write_config(tmp_path, model_dir)
@@ -192,6 +198,6 @@ def test_without_a_whole_copy_ranks_write_together_and_the_same(tmp_path, model_
     torch.testing.assert_close(*logits, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("backend", SOME)
+@pytest.mark.parametrize("backend", ["ddp", "fsdp2", *(pytest.param(each, marks=SLOW) for each in BACKENDS[1:4])])
 def test_a_checkpoint_of_adapters_holds_no_frozen_weight(runs, backend):
     assert all("lora_" in name for name in weights(runs.get(backend, "lora")))

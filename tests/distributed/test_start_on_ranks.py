@@ -17,7 +17,7 @@ BACKENDS = {"continue": ("zero2", "zero3", "fsdp2"), "merge": ("zero3",)}
 
 
 @pytest.mark.parametrize(("backend", "handoff"), [(b, handoff) for handoff, each in BACKENDS.items() for b in each])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_two_ranks_go_on_from_another_run_as_one_process_does(config, tmp_path, backend, handoff):
     pytest.importorskip("deepspeed")
     options = CARRIED[handoff]

@@ -9,6 +9,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+import on_cpus
 import pytest
 import torch
 from torch import multiprocessing
@@ -57,6 +58,7 @@ def rank_of_two(rank: int, port: int, act: object, folder: Path) -> None:
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
         ACCELERATE_USE_CPU="true",
     )  # fmt: skip
+    on_cpus.forget_launch()
     torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=TIMEOUT))
     backend = Backend("fp32", TIMEOUT)
     backend.gather(0)
