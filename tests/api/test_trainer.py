@@ -264,6 +264,7 @@ def test_a_function_is_the_check_of_rollouts_and_of_evaluations(tmp_path, model_
         main_in_process(["eval", str(tmp_path / "run")])
 
 
+@pytest.mark.slow
 def test_a_check_of_a_program_that_has_ended_is_replaced_for_every_set(tmp_path, model_dir, capsys):
     options = options_of(tmp_path, **ONE_STEP)
     options.pop("task.name")
@@ -335,6 +336,7 @@ def main_in_process(arguments: list[str]) -> None:
     evaluate(arguments[1])
 
 
+@pytest.mark.slow
 def test_sets_keep_apart_whatever_they_are_called(tmp_path, model_dir):
     config = options_of(tmp_path)
     others = [{"prompt": "eval", "response": "x"}]
@@ -414,6 +416,7 @@ def test_an_earlier_export_is_replaced_and_other_files_are_not(finished, tmp_pat
         finished.save_model(tmp_path / "mine")
 
 
+@pytest.mark.slow
 def test_answers_that_nothing_checks_have_no_score_and_no_verdict(tmp_path, model_dir, capsys):
     options = options_of(tmp_path, **ONE_STEP, **{"task.name": "free_form", "gate.rows": 0})
     trainer = SDFTTrainer(str(model_dir), None, ROWS, ROWS[:3], config=options)

@@ -174,6 +174,7 @@ def test_what_can_be_meant_passes(values):
 
 
 @pytest.mark.parametrize("method", ["sft", "offline_sdft", "sdft", "sdft_kl", "sdft_forward_kl", "feedback"])
+@pytest.mark.few(3)
 def test_every_method_is_one_file_after_any_config(method):
     for config in ("quickstart", "gsm8k", "openfunctions", "methods"):
         check(load_config(METHODS.parent / "online" / f"{config}.yaml", METHODS / f"{method}.yaml"))

@@ -21,6 +21,7 @@ def test_there_are_configs():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
+@pytest.mark.few(12)
 def test_every_shipped_config_loads_and_names_a_template_and_tasks_that_exist(path, tmp_path):
     config = load_config(path)
     again = tmp_path / "again.yaml"

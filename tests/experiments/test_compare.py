@@ -174,6 +174,7 @@ def test_every_shipped_comparison_plans(path, monkeypatch):
     check_comparison(dataclasses.replace(config, lrs=config.lrs[:1]), load_plan(SequenceConfig, "test", "", files))
 
 
+@pytest.mark.slow
 def test_a_second_comparison_in_a_directory_is_refused_and_writes_nothing(tiny, in_process, comparison, tmp_path):
     with (
         claimed(tmp_path / "compare", "output_dir", "comparison"),

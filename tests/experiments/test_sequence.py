@@ -88,6 +88,7 @@ def test_a_stage_that_fails_names_its_log_and_one_that_made_no_update_is_told_ap
         run_sequence(tiny(), [])
 
 
+@pytest.mark.slow
 def test_stages_train_to_their_end_whatever_the_gate_sees_unless_told_otherwise(tiny):
     assert {stage.config.gate.action for stage in plan_sequence(tiny())} == {"continue"}
     stopping = tiny(run={**tiny().run, "gate": {"action": "stop"}})

@@ -181,6 +181,7 @@ def test_a_launcher_starts_training_and_not_distilling(sweep, machine):
     assert runs.commands[1][:4] == ["env", "A=b", "-m", "onpolicy_sdft"]
 
 
+@pytest.mark.slow
 def test_a_distilled_set_is_written_once_before_all_who_learn_from_it(sweep, machine, tmp_path):
     axes = {"method": ["offline_sdft", "sft"], "optim.lr": [0.1, 0.2]}
     runs = machine(seconds=0.02)

@@ -237,6 +237,7 @@ def test_a_run_goes_on_with_what_memory_asks_for_and_says_so(files, logged):
     assert "and 2 more" in said
 
 
+@pytest.mark.slow
 def test_log_lines_behind_the_checkpoint_are_dropped_on_resume(files):
     config = load_config(files["config"], **{"eval.before_and_after": False})
     stop_after(config, 3)
@@ -309,6 +310,7 @@ def test_epochs_present_every_example_equally_often(files):
     assert {seen.count(name) for name in seen} == {2}
 
 
+@pytest.mark.slow
 def test_exporting_merged_gives_a_plain_model_with_the_adapters_logits(files):
     outcome = fit(load_config(files["config"], **{"eval.before_and_after": False}))
     merged = files["tmp"] / "merged"
@@ -343,6 +345,7 @@ def test_a_killed_process_goes_on_where_it_was(files):
     assert (files["output"] / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_an_export_never_replaces_what_is_not_an_export(files):
     outcome = fit(load_config(files["config"], **{"eval.before_and_after": False, "train.max_steps": 1}))
     precious = files["tmp"] / "precious"
@@ -384,6 +387,7 @@ def test_a_refused_resume_leaves_the_record_of_the_run_as_it_was(files):
     assert (outcome.run.manifest_path.read_text(), outcome.run.config_path.read_text()) == before
 
 
+@pytest.mark.slow
 def test_scores_of_the_seed_model_are_not_reused_for_other_questions(files):
     base = {"train.max_steps": 1, "eval.kl_prompts": 0}
     fit(load_config(files["config"], **base))

@@ -100,6 +100,7 @@ def test_a_row_whose_prompt_stands_there_twice_is_not_held_back(files):
     assert len(left.demonstrations) == 180
 
 
+@pytest.mark.slow
 def test_a_run_that_harms_nothing_is_asked_at_the_start_now_and_then_and_at_the_end(files):
     outcome = run(files, **QUIETLY)
     assert outcome.result.reason == "finished"
@@ -184,6 +185,7 @@ def test_going_back_takes_the_best_state_with_its_moments_and_halves_the_rate(fi
     assert [row["step"] for row in read_jsonl(files["run"] / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_what_is_gone_back_to_is_the_checkpoint_of_the_best_state(files, monkeypatch):
     answers_by_step(monkeypatch, {0: 8, 2: 0, 3: 8})
     options = {"gate.action": "rollback", "train.max_steps": 3, "train.keep_checkpoints": 9}

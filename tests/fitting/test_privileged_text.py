@@ -82,6 +82,7 @@ def test_what_it_cannot_serve_is_refused(
         {"messages": [{"role": "user", "content": "Which?"}], "hint": HINT},
     ],
 )
+@pytest.mark.few(1)
 def test_rows_of_other_trainers_are_read(tmp_path: Path, model_dir: Path, row: dict[str, Any]) -> None:
     column = "hint" if "hint" in row else None
     seen = run(config_of(tmp_path, model_dir, [row] * 1, **{"data.privileged_column": column, "train.batch_size": 1}))

@@ -208,6 +208,7 @@ def test_a_run_that_started_from_another_resumes_bit_for_bit(config, handoff):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@pytest.mark.slow
 def test_a_stage_teacher_writes_with_what_the_run_before_left(config):
     """With one more step of any size, what the teacher writes at step 1 is what the last weights write."""
     first = train(config, "first")

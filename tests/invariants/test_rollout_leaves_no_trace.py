@@ -90,6 +90,7 @@ def test_autocast_around_a_rollout_changes_nothing_in_it(make_bench, lora):
 
 
 @pytest.mark.parametrize("merge", [True, False])
+@pytest.mark.few(2)
 def test_behaviour_logprobs_equal_a_plain_forward_of_the_same_tokens(make_bench, merge):
     bench = make_bench(lora={}, merge_adapter=merge)
     stir(bench)

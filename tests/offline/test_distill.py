@@ -96,6 +96,7 @@ def test_legacy_rows_that_cannot_be_judged_are_found_before_anything_is_written(
     assert not (tmp_path / "distilled").exists()
 
 
+@pytest.mark.slow
 def test_rows_of_unknown_settings_are_not_gone_on_with(options, tmp_path, capsys):
     assert main(["distill", *options, "--data.limit", "3"]) == 0
     (tmp_path / "distilled" / "identity.json").unlink()

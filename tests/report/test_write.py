@@ -140,6 +140,7 @@ def test_a_summary_of_a_member_that_is_damaged_is_named(tmp_path):
 
 @pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize("name", ["x.html", "x.md", "x.json"])
+@pytest.mark.few(1)
 def test_a_file_that_is_no_report_is_kept_and_an_earlier_report_is_replaced(tmp_path, name):
     place, target = make_sequence(tmp_path / "seq"), tmp_path / name
     target.write_text('{"prompt": "mine"}\n')

@@ -145,6 +145,7 @@ def test_drafts_are_verified_against_the_blended_law():
 
 
 @pytest.mark.parametrize("grid", [False, True])
+@pytest.mark.few(1)
 def test_calls_may_mix_requests_that_are_blended_with_others(grid):
     model, requests, params = make("llama", torch.float64), pair(5, limit=6, every=2), SamplingParams(0.9)
     alone = [engine(model, grid=grid).generate([request], params)[0] for request in requests]
@@ -196,6 +197,7 @@ def test_the_grid_writes_what_the_ragged_path_writes(name, budget):
 
 
 @pytest.mark.parametrize("params", PARAMS.values(), ids=PARAMS)
+@pytest.mark.few(2)
 def test_transformers_generate_writes_the_same(params):
     model = make("llama", torch.float64)
     requests = pair(5, limit=6, every=2) + pair(4, budget=0.1, limit=6)[1:]
@@ -237,6 +239,7 @@ class Again:
 @pytest.mark.parametrize(
     ("num", "options"), [(4, {"num_slots": 3}), (1, {"num_slots": None}), (4, {"num_slots": 4, "grid": True})]
 )
+@pytest.mark.few(1)
 def test_blended_requests_may_join_a_call_that_had_none(num, options):
     """Where its slots hold no pair, as one slot does not, they are written in a call of their own."""
     model, params, more = make("llama", torch.float64), SamplingParams(), pair(3)

@@ -35,7 +35,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("params", PARAMS, ids=PARAM_NAMES)
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_tokens_are_generates_for_any_slots_drafts_and_order_in_float64(params):
     model, requests = make("llama", torch.float64), ask(6, 12)
     expected = tokens(HFBackend(model, (END,), END, 3).generate(requests, params))
@@ -111,7 +111,7 @@ def each_family_under_each_law():
 
 
 @pytest.mark.parametrize(("family", "params"), each_family_under_each_law())
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 def test_every_family_writes_what_generate_writes_in_float32_but_for_ties(family, params):
     model, requests = make(family), ask(6, 16)
     theirs = HFBackend(model, (END,), END, 3).generate(requests, params)
@@ -138,8 +138,8 @@ def test_behaviour_logprobs_in_bfloat16_are_near_a_plain_forward(family, record_
     assert deltas.abs().mean() < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", pytest.param("qwen3", marks=pytest.mark.slow), "gemma"])
-@pytest.mark.few(1)
 def test_few_tokens_in_bfloat16_are_others_than_generates(family, record_property):
     model, requests = make(family, torch.bfloat16), ask()
     theirs = HFBackend(model, (END,), END, 3).generate(requests, PARAMS[0])
@@ -186,7 +186,7 @@ def adapters(model, dtype):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gemma2", "gpt_neox"])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_adapters_are_in_what_is_written_merged_or_not(family):
     model, requests = adapters(make(family), torch.float32), ask(6, 16)
     theirs = HFBackend(model, (END,), END, 4, merge_adapter=False).generate(requests, SamplingParams())
@@ -280,7 +280,7 @@ def test_after_an_optimizer_step_in_place_it_writes_what_a_fresh_engine_writes()
 
 @pytest.mark.parametrize("attention", ["cpu", "torch"])
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_oss"])
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 def test_what_a_longer_occupant_left_in_a_slot_is_never_read(family, attention):
     model, requests = make(family), ask(6, 12)
     long = [RolloutRequest(tuple(range(90)), NoiseKey(9, 9, str(i)), 20) for i in range(4)]
@@ -338,6 +338,7 @@ def test_more_requests_than_slots_wait_and_none_is_lost():
 
 
 @pytest.mark.parametrize("backend", ["engine", "hf"])
+@pytest.mark.few(1)
 def test_recorded_hidden_states_and_laws_are_those_of_a_plain_forward(backend):
     model, requests = make("llama", torch.float64), ask()
     one = engine(model) if backend == "engine" else HFBackend(model, (END,), END, 3)
@@ -354,6 +355,7 @@ def test_recorded_hidden_states_and_laws_are_those_of_a_plain_forward(backend):
 
 
 @pytest.mark.parametrize("num_drafts", [1, 4])
+@pytest.mark.few(1)
 def test_the_telemetry_of_drafts_equals_an_offline_replay_of_the_same_tokens(num_drafts):
     model = make("llama", torch.float64)
     requests = with_an_error(ask(), tokens(engine(model).generate(ask(), SamplingParams(0.5))))
@@ -397,6 +399,7 @@ def test_state_brings_back_step_times_acceptance_and_budget(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.few(1)
 def test_padding_of_ragged_forwards_is_counted_and_changes_no_bit_whatever_it_reads(dtype):
     model, found = make("llama", dtype), []
     for token in (0, 17):

@@ -74,6 +74,7 @@ def test_another_step_draws_other_tokens(tiny_model):
     assert [r.token_ids for r in first] != [r.token_ids for r in second]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "params",
     [
@@ -85,7 +86,6 @@ def test_another_step_draws_other_tokens(tiny_model):
         ),
     ],
 )
-@pytest.mark.few(1)
 def test_the_first_two_tokens_follow_the_exact_law(tiny_model, params):
     """Chi-square against enumeration on a small vocabulary."""
     vocab_size, num_draws = 12, 6000

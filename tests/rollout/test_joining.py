@@ -65,6 +65,7 @@ def test_a_request_that_the_slots_cannot_hold_is_written_after_the_call():
 
 
 @pytest.mark.parametrize("after", [3, 20])
+@pytest.mark.few(1)
 def test_running_out_of_memory_reports_no_completion_twice_and_loses_no_request(monkeypatch, after):
     model, params, requests = make("llama", torch.float64), SamplingParams(0.9), ask(9)
     left = [after]
