@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +35,12 @@ def free_memory(proc: Path = _PROC, sys: Path = _SYS) -> tuple[int, str]:
 def total_memory(proc: Path = _PROC, sys: Path = _SYS) -> int:
     """Return the bytes this process could have if it were alone."""
     return min([int(psutil.virtual_memory().total), *(limit for _, limit, _ in _limits(proc, sys))])
+
+
+def give_memory_back() -> None:
+    """Give the system what was freed after a peak: glibc keeps it, and cuts holes into it, until it is told."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _limits(proc: Path, sys: Path) -> Iterator[tuple[Path, int, int]]:

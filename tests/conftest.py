@@ -1,4 +1,7 @@
-"""A byte tokenizer and tiny random models, made on the spot: no download, no GPU. Pictures only where they count."""
+"""A byte tokenizer and tiny random models, made on the spot: no download, no GPU. Pictures only where they count.
+
+Libraries that take seconds are imported where they are used: the process that only hands out tests needs none.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,16 @@ import logging
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pytest
-import torch
-from matplotlib.figure import Figure
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from onpolicy_sdft.log import LineFormatter
+
+if TYPE_CHECKING:
+    import torch
+    from matplotlib.figure import Figure
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -26,6 +30,9 @@ CHAT_TEMPLATE = (
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte, plus the markers of a chat template; padding is the terminator, as in many models."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -38,9 +45,12 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(
-    dtype: torch.dtype = torch.float32, seed: int = 0, vocab_size: int = 264, head_dim: int = 8
+    dtype: torch.dtype | None = None, seed: int = 0, vocab_size: int = 264, head_dim: int = 8
 ) -> LlamaForCausalLM:
-    """Two small layers; weights large enough that its distribution is not flat."""
+    """Two small layers, in float32 unless asked; weights large enough that its distribution is not flat."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=32,
@@ -58,7 +68,7 @@ def make_model(
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config).to(dtype)
+        model = LlamaForCausalLM(config).to(dtype or torch.float32)
     return model
 
 
@@ -90,6 +100,8 @@ def pytest_collection_finish() -> None:
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Where a test marked gpu runs."""
+    import torch
+
     name = request.config.getoption("--device")
     if name == "cuda" and not torch.cuda.is_available():
         pytest.skip("there is no CUDA device; --device cpu rehearses this test")
@@ -106,6 +118,7 @@ def _pictures_cost_nothing(request: pytest.FixtureRequest, monkeypatch: pytest.M
     """Save a pixel for a picture, but where pictures count: drawing takes longer than a tiny run trains."""
     draws = Path(__file__).with_name("report") in request.path.parents or request.node.get_closest_marker("draws")
     if not draws:
+        from matplotlib.figure import Figure
 
         def save(self: Figure, file: BinaryIO, **options: Any) -> None:
             file.write(PIXEL)

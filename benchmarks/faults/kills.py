@@ -240,10 +240,12 @@ def main() -> None:
         "distillation": lambda: jobs.distillation(folder),
     }
     shares = {name: 6 if name == "training" else 4 / 3 for name in options.jobs}
+    counts = {name: max(1, int(options.kills * share / sum(shares.values()))) for name, share in shares.items()}
+    counts[options.jobs[0]] += max(0, options.kills - sum(counts.values()))  # what rounding left
     outcomes: dict[str, Outcome] = {}
-    for name, share in shares.items():
+    for name, num_kills in counts.items():
         campaign = Campaign(made[name](), folder, random.Random(options.seed), options.longest)
-        outcomes[name] = campaign.run(max(1, round(options.kills * share / sum(shares.values()))))
+        outcomes[name] = campaign.run(num_kills)
     print(table(outcomes))
     if options.results:
         found = {"jobs": {name: asdict(outcome) for name, outcome in outcomes.items()}}

@@ -33,6 +33,7 @@ from onpolicy_sdft.eval.retention import (
     write_base_completions,
 )
 from onpolicy_sdft.eval.runner import SetScore, score_set
+from onpolicy_sdft.machine import give_memory_back
 from onpolicy_sdft.models.lora import inner_model
 from onpolicy_sdft.runs.directory import RunDirectory
 from onpolicy_sdft.runs.files import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
@@ -137,6 +138,8 @@ def score_sets(
             score = score_set(questions, backend, bundle.renderer, config.eval, tick(progress), ranks, keep(questions))
             progress.update(0, score=score.score)
         scores.append(score)
+    del backend
+    give_memory_back()
     return scores
 
 
