@@ -17,12 +17,12 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-import psutil
 from torch.distributed import DistError, PrefixStore  # type: ignore[attr-defined]
 
 from onpolicy_sdft.errors import TrainingError
 
 _LONGEST_INTERVAL = 5.0  # seconds between two beats
+_ENDED = ("Z", "X", "x")  # states of a process that only waits to be noticed
 
 
 class Heartbeat:
@@ -122,20 +122,28 @@ class _Watch:
         if machine is None or machine != _this_process()[0]:
             return False
         try:
-            process = psutil.Process(pid)
-            return process.create_time() != began or process.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
+            state, since = _of_process(pid)
+        except OSError:
             return True
+        return since != began or state in _ENDED
 
 
-def _this_process() -> tuple[str | None, int, float]:
+def _this_process() -> tuple[str | None, int, int]:
     """Return where numbers of processes mean the same (None: unknown), this process's own, and when it began."""
     try:  # containers of one machine each count for themselves
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        machine = f"{boot} {os.readlink('/proc/self/ns/pid')}"
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}", os.getpid(), _of_process(os.getpid())[1]
     except OSError:  # not Linux
-        machine = None
-    return machine, os.getpid(), psutil.Process().create_time()
+        return None, os.getpid(), 0
+
+
+def _of_process(pid: int) -> tuple[str, int]:
+    """Return the state of a process of this machine, and when it began in ticks since the machine did.
+
+    A clock that is set changes when psutil says that a process began.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    return fields[0], int(fields[19])
 
 
 def _beat(store: Any, rank: int, interval: float, stop: threading.Event) -> None:
