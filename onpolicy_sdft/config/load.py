@@ -37,6 +37,8 @@ RENAMED = {
     "rollout.view": "rollout.prompt",
 }
 
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # that in C takes a tenth of the time
+
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
@@ -139,11 +141,12 @@ def read_yaml(file: str) -> Any:
     except (OSError, ValueError):
         return None
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        loader = _YAML(text)
+        node = loader.get_single_node()
         if node is None:
             raise ConfigError(f"{file} has no options: it is empty. Fix: give it some, or leave it out.")
         _refuse_twice(node, file, "")
-        return yaml.safe_load(text)
+        return loader.construct_document(node)
     except yaml.YAMLError:
         return None
 
