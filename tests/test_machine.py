@@ -1,11 +1,13 @@
-"""Memory within limits of control groups, version 1 and 2."""
+"""Memory within limits of control groups, version 1 and 2, and memory that is given back."""
 
 from __future__ import annotations
+
+import platform
 
 import psutil
 import pytest
 
-from onpolicy_sdft.machine import free_memory, total_memory
+from onpolicy_sdft.machine import free_memory, give_memory_back, total_memory
 
 GIB = 2**30
 
@@ -43,3 +45,15 @@ def test_a_limit_of_version_1_counts(tmp_path):
 def test_without_a_limit_the_machine_decides(tmp_path):
     assert free_memory(tmp_path / "none", tmp_path)[1] == ""
     assert total_memory(tmp_path / "none", tmp_path) == psutil.virtual_memory().total
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_what_was_freed_below_what_is_held_is_given_back():
+    held = psutil.Process().memory_info
+    blocks = [b"x" * 65_536 for _ in range(2_000)]
+    last = blocks[-1]  # memory behind it would go back by itself
+    del blocks
+    before = held().rss
+    give_memory_back()
+    assert before - held().rss > 2_000 * 65_536 // 2
+    assert len(last) == 65_536
