@@ -227,7 +227,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="A model to train; unset: a tiny one that is made here.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "faults")
-    parser.add_argument("--results", type=Path, help="Directory for faults.json and faults.md.")
+    parser.add_argument("--results", type=Path, help="Directory for NAME.json and NAME.md.")
+    parser.add_argument("--name", default="faults", help="Of these two files.")
     options = parser.parse_args()
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -249,7 +250,7 @@ def main() -> None:
     print(table(outcomes))
     if options.results:
         found = {"jobs": {name: asdict(outcome) for name, outcome in outcomes.items()}}
-        write_result(options.results, "faults", "benchmarks.faults.kills", table(outcomes), found)
+        write_result(options.results, options.name, "benchmarks.faults.kills", table(outcomes), found)
     sys.exit(any(outcome.lost for outcome in outcomes.values()))
 
 
