@@ -24,11 +24,15 @@ elif [ "${1:-}" = --vllm ]; then
     OMP_NUM_THREADS=1 exec "$VENV/bin/python" -m pytest tests/rollout/test_vllm*.py "$@"
 else
     install_into_venv "[dev]"
+    # Bytecode and numba's kernels are made once, beside the checks of types; else each worker makes its own.
+    PYTHONPATH="tests/distributed:tests" OMP_NUM_THREADS=1 "$VENV/bin/python" -c \
+        "import ranks; ranks.warm_up()" >/dev/null 2>&1 &
     say "lint"
     "$VENV/bin/ruff" check .
     "$VENV/bin/ruff" format --check .
     say "types"
     "$VENV/bin/mypy" --num-workers 2
+    wait || true # what is wrong with it the tests will show
 fi
 for argument in "$@"; do
     if [ -e "${argument%%::*}" ]; then # tests by name
@@ -42,7 +46,8 @@ none_chosen=0
 run() { "$VENV/bin/python" -m pytest "$@" || { [ $? -eq 5 ] && none_chosen=$((none_chosen + 1)); }; }
 say "tests"
 run -n auto --dist worksteal --ignore tests/distributed --durations 60 "$@"
-# Ranks wait for each other; the interpreter does not: together they take less than one after the other.
-say "tests of several ranks, and kernels of a GPU in Triton's interpreter"
-TRITON_INTERPRET=1 run -n auto --dist loadfile tests/distributed tests/rollout/gpu "$@"
-[ "$none_chosen" -lt 2 ]
+say "kernels of a GPU, in Triton's interpreter"
+TRITON_INTERPRET=1 run -n auto --dist worksteal tests/rollout/gpu "$@"
+say "tests of several ranks"
+run -n auto --dist loadfile tests/distributed "$@"
+[ "$none_chosen" -lt 3 ]

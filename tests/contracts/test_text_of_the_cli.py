@@ -51,6 +51,7 @@ def test_a_verb_of_one_process_refuses_to_be_launched_as_several(capsys, monkeyp
     assert "2 were launched" in refuse(capsys, "distill", "--help")
 
 
+@pytest.mark.slow
 def test_the_help_of_every_verb_is_quick_and_needs_no_torch():
     done = subprocess.run([sys.executable, "-c", HELPS], capture_output=True, text=True, timeout=60)
     assert done.stderr.splitlines() == [f"{verb} 0 [] True" for verb in VERBS]

@@ -222,7 +222,7 @@ SLOW = [
     ("family", "part", "late"),
     [*(("its text", part, False) for part in PHASES), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_a_run_that_breaks_in_every_step_is_the_undisturbed_one(
     undisturbed, tmp_path, model_dir, monkeypatch, family, part, late
 ):

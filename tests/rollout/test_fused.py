@@ -66,7 +66,7 @@ def test_after_an_exception_positions_are_the_models_own_again():
     assert modeling_llama.apply_rotary_pos_emb is own
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt_oss"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt_oss", marks=pytest.mark.slow)])
 def test_memory_of_weights_can_be_given_back_afterwards(family):
     model = make(family)
     engine(model).generate(ask(2), SamplingParams())

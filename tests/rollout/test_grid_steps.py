@@ -77,6 +77,7 @@ def test_what_is_recorded_is_the_same_and_its_buffers_stay_where_they_are():
     assert one._pool.addresses() == before
 
 
+@pytest.mark.slow
 def test_steps_are_kept_between_calls_and_dropped_when_a_weight_or_a_buffer_moves():
     model = make("llama")
     one = engine(model, grid=True)
