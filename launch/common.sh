@@ -38,8 +38,6 @@ install_into_venv() {
         fi
         say "making $VENV"
         "$PYTHON" -m venv "$VENV"
-        # The pip that comes with Python 3.11 takes half as long again.
-        "$VENV/bin/python" -m pip install --quiet --no-compile --upgrade pip || true
     fi
     if [ -f "$stamp" ] && [ "$stamp" -nt "$ROOT/pyproject.toml" ] && [ "$stamp" -nt "$CONSTRAINTS" ]; then
         return

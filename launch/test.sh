@@ -24,15 +24,11 @@ elif [ "${1:-}" = --vllm ]; then
     OMP_NUM_THREADS=1 exec "$VENV/bin/python" -m pytest tests/rollout/test_vllm*.py "$@"
 else
     install_into_venv "[dev]"
-    # Bytecode and numba's kernels are made once, beside the checks of types; else each worker makes its own.
-    PYTHONPATH="tests/distributed:tests" OMP_NUM_THREADS=1 "$VENV/bin/python" -c \
-        "import ranks; ranks.warm_up()" >/dev/null 2>&1 &
     say "lint"
     "$VENV/bin/ruff" check .
     "$VENV/bin/ruff" format --check .
     say "types"
     "$VENV/bin/mypy" --num-workers 2
-    wait || true # what is wrong with it the tests will show
 fi
 for argument in "$@"; do
     if [ -e "${argument%%::*}" ]; then # tests by name

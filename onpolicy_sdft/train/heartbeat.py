@@ -95,6 +95,8 @@ class _Watch:
     def __init__(self, store: Any, timeout_seconds: float) -> None:
         self._store, self._timeout = store, timeout_seconds
         self._seen: dict[int, tuple[int, float]] = {}  # rank: its last count, and when that was first seen
+        self._machine = _this_process()[0]
+        self._processes: dict[int, tuple[str | None, int, int]] = {}  # rank: what its process is, see _this_process
 
     def look(self, ranks: list[int], waited: float) -> None:
         for rank in ranks:
@@ -116,10 +118,12 @@ class _Watch:
 
     def _is_dead(self, rank: int) -> bool:
         """Whether a rank was a process of this machine and is none any more."""
-        if not self._store.check([f"process/{rank}"]):
-            return False
-        machine, pid, began = json.loads(self._store.get(f"process/{rank}"))
-        if machine is None or machine != _this_process()[0]:
+        if rank not in self._processes:
+            if not self._store.check([f"process/{rank}"]):
+                return False
+            self._processes[rank] = json.loads(self._store.get(f"process/{rank}"))
+        machine, pid, began = self._processes[rank]
+        if machine is None or machine != self._machine:
             return False
         try:
             state, since = _of_process(pid)

@@ -66,7 +66,7 @@ def test_a_program_with_objects_in_memory_trains_on_two_ranks_what_it_trains_on_
     [
         ("ddp", "2 processes were launched, but accelerate sees 1"),
         ("fsdp2", "weights would not be divided among ranks"),
-        pytest.param("zero2", "2 processes were launched, but accelerate sees 1", marks=pytest.mark.slow),
+        ("zero2", "2 processes were launched, but accelerate sees 1"),
     ],
 )
 def test_a_launch_that_would_not_do_what_it_says_is_refused(config, tmp_path, backend, said):
